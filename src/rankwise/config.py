@@ -1,0 +1,177 @@
+"""What a sweep is asked to do: the one source for command-line options, YAML keys and Python arguments."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwise.checks import check_number, check_whole
+from rankwise.errors import RequestError, nearest, some
+from rankwise.lora.scaling import parse_alpha_policy
+
+AUTO: Literal["auto"] = "auto"
+
+
+def _items(value: object) -> list[object]:
+    """Split ``"4,8"``, or take a sequence or a single value as it is."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, Sequence) else [value]
+
+
+def _whole_items(name: str, value: object, *, at_least: int) -> tuple[int, ...]:
+    numbers = [check_whole(name, item, at_least=at_least) for item in _items(value)]
+    if not numbers:
+        raise RequestError(f"{name}: none given; allowed is a list such as 4,8,16,32")
+    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    if twice:
+        raise RequestError(f"{name}: {some(twice)} given more than once; name each once")
+    return tuple(sorted(numbers))
+
+
+def _learning_rate(value: object) -> Literal["auto"] | tuple[float, ...]:
+    if isinstance(value, str) and value.strip().lower() == AUTO:
+        return AUTO
+    rates = [check_number("learning_rate", item, above=0, below=10) for item in _items(value)]
+    if not rates:
+        raise RequestError("learning_rate: none given; allowed is 'auto', a rate, or several such as 1e-3,2e-3,4e-3")
+    return tuple(sorted(set(rates)))
+
+
+def _names(value: object) -> tuple[str, ...]:
+    names = tuple(str(item) for item in _items(value))
+    if not names:
+        raise RequestError("target_modules: none given; allowed is 'all-linear' or layer names such as query,value")
+    return names
+
+
+def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else parse(value)
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise RequestError(f"trust_remote_code {value!r}: allowed is true or false")
+
+
+def _option(default: object, help: str, parse: Callable[[Any], Any]) -> Any:
+    return field(default=default, metadata={"help": help, "parse": parse})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A sweep's request. Every field is a command-line option, a YAML key and a Python argument of that name.
+
+    Values are parsed and checked when the object is made, so text from the command line (``"4,8"``) and Python
+    values (``[4, 8]``) mean the same.
+
+    Raises:
+        RequestError: a value is not allowed; the message names it and what is.
+    """
+
+    model: str | None = _option(
+        None, "Base model: a directory, or a hub id. Default: the MiniLM-L6 sample.", _optional(str)
+    )
+    data: Path | None = _option(
+        None,
+        "Training data: CSV, TSV, JSON lines or Parquet. Default: the Rotten Tomatoes sample.",
+        _optional(Path),
+    )
+    eval_data: Path | None = _option(
+        None, "Held-out data. Default: a stratified part of the training data.", _optional(Path)
+    )
+    text_column: str | None = _option(None, "Column with the texts. Default: found by its name.", _optional(str))
+    label_column: str | None = _option(None, "Column with the labels. Default: found by its name.", _optional(str))
+    ranks: tuple[int, ...] = _option(
+        (4, 8, 16, 32),
+        "Ranks to compare, as in 4,8,16,32.",
+        lambda value: _whole_items("rank", value, at_least=1),
+    )
+    seeds: int = _option(
+        2, "Trials per rank, each with its own seed.", lambda value: check_whole("seeds", value, at_least=1)
+    )
+    learning_rate: Literal["auto"] | tuple[float, ...] = _option(
+        AUTO, "auto (each rank's own best, by search), one rate, or several as in 1e-3,2e-3.", _learning_rate
+    )
+    epochs: int = _option(1, "Passes over the training data.", lambda value: check_whole("epochs", value, at_least=1))
+    batch_size: int = _option(
+        8, "Examples in a training batch.", lambda value: check_whole("batch_size", value, at_least=1)
+    )
+    max_length: int = _option(
+        256, "Tokens kept of each text.", lambda value: check_whole("max_length", value, at_least=4)
+    )
+    train_examples: int | None = _option(
+        None,
+        "Train on this many examples only. Default: all (1000 of the sample).",
+        _optional(lambda value: check_whole("train_examples", value, at_least=2)),
+    )
+    target_modules: tuple[str, ...] = _option(
+        ("all-linear",), "Layers that get an adapter: all-linear, or names as in query,value.", _names
+    )
+    lora_alpha: str = _option(
+        "r",
+        "lora_alpha for each rank: r, 2r, fixed:32 or rslora.",
+        lambda value: parse_alpha_policy(value).name,
+    )
+    margin: float = _option(
+        0.02,
+        "Held-out loss (nats per example) that a smaller rank may cost.",
+        lambda value: check_number("margin", value, above=0),
+    )
+    confidence: float = _option(
+        0.95, "Confidence of the decision.", lambda value: check_number("confidence", value, above=0, below=1)
+    )
+    trust_remote_code: bool = _option(False, "Run Python code that comes with the model.", _flag)
+    out: Path = _option(Path("rankwise-out"), "The sweep directory; the same command resumes it.", Path)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, item.metadata["parse"](getattr(self, item.name)))
+        if self.data is None and (self.eval_data or self.text_column or self.label_column):
+            raise RequestError("eval_data, text_column and label_column go with data, which is missing")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the request as JSON values."""
+        values = asdict(self)
+        for name, value in values.items():
+            if isinstance(value, Path):
+                values[name] = str(value)
+            elif isinstance(value, tuple):
+                values[name] = list(value)
+        return values
+
+
+def make_config(values: Mapping[str, object]) -> SweepConfig:
+    """Build a config from named values, as a YAML file or a Python call gives them.
+
+    Raises:
+        RequestError: a name is not a field (the nearest is named), or a value is not allowed.
+    """
+    known = [item.name for item in fields(SweepConfig)]
+    named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name in named:
+        if name not in known:
+            raise RequestError(f"{name!r} is not a setting of a sweep{nearest(name, known)}; known: {', '.join(known)}")
+    return SweepConfig(**named)  # type: ignore[arg-type]
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """Read a YAML file of sweep settings.
+
+    Raises:
+        RequestError: the file is missing, is not YAML, or is not a mapping of names to values.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"config {str(path)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RequestError(f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', not {content!r}")
+    return content

@@ -1,0 +1,29 @@
+"""The two ways a command can fail, each reported as one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RankwiseError(Exception):
+    """Something failed while running (exit code 1)."""
+
+    exit_code = 1
+
+
+class RequestError(RankwiseError, ValueError):
+    """The request was wrong (exit code 2); the message names the value, what is allowed and the nearest fix."""
+
+    exit_code = 2
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the known word closest to ``word``, or an empty string."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def some(values: Iterable[object], limit: int = 5) -> str:
+    """List the first few values, so that one line stays one line."""
+    items = [str(value) for value in values]
+    rest = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from rankwise.config import SweepConfig, make_config, read_yaml
+from rankwise.errors import RequestError
+
+
+def test_text_and_python_values_mean_the_same() -> None:
+    text = make_config(
+        {"ranks": "16, 4,8", "seeds": "3", "learning_rate": "2e-3,1e-3", "target_modules": "query,value"}
+    )
+    values = SweepConfig(ranks=(4, 8, 16), seeds=3, learning_rate=(1e-3, 2e-3), target_modules=("query", "value"))
+    assert text == values
+
+
+def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    # YAML 1.1 reads 1e-3 as a text and 4,8 as a text; both must still be understood.
+    path.write_text("ranks: [4, 8]\nlearning-rate: 1e-3\nlora_alpha: fixed:32\nseeds: 1\nout: here\n")
+    assert make_config(read_yaml(path)) == SweepConfig(
+        ranks=(4, 8), learning_rate=(1e-3,), lora_alpha="fixed:32", seeds=1, out=Path("here")
+    )
+    path.write_text("ranks: 4,8\n")
+    assert make_config(read_yaml(path)).ranks == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ranks": "0,4"}, ["rank", "0", "at least 1"]),
+        ({"ranks": "-4,8"}, ["rank", "-4", "at least 1"]),
+        ({"ranks": "4.5"}, ["rank", "4.5", "whole number"]),
+        ({"ranks": "four"}, ["rank", "'four'", "whole number"]),
+        ({"ranks": [4, True]}, ["rank", "True"]),
+        ({"ranks": "4,8,4"}, ["rank", "4 given more than once"]),
+        ({"ranks": ""}, ["rank", "none given"]),
+        ({"seeds": 0}, ["seeds", "0", "at least 1"]),
+        ({"epochs": 0}, ["epochs", "at least 1"]),
+        ({"batch_size": "x"}, ["batch_size", "'x'"]),
+        ({"learning_rate": "nan"}, ["learning_rate", "'nan'", "above 0"]),
+        ({"learning_rate": float("inf")}, ["learning_rate", "inf"]),
+        ({"learning_rate": "-1e-3"}, ["learning_rate", "above 0"]),
+        ({"lora_alpha": "32"}, ["'32'", "fixed:32"]),
+        ({"lora_alpha": "fixed:-1"}, ["-1", "positive"]),
+        ({"lora_alpha": "half"}, ["'half'", "rslora"]),
+        ({"margin": -0.1}, ["margin", "-0.1", "above 0"]),
+        ({"confidence": 1}, ["confidence", "below 1"]),
+        ({"confidence": 95}, ["confidence", "95"]),
+        ({"trust_remote_code": "yes"}, ["trust_remote_code", "'yes'"]),
+        ({"rank": "4,8"}, ["'rank'", "did you mean 'ranks'"]),
+        ({"learning_rates": 1e-3}, ["did you mean 'learning_rate'"]),
+        ({"eval_data": "held.csv"}, ["eval_data", "data"]),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(settings: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(RequestError) as caught:
+        make_config(settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_yaml_that_cannot_serve(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="No such file"):
+        read_yaml(tmp_path / "absent.yaml")
+    path = tmp_path / "sweep.yaml"
+    path.write_text("ranks: [4, 8\n")
+    with pytest.raises(RequestError, match="is not YAML"):
+        read_yaml(path)
+    path.write_text("- 4\n- 8\n")
+    with pytest.raises(RequestError, match="mapping"):
+        read_yaml(path)
