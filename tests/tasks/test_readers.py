@@ -1,0 +1,77 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rankwise.errors import RequestError
+from rankwise.tasks.readers import LABEL_NAMES, check_labels, check_texts, pick_column, read_table
+
+TABLE = pd.DataFrame({"text": ["one, two", 'a "quoted" word', "None", "naïve\tcafé"], "label": [0, 1, 0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("ending", "write"),
+    [
+        (".csv", lambda path: TABLE.to_csv(path, index=False)),
+        (".tsv", lambda path: TABLE.to_csv(path, index=False, sep="\t")),
+        (".jsonl", lambda path: TABLE.to_json(path, orient="records", lines=True)),
+        (".parquet", lambda path: TABLE.to_parquet(path)),
+    ],
+)
+def test_every_format_reads_the_same(tmp_path: Path, ending: str, write: Callable[[Path], None]) -> None:
+    path = tmp_path / f"data{ending}"
+    write(path)
+    table = read_table(path)
+    assert check_texts(table["text"], path) == list(TABLE["text"])
+    assert check_labels(table["label"], path) == ["0", "1", "0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("absent.csv", None, "no such file"),
+        ("empty.csv", "", "is empty"),
+        ("header.csv", "text,label\n", "has no rows"),
+        ("data.xlsx", "x", "allowed endings"),
+        ("broken.jsonl", '{"text": "a", "label": 1\n', "cannot be read as JSON lines"),
+        ("broken.parquet", "not parquet", "cannot be read as Parquet"),
+        ("broken.csv", 'a,b\n"1,2\n3', "cannot be read as CSV"),
+    ],
+)
+def test_files_that_cannot_serve(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RequestError, match=words) as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_columns_are_found_by_name_and_named_when_absent() -> None:
+    table, path = pd.DataFrame({"Sentence": ["a"], "Sentiment": [1], "id": [7]}), Path("x.csv")
+    assert pick_column(table, None, ("text", "sentence"), "text", path) == "Sentence"
+    assert pick_column(table, None, LABEL_NAMES, "label", path) == "Sentiment"
+    assert pick_column(table, "id", LABEL_NAMES, "label", path) == "id"
+    with pytest.raises(RequestError, match=r"'Sentance'.*did you mean 'Sentence'.*Sentence, Sentiment, id"):
+        pick_column(table, "Sentance", ("text",), "text", path)
+    with pytest.raises(RequestError, match=r"text_column.*Sentence, Sentiment, id"):
+        pick_column(table, None, ("text",), "text", path)
+
+
+def test_texts_that_are_none_name_their_rows() -> None:
+    values = pd.Series(["a", None, "b", 3, "  "], name="text", dtype=object)
+    with pytest.raises(RequestError, match=r"3 of 5 rows \(row 2, 4, 5\)"):
+        check_texts(values, Path("x.csv"))
+
+
+def test_labels_are_names_whatever_their_type() -> None:
+    path = Path("x.csv")
+    assert check_labels(pd.Series([0, 1]), path) == ["0", "1"]
+    assert check_labels(pd.Series([0.0, 1.0]), path) == ["0", "1"]
+    assert check_labels(pd.Series(["pos", "neg"]), path) == ["pos", "neg"]
+    with pytest.raises(RequestError, match=r"row 2, 3"):
+        check_labels(pd.Series([1.0, 0.5, float("nan")], name="label"), path)
+    with pytest.raises(RequestError, match=r"row 2"):
+        check_labels(pd.Series(["a", None], name="label", dtype=object), path)

@@ -1,0 +1,30 @@
+from collections import Counter
+
+import pytest
+
+from rankwise.errors import RequestError
+from rankwise.tasks.split import stratified_split
+
+
+def test_parts_are_disjoint_complete_and_stratified() -> None:
+    labels = ["a"] * 700 + ["b"] * 200 + ["c"] * 100
+    parts = stratified_split(labels, [0.2, 0.1], seed=0)
+    assert sorted(row for part in parts for row in part) == list(range(1000))
+    assert [Counter(labels[row] for row in part) for part in parts] == [
+        {"a": 490, "b": 140, "c": 70},
+        {"a": 140, "b": 40, "c": 20},
+        {"a": 70, "b": 20, "c": 10},
+    ]
+
+
+def test_the_seed_fixes_the_split() -> None:
+    labels = ["a", "b"] * 50
+    assert stratified_split(labels, [0.2], 0) == stratified_split(labels, [0.2], 0)
+    assert stratified_split(labels, [0.2], 0) != stratified_split(labels, [0.2], 1)
+
+
+def test_a_small_class_is_in_every_part_or_refused() -> None:
+    labels = ["a"] * 50 + ["b"] * 3
+    assert all("b" in {labels[row] for row in part} for part in stratified_split(labels, [0.1, 0.1], 0))
+    with pytest.raises(RequestError, match=r"'b' has 2.*at least 3"):
+        stratified_split(labels[:-1], [0.1, 0.1], 0)
