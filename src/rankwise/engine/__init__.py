@@ -1,0 +1,1 @@
+"""Trains trials: trials in, finished trials out."""

@@ -1,0 +1,136 @@
+"""The frozen base: found, checked, loaded once."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.errors import RequestError
+from rankwise.lora.targets import check_ranks, find_targets
+from rankwise.model_files import check_model_files
+
+HEAD_NAMES = ("classifier", "score")  # PEFT trains and saves modules of these names for SEQ_CLS
+
+
+@dataclass
+class BaseModel:
+    """A frozen base model for sequence classification, shared by all trials.
+
+    Attributes:
+        model: without adapters; no dropout anywhere, so that a trial is a function of its seed alone.
+        tokenizer: of the model.
+        name: directory or hub id.
+        fresh: modules without weights in the checkpoint, drawn anew for each seed.
+        trained_in_full: modules that every trial trains and saves beside its adapter: the fresh ones (or a saved
+            adapter could not be put back on its base) and the head.
+        targets: ``{layer: (d_in, d_out)}`` that get an adapter.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    fresh: tuple[str, ...]
+    trained_in_full: tuple[str, ...]
+    targets: dict[str, tuple[int, int]]
+
+
+def load_base(
+    name: str,
+    label_names: Sequence[str],
+    target_modules: Sequence[str],
+    ranks: Sequence[int],
+    trust_remote_code: bool = False,
+) -> BaseModel:
+    """Load a base with a classification head for the given classes.
+
+    Raises:
+        RequestError: the model cannot be loaded, the target modules match nothing, or a rank is too large.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    check_model_files(name)
+    with quiet_libraries():
+        try:
+            # Fresh weights are drawn again for each seed; this seed only makes loading repeatable.
+            torch.manual_seed(0)
+            config = AutoConfig.from_pretrained(
+                name,
+                num_labels=len(label_names),
+                id2label=dict(enumerate(label_names)),
+                label2id={label: index for index, label in enumerate(label_names)},
+                trust_remote_code=trust_remote_code,
+            )
+            _remove_dropout(config)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise RequestError(f"model {name!r} cannot be loaded: {_first_sentence(error)}") from None
+    if tokenizer.pad_token is None:  # decoders often have none
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.requires_grad_(False)
+    absent = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    fresh = _topmost_modules(model, absent)
+    heads = [head for head in HEAD_NAMES if hasattr(model, head) and head not in fresh]
+    trained_in_full = (*fresh, *heads)
+    targets = find_targets(model, target_modules, trained_in_full)
+    check_ranks(ranks, targets)
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return BaseModel(model.to(device), tokenizer, name, fresh, trained_in_full, targets)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' reports and bars off the screen meanwhile; restore their settings after."""
+    from transformers.utils import logging as reports
+
+    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity(logging.CRITICAL)
+    reports.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        reports.set_verbosity(level)
+        if bars:
+            reports.enable_progress_bar()
+
+
+def _remove_dropout(config: Any) -> None:
+    """Set every dropout rate of a config to 0: attention reads its rate from there."""
+    for key, value in config.to_dict().items():
+        if ("drop" in key or key.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:
+    """Return the largest modules all of whose parameters are absent from the checkpoint."""
+    found: list[str] = []
+    for name, module in model.named_modules():  # parents come before their children
+        keys = {f"{name}.{key}" for key, _ in module.named_parameters()}
+        inside = any(name.startswith(f"{parent}.") for parent in found)
+        if name and keys and not inside and keys <= absent:
+            found.append(name)
+    return tuple(found)
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0]

@@ -1,0 +1,272 @@
+"""The reference engine, the yardstick: PEFT and transformers' Trainer, one trial after another."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from rankwise.engine.base_model import BaseModel, quiet_libraries
+from rankwise.engine.evaluate import evaluate
+from rankwise.engine.measure import peak_live_bytes
+from rankwise.engine.order import EpochOrder
+from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.tasks.classification import Encoded
+
+LOGGED = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
+
+
+class ReferenceEngine:
+    """Trains each trial as a tutorial would, with AdamW, a linear schedule with warm-up, and no dropout.
+
+    A trial is a function of its own request and the data: the seed sets the head, the adapter's initial values and
+    the order of the data, and nothing is carried over from an earlier trial.
+
+    Args:
+        base: the frozen base, whose adapters are put on and taken off here.
+        train: examples to learn from.
+        held_out: examples to judge by.
+        recipe: what all trials share.
+        on_work: told of each finished share of a trial; the shares of one trial add up to 1.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        train: Encoded,
+        held_out: Encoded,
+        recipe: Recipe,
+        on_work: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        self.base = base
+        self.examples = train
+        self.held_out = held_out
+        self.recipe = recipe
+        self.on_work = on_work
+        self.steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
+        # A step on an example costs about three forward passes: forward, and backward through base and adapter.
+        train_work = 3.0 * recipe.epochs * len(train)
+        self.train_share = train_work / (train_work + len(held_out))
+        self._saved = {
+            name: {key: value.clone() for key, value in base.model.get_submodule(name).state_dict().items()}
+            for name in base.trained_in_full
+        }
+
+    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+        """Train the trials one after another."""
+        for trial in trials:
+            with quiet_libraries():
+                finished = self._train_one(trial)
+            yield finished
+
+    def _train_one(self, trial: Trial) -> FinishedTrial:
+        model = self._put_on_adapter(trial)
+        try:
+            with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
+                watch = _Watch(lambda: self.on_work(self.train_share / self.total_steps))
+                trainer = _Trainer(
+                    EpochOrder(self.examples.lengths, self.recipe.batch_size, trial.seed),
+                    model=model,
+                    args=self._arguments(trial, scratch),
+                    train_dataset=_Rows(self.examples),
+                    data_collator=DataCollatorWithPadding(self.base.tokenizer),
+                    callbacks=[watch],
+                )
+                trainer.remove_callback(PrinterCallback)
+                trainer.remove_callback(ProgressCallback)
+                on_cuda = next(model.parameters()).is_cuda
+                if on_cuda:
+                    torch.cuda.reset_peak_memory_stats()
+                trainer.train()
+                peak = torch.cuda.max_memory_allocated() if on_cuda else None
+            adapter = {
+                key: value.detach().cpu().clone().contiguous()
+                for key, value in get_peft_model_state_dict(model).items()
+            }
+            start = time.perf_counter()
+            evidence = _no_evidence() if watch.diverged else evaluate(model, self.base.tokenizer, self.held_out)
+            eval_seconds = time.perf_counter() - start
+            self.on_work(1.0 - self.train_share * watch.seen / self.total_steps)
+            diverged = watch.diverged or not bool(evidence["loss"].map(math.isfinite).all())
+            return FinishedTrial(
+                trial=trial,
+                diverged=diverged,
+                trainable_params=sum(value.numel() for value in adapter.values()),
+                train_seconds=watch.seconds,
+                eval_seconds=eval_seconds,
+                peak_memory_bytes=self._peak_memory(model, trainer.optimizer) if peak is None else peak,
+                adapter_config=_json_config(model),
+                adapter=adapter,
+                evidence=_no_evidence() if diverged else evidence,
+                steps=watch.steps,
+            )
+        finally:
+            model.unload()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of a trial."""
+        return self.steps_per_epoch * self.recipe.epochs
+
+    def _put_on_adapter(self, trial: Trial) -> PeftModel:
+        """Draw head and adapter from the trial's seed."""
+        base = self.base.model
+        for name, state in self._saved.items():
+            base.get_submodule(name).load_state_dict(state)
+        set_seed(trial.seed)
+        for name in self.base.fresh:
+            for module in base.get_submodule(name).modules():
+                for parameter in module.parameters(recurse=False):
+                    parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # or it would stay as it is
+                base._init_weights(module)  # type: ignore[operator]  # transformers' own initialisation
+        return get_peft_model(
+            base,
+            LoraConfig(
+                task_type=TaskType.SEQ_CLS,
+                r=trial.rank,
+                lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
+                use_rslora=trial.use_rslora,
+                lora_dropout=0.0,
+                target_modules=list(self.base.targets),
+                modules_to_save=list(self.base.trained_in_full),
+            ),
+        )
+
+    def _arguments(self, trial: Trial, scratch: str) -> TrainingArguments:
+        recipe = self.recipe
+        return TrainingArguments(
+            output_dir=scratch,
+            learning_rate=trial.learning_rate,
+            num_train_epochs=recipe.epochs,
+            per_device_train_batch_size=recipe.batch_size,
+            optim="adamw_torch",
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            lr_scheduler_type="linear",
+            warmup_steps=math.ceil(recipe.warmup_share * self.total_steps),
+            seed=trial.seed,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=False,
+        )
+
+    def _peak_memory(self, model: nn.Module, optimizer: Any) -> int:
+        """Measure one more step on the longest examples; its result is thrown away."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+        longest = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)[-self.recipe.batch_size :]
+        rows = _Rows(self.examples)
+        batch = DataCollatorWithPadding(self.base.tokenizer)([rows[row] for row in longest])
+        batch = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+
+        def step() -> None:
+            model(**batch).loss.backward()
+            optimizer.step()
+
+        states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+        return peak_live_bytes(step, [*model.parameters(), *model.buffers(), *states, *batch.values()])
+
+
+class _Trainer(Trainer):
+    """A Trainer that sees its examples in the given order."""
+
+    def __init__(self, order: EpochOrder, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.order = order
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Tokenised examples as the collator wants them."""
+
+    def __init__(self, examples: Encoded) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        tokens = self.examples.input_ids[row]
+        return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": self.examples.labels[row]}
+
+
+class _Watch(TrainerCallback):
+    """Times the loop, keeps every step's figures, and stops a trial whose loss is not finite."""
+
+    def __init__(self, on_step: Callable[[], None]) -> None:
+        self.on_step = on_step
+        self.steps: list[dict[str, float]] = []
+        self.seen = 0
+        self.seconds = 0.0
+        self.diverged = False
+        self._start = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seen += 1
+        self.on_step()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        row = {LOGGED[key]: float(value) for key, value in logs.items() if key in LOGGED}
+        self.steps.append({"step": state.global_step, **row})
+        if not math.isfinite(row["train_loss"]):
+            self.diverged = True
+            control.should_training_stop = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self._start
+
+
+def score_adapter(base: BaseModel, adapter: Path, examples: Encoded) -> pd.DataFrame:
+    """Put a saved adapter on the base, as a user would, and score every example (see `evaluate`)."""
+    with quiet_libraries():
+        model = PeftModel.from_pretrained(base.model, adapter)
+        try:
+            return evaluate(model, base.tokenizer, examples)
+        finally:
+            model.unload()
+
+
+def _json_config(model: PeftModel) -> dict[str, Any]:
+    """Return the adapter's config as PEFT writes it, ready for use rather than for more training."""
+    config = model.active_peft_config.to_dict()
+    config["inference_mode"] = True
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def _no_evidence() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "example_id": pd.Series(dtype="int64"),
+            "loss": pd.Series(dtype="float64"),
+            "score": pd.Series(dtype="float64"),
+        }
+    )

@@ -1,0 +1,84 @@
+"""What goes into an engine and what comes out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One adapter to train once."""
+
+    rank: int
+    seed: int
+    learning_rate: float
+    lora_alpha: float
+    use_rslora: bool = False
+
+    @property
+    def name(self) -> str:
+        """Directory name, one for each trial of a sweep."""
+        return f"r{self.rank}-lr{self.learning_rate:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all trials of a sweep share.
+
+    Attributes:
+        epochs: passes over the training examples.
+        batch_size: examples in a batch.
+        warmup_share: share of the steps over which the learning rate rises linearly; it then falls linearly to 0.
+            Long, because sweeps are short: Adam's step sizes need many steps to settle (Ma and Yarats 2021, "On the
+            adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has the measurement.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    epochs: int
+    batch_size: int
+    warmup_share: float = 0.3
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(kw_only=True)
+class FinishedTrial:
+    """One trained adapter with all that was measured about it.
+
+    Attributes:
+        trial: what was asked.
+        diverged: a loss was not finite; there is no evidence then.
+        steps: per optimizer step ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``grad_norm``.
+        evidence: per held-out example ``example_id``, ``loss``, ``score``; no rows if diverged.
+        adapter: parameters under PEFT's names.
+        adapter_config: PEFT's ``adapter_config.json``.
+        trainable_params: adapter entries and those of modules trained in full.
+        train_seconds: of the training loop alone, without loading and scoring.
+        eval_seconds: of scoring the held-out examples.
+        peak_memory_bytes: largest sum of live tensors in a training step, see `rankwise.engine.measure`.
+    """
+
+    trial: Trial
+    diverged: bool
+    trainable_params: int
+    train_seconds: float
+    eval_seconds: float
+    peak_memory_bytes: int
+    adapter_config: dict[str, Any]
+    adapter: "dict[str, torch.Tensor]"
+    evidence: pd.DataFrame
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """Trains adapters over one frozen base."""
+
+    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+        """Train every trial and yield each as soon as it is finished, in any order."""
+        ...
