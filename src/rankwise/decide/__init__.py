@@ -1,0 +1,6 @@
+"""From evidence to a decision."""
+
+from rankwise.decide.decision import Decision, Interval, RankRow
+from rankwise.decide.select import best_learning_rate, select
+
+__all__ = ["Decision", "Interval", "RankRow", "best_learning_rate", "select"]
