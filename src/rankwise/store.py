@@ -1,0 +1,277 @@
+"""The sweep directory: written atomically, resumed exactly."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from rankwise.errors import RankwiseError, RequestError
+
+if TYPE_CHECKING:
+    from rankwise.engine.trial import FinishedTrial
+
+PARTIAL = ".partial-"
+EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
+
+
+class SweepStore:
+    """One sweep's directory, held by one process at a time.
+
+    A trial exists once its directory has its final name: it is written beside that name and then renamed. So a sweep
+    that is killed at any moment leaves whole trials only, and goes on with the next one.
+
+    Args:
+        directory: the sweep directory, made if it is not there.
+        request: what defines the sweep: its settings and the fingerprints of model and data. An existing directory
+            must have been made by the same request.
+
+    Raises:
+        RequestError: the directory cannot be used, belongs to another request, or is in use.
+    """
+
+    def __init__(self, directory: Path, request: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.trials_directory = directory / "trials"
+        refuse_bad_directory(directory)
+        try:
+            self.trials_directory.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(directory / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RequestError(f"out {str(directory)!r} is in use by another running sweep") from None
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RequestError(f"out {str(directory)!r} cannot be written: {reason}") from None
+        for leftover in self.trials_directory.glob(f"{PARTIAL}*"):
+            shutil.rmtree(leftover)
+        known = self.read_json("sweep.json")
+        if known is None:
+            self.write_json("sweep.json", request)
+        else:
+            try:
+                _refuse_difference(directory, known, request)
+            except RequestError:
+                self._lock.release()
+                raise
+
+    def __enter__(self) -> "SweepStore":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def add(self, finished: "FinishedTrial", settings: Mapping[str, Any]) -> None:
+        """Keep a finished trial: ``config.json``, ``metrics.jsonl``, ``evidence.parquet`` and ``adapter/``.
+
+        Raises:
+            RankwiseError: the directory cannot be written; trials kept before stay as they are.
+        """
+        from safetensors.torch import save
+
+        trial = finished.trial
+        weights = save(finished.adapter, metadata={"format": "pt"})
+        summary: dict[str, Any] = {
+            "step": len(finished.steps),
+            "diverged": finished.diverged,
+            "eval_loss": None if finished.diverged else float(finished.evidence["loss"].mean()),
+            "eval_score": None if finished.diverged else float(finished.evidence["score"].mean()),
+            "trainable_params": finished.trainable_params,
+            "adapter_bytes": len(weights),
+            "train_seconds": finished.train_seconds,
+            "eval_seconds": finished.eval_seconds,
+            "peak_memory_bytes": finished.peak_memory_bytes,
+        }
+        config = {
+            "rank": trial.rank,
+            "seed": trial.seed,
+            "learning_rate": trial.learning_rate,
+            "lora_alpha": trial.lora_alpha,
+            "use_rslora": trial.use_rslora,
+            **settings,
+        }
+        lines = [json.dumps(_finite(row)) for row in (*finished.steps, summary)]
+        files = {
+            "config.json": _json_bytes(config),
+            "metrics.jsonl": ("\n".join(lines) + "\n").encode(),
+            "evidence.parquet": _evidence_bytes(finished),
+            "adapter/adapter_config.json": _json_bytes(finished.adapter_config),
+            "adapter/adapter_model.safetensors": weights,
+        }
+        partial = self.trials_directory / f"{PARTIAL}{trial.name}"
+        try:
+            for name, content in files.items():
+                _write(partial / name, content)
+            os.replace(partial, self.trials_directory / trial.name)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise RankwiseError(
+                f"cannot write {str(self.trials_directory / trial.name)!r}: {error.strerror or error}; "
+                f"the {len(self.trial_names())} complete trials are kept, and the same command goes on from there"
+            ) from None
+
+    def trial_names(self) -> list[str]:
+        """Return the names of the complete trials."""
+        if not self.trials_directory.is_dir():
+            return []
+        return sorted(path.name for path in self.trials_directory.iterdir() if not path.name.startswith("."))
+
+    def adapter_directory(self, trial_name: str) -> Path:
+        """Return where a trial's adapter lies, in PEFT's format."""
+        return self.trials_directory / trial_name / "adapter"
+
+    def evidence(self) -> pd.DataFrame:
+        """Return the held-out results of all complete trials, a row each per example (columns EVIDENCE_COLUMNS)."""
+        return read_evidence(self.directory)
+
+    def summaries(self) -> pd.DataFrame:
+        """Return what was measured of each complete trial, a row each."""
+        return read_summaries(self.directory)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file of the sweep, None if it is not there."""
+        return read_json(self.directory / name)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file of the sweep in one piece."""
+        self.write_bytes(name, _json_bytes(content))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file of the sweep in one piece.
+
+        Raises:
+            RankwiseError: it cannot be written.
+        """
+        path = self.directory / name
+        partial = path.with_name(f"{PARTIAL}{path.name}")
+        try:
+            _write(partial, content)
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RankwiseError(
+                f"cannot write {str(path)!r}: {error.strerror or error}; complete trials are kept"
+            ) from None
+
+    def hand_over(self, trial_name: str | None) -> Path | None:
+        """Make ``best/`` a copy of a trial's adapter, or remove it where no rank was selected."""
+        best, partial = self.directory / "best", self.directory / f"{PARTIAL}best"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            if trial_name is not None:
+                shutil.copytree(self.adapter_directory(trial_name), partial)
+            if best.exists():
+                shutil.rmtree(best)
+            if trial_name is None:
+                return None
+            os.replace(partial, best)
+        except OSError as error:
+            raise RankwiseError(
+                f"cannot write {str(best)!r}: {error.strerror or error}; complete trials are kept"
+            ) from None
+        return best
+
+
+def refuse_bad_directory(directory: Path) -> None:
+    """Refuse a path that cannot be a sweep directory.
+
+    Raises:
+        RequestError: it is a file, or a directory with other things in it.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise RequestError(f"out {str(directory)!r} is a file; allowed is a directory, new or of the same sweep")
+    if directory.is_dir() and not (directory / "sweep.json").exists():
+        others = [path.name for path in directory.iterdir() if path.name != "trials" and path.name[0] != "."]
+        if others:
+            raise RequestError(
+                f"out {str(directory)!r} holds other files ({others[0]}) and no sweep; name a new or empty directory"
+            )
+
+
+def read_evidence(directory: Path) -> pd.DataFrame:
+    """Return the evidence of a sweep directory's complete trials (columns EVIDENCE_COLUMNS)."""
+    frames = [pd.read_parquet(trial / "evidence.parquet") for trial in _trials(directory)]
+    if not frames:
+        return pd.DataFrame({name: [] for name in EVIDENCE_COLUMNS})
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_summaries(directory: Path) -> pd.DataFrame:
+    """Return a row for each complete trial: its config and the last line of its metrics."""
+    rows = []
+    for trial in _trials(directory):
+        last = (trial / "metrics.jsonl").read_text().splitlines()[-1]
+        rows.append({"name": trial.name, **(read_json(trial / "config.json") or {}), **json.loads(last)})
+    return pd.DataFrame(rows)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's object, None if there is no such file.
+
+    Raises:
+        RequestError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
+
+
+def _trials(directory: Path) -> list[Path]:
+    return sorted(path for path in (directory / "trials").glob("*") if not path.name.startswith("."))
+
+
+def _refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+    """Refuse to go on with a sweep under another request; versions and hardware may differ."""
+    for part in ("settings", "fingerprints"):
+        for name in {**known.get(part, {}), **request[part]}:
+            before, now = known.get(part, {}).get(name), request[part].get(name)
+            if before != now:
+                values = f"is {now}, was {before}" if part == "settings" else "is not the same as before"
+                raise RequestError(
+                    f"out {str(directory)!r} holds a sweep with another request: {name} {values}; "
+                    "give the same request, or another out"
+                )
+
+
+def _evidence_bytes(finished: "FinishedTrial") -> bytes:
+    trial = finished.trial
+    frame = finished.evidence
+    if finished.diverged:  # one row stands for the trial
+        frame = pd.DataFrame({"example_id": [-1], "loss": [float("nan")], "score": [0.0]})
+    frame = frame.assign(
+        rank=trial.rank, seed=trial.seed, learning_rate=trial.learning_rate, diverged=finished.diverged
+    )
+    buffer = io.BytesIO()
+    frame[list(EVIDENCE_COLUMNS)].to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what JSON cannot say (NaN, infinity) by null."""
+    return {
+        key: None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
+        for key, value in row.items()
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
