@@ -1,0 +1,51 @@
+"""rankwise: which LoRA rank does this fine-tuning task need? Answered by measuring it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rankwise._version import __version__
+
+if TYPE_CHECKING:
+    from rankwise.api import Sweep, sweep
+    from rankwise.comparison import RankExperiment, run_rank_comparison
+    from rankwise.config import SweepConfig
+    from rankwise.decide import Decision, select
+    from rankwise.errors import RankwiseError, RequestError
+    from rankwise.lora.params import estimate_lora_params
+    from rankwise.memory.estimate import estimate_training_memory
+
+__all__ = [
+    "Decision",
+    "RankExperiment",
+    "RankwiseError",
+    "RequestError",
+    "Sweep",
+    "SweepConfig",
+    "__version__",
+    "estimate_lora_params",
+    "estimate_training_memory",
+    "run_rank_comparison",
+    "select",
+    "sweep",
+]
+
+_HOMES = {
+    "Decision": "rankwise.decide",
+    "RankExperiment": "rankwise.comparison",
+    "RankwiseError": "rankwise.errors",
+    "RequestError": "rankwise.errors",
+    "Sweep": "rankwise.api",
+    "SweepConfig": "rankwise.config",
+    "estimate_lora_params": "rankwise.lora.params",
+    "estimate_training_memory": "rankwise.memory.estimate",
+    "run_rank_comparison": "rankwise.comparison",
+    "select": "rankwise.decide",
+    "sweep": "rankwise.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import rankwise`` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rankwise' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,286 @@
+"""The main job, from a request to a decision on disk: the Python call behind ``rankwise sweep``."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+
+from rankwise.config import SweepConfig, make_config
+from rankwise.decide import Decision, select
+from rankwise.decide.decision import TestScore
+from rankwise.decide.select import mean_interval
+from rankwise.environment import environment
+from rankwise.errors import RequestError
+from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.model_files import check_model_files, model_fingerprint
+from rankwise.store import SweepStore, refuse_bad_directory
+from rankwise.tasks import samples
+from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
+from rankwise.tasks.readers import file_fingerprint
+
+if TYPE_CHECKING:
+    from rankwise.engine.base_model import BaseModel
+    from rankwise.engine.trial import FinishedTrial
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        decision: what the evidence supports.
+        evidence: a row per trial and held-out example: ``rank``, ``seed``, ``learning_rate``, ``example_id``,
+            ``loss`` (nats), ``score``, ``diverged``.
+        directory: where everything is kept.
+    """
+
+    decision: Decision
+    evidence: pd.DataFrame
+    directory: Path
+
+    @property
+    def report(self) -> Path:
+        """The report's path."""
+        return self.directory / "report.html"
+
+    @property
+    def best(self) -> Path | None:
+        """The chosen adapter's directory, None if the decision is "undetermined"."""
+        return self.directory / "best" if self.decision.rank is not None else None
+
+
+class Progress(Protocol):
+    """Who is told how a sweep goes on."""
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+
+    def plan(self, complete: int, expected: int) -> None:
+        """Take note of how many trials are complete and how many there will be."""
+
+    def work(self, share: float) -> None:
+        """Take note of a finished share of the current trial."""
+
+    def trial(self, finished: "FinishedTrial") -> None:
+        """Take note of a finished trial."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def note(self, text: str) -> None:
+        """Drop it."""
+
+    def plan(self, complete: int, expected: int) -> None:
+        """Drop it."""
+
+    def work(self, share: float) -> None:
+        """Drop it."""
+
+    def trial(self, finished: "FinishedTrial") -> None:
+        """Drop it."""
+
+
+def sweep(config: SweepConfig | None = None, *, progress: Progress | None = None, **settings: Any) -> Sweep:
+    """Train adapters of several ranks, decide which rank the task needs, and leave everything on disk.
+
+    An existing directory of the same request is resumed: trials that are complete are not run again, and the result
+    is the same as if the sweep had never stopped.
+
+    Args:
+        config: the request; or give its fields as keyword arguments.
+        progress: is told how the sweep goes on.
+        **settings: fields of `SweepConfig`, for example ``ranks=[4, 8, 16]``, ``out="sweep"``.
+
+    Returns:
+        The decision, the evidence and the directory.
+
+    Raises:
+        RequestError: the request was wrong; nothing was trained.
+        RankwiseError: something failed while running; trials complete until then are kept.
+
+    Example:
+        >>> import rankwise
+        >>> result = rankwise.sweep(ranks=[4, 8], seeds=2, out="my-sweep")  # doctest: +SKIP
+        >>> result.decision.rank  # doctest: +SKIP
+        4
+    """
+    if config is not None and settings:
+        raise RequestError("give either a config or its fields, not both")
+    config = config or make_config(settings)
+    if len(config.ranks) < 2:
+        raise RequestError(
+            f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
+        )
+    progress = progress or Silent()
+    with open_run(config, progress) as run:
+        run_trials(run)
+        return _conclude(run)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sweep at work: its directory is held until the end of the ``with`` block."""
+
+    config: SweepConfig
+    task: ClassificationTask
+    base: "BaseModel"
+    store: SweepStore
+    progress: Progress
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.store.__exit__(*error)
+
+    def encode(self, part: str) -> Encoded:
+        """Tokenise a part of the data, and say how many texts were cut."""
+        encoded, cut = encode(getattr(self.task, part), self.base.tokenizer, self.config.max_length)
+        if cut:
+            self.progress.note(
+                f"{cut} of {len(encoded)} {part.replace('_', '-')} texts were cut at {self.config.max_length} tokens"
+            )
+        return encoded
+
+
+def open_run(config: SweepConfig, progress: Progress) -> Run:
+    """Check the whole request, load the base and open the directory; nothing is trained yet.
+
+    Raises:
+        RequestError: the request was wrong. No directory was made.
+    """
+    refuse_bad_directory(config.out)
+    task = load_task(config)
+    for note in task.notes:
+        progress.note(note)
+    progress.note(
+        f"{task.name}: {len(task.label_names)} classes; {len(task.train)} training, {len(task.held_out)} held-out "
+        f"and {len(task.test)} test examples"
+    )
+    name = _model_name(config)
+    check_model_files(name)
+    from rankwise.engine.base_model import load_base
+
+    base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
+    return Run(config, task, base, SweepStore(config.out, _request(config, task)), progress)
+
+
+def run_trials(run: Run) -> None:
+    """Run the trials that are missing."""
+    from rankwise.engine.reference import ReferenceEngine
+    from rankwise.engine.trial import Recipe
+    from rankwise.strategies.base import run as run_strategy
+    from rankwise.strategies.grid import Grid
+
+    config = run.config
+    engine = ReferenceEngine(
+        run.base,
+        run.encode("train"),
+        run.encode("held_out"),
+        Recipe(epochs=config.epochs, batch_size=config.batch_size),
+        on_work=run.progress.work,
+    )
+    run_strategy(
+        Grid(config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha)),
+        engine,
+        run.store,
+        {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
+        on_trial=run.progress.trial,
+        on_plan=run.progress.plan,
+    )
+
+
+def _conclude(run: Run) -> Sweep:
+    """Decide, score the chosen adapter on the test part, and write decision, report and ``best/``."""
+    from rankwise.report.html import write_report
+
+    evidence, summaries = run.store.evidence(), run.store.summaries()
+    decision = select(evidence, margin=run.config.margin, confidence=run.config.confidence)
+    decision = decision.with_costs({row.rank: _costs(summaries, row.rank, row.learning_rate) for row in decision.table})
+    chosen = None
+    if decision.rank is not None:
+        row = decision.row(decision.rank)
+        trials = summaries[(summaries["rank"] == row.rank) & (summaries["learning_rate"] == row.learning_rate)]
+        chosen = str(trials.sort_values("eval_loss")["name"].iloc[0])
+    run.store.hand_over(chosen)
+    if chosen is not None and len(run.task.test):
+        decision = replace(decision, test=_test_score(run, chosen))
+    run.store.write_json("decision.json", decision.as_dict())
+    write_report(run.store.directory)
+    return Sweep(decision, evidence, run.store.directory)
+
+
+def _test_score(run: Run, chosen: str) -> TestScore:
+    """Score the chosen adapter on the test part, once: a score that is there already is kept."""
+    known = (run.store.read_json("decision.json") or {}).get("test")
+    if known and known["trial"] == chosen:
+        return TestScore(**{**known, "loss_ci": tuple(known["loss_ci"]), "score_ci": tuple(known["score_ci"])})
+    from rankwise.engine.reference import score_adapter
+
+    results = score_adapter(run.base, run.store.adapter_directory(chosen), run.encode("test"))
+    loss, score = (results[name].to_numpy()[None] for name in ("loss", "score"))  # (1, N)
+    return TestScore(
+        trial=chosen,
+        examples=loss.size,
+        loss=float(loss.mean()),
+        loss_ci=mean_interval(loss, [loss], run.config.confidence),
+        score=float(score.mean()),
+        score_ci=mean_interval(score, [score], run.config.confidence),
+    )
+
+
+def _costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) -> dict[str, Any]:
+    """Return a rank's measured costs, from its trials at its own learning rate."""
+    trials = summaries[summaries["rank"] == rank]
+    if learning_rate is not None:
+        trials = trials[trials["learning_rate"] == learning_rate]
+    return {
+        "trainable_params": int(trials["trainable_params"].max()),
+        "adapter_bytes": int(trials["adapter_bytes"].max()),
+        "train_seconds": float(trials["train_seconds"].median()),
+        "peak_memory_bytes": int(trials["peak_memory_bytes"].max()),
+    }
+
+
+def _model_name(config: SweepConfig) -> str:
+    return config.model if config.model is not None else str(samples.minilm_directory())
+
+
+def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
+    """Return what defines a sweep: files count by content, so that a moved file is the same file."""
+    settings = config.as_dict()
+    paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
+    files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
+    fingerprints: Mapping[str, str | None] = {
+        "model": model_fingerprint(_model_name(config)),
+        **{name: file_fingerprint(path) if path else None for name, path in files.items()},
+    }
+    return {
+        "settings": settings,
+        "paths": {name: path for name, path in paths.items() if name != "out"},
+        "fingerprints": fingerprints,
+        "task": {
+            "name": task.name,
+            "label_names": list(task.label_names),
+            "train_examples": len(task.train),
+            "held_out_examples": len(task.held_out),
+            "test_examples": len(task.test),
+        },
+        "environment": environment(),
+        "command": " ".join(sys.argv) if sys.argv[0].endswith("rankwise") else "rankwise.sweep(...)",
+    }
+
+
+def as_json(result: Sweep) -> str:
+    """Return a sweep's decision and where its files are, as one JSON document."""
+    paths = {
+        "directory": str(result.directory),
+        "report": str(result.report),
+        "best": str(result.best) if result.best else None,
+    }
+    return json.dumps({**result.decision.as_dict(), **paths}, indent=2, allow_nan=False)

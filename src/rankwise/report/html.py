@@ -1,0 +1,51 @@
+"""The report: one self-contained page, rebuilt from what a sweep directory holds."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.report import plots
+from rankwise.report.words import interval, plain_bytes, seconds, signed
+from rankwise.store import read_evidence, read_json, read_summaries
+
+
+def write_report(directory: Path) -> Path:
+    """Write ``report.html`` into a sweep directory and return its path.
+
+    Raises:
+        RequestError: there is no finished sweep in the directory.
+        RankwiseError: the report cannot be written.
+    """
+    import jinja2
+
+    decision, sweep = read_json(directory / "decision.json"), read_json(directory / "sweep.json")
+    if decision is None or sweep is None:
+        missing = "decision.json" if sweep is not None else "sweep.json"
+        raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {missing}")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rankwise.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(bytes=plain_bytes, seconds=seconds, signed=signed, interval=interval)
+    trials, evidence = read_summaries(directory), read_evidence(directory)
+    page = environment.get_template("report.html.j2").render(
+        decision=decision,
+        sweep=sweep,
+        trials=_trial_rows(trials),
+        plots=plots.draw(decision, evidence),
+        plotly=plots.library(),
+    )
+    path, partial = directory / "report.html", directory / ".partial-report.html"
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise RankwiseError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    return path
+
+
+def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = trials.sort_values(["rank", "learning_rate", "seed"]).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]

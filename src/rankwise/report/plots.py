@@ -1,0 +1,163 @@
+"""The report's plots, as HTML fragments that share one copy of plotly.js."""
+
+import math
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
+HEIGHT = 340
+
+
+def library() -> str:
+    """Return plotly.js, to be put into the page once."""
+    return get_plotlyjs()
+
+
+def draw(decision: dict[str, Any], evidence: pd.DataFrame) -> dict[str, str]:
+    """Return each plot's HTML by its name.
+
+    Args:
+        decision: as in ``decision.json``.
+        evidence: a row per trial and example, see `rankwise.store.read_evidence`.
+    """
+    rows = [row for row in decision["table"] if row["loss_mean"] is not None]
+    figures = {
+        "loss": _quality(rows, decision, "loss", "Held-out loss, nats per example"),
+        "score": _quality(rows, decision, "score", "Held-out accuracy"),
+        "gain": _gain(rows, decision),
+        "seconds": _cost(rows, "train_seconds", 1.0, "Training time of one trial, s"),
+        "memory": _cost(rows, "peak_memory_bytes", 2.0**20, "Peak memory of a training step, MiB"),
+        "params": _cost(rows, "trainable_params", 1e3, "Trainable parameters, thousands"),
+        "rates": _rates(evidence),
+    }
+    return {
+        name: figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"plot-{name}",
+            config={"displayModeBar": False, "responsive": True},
+        )
+        for name, figure in figures.items()
+    }
+
+
+def _quality(rows: list[dict[str, Any]], decision: dict[str, Any], what: str, title: str) -> go.Figure:
+    """Mean against rank, with intervals; the chosen rank stands out."""
+    means = [row[f"{what}_mean"] for row in rows]
+    colours = [GREEN if row["rank"] == decision["rank"] else BLUE for row in rows]
+    figure = go.Figure(
+        go.Scatter(
+            x=[row["rank"] for row in rows],
+            y=means,
+            error_y={
+                "type": "data",
+                "array": [row[f"{what}_ci"][1] - row[f"{what}_mean"] for row in rows],
+                "arrayminus": [row[f"{what}_mean"] - row[f"{what}_ci"][0] for row in rows],
+                "color": GREY,
+            },
+            mode="lines+markers",
+            line={"color": GREY, "width": 1},
+            marker={"size": 11, "color": colours},
+        )
+    )
+    if what == "loss":
+        limit = min(means) + decision["margin"]
+        figure.add_hline(
+            y=limit,
+            line_dash="dot",
+            line_color=ORANGE,
+            annotation_text="best mean + margin",
+            annotation_position="top right",
+        )
+    return _styled(figure, rows, title, percent=what == "score")
+
+
+def _gain(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
+    """How much loss falls with each step up in rank, per doubling."""
+    steps = [row for row in rows if row["gain_over_previous"]]
+    names, gains, plus, minus = [], [], [], []
+    for row in steps:
+        gain = row["gain_over_previous"]
+        doublings = math.log2(row["rank"] / gain["rank"])
+        names.append(f"{gain['rank']} to {row['rank']}")
+        gains.append(gain["loss"] / doublings)
+        plus.append((gain["loss_ci"][1] - gain["loss"]) / doublings)
+        minus.append((gain["loss"] - gain["loss_ci"][0]) / doublings)
+    figure = go.Figure(
+        go.Bar(
+            x=names,
+            y=gains,
+            error_y={"type": "data", "array": plus, "arrayminus": minus, "color": GREY},
+            marker={"color": BLUE},
+            width=0.5,
+        )
+    )
+    figure.add_hline(
+        y=decision["margin"],
+        line_dash="dot",
+        line_color=ORANGE,
+        annotation_text="margin",
+        annotation_position="top right",
+    )
+    _styled(figure, [], "Fall of held-out loss per doubling of rank, nats")
+    return figure.update_xaxes(title="from rank to rank", type="category")
+
+
+def _cost(rows: list[dict[str, Any]], what: str, unit: float, title: str) -> go.Figure:
+    figure = go.Figure(
+        go.Bar(
+            x=[str(row["rank"]) for row in rows],
+            y=[row[what] / unit if row[what] is not None else None for row in rows],
+            marker={"color": [BLUE] * len(rows)},
+            width=0.5,
+        )
+    )
+    _styled(figure, [], title)
+    return figure.update_xaxes(title="rank", type="category")
+
+
+def _rates(evidence: pd.DataFrame) -> go.Figure:
+    """Loss against learning rate, a line per rank, on the seed that has tried them all."""
+    usable = evidence[~evidence["diverged"].astype(bool) & (evidence["seed"] == evidence["seed"].min())]
+    means = usable.groupby(["rank", "learning_rate"])["loss"].mean().reset_index()
+    figure = go.Figure()
+    shades = ["#93c5fd", "#60a5fa", "#3b82f6", "#1d4ed8", "#1e3a8a", "#172554", "#7c3aed", "#4c1d95"]
+    for index, (rank, part) in enumerate(means.groupby("rank")):
+        figure.add_trace(
+            go.Scatter(
+                x=part["learning_rate"].tolist(),
+                y=part["loss"].tolist(),
+                mode="lines+markers",
+                name=f"rank {rank}",
+                line={"color": shades[index % len(shades)]},
+                marker={"size": 9},
+            )
+        )
+    _styled(figure, [], "Held-out loss against learning rate, nats per example")
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.1})
+    low, high = means["learning_rate"].min(), means["learning_rate"].max()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
+    return figure.update_xaxes(
+        title="learning rate", type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
+    )
+
+
+def _styled(figure: go.Figure, rows: list[dict[str, Any]], title: str, percent: bool = False) -> go.Figure:
+    figure.update_layout(
+        title={"text": title, "font": {"size": 14}, "x": 0.01, "y": 0.97},
+        template="plotly_white",
+        height=HEIGHT,
+        margin={"l": 60, "r": 20, "t": 60, "b": 50},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        showlegend=False,
+    )
+    figure.update_yaxes(tickformat=".1%" if percent else None)
+    if rows:
+        ranks = [row["rank"] for row in rows]
+        figure.update_xaxes(title="rank", type="log", tickvals=ranks, ticktext=[str(rank) for rank in ranks])
+    return figure

@@ -1,0 +1,31 @@
+"""Numbers as people read them."""
+
+from rankwise.decide import Interval
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def plain_bytes(count: float) -> str:
+    """Write bytes in the largest binary unit that leaves at least 1."""
+    size, unit = float(count), 0
+    while abs(size) >= 1024 and unit < len(UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.0f} {UNITS[unit]}" if unit == 0 or size >= 100 else f"{size:.1f} {UNITS[unit]}"
+
+
+def seconds(value: float) -> str:
+    """Write a time in seconds, or in minutes from two on."""
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def signed(value: float) -> str:
+    """Write a difference of losses with its sign."""
+    return f"{value:+.4f}"
+
+
+def interval(bounds: Interval, *, percent: bool = False, sign: bool = False) -> str:
+    """Write an interval in brackets."""
+    low, high = bounds
+    if percent:
+        return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"[{low:+.3f}, {high:+.3f}]" if sign else f"[{low:.3f}, {high:.3f}]"
