@@ -140,11 +140,10 @@ class Run:
 
     def encode(self, part: str) -> Encoded:
         """Tokenise a part of the data, and say how many texts were cut."""
-        encoded, cut = encode(getattr(self.task, part), self.base.tokenizer, self.config.max_length)
+        length = min(self.config.max_length, self.base.longest)
+        encoded, cut = encode(getattr(self.task, part), self.base.tokenizer, length)
         if cut:
-            self.progress.note(
-                f"{cut} of {len(encoded)} {part.replace('_', '-')} texts were cut at {self.config.max_length} tokens"
-            )
+            self.progress.note(f"{cut} of {len(encoded)} {part.replace('_', '-')} texts were cut at {length} tokens")
         return encoded
 
 
@@ -167,7 +166,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     from rankwise.engine.base_model import load_base
 
     base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
-    return Run(config, task, base, SweepStore(config.out, _request(config, task)), progress)
+    return Run(config, task, base, SweepStore(config.out, _request(config, task), extend=config.extend), progress)
 
 
 def run_trials(run: Run) -> None:
@@ -202,6 +201,9 @@ def _conclude(run: Run) -> Sweep:
     evidence, summaries = run.store.evidence(), run.store.summaries()
     decision = select(evidence, margin=run.config.margin, confidence=run.config.confidence)
     decision = decision.with_costs({row.rank: _costs(summaries, row.rank, row.learning_rate) for row in decision.table})
+    if decision.next is not None and decision.next.held_out_examples == len(run.task.held_out):
+        advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
+        decision = replace(decision, next=replace(decision.next, advice=advice))
     chosen = None
     if decision.rank is not None:
         row = decision.row(decision.rank)
@@ -254,6 +256,7 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
+    del settings["extend"]
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
     fingerprints: Mapping[str, str | None] = {

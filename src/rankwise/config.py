@@ -49,10 +49,10 @@ def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else parse(value)
 
 
-def _flag(value: object) -> bool:
+def _flag(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise RequestError(f"trust_remote_code {value!r}: allowed is true or false")
+    raise RequestError(f"{name} {value!r}: allowed is true or false")
 
 
 def _option(default: object, help: str, parse: Callable[[Any], Any]) -> Any:
@@ -122,8 +122,13 @@ class SweepConfig:
     confidence: float = _option(
         0.95, "Confidence of the decision.", lambda value: check_number("confidence", value, above=0, below=1)
     )
-    trust_remote_code: bool = _option(False, "Run Python code that comes with the model.", _flag)
+    trust_remote_code: bool = _option(
+        False, "Run Python code that comes with the model.", lambda value: _flag("trust_remote_code", value)
+    )
     out: Path = _option(Path("rankwise-out"), "The sweep directory; the same command resumes it.", Path)
+    extend: bool = _option(
+        False, "Go on with a finished sweep in out, with more seeds.", lambda value: _flag("extend", value)
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):

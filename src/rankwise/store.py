@@ -31,12 +31,14 @@ class SweepStore:
         directory: the sweep directory, made if it is not there.
         request: what defines the sweep: its settings and the fingerprints of model and data. An existing directory
             must have been made by the same request.
+        extend: allow the request to have more seeds than the directory's. A trial depends on nothing but itself, so
+            the extended sweep equals one that had them from the start.
 
     Raises:
         RequestError: the directory cannot be used, belongs to another request, or is in use.
     """
 
-    def __init__(self, directory: Path, request: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, request: Mapping[str, Any], *, extend: bool = False) -> None:
         self.directory = directory
         self.trials_directory = directory / "trials"
         refuse_bad_directory(directory)
@@ -51,15 +53,15 @@ class SweepStore:
             raise RequestError(f"out {str(directory)!r} cannot be written: {reason}") from None
         for leftover in self.trials_directory.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover)
-        known = self.read_json("sweep.json")
-        if known is None:
-            self.write_json("sweep.json", request)
-        else:
-            try:
-                _refuse_difference(directory, known, request)
-            except RequestError:
-                self._lock.release()
-                raise
+        try:
+            known = self.read_json("sweep.json")
+            if known is not None:
+                _refuse_difference(directory, known, request, extend)
+            if known is None or extend:
+                self.write_json("sweep.json", request)
+        except RankwiseError:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> "SweepStore":
         return self
@@ -231,17 +233,20 @@ def _trials(directory: Path) -> list[Path]:
     return sorted(path for path in (directory / "trials").glob("*") if not path.name.startswith("."))
 
 
-def _refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+def _refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
     """Refuse to go on with a sweep under another request; versions and hardware may differ."""
     for part in ("settings", "fingerprints"):
         for name in {**known.get(part, {}), **request[part]}:
             before, now = known.get(part, {}).get(name), request[part].get(name)
-            if before != now:
-                values = f"is {now}, was {before}" if part == "settings" else "is not the same as before"
-                raise RequestError(
-                    f"out {str(directory)!r} holds a sweep with another request: {name} {values}; "
-                    "give the same request, or another out"
-                )
+            more_seeds = name == "seeds" and isinstance(before, int) and now > before
+            if before == now or (more_seeds and extend):
+                continue
+            values = f"is {now}, was {before}" if part == "settings" else "is not the same as before"
+            remedy = "; or add the new ones with --extend" if more_seeds else ""
+            raise RequestError(
+                f"out {str(directory)!r} holds a sweep with another request: {name} {values}; "
+                f"give the same request, or another out{remedy}"
+            )
 
 
 def _evidence_bytes(finished: "FinishedTrial") -> bytes:

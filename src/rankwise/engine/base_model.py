@@ -29,6 +29,7 @@ class BaseModel:
         trained_in_full: modules that every trial trains and saves beside its adapter: the fresh ones (or a saved
             adapter could not be put back on its base) and the head.
         targets: ``{layer: (d_in, d_out)}`` that get an adapter.
+        longest: tokens of the longest input that the model takes.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class BaseModel:
     fresh: tuple[str, ...]
     trained_in_full: tuple[str, ...]
     targets: dict[str, tuple[int, int]]
+    longest: int
 
 
 def load_base(
@@ -93,7 +95,9 @@ def load_base(
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return BaseModel(model.to(device), tokenizer, name, fresh, trained_in_full, targets)
+    return BaseModel(
+        model.to(device), tokenizer, name, fresh, trained_in_full, targets, _longest_input(model, tokenizer)
+    )
 
 
 @contextmanager
@@ -119,6 +123,17 @@ def _remove_dropout(config: Any) -> None:
     for key, value in config.to_dict().items():
         if ("drop" in key or key.endswith("pdrop")) and isinstance(value, float):
             setattr(config, key, 0.0)
+
+
+def _longest_input(model: nn.Module, tokenizer: Any) -> int:
+    """Return how many tokens the tokenizer and the model's positions allow."""
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from behind the padding index.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - unused)
+    return min(limit for limit in limits if isinstance(limit, int))
 
 
 def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:

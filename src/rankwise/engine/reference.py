@@ -149,12 +149,12 @@ class ReferenceEngine:
 
     def _arguments(self, trial: Trial, scratch: str) -> TrainingArguments:
         recipe = self.recipe
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=scratch,
             learning_rate=trial.learning_rate,
             num_train_epochs=recipe.epochs,
             per_device_train_batch_size=recipe.batch_size,
-            optim="adamw_torch",
+            optim="adamw_torch_fused",  # AdamW, one kernel a tensor
             weight_decay=recipe.weight_decay,
             max_grad_norm=recipe.max_grad_norm,
             lr_scheduler_type="linear",
@@ -168,6 +168,9 @@ class ReferenceEngine:
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
         )
+        # With several GPUs in sight the Trainer would multiply the batch by their number.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        return arguments
 
     def _peak_memory(self, model: nn.Module, optimizer: Any) -> int:
         """Measure one more step on the longest examples; its result is thrown away."""

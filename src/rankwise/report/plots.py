@@ -25,6 +25,7 @@ def draw(decision: dict[str, Any], evidence: pd.DataFrame) -> dict[str, str]:
     """
     rows = [row for row in decision["table"] if row["loss_mean"] is not None]
     figures = {
+        "compared": _compared(rows, decision),
         "loss": _quality(rows, decision, "loss", "Held-out loss, nats per example"),
         "score": _quality(rows, decision, "score", "Held-out accuracy"),
         "gain": _gain(rows, decision),
@@ -63,16 +64,45 @@ def _quality(rows: list[dict[str, Any]], decision: dict[str, Any], what: str, ti
             marker={"size": 11, "color": colours},
         )
     )
-    if what == "loss":
-        limit = min(means) + decision["margin"]
-        figure.add_hline(
-            y=limit,
-            line_dash="dot",
-            line_color=ORANGE,
-            annotation_text="best mean + margin",
-            annotation_position="top right",
-        )
     return _styled(figure, rows, title, percent=what == "score")
+
+
+def _compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
+    """Each rank's loss above the best other rank's, up to its bound: a rank fits if the bound is below the margin."""
+    figure = go.Figure()
+    for row in rows:
+        others = [other["loss_mean"] for other in rows if other is not row]
+        if not others or row["worst_difference"] is None:
+            continue
+        seen, bound = row["loss_mean"] - min(others), row["worst_difference"]
+        colour = GREEN if row["rank"] == decision["rank"] else BLUE if row["non_inferior"] else GREY
+        figure.add_trace(
+            go.Scatter(
+                x=[row["rank"], row["rank"]],
+                y=[seen, bound],
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={
+                    "size": [11, 16],
+                    "symbol": ["circle", "line-ew"],
+                    "line": {"width": 2, "color": colour},
+                    "opacity": 1,
+                },
+                name=f"rank {row['rank']}",
+            )
+        )
+    _margin_line(figure, decision)
+    return _styled(figure, rows, "Loss above the best other rank's, paired")
+
+
+def _margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
+    figure.add_hline(
+        y=decision["margin"],
+        line_dash="dot",
+        line_color=ORANGE,
+        annotation_text="margin",
+        annotation_position="top right",
+    )
 
 
 def _gain(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
@@ -95,13 +125,7 @@ def _gain(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
             width=0.5,
         )
     )
-    figure.add_hline(
-        y=decision["margin"],
-        line_dash="dot",
-        line_color=ORANGE,
-        annotation_text="margin",
-        annotation_position="top right",
-    )
+    _margin_line(figure, decision)
     _styled(figure, [], "Fall of held-out loss per doubling of rank, nats")
     return figure.update_xaxes(title="from rank to rank", type="category")
 

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from rankwise.decide import Decision, RankRow
-from rankwise.report.words import interval, plain_bytes, seconds, signed
+from rankwise.report.words import interval, plain_bytes, plus_minus, seconds
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
@@ -98,7 +98,7 @@ def print_decision(decision: Decision, console: Console | None = None) -> None:
     if console.width < 100 and not console.is_terminal:
         console = Console(file=console.file, width=120)
     console.print(table)
-    lines = [f"{'Rank ' + str(decision.rank) if decision.rank is not None else 'Undetermined'}. {decision.reason}"]
+    lines = [decision.reason if decision.rank is not None else f"Undetermined. {decision.reason}"]
     if decision.test is not None:
         test = decision.test
         lines.append(
@@ -120,11 +120,11 @@ def _cells(row: RankRow) -> list[str]:
         str(row.rank),
         _count(row.trainable_params),
         f"{row.learning_rate:g}" if row.learning_rate is not None else "",
-        f"{row.loss_mean:.4f} {interval(row.loss_ci)}",
-        f"{row.score_mean:.1%} {interval(row.score_ci, percent=True)}",
+        plus_minus(row.loss_mean, row.loss_ci),
+        plus_minus(row.score_mean, row.score_ci, percent=True),
         seconds(row.train_seconds) if row.train_seconds is not None else "",
         plain_bytes(row.peak_memory_bytes) if row.peak_memory_bytes is not None else "",
-        f"{signed(gain.loss)} {interval(gain.loss_ci, sign=True)}" if gain is not None else "",
+        plus_minus(gain.loss, gain.loss_ci, sign=True) if gain is not None else "",
     ]
 
 

@@ -23,6 +23,14 @@ def signed(value: float) -> str:
     return f"{value:+.4f}"
 
 
+def plus_minus(value: float, bounds: Interval, *, percent: bool = False, sign: bool = False) -> str:
+    """Write a figure with the half-width of its interval, which is symmetric."""
+    half = (bounds[1] - bounds[0]) / 2
+    if percent:
+        return f"{100 * value:.1f} ± {100 * half:.1f} %"
+    return f"{value:{'+' if sign else ''}.4f} ± {half:.3f}"
+
+
 def interval(bounds: Interval, *, percent: bool = False, sign: bool = False) -> str:
     """Write an interval in brackets."""
     low, high = bounds

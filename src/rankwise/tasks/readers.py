@@ -42,7 +42,8 @@ def read_table(path: Path) -> pd.DataFrame:
             table = pd.read_parquet(path)
         else:
             separator = "," if kind == "CSV" else "\t"
-            table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""])
+            # low_memory=False: one type for a whole column, so that a text that is all digits stays a text.
+            table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
         raise RequestError(f"data {str(path)!r} cannot be read as {kind}: {' '.join(str(error).split())}") from None
     if table.empty:
