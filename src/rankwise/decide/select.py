@@ -9,24 +9,12 @@ from scipy import stats
 
 from rankwise.checks import check_number
 from rankwise.decide.decision import Decision, Gain, Interval, Next, RankRow
+from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.variance import Spread, dunnett_critical, example_variance, interaction_variance
-from rankwise.errors import RequestError, some
+from rankwise.errors import some
 
-REQUIRED = ("rank", "seed", "example_id", "loss", "score")
 MOST_SEEDS = 32  # the most that a suggestion asks for
 MOST_EXAMPLES = 64  # times the held-out examples there are
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """A rank's trials at its learning rate: loss and score, each (S, N), seeds ascending."""
-
-    rank: int
-    learning_rate: float | None
-    seeds: tuple[int, ...]
-    loss: np.ndarray
-    score: np.ndarray
-    diverged: int
 
 
 @dataclass(frozen=True)
@@ -67,9 +55,13 @@ def select(evidence: pd.DataFrame, margin: float = 0.02, confidence: float = 0.9
     """
     check_number("margin", margin, above=0)
     check_number("confidence", confidence, above=0, below=1)
-    evidence = _checked(evidence)
-    ranks = sorted(int(rank) for rank in evidence["rank"].unique())
-    runs = {rank: _runs_of(evidence[evidence["rank"] == rank], rank) for rank in ranks}
+    return decide(read_runs(evidence), margin, confidence)
+
+
+def decide(all_runs: Sequence[Runs], margin: float, confidence: float) -> Decision:
+    """Apply the rule of `select` to runs, ranks ascending."""
+    runs = {run.rank: run for run in all_runs}
+    ranks = list(runs)
     alive = [rank for rank in ranks if len(runs[rank].seeds)]
     differences, score_differences = (
         _all_differences(runs, alive, "loss"),
@@ -79,12 +71,18 @@ def select(evidence: pd.DataFrame, margin: float = 0.02, confidence: float = 0.9
     worst = {rank: _worst(differences, rank, alive, confidence) for rank in alive}
     rows = _rows(runs, differences, score_differences, worst, margin, confidence)
     fit = [row.rank for row in rows if row.non_inferior]
-    warnings = _warnings(evidence, runs, alive)
+    warnings = _warnings(runs, alive)
     if fit:
         warnings += _conflict(score_differences, fit[0], alive, confidence)
         reason = _why(fit[0], ranks, worst[fit[0]], margin, confidence)
     else:
         reason = _why_not(alive, worst, differences, margin, confidence)
+    following = None if fit else _next(runs, differences, alive, margin, confidence)
+    if not fit and following is None and len(alive) > 1:
+        reason += (
+            f" Up to {MOST_SEEDS} seeds and {MOST_EXAMPLES} times the held-out examples would not settle it if the "
+            "differences seen persist; a larger margin would."
+        )
     return Decision(
         verdict="selected" if fit else "undetermined",
         rank=fit[0] if fit else None,
@@ -92,83 +90,15 @@ def select(evidence: pd.DataFrame, margin: float = 0.02, confidence: float = 0.9
         margin=margin,
         confidence=confidence,
         reason=reason,
-        next=None if fit else _next(runs, differences, alive, margin, confidence),
+        next=following,
         warnings=tuple(warnings),
         table=tuple(rows),
     )
 
 
-def best_learning_rate(evidence: pd.DataFrame) -> float | None:
-    """Return the rate to judge a rank by: the smallest that cannot be told from the best, None if all diverged.
-
-    The best has the lowest mean loss; a smaller rate whose loss is within one standard error of it (paired over
-    examples) is preferred, because the best of one seed often lies next to rates at which another seed collapses.
-    That is the one-standard-error rule (Breiman et al. 1984, section 3.4.3), applied to every rank alike.
-
-    Rates are compared on the seeds that every rate has been tried with, so that a rate run with more seeds is
-    neither favoured nor punished for them. A rate with a diverged trial is out.
-
-    Args:
-        evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, ``loss`` and ``diverged``.
-    """
-    gone = evidence.loc[evidence["diverged"], "learning_rate"].unique()
-    usable = evidence[~evidence["learning_rate"].isin(gone)]
-    if usable.empty:
-        return None
-    seeds_of = usable.groupby("learning_rate")["seed"].unique()
-    shared = set.intersection(*(set(seeds) for seeds in seeds_of))
-    if shared:
-        usable = usable[usable["seed"].isin(shared)]
-    losses = usable.pivot_table(index="example_id", columns="learning_rate", values="loss")  # (N, L), mean over seeds
-    best = losses.mean().idxmin()
-    rates = [float(rate) for rate in losses.columns.to_numpy()]  # ascending
-    behind = losses.to_numpy() - losses[[best]].to_numpy()  # (N, L)
-    with np.errstate(invalid="ignore"):  # a single example has no standard error
-        near = behind.mean(0) <= behind.std(0, ddof=1) / np.sqrt(len(behind))  # (L,), true for the best
-    return rates[int(near.argmax())] if near.any() else float(losses.mean().to_numpy().min())
-
-
-def _checked(evidence: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in REQUIRED if name not in evidence.columns]
-    if missing:
-        raise RequestError(f"evidence lacks the column {some(missing)}; it has: {some(evidence.columns, 12)}")
-    evidence = evidence.copy()
-    if "diverged" not in evidence.columns:
-        evidence["diverged"] = False
-    evidence["diverged"] = evidence["diverged"].astype(bool)
-    if "learning_rate" not in evidence.columns:
-        evidence["learning_rate"] = 0.0  # one rate, not named
-    if evidence["rank"].nunique() < 2:
-        raise RequestError(f"evidence holds {evidence['rank'].nunique()} rank; at least two are needed to compare")
-    usable = evidence[~evidence["diverged"]]
-    bad = usable.index[~np.isfinite(usable[["loss", "score"]].to_numpy(dtype=float)).all(axis=1)]
-    if len(bad):
-        raise RequestError(f"evidence: loss or score is not finite in {len(bad)} rows (row {some(bad)})")
-    key = ["rank", "learning_rate", "seed", "example_id"]
-    twice = usable.index[usable.duplicated(key)]
-    if len(twice):
-        raise RequestError(f"evidence: {len(twice)} rows repeat a {', '.join(key)} (row {some(twice)})")
-    return evidence
-
-
-def _runs_of(evidence: pd.DataFrame, rank: int) -> _Runs:
-    rate = best_learning_rate(evidence)
-    diverged = int(evidence.loc[evidence["diverged"]].groupby(["learning_rate", "seed"]).ngroups)
-    if rate is None:
-        return _Runs(rank, None, (), np.empty((0, 0)), np.empty((0, 0)), diverged)
-    chosen = evidence[evidence["learning_rate"] == rate]
-    loss = chosen.pivot(index="seed", columns="example_id", values="loss")  # (S, N)
-    if loss.isna().any(axis=None):
-        raise RequestError(f"evidence of rank {rank}: its seeds were not scored on the same examples")
-    score = chosen.pivot(index="seed", columns="example_id", values="score")  # (S, N)
-    return _Runs(rank, rate, tuple(int(seed) for seed in loss.index), loss.to_numpy(), score.to_numpy(), diverged)
-
-
-def _all_differences(runs: dict[int, _Runs], alive: Sequence[int], what: str) -> dict[tuple[int, int], _Difference]:
+def _all_differences(runs: dict[int, Runs], alive: Sequence[int], what: str) -> dict[tuple[int, int], _Difference]:
     """Return every ordered pair's difference; the part due to seeds is pooled over all ranks."""
     values = {rank: getattr(runs[rank], what) for rank in alive}
-    if len({value.shape[1] for value in values.values()}) > 1:
-        raise RequestError("evidence: the ranks were not scored on the same number of examples")
     seeds = sorted({seed for rank in alive for seed in runs[rank].seeds})
     means = np.full((len(alive), len(seeds)), np.nan)  # (R, S)
     for row, rank in enumerate(alive):
@@ -213,7 +143,7 @@ def _upper(difference: _Difference, comparisons: int, confidence: float) -> floa
 
 
 def _rows(
-    runs: dict[int, _Runs],
+    runs: dict[int, Runs],
     differences: dict[tuple[int, int], _Difference],
     score_differences: dict[tuple[int, int], _Difference],
     worst: dict[int, tuple[float, int]],
@@ -311,7 +241,7 @@ def _why_not(
 
 
 def _next(
-    runs: dict[int, _Runs],
+    runs: dict[int, Runs],
     differences: dict[tuple[int, int], _Difference],
     alive: Sequence[int],
     margin: float,
@@ -347,7 +277,7 @@ def _next(
     return None
 
 
-def _warnings(evidence: pd.DataFrame, runs: dict[int, _Runs], alive: Sequence[int]) -> list[str]:
+def _warnings(runs: dict[int, Runs], alive: Sequence[int]) -> list[str]:
     warnings: list[str] = []
     if max((len(run.seeds) for run in runs.values()), default=0) == 1:
         warnings.append(
@@ -357,14 +287,13 @@ def _warnings(evidence: pd.DataFrame, runs: dict[int, _Runs], alive: Sequence[in
     dead = [rank for rank in runs if rank not in alive]
     if dead:
         warnings.append(f"Rank {some(dead)} diverged at every learning rate tried, with some seed, and is left out.")
-    rates = sorted(evidence["learning_rate"].unique())
-    if len(rates) == 1:
+    if len({rate for run in runs.values() for rate in run.rates}) == 1:
         warnings.append(
             "One learning rate only: rank and learning rate are confounded (a larger rank learns faster at the same "
             "rate), so what looks like an effect of rank may be one of the rate; try several per rank."
         )
     for rank in alive:
-        tried = sorted(evidence.loc[evidence["rank"] == rank, "learning_rate"].unique())
+        tried = runs[rank].rates
         rate = runs[rank].learning_rate
         if len(tried) > 1 and rate in (tried[0], tried[-1]):
             side, end = ("below", "lowest") if rate == tried[0] else ("above", "highest")

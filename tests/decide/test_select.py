@@ -1,0 +1,270 @@
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rankwise import RequestError, select
+from rankwise.decide import best_learning_rate
+from rankwise.decide.evidence import Runs, read_runs
+from rankwise.decide.select import decide
+
+RANKS = (4, 8, 16, 32)
+
+
+def make_losses(
+    losses: Sequence[float],
+    *,
+    seeds: int = 3,
+    examples: int = 500,
+    seed_noise: float = 0.005,
+    example_noise: float = 0.3,
+    generator: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Draw losses (R, S, N) with known true losses, and noise of examples, of trials and of both together."""
+    generator = generator or np.random.default_rng(0)
+    shared = generator.normal(size=(1, 1, examples)) * example_noise
+    own = generator.normal(size=(len(losses), 1, examples)) * example_noise / 3  # how a rank differs on an example
+    trial = generator.normal(size=(len(losses), seeds, 1)) * seed_noise
+    rest = generator.normal(size=(len(losses), seeds, examples)) * example_noise / 3
+    values = np.reshape(losses, (-1, 1, 1)) + shared + own + trial + rest  # (R, S, N)
+    return values
+
+
+def make_evidence(losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: Any) -> pd.DataFrame:
+    """Put `make_losses` into a table."""
+    values = make_losses(losses, **sizes)  # (R, S, N)
+    levels = [ranks, range(values.shape[1]), range(values.shape[2])]
+    index = pd.MultiIndex.from_product(levels, names=["rank", "seed", "example_id"])
+    frame = pd.DataFrame({"loss": values.reshape(-1)}, index=index).reset_index()
+    return frame.assign(score=(frame["loss"] < 0.7).astype(float), learning_rate=1e-3, diverged=False)
+
+
+def make_runs(losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: Any) -> list[Runs]:
+    """Put `make_losses` into runs, as `read_runs` does with a table, only faster."""
+    values = make_losses(losses, **sizes)  # (R, S, N)
+    seeds, examples = tuple(range(values.shape[1])), np.arange(values.shape[2])
+    return [
+        Runs(rank, 1e-3, (1e-3,), seeds, examples, loss, (loss < 0.7).astype(float), 0)
+        for rank, loss in zip(ranks, values, strict=True)
+    ]
+
+
+def test_runs_made_directly_are_those_of_the_table() -> None:
+    for run, read in zip(make_runs([0.5] * 4), read_runs(make_evidence([0.5] * 4)), strict=True):
+        assert (run.rank, run.seeds, run.rates) == (read.rank, read.seeds, read.rates)
+        np.testing.assert_array_equal(run.loss, read.loss)
+        np.testing.assert_array_equal(run.score, read.score)
+
+
+def test_the_smallest_rank_that_is_not_worse() -> None:
+    decision = select(make_evidence([0.60, 0.502, 0.50, 0.499], examples=4000), margin=0.02)
+    assert (decision.verdict, decision.rank) == ("selected", 8)
+    assert [row.non_inferior for row in decision.table] == [False, True, True, True]
+    assert decision.next is None
+    assert "Rank 8" in decision.reason
+
+
+def test_the_best_mean_is_not_what_decides() -> None:
+    evidence = make_evidence([0.501, 0.5, 0.499, 0.498], examples=4000)
+    assert evidence.groupby("rank")["loss"].mean().idxmin() != 4
+    assert select(evidence, margin=0.02).rank == 4
+
+
+def test_noise_leaves_it_open_and_says_what_would_settle_it() -> None:
+    evidence = make_evidence([0.52, 0.51, 0.50, 0.49], seeds=2, examples=100, seed_noise=0.01)
+    decision = select(evidence, margin=0.01)
+    assert (decision.verdict, decision.rank) == ("undetermined", None)
+    assert decision.next is not None
+    assert decision.next.seeds > 2
+    assert decision.next.rank in (4, 8, 16, 32)
+    assert decision.reason.startswith("No rank is shown to be within 0.01 nats")
+
+
+def test_where_nothing_would_settle_it_that_is_said() -> None:
+    # Two ranks whose seeds lie 0.4 apart and cancel: no difference seen, and much noise.
+    losses = {(4, 0): 0.7, (4, 1): 0.3, (8, 0): 0.3, (8, 1): 0.7}
+    rows = [
+        {"rank": rank, "seed": seed, "example_id": example, "loss": loss, "score": 0.5}
+        for (rank, seed), loss in losses.items()
+        for example in range(20)
+    ]
+    decision = select(pd.DataFrame(rows), margin=0.001)
+    assert decision.next is None
+    assert "a larger margin would" in decision.reason
+
+
+def test_what_is_advised_settles_it_about_as_often_as_not() -> None:
+    generator = np.random.default_rng(1)
+    settled = []
+    for _ in range(60):
+        truth = {"examples": 300, "seed_noise": 0.008, "generator": generator}
+        first = select(make_evidence([0.55, 0.5, 0.5, 0.5], seeds=2, **truth), margin=0.02)  # type: ignore[arg-type]
+        if first.next is None or first.next.held_out_examples > 300:
+            continue
+        again = make_evidence([0.55, 0.5, 0.5, 0.5], seeds=first.next.seeds, **truth)  # type: ignore[arg-type]
+        settled.append(select(again, margin=0.02).rank is not None)
+    assert len(settled) >= 20
+    assert np.mean(settled) > 0.4
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize(
+    "losses", [[0.53, 0.50, 0.50, 0.50], [0.5201, 0.51, 0.505, 0.50], [0.5205, 0.5205, 0.5205, 0.5]]
+)
+def test_a_rank_that_is_truly_worse_is_seldom_chosen(losses: list[float], seeds: int) -> None:
+    generator = np.random.default_rng(7)
+    worse = [rank for rank, loss in zip((4, 8, 16, 32), losses, strict=True) if loss > min(losses) + 0.02]
+    wrong, replications = 0, 400
+    for _ in range(replications):
+        noise = 0.004 if seeds > 1 else 0.0  # one seed cannot tell
+        runs = make_runs(losses, seeds=seeds, examples=200, seed_noise=noise, generator=generator)
+        wrong += decide(runs, margin=0.02, confidence=0.95).rank in worse
+    # 5 % and three Monte Carlo standard errors
+    assert wrong / replications <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / replications)
+
+
+def test_intervals_cover_the_true_means_and_gains() -> None:
+    generator = np.random.default_rng(3)
+    truth, covered, gains, replications = [0.55, 0.52, 0.50], 0, 0, 600
+    for _ in range(replications):
+        runs = make_runs(truth, ranks=(4, 8, 16), examples=100, seed_noise=0.02, generator=generator)
+        table = decide(runs, margin=0.02, confidence=0.95).table
+        for row, loss in zip(table, truth, strict=True):
+            assert row.loss_ci is not None
+            covered += row.loss_ci[0] <= loss <= row.loss_ci[1]
+        gain = table[1].gain_over_previous
+        assert gain is not None
+        gains += gain.loss_ci[0] <= truth[0] - truth[1] <= gain.loss_ci[1]
+    assert 0.93 <= covered / (3 * replications) <= 0.97
+    assert 0.925 <= gains / replications <= 0.975
+
+
+def test_pairing_cancels_the_noise_that_ranks_share() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5], example_noise=0.05, seed_noise=0.001)
+    hard = evidence["example_id"] % 2 * 5.0  # half of the examples are hard for every rank
+    decision = select(evidence.assign(loss=evidence["loss"] + hard), margin=0.02)
+    assert decision.rank == 4
+    first = decision.table[0]
+    assert first.loss_ci is not None
+    assert first.loss_ci[1] - first.loss_ci[0] > 0.1
+
+
+def test_diverged_trials_put_their_learning_rate_out() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
+    gone = (evidence["rank"] == 4) & (evidence["seed"] == 1)
+    row = evidence[gone].head(1).assign(loss=np.nan, diverged=True, example_id=-1)
+    decision = select(pd.concat([evidence[~gone], row]))
+    assert decision.rank == 8
+    assert decision.table[0].diverged == 1
+    assert decision.table[0].loss_mean is None
+    assert any("Rank 4 diverged" in warning for warning in decision.warnings)
+
+
+def test_every_trial_diverged() -> None:
+    rows = [
+        {"rank": rank, "seed": 0, "example_id": -1, "loss": np.nan, "score": 0, "diverged": True} for rank in (4, 8)
+    ]
+    decision = select(pd.DataFrame(rows))
+    assert (decision.verdict, decision.rank) == ("undetermined", None)
+    json.dumps(decision.as_dict(), allow_nan=False)
+
+
+def test_each_rank_stands_at_its_own_best_rate() -> None:
+    slow, fast = make_evidence([0.60, 0.55, 0.50, 0.50]), make_evidence([0.50, 0.50, 0.60, 0.70])
+    evidence = pd.concat([slow.assign(learning_rate=1e-3), fast.assign(learning_rate=5e-3)])
+    decision = select(evidence, margin=0.05)
+    assert [row.learning_rate for row in decision.table] == [5e-3, 5e-3, 1e-3, 1e-3]
+    assert decision.rank == 4
+    # At either rate alone rank would seem to matter.
+    assert select(slow, margin=0.05).rank != 4
+    assert any("lowest learning rate" in warning for warning in decision.warnings)
+
+
+def test_one_rate_and_one_seed_are_warned_of() -> None:
+    warnings = " ".join(select(make_evidence([0.5, 0.5, 0.5, 0.5], seeds=1)).warnings)
+    assert "One seed only" in warnings
+    assert "confounded" in warnings
+
+
+def test_a_score_that_contradicts_the_loss_is_reported() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
+    evidence["score"] = np.where(evidence["rank"] == 32, 1.0, (evidence["example_id"] % 10 > 0).astype(float))
+    warnings = select(evidence).warnings
+    assert any("rank 32 scores 0.1000 higher" in warning for warning in warnings)
+
+
+def test_rows_may_come_in_any_order() -> None:
+    evidence = make_evidence([0.52, 0.51, 0.50, 0.50])
+    assert select(evidence) == select(evidence.sample(frac=1, random_state=0))
+
+
+def test_a_rank_with_fewer_seeds_is_compared_on_those_it_has() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
+    decision = select(evidence[(evidence["rank"] != 4) | (evidence["seed"] < 2)])
+    assert decision.table[0].seeds == 2
+    assert decision.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: e.drop(columns="loss"), "lacks the column loss; it has: rank, seed"),
+        (lambda e: e[e["rank"] == 4], "holds 1 rank; at least two"),
+        (lambda e: e.assign(loss=np.where(e.index == 7, np.inf, e["loss"])), r"not finite in 1 rows \(row 7\)"),
+        (lambda e: pd.concat([e, e.head(1)]), "1 rows repeat"),
+        (
+            lambda e: e[(e["rank"] != 4) | (e["seed"] != 1) | (e["example_id"] < 100)],
+            "rank 4: its seeds were not scored",
+        ),
+        (lambda e: e[(e["rank"] != 4) | (e["example_id"] < 100)], "ranks 4 and 8 were not scored on the same"),
+    ],
+)
+def test_evidence_that_cannot_serve(change, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(RequestError, match=words):
+        select(change(make_evidence([0.5, 0.5, 0.5, 0.5])))
+
+
+@pytest.mark.parametrize("settings", [{"margin": -0.1}, {"margin": np.nan}, {"confidence": 0}, {"confidence": 1.2}])
+def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
+    with pytest.raises(RequestError, match=next(iter(settings))):
+        select(make_evidence([0.5, 0.5, 0.5, 0.5]), **settings)
+
+
+def test_the_decision_is_plain_json() -> None:
+    content = json.loads(json.dumps(select(make_evidence([0.5, 0.5, 0.5, 0.5])).as_dict(), allow_nan=False))
+    assert {
+        "verdict", "rank", "metric", "margin", "confidence", "reason", "next", "warnings", "table",
+    } <= set(content)  # fmt: skip
+    assert {
+        "rank", "seeds", "loss_mean", "loss_ci", "score_mean", "score_ci", "trainable_params", "adapter_bytes",
+        "train_seconds", "peak_memory_bytes", "worst_difference", "non_inferior", "gain_over_previous",
+    } <= set(content["table"][0])  # fmt: skip
+
+
+class TestBestLearningRate:
+    def rates(self, losses: dict[float, list[float]], seeds: dict[float, list[int]] | None = None) -> pd.DataFrame:
+        rows = [
+            {"learning_rate": rate, "seed": seed, "example_id": i, "loss": loss, "diverged": not np.isfinite(loss)}
+            for rate, values in losses.items()
+            for seed in (seeds or {}).get(rate, [0])
+            for i, loss in enumerate(values)
+        ]
+        return pd.DataFrame(rows)
+
+    def test_the_lowest_loss(self) -> None:
+        assert best_learning_rate(self.rates({1e-3: [0.6, 0.7], 2e-3: [0.3, 0.41], 4e-3: [0.5, 0.6]})) == 2e-3
+
+    def test_the_smaller_of_two_that_cannot_be_told_apart(self) -> None:
+        assert best_learning_rate(self.rates({1e-3: [0.2, 0.9, 0.5], 2e-3: [0.9, 0.1, 0.5]})) == 1e-3
+
+    def test_a_rate_that_diverged_is_out(self) -> None:
+        assert best_learning_rate(self.rates({1e-3: [0.6, 0.7], 2e-3: [np.nan]})) == 1e-3
+        assert best_learning_rate(self.rates({2e-3: [np.nan]})) is None
+
+    def test_only_seeds_that_every_rate_has_count(self) -> None:
+        both = self.rates({1e-3: [0.6, 0.62], 2e-3: [0.5, 0.51]}, {1e-3: [0], 2e-3: [0, 1]})
+        both.loc[both["seed"] == 1, "loss"] = 0.9
+        assert best_learning_rate(both) == 2e-3

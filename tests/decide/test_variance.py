@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from rankwise.decide.variance import Spread, dunnett_critical, example_variance, interaction_variance
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 3, 5])
+@pytest.mark.parametrize("df", [3, 10, np.inf])
+def test_critical_values_against_the_multivariate_t(comparisons: int, df: float) -> None:
+    critical = dunnett_critical(comparisons, df, 0.95)
+    correlation = np.full((comparisons, comparisons), 0.5) + 0.5 * np.eye(comparisons)
+    joint = stats.multivariate_t(shape=correlation, df=df, seed=0) if np.isfinite(df) else None
+    if joint is None:
+        joint = stats.multivariate_normal(cov=correlation, seed=0)
+    assert joint.cdf(np.full(comparisons, critical)) == pytest.approx(0.95, abs=2e-3)
+
+
+def test_critical_values_of_dunnett_s_table() -> None:
+    # Dunnett 1955, table 1a (one-sided, 95 %): 10 degrees of freedom, 1, 2 and 3 treatments; then infinitely many.
+    assert [round(dunnett_critical(k, 10, 0.95), 2) for k in (1, 2, 3)] == [1.81, 2.15, 2.34]
+    assert [round(dunnett_critical(k, np.inf, 0.95), 2) for k in (1, 2, 3)] == [1.64, 1.92, 2.06]
+
+
+def test_variance_components_are_those_that_made_the_data() -> None:
+    generator = np.random.default_rng(0)
+    seeds, examples, repeats = 4, 50, 4000
+    sigma_seed, sigma_example, sigma_rest = 0.3, 1.5, 0.8
+    means, by_example = [], []
+    for _ in range(repeats):
+        values = (
+            sigma_seed * generator.normal(size=(seeds, 1))
+            + sigma_example * generator.normal(size=examples)
+            + sigma_rest * generator.normal(size=(seeds, examples))
+        )
+        means.append(values.mean())
+        by_example.append(example_variance(values))
+    truth = sigma_example**2 / examples
+    assert np.mean(by_example) == pytest.approx(truth, rel=0.02)
+    # What the examples leave of the variance of the mean is the seeds' part.
+    expected = truth + sigma_seed**2 / seeds + sigma_rest**2 / (seeds * examples)
+    assert np.var(means) == pytest.approx(expected, rel=0.07)
+
+
+def test_interaction_is_free_of_what_a_seed_does_to_all_ranks() -> None:
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(3000):
+        means = generator.normal(size=(3, 1)) + 10 * generator.normal(size=4) + 0.2 * generator.normal(size=(3, 4))
+        means[2, 3] = np.nan  # a rank with fewer seeds
+        variance, df = interaction_variance(means)
+        found.append(variance)
+    assert df == 2 * 3 - 1
+    assert np.mean(found) == pytest.approx(0.2**2, rel=0.05)
+
+
+def test_one_seed_tells_nothing_of_seeds() -> None:
+    assert interaction_variance(np.ones((4, 1))) == (0.0, 0.0)
+    values = np.random.default_rng(0).normal(size=(1, 30))
+    assert example_variance(values) == pytest.approx(stats.sem(values[0]) ** 2)
+
+
+def test_satterthwaite() -> None:
+    spread = Spread(seeds=1.0, seeds_df=3, examples=2.0, examples_df=99)
+    assert spread.error == pytest.approx(np.sqrt(3))
+    assert spread.df == pytest.approx(9 / (1 / 3 + 4 / 99))
+    assert Spread(0.0, 0, 0.0, 10).df == np.inf
