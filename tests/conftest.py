@@ -1,10 +1,14 @@
 """Tiny random models and small made-up data, built on the spot."""
 
+import os
 import random
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+# Tiny models gain nothing from a second thread, and lose much where another process wants the same core.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 GOOD = ["good", "great", "fine", "lovely", "superb", "charming"]
 BAD = ["bad", "awful", "poor", "dull", "dreadful", "clumsy"]

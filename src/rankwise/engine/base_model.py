@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rankwise.errors import RequestError
@@ -78,8 +79,11 @@ def load_base(
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise RequestError(f"model {name!r} cannot be loaded: {_first_sentence(error)}") from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # transformers makes one up, to which every word is unknown, where the files are missing.
+        raise RequestError(f"model {name!r} has no tokenizer: save one beside it (tokenizer.save_pretrained)")
     if tokenizer.pad_token is None:  # decoders often have none
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

@@ -13,9 +13,10 @@ from rankwise.engine.trial import Trial
 from rankwise.lora.scaling import AlphaPolicy
 from rankwise.strategies.base import Strategy
 
-START_RATE = 2e-3  # where the search starts at START_RANK; docs/learning-rate.md has the measurement
+START_RATE = 1e-3  # where the search starts at START_RANK; docs/learning-rate.md has the measurement
 START_RANK = 4
-START_EXPONENT = 2 / 3  # the start falls with the rank as r ** -START_EXPONENT
+START_EXPONENT = 1 / 3  # the start falls with the rank as r ** -START_EXPONENT
+UNIT_RATE = 1e-3  # the search's rates are this times a whole power of STEP
 STEP = 2.0  # between neighbouring rates of the search
 MOST_RATES = 8  # that the search tries for one rank
 
@@ -85,23 +86,39 @@ class Grid(Strategy):
         for rank in self.ranks:
             if rank not in ends and known:
                 line = np.interp(math.log(rank), np.log(list(known)), np.log(list(known.values())))
-                wanted.append((rank, _round(math.exp(line)), 0))
+                wanted += [(rank, rate, 0) for rate in self._lowered(_of_rank(evidence, rank), math.exp(line))]
         return wanted
 
     def _bracket(self, evidence: pd.DataFrame, rank: int) -> list[float]:
-        """Return the rates that one rank's search has tried and wants to try next."""
+        """Return the rates that one rank's search wants, complete or not.
+
+        The search is replayed from its start, each step on the rates wanted until then, so that it takes the same
+        way wherever it was interrupted.
+        """
         first = _first_seed(evidence)
-        tried = sorted(first["learning_rate"].unique())
-        if not tried:
-            start = START_RATE * (START_RANK / rank) ** START_EXPONENT / self.alpha.scaling(rank)
-            start = _round(1e-3 * STEP ** round(math.log(start / 1e-3, STEP)))
-            return [_round(start / STEP), start, _round(start * STEP)]
-        if len(tried) >= MOST_RATES:
-            return tried
-        best = best_learning_rate(first)
-        if best is None:  # all diverged: lower
-            return [*tried, _round(tried[0] / STEP)]
-        return sorted({*tried, _round(best / STEP), _round(best * STEP)})
+        start = START_RATE * (START_RANK / rank) ** START_EXPONENT / self.alpha.scaling(rank)
+        middle = round(math.log(start / UNIT_RATE, STEP))
+        rates = {step: _on_grid(step) for step in (middle - 1, middle, middle + 1)}
+        while True:
+            wanted = [rates[step] for step in sorted(rates)]
+            known = first[first["learning_rate"].isin(wanted)]
+            if known["learning_rate"].nunique() < len(wanted) or len(wanted) >= MOST_RATES:
+                return wanted
+            best = best_learning_rate(known)
+            if best is None:  # all diverged: lower
+                more = [min(rates) - 1]
+            else:
+                more = [step + side for step, rate in rates.items() if rate == best for side in (-1, 1)]
+            if set(more) <= set(rates):
+                return wanted
+            rates.update({step: _on_grid(step) for step in more})
+
+    def _lowered(self, evidence: pd.DataFrame, rate: float) -> list[float]:
+        """Return a rate, and lower ones for as long as those above have diverged."""
+        rates = [_round(rate)]
+        while len(rates) < MOST_RATES and bool(evidence.loc[evidence["learning_rate"] == rates[-1], "diverged"].any()):
+            rates.append(_round(rate / STEP ** len(rates)))
+        return rates
 
     def _missing(self, wanted: Sequence[tuple[int, float, int]], evidence: pd.DataFrame) -> list[Trial]:
         complete = set(evidence[["rank", "learning_rate", "seed"]].drop_duplicates().itertuples(index=False, name=None))
@@ -128,6 +145,10 @@ def _first_seed(evidence: pd.DataFrame) -> pd.DataFrame:
 
 def _tried(evidence: pd.DataFrame, rank: int) -> int:
     return int(_of_rank(evidence, rank)["learning_rate"].nunique())
+
+
+def _on_grid(step: int) -> float:
+    return _round(UNIT_RATE * STEP**step)
 
 
 def _round(rate: float) -> float:

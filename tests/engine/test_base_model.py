@@ -1,0 +1,93 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rankwise.engine.base_model import load_base
+from rankwise.errors import RequestError
+from tests.conftest import save_tokenizer
+
+LABELS = ("bad", "good")
+
+
+def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(tiny_model: Path, tmp_path: Path) -> None:
+    base = load_base(str(tiny_model), LABELS, ["all-linear"], [4])
+    assert base.fresh == ("classifier",)
+    assert set(base.trained_in_full) == {"classifier"}
+    assert base.model.config.id2label == {0: "bad", 1: "good"}
+    # MiniLM-L6 comes without the pooler's weights.
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = {key: value for key, value in load_file(tiny_model / "model.safetensors").items() if "pooler" not in key}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+    assert set(base.fresh) == {"bert.pooler", "classifier"}
+    assert not any("pooler" in name for name in base.targets)
+
+
+def test_there_is_no_dropout_anywhere(tiny_model: Path) -> None:
+    base = load_base(str(tiny_model), LABELS, ["all-linear"], [4])
+    base.model.train()
+    tokens = torch.tensor([[2, 5, 6, 3]])
+    assert torch.equal(base.model(input_ids=tokens).logits, base.model(input_ids=tokens).logits)
+
+
+def test_a_decoder_without_padding_gets_one(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    save_tokenizer(tmp_path)
+    GPT2Model(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=24)).save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+    assert base.model.config.pad_token_id == base.tokenizer.pad_token_id is not None
+    assert base.fresh == ("score",)
+    assert base.longest == 24
+
+
+def roberta(directory: Path) -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(
+        vocab_size=save_tokenizer(directory), intermediate_size=16, max_position_embeddings=34, pad_token_id=1, **sizes
+    )
+    RobertaModel(config).save_pretrained(directory)
+
+
+def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
+    roberta(tmp_path)
+    base = load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+    assert base.longest == 32  # 34 positions, counted from behind the padding index 1
+    base.model(input_ids=torch.full((1, base.longest), 5))
+    with pytest.raises((IndexError, RuntimeError), match="index"):
+        base.model(input_ids=torch.full((1, base.longest + 1), 5))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda d: (d / "config.json").unlink(), "no config.json"),
+        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), r"pickle only \(pytorch_model.bin\)"),
+        (lambda d: (d / "model.safetensors").unlink(), r"has no weights \(\*.safetensors\)"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"broken"), "cannot be loaded"),
+        (lambda d: (d / "config.json").write_text('{"model_type": "nonesuch"}'), "cannot be loaded.*nonesuch"),
+        (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda d: [file.unlink() for file in d.glob("tok*")], "has no tokenizer"),
+    ],
+)
+def test_models_that_cannot_serve(tiny_model: Path, tmp_path: Path, break_it: Any, words: str) -> None:
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    break_it(tmp_path)
+    with pytest.raises(RequestError, match=words) as caught:
+        load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no such directory"):
+        load_base(str(tmp_path / "absent"), LABELS, ["all-linear"], [4])
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RequestError, match="is a file, not a directory"):
+        load_base(str(tmp_path / "file"), LABELS, ["all-linear"], [4])
