@@ -9,6 +9,7 @@ import pytest
 
 # Tiny models gain nothing from a second thread, and lose much where another process wants the same core.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a hub
 
 GOOD = ["good", "great", "fine", "lovely", "superb", "charming"]
 BAD = ["bad", "awful", "poor", "dull", "dreadful", "clumsy"]
@@ -83,6 +84,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertModel(config).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def swept(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished sweep: ranks 2, 4 and 8, two rates, two seeds."""
+    from rankwise import sweep
+
+    directory = tmp_path_factory.mktemp("swept")
+    data, out = directory / "reviews.csv", directory / "out"
+    make_reviews(400).to_csv(data, index=False)
+    sweep(model=str(tiny_model), data=data, ranks=(2, 4, 8), learning_rate=(5e-3, 1e-2), margin=0.5, out=out)
+    return out
 
 
 @pytest.fixture

@@ -155,18 +155,19 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     """
     refuse_bad_directory(config.out)
     task = load_task(config)
+    name = _model_name(config)
+    check_model_files(name)
+    from rankwise.engine.base_model import load_base
+
+    base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
+    store = SweepStore(config.out, _request(config, task), extend=config.extend)
     for note in task.notes:
         progress.note(note)
     progress.note(
         f"{task.name}: {len(task.label_names)} classes; {len(task.train)} training, {len(task.held_out)} held-out "
         f"and {len(task.test)} test examples"
     )
-    name = _model_name(config)
-    check_model_files(name)
-    from rankwise.engine.base_model import load_base
-
-    base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
-    return Run(config, task, base, SweepStore(config.out, _request(config, task), extend=config.extend), progress)
+    return Run(config, task, base, store, progress)
 
 
 def run_trials(run: Run) -> None:

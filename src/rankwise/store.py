@@ -144,24 +144,7 @@ class SweepStore:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the sweep in one piece."""
-        self.write_bytes(name, _json_bytes(content))
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file of the sweep in one piece.
-
-        Raises:
-            RankwiseError: it cannot be written.
-        """
-        path = self.directory / name
-        partial = path.with_name(f"{PARTIAL}{path.name}")
-        try:
-            _write(partial, content)
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RankwiseError(
-                f"cannot write {str(path)!r}: {error.strerror or error}; complete trials are kept"
-            ) from None
+        write_whole(self.directory / name, _json_bytes(content))
 
     def hand_over(self, trial_name: str | None) -> Path | None:
         """Make ``best/`` a copy of a trial's adapter, or remove it where no rank was selected."""
@@ -196,6 +179,23 @@ def refuse_bad_directory(directory: Path) -> None:
             raise RequestError(
                 f"out {str(directory)!r} holds other files ({others[0]}) and no sweep; name a new or empty directory"
             )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of a sweep in one piece: there is the old one or the new one, never a part.
+
+    Raises:
+        RankwiseError: it cannot be written.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    try:
+        _write(partial, content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RankwiseError(
+            f"cannot write {str(path)!r}: {error.strerror or error}; complete trials are kept"
+        ) from None
 
 
 def read_evidence(directory: Path) -> pd.DataFrame:

@@ -216,7 +216,7 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class _Watch(TrainerCallback):
-    """Times the loop, keeps every step's figures, and stops a trial whose loss is not finite."""
+    """Times the loop, keeps every step's figures, and stops a trial whose loss or gradient is not finite."""
 
     def __init__(self, on_step: Callable[[], None]) -> None:
         self.on_step = on_step
@@ -238,7 +238,8 @@ class _Watch(TrainerCallback):
             return
         row = {LOGGED[key]: float(value) for key, value in logs.items() if key in LOGGED}
         self.steps.append({"step": state.global_step, **row})
-        if not math.isfinite(row["train_loss"]):
+        # Clipping turns an infinite gradient into none, so the loss alone would not show it.
+        if not (math.isfinite(row["train_loss"]) and math.isfinite(row.get("grad_norm", 0.0))):
             self.diverged = True
             control.should_training_stop = True
 

@@ -53,7 +53,7 @@ class FinishedTrial:
 
     Attributes:
         trial: what was asked.
-        diverged: a loss was not finite; there is no evidence then.
+        diverged: a loss or a gradient was not finite; there is no evidence then.
         steps: per optimizer step ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``grad_norm``.
         evidence: per held-out example ``example_id``, ``loss``, ``score``; no rows if diverged.
         adapter: parameters under PEFT's names.

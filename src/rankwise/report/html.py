@@ -1,15 +1,14 @@
 """The report: one self-contained page, rebuilt from what a sweep directory holds."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RequestError
 from rankwise.report import plots
 from rankwise.report.words import interval, plain_bytes, seconds, signed
-from rankwise.store import read_evidence, read_json, read_summaries
+from rankwise.store import read_evidence, read_json, read_summaries, write_whole
 
 
 def write_report(directory: Path) -> Path:
@@ -37,12 +36,8 @@ def write_report(directory: Path) -> Path:
         plots=plots.draw(decision, evidence),
         plotly=plots.library(),
     )
-    path, partial = directory / "report.html", directory / ".partial-report.html"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise RankwiseError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    path = directory / "report.html"
+    write_whole(path, page.encode())
     return path
 
 

@@ -17,13 +17,15 @@ def library() -> str:
 
 
 def draw(decision: dict[str, Any], evidence: pd.DataFrame) -> dict[str, str]:
-    """Return each plot's HTML by its name.
+    """Return each plot's HTML by its name; none where every rank diverged.
 
     Args:
         decision: as in ``decision.json``.
         evidence: a row per trial and example, see `rankwise.store.read_evidence`.
     """
     rows = [row for row in decision["table"] if row["loss_mean"] is not None]
+    if not rows:
+        return {}
     figures = {
         "compared": _compared(rows, decision),
         "loss": _quality(rows, decision, "loss", "Held-out loss, nats per example"),

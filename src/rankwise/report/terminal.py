@@ -40,7 +40,8 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._task is not None:  # a bar that was never shown would still end in an empty line
+            self._bar.stop()
 
     def note(self, text: str) -> None:
         """Print a line."""

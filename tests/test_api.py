@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import rankwise
+from rankwise import RequestError, SweepConfig
+from tests.conftest import make_reviews
+
+LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "trials"}
+RATES = (5e-3, 1e-2)
+
+
+def settings(tiny_model: Path, data: Path, out: Path) -> dict[str, object]:
+    return {"model": str(tiny_model), "data": data, "ranks": (2, 4), "learning_rate": 5e-3, "margin": 0.5, "out": out}
+
+
+def test_the_directory_holds_what_the_design_says(swept: Path) -> None:
+    assert {path.name for path in swept.iterdir() if path.name[0] != "."} == LAYOUT
+    for trial in (swept / "trials").iterdir():
+        files = {str(path.relative_to(trial)) for path in trial.rglob("*") if path.is_file()}
+        assert files == {
+            "config.json", "metrics.jsonl", "evidence.parquet",
+            "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        }  # fmt: skip
+    names = {trial.name for trial in (swept / "trials").iterdir()}
+    tried = {f"r{rank}-lr{rate:g}-seed0" for rank in (2, 4, 8) for rate in RATES}
+    assert tried < names
+    assert len(names) == len(tried) + 3  # the second seed, at each rank's best rate
+
+
+def test_evidence_is_a_row_per_trial_and_held_out_example(swept: Path) -> None:
+    evidence = pd.concat([pd.read_parquet(path) for path in swept.glob("trials/*/evidence.parquet")])
+    assert len(evidence) == 9 * 80  # a fifth of 400 examples is held out
+    assert set(evidence["score"]) == {0.0, 1.0}
+    assert np.isfinite(evidence["loss"]).all()
+    assert evidence.groupby(["rank", "seed", "learning_rate"])["example_id"].nunique().eq(80).all()
+
+
+def test_the_decision_on_disk_is_that_of_the_evidence(swept: Path) -> None:
+    from rankwise.store import read_evidence
+
+    on_disk = json.loads((swept / "decision.json").read_text())
+    again = rankwise.select(read_evidence(swept), margin=0.5).as_dict()
+    for key in ("verdict", "rank", "reason", "warnings", "margin", "confidence"):
+        assert on_disk[key] == again[key]
+    assert on_disk["rank"] == 2  # half a nat is a wide margin
+    for row in on_disk["table"]:
+        assert row["train_seconds"] > 0
+        assert row["peak_memory_bytes"] > 0
+        assert row["adapter_bytes"] > 4 * row["trainable_params"]
+
+
+def test_best_loads_in_peft_and_scores_the_same(swept: Path, tiny_model: Path) -> None:
+    """As a user would: no rankwise, a base loaded anew, texts tokenised anew."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    decision = json.loads((swept / "decision.json").read_text())
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2)
+    model = PeftModel.from_pretrained(base, swept / "best").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    table = pd.read_csv(swept.parent / "reviews.csv")
+    kept = pd.read_parquet(swept / "trials" / decision["test"]["trial"] / "evidence.parquet")
+    with torch.no_grad():
+        for row in kept.itertuples():
+            text, label = table.loc[row.example_id, ["text", "label"]]
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()
+            np.testing.assert_allclose(row.loss, -torch.log_softmax(logits, 0)[int(label)].item(), rtol=1e-4)
+
+
+def test_the_test_part_is_seen_by_no_trial_and_scored_for_the_chosen_one(swept: Path) -> None:
+    from rankwise.store import read_evidence
+    from rankwise.tasks.classification import load_task
+
+    task = load_task(SweepConfig(data=swept.parent / "reviews.csv"))
+    used = set(task.train.ids) | set(read_evidence(swept)["example_id"])
+    assert not used & set(task.test.ids)
+    test = json.loads((swept / "decision.json").read_text())["test"]
+    assert test["examples"] == len(task.test) == 40
+    assert test["trial"].startswith("r2-")
+
+
+def test_python_call_and_resume(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+    first = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "out"))
+    assert first.decision.rank == 2
+    assert first.directory == tmp_path / "out"
+    assert set(first.evidence["rank"]) == {2, 4}
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").rglob("*")}
+    again = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "out"))
+    assert again.decision == first.decision
+    assert again.evidence.equals(first.evidence)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").rglob("*")}
+
+
+def test_more_seeds_give_what_a_fresh_sweep_gives(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+    rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "out"), seeds=1)
+    extended = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "out"), seeds=2, extend=True)
+    fresh = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "fresh"), seeds=2)
+    assert extended.evidence.equals(fresh.evidence)
+
+
+def test_a_sweep_whose_every_trial_diverges_ends_undetermined(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+    result = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "out"), lora_alpha="fixed:3e38")
+    assert (result.decision.verdict, result.best) == ("undetermined", None)
+    assert result.report.exists()
+    assert result.evidence["diverged"].all()
+
+
+def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path: Path) -> None:
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "held.parquet"
+    names = np.array(["one", "two", "three"])
+    make_reviews(90).assign(label=names[np.arange(90) % 3]).to_json(train, orient="records", lines=True)
+    make_reviews(30, seed=1).assign(label=names[np.arange(30) % 3]).to_parquet(held_out)
+    result = rankwise.sweep(model=str(tiny_model), data=train, eval_data=held_out, ranks=[1, 2], learning_rate=1e-2,
+                            seeds=1, margin=1.0, out=tmp_path / "out")  # fmt: skip
+    assert result.decision.rank == 1
+    assert result.decision.test is None
+    assert len(result.evidence) == 2 * 30
+
+
+def test_one_rank_has_nothing_to_be_compared_with(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="rank 2 alone"):
+        rankwise.sweep(**{**settings(tiny_model, reviews, tmp_path / "out"), "ranks": (2,)})
+    with pytest.raises(RequestError, match="either a config or its fields"):
+        rankwise.sweep(SweepConfig(), ranks=(2, 4))
+    assert not (tmp_path / "out").exists()
