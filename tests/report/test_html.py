@@ -1,0 +1,115 @@
+"""The report in a real browser that reaches no network."""
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rankwise.errors import RequestError
+from rankwise.report.html import write_report
+from rankwise.store import read_json
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# On CI the browser must be there; a reader of the code may not have one.
+needs_browser = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed")
+PLOTS = ("loss", "score", "compared", "gain", "rates", "seconds", "memory", "params")
+
+
+def rendered(page: Path, profile: Path, *, width: int = 1240) -> str:
+    """Return the page's DOM after its scripts have run; every host name leads nowhere."""
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={profile}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--virtual-time-budget=20000",
+        "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+class Body(HTMLParser):
+    """Collects what a person reads, and what the page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.loads: list[str] = []
+        self.hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.hidden += tag in ("script", "style")
+        self.loads += [value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self.hidden:
+            self.text.append(data)
+
+
+def read(page: str) -> tuple[str, list[str]]:
+    body = Body()
+    body.feed(page)
+    return " ".join(" ".join(body.text).split()), body.loads
+
+
+@needs_browser
+def test_the_page_shows_decision_table_and_plots(swept: Path, tmp_path: Path) -> None:
+    page = rendered(swept / "report.html", tmp_path / "profile")
+    text, _ = read(page)
+    decision = read_json(swept / "decision.json")
+    assert decision is not None
+    assert decision["reason"] in text
+    for row in decision["table"]:
+        assert f"{row['trainable_params']:,}" in text
+        assert f"{row['loss_mean']:.4f}" in text
+    for name in PLOTS:
+        start = page.index(f'id="plot-{name}"')
+        drawn = page[start : page.find('<div id="plot-', start + 20)]
+        assert '<svg class="main-svg"' in drawn, name
+    ranks = len(decision["table"])
+    for name, marks in (("loss", ranks), ("score", ranks), ("compared", 2 * ranks), ("rates", 2 * ranks)):
+        start = page.index(f'id="plot-{name}"')
+        drawn = page[start : page.find("</svg></div>", start)]
+        assert len(re.findall(r'<path class="point', drawn)) == marks, name
+
+
+@needs_browser
+def test_the_page_loads_nothing(swept: Path, tmp_path: Path) -> None:
+    _, loads = read((swept / "report.html").read_text())
+    assert loads == []
+    _, loads = read(rendered(swept / "report.html", tmp_path / "profile", width=500))
+    assert [link for link in loads if link.startswith("http")] == []
+
+
+def test_texts_of_the_user_are_text_not_markup(swept: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    sweep = (copy / "sweep.json").read_text()
+    (copy / "sweep.json").write_text(sweep.replace('"name": "reviews.csv"', '"name": "<img src=x>.csv"'))
+    text, loads = read(write_report(copy).read_text())
+    assert "Which LoRA rank does <img src=x>.csv need?" in text
+    assert loads == []
+
+
+def test_the_report_is_rebuilt_from_the_directory(swept: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    (copy / "report.html").unlink()
+    assert write_report(copy).read_bytes() == (swept / "report.html").read_bytes()
+
+
+def test_directories_without_a_finished_sweep(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no finished sweep: it has no sweep.json"):
+        write_report(tmp_path)
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"it has no decision.json"):
+        write_report(tmp_path)
+    (tmp_path / "decision.json").write_text("{")
+    with pytest.raises(RequestError, match="cannot be read"):
+        write_report(tmp_path)
