@@ -12,12 +12,12 @@ import pandas as pd
 from rankwise.config import SweepConfig, make_config
 from rankwise.decide import Decision, select
 from rankwise.decide.decision import TestScore
-from rankwise.decide.select import mean_interval
+from rankwise.decide.variance import interval_over_examples
 from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, model_fingerprint
-from rankwise.store import SweepStore, refuse_bad_directory
+from rankwise.store import SweepStore, read_histories, refuse_bad_directory
 from rankwise.tasks import samples
 from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
 from rankwise.tasks.readers import file_fingerprint
@@ -200,7 +200,12 @@ def _conclude(run: Run) -> Sweep:
     from rankwise.report.html import write_report
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
-    decision = select(evidence, margin=run.config.margin, confidence=run.config.confidence)
+    decision = select(
+        evidence,
+        margin=run.config.margin,
+        confidence=run.config.confidence,
+        histories=read_histories(run.store.directory),
+    )
     decision = decision.with_costs({row.rank: _costs(summaries, row.rank, row.learning_rate) for row in decision.table})
     if decision.next is not None and decision.next.held_out_examples == len(run.task.held_out):
         advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
@@ -226,14 +231,14 @@ def _test_score(run: Run, chosen: str) -> TestScore:
     from rankwise.engine.reference import score_adapter
 
     results = score_adapter(run.base, run.store.adapter_directory(chosen), run.encode("test"))
-    loss, score = (results[name].to_numpy()[None] for name in ("loss", "score"))  # (1, N)
+    loss, score = (results[name].to_numpy() for name in ("loss", "score"))  # (N,)
     return TestScore(
         trial=chosen,
         examples=loss.size,
         loss=float(loss.mean()),
-        loss_ci=mean_interval(loss, [loss], run.config.confidence),
+        loss_ci=interval_over_examples(loss, run.config.confidence),
         score=float(score.mean()),
-        score_ci=mean_interval(score, [score], run.config.confidence),
+        score_ci=interval_over_examples(score, run.config.confidence),
     )
 
 

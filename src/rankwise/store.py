@@ -215,6 +215,22 @@ def read_summaries(directory: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def read_histories(directory: Path) -> pd.DataFrame:
+    """Return training losses of a sweep directory's complete trials, a row per step.
+
+    Columns ``rank``, ``seed``, ``learning_rate``, ``step``, ``train_loss`` (nats).
+    """
+    rows = []
+    for trial in _trials(directory):
+        config = read_json(trial / "config.json") or {}
+        key = {name: config[name] for name in ("rank", "seed", "learning_rate")}
+        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        rows += [
+            {**key, "step": line["step"], "train_loss": line["train_loss"]} for line in lines if "train_loss" in line
+        ]
+    return pd.DataFrame(rows, columns=["rank", "seed", "learning_rate", "step", "train_loss"])
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON file's object, None if there is no such file.
 

@@ -47,7 +47,7 @@ def make_runs(losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: An
     values = make_losses(losses, **sizes)  # (R, S, N)
     seeds, examples = tuple(range(values.shape[1])), np.arange(values.shape[2])
     return [
-        Runs(rank, 1e-3, (1e-3,), seeds, examples, loss, (loss < 0.7).astype(float), 0)
+        Runs(rank, 1e-3, (1e-3,), seeds, examples, loss, loss, (loss < 0.7).astype(float), 0)
         for rank, loss in zip(ranks, values, strict=True)
     ]
 
@@ -194,6 +194,7 @@ def test_a_score_that_contradicts_the_loss_is_reported() -> None:
     evidence["score"] = np.where(evidence["rank"] == 32, 1.0, (evidence["example_id"] % 10 > 0).astype(float))
     warnings = select(evidence).warnings
     assert any("rank 32 scores 0.1000 higher" in warning for warning in warnings)
+    assert select(evidence, score_margin=0.2).confirmation.status == "confirms"  # type: ignore[union-attr]
 
 
 def test_rows_may_come_in_any_order() -> None:
@@ -211,7 +212,9 @@ def test_a_rank_with_fewer_seeds_is_compared_on_those_it_has() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda e: e.drop(columns="loss"), "lacks the column loss; it has: rank, seed"),
+        (lambda e: e.drop(columns="rank"), "lacks the column rank; it has: seed, example_id"),
+        (lambda e: e.rename(columns={"loss": "los"}), r"'loss' is not in the evidence \(did you mean 'los'\?\)"),
+        (lambda e: e.assign(rank=e["rank"] + 0.5), r"rank 4.5, 8.5, 16.5, 32.5 in 6000 rows"),
         (lambda e: e[e["rank"] == 4], "holds 1 rank; at least two"),
         (lambda e: e.assign(loss=np.where(e.index == 7, np.inf, e["loss"])), r"not finite in 1 rows \(row 7\)"),
         (lambda e: pd.concat([e, e.head(1)]), "1 rows repeat"),

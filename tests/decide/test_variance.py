@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rankwise.decide.variance import Spread, dunnett_critical, example_variance, interaction_variance
+from rankwise.decide.variance import Spread, dunnett_critical, example_variance, seed_variance
 
 
 @pytest.mark.parametrize("comparisons", [1, 2, 3, 5])
@@ -48,16 +48,34 @@ def test_interaction_is_free_of_what_a_seed_does_to_all_ranks() -> None:
     for _ in range(3000):
         means = generator.normal(size=(3, 1)) + 10 * generator.normal(size=4) + 0.2 * generator.normal(size=(3, 4))
         means[2, 3] = np.nan  # a rank with fewer seeds
-        variance, df = interaction_variance(means)
-        found.append(variance)
-    assert df == 2 * 3 - 1
-    assert np.mean(found) == pytest.approx(0.2**2, rel=0.05)
+        found.append(seed_variance(means))
+    assert {variance.interaction_df for variance in found} == {2 * 3 - 1}
+    assert np.mean([variance.interaction for variance in found]) == pytest.approx(0.2**2, rel=0.05)
+    assert np.mean([variance.total for variance in found]) == pytest.approx(10**2 + 0.2**2, rel=0.05)
+
+
+@pytest.mark.parametrize(("shared", "own", "df"), [(1.0, 0.001, 3), (0.0, 1.0, 4 * 3)])
+def test_degrees_of_freedom_of_the_total(shared: float, own: float, df: float) -> None:
+    generator = np.random.default_rng(0)
+    found = [
+        seed_variance(shared * generator.normal(size=4) + own * generator.normal(size=(4, 4))).total_df
+        for _ in range(2000)
+    ]
+    assert np.median(found) == pytest.approx(df, rel=0.15)
 
 
 def test_one_seed_tells_nothing_of_seeds() -> None:
-    assert interaction_variance(np.ones((4, 1))) == (0.0, 0.0)
+    nothing = seed_variance(np.ones((4, 1)))
+    assert (nothing.interaction_df, nothing.total_df) == (0, 0)
     values = np.random.default_rng(0).normal(size=(1, 30))
     assert example_variance(values) == pytest.approx(stats.sem(values[0]) ** 2)
+
+
+def test_seeds_that_ranks_do_not_share_still_count() -> None:
+    means = np.array([[1.0, 2.0, 3.0], [1.5, np.nan, np.nan]])
+    variance = seed_variance(means)
+    assert variance.interaction == variance.total == pytest.approx(1.0)
+    assert variance.interaction_df == variance.total_df == 2
 
 
 def test_satterthwaite() -> None:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from rankwise import sweep
 from rankwise.report.terminal import ProgressBar, print_decision
-from rankwise.report.words import interval, plain_bytes, plus_minus, seconds, signed
+from rankwise.report.words import figure, interval, plain_bytes, seconds, signed
 
 
 def test_numbers_as_people_read_them() -> None:
@@ -17,9 +17,10 @@ def test_numbers_as_people_read_them() -> None:
     assert signed(0.01234) == "+0.0123"
     assert interval((0.1, 0.25)) == "[0.100, 0.250]"
     assert interval((0.1, 0.25), percent=True) == "[10.0, 25.0]"
-    assert plus_minus(0.5, (0.4, 0.6)) == "0.5000 ± 0.100"
-    assert plus_minus(0.765, (0.739, 0.791), percent=True) == "76.5 ± 2.6 %"
-    assert plus_minus(-0.01, (-0.02, 0.0), sign=True) == "-0.0100 ± 0.010"
+    assert figure(0.5, (0.4, 0.6)) == "0.5000 ± 0.100"
+    assert figure(0.765, (0.739, 0.791), percent=True) == "76.5 ± 2.6 %"
+    assert figure(-0.01, (-0.02, 0.0), sign=True) == "-0.0100 ± 0.010"
+    assert (figure(None), figure(0.5), figure(0.5, percent=True)) == ("", "0.5000", "50.0 %")
 
 
 @pytest.mark.parametrize("terminal", [True, False])

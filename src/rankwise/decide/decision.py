@@ -10,21 +10,75 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """How much held-out loss fell (positive: better) from the next smaller rank to this one.
+    """How much better (positive) a rank is than the next smaller one. Intervals are for this one comparison, two-sided.
 
     Attributes:
         rank: the smaller rank.
-        loss: difference of means, nats per example.
-        loss_ci: its interval at the decision's confidence, two-sided, for this one comparison.
-        score: gain in the task score.
+        loss: how much held-out loss fell, nats per example, where there are losses.
+        loss_ci: its interval.
+        score: how much the task score rose, where there are scores.
         score_ci: its interval.
+        per_doubling: gain in the metric compared, for each doubling of the rank.
+        per_doubling_ci: its interval.
     """
 
     rank: int
-    loss: float
-    loss_ci: Interval
-    score: float
-    score_ci: Interval
+    loss: float | None
+    loss_ci: Interval | None
+    score: float | None
+    score_ci: Interval | None
+    per_doubling: float
+    per_doubling_ci: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """Whether a second metric agrees with the choice.
+
+    Attributes:
+        metric: its name.
+        margin: what the chosen rank may be worse in it.
+        status: "confirms" (shown to be within the margin), "contradicts" (shown to be worse, and seen to be so by more
+            than the margin) or "cannot tell".
+        bound: upper bound of how much the best other rank is ahead, simultaneous over ranks.
+        against: the rank that sets the bound.
+        reason: a sentence.
+    """
+
+    metric: str
+    margin: float
+    status: Literal["confirms", "contradicts", "cannot tell"]
+    bound: float
+    against: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """A rank against the next larger one: does it underfit?
+
+    Attributes:
+        rank: the smaller rank.
+        next_rank: the larger one.
+        verdict: "raise the rank", "overfitting", "rank suffices", "not a rank problem" or "open".
+        held_out_gap: how much the larger rank is better on held-out examples, in units of the metric.
+        held_out_ci: its two-sided interval.
+        train_gap: how much the larger rank's training loss is lower over the last third of the steps, nats; None where
+            training losses are not known.
+        train_ci: its two-sided interval.
+        train_gap_by_third: the same over each third of the steps.
+        reason: a sentence with the numbers.
+    """
+
+    rank: int
+    next_rank: int
+    verdict: Literal["raise the rank", "overfitting", "rank suffices", "not a rank problem", "open"]
+    held_out_gap: float
+    held_out_ci: Interval
+    train_gap: float | None
+    train_ci: Interval | None
+    train_gap_by_third: tuple[float, float, float] | None
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +91,13 @@ class RankRow:
         diverged: trials whose loss was not finite; a learning rate at which one did is out.
         learning_rate: the best of those tried for this rank.
         loss_mean: held-out loss, nats per example, with its interval.
-        score_mean: task score (accuracy), with its interval.
+        score_mean: task score (accuracy, or the metric compared where that is no loss), with its interval.
         trainable_params: adapter entries and those of modules trained in full.
         adapter_bytes: size of the adapter file.
         train_seconds: median of the trials' training loops.
         peak_memory_bytes: largest of the trials.
-        worst_difference: upper bound of this rank's loss minus the best other rank's, simultaneous over ranks.
+        worst_difference: upper bound of how much worse than the best other rank this one is (its loss minus that
+            rank's), simultaneous over ranks.
         non_inferior: that bound is within the margin.
         gain_over_previous: against the next smaller rank.
     """
@@ -112,12 +167,16 @@ class Decision:
         verdict: "selected" or "undetermined".
         rank: the smallest rank not worse than any other by more than the margin; None if undetermined.
         metric: what is compared.
-        margin: loss that a smaller rank may cost, nats per example.
+        margin: what a smaller rank may cost, in units of the metric (nats per example for the loss).
         confidence: of the decision, simultaneous over ranks.
         reason: a sentence.
         next: what to run to settle it; None if selected.
         warnings: what a reader should know before relying on this.
         table: one row per rank, ascending.
+        confirmation: whether a second metric agrees; None where there is none, or no rank was selected.
+        diagnosis: each rank against the next larger one.
+        detectable_difference: the smallest margin at which this evidence would have cleared, in four cases of five, a
+            rank that equals the best; None where nothing tells how far a mean may be off.
         test: the chosen adapter's score on unseen data, where there is such a part.
     """
 
@@ -130,6 +189,9 @@ class Decision:
     next: Next | None
     warnings: tuple[str, ...]
     table: tuple[RankRow, ...]
+    confirmation: Confirmation | None = None
+    diagnosis: tuple[Diagnosis, ...] = ()
+    detectable_difference: float | None = None
     test: TestScore | None = field(default=None)
 
     def row(self, rank: int) -> RankRow:

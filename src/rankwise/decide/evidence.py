@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rankwise.errors import RequestError, some
+from rankwise.decide.metrics import higher_is_better as by_name
+from rankwise.errors import RequestError, nearest, some
 
-REQUIRED = ("rank", "seed", "example_id", "loss", "score")
+KEY = ["rank", "learning_rate", "seed", "example_id"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class Runs:
         learning_rate: the rate it is judged by; None if every rate diverged.
         rates: all rates tried, ascending.
         seeds: of the trials, ascending, (S,).
-        examples: ids of the held-out examples, sorted, (N,).
-        loss: nats, (S, N).
-        score: (S, N).
+        examples: ids of the held-out examples, sorted, (N,); a single one where results are aggregates.
+        cost: what is compared, smaller is better: the loss in nats, or another metric with its sign, (S, N).
+        loss: nats, (S, N), where there are losses.
+        score: larger is better or not, as the metric has it, (S, N), where there are scores.
         diverged: trials whose loss was not finite, at any rate.
     """
 
@@ -30,20 +32,30 @@ class Runs:
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     examples: np.ndarray
-    loss: np.ndarray
-    score: np.ndarray
+    cost: np.ndarray
+    loss: np.ndarray | None
+    score: np.ndarray | None
     diverged: int
 
 
-def read_runs(evidence: pd.DataFrame) -> list[Runs]:
+def read_runs(evidence: pd.DataFrame, metric: str = "loss", higher_is_better: bool | None = None) -> list[Runs]:
     """Turn a table of evidence into arrays, ranks ascending; see `rankwise.select` for the columns.
 
     Raises:
-        RequestError: a column is missing, there is one rank only, a loss is not finite, a row stands twice, or ranks
-            were not scored on the same examples.
+        RequestError: a column is missing, a rank is not a positive whole number, there is one rank only, a value is
+            not finite, a row stands twice, ranks were not scored on the same examples, or it is not known which way
+            the metric is better.
     """
-    evidence = _checked(evidence)
-    runs = [_runs_of(int(rank), evidence[evidence["rank"] == rank]) for rank in sorted(evidence["rank"].unique())]
+    evidence = _checked(evidence, metric)
+    upwards = by_name(metric) if higher_is_better is None else higher_is_better
+    if upwards is None:
+        raise RequestError(f"metric {metric!r}: its name does not say which way is better; state higher_is_better")
+    evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
+    # The metric itself stands where scores stand, unless it is the loss.
+    score = "score" if metric == "loss" else metric
+    runs = [
+        _runs_of(int(rank), evidence[evidence["rank"] == rank], score) for rank in sorted(evidence["rank"].unique())
+    ]
     alive = [run for run in runs if run.seeds]
     for run in alive[1:]:
         if not np.array_equal(run.examples, alive[0].examples):
@@ -51,18 +63,20 @@ def read_runs(evidence: pd.DataFrame) -> list[Runs]:
     return runs
 
 
-def best_learning_rate(evidence: pd.DataFrame) -> float | None:
+def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | None:
     """Return the rate to judge a rank by: the smallest that cannot be told from the best, None if all diverged.
 
-    The best has the lowest mean loss; a smaller rate whose loss is within one standard error of it (paired over
-    examples) is preferred, because the best of one seed often lies next to rates at which another seed collapses.
-    That is the one-standard-error rule (Breiman et al. 1984, section 3.4.3), applied to every rank alike.
+    The best has the lowest mean cost; a smaller rate whose cost is within one standard error of it (paired over
+    examples, or over seeds where results are aggregates) is preferred, because the best of one seed often lies next to
+    rates at which another seed collapses. That is the one-standard-error rule (Breiman et al. 1984, section 3.4.3),
+    applied to every rank alike.
 
     Rates are compared on the seeds that every rate has been tried with, so that a rate run with more seeds is
     neither favoured nor punished for them. A rate with a diverged trial is out.
 
     Args:
-        evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, ``loss`` and ``diverged``.
+        evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and ``diverged``.
+        cost: the column to compare by, smaller is better.
     """
     gone = evidence.loc[evidence["diverged"], "learning_rate"].unique()
     usable = evidence[~evidence["learning_rate"].isin(gone)]
@@ -72,45 +86,76 @@ def best_learning_rate(evidence: pd.DataFrame) -> float | None:
     shared = set.intersection(*(set(seeds) for seeds in usable.groupby("learning_rate")["seed"].unique()))
     if shared:
         usable = usable[usable["seed"].isin(shared)]
-    losses = usable.pivot_table(index="example_id", columns="learning_rate", values="loss").to_numpy()  # (N, L)
-    behind = losses - losses[:, [losses.mean(0).argmin()]]  # (N, L), of means over seeds
-    # The standard error of a single example is not a number; nothing is near then but the best itself.
+    unit = "example_id" if usable["example_id"].nunique() > 1 else "seed"
+    costs = usable.pivot_table(index=unit, columns="learning_rate", values=cost)  # (N, L)
+    behind = costs.to_numpy() - costs.to_numpy()[:, [costs.mean().to_numpy().argmin()]]  # (N, L), of means
+    # The standard error of a single unit is not a number; nothing is near then but the best itself.
     error = behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))
-    return rates[int((behind.mean(0) <= error).argmax())]  # the first, true for the best
+    near = behind.mean(0) <= error  # (L,), true for the best; not a number where seeds differ, so not near
+    return rates[int(near.argmax())]
 
 
-def _checked(evidence: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in REQUIRED if name not in evidence.columns]
-    if missing:
-        raise RequestError(f"evidence lacks the column {some(missing)}; it has: {some(evidence.columns, 12)}")
-    evidence = evidence.copy()
+def _checked(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
+    if "rank" not in evidence.columns:
+        raise RequestError(f"evidence lacks the column rank; it has: {some(evidence.columns, 12)}")
+    if metric not in evidence.columns:
+        names = [str(name) for name in evidence.columns if name not in (*KEY, "diverged")]
+        raise RequestError(
+            f"metric {metric!r} is not in the evidence{nearest(metric, names)}; there are: {some(names, 12)}"
+        )
+    evidence = evidence.reset_index(drop=True)
     evidence["diverged"] = evidence["diverged"].astype(bool) if "diverged" in evidence.columns else False
-    if "learning_rate" not in evidence.columns:
-        evidence["learning_rate"] = 0.0  # one rate, not named
+    for name, single in (("seed", 0), ("learning_rate", 0.0), ("example_id", 0)):
+        if name not in evidence.columns:
+            evidence[name] = single  # one, not named
+    ranks = pd.to_numeric(evidence["rank"], errors="coerce").to_numpy(dtype=float)
+    odd = np.flatnonzero(~(np.isfinite(ranks) & (ranks >= 1) & (ranks == np.round(ranks))))
+    if len(odd):
+        values = some(dict.fromkeys(repr(value) for value in evidence["rank"].iloc[odd].tolist()))
+        raise RequestError(f"evidence: rank {values} in {len(odd)} rows (row {some(odd)}); allowed are whole numbers")
+    evidence["rank"] = ranks.astype(int)
     if evidence["rank"].nunique() < 2:
         raise RequestError(f"evidence holds {evidence['rank'].nunique()} rank; at least two are needed to compare")
     usable = evidence[~evidence["diverged"]]
-    bad = usable.index[~np.isfinite(usable[["loss", "score"]].to_numpy(dtype=float)).all(axis=1)]
+    measured = [name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence.columns]
+    bad = usable.index[~np.isfinite(usable[measured].to_numpy(dtype=float)).all(axis=1)]
     if len(bad):
-        raise RequestError(f"evidence: loss or score is not finite in {len(bad)} rows (row {some(bad)})")
-    key = ["rank", "learning_rate", "seed", "example_id"]
-    twice = usable.index[usable.duplicated(key)]
+        raise RequestError(
+            f"evidence: {' or '.join(measured)} is not finite in {len(bad)} rows (row {some(bad)}); mark a trial that "
+            "diverged in a column named diverged"
+        )
+    twice = usable.index[usable.duplicated(KEY)]
     if len(twice):
-        raise RequestError(f"evidence: {len(twice)} rows repeat a {', '.join(key)} (row {some(twice)})")
+        raise RequestError(f"evidence: {len(twice)} rows repeat a {', '.join(KEY)} (row {some(twice)})")
     return evidence
 
 
-def _runs_of(rank: int, evidence: pd.DataFrame) -> Runs:
+def _runs_of(rank: int, evidence: pd.DataFrame, score: str) -> Runs:
     rates = tuple(sorted(float(rate) for rate in evidence["learning_rate"].unique()))
     diverged = int(evidence.loc[evidence["diverged"]].groupby(["learning_rate", "seed"]).ngroups)
-    rate = best_learning_rate(evidence)
+    rate = best_learning_rate(evidence, "cost")
     if rate is None:
-        return Runs(rank, None, rates, (), np.empty(0), np.empty((0, 0)), np.empty((0, 0)), diverged)
+        return Runs(rank, None, rates, (), np.empty(0), np.empty((0, 0)), None, None, diverged)
     chosen = evidence[evidence["learning_rate"] == rate]
     seeds, row = np.unique(chosen["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
     examples, column = np.unique(chosen["example_id"].to_numpy(), return_inverse=True)  # (N,), (cells,)
-    loss, score = np.full((2, len(seeds), len(examples)), np.nan)  # (S, N) each
-    loss[row, column], score[row, column] = chosen["loss"], chosen["score"]
-    if np.isnan(loss).any():
+
+    def cells(name: str) -> np.ndarray:
+        values = np.full((len(seeds), len(examples)), np.nan)  # (S, N)
+        values[row, column] = chosen[name]
+        return values
+
+    cost = cells("cost")
+    if np.isnan(cost).any():
         raise RequestError(f"evidence of rank {rank}: its seeds were not scored on the same examples")
-    return Runs(rank, rate, rates, tuple(int(seed) for seed in seeds), examples, loss, score, diverged)
+    return Runs(
+        rank=rank,
+        learning_rate=rate,
+        rates=rates,
+        seeds=tuple(int(seed) for seed in seeds),
+        examples=examples,
+        cost=cost,
+        loss=cells("loss") if "loss" in chosen.columns else None,
+        score=cells(score) if score in chosen.columns else None,
+        diverged=diverged,
+    )

@@ -110,14 +110,11 @@ def _margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
 def _gain(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
     """How much loss falls with each step up in rank, per doubling."""
     steps = [row for row in rows if row["gain_over_previous"]]
-    names, gains, plus, minus = [], [], [], []
-    for row in steps:
-        gain = row["gain_over_previous"]
-        doublings = math.log2(row["rank"] / gain["rank"])
-        names.append(f"{gain['rank']} to {row['rank']}")
-        gains.append(gain["loss"] / doublings)
-        plus.append((gain["loss_ci"][1] - gain["loss"]) / doublings)
-        minus.append((gain["loss"] - gain["loss_ci"][0]) / doublings)
+    names = [f"{row['gain_over_previous']['rank']} to {row['rank']}" for row in steps]
+    gains = [row["gain_over_previous"]["per_doubling"] for row in steps]
+    bounds = [row["gain_over_previous"]["per_doubling_ci"] for row in steps]
+    plus = [high - gain for gain, (_, high) in zip(gains, bounds, strict=True)]
+    minus = [gain - low for gain, (low, _) in zip(gains, bounds, strict=True)]
     figure = go.Figure(
         go.Bar(
             x=names,

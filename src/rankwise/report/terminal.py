@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from rankwise.decide import Decision, RankRow
-from rankwise.report.words import interval, plain_bytes, plus_minus, seconds
+from rankwise.report.words import figure, interval, plain_bytes, seconds
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
@@ -78,56 +78,60 @@ class ProgressBar:
         )
 
 
-def print_decision(decision: Decision, console: Console | None = None) -> None:
-    """Print the table and the decision in a sentence."""
+def print_decision(decision: Decision, console: Console | None = None, *, score: str = "accuracy") -> None:
+    """Print the table and the decision in sentences.
+
+    Args:
+        decision: of a sweep, or of others' results.
+        console: where to; stdout if None.
+        score: what the task score is called.
+    """
     console = console or Console()
-    table = Table(title=f"LoRA rank, {decision.confidence:.0%} intervals", title_justify="left")
-    for name in (
-        "rank",
-        "trainable",
-        "learning rate",
-        "held-out loss",
-        "accuracy",
-        "train",
-        "peak memory",
-        "gain in loss",
-    ):
-        table.add_column(name, justify="right", overflow="fold")
-    for row in decision.table:
-        style = "bold green" if row.rank == decision.rank else None
-        table.add_row(*_cells(row), style=style)
     if console.width < 100 and not console.is_terminal:
         console = Console(file=console.file, width=120)
+    rows = [_cells(row, decision.metric, score) for row in decision.table]
+    table = Table(title=f"LoRA rank, {decision.confidence:.0%} intervals", title_justify="left")
+    # What nobody measured gets no column: others' results are often a single number for each rank.
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for row, cells in zip(decision.table, rows, strict=True):
+        table.add_row(*(cells[name] for name in names), style="bold green" if row.rank == decision.rank else None)
     console.print(table)
+    for line in _sentences(decision):
+        console.print(line, highlight=False, markup=False)
+
+
+def _sentences(decision: Decision) -> list[str]:
     lines = [decision.reason if decision.rank is not None else f"Undetermined. {decision.reason}"]
+    if decision.confirmation is not None and decision.confirmation.status != "contradicts":  # that is a warning
+        lines.append(decision.confirmation.reason)
     if decision.test is not None:
         test = decision.test
         lines.append(
             f"On {test.examples} test examples that no decision saw: loss {test.loss:.4f} {interval(test.loss_ci)}, "
             f"accuracy {test.score:.1%} {interval(test.score_ci, percent=True)}."
         )
+    lines += [f"{one.verdict.capitalize()}: {one.reason}" for one in decision.diagnosis]
     if decision.next is not None:
         lines.append(f"Next: {decision.next.advice}")
-    lines += [f"Note: {warning}" for warning in decision.warnings]
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    return lines + [f"Note: {warning}" for warning in decision.warnings]
 
 
-def _cells(row: RankRow) -> list[str]:
-    if row.loss_mean is None or row.loss_ci is None or row.score_mean is None or row.score_ci is None:
-        return [str(row.rank), _count(row.trainable_params), "", "diverged", "", "", "", ""]
-    gain = row.gain_over_previous
-    return [
-        str(row.rank),
-        _count(row.trainable_params),
-        f"{row.learning_rate:g}" if row.learning_rate is not None else "",
-        plus_minus(row.loss_mean, row.loss_ci),
-        plus_minus(row.score_mean, row.score_ci, percent=True),
-        seconds(row.train_seconds) if row.train_seconds is not None else "",
-        plain_bytes(row.peak_memory_bytes) if row.peak_memory_bytes is not None else "",
-        plus_minus(gain.loss, gain.loss_ci, sign=True) if gain is not None else "",
-    ]
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+def _cells(row: RankRow, metric: str, score: str) -> dict[str, str]:
+    """Return a row's cells by their column, empty where nothing was measured."""
+    gain, percent = row.gain_over_previous, score == "accuracy"
+    gained, gained_ci = (None, None) if gain is None else (gain.score, gain.score_ci)
+    if gain is not None and metric == "loss":
+        gained, gained_ci = gain.loss, gain.loss_ci
+    dead = "diverged" if not row.seeds else ""
+    return {
+        "rank": str(row.rank),
+        "trainable": "" if row.trainable_params is None else f"{row.trainable_params:,}",
+        "learning rate": "" if row.learning_rate is None else f"{row.learning_rate:g}",
+        "held-out loss": figure(row.loss_mean, row.loss_ci) or (dead if metric == "loss" else ""),
+        score: figure(row.score_mean, row.score_ci, percent=percent) or (dead if metric != "loss" else ""),
+        "train": "" if row.train_seconds is None else seconds(row.train_seconds),
+        "peak memory": "" if row.peak_memory_bytes is None else plain_bytes(row.peak_memory_bytes),
+        f"gain in {metric if metric == 'loss' else score}": figure(gained, gained_ci, sign=True),
+    }

@@ -23,12 +23,15 @@ def signed(value: float) -> str:
     return f"{value:+.4f}"
 
 
-def plus_minus(value: float, bounds: Interval, *, percent: bool = False, sign: bool = False) -> str:
-    """Write a figure with the half-width of its interval, which is symmetric."""
-    half = (bounds[1] - bounds[0]) / 2
-    if percent:
-        return f"{100 * value:.1f} ± {100 * half:.1f} %"
-    return f"{value:{'+' if sign else ''}.4f} ± {half:.3f}"
+def figure(value: float | None, bounds: Interval | None = None, *, percent: bool = False, sign: bool = False) -> str:
+    """Write a figure with the half-width of its interval, which is symmetric; empty where there is none."""
+    if value is None:
+        return ""
+    shown = f"{100 * value:.1f}" if percent else f"{value:{'+' if sign else ''}.4f}"
+    if bounds is not None:
+        half = (bounds[1] - bounds[0]) / 2
+        shown += f" ± {100 * half:.1f}" if percent else f" ± {half:.3f}"
+    return f"{shown} %" if percent else shown
 
 
 def interval(bounds: Interval, *, percent: bool = False, sign: bool = False) -> str:

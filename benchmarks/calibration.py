@@ -1,0 +1,216 @@
+"""How often the decision is wrong, and how often it decides, by simulation with a known truth.
+
+    python benchmarks/calibration.py [--replications 1000]
+
+Evidence is drawn as crossed noise around known true losses: what an example does to all ranks and to each one, what a
+seed does to all ranks and to each one, and the rest. A rank is wrong if it is truly worse than the best by more than
+the margin. Prints, for each scenario: how often rankwise selects a wrong rank (to stay at or below 5 %, to Monte Carlo
+error), how often the smallest rank that is right, how often it is undetermined, and the coverage of the ranks' 95 %
+intervals; then the wrong and right choices of three rules that always choose: the best mean, the one-standard-error rule
+(Breiman et al. 1984, section 3.4.3) and kneedle (Satopaa et al. 2011).
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from kneed import KneeLocator
+from rich.console import Console
+from rich.table import Table
+
+from rankwise import select
+from rankwise.decide.compare import Comparison
+
+MARGIN = 0.02
+CONFIDENCE = 0.95
+WORSE = MARGIN * 1.001  # just beyond the margin: where a wrong choice is easiest
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """True losses and how noisy they are seen.
+
+    Attributes:
+        name: for the table.
+        losses: true loss of each rank, ranks 4, 8, 16, ...
+        seeds: of each rank, or one number for all.
+        examples: N; 1 for aggregates.
+        seed_sd: what a seed does to one rank alone; a number for each rank where they differ.
+        shared_sd: what a seed does to all ranks alike.
+        example_sd: what an example does to one rank alone, and the rest; three times that to all ranks alike.
+        tails: "normal", or "heavy" for noise as skewed as log-losses are (log-normal).
+        assumed: the model that the intervals assume holds; where it does not, the row is there to show the harm.
+    """
+
+    name: str
+    losses: tuple[float, ...]
+    seeds: int | tuple[int, ...] = 3
+    examples: int = 500
+    seed_sd: float | tuple[float, ...] = 0.005
+    shared_sd: float = 0.005
+    example_sd: float = 0.1
+    tails: str = "normal"
+    assumed: bool = True
+
+    @property
+    def ranks(self) -> list[int]:
+        """4, 8, 16, ..."""
+        return [4 * 2**power for power in range(len(self.losses))]
+
+
+def plateau(at: int, of: int = 4, step: float = 0.04) -> tuple[float, ...]:
+    """Fall by a step with each doubling until the plateau begins at the rank numbered ``at``."""
+    return tuple(0.5 + step * max(0, at - index) for index in range(of))
+
+
+SCENARIOS = (
+    Scenario("flat", plateau(0)),
+    Scenario("plateau from the 2nd rank", plateau(1)),
+    Scenario("plateau from the 3rd rank", plateau(2)),
+    Scenario("plateau from the 4th rank", plateau(3)),
+    Scenario("slow climb", tuple(0.54 - 0.008 * index for index in range(6))),
+    Scenario("best in the middle", (0.56, 0.52, 0.50, 0.52, 0.56)),
+    Scenario("one rank just beyond the margin", (0.5 + WORSE, 0.5, 0.5, 0.5)),
+    Scenario("all but one just beyond", (0.5 + WORSE,) * 3 + (0.5,)),
+    Scenario("heavy-tailed losses", (0.5 + WORSE, 0.5, 0.5, 0.5), tails="heavy", example_sd=0.2),
+    Scenario("heavy tails, few examples", (0.5 + WORSE, 0.5, 0.5, 0.5), tails="heavy", examples=60),
+    Scenario("few examples (40)", (0.5 + WORSE, 0.5, 0.5, 0.5), examples=40),
+    Scenario("aggregates, 5 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=5, examples=1, example_sd=0.0),
+    Scenario("1 seed, seeds do nothing", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.0, shared_sd=0.0),
+    Scenario("2 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=2),
+    Scenario("5 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=5),
+    Scenario("10 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=10),
+    Scenario("seeds matter little", (0.5 + WORSE, 0.5, 0.5, 0.5), seed_sd=0.0005, shared_sd=0.0005),
+    Scenario("seeds matter much", (0.5 + WORSE, 0.5, 0.5, 0.5), seed_sd=0.03, shared_sd=0.0, example_sd=0.02),
+    Scenario("seeds matter, alike for all", (0.5 + WORSE, 0.5, 0.5, 0.5), shared_sd=0.05),
+    Scenario("unequal seeds (2, 3, 5, 5)", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=(2, 3, 5, 5)),
+    Scenario("3 ranks", (0.5 + WORSE, 0.5, 0.5)),
+    Scenario("8 ranks", (0.5 + WORSE,) * 4 + (0.5,) * 4),
+    Scenario("small ranks noisier", (0.5 + WORSE, 0.5, 0.5, 0.5), seed_sd=(0.02, 0.01, 0.005, 0.005), assumed=False),
+    Scenario("1 seed, seeds matter", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.01, assumed=False),
+)
+
+
+def draw(scenario: Scenario, generator: np.random.Generator) -> dict[int, np.ndarray]:
+    """Draw one sweep's losses: for each rank (S, N)."""
+    counts = (scenario.seeds,) * len(scenario.losses) if isinstance(scenario.seeds, int) else scenario.seeds
+    most, ranks, examples = max(counts), len(scenario.losses), scenario.examples
+
+    def noise(*shape: int) -> np.ndarray:
+        if scenario.tails == "normal":
+            return generator.normal(size=shape)
+        skewed = generator.lognormal(sigma=1.0, size=shape)  # mean e^0.5, variance (e - 1) e
+        return (skewed - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
+
+    own = np.reshape(scenario.seed_sd, (-1, 1, 1)) * generator.normal(size=(ranks, most, 1))
+    alike = scenario.shared_sd * generator.normal(size=(1, most, 1))
+    by_example = scenario.example_sd * (3 * noise(1, 1, examples) + noise(ranks, 1, examples))
+    rest = scenario.example_sd * noise(ranks, most, examples)
+    values = np.reshape(scenario.losses, (-1, 1, 1)) + own + alike + by_example + rest  # (R, S, N)
+    return {rank: values[row, : counts[row]] for row, rank in enumerate(scenario.ranks)}
+
+
+def rankwise_choice(values: dict[int, np.ndarray]) -> tuple[int | None, Comparison]:
+    """Choose as `rankwise.select` does."""
+    comparison = Comparison(values, {rank: range(len(losses)) for rank, losses in values.items()})
+    fit = [rank for rank in comparison.ranks if comparison.worst(rank, CONFIDENCE)[0] <= MARGIN]
+    return (fit[0] if fit else None), comparison
+
+
+def best_mean(values: dict[int, np.ndarray]) -> int | None:
+    """Choose the best mean."""
+    return min(values, key=lambda rank: float(values[rank].mean()))
+
+
+def one_standard_error(values: dict[int, np.ndarray]) -> int | None:
+    """Choose the smallest rank within one standard error of the best mean."""
+    best = values[best_mean(values) or 0]
+    units = best.mean(0) if best.shape[1] > 1 else best[:, 0]
+    limit = best.mean() + (units.std(ddof=1) / np.sqrt(len(units)) if len(units) > 1 else 0.0)
+    return next(rank for rank, losses in values.items() if losses.mean() <= limit)
+
+
+def kneedle(values: dict[int, np.ndarray]) -> int | None:
+    """Choose the knee of the mean over log rank, if there is one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        means = [float(losses.mean()) for losses in values.values()]
+        knee = KneeLocator(np.log2(list(values)), means, curve="convex", direction="decreasing").knee
+    return None if knee is None else round(2**knee)
+
+
+def simulate(scenario: Scenario, replications: int, generator: np.random.Generator) -> dict[str, float]:
+    """Return the shares of wrong, right and open choices, and the coverage of the ranks' intervals."""
+    truth = dict(zip(scenario.ranks, scenario.losses, strict=True))
+    right = [rank for rank, loss in truth.items() if loss <= min(truth.values()) + MARGIN]
+    rules = {"best mean": best_mean, "one SE": one_standard_error, "kneedle": kneedle}
+    counts: dict[str, float] = dict.fromkeys(
+        [f"{name} {what}" for name in ("rankwise", *rules) for what in ("wrong", "right")] + ["open", "covered"], 0.0
+    )
+
+    def count(name: str, choice: int | None) -> None:
+        counts[f"{name} wrong"] += choice is not None and choice not in right
+        counts[f"{name} right"] += choice == right[0]
+
+    for _ in range(replications):
+        values = draw(scenario, generator)
+        choice, comparison = rankwise_choice(values)
+        count("rankwise", choice)
+        counts["open"] += choice is None
+        for rank, loss in truth.items():
+            low, high = comparison.mean_interval(rank, CONFIDENCE)
+            counts["covered"] += (low <= loss <= high) / len(truth)
+        for name, rule in rules.items():
+            count(name, rule(values))
+    return {name: number / replications for name, number in counts.items()}
+
+
+def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: Console) -> None:
+    """Print a row for each scenario."""
+    limit = 1 - CONFIDENCE + 3 * np.sqrt(CONFIDENCE * (1 - CONFIDENCE) / replications)
+    table = Table(
+        title=f"{replications} replications each; margin {MARGIN}, confidence {CONFIDENCE:.0%}; wrong is to stay below "
+        f"5 %, to Monte Carlo error below {limit:.1%}; per cent",
+        caption="(in brackets: the model that the intervals assume does not hold)",
+    )
+    table.add_column("scenario")
+    columns = ["wrong", "right", "open", "coverage", "best mean wrong", "right", "one SE wrong", "right",
+               "kneedle wrong", "right"]  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right")
+    for number, scenario in enumerate(scenarios):
+        found = simulate(scenario, replications, np.random.default_rng([2026, number]))
+        keys = ["rankwise wrong", "rankwise right", "open", "covered"]
+        keys += [f"{rule} {what}" for rule in ("best mean", "one SE", "kneedle") for what in ("wrong", "right")]
+        cells = [f"{100 * found[key]:.1f}" for key in keys]
+        table.add_row(scenario.name if scenario.assumed else f"({scenario.name})", *cells)
+    console.print(table)
+
+
+def print_time(console: Console) -> None:
+    """Print how long a large decision takes."""
+    generator = np.random.default_rng(0)
+    ranks, seeds, examples = [2**power for power in range(8)], range(10), range(10_000)
+    index = pd.MultiIndex.from_product([ranks, seeds, examples], names=["rank", "seed", "example_id"])
+    evidence = pd.DataFrame({"loss": generator.normal(0.5, 0.3, len(index)), "score": 1.0}, index=index).reset_index()
+    start = time.perf_counter()
+    select(evidence)
+    console.print(f"8 ranks x 10 seeds x 10,000 examples: a decision takes {time.perf_counter() - start:.2f} s")
+
+
+def main() -> None:
+    """Print everything."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--replications", type=int, default=1000)
+    options = parser.parse_args()
+    console = Console(width=150)
+    print_scenarios(SCENARIOS, options.replications, console)
+    print_time(console)
+
+
+if __name__ == "__main__":
+    main()

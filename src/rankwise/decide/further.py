@@ -1,0 +1,69 @@
+"""What would settle an open question, and what the evidence could have seen."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import stats
+
+from rankwise.decide.compare import Comparison, Difference
+from rankwise.decide.decision import Next
+
+MOST_SEEDS = 32  # the most that a suggestion asks for
+MOST_EXAMPLES = 64  # times the held-out examples there are
+POWER = 0.8
+
+
+def next_step(costs: Comparison, margin: float, confidence: float) -> Next | None:
+    """Find the fewest seeds, or else seeds and examples, with which a rank would be selected as things look now.
+
+    Returns:
+        None where nothing within `MOST_SEEDS` and `MOST_EXAMPLES` would do.
+    """
+    if len(costs.ranks) < 2:
+        return None
+    examples_now = costs.values[costs.ranks[0]].shape[1]
+    for seeds, times in _steps(max(len(costs.seeds[rank]) for rank in costs.ranks), examples_now > 1):
+        for rank in costs.ranks:
+            others = [other for other in costs.ranks if other != rank]
+            if all(
+                _scaled(costs.difference(rank, o), seeds, times).upper(len(others), confidence) <= margin
+                for o in others
+            ):
+                examples = int(examples_now * times)
+                more = f" and {examples} held-out examples" if times > 1 else ""
+                advice = f"{seeds} seeds per rank{more} would select rank {rank} if the differences seen persist."
+                return Next(seeds=seeds, held_out_examples=examples, rank=rank, estimated_seconds=None, advice=advice)
+    return None
+
+
+def _steps(seeds_now: int, per_example: bool) -> Iterator[tuple[int, float]]:
+    """Yield (seeds, times the examples), the cheaper first: more seeds need no new data."""
+    for times in [2.0**power for power in range(int(np.log2(MOST_EXAMPLES)) + 1)] if per_example else [1.0]:
+        # One seed says nothing of how much seeds vary: a second comes before any sum.
+        for seeds in range(max(2, seeds_now), MOST_SEEDS + 1):
+            if seeds > seeds_now or times > 1:
+                yield seeds, times
+
+
+def _scaled(pair: Difference, seeds: int, times_examples: float) -> Difference:
+    return Difference(pair.mean, pair.spread.scaled(seeds / pair.seeds, times_examples), seeds)
+
+
+def detectable_difference(costs: Comparison, confidence: float) -> float | None:
+    """Return the smallest margin at which this evidence would have cleared a rank that equals the best.
+
+    With a chance of `POWER`, for the pair of ranks that is known least well: ``(c + t) * standard error``.
+
+    Returns:
+        In units of the metric; None where nothing tells how far a mean may be off.
+    """
+    pairs = [costs.difference(one, other) for one in costs.ranks for other in costs.ranks if one < other]
+    if not pairs or not costs.noise_is_known:
+        return None
+    widths = [
+        pair.upper(len(costs.ranks) - 1, confidence)
+        - pair.mean
+        + stats.t.ppf(POWER, pair.spread.df) * pair.spread.error
+        for pair in pairs
+    ]
+    return float(max(widths))
