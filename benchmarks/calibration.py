@@ -6,7 +6,7 @@ Evidence is drawn as crossed noise around known true losses: what an example doe
 seed does to all ranks and to each one, and the rest. A rank is wrong if it is truly worse than the best by more than
 the margin. Prints, for each scenario: how often rankwise selects a wrong rank (to stay at or below 5 %, to Monte Carlo
 error), how often the smallest rank that is right, how often it is undetermined, and the coverage of the ranks' 95 %
-intervals; then the wrong and right choices of three rules that always choose: the best mean, the one-standard-error rule
+intervals; then the wrong and right choices of three rules that always choose: the best mean, one standard error
 (Breiman et al. 1984, section 3.4.3) and kneedle (Satopaa et al. 2011).
 """
 
