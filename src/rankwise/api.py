@@ -12,7 +12,7 @@ import pandas as pd
 from rankwise.config import SweepConfig, make_config
 from rankwise.decide import Decision, select
 from rankwise.decide.decision import TestScore
-from rankwise.decide.variance import interval_over_examples
+from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
@@ -231,14 +231,14 @@ def _test_score(run: Run, chosen: str) -> TestScore:
     from rankwise.engine.reference import score_adapter
 
     results = score_adapter(run.base, run.store.adapter_directory(chosen), run.encode("test"))
-    loss, score = (results[name].to_numpy() for name in ("loss", "score"))  # (N,)
+    loss, score = (results[name].to_numpy()[None] for name in ("loss", "score"))  # (1, N)
     return TestScore(
         trial=chosen,
         examples=loss.size,
         loss=float(loss.mean()),
-        loss_ci=interval_over_examples(loss, run.config.confidence),
+        loss_ci=mean_interval(loss, NOTHING_KNOWN, run.config.confidence),
         score=float(score.mean()),
-        score_ci=interval_over_examples(score, run.config.confidence),
+        score_ci=mean_interval(score, NOTHING_KNOWN, run.config.confidence),
     )
 
 

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rankwise.decide.variance import Spread, dunnett_critical, example_variance, seed_variance
+from rankwise.decide.variance import (
+    NOTHING_KNOWN,
+    Spread,
+    dunnett_critical,
+    example_variance,
+    mean_interval,
+    seed_variance,
+)
 
 
 @pytest.mark.parametrize("comparisons", [1, 2, 3, 5])
@@ -49,24 +56,34 @@ def test_interaction_is_free_of_what_a_seed_does_to_all_ranks() -> None:
         means = generator.normal(size=(3, 1)) + 10 * generator.normal(size=4) + 0.2 * generator.normal(size=(3, 4))
         means[2, 3] = np.nan  # a rank with fewer seeds
         found.append(seed_variance(means))
-    assert {variance.interaction_df for variance in found} == {2 * 3 - 1}
-    assert np.mean([variance.interaction for variance in found]) == pytest.approx(0.2**2, rel=0.05)
-    assert np.mean([variance.total for variance in found]) == pytest.approx(10**2 + 0.2**2, rel=0.05)
+    assert {variance.own_df for variance in found} == {2 * 3 - 1}
+    assert np.mean([variance.own for variance in found]) == pytest.approx(0.2**2, rel=0.05)
+    assert np.mean([variance.shared for variance in found]) == pytest.approx(10**2, rel=0.05)
+    assert np.mean([variance.within for variance in found]) == pytest.approx(10**2 + 0.2**2, rel=0.05)
 
 
-@pytest.mark.parametrize(("shared", "own", "df"), [(1.0, 0.001, 3), (0.0, 1.0, 4 * 3)])
-def test_degrees_of_freedom_of_the_total(shared: float, own: float, df: float) -> None:
-    generator = np.random.default_rng(0)
-    found = [
-        seed_variance(shared * generator.normal(size=4) + own * generator.normal(size=(4, 4))).total_df
-        for _ in range(2000)
-    ]
-    assert np.median(found) == pytest.approx(df, rel=0.15)
+@pytest.mark.parametrize("shared", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_rank_s_interval_covers_its_mean(shared: float, seeds: int) -> None:
+    """Whatever share of the seeds' effect is common to all ranks."""
+    generator = np.random.default_rng(1)
+    covered, replications = 0, 4000
+    for _ in range(replications):
+        alike = np.sqrt(shared) * generator.normal(size=seeds)
+        values = (alike + np.sqrt(1 - shared) * generator.normal(size=(4, seeds)))[..., None]  # (R, S, 1)
+        low, high = mean_interval(values[0], seed_variance(values.mean(2)), 0.95)
+        covered += low <= 0 <= high
+    assert 0.94 <= covered / replications <= 0.975
+
+
+def test_the_interval_of_one_trial_is_student_s() -> None:
+    values = np.random.default_rng(0).exponential(size=(1, 40))
+    expected = stats.t.interval(0.9, 39, values.mean(), stats.sem(values[0]))
+    assert mean_interval(values, NOTHING_KNOWN, 0.9) == pytest.approx(expected)
 
 
 def test_one_seed_tells_nothing_of_seeds() -> None:
-    nothing = seed_variance(np.ones((4, 1)))
-    assert (nothing.interaction_df, nothing.total_df) == (0, 0)
+    assert seed_variance(np.ones((4, 1))) == NOTHING_KNOWN
     values = np.random.default_rng(0).normal(size=(1, 30))
     assert example_variance(values) == pytest.approx(stats.sem(values[0]) ** 2)
 
@@ -74,8 +91,8 @@ def test_one_seed_tells_nothing_of_seeds() -> None:
 def test_seeds_that_ranks_do_not_share_still_count() -> None:
     means = np.array([[1.0, 2.0, 3.0], [1.5, np.nan, np.nan]])
     variance = seed_variance(means)
-    assert variance.interaction == variance.total == pytest.approx(1.0)
-    assert variance.interaction_df == variance.total_df == 2
+    assert variance.own == variance.within == pytest.approx(1.0)
+    assert variance.own_df == variance.within_df == 2
 
 
 def test_satterthwaite() -> None:

@@ -8,7 +8,14 @@ import numpy as np
 
 from rankwise.decide.decision import Interval
 from rankwise.decide.evidence import Runs
-from rankwise.decide.variance import SeedVariance, Spread, dunnett_critical, example_variance, seed_variance
+from rankwise.decide.variance import (
+    Spread,
+    dunnett_critical,
+    example_variance,
+    mean_interval,
+    seed_variance,
+    stated_variance,
+)
 
 
 @dataclass(frozen=True)
@@ -56,27 +63,17 @@ class Comparison:
         means = np.full((len(self.ranks), len(every)), np.nan)  # (R, S)
         for row, rank in enumerate(self.ranks):
             means[row, np.searchsorted(every, seeds[rank])] = values[rank].mean(1)
-        if noise is None:
-            self.variance = seed_variance(means)
-        else:
-            self.variance = SeedVariance(noise**2, np.inf, noise**2, np.inf)
+        self.variance = seed_variance(means) if noise is None else stated_variance(noise)
         self._pairs: dict[tuple[int, int], Difference] = {}
 
     @property
     def noise_is_known(self) -> bool:
         """Whether anything tells how far a mean may be off: several seeds, several examples, or a stated noise."""
-        return self.variance.total_df > 0 or any(values.shape[1] > 1 for values in self.values.values())
+        return self.variance.within_df > 0 or any(values.shape[1] > 1 for values in self.values.values())
 
     def mean_interval(self, rank: int, confidence: float) -> Interval:
         """Return the two-sided interval of one rank's mean."""
-        values = self.values[rank]
-        spread = Spread(
-            seeds=self.variance.total / len(values),
-            seeds_df=self.variance.total_df,
-            examples=example_variance(values),
-            examples_df=values.shape[1] - 1,
-        )
-        return spread.interval(float(values.mean()), confidence)
+        return mean_interval(self.values[rank], self.variance, confidence)
 
     def difference(self, one: int, other: int) -> Difference:
         """Return one rank's mean minus another's."""
@@ -94,12 +91,12 @@ class Comparison:
                 self.values[rank][np.searchsorted(self.seeds[rank], shared)] for rank in (one, other)
             )  # (S, N) each
             difference = first - second
-            seeds, df = 2 * self.variance.interaction / len(shared), self.variance.interaction_df
+            seeds, df = 2 * self.variance.own / len(shared), self.variance.own_df
         else:
             # No seed in common: what a seed does to all ranks alike does not cancel.
             difference = first.mean(0, keepdims=True) - second.mean(0, keepdims=True)  # (1, N)
-            df = self.variance.total_df
-            seeds = self.variance.total * (1 / len(first) + 1 / len(second)) if df else np.inf
+            df = self.variance.within_df
+            seeds = self.variance.within * (1 / len(first) + 1 / len(second)) if df else np.inf
         spread = Spread(
             seeds=seeds, seeds_df=df, examples=example_variance(difference), examples_df=difference.shape[1] - 1
         )

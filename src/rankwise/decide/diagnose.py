@@ -63,8 +63,8 @@ def train_gap(one: Runs, other: Runs, histories: pd.DataFrame | None, confidence
     if both["step"].nunique() < 3 * BLOCKS:
         return None
     gap = both["train_loss"] - both["train_loss_larger"]
-    position = (both["step"].rank(method="dense") - 1) / both["step"].nunique()  # in [0, 1)
-    block = (position * 3 * BLOCKS).astype(int)
+    position = both["step"].rank(method="dense").astype(int) - 1  # from 0
+    block = position * 3 * BLOCKS // both["step"].nunique()  # 0 to 3 BLOCKS - 1
     by_third = gap.groupby(block // BLOCKS).mean()
     late = gap[block >= 2 * BLOCKS].groupby([both["seed"], block]).mean().to_numpy()  # (seeds x BLOCKS,)
     half = float(stats.t.ppf((1 + confidence) / 2, len(late) - 1) * stats.sem(late))

@@ -53,55 +53,87 @@ class Spread:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """How much one trial's mean varies with its seed.
+    """How much one trial's mean varies with its seed, in a two-way layout of ranks and seeds.
 
     Attributes:
-        interaction: beyond what the seed does to all ranks alike: what is left in paired differences.
-        interaction_df: degrees of freedom behind it, 0 where there are none.
-        total: what the seed does to all ranks alike included: what a single rank's mean is subject to.
-        total_df: degrees of freedom behind it.
+        own: what a seed does to one rank beyond what it does to all alike: what is left in paired differences.
+        own_df: degrees of freedom behind it, 0 where there are none.
+        shared: what a seed does to all ranks alike; cancels in paired differences.
+        shared_df: degrees of freedom behind it.
+        within: variance over a rank's own seeds, pooled over ranks: both of the above.
+        within_df: degrees of freedom behind it.
     """
 
-    interaction: float
-    interaction_df: float
-    total: float
-    total_df: float
+    own: float
+    own_df: float
+    shared: float
+    shared_df: float
+    within: float
+    within_df: float
+
+
+NOTHING_KNOWN = SeedVariance(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def stated_variance(noise: float) -> SeedVariance:
+    """Return the variance of a noise that is known from elsewhere, a standard deviation."""
+    return SeedVariance(noise**2, np.inf, 0.0, np.inf, noise**2, np.inf)
 
 
 def seed_variance(means: np.ndarray) -> SeedVariance:
-    """Split the variance of trial means over seeds, pooled over ranks.
+    """Split the variance of trial means over seeds.
 
-    Two-way layout, rank x seed, without replication. In the balanced case the total is
-    ``MS_seed / R + (1 - 1/R) MS_interaction``, so its degrees of freedom follow from those two (Satterthwaite 1946):
-    ``R (S - 1)`` where seeds do nothing to all ranks alike, and only ``S - 1`` where that is all they do.
+    Additive in rank and seed, without replication; what does not fit is a rank's own. Within a rank both add up, so
+    what the pooled variance within ranks has in excess is shared (Searle, Casella and McCulloch 1992, chapter 4).
 
     Args:
         means: mean of each trial, (R, S), NaN where a rank lacks a seed.
     """
     present = np.isfinite(means)
+    counts = present.sum(1)  # (R,)
+    within_df = int((counts - 1).clip(min=0).sum())
+    if not within_df:
+        return NOTHING_KNOWN
+    rank_means = np.where(present, means, 0.0).sum(1) / counts.clip(min=1)  # (R,)
+    within = float((np.where(present, means - rank_means[:, None], 0.0) ** 2).sum() / within_df)
+
     rows, columns = np.nonzero(present)
-    if not len(rows):
-        return SeedVariance(0.0, 0.0, 0.0, 0.0)
-    design = np.zeros((len(rows), sum(means.shape)))  # (cells, R + S): additive in rank and seed
+    design = np.zeros((len(rows), sum(means.shape)))  # (cells, R + S)
     design[np.arange(len(rows)), rows] = 1.0
     design[np.arange(len(rows)), means.shape[0] + columns] = 1.0
     cells = means[rows, columns]
     fit, _, parameters, _ = np.linalg.lstsq(design, cells, rcond=None)
-    interaction_df = len(cells) - int(parameters)
-    interaction = float(((cells - design @ fit) ** 2).sum() / interaction_df) if interaction_df > 0 else 0.0
+    own_df = len(cells) - int(parameters)
+    if own_df < 1:  # too few seeds in common to tell the two apart: all of it may be a rank's own
+        return SeedVariance(within, within_df, 0.0, 0.0, within, within_df)
+    own = float(((cells - design @ fit) ** 2).sum() / own_df)
+    return SeedVariance(own, own_df, max(0.0, within - own), int(counts.max()) - 1, within, within_df)
 
-    counts = present.sum(1)  # (R,)
-    within_df = int((counts - 1).clip(min=0).sum())
-    if not within_df:
-        return SeedVariance(interaction, max(0, interaction_df), 0.0, 0.0)
-    centred = np.where(present, means - np.nanmean(np.where(present, means, np.nan), axis=1, keepdims=True), 0.0)
-    total = float((centred**2).sum() / within_df)
-    if interaction_df < 1:  # too few seeds in common to tell the two apart: the total is the larger
-        return SeedVariance(total, within_df, total, within_df)
-    own = (1 - 1 / len(means)) * interaction
-    shared = max(0.0, total - own)
-    parts = shared**2 / max(1, int(counts.max()) - 1) + own**2 / interaction_df
-    return SeedVariance(interaction, interaction_df, total, (shared + own) ** 2 / parts if parts > 0 else within_df)
+
+def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) -> Interval:
+    """Return the two-sided interval of one rank's mean over seeds and examples.
+
+    The mean's variance has three parts with degrees of freedom of their own. Their critical values are weighted by
+    the parts (Cochran and Cox 1957, section 4.14); Satterthwaite's single number of degrees of freedom covers too
+    little where few seeds move all ranks alike.
+
+    Args:
+        values: (S, N).
+        seeds: of all ranks together.
+        confidence: between 0 and 1.
+    """
+    own_df = seeds.own_df + seeds.shared_df  # a small shared part lets its degrees of freedom to the own one
+    parts = [
+        (seeds.own / len(values), own_df),
+        (seeds.shared / len(values), seeds.shared_df),
+        (example_variance(values), values.shape[1] - 1),
+    ]
+    parts = [(variance, df) for variance, df in parts if variance > 0]
+    mean, total = float(values.mean()), sum(variance for variance, _ in parts)
+    if not total:
+        return (mean, mean)
+    half = sum(variance * float(stats.t.ppf((1 + confidence) / 2, df)) for variance, df in parts) / np.sqrt(total)
+    return (mean - half, mean + half)
 
 
 def example_variance(values: np.ndarray) -> float:
@@ -125,12 +157,6 @@ def example_variance(values: np.ndarray) -> float:
         rest = values - by_example - values.mean(1, keepdims=True) + values.mean()  # (S, N)
         between -= (rest**2).sum() / ((seeds - 1) * (examples - 1)) / seeds
     return max(0.0, float(between)) / examples
-
-
-def interval_over_examples(values: np.ndarray, confidence: float) -> Interval:
-    """Return the two-sided interval of a mean over examples, (N,), of one trained adapter."""
-    spread = Spread(0.0, 0.0, example_variance(values[None]), len(values) - 1)
-    return spread.interval(float(values.mean()), confidence)
 
 
 @lru_cache(maxsize=4096)

@@ -112,7 +112,9 @@ def _sentences(decision: Decision) -> list[str]:
             f"On {test.examples} test examples that no decision saw: loss {test.loss:.4f} {interval(test.loss_ci)}, "
             f"accuracy {test.score:.1%} {interval(test.score_ci, percent=True)}."
         )
-    lines += [f"{one.verdict.capitalize()}: {one.reason}" for one in decision.diagnosis]
+    # That a rank suffices is the usual case; the report has the numbers of all.
+    telling = [one for one in decision.diagnosis if one.verdict not in ("rank suffices", "open")]
+    lines += [f"{one.verdict.capitalize()}: {one.reason}" for one in telling]
     if decision.next is not None:
         lines.append(f"Next: {decision.next.advice}")
     return lines + [f"Note: {warning}" for warning in decision.warnings]
