@@ -92,8 +92,10 @@ def _refuse(parts: list[Part], values: pd.Series, good: np.ndarray, allowed: str
     """Refuse values, naming them and their rows."""
     bad = values[~good]
     if len(bad):
+        names = parts[bad.index[0][0]].names
+        written = [f" ({name!r})" for name, own in names.items() if own == values.name and name != own]
         raise RequestError(
-            f"{values.name}: {some(bad.astype(str).unique())} in {len(bad)} of {len(values)} rows "
+            f"{values.name}{''.join(written)}: {some(bad.astype(str).unique())} in {len(bad)} of {len(values)} rows "
             f"({_where(parts, bad.index)}); allowed are {allowed}"
         )
 
@@ -114,9 +116,9 @@ def refuse_repeats(parts: list[Part], evidence: pd.DataFrame) -> None:
     again = evidence.duplicated(key)
     if not again.any():
         return
-    first = evidence.loc[again, key].iloc[0]
-    same = evidence.index[(evidence[key] == first).all(axis=1)]
-    what = f"rank {first['rank']:.0f}, seed {first['seed']:.0f}, learning rate {first['learning_rate']:g}"
+    first = {name: evidence[name][again].iloc[0] for name in key}
+    same = evidence.index[np.logical_and.reduce([evidence[name] == value for name, value in first.items()])]
+    what = f"rank {first['rank']}, seed {first['seed']}, learning rate {first['learning_rate']:g}"
     what += f", example {first['example_id']}" if "example_id" in key else ""
     one, other = parts[same[0][0]], parts[same[1][0]]
     if differ := differences([one, other]):
