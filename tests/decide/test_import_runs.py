@@ -290,6 +290,13 @@ def test_broken_files(tmp_path: Path, name: str, content: str, words: str) -> No
     assert words in refused(tmp_path)
 
 
+@pytest.mark.parametrize("content", [{}, {"log_history": 3}, {"log_history": [3, {"loss": 1.0}]}])
+def test_a_trainer_state_without_an_evaluation(tmp_path: Path, content: dict[str, Any]) -> None:
+    save_json(tmp_path / "run" / "trainer_state.json", content)
+    save_json(tmp_path / "run" / "adapter_config.json", {"r": 8})
+    assert "run run is left out: trainer_state.json holds no evaluation" in refused(tmp_path)
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:

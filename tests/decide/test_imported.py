@@ -115,6 +115,8 @@ def test_two_sweeps_are_put_together(tmp_path: Path) -> None:
 
 def test_sweeps_that_cannot_be_read(tmp_path: Path) -> None:
     save(tmp_path / "sweep.json", {})
+    assert "holds no results" in refused(tmp_path)
+    (tmp_path / "trials").mkdir()
     assert "has no complete trial yet; run it first" in refused(tmp_path)
     save_sweep(tmp_path / "sweep")
     evidence = next((tmp_path / "sweep" / "trials").glob("r4*")) / "evidence.parquet"
@@ -162,7 +164,9 @@ def test_what_of_pefts_comparison_is_left_out(tmp_path: Path) -> None:
     full["run_info"]["peft_config"] = None
     failed["train_info"]["status"] = "failed"
     untested["train_info"]["metrics"].pop()
-    for name, content in (("full", full), ("failed", failed), ("untested", untested)):
+    rankless = comparison()
+    rankless["run_info"]["peft_config"]["r"] = None
+    for name, content in (("full", full), ("failed", failed), ("untested", untested), ("rankless", rankless)):
         save(tmp_path / f"{name}.json", content)
     imported = read_results([tmp_path])
     assert imported.evidence["rank"].tolist() == [32]
@@ -171,6 +175,7 @@ def test_what_of_pefts_comparison_is_left_out(tmp_path: Path) -> None:
         "full.json is left out: it has no peft_config (full fine-tuning)",
         "failed.json is left out: its status is failed, not success",
         "untested.json is left out: it has no test metric",
+        "rankless.json is left out: its peft_config has no r",
     }
     assert "holds no results: full.json is left out" in refused(tmp_path / "full.json")
 

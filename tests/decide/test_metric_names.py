@@ -48,4 +48,5 @@ def test_validation_comes_before_test_data_and_both_before_a_bare_loss() -> None
 
 def test_the_metric_asked_for_is_found_whatever_its_name() -> None:
     assert find_metrics(["quality", "loss"], "Quality")[0] == {"loss": "loss", "quality": "quality"}
+    assert find_metrics(["eval_quality", "epoch"], "quality")[0] == {"eval_quality": "quality"}
     assert find_metrics(["test_rank"], "test_rank")[0] == {"test_rank": "test_rank"}

@@ -1,7 +1,6 @@
 """What one source of results gives, before several are put together."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +71,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300)
 
 
+def is_scalar(value: object) -> bool:
+    """Whether a JSON value can be a rank, a seed or a rate, right or wrong: a number or a text."""
+    return is_number(value) or isinstance(value, str)
+
+
 def as_numbers(values: pd.Series) -> np.ndarray:
     """Return numbers, (rows,), NaN for what is none; true and false are none."""
     if pd.api.types.is_bool_dtype(values):
@@ -99,7 +103,7 @@ def history(rows: list[dict[str, Any]], names: tuple[str, ...], identity: Mappin
 
 def _step(row: Mapping[str, Any], number: int) -> int:
     given = (row[name] for name in ("step", "global_step", "_step") if is_number(row.get(name)))
-    return next((int(step) for step in given if math.isfinite(step)), number)
+    return next((int(step) for step in given if abs(step) < 2**53), number)  # NaN is not
 
 
 def last_step(rows: list[dict[str, Any]], names: Mapping[str, str]) -> int | None:

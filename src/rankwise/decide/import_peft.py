@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.decide.import_part import Part, history, known_settings, last_step, last_values
+from rankwise.decide.import_part import Part, history, is_scalar, known_settings, last_step, last_values
 from rankwise.decide.metric_names import TEST, find_metrics, split_prefix
 
 
@@ -37,7 +37,7 @@ def read_comparison(path: Path, content: dict[str, Any], metric: str | None = No
         return f"its peft_type is {peft.get('peft_type')}, not LORA"
     if content["train_info"].get("status") != "success":
         return f"its status is {content['train_info'].get('status')}, not success"
-    if peft.get("r") is None:
+    if not is_scalar(peft.get("r")):
         return "its peft_config has no r"
     logged = content["train_info"].get("metrics")
     rows = [row for row in logged if isinstance(row, dict)] if isinstance(logged, list) else []
@@ -47,7 +47,7 @@ def read_comparison(path: Path, content: dict[str, Any], metric: str | None = No
     optimizer = train.get("optimizer_kwargs")
     identity = {"rank": peft["r"], "seed": train.get("seed")}
     identity["learning_rate"] = optimizer.get("lr") if isinstance(optimizer, dict) else None
-    identity = {name: value for name, value in identity.items() if value is not None}
+    identity = {name: value for name, value in identity.items() if is_scalar(value)}
 
     values = last_values(final)
     names, _ = find_metrics(values, metric)

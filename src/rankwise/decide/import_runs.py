@@ -21,6 +21,7 @@ from rankwise.decide.import_part import (
     Part,
     history,
     is_number,
+    is_scalar,
     known_settings,
     last_step,
     last_values,
@@ -100,7 +101,8 @@ def _read_run(run: Path, name: str, metric: str | None) -> Part | str:
         train_names = TRAIN_LOSSES
     else:
         state = read_object(log)
-        rows = [row for row in state.get("log_history") or [] if isinstance(row, dict)]
+        logged = state.get("log_history")
+        rows = [row for row in logged if isinstance(row, dict)] if isinstance(logged, list) else []
         # The last row's train_loss is the mean over the whole training.
         train_names = ("loss",)
         if isinstance(state.get("trial_params"), dict):  # of Trainer.hyperparameter_search
@@ -164,7 +166,7 @@ def _look_up(configs: list[dict[str, Any]], names: Sequence[str], parents: tuple
         while level:
             for place in level:
                 for name in names:
-                    if isinstance(place.get(name), (int, float, str)):
+                    if is_scalar(place.get(name)):
                         return place[name]
             level = [
                 value

@@ -117,7 +117,7 @@ def _read_path(path: Path, columns: dict[str, str | None], metric: str | None) -
         return _sort_out([(path.name, read_comparison(path, content, metric))])
     if not path.is_dir():
         return [read_result_table(path, columns, metric)], []
-    if (path / "sweep.json").is_file():
+    if (path / "sweep.json").is_file() and (path / "trials").is_dir():
         return [_read_sweep(path)], []
     try:
         parts, notes = read_runs(path, metric)

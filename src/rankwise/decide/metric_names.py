@@ -85,7 +85,7 @@ def find_metrics(names: Iterable[str], asked: str | None = None) -> tuple[dict[s
             own = "loss"
         else:
             own = bare if higher_is_better(bare) is not None else ""
-        if not own and asked is not None and snake(asked) == snake(name):
+        if not own and asked is not None and snake(asked) in (snake(name), bare):
             own = snake(name) if part in TRAIN or bare in RESERVED else bare
         if own in found.values():
             # A bare "loss" beside an "eval_loss" is the training loss of a log: not held out, so not a metric.
