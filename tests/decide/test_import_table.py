@@ -138,6 +138,7 @@ def test_several_tables_are_put_together(tmp_path: Path) -> None:
     imported = read_results([one, other])
     assert imported.evidence[["rank", "loss"]].values.tolist() == [[4, 0.5], [8, 0.4]]
     assert imported.metrics == ("loss",)
+    assert "loss is called 'eval_loss', 'val_loss'; they compare if the held-out data are the same" in imported.notes
     assert any("'accuracy' is missing in 1 of 2 results (r8.csv)" in note for note in imported.notes)
     with pytest.raises(RequestError, match=r"'accuracy' is missing in 1 of 2 results \(r8.csv\).*: loss"):
         read_results([one, other], metric="accuracy")

@@ -131,7 +131,7 @@ def _read_run(run: Path, name: str, metric: str | None) -> Part | str:
     if not metrics and not diverged:
         return f"{log.name} holds no evaluation"
     if diverged:
-        notes.append(f"run {name} diverged: its held-out loss is not finite")
+        notes.append(f"run {name} diverged: its held-out loss is not finite, or its log says so")
     row = {**identity, "diverged": diverged, **{own: values[written] for written, own in metrics.items()}}
     settings: dict[str, str] = {}
     for config in reversed(configs):

@@ -169,8 +169,14 @@ def _read_sweep(directory: Path) -> Part:
 
 
 def _cautions(parts: list[Part]) -> list[str]:
-    """Say what limits a comparison of runs."""
+    """Say what limits a comparison of results."""
     cautions = []
+    for own in dict.fromkeys(own for part in parts for own in part.names.values()):
+        written = dict.fromkeys(name for part in parts for name, metric in part.names.items() if metric == own)
+        if len(written) > 1:
+            cautions.append(
+                f"{own} is called {some(map(repr, written))}; they compare if the held-out data are the same"
+            )
     steps = [part.step for part in parts if part.step is not None]
     if steps:
         reached = (
