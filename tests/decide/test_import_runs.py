@@ -124,6 +124,7 @@ def test_runs_that_the_trainer_itself_wrote(tmp_path: Path) -> None:
         )  # fmt: skip
         trainer = Trainer(model, arguments, train_dataset=Examples(), eval_dataset=Examples())
         trainer.train()
+        trainer.save_state()  # with the summary row, whose train_loss is the mean of all steps
         losses.append([row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row][-1])
     assert (tmp_path / "sweep/r4-seed7/checkpoint-4/training_args.bin").exists()
     imported = read_results([tmp_path / "sweep"])
@@ -308,3 +309,15 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     (tmp_path / "run" / "training_args.bin").write_bytes(pickle.dumps(Trap()))
     read_results([tmp_path])
     assert not (tmp_path / "sprung").exists()
+
+
+def test_evaluations_without_a_prefix_count_where_none_has_one(tmp_path: Path) -> None:
+    """Early tinker-cookbook logged the held-out loss as ``nll``, beside ``train_mean_nll``."""
+    save_json(tmp_path / "run" / "config.json", {"lora_rank": 4})
+    log = tmp_path / "run" / "metrics.jsonl"
+    save_lines(log, [{"step": 0, "train_mean_nll": 2.0, "nll": 1.5}, {"step": 1, "train_mean_nll": 1.0, "loss": 1.0}])
+    imported = read_results([tmp_path])
+    assert imported.metrics == ("loss",)
+    assert imported.evidence["loss"].tolist() == [1.5]
+    save_lines(log, [{"step": 0, "eval_math_loss": 0.7, "eval_code_loss": 0.9, "nll": 1.5}])
+    assert read_results([tmp_path]).metrics == ("math_loss", "code_loss")
