@@ -1,0 +1,103 @@
+"""The names that tools give to metrics, and which direction of each is better."""
+
+import re
+from collections.abc import Iterable
+
+VALIDATION = ("eval", "evaluation", "val", "valid", "validation", "dev", "heldout", "held_out", "holdout")
+TEST = ("test",)
+TRAIN = ("train", "training")
+
+# A mean negative log-likelihood of held-out data goes by these names; all of them become "loss".
+LOSSES = (
+    "loss", "nll", "mean_nll", "neg_log_likelihood", "negative_log_likelihood", "cross_entropy", "ce", "ce_loss",
+    "cross_entropy_loss", "log_loss", "logloss", "lm_loss", "mean_loss",
+)  # fmt: skip
+LOWER = {
+    "loss", "nll", "perplexity", "ppl", "error", "err", "wer", "cer", "ter", "mse", "rmse", "mae", "mape", "bpb", "bpc",
+    "bits", "brier", "ece", "fid", "drift", "xent",
+}  # fmt: skip
+HIGHER = {
+    "accuracy", "acc", "f1", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum", "meteor", "cider", "nist", "spice",
+    "chrf", "comet", "bleurt", "bertscore", "em", "exact", "score", "reward", "pearson", "pearsonr", "spearman",
+    "spearmanr", "correlation", "mcc", "matthews", "kappa", "auc", "auroc", "auprc", "precision", "recall", "map",
+    "mrr", "ndcg", "r2", "pass", "correct", "similarity", "likelihood", "winrate", "iou",
+}  # fmt: skip
+RESERVED = {"rank", "seed", "learning_rate", "example_id", "diverged"}  # columns of the evidence
+# A column about a metric's spread or size, not the metric.
+SPREAD = {"std", "stderr", "sem", "se", "ci", "var", "variance", "lower", "upper", "low", "high", "count", "n"}
+
+
+def snake(name: str) -> str:
+    """Return a name in lower case with underscores: ``ROUGE-L`` is ``rouge_l``, ``test/nll`` is ``test_nll``."""
+    return re.sub(r"[^0-9a-z@]+", "_", name.lower()).strip("_")
+
+
+def split_prefix(name: str) -> tuple[str, str]:
+    """Split a metric's name into its part of the data and its bare name, ``("test", "nll")``; the part may be ""."""
+    plain = snake(name)
+    for prefix in (*VALIDATION, *TEST, *TRAIN):
+        if plain.startswith(f"{prefix}_"):
+            return prefix, plain[len(prefix) + 1 :]
+    return "", plain
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a name says that it was measured on validation or test data, as ``eval_loss`` and ``test/nll`` do."""
+    return split_prefix(name)[0] in (*VALIDATION, *TEST)
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Return by convention whether more of a metric is better; None if its name does not tell.
+
+    False for losses, perplexity and errors; True for accuracy, F1, BLEU, ROUGE, exact match, correlations and the
+    like. The part of the data (``eval_``, ``test/``) and a trailing number (``rouge1``, ``pass@1``) do not matter.
+    """
+    bare = split_prefix(metric)[1]
+    if bare in LOSSES:
+        return False
+    words = {part for word in bare.split("_") for part in (word, re.sub(r"@?\d*$", "", word))}
+    if words & SPREAD:
+        return None
+    if words & LOWER:
+        return False
+    return True if words & HIGHER else None
+
+
+def find_metrics(names: Iterable[str], asked: str | None = None) -> tuple[dict[str, str], list[str]]:
+    """Find the metrics among the names of numeric columns.
+
+    A metric is a name with a known direction, or the one asked for. Its own name drops the part of the data
+    (``eval_accuracy`` is ``accuracy``) and the held-out loss is ``loss`` whatever it is called. Where two names say
+    the same of validation and of test data, the validation's gets the short name, because a rank that is chosen on
+    test data has been fitted to them; the other keeps its part. A training loss is ``train_loss``.
+
+    Returns:
+        The metrics, from the name as written to its own name, the held-out loss first and ``train_loss`` last; and
+        the names left out.
+    """
+    names = list(names)
+    found: dict[str, str] = {}
+    for name in sorted(names, key=_precedence):  # stable
+        part, bare = split_prefix(name)
+        if part in TRAIN:
+            own = "train_loss" if bare in LOSSES else ""
+        elif bare in LOSSES:
+            own = "loss"
+        else:
+            own = bare if higher_is_better(bare) is not None else ""
+        if not own and asked is not None and snake(asked) in (snake(name), bare):
+            own = snake(name) if part in TRAIN or bare in RESERVED else bare
+        if own in found.values():
+            # A bare "loss" beside an "eval_loss" is the training loss of a log: not held out, so not a metric.
+            own = snake(name) if part else ""
+        if own and own not in found.values():
+            found[name] = own
+    order = {"loss": -1, "train_loss": 1}
+    written = {name: position for position, name in enumerate(names)}
+    ordered = sorted(found, key=lambda name: (order.get(found[name], 0), written[name]))
+    return {name: found[name] for name in ordered}, [name for name in names if name not in found]
+
+
+def _precedence(name: str) -> int:
+    part = split_prefix(name)[0]
+    return 0 if part in VALIDATION else 1 if part in TEST else 2

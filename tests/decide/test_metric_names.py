@@ -1,0 +1,52 @@
+import pytest
+
+from rankwise.decide.metric_names import find_metrics, higher_is_better
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["loss", "eval_loss", "val/nll", "test nll", "perplexity", "eval_ppl", "WER", "word_error_rate", "mse", "test/bpb"],
+)
+def test_lower_is_better(metric: str) -> None:
+    assert higher_is_better(metric) is False
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "accuracy", "eval_accuracy", "test accuracy", "F1", "f1_macro", "BLEU", "rouge1", "rougeL", "ROUGE-L",
+        "exact_match", "em", "score", "pearson", "pass@1", "ndcg@10", "matthews_correlation", "cider",
+    ],
+)  # fmt: skip
+def test_higher_is_better(metric: str) -> None:
+    assert higher_is_better(metric) is True
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["quality", "epoch", "eval_runtime", "eval_samples_per_second", "lora_alpha", "loss_std", "accuracy_ci_low", "n"],
+)
+def test_a_name_may_not_tell(metric: str) -> None:
+    assert higher_is_better(metric) is None
+
+
+def test_metrics_are_told_from_other_columns() -> None:
+    found, left_out = find_metrics(["epoch", "BLEU", "lora_alpha", "val_loss", "train_loss", "ROUGE-L"])
+    assert list(found.items()) == [
+        ("val_loss", "loss"), ("BLEU", "bleu"), ("ROUGE-L", "rouge_l"), ("train_loss", "train_loss"),
+    ]  # fmt: skip
+    assert left_out == ["epoch", "lora_alpha"]
+
+
+def test_validation_comes_before_test_data_and_both_before_a_bare_loss() -> None:
+    found, left_out = find_metrics(["loss", "test_loss", "eval_loss", "eval_runtime"])
+    assert found == {"eval_loss": "loss", "test_loss": "test_loss"}
+    assert left_out == ["loss", "eval_runtime"]
+    assert find_metrics(["test_loss", "loss"])[0] == {"test_loss": "loss"}
+    assert find_metrics(["loss"])[0] == {"loss": "loss"}
+
+
+def test_the_metric_asked_for_is_found_whatever_its_name() -> None:
+    assert find_metrics(["quality", "loss"], "Quality")[0] == {"loss": "loss", "quality": "quality"}
+    assert find_metrics(["eval_quality", "epoch"], "quality")[0] == {"eval_quality": "quality"}
+    assert find_metrics(["test_rank"], "test_rank")[0] == {"test_rank": "test_rank"}
