@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise._version import __version__
 
 if TYPE_CHECKING:
+    from rankwise.analysis import Analysis, analyze
     from rankwise.api import Sweep, sweep
     from rankwise.comparison import RankExperiment, run_rank_comparison
     from rankwise.config import SweepConfig
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rankwise.memory.estimate import estimate_training_memory
 
 __all__ = [
+    "Analysis",
     "Decision",
     "RankExperiment",
     "RankwiseError",
@@ -22,6 +24,7 @@ __all__ = [
     "Sweep",
     "SweepConfig",
     "__version__",
+    "analyze",
     "estimate_lora_params",
     "estimate_training_memory",
     "run_rank_comparison",
@@ -30,12 +33,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Analysis": "rankwise.analysis",
     "Decision": "rankwise.decide",
     "RankExperiment": "rankwise.comparison",
     "RankwiseError": "rankwise.errors",
     "RequestError": "rankwise.errors",
     "Sweep": "rankwise.api",
     "SweepConfig": "rankwise.config",
+    "analyze": "rankwise.analysis",
     "estimate_lora_params": "rankwise.lora.params",
     "estimate_training_memory": "rankwise.memory.estimate",
     "run_rank_comparison": "rankwise.comparison",

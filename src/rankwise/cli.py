@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rankwise._version import __version__
+from rankwise.cli_analyze import add_analyze_command
 from rankwise.config import SweepConfig, make_config, read_yaml
 from rankwise.errors import RankwiseError, RequestError, nearest
 
@@ -67,6 +68,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         sweep.add_argument(option, metavar="X", help=text.replace("%", "%%"))
     sweep.set_defaults(run=_sweep)
 
+    add_analyze_command(commands)
     report = commands.add_parser(
         "report",
         help="rebuild a sweep's report",

@@ -1,43 +1,124 @@
-"""Metrics by name: which way is better, and what margin goes without saying."""
+"""Metrics by name: what tools call them, which way is better, and what margin goes without saying."""
 
-from rankwise.errors import RequestError
+import re
+from collections.abc import Iterable
 
-LOWER_IS_BETTER = ("loss", "nll", "perplexity", "ppl", "error", "wer", "cer", "mse", "rmse", "mae")
-HIGHER_IS_BETTER = (
-    "accuracy", "acc", "score", "f1", "exact_match", "em", "bleu", "rouge", "meteor", "cider", "nist", "chrf",
-    "pearson", "spearman", "matthews", "mcc", "auc", "precision", "recall", "reward", "pass", "win_rate",
+import numpy as np
+
+VALIDATION = ("eval", "evaluation", "val", "valid", "validation", "dev", "heldout", "held_out", "holdout")
+TEST = ("test",)
+TRAIN = ("train", "training")
+
+# A mean negative log-likelihood of held-out data goes by these names; all of them become "loss".
+LOSSES = (
+    "loss", "nll", "mean_nll", "neg_log_likelihood", "negative_log_likelihood", "cross_entropy", "ce", "ce_loss",
+    "cross_entropy_loss", "log_loss", "logloss", "lm_loss", "mean_loss",
 )  # fmt: skip
+LOWER = {
+    "loss", "nll", "perplexity", "ppl", "error", "err", "wer", "cer", "ter", "mse", "rmse", "mae", "mape", "bpb", "bpc",
+    "bits", "brier", "ece", "fid", "drift", "xent",
+}  # fmt: skip
+HIGHER = {
+    "accuracy", "acc", "f1", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum", "meteor", "cider", "nist", "spice",
+    "chrf", "comet", "bleurt", "bertscore", "em", "exact", "score", "reward", "pearson", "pearsonr", "spearman",
+    "spearmanr", "correlation", "mcc", "matthews", "kappa", "auc", "auroc", "auprc", "precision", "recall", "map",
+    "mrr", "ndcg", "r2", "pass", "correct", "similarity", "likelihood", "winrate", "iou",
+}  # fmt: skip
 LOSS_MARGIN = 0.02  # nats; docs/decision.md says why
 SHARE_MARGIN = 0.01  # of metrics between 0 and 1: a point of accuracy
+OTHER_MARGIN = 0.01  # of the mean of any other metric
+RESERVED = {"rank", "seed", "learning_rate", "example_id", "diverged"}  # columns of the evidence
+# A column about a metric's spread or size, not the metric.
+SPREAD = {"std", "stderr", "sem", "se", "ci", "var", "variance", "lower", "upper", "low", "high", "count", "n"}
+
+
+def snake(name: str) -> str:
+    """Return a name in lower case with underscores: ``ROUGE-L`` is ``rouge_l``, ``test/nll`` is ``test_nll``."""
+    return re.sub(r"[^0-9a-z@]+", "_", name.lower()).strip("_")
+
+
+def split_prefix(name: str) -> tuple[str, str]:
+    """Split a metric's name into its part of the data and its bare name, ``("test", "nll")``; the part may be ""."""
+    plain = snake(name)
+    for prefix in (*VALIDATION, *TEST, *TRAIN):
+        if plain.startswith(f"{prefix}_"):
+            return prefix, plain[len(prefix) + 1 :]
+    return "", plain
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a name says that it was measured on validation or test data, as ``eval_loss`` and ``test/nll`` do."""
+    return split_prefix(name)[0] in (*VALIDATION, *TEST)
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Tell by its conventional name whether more of a metric is better; None if the name says nothing."""
-    words = metric.lower().replace("-", "_").replace("/", "_")
-    for names, answer in ((LOWER_IS_BETTER, False), (HIGHER_IS_BETTER, True)):
-        if any(
-            words == name or words.startswith((f"{name}_", name + "@")) or words.endswith(f"_{name}") for name in names
-        ):
-            return answer
-    return True if words.startswith(("rouge", "bleu", "f1", "accuracy")) else None
+    """Return by convention whether more of a metric is better; None if its name does not tell.
+
+    False for losses, perplexity and errors; True for accuracy, F1, BLEU, ROUGE, exact match, correlations and the
+    like. The part of the data (``eval_``, ``test/``) and a trailing number (``rouge1``, ``pass@1``) do not matter.
+    """
+    bare = split_prefix(metric)[1]
+    if bare in LOSSES:
+        return False
+    words = {part for word in bare.split("_") for part in (word, re.sub(r"@?\d*$", "", word))}
+    if words & SPREAD:
+        return None
+    if words & LOWER:
+        return False
+    return True if words & HIGHER else None
 
 
-def default_margin(metric: str, largest: float, smallest: float) -> float:
-    """Return the margin for a metric where none was given.
+def find_metrics(names: Iterable[str], asked: str | None = None) -> tuple[dict[str, str], list[str]]:
+    """Find the metrics among the names of numeric columns.
+
+    A metric is a name with a known direction, or the one asked for. Its own name drops the part of the data
+    (``eval_accuracy`` is ``accuracy``) and the held-out loss is ``loss`` whatever it is called. Where two names say
+    the same of validation and of test data, the validation's gets the short name, because a rank that is chosen on
+    test data has been fitted to them; the other keeps its part. A training loss is ``train_loss``.
+
+    Returns:
+        The metrics, from the name as written to its own name, the held-out loss first and ``train_loss`` last; and
+        the names left out.
+    """
+    names = list(names)
+    found: dict[str, str] = {}
+    for name in sorted(names, key=_precedence):  # stable
+        part, bare = split_prefix(name)
+        if part in TRAIN:
+            own = "train_loss" if bare in LOSSES else ""
+        elif bare in LOSSES:
+            own = "loss"
+        else:
+            own = bare if higher_is_better(bare) is not None else ""
+        if not own and asked is not None and snake(asked) in (snake(name), bare):
+            own = snake(name) if part in TRAIN or bare in RESERVED else bare
+        if own in found.values():
+            # A bare "loss" beside an "eval_loss" is the training loss of a log: not held out, so not a metric.
+            own = snake(name) if part else ""
+        if own and own not in found.values():
+            found[name] = own
+    order = {"loss": -1, "train_loss": 1}
+    written = {name: position for position, name in enumerate(names)}
+    ordered = sorted(found, key=lambda name: (order.get(found[name], 0), written[name]))
+    return {name: found[name] for name in ordered}, [name for name in names if name not in found]
+
+
+def _precedence(name: str) -> int:
+    part = split_prefix(name)[0]
+    return 0 if part in VALIDATION else 1 if part in TEST else 2
+
+
+def default_margin(metric: str, values: np.ndarray) -> tuple[float, str | None]:
+    """Return the margin for a metric where none was given, and a warning where it does not go without saying.
 
     Args:
         metric: its name.
-        largest: of its values.
-        smallest: of its values.
-
-    Raises:
-        RequestError: the metric is no loss and does not lie between 0 and 1, so that no margin goes without saying.
+        values: finite, with either sign, (n,).
     """
     if metric == "loss":
-        return LOSS_MARGIN
-    if smallest >= 0 and largest <= 1:
-        return SHARE_MARGIN
-    raise RequestError(
-        f"margin: none goes without saying for {metric!r}, whose values run from {smallest:g} to {largest:g}; "
-        "give the difference that a smaller rank may cost"
-    )
+        return LOSS_MARGIN, None
+    sizes = np.abs(values)
+    if not sizes.size or sizes.max() <= 1:
+        return SHARE_MARGIN, None
+    margin = OTHER_MARGIN * float(sizes.mean())
+    return margin, f"No margin was given for {metric}: {OTHER_MARGIN:.0%} of its mean, {margin:.3g}, was taken."

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_number
@@ -40,7 +42,7 @@ def select(
             ``example_id`` a row is a trial's aggregate; without ``seed`` there is one trial for each rank.
         metric: the column to compare by.
         margin: what a smaller rank may cost, in units of the metric. Default: 0.02 nats for the loss, 0.01 for metrics
-            between 0 and 1; none for others.
+            between 0 and 1, a hundredth of the mean for others.
         confidence: of the decision, between 0 and 1.
         higher_is_better: of the metric; known by its conventional name where not stated.
         noise: standard deviation over seeds of one trial's mean, where you know it: it stands in for what seeds would
@@ -70,9 +72,13 @@ def select(
     if noise is not None:
         check_number("noise", noise, above=0)
     runs = read_runs(evidence, metric, higher_is_better)
+    warning = None
     if margin is None:
-        margin = default_margin(metric, float(evidence[metric].max()), float(evidence[metric].min()))
-    return decide(runs, margin, confidence, metric=metric, noise=noise, score_margin=score_margin, histories=histories)
+        margin, warning = default_margin(metric, np.concatenate([run.cost.ravel() for run in runs]))
+    decision = decide(
+        runs, margin, confidence, metric=metric, noise=noise, score_margin=score_margin, histories=histories
+    )
+    return replace(decision, warnings=(warning, *decision.warnings)) if warning else decision
 
 
 def decide(

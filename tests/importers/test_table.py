@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rankwise.decide.imported import read_results
 from rankwise.errors import RequestError
+from rankwise.importers.results import read_results
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_sweeps.json").read_text())
 TABLE = pd.DataFrame(

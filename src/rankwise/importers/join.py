@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from rankwise.decide.import_part import Part, as_numbers
-from rankwise.decide.metric_names import snake
+from rankwise.decide.metrics import snake
 from rankwise.errors import RequestError, nearest, some
+from rankwise.importers.part import Part, as_numbers
 
 KEY = ["rank", "seed", "learning_rate", "example_id"]
 UNKNOWN = {"seed": 0, "learning_rate": 0.0}  # what stands where none is known

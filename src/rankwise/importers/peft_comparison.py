@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.decide.import_part import Part, history, is_scalar, known_settings, last_step, last_values
-from rankwise.decide.metric_names import TEST, find_metrics, split_prefix
+from rankwise.decide.metrics import TEST, find_metrics, split_prefix
+from rankwise.importers.part import Part, history, is_scalar, known_settings, last_step, last_values
 
 
 def is_comparison(content: dict[str, Any]) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rankwise.decide.imported import read_results
 from rankwise.errors import RequestError
+from rankwise.importers.results import read_results
 
 
 def save_json(path: Path, content: object) -> None:

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from rankwise.decide.imported import read_results
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RequestError
+from rankwise.importers.results import read_results
 from rankwise.store import SweepStore
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_sweeps.json").read_text())
@@ -221,5 +221,5 @@ def test_columns_are_for_tables(tmp_path: Path) -> None:
 
 
 def test_reading_results_loads_no_torch() -> None:
-    code = "import sys, rankwise.decide.imported; sys.exit('torch' in sys.modules)"
+    code = "import sys, rankwise.importers.results; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

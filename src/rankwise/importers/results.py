@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rankwise.decide.import_join import (
+from rankwise.errors import RequestError, some
+from rankwise.importers.join import (
     KEY,
     UNKNOWN,
     as_numbers,
@@ -16,16 +17,12 @@ from rankwise.decide.import_join import (
     join_evidence,
     refuse_repeats,
 )
-from rankwise.decide.import_part import Part, history, read_lines, read_object
-from rankwise.decide.import_peft import is_comparison, read_comparison
-from rankwise.decide.import_runs import CONFIGS, DEPTH, read_runs
-from rankwise.decide.import_table import read_result_table
-from rankwise.decide.metric_names import higher_is_better
-from rankwise.errors import RequestError, some
+from rankwise.importers.part import Part, history, read_lines, read_object
+from rankwise.importers.peft_comparison import is_comparison, read_comparison
+from rankwise.importers.runs import CONFIGS, DEPTH, read_runs
+from rankwise.importers.table import read_result_table
 from rankwise.store import EVIDENCE_COLUMNS, read_evidence, read_json
 from rankwise.tasks.readers import FORMATS
-
-__all__ = ["Imported", "higher_is_better", "read_results"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,8 @@ def read_results(
     """Read results that others produced.
 
     Each path is one of: a rankwise sweep directory; a table (CSV, TSV, JSON lines, Parquet); a directory of training
-    runs, or one run (see `rankwise.decide.import_runs`); a result file of PEFT's method comparison or a directory of
-    them (see `rankwise.decide.import_peft`). Results of several paths are put together.
+    runs, or one run (see `rankwise.importers.runs`); a result file of PEFT's method comparison or a directory of
+    them (see `rankwise.importers.peft_comparison`). Results of several paths are put together.
 
     Args:
         paths: files and directories.

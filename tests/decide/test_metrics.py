@@ -1,6 +1,6 @@
 import pytest
 
-from rankwise.decide.metric_names import find_metrics, higher_is_better
+from rankwise.decide.metrics import find_metrics, higher_is_better
 
 
 @pytest.mark.parametrize(

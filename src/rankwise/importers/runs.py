@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.decide.import_part import (
+from rankwise.decide.metrics import TRAIN, find_metrics, is_held_out, split_prefix
+from rankwise.importers.part import (
     Part,
     history,
     is_number,
@@ -28,7 +29,6 @@ from rankwise.decide.import_part import (
     read_lines,
     read_object,
 )
-from rankwise.decide.metric_names import TRAIN, find_metrics, is_held_out, split_prefix
 
 DEPTH = 3  # directories below the one named in which runs are looked for
 RANK_NAMES = ("lora_rank", "lora_r", "r", "rank")

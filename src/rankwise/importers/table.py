@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rankwise.decide.import_part import Part, as_numbers
-from rankwise.decide.metric_names import find_metrics
+from rankwise.decide.metrics import find_metrics
 from rankwise.errors import RequestError, nearest, some
+from rankwise.importers.part import Part, as_numbers
 from rankwise.tasks.readers import pick_column, read_table
 
 # Conventional names, in lower case, the plainest first.

@@ -1,0 +1,102 @@
+"""A decision from results that others produced: the Python call behind ``rankwise analyze``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankwise.decide import Decision, select
+from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better
+from rankwise.importers import Imported, read_results
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What others' results support.
+
+    Attributes:
+        decision: a rank, or "undetermined".
+        evidence: the results as they were understood, a row per trial, and per example where they are.
+        score: name of the metric in the decision's ``score`` columns; None if there is none.
+        notes: what was guessed or left out.
+    """
+
+    decision: Decision
+    evidence: pd.DataFrame
+    score: str | None
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return decision, score's name and notes as JSON values."""
+        return {**self.decision.as_dict(), "score": self.score, "notes": list(self.notes)}
+
+
+def analyze(
+    *paths: Path | str,
+    metric: str | None = None,
+    margin: float | None = None,
+    confidence: float = 0.95,
+    noise: float | None = None,
+    higher_is_better: bool | None = None,
+    score_margin: float = SHARE_MARGIN,
+    rank_column: str | None = None,
+    seed_column: str | None = None,
+    learning_rate_column: str | None = None,
+    example_column: str | None = None,
+) -> Analysis:
+    """Decide from results on disk: tables, directories of runs, sweep directories, PEFT's method comparison.
+
+    Args:
+        *paths: files and directories, see `rankwise.importers.read_results`.
+        metric: what to compare by; by default the held-out loss, or else the first metric found.
+        margin: see `rankwise.select`; so too ``confidence``, ``noise``, ``higher_is_better`` and ``score_margin``.
+        confidence: of the decision.
+        noise: standard deviation over seeds of one trial's mean, where you know it.
+        higher_is_better: of the metric, where its name does not tell.
+        score_margin: what the chosen rank may be worse in a second metric.
+        rank_column: a table's column of ranks; by default found by its name, and so for the others.
+        seed_column: its column of seeds.
+        learning_rate_column: its column of learning rates.
+        example_column: its column of held-out examples' ids.
+
+    Raises:
+        RequestError: the results cannot be read or cannot serve.
+
+    Example:
+        >>> import rankwise
+        >>> rankwise.analyze("runs/", metric="loss").decision.rank  # doctest: +SKIP
+        16
+    """
+    imported = read_results(
+        [Path(path) for path in paths],
+        rank_column=rank_column,
+        metric=metric,
+        seed_column=seed_column,
+        learning_rate_column=learning_rate_column,
+        example_column=example_column,
+    )
+    metric = imported.metrics[0]  # the one asked for, by its name in the evidence
+    evidence, score = _with_score(imported, metric)
+    decision = select(
+        evidence,
+        metric=metric,
+        margin=margin,
+        confidence=confidence,
+        higher_is_better=higher_is_better,
+        noise=noise,
+        score_margin=score_margin,
+        histories=imported.train_loss,
+    )
+    return Analysis(decision, imported.evidence, score, imported.notes)
+
+
+def _with_score(imported: Imported, metric: str) -> tuple[pd.DataFrame, str | None]:
+    """Put a second metric, a share of which more is better, where `select` looks for the one that should agree."""
+    if metric != "loss":
+        return imported.evidence, metric
+    usable = imported.evidence[~imported.evidence["diverged"]]
+    for name in imported.metrics:
+        if name != metric and higher_is_better(name) and usable[name].between(0, 1).all():
+            return imported.evidence.assign(score=imported.evidence[name]), name
+    return imported.evidence, None

@@ -1,0 +1,137 @@
+"""``rankwise analyze`` on results that others produced."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import rankwise
+from rankwise.cli import main
+from tests.test_cli import rankwise as run
+
+PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_sweeps.json").read_text())
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """The GPT-2 table of the LoRA paper, as a CSV."""
+    table = PUBLISHED["gpt2_medium_e2e"]
+    path = tmp_path / "gpt2.csv"
+    pd.DataFrame(table["rows"], columns=table["columns"]).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def reruns(tmp_path: Path) -> Path:
+    """PEFT's reruns under other library versions, as JSON lines."""
+    accuracy = PUBLISHED["peft_metamathqa_repeats"]["test_accuracy"]
+    rows = [
+        {"lora_rank": rank, "seed": run, "test_accuracy": value}
+        for rank, name in ((32, "r32"), (64, "r64"))
+        for run, value in enumerate(accuracy[name])
+    ]
+    path = tmp_path / "reruns.jsonl"
+    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    return path
+
+
+def test_the_published_losses_support_16_where_a_small_noise_is_stated(gpt2: Path) -> None:
+    assert rankwise.analyze(gpt2, margin=0.005, noise=0.0005).decision.rank == 16
+    alone = rankwise.analyze(gpt2)
+    assert alone.decision.verdict == "undetermined"
+    assert alone.decision.metric == "loss"
+    assert any("'val_loss'" in note for note in alone.notes)
+
+
+def test_bleu_alone_supports_nothing(gpt2: Path) -> None:
+    decision = rankwise.analyze(gpt2, metric="bleu", margin=0.5).decision
+    assert (decision.metric, decision.verdict) == ("bleu", "undetermined")
+    assert rankwise.analyze(gpt2, metric="bleu").decision.verdict == "undetermined"
+
+
+def test_reruns_do_not_support_the_larger_rank(reruns: Path) -> None:
+    found = rankwise.analyze(reruns)
+    assert found.decision.metric == "accuracy"
+    assert found.decision.rank != 64
+    assert found.evidence.groupby("rank").size().tolist() == [4, 4]
+
+
+def test_a_sweep_directory_gives_the_sweep_s_decision(swept: Path) -> None:
+    on_disk = json.loads((swept / "decision.json").read_text())
+    again = rankwise.analyze(swept, margin=0.5).as_dict()
+    for key in ("verdict", "rank", "reason", "warnings", "diagnosis", "confirmation", "detectable_difference"):
+        assert again[key] == on_disk[key], key
+
+
+def test_a_second_metric_is_asked_to_agree(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {"rank": rank, "seed": seed, "eval_loss": 0.5 + 0.001 * generator.normal(), "eval_accuracy": accuracy}
+        for rank, accuracy in ((4, 0.60), (8, 0.80))
+        for seed in range(4)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
+    found = rankwise.analyze(tmp_path / "runs.csv")
+    assert found.score == "accuracy"
+    assert found.decision.rank == 4
+    assert found.decision.confirmation is not None
+    assert found.decision.confirmation.status == "contradicts"
+
+
+def test_the_command_says_what_it_guessed_and_decides(gpt2: Path) -> None:
+    done = run("analyze", gpt2, "--margin", "0.005", "--noise", "0.0005")
+    assert done.returncode == 0, done.stderr
+    assert "Rank 16 is the smallest" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Rank supported: 16"
+    assert "val_loss" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_json_is_all_that_stdout_holds(gpt2: Path) -> None:
+    done = run("analyze", gpt2, "--json", "--metric", "val_loss")
+    content = json.loads(done.stdout)
+    assert content["verdict"] == "undetermined"
+    assert content["table"][0]["rank"] == 1
+    assert content["notes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--metric", "blue"], "'blue' is not there (did you mean 'bleu'?)"),
+        (["--margin", "-1"], "margin '-1'"),
+        (["--confidence", "95"], "confidence '95'"),
+        (["--noise", "nan"], "noise 'nan'"),
+        (["--rank-column", "r"], "'r'"),
+        (["--higher-is-better", "--lower-is-better"], "not allowed with"),
+    ],
+)
+def test_bad_requests_are_one_line_and_exit_2(gpt2: Path, options: list[str], words: str, capfd: Any) -> None:
+    assert main(["analyze", str(gpt2), *options]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("rankwise: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (pd.DataFrame({"r": [8, 8], "seed": [0, 1], "loss": [0.5, 0.6]}), "holds 1 rank"),
+        (pd.DataFrame({"size": [4, 8], "loss": [0.5, 0.6]}), "size, loss"),
+        (pd.DataFrame({"rank": [4, 8.5], "loss": [0.5, 0.6]}), "8.5"),
+        (pd.DataFrame({"rank": [4, 8], "loss": [0.5, np.inf]}), "inf"),
+        (pd.DataFrame({"rank": [4, 4, 8], "loss": [0.5, 0.5, 0.6]}), "rank"),
+    ],
+)
+def test_tables_that_cannot_serve(tmp_path: Path, table: pd.DataFrame, words: str, capfd: Any) -> None:
+    path = tmp_path / "results.csv"
+    table.to_csv(path, index=False)
+    assert main(["analyze", str(path)]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
