@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Interval = tuple[float, float]
+Verdict = Literal["raise the rank", "overfitting", "rank suffices", "not a rank problem", "open"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class Diagnosis:
 
     rank: int
     next_rank: int
-    verdict: Literal["raise the rank", "overfitting", "rank suffices", "not a rank problem", "open"]
+    verdict: Verdict
     held_out_gap: float
     held_out_ci: Interval
     train_gap: float | None

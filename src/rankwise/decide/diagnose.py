@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from rankwise.decide.compare import Comparison
-from rankwise.decide.decision import Diagnosis, Interval
+from rankwise.decide.decision import Diagnosis, Interval, Verdict
 from rankwise.decide.evidence import Runs
 
 BLOCKS = 5  # in each third of the steps
@@ -77,28 +77,30 @@ def _diagnosis(
 ) -> Diagnosis:
     pair = costs.difference(one.rank, other.rank)  # positive: the larger rank is better
     low, high = pair.interval(confidence)
-    larger_fits_better = train is None or train.interval[0] > 0
-    held_out = f"Rank {other.rank} is {pair.mean:+.4f} [{low:+.4f}, {high:+.4f}] better on held-out examples"
+    gains = f"From rank {one.rank} to {other.rank} the held-out gain is {pair.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     if train is not None:
-        held_out += f" and {train.late:+.4f} [{train.interval[0]:+.4f}, {train.interval[1]:+.4f}] in training"
-    if low > 0 and larger_fits_better:
-        verdict, what = "raise the rank", f"rank {one.rank} underfits"
-    elif low > 0 or (high < 0 and train is not None and not larger_fits_better):
-        verdict, what = "not a rank problem", "look at learning rate, target modules and steps"
-    elif high < 0:
+        gains += f" and the gain in training {train.late:+.4f} [{train.interval[0]:+.4f}, {train.interval[1]:+.4f}]"
+    verdict: Verdict
+    if high < 0 and train is None:
+        verdict, what = "open", "training losses would tell overfitting from a matter of the learning rate"
+    elif high < 0 and train is not None and train.interval[0] > 0:
         verdict, what = "overfitting", "regularise: fewer steps, more data, dropout or weight decay"
-    elif high <= margin:
+    elif 0 <= high <= margin:
         verdict, what = "rank suffices", f"rank {one.rank} gives up less than {margin:g}"
+    elif low > 0 and (train is None or train.interval[0] > 0):
+        verdict, what = "raise the rank", f"rank {one.rank} underfits"
+    elif low > 0 or high < 0:
+        verdict, what = "not a rank problem", "look at learning rate, target modules and steps"
     else:
         verdict, what = "open", "the evidence does not tell"
     return Diagnosis(
         rank=one.rank,
         next_rank=other.rank,
-        verdict=verdict,  # type: ignore[arg-type]
+        verdict=verdict,
         held_out_gap=pair.mean,
         held_out_ci=(low, high),
         train_gap=None if train is None else train.late,
         train_ci=None if train is None else train.interval,
         train_gap_by_third=None if train is None else train.by_third,
-        reason=f"{held_out}: {what}.",
+        reason=f"{gains}: {what}.",
     )

@@ -3,18 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_number
 from rankwise.decide.compare import Comparison, compare
-from rankwise.decide.decision import Confirmation, Decision, Gain, RankRow
+from rankwise.decide.decision import Confirmation, Decision, Gain, Interval, RankRow
 from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import Runs, read_runs
-from rankwise.decide.further import MOST_EXAMPLES, MOST_SEEDS, detectable_difference, next_step
+from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
-from rankwise.errors import some
+from rankwise.decide.sentences import NOTHING_WOULD, warnings_of, why, why_not
 
 
 def select(
@@ -99,15 +100,19 @@ def decide(
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin]
     following = None
     if fit:
-        reason = _why(fit[0], costs, worst[fit[0]], metric, margin, confidence)
+        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence)
     else:
-        reason = _why_not(costs, worst, metric, margin, confidence)
+        reason = why_not(costs, worst, metric, margin, confidence)
         if worst and len(runs) > 1:
             following = next_step(costs, margin, confidence)
             reason += "" if following else NOTHING_WOULD
-    scores = compare(runs, "score") if metric == "loss" else None
-    confirmation = _confirmation(scores, fit[0], score_margin, confidence) if fit and scores else None
-    warnings = _warnings(all_runs, noise)
+    # The noise that was stated is that of the metric.
+    losses = compare(runs, "loss", noise if metric == "loss" else None)
+    scores = compare(runs, "score", noise if metric != "loss" else None)
+    confirmation = None
+    if metric == "loss" and fit and scores and scores.noise_is_known:
+        confirmation = _confirmation(scores, fit[0], score_margin, confidence)
+    warnings = warnings_of(all_runs, noise)
     if confirmation is not None and confirmation.status == "contradicts":
         warnings.append(confirmation.reason)
     return Decision(
@@ -119,7 +124,7 @@ def decide(
         reason=reason,
         next=following,
         warnings=tuple(warnings),
-        table=tuple(_rows(all_runs, costs, worst, margin, confidence)),
+        table=tuple(_rows(all_runs, costs, losses, scores, worst, margin, confidence)),
         confirmation=confirmation,
         diagnosis=tuple(diagnose(runs, costs, histories, margin, confidence)),
         detectable_difference=detectable_difference(costs, confidence),
@@ -127,23 +132,29 @@ def decide(
 
 
 def _rows(
-    all_runs: Sequence[Runs], costs: Comparison, worst: dict[int, tuple[float, int]], margin: float, confidence: float
+    all_runs: Sequence[Runs],
+    costs: Comparison,
+    losses: Comparison | None,
+    scores: Comparison | None,
+    worst: dict[int, tuple[float, int]],
+    margin: float,
+    confidence: float,
 ) -> list[RankRow]:
-    alive = [run for run in all_runs if run.seeds]
-    losses, scores = compare(alive, "loss"), compare(alive, "score")
     known = costs.noise_is_known
 
-    def figures(values: Comparison | None, rank: int) -> tuple[float | None, tuple[float, float] | None]:
+    def figures(values: Comparison | None, rank: int) -> tuple[float | None, Interval | None]:
         if values is None:
             return None, None
-        return float(values.values[rank].mean()), values.mean_interval(rank, confidence) if known else None
+        return float(values.values[rank].mean()), (
+            values.mean_interval(rank, confidence) if values.noise_is_known else None
+        )
 
     rows: list[RankRow] = []
     for run in all_runs:
         if not run.seeds:
             rows.append(RankRow(rank=run.rank, seeds=0, diverged=run.diverged))
             continue
-        smaller = [other.rank for other in alive if other.rank < run.rank]
+        smaller = [rank for rank in costs.ranks if rank < run.rank]
         loss_mean, loss_ci = figures(losses, run.rank)
         score_mean, score_ci = figures(scores, run.rank)
         rows.append(
@@ -182,9 +193,9 @@ def _gain(
     return Gain(
         rank=smaller,
         loss=loss.mean if loss else None,
-        loss_ci=loss.interval(confidence) if loss else None,
+        loss_ci=loss.interval(confidence) if loss and losses and losses.noise_is_known else None,
         score=score.mean if score else None,
-        score_ci=score.interval(confidence) if score else None,
+        score_ci=score.interval(confidence) if score and scores and scores.noise_is_known else None,
         per_doubling=gain.mean / doublings,
         per_doubling_ci=(low / doublings, high / doublings),
     )
@@ -199,87 +210,15 @@ def _confirmation(scores: Comparison, rank: int, margin: float, confidence: floa
     shown = [
         o for o in others if -scores.difference(rank, o).upper(len(others), confidence) > 0 and ahead[o].mean > margin
     ]
+    status: Literal["confirms", "contradicts", "cannot tell"]
     if shown:
         best = max(shown, key=lambda other: ahead[other].mean)
+        status = "contradicts"
         reason = f"The score contradicts the loss: rank {best} scores {ahead[best].mean:.4f} higher than rank {rank}."
-        return Confirmation(
-            metric="score", margin=margin, status="contradicts", bound=bound, against=against, reason=reason
-        )
-    if bound <= margin:
+    elif bound <= margin:
+        status = "confirms"
         reason = f"The score confirms: rank {rank} scores at most {max(0.0, bound):.4f} below the best other rank."
-        return Confirmation(
-            metric="score", margin=margin, status="confirms", bound=bound, against=against, reason=reason
-        )
-    reason = (
-        f"The score cannot tell at its margin of {margin:g}: rank {rank} may score up to {bound:.4f} below {against}'s."
-    )
-    return Confirmation(
-        metric="score", margin=margin, status="cannot tell", bound=bound, against=against, reason=reason
-    )
-
-
-NOTHING_WOULD = (
-    f" Up to {MOST_SEEDS} seeds and {MOST_EXAMPLES} times the held-out examples would not settle it if the differences "
-    "seen persist; a larger margin would."
-)
-
-
-def _name(metric: str) -> tuple[str, str, str]:
-    """Return how a sentence names the metric, its unit, and the side that is worse."""
-    return ("held-out loss", " nats", "above") if metric == "loss" else (metric, "", "worse than")
-
-
-def _why(rank: int, costs: Comparison, worst: tuple[float, int], metric: str, margin: float, confidence: float) -> str:
-    (name, unit, side), (bound, other) = _name(metric), worst
-    return (
-        f"Rank {rank} is the smallest whose {name} is, with {confidence:.0%} confidence, at most {margin:g}{unit} "
-        f"{side} that of every other rank tried ({', '.join(map(str, costs.ranks))}); the bound is {bound:+.4f}, "
-        f"against rank {other}."
-    )
-
-
-def _why_not(
-    costs: Comparison, worst: dict[int, tuple[float, int]], metric: str, margin: float, confidence: float
-) -> str:
-    if len(costs.ranks) < 2:
-        return "Fewer than two ranks trained without diverging, so there is nothing to compare."
-    if not worst:
-        return (
-            "There is a single number for each rank, and nothing says how much it would vary: run at least 2 seeds, "
-            "keep results per example, or state the noise that you know."
-        )
-    (name, unit, side), rank = _name(metric), min(worst, key=lambda r: worst[r][0])
-    bound, other = worst[rank]
-    if not math.isfinite(bound):
-        return "The ranks share no seed, and no rank has two, so that nothing says how much seeds vary: run at least 2."
-    return (
-        f"No rank is shown to be within {margin:g}{unit} of the best at {confidence:.0%} confidence: the nearest is "
-        f"rank {rank}, whose {name} may be up to {bound:.4f}{unit} {side} rank {other}'s "
-        f"(difference seen: {costs.difference(rank, other).mean:+.4f})."
-    )
-
-
-def _warnings(all_runs: Sequence[Runs], noise: float | None) -> list[str]:
-    warnings: list[str] = []
-    per_example = any(len(run.examples) > 1 for run in all_runs)
-    if noise is None and per_example and max(len(run.seeds) for run in all_runs) == 1:
-        warnings.append(
-            "One seed only: the intervals cover the choice of held-out examples, not the luck of initial values and "
-            "data order; run at least 2 seeds."
-        )
-    dead = [run.rank for run in all_runs if not run.seeds]
-    if dead:
-        warnings.append(f"Rank {some(dead)} diverged at every learning rate tried, with some seed, and is left out.")
-    if len({rate for run in all_runs for rate in run.rates}) == 1:
-        warnings.append(
-            "One learning rate only: rank and learning rate are confounded. With lora_alpha = r a larger rank learns "
-            "faster at the same rate, and what looks like an effect of rank may be one of the rate: on the built-in "
-            "task, at one rate, rank 32 looked 0.17 nats better than rank 4, and 0.00 with each at its own "
-            "(docs/learning-rate.md). Try several rates for each rank."
-        )
-    for run in all_runs:
-        if len(run.rates) > 1 and run.learning_rate in (run.rates[0], run.rates[-1]):
-            side, end = ("below", "lowest") if run.learning_rate == run.rates[0] else ("above", "highest")
-            rate = f"the {end} learning rate tried for it ({run.learning_rate:g})"
-            warnings.append(f"Rank {run.rank} is best at {rate}; try {side} it.")
-    return warnings
+    else:
+        status = "cannot tell"
+        reason = f"The score cannot tell at its margin of {margin:.3g}: rank {rank} may be {bound:.4f} below {against}."
+    return Confirmation(metric="score", margin=margin, status=status, bound=bound, against=against, reason=reason)
