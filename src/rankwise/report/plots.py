@@ -27,7 +27,7 @@ def draw(decision: dict[str, Any], evidence: pd.DataFrame) -> dict[str, str]:
     if not rows:
         return {}
     figures = {
-        "compared": _compared(rows, decision),
+        "compared": compared(rows, decision),
         "loss": _quality(rows, decision, "loss", "Held-out loss, nats per example"),
         "score": _quality(rows, decision, "score", "Held-out accuracy"),
         "gain": _gain(rows, decision),
@@ -69,7 +69,7 @@ def _quality(rows: list[dict[str, Any]], decision: dict[str, Any], what: str, ti
     return _styled(figure, rows, title, percent=what == "score")
 
 
-def _compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
+def compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
     """Each rank's loss above the best other rank's, up to its bound: a rank fits if the bound is below the margin."""
     figure = go.Figure()
     for row in rows:
