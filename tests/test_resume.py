@@ -44,13 +44,15 @@ def stop_after(process: subprocess.Popen[bytes], out: Path, complete: int, with_
     process.wait(60)
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("with_signal", "moments"), [(signal.SIGKILL, (1, 4, 8)), (signal.SIGINT, (3,)), (signal.SIGTERM, (5,))]
+)
 def test_a_stopped_sweep_goes_on_and_ends_the_same(
-    tiny_model: Path, swept: Path, tmp_path: Path, with_signal: signal.Signals
+    tiny_model: Path, swept: Path, tmp_path: Path, with_signal: signal.Signals, moments: tuple[int, ...]
 ) -> None:
     data, out = swept.parent / "reviews.csv", tmp_path / "out"
     kept: dict[str, int] = {}
-    for complete in (1, 4, 8):
+    for complete in moments:
         process = subprocess.Popen(command(tiny_model, data, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         stop_after(process, out, complete, with_signal)
         errors = process.stderr.read().decode() if process.stderr else ""
