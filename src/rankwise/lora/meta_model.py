@@ -83,7 +83,7 @@ def load_meta_model(
     import torch
     import transformers
 
-    config = _read_config(name, num_labels, trust_remote_code)
+    config, untied = _read_config(name, num_labels, trust_remote_code)
     _check_heads(name, config)
     task = _task_type(config) if task_type == "auto" else task_type
     if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SPEECH_SEQ2SEQ"):
@@ -109,13 +109,28 @@ def load_meta_model(
             attention = "eager"
             model = build(attention)
         model.tie_weights()
+        if untied:
+            _untie_output(model)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ZeroDivisionError) as error:
         raise RequestError(f"model {name!r} cannot be built as {task}: {first_sentence(error)}") from None
     model.requires_grad_(False)
     return MetaModel(model, name, task, attention, notes)
 
 
-def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> Any:
+def _untie_output(model: Any) -> None:
+    """Give the output layer its own matrix where the model class ties it whatever the config says (mt5).
+
+    So does loading: a checkpoint that has both matrices is not tied.
+    """
+    import torch
+
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is not None and outputs.weight is inputs.weight:
+        outputs.weight = torch.nn.Parameter(torch.empty_like(outputs.weight))
+
+
+def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> tuple[Any, bool]:
+    """Return a model's config, and whether it says that the output layer has a matrix of its own."""
     from transformers import AutoConfig, PretrainedConfig
 
     directory = Path(name)
@@ -133,10 +148,7 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
             written, _ = PretrainedConfig.get_config_dict(name)
     except Exception as error:  # transformers and huggingface_hub raise many kinds for a config they cannot have
         raise RequestError(f"model {name!r}: its config cannot be read: {first_sentence(error)}") from None
-    if written.get("tie_word_embeddings") is False:
-        # Some configs (mt5) overrule it; but a checkpoint with both matrices is not tied when it is loaded.
-        config.tie_word_embeddings = False
-    return config
+    return config, written.get("tie_word_embeddings") is False
 
 
 def _check_model_type(path: Path, trust_remote_code: bool) -> None:
