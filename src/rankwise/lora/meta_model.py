@@ -90,6 +90,8 @@ def load_meta_model(
         config.use_cache = False  # no training step keeps keys and values
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # heads of decoders look for the last token that is not padding
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id
     auto_class: Any = getattr(transformers, AUTO_CLASSES[task])
     notes: list[str] = []
 

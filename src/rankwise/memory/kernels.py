@@ -4,8 +4,8 @@ Most operators allocate the same everywhere: their outputs. Those here do not.
 """
 
 import math
-from contextlib import ExitStack
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from rankwise.memory.devices import Device
 
 aten = torch.ops.aten
+_plain_autocast = torch.autocast
 _plain_softmax, _plain_dropout = functional.softmax, functional.dropout
 HALF = (torch.float16, torch.bfloat16)
 
@@ -46,8 +47,11 @@ class DeviceKernels:
         replacements: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": self._attend}
         if self.device.capability:
             replacements |= {"softmax": _softmax, "dropout": _dropout}
+        if hasattr(functional, "grouped_mm"):  # torch 2.10 and later
+            replacements["grouped_mm"] = _grouped_mm
         for name, replacement in replacements.items():
             self._replaced.enter_context(patch.object(functional, name, replacement))
+        self._replaced.enter_context(patch.object(torch, "autocast", _autocast))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -152,6 +156,34 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
     if training and 0 < p < 1 and not inplace:
         return torch.native_dropout(x, p, True)[0]
     return _plain_dropout(x, p, training, inplace)
+
+
+class _GroupedMatMul(torch.autograd.Function):
+    """Experts' matrix product in any precision: PyTorch's ``meta`` kernel knows bf16 only."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        # (tokens, d_in) x (experts, d_in, d_out) -> (tokens, d_out)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
+        ctx.like = rows.shape, rows.dtype
+        return rows.new_empty(rows.shape[0], weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (gradient,) = gradients
+        _, weight = ctx.saved_tensors
+        shape, dtype = ctx.like
+        for_rows = gradient.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[0] else None
+        return for_rows, torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+
+
+def _grouped_mm(rows: torch.Tensor, weight: torch.Tensor, **_: Any) -> torch.Tensor:
+    return _GroupedMatMul.apply(rows, weight)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+    """PEFT turns autocast off around stacked experts; there is none to turn off on the ``meta`` device."""
+    return nullcontext() if device_type == "meta" else _plain_autocast(device_type, *args, **kwargs)
 
 
 def _flash_scratch(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:

@@ -110,7 +110,10 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return _typical(args[0])
-        result = func(*args, **kwargs)
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
+            result = args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
+        else:
+            result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta and id(leaf.untyped_storage()) not in self._seen:
                 self._add(leaf, len(self.sizes))
@@ -133,7 +136,10 @@ class Recorder(TorchDispatchMode):
 
 
 def _typical(tensor: torch.Tensor) -> bool:
-    """Answer a model that looks at a value: masks are all ones, positions start at 0, every test of them holds."""
+    """Answer a model that looks at a value: masks are all ones, positions start at 0, every test of them holds.
+
+    For the same reason ``nonzero`` finds every element.
+    """
     if tensor.dtype is torch.bool:
         return True
     raise RequestError(f"this model's forward pass depends on the values of its {tensor.dtype} input; no plan for it")
