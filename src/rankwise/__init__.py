@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from rankwise.errors import RankwiseError, RequestError
     from rankwise.lora.params import estimate_lora_params
     from rankwise.memory.estimate import estimate_training_memory
+    from rankwise.plan import Plan, plan
+    from rankwise.plan_config import PlanConfig
 
 __all__ = [
     "Analysis",
     "Decision",
+    "Plan",
+    "PlanConfig",
     "RankExperiment",
     "RankwiseError",
     "RequestError",
@@ -27,6 +31,7 @@ __all__ = [
     "analyze",
     "estimate_lora_params",
     "estimate_training_memory",
+    "plan",
     "run_rank_comparison",
     "select",
     "sweep",
@@ -35,6 +40,8 @@ __all__ = [
 _HOMES = {
     "Analysis": "rankwise.analysis",
     "Decision": "rankwise.decide",
+    "Plan": "rankwise.plan",
+    "PlanConfig": "rankwise.plan_config",
     "RankExperiment": "rankwise.comparison",
     "RankwiseError": "rankwise.errors",
     "RequestError": "rankwise.errors",
@@ -43,6 +50,7 @@ _HOMES = {
     "analyze": "rankwise.analysis",
     "estimate_lora_params": "rankwise.lora.params",
     "estimate_training_memory": "rankwise.memory.estimate",
+    "plan": "rankwise.plan",
     "run_rank_comparison": "rankwise.comparison",
     "select": "rankwise.decide",
     "sweep": "rankwise.api",

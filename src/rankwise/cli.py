@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from rankwise._version import __version__
 from rankwise.cli_analyze import add_analyze_command
+from rankwise.cli_plan import add_plan_command
 from rankwise.config import SweepConfig, make_config, read_yaml
 from rankwise.errors import RankwiseError, RequestError, nearest
 
@@ -49,6 +50,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"rankwise {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
+    add_plan_command(commands)
     sweep = commands.add_parser(
         "sweep",
         help="the main job: train adapters of several ranks and decide which one the task needs",

@@ -135,6 +135,7 @@ def put_on_adapter(model: "nn.Module", config: "PlanConfig", rank: int, task_typ
     Raises:
         RequestError: the target modules match nothing, or PEFT refuses.
     """
+    import torch
     from peft import get_peft_model
 
     lora = lora_config(config, rank, task_type)
@@ -142,8 +143,8 @@ def put_on_adapter(model: "nn.Module", config: "PlanConfig", rank: int, task_typ
         lora._register_custom_module(more)
     _check_targets(model, config)
     try:
-        with quiet_libraries():
-            return get_peft_model(model, lora)
+        with quiet_libraries(), torch.device("meta"):
+            return get_peft_model(model, lora, low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise RequestError(f"PEFT cannot put an adapter on this model: {first_sentence(error)}") from None
 
@@ -197,6 +198,19 @@ def count_params(skeleton: Skeleton, peft_model: Any) -> ParamCount:
         adapter_bytes=_file_bytes(_saved_tensors(skeleton, peft_model)),
         layers=tuple(LayerParams(name, params) for name, params in sorted(layers.items(), key=_by_numbers)),
     )
+
+
+def highest_useful_rank(peft_model: Any) -> tuple[str, int]:
+    """Return the adapted layer with the smallest side, and that side: ``B @ A`` cannot have a higher rank there."""
+    from peft.tuners.lora import LoraLayer
+
+    sides = [
+        (min(module.in_features, module.out_features), name.removeprefix("base_model.model."))
+        for name, module in peft_model.named_modules()
+        if isinstance(module, LoraLayer)
+    ]
+    side, name = min(sides)
+    return name, side
 
 
 def _layer_name(parameter: str) -> str:

@@ -29,7 +29,7 @@ class OptimizerMemory:
     scratch: int
 
 
-def optimizer_memory(name: str, shapes: Iterable[Shape], *, on_cpu: bool, block: int = 1) -> OptimizerMemory:
+def optimizer_memory(name: str, shapes: Iterable[tuple[Shape, int]], *, on_cpu: bool, block: int = 1) -> OptimizerMemory:
     """Return what an optimizer takes for trainable parameters of these shapes.
 
     States have 32 bits (or 8) whatever the parameter's precision. torch.optim steps all parameters at once on CUDA
@@ -37,27 +37,25 @@ def optimizer_memory(name: str, shapes: Iterable[Shape], *, on_cpu: bool, block:
 
     Args:
         name: one of `rankwise.plan_config.OPTIMIZERS`.
-        shapes: of every trainable parameter.
+        shapes: of the trainable parameters, each with how many there are.
         on_cpu: plan for the CPU.
         block: allocations are rounded up to multiples of it.
     """
-    counts = []
-    states = paged = 0
-    for shape in shapes:
+    states = paged = largest = total = 0
+    for shape, times in shapes:
         count = math.prod(shape)
-        counts.append(count)
-        size = sum(-(-part // block) * block for part in STATES[name](shape))
+        largest, total = max(largest, count), total + count * times
+        size = times * sum(-(-part // block) * block for part in STATES[name](shape))
         if name.startswith("paged") and count >= MIN_PAGED:
             paged += size
         else:
             states += size
-    numbers = max(counts, default=0) if on_cpu else sum(counts)
     if name == "adamw":
         # sqrt(v) and, on the CPU, its quotient (torch/optim/adam.py, _multi_tensor_adam and _single_tensor_adam).
-        scratch = numbers * (8 if on_cpu else 4)
+        scratch = 8 * largest if on_cpu else 4 * total
     elif name == "adafactor":
         # The squared gradient and the update (transformers/optimization.py, Adafactor.step), one parameter at a time.
-        scratch = max(counts, default=0) * 8
+        scratch = 8 * largest
     else:
         scratch = 0  # in place: torch/optim/sgd.py after its first step, bitsandbytes' kernels
     return OptimizerMemory(states, paged, scratch)

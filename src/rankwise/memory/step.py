@@ -1,47 +1,48 @@
-"""A training step's memory, part by part: the model as PEFT sets it up, traced, and multiplied to its whole depth."""
+"""A training step's memory, part by part: traced on the cut model, and multiplied to its whole depth."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rankwise.errors import RequestError
-from rankwise.lora.count import Skeleton, put_on_adapter
+from rankwise.lora.count import Skeleton
 from rankwise.lora.meta_model import first_sentence, quiet_libraries
 from rankwise.memory.devices import Device
 from rankwise.memory.kernels import CUDA_SCRATCH, DeviceKernels
 from rankwise.memory.optimizers import optimizer_memory
-from rankwise.memory.quantized import QuantizedLinear, QuantizedLora, largest_dequantized, quantize
-from rankwise.memory.trace import ACTIVATIONS, BLOCK, GRADIENTS, PARTS, highest, recording
+from rankwise.memory.quantized import largest_dequantized
+from rankwise.memory.setup import logit_classes, training_batch, training_model
+from rankwise.memory.trace import ACTIVATIONS, BLOCK, GRADIENTS, PARTS, Record, between, highest, recording
 
 if TYPE_CHECKING:
     from rankwise.plan_config import PlanConfig
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRAINED_HEADS = ("classifier", "score")  # PEFT trains modules of these names for classification
-
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a training step. The first six are the parts at its highest moment; they add up to `peak_allocated`.
+    """Bytes of a training step. The first six add up to `peak_allocated`.
 
     Attributes:
         weights: the frozen base: parameters, buffers, quantisation scales.
         adapter: trainable parameters: adapter and modules trained in full.
-        gradients: of those, as far as they are there at the highest moment.
-        optimizer: its states; during its own step, its scratch too.
-        activations: whatever else the step allocates, with the scratch of kernels and of cuBLAS.
-        logits: logits, their copies and gradients, and the loss.
+        gradients: of all of those.
+        optimizer: its states.
+        activations: the rest of the peak: what forward and backward keep and allocate, the optimizer's and the
+            kernels' scratch, cuBLAS. Where the peak comes before all gradients are there, they later take memory
+            that these release, so that much is counted once, as gradients.
+        logits: at the highest moment: logits, their copies and gradients, and the loss.
         context: the driver's, outside PyTorch's allocator.
         peak_allocated: what ``torch.cuda.max_memory_allocated`` shows.
         peak_eval: the same while evaluating between training steps.
         optimizer_paged: states in unified memory; no part of the peak.
-        master_weights: 0: what trains is in fp32 or has no copy in fp32.
-        largest_dequantized: the largest weight that is dequantised for a moment, within `activations` when the peak
-            is at that moment.
+        master_weights: fp32 copies of parameters trained in half precision. 0: PEFT keeps the adapter in fp32, and
+            the plain training step that is planned keeps no copies of modules trained in full.
+        largest_dequantized: the largest weight that is dequantised for a moment; within `activations` when that is
+            the highest moment.
+        at_peak: what is there at the highest moment, by part.
     """
 
     weights: int
@@ -56,6 +57,7 @@ class StepMemory:
     optimizer_paged: int
     master_weights: int
     largest_dequantized: int
+    at_peak: dict[str, int]
 
     @property
     def needed(self) -> int:
@@ -63,188 +65,172 @@ class StepMemory:
         return max(self.peak_allocated, self.peak_eval) + self.context
 
     def as_dict(self) -> dict[str, int]:
-        """Return the figures by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        """Return the figures by name, without `at_peak`."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "at_peak"}
 
 
-def step_memory(
-    skeleton: Skeleton, config: "PlanConfig", rank: int, device: Device, kernels_seen: set[str] | None = None
-) -> StepMemory:
-    """Trace a training step and an evaluation step of the cut model, and put them together for the whole one.
+@dataclass(frozen=True)
+class TracedStep:
+    """A training step and an evaluation step of the cut model.
 
-    The step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second or a later one, so
-    that optimizer states are there and gradients are not; ``output`` lives until its end. Gradient checkpointing is
-    the non-reentrant kind. There is no autocast.
+    Attributes:
+        training: forward and backward pass.
+        evaluation: a forward pass without gradients.
+        resident: what is there before, as (bytes, whether it trains, how many of it the whole model has).
+        inputs: bytes of each tensor of the batch.
+        shapes: of the trainable parameters, as (shape, how many of it the whole model has).
+        kernels: names of the attention kernels.
+        largest_dequantized: see `StepMemory`.
+    """
+
+    training: Record
+    evaluation: Record
+    resident: tuple[tuple[int, bool, int], ...]
+    inputs: tuple[int, ...]
+    shapes: tuple[tuple[tuple[int, ...], int], ...]
+    kernels: frozenset[str]
+    largest_dequantized: int
+
+    def memory(self, optimizer: str, device: Device) -> StepMemory:
+        """Add everything up for the whole model."""
+        on_cpu = device.capability == 0
+        block = 1 if on_cpu else BLOCK
+
+        def rounded(size: int) -> int:
+            return -(-size // block) * block
+
+        kept = optimizer_memory(optimizer, self.shapes, on_cpu=on_cpu, block=block)
+        start = np.zeros(len(PARTS), dtype=np.int64)
+        for size, trains, times in self.resident:
+            start[PARTS.index("adapter" if trains else "weights")] += rounded(size) * times
+        start[PARTS.index("optimizer")] = kept.states
+        start[ACTIVATIONS] = device.workspace_bytes + sum(map(rounded, self.inputs))
+        peak, after = highest(start, self.training.pieces(block))
+        stepping = after.copy()
+        stepping[PARTS.index("optimizer")] += kept.scratch
+        peak = stepping if stepping.sum() > peak.sum() else peak
+        peak_eval, _ = highest(start, self.evaluation.pieces(block))
+        at_peak = dict(zip(PARTS, (int(value) for value in peak), strict=True))
+        parts = dict(zip(PARTS, (int(value) for value in start), strict=True))
+        parts["gradients"] = int(after[GRADIENTS])
+        rest = int(peak.sum()) - sum(parts[part] for part in PARTS[:4])
+        parts["logits"] = min(rest, at_peak["logits"])
+        parts["activations"] = rest - parts["logits"]
+        return StepMemory(
+            **parts,
+            context=device.context_bytes,
+            peak_allocated=int(peak.sum()),
+            peak_eval=int(peak_eval.sum()),
+            optimizer_paged=kept.paged,
+            master_weights=0,
+            largest_dequantized=self.largest_dequantized,
+            at_peak=at_peak,
+        )
+
+
+def trace_step(skeleton: Skeleton, config: "PlanConfig", rank: int, device: Device) -> TracedStep:
+    """Trace a step.
+
+    The training step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second or a later
+    one, so that optimizer states are there and gradients are not; ``output`` lives until its end. Gradient
+    checkpointing is the non-reentrant kind. There is no autocast.
 
     Args:
         skeleton: the cut model, in the precision of the request.
         config: batch, length, quantisation and the rest.
         rank: r.
-        device: decides kernels, rounding and scratch.
-        kernels_seen: takes the names of the attention kernels.
+        device: decides kernels.
 
     Raises:
         RequestError: the model cannot run such a step.
     """
     on_cpu = device.capability == 0
-    block = 1 if on_cpu else BLOCK
-    model = _training_model(skeleton, config, rank, on_cpu)
-    inputs = batch(skeleton, config)
-    resident = _resident(model, skeleton, block)
-    shapes = [tuple(p.shape) for name, p in _each(model, skeleton) if p.requires_grad]
-    optimizer = optimizer_memory(config.optimizer, shapes, on_cpu=on_cpu, block=block)
-    start = np.array([resident[0], resident[1], 0, optimizer.states, device.workspace_bytes, 0], dtype=np.int64)
-    start[ACTIVATIONS] += sum(-(-tensor.nbytes // block) * block for tensor in inputs.values())
+    model = training_model(skeleton, config, rank, on_cpu)
+    inputs = training_batch(skeleton, config)
     kernels = DeviceKernels(device, config.attention)
+    scratch = {} if on_cpu else CUDA_SCRATCH
     try:
         with quiet_libraries(), kernels:
-            peak = _training_peak(model, skeleton, inputs, start, optimizer.scratch, on_cpu, block)
-            peak_eval = _evaluation_peak(model, skeleton, inputs, start, on_cpu, block)
+            with recording(model, skeleton, inputs, scratch, logit_classes(skeleton)) as (recorder, markers):
+                output = model(**inputs)
+                markers.begin_backward()
+                output.loss.backward()
+                for parameter in model.parameters():
+                    number = None if parameter.grad is None else recorder.number(parameter.grad)
+                    if number is not None:
+                        recorder.parts[number] = GRADIENTS
+                training = markers.record()
+            del output
+            model.zero_grad(set_to_none=True)
+            model.eval()
+            with (
+                torch.no_grad(),
+                recording(model, skeleton, inputs, scratch, logit_classes(skeleton)) as (recorder, markers),
+            ):
+                output = model(**inputs)
+                evaluation = markers.record()
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"model {skeleton.meta.name!r} cannot run this step: {first_sentence(error)}") from error
-    if kernels_seen is not None:
-        kernels_seen |= kernels.kernels
-    parts = dict(zip(PARTS, (int(value) for value in peak), strict=True))
-    return StepMemory(
-        **parts,
-        context=device.context_bytes,
-        peak_allocated=int(peak.sum()),
-        peak_eval=int(peak_eval.sum()),
-        optimizer_paged=optimizer.paged,
-        master_weights=0,
+    return TracedStep(
+        training=training,
+        evaluation=evaluation,
+        resident=_resident(model, skeleton),
+        inputs=tuple(tensor.nbytes for tensor in inputs.values()),
+        shapes=tuple(
+            (tuple(parameter.shape), skeleton.repeats(name))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ),
+        kernels=frozenset(kernels.kernels),
         largest_dequantized=largest_dequantized(model),
     )
 
 
-def _training_model(skeleton: Skeleton, config: "PlanConfig", rank: int, on_cpu: bool) -> Any:
-    """Set the model up as a QLoRA script would: quantise, prepare for training, put the adapter on."""
-    model, task = skeleton.copy(), skeleton.meta.task_type
-    with quiet_libraries():
-        if config.quantization != "none":
-            from peft import prepare_model_for_kbit_training
-
-            heads = TRAINED_HEADS if task in ("SEQ_CLS", "TOKEN_CLS") else ()
-            keep = (*config.modules_to_save, *heads)
-            quantize(model, config.quantization, DTYPES[config.precision], on_cpu, keep)
-            prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        peft_model = put_on_adapter(model, config, rank, task, {QuantizedLinear: QuantizedLora})
-        if config.gradient_checkpointing:
-            try:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-            except ValueError as error:
-                raise RequestError(f"gradient_checkpointing: {first_sentence(error)}") from None
-            if hasattr(model, "enable_input_require_grads") and "IMAGE" not in task:
-                model.enable_input_require_grads()  # type: ignore[operator]
-    return peft_model.train()
-
-
-def batch(skeleton: Skeleton, config: "PlanConfig") -> dict[str, torch.Tensor]:
-    """Return a training batch of full length on the ``meta`` device.
-
-    Raises:
-        RequestError: the model has no position for so many tokens.
-    """
-    meta, b, s = skeleton.meta, config.batch_size, config.seq_len
-    limit = longest_input(meta.model)
-    if limit is not None and s > limit and meta.task_type != "IMAGE_CLS":
-        raise RequestError(f"seq_len {s}: this model has positions for at most {limit} tokens")
-    dtype = next(parameter.dtype for parameter in meta.model.parameters())
-
-    def tokens(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.long, device="meta")
-
-    if meta.task_type == "IMAGE_CLS":
-        size = getattr(meta.config, "image_size", 224)
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        channels = getattr(meta.config, "num_channels", 3)
-        pixels = torch.zeros(b, channels, height, width, dtype=dtype, device="meta")
-        return {"pixel_values": pixels, "labels": tokens(b)}
-    if meta.task_type == "SPEECH_SEQ2SEQ":
-        frames = 2 * meta.config.max_source_positions
-        sound = torch.zeros(b, meta.config.num_mel_bins, frames, dtype=dtype, device="meta")
-        return {"input_features": sound, "labels": tokens(b, s)}
-    labels = tokens(b) if meta.task_type == "SEQ_CLS" else tokens(b, s)
-    return {"input_ids": tokens(b, s), "labels": labels}
-
-
-def longest_input(model: nn.Module) -> int | None:
-    """Return how many tokens a model has learned positions for; None where positions are computed."""
-    limits = []
-    for name, module in model.named_modules():
-        leaf = name.rsplit(".", 1)[-1]
-        if isinstance(module, nn.Embedding) and (leaf in ("wpe", "embed_positions") or leaf == "position_embeddings"):
-            taken = getattr(module, "offset", 0) or (0 if module.padding_idx is None else module.padding_idx + 1)
-            limits.append(module.num_embeddings - taken)
-    return min(limits) if limits else None
-
-
-def _each(model: nn.Module, skeleton: Skeleton) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of the whole model; tied ones come once."""
-    for name, parameter in model.named_parameters():
-        for _ in range(skeleton.repeats(name)):
-            yield name, parameter
-
-
-def _resident(model: nn.Module, skeleton: Skeleton, block: int) -> tuple[int, int]:
-    """Return bytes of what is frozen and of what trains."""
-    sizes = [0, 0]
-    storages: set[int] = set()
+def _resident(model: Any, skeleton: Skeleton) -> tuple[tuple[int, bool, int], ...]:
+    sizes: dict[int, tuple[int, bool, int]] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         storage = tensor.untyped_storage()
-        if id(storage) not in storages:
-            storages.add(id(storage))
-            size = -(-storage.nbytes() // block) * block
-            sizes[tensor.requires_grad] += size * skeleton.repeats(name)
-    return sizes[0], sizes[1]
+        sizes.setdefault(id(storage), (storage.nbytes(), tensor.requires_grad, skeleton.repeats(name)))
+    return tuple(sizes.values())
 
 
-def _training_peak(
-    model: Any,
-    skeleton: Skeleton,
-    inputs: dict[str, torch.Tensor],
-    start: np.ndarray,
-    optimizer_scratch: int,
-    on_cpu: bool,
-    block: int,
-) -> np.ndarray:
-    scratch = {} if on_cpu else CUDA_SCRATCH
-    with recording(model, skeleton, inputs, scratch, _classes(skeleton), block) as (recorder, markers):
-        output = model(**inputs)
-        forward_end = len(recorder.events)
-        markers.backward = True
-        markers.mark(1)
-        output.loss.backward()
-        end = len(recorder.events)
-        for parameter in model.parameters():
-            number = None if parameter.grad is None else recorder.number(parameter.grad)
-            if number is not None:
-                recorder.parts[number] = GRADIENTS
-    del output
-    for parameter in model.parameters():
-        parameter.grad = None
-    peak, after = highest(start, [*markers.pieces(0, forward_end), *markers.pieces(forward_end, end)])
-    stepping = after.copy()
-    stepping[PARTS.index("optimizer")] += optimizer_scratch
-    return peak if peak.sum() >= stepping.sum() else stepping
+def step_between(points: Sequence[tuple[int, TracedStep]], at: int) -> TracedStep | None:
+    """Return the step at a value of one of rank, batch size and length from those at a few values (see `between`).
 
+    Returns:
+        None where the traced steps are not the same but for their sizes.
+    """
+    for _, step in points[1:]:
+        first = points[0][1]
+        if not (
+            step.training.is_like(first.training)
+            and step.evaluation.is_like(first.evaluation)
+            and len(step.resident) == len(first.resident)
+        ):
+            return None
 
-def _evaluation_peak(
-    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], start: np.ndarray, on_cpu: bool, block: int
-) -> np.ndarray:
-    model.eval()
-    scratch = {} if on_cpu else CUDA_SCRATCH
-    with torch.no_grad(), recording(model, skeleton, inputs, scratch, _classes(skeleton), block) as (recorder, markers):
-        output = model(**inputs)
-        end = len(recorder.events)
-    del output
-    return highest(start, markers.pieces(0, end))[0]
+    def line(values: Sequence[int]) -> int:
+        """Go through the first and the last point; what is not traced is linear in all three."""
+        if len(points) == 1:
+            return values[0]
+        (here, _), (there, _) = points[0], points[-1]
+        return round(values[0] + (values[-1] - values[0]) * (at - here) / (there - here))
 
-
-def _classes(skeleton: Skeleton) -> int | None:
-    """Return the size of the logits' last dimension."""
-    outputs = skeleton.meta.model.get_output_embeddings()  # type: ignore[operator]
-    if outputs is not None:
-        return int(outputs.weight.shape[0])
-    return getattr(skeleton.meta.config, "num_labels", None)
+    steps = [step for _, step in points]
+    return replace(
+        steps[0],
+        training=between([(value, step.training) for value, step in points], at),
+        evaluation=between([(value, step.evaluation) for value, step in points], at),
+        resident=tuple(
+            (line([size for size, _, _ in same]), same[0][1], same[0][2])
+            for same in zip(*(step.resident for step in steps), strict=True)
+        ),
+        inputs=tuple(line(sizes) for sizes in zip(*(step.inputs for step in steps), strict=True)),
+        shapes=tuple(
+            (tuple(line(sides) for sides in zip(*(shape for shape, _ in same), strict=True)), same[0][1])
+            for same in zip(*(step.shapes for step in steps), strict=True)
+        ),
+        kernels=frozenset().union(*(step.kernels for step in steps)),
+    )

@@ -5,9 +5,9 @@ layer's input is kept exactly where autograd keeps it, and an architecture needs
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,20 +57,68 @@ def highest(start: np.ndarray, pieces: list[Piece]) -> tuple[np.ndarray, np.ndar
     return peak, now
 
 
+@dataclass(frozen=True)
+class Record:
+    """All that was allocated and released, in order.
+
+    Attributes:
+        sizes: bytes by allocation.
+        parts: index into `PARTS` by allocation.
+        events: an allocation's number, or its complement for its release.
+        marks: (event, repeats of the stretch that begins there), the first at event 0.
+    """
+
+    sizes: np.ndarray
+    parts: np.ndarray
+    events: np.ndarray
+    marks: tuple[tuple[int, int], ...]
+
+    def pieces(self, block: int) -> list[Piece]:
+        """Return the record cut where a stretch begins, with sizes rounded up to multiples of ``block``."""
+        numbers = np.where(self.events < 0, ~self.events, self.events)
+        sizes = (-(-self.sizes // block) * block)[numbers]
+        table = np.zeros((len(numbers), len(PARTS)), dtype=np.int64)
+        table[np.arange(len(numbers)), self.parts[numbers]] = np.where(self.events < 0, -sizes, sizes)
+        ends = [at for at, _ in self.marks[1:]] + [len(numbers)]
+        return [Piece(table[at:end], repeats) for (at, repeats), end in zip(self.marks, ends, strict=True)]
+
+    def is_like(self, other: "Record") -> bool:
+        """Tell whether both have the same events, so that only sizes differ."""
+        return (
+            self.marks == other.marks
+            and np.array_equal(self.events, other.events)
+            and np.array_equal(self.parts, other.parts)
+        )
+
+
+def between(points: Sequence[tuple[int, Record]], at: int) -> Record:
+    """Return the record at a value of rank, batch size or length from those at a few values.
+
+    Every tensor's size is a product of its dimensions: linear in the rank and in the batch size, of second degree at
+    most in the length. So two or three values tell all others, exactly.
+    """
+    sizes = np.zeros(len(points[0][1].sizes))
+    for here, record in points:
+        share = 1.0
+        for there, _ in points:
+            if there != here:
+                share *= (at - there) / (here - there)
+        sizes += share * record.sizes
+    return replace(points[0][1], sizes=np.rint(sizes).astype(np.int64))
+
+
 class Recorder(TorchDispatchMode):
     """Records each storage when an operator makes it and when it is released.
 
     Args:
         scratch: operators' further needs, by operator, from their arguments.
         classes: size of the logits' last dimension.
-        block: allocations are rounded up to multiples of it.
     """
 
-    def __init__(self, scratch: dict[Any, Callable[..., int]], classes: int | None, block: int) -> None:
+    def __init__(self, scratch: dict[Any, Callable[..., int]], classes: int | None) -> None:
         super().__init__()
         self.scratch = scratch
         self.classes = classes
-        self.block = block
         self.sizes: list[int] = []
         self.parts: list[int] = []
         self.events: list[int] = []  # allocation number, or its complement for a release
@@ -100,7 +148,7 @@ class Recorder(TorchDispatchMode):
 
     def _allocate(self, size: int, tensor: torch.Tensor) -> None:
         self.events.append(len(self.sizes))
-        self.sizes.append(-(-size // self.block) * self.block)
+        self.sizes.append(size)
         is_logits = tensor.dim() > 1 and self.classes in (tensor.shape[-1], tensor.shape[1])
         self.parts.append(LOGITS if is_logits else ACTIVATIONS)
 
@@ -122,17 +170,6 @@ class Recorder(TorchDispatchMode):
             self._allocate(self.scratch[func](*args, **kwargs), args[0])
             self.events.append(~number)
         return result
-
-    def changes(self, start: int, end: int) -> np.ndarray:
-        """Return bytes by event and part of the events from ``start`` to ``end``."""
-        events = np.array(self.events[start:end], dtype=np.int64)
-        table = np.zeros((len(events), len(PARTS)), dtype=np.int64)
-        if len(events):
-            numbers = np.where(events < 0, ~events, events)
-            sizes = np.array(self.sizes, dtype=np.int64)[numbers]
-            parts = np.array(self.parts, dtype=np.int64)[numbers]
-            table[np.arange(len(events)), parts] = np.where(events < 0, -sizes, sizes)
-        return table
 
 
 def _typical(tensor: torch.Tensor) -> bool:
@@ -163,6 +200,11 @@ class Markers:
                 self._hooks.append(block.register_forward_pre_hook(self._on_call(repeats)))
                 self._hooks.append(block.register_forward_hook(self._on_output(repeats)))
 
+    def begin_backward(self) -> None:
+        """Take note that forward is over."""
+        self.backward = True
+        self.mark(1)
+
     def mark(self, repeats: int) -> None:
         """Begin a stretch."""
         if repeats != self.marks[-1][1]:
@@ -186,14 +228,14 @@ class Markers:
 
         return hook
 
-    def pieces(self, start: int, end: int) -> list[Piece]:
-        """Return the record between two events, cut where a stretch begins."""
-        pieces = []
-        ends = [at for at, _ in self.marks[1:]] + [end]
-        for (at, repeats), until in zip(self.marks, ends, strict=True):
-            if max(at, start) < min(until, end):
-                pieces.append(Piece(self.recorder.changes(max(at, start), min(until, end)), repeats))
-        return pieces
+    def record(self) -> Record:
+        """Return everything up to now."""
+        return Record(
+            np.array(self.recorder.sizes, dtype=np.int64),
+            np.array(self.recorder.parts, dtype=np.int64),
+            np.array(self.recorder.events, dtype=np.int64),
+            tuple(self.marks),
+        )
 
     def remove(self) -> None:
         """Take the hooks off again."""
@@ -208,10 +250,9 @@ def recording(
     inputs: dict[str, torch.Tensor],
     scratch: dict[Any, Callable[..., int]],
     classes: int | None,
-    block: int,
 ) -> Iterator[tuple[Recorder, Markers]]:
     """Record what happens inside, on a model that is there before."""
-    recorder = Recorder(scratch, classes, block)
+    recorder = Recorder(scratch, classes)
     for tensor in (*model.parameters(), *model.buffers(), *inputs.values()):
         recorder.know(tensor)
     markers = Markers(model, skeleton, recorder)

@@ -1,6 +1,9 @@
 """Numbers as people read them."""
 
-from rankwise.decide import Interval
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankwise.decide import Interval
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -23,7 +26,7 @@ def signed(value: float) -> str:
     return f"{value:+.4f}"
 
 
-def figure(value: float | None, bounds: Interval | None = None, *, percent: bool = False, sign: bool = False) -> str:
+def figure(value: float | None, bounds: "Interval | None" = None, *, percent: bool = False, sign: bool = False) -> str:
     """Write a figure with the half-width of its interval, which is symmetric; empty where there is none."""
     if value is None:
         return ""
@@ -34,7 +37,7 @@ def figure(value: float | None, bounds: Interval | None = None, *, percent: bool
     return f"{shown} %" if percent else shown
 
 
-def interval(bounds: Interval, *, percent: bool = False, sign: bool = False) -> str:
+def interval(bounds: "Interval", *, percent: bool = False, sign: bool = False) -> str:
     """Write an interval in brackets."""
     low, high = bounds
     if percent:

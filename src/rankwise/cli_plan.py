@@ -1,0 +1,85 @@
+"""The command ``rankwise plan``: its options are the fields of its request."""
+
+import argparse
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rankwise.plan_config import PlanConfig, make_plan_config
+
+UNNEEDED = ("bitsandbytes", "scipy", "sklearn")
+
+
+def add_plan_command(commands: Any) -> None:
+    """Add the command to the others."""
+    plan = commands.add_parser(
+        "plan",
+        help="parameters and memory per rank, what fits a device; no weights needed",
+        description="Tell trainable parameters, exactly, and memory of every rank from the model's config alone.",
+        allow_abbrev=False,
+    )
+    for item in fields(PlanConfig):
+        text = str(item.metadata["help"]).replace("%", "%%")
+        if item.name == "model":
+            plan.add_argument("model", metavar="MODEL", help=text)
+            continue
+        option = f"--{item.name.replace('_', '-')}"
+        if isinstance(item.default, bool):
+            plan.add_argument(option, action="store_const", const=True, help=text)
+            continue
+        if item.default not in (None, ()):
+            shown = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+            text = f"{text} Default: {shown}."
+        plan.add_argument(option, metavar="X", help=text)
+    plan.add_argument("--plot", type=Path, metavar="FILE", help="draw a bar for each rank: FILE.html or FILE.png")
+    plan.set_defaults(run=_plan)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    given = {item.name: getattr(options, item.name) for item in fields(PlanConfig)}
+    config = make_plan_config({name: value for name, value in given.items() if value is not None})
+    if options.plot is not None:
+        from rankwise.report.plan_plot import check_plot_path, write_plan_plot
+
+        check_plot_path(options.plot)
+    with _quick_imports():
+        from rankwise.plan import plan
+
+        result = plan(config=config)
+    if options.plot is not None:
+        write_plan_plot(result, options.plot)
+    if options.json:
+        print(result.as_json())
+        return
+    from rankwise.report.plan_table import print_plan
+
+    print_plan(result)
+    if options.plot is not None:
+        print(f"Plot: {options.plot}")
+
+
+@contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Import the big libraries without what planning does not use: two seconds of six.
+
+    bitsandbytes compiles kernels when it is imported; transformers takes scipy for object detection and sklearn for
+    assisted generation. To the libraries they are not installed, until this process ends, which is soon.
+    """
+    gc.disable()  # half a million new objects, none of them garbage, now or at the end
+    hidden = [name for name in UNNEEDED if name not in sys.modules and "peft" not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: as if not installed
+    try:
+        import peft
+        import transformers
+
+        _ = peft.get_peft_model, transformers.AutoModelForCausalLM
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.freeze()
+        gc.enable()

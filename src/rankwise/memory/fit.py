@@ -1,0 +1,223 @@
+"""What fits a device: which ranks, how many sequences, how long, and what to change first."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from rankwise.errors import RequestError
+from rankwise.lora.count import Skeleton
+from rankwise.memory.devices import CPU, GENERIC, Device, find_device
+from rankwise.memory.step import StepMemory, TracedStep, step_between, trace_step
+
+if TYPE_CHECKING:
+    from rankwise.plan_config import PlanConfig
+
+LENGTH_STEP = 128
+"""Lengths are tried in multiples of this: kernels pad to it."""
+MOST = 1 << 24
+
+
+class Planner:
+    """Memory of training steps of one model on one device, at any rank, batch size and length.
+
+    Args:
+        skeleton: the cut model.
+        config: the request.
+        device: to plan for.
+    """
+
+    def __init__(self, skeleton: Skeleton, config: "PlanConfig", device: Device) -> None:
+        self.skeleton = skeleton
+        self.config = config
+        self.device = device
+        self.kernels: set[str] = set()
+        self._traced: dict[tuple[int, int, int], TracedStep] = {}
+
+    def memory(self, rank: int, batch_size: int | None = None, seq_len: int | None = None) -> StepMemory:
+        """Return a step's memory, traced."""
+        return self._memory(self._trace(rank, batch_size, seq_len))
+
+    def by_rank(self, ranks: Sequence[int]) -> dict[int, StepMemory]:
+        """Return a step's memory by rank: the lowest and the highest rank traced, the others in between."""
+        at = self.over_ranks(min(ranks), max(ranks))
+        return {rank: at(rank) for rank in ranks}
+
+    def over_ranks(self, low: int, high: int) -> Callable[[int], StepMemory]:
+        """Return a function that tells a step's memory at any rank."""
+        return self._over([low, high], lambda rank: (rank, None, None))
+
+    def over_batches(self, rank: int) -> Callable[[int], StepMemory]:
+        """Return a function that tells a step's memory at any batch size."""
+        return self._over([2, 4], lambda size: (rank, size, None))
+
+    def over_lengths(self, rank: int) -> Callable[[int], StepMemory]:
+        """Return a function that tells a step's memory at any multiple of `LENGTH_STEP`."""
+        lengths = [step * LENGTH_STEP for step in (1, 2, 3)]
+        return self._over(lengths, lambda length: (rank, None, length))
+
+    def changed(self, **changes: object) -> "Planner":
+        """Return a planner for the same model and another request."""
+        return Planner(self.skeleton, replace(self.config, **changes), self.device)  # type: ignore[arg-type]
+
+    def _over(
+        self, values: list[int], place: Callable[[int], tuple[int, int | None, int | None]]
+    ) -> Callable[[int], StepMemory]:
+        points = [(value, self._trace(*place(value))) for value in dict.fromkeys(values)]
+
+        def at(value: int) -> StepMemory:
+            step = step_between(points, value)
+            return self._memory(self._trace(*place(value)) if step is None else step)
+
+        return at
+
+    def _trace(self, rank: int, batch_size: int | None = None, seq_len: int | None = None) -> TracedStep:
+        key = (rank, batch_size or self.config.batch_size, seq_len or self.config.seq_len)
+        if key not in self._traced:
+            config = replace(self.config, batch_size=key[1], seq_len=key[2])
+            self._traced[key] = trace_step(self.skeleton, config, rank, self.device)
+        self.kernels |= self._traced[key].kernels
+        return self._traced[key]
+
+    def _memory(self, step: TracedStep) -> StepMemory:
+        return step.memory(self.config.optimizer, self.device)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that fits, each with the other settings as they are; None where not even the least fits.
+
+    Attributes:
+        rank: the largest rank; no adapted layer allows a higher one than `highest_rank`.
+        at_rank: the rank that batch and length are for.
+        batch_size: the largest batch.
+        seq_len: the longest sequence, a multiple of `LENGTH_STEP` or the model's own limit; None as well where
+            the length of the input is fixed.
+    """
+
+    rank: int | None
+    highest_rank: int
+    at_rank: int
+    batch_size: int | None
+    seq_len: int | None
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A change of the request and what it does.
+
+    Attributes:
+        change: as options of the command.
+        saves: bytes by which the need falls.
+        fits: whether the smallest rank fits then.
+    """
+
+    change: str
+    saves: int
+    fits: bool
+
+
+def find_limits(planner: Planner, room: int, ranks: Sequence[int], highest_rank: int, longest: int | None) -> Limits:
+    """Find the most that fits.
+
+    Args:
+        planner: of the request.
+        room: bytes that there are.
+        ranks: those of the request; batch and length are for the largest of them that fits.
+        highest_rank: that the adapted layers allow.
+        longest: the model's own limit of the length; 0 where the length is fixed.
+    """
+    over_ranks = planner.over_ranks(min(ranks), max(ranks))
+    fitting = [rank for rank in ranks if over_ranks(rank).needed <= room]
+    at_rank = max(fitting, default=min(ranks))
+    over_batches = planner.over_batches(at_rank)
+    length: int | None = None
+    if longest is None or longest >= 3 * LENGTH_STEP:
+        over_lengths = planner.over_lengths(at_rank)
+        top = MOST if longest is None else longest // LENGTH_STEP
+        steps = _largest(lambda count: over_lengths(count * LENGTH_STEP).needed <= room, top)
+        length = None if steps is None else steps * LENGTH_STEP
+        if longest is not None and steps == top and planner.memory(at_rank, seq_len=longest).needed <= room:
+            length = longest
+    elif longest and planner.memory(at_rank, seq_len=longest).needed <= room:
+        length = longest
+    return Limits(
+        rank=_largest(lambda rank: over_ranks(rank).needed <= room, highest_rank),
+        highest_rank=highest_rank,
+        at_rank=at_rank,
+        batch_size=_largest(lambda size: over_batches(size).needed <= room, MOST),
+        seq_len=length,
+    )
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int | None:
+    """Return the largest number that fits, if 1 does."""
+    if not fits(1):
+        return None
+    low, high = 1, 2
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def find_savings(planner: Planner, room: int, rank: int) -> list[Saving]:
+    """Try what usually helps, one change at a time, and return what does, the largest saving first."""
+    config = planner.config
+    now = planner.memory(rank).needed
+    tries: list[tuple[str, dict[str, object]]] = []
+    if not config.gradient_checkpointing:
+        tries.append(("--gradient-checkpointing", {"gradient_checkpointing": True}))
+    if config.quantization == "none":
+        tries.append(("--quantization nf4", {"quantization": "nf4"}))
+    if config.optimizer == "adamw":
+        tries.append(("--optimizer adamw-8bit", {"optimizer": "adamw-8bit"}))
+    if config.precision == "fp32":
+        tries.append(("--precision bf16", {"precision": "bf16"}))
+    if config.attention == "eager":
+        tries.append(("--attention flash", {"attention": "flash"}))
+    if config.seq_len > 1 and planner.skeleton.meta.task_type != "IMAGE_CLS":
+        tries.append((f"--seq-len {config.seq_len // 2}", {"seq_len": config.seq_len // 2}))
+    if config.batch_size > 1:
+        tries.append((f"--batch-size {config.batch_size // 2}", {"batch_size": config.batch_size // 2}))
+    savings = []
+    for change, values in tries:
+        try:
+            needed = planner.changed(**values).memory(rank).needed
+        except RequestError:
+            continue  # the model cannot do that
+        savings.append(Saving(change, now - needed, needed <= room))
+    return sorted((saving for saving in savings if saving.saves > 0), key=lambda saving: -saving.saves)
+
+
+def chosen_device(config: "PlanConfig") -> tuple[Device, int | None]:
+    """Return the device of a request, and how many bytes it has; None if the request names neither."""
+    device = GENERIC if config.device is None else find_device(config.device)
+    if config.memory is not None:
+        return device, config.memory
+    return device, this_machine()[1] if device is CPU else device.total_bytes
+
+
+def this_machine() -> tuple[Device, int]:
+    """Return the device that training runs on here, and the bytes that are free on it."""
+    import torch
+
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        free, _ = torch.cuda.mem_get_info()
+        # The context is there already: `free` is without it.
+        return Device(torch.cuda.get_device_name(), free, 10 * major + minor, 0), free
+    return CPU, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") + _reclaimable()
+
+
+def _reclaimable() -> int:
+    """Return bytes of page cache, which Linux gives up on demand; 0 elsewhere."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return 1024 * max(0, int(lines["MemAvailable"].split()[0]) - int(lines["MemFree"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        return 0

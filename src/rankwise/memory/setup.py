@@ -1,0 +1,90 @@
+"""The model as a LoRA or QLoRA script sets it up for training, without weights, and a batch for it."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rankwise.errors import RequestError
+from rankwise.lora.count import Skeleton, put_on_adapter
+from rankwise.lora.meta_model import first_sentence, quiet_libraries
+from rankwise.memory.quantized import QuantizedLinear, QuantizedLora, quantize
+
+if TYPE_CHECKING:
+    from rankwise.plan_config import PlanConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TRAINED_HEADS = ("classifier", "score")  # PEFT trains modules of these names for classification
+POSITIONS = ("wpe", "embed_positions", "position_embeddings")  # names of learned positions
+
+
+def training_model(skeleton: Skeleton, config: "PlanConfig", rank: int, on_cpu: bool) -> Any:
+    """Quantise the cut model, prepare it for training and put the adapter on, as the libraries' guides do.
+
+    Raises:
+        RequestError: PEFT or transformers refuse.
+    """
+    model, task = skeleton.copy(), skeleton.meta.task_type
+    with quiet_libraries():
+        if config.quantization != "none":
+            from peft import prepare_model_for_kbit_training
+
+            heads = TRAINED_HEADS if task in ("SEQ_CLS", "TOKEN_CLS") else ()
+            keep = (*config.modules_to_save, *heads)
+            quantize(model, config.quantization, DTYPES[config.precision], on_cpu, keep)
+            prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        peft_model = put_on_adapter(model, config, rank, task, {QuantizedLinear: QuantizedLora})
+        if config.gradient_checkpointing:
+            try:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            except ValueError as error:
+                raise RequestError(f"gradient_checkpointing: {first_sentence(error)}") from None
+            if task not in ("IMAGE_CLS", "SPEECH_SEQ2SEQ"):
+                model.enable_input_require_grads()  # type: ignore[operator]
+    return peft_model.train()
+
+
+def training_batch(skeleton: Skeleton, config: "PlanConfig") -> dict[str, torch.Tensor]:
+    """Return a training batch of full length on the ``meta`` device.
+
+    Raises:
+        RequestError: the model has no position for so many tokens.
+    """
+    meta, b, s = skeleton.meta, config.batch_size, config.seq_len
+    limit = longest_input(meta.model)
+    if limit is not None and s > limit and meta.task_type != "IMAGE_CLS":
+        raise RequestError(f"seq_len {s}: this model has positions for at most {limit} tokens")
+    dtype = next(parameter.dtype for parameter in meta.model.parameters())
+
+    def tokens(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.long, device="meta")
+
+    if meta.task_type == "IMAGE_CLS":
+        size = getattr(meta.config, "image_size", 224)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        pixels = torch.zeros(b, getattr(meta.config, "num_channels", 3), height, width, dtype=dtype, device="meta")
+        return {"pixel_values": pixels, "labels": tokens(b)}
+    if meta.task_type == "SPEECH_SEQ2SEQ":
+        frames = 2 * meta.config.max_source_positions  # a convolution halves them
+        sound = torch.zeros(b, meta.config.num_mel_bins, frames, dtype=dtype, device="meta")
+        return {"input_features": sound, "labels": tokens(b, s)}
+    return {"input_ids": tokens(b, s), "labels": tokens(b) if meta.task_type == "SEQ_CLS" else tokens(b, s)}
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """Return how many tokens a model has learned positions for; None where positions are computed."""
+    limits = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITIONS:
+            # OPT and RoBERTa leave the first few unused.
+            taken = getattr(module, "offset", 0) or (0 if module.padding_idx is None else module.padding_idx + 1)
+            limits.append(module.num_embeddings - taken)
+    return limits[-1] if limits else None  # the decoder's, where there are two
+
+
+def logit_classes(skeleton: Skeleton) -> int | None:
+    """Return the size of the logits' last dimension."""
+    outputs = skeleton.meta.model.get_output_embeddings()  # type: ignore[operator]
+    if outputs is not None:
+        return int(outputs.weight.shape[0])
+    return getattr(skeleton.meta.config, "num_labels", None)
