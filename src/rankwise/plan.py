@@ -152,7 +152,7 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
     if "math" in planner.kernels:
         notes.append(
             "PyTorch has no fused attention kernel for this model, precision and device, and keeps the scores "
-            "(grouped keys in fp32, or before capability 8.0); --attention flash plans for repeated keys and a fused one"
+            "(grouped keys in fp32, or before capability 8.0); --attention flash plans for one, with repeated keys"
         )
     limits, savings = None, []
     if room is not None:

@@ -57,7 +57,7 @@ def cut_stacks(model: nn.Module, is_like: Callable[[str], object] = lambda name:
         is_like: anything that sets layers apart by their name, for example which of them a pattern matches; blocks
             for which it differs are not taken for the same.
     """
-    stacks = []
+    stacks: list[Stack] = []
     for name, module in list(model.named_modules()):
         if type(module) is not nn.ModuleList or any(name.startswith(f"{stack.name}.") for stack in stacks):
             continue
@@ -82,7 +82,9 @@ def cut_stacks(model: nn.Module, is_like: Callable[[str], object] = lambda name:
 
 def _cut_config(model: nn.Module, depth: int, kept: list[int]) -> None:
     """Cut the config's lists with an entry a block, which forward passes look up by position."""
-    for config in {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values():
+    for config in {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }.values():
         for key in ("layer_types", "mlp_layer_types", "no_rope_layers", "sliding_window_pattern"):
             value = getattr(config, key, None)
             if isinstance(value, list) and len(value) == depth:

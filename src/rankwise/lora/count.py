@@ -205,7 +205,7 @@ def highest_useful_rank(peft_model: Any) -> tuple[str, int]:
     from peft.tuners.lora import LoraLayer
 
     sides = [
-        (min(module.in_features, module.out_features), name.removeprefix("base_model.model."))
+        (min(module.in_features or 0, module.out_features or 0), name.removeprefix("base_model.model."))
         for name, module in peft_model.named_modules()
         if isinstance(module, LoraLayer)
     ]

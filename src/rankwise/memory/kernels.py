@@ -74,15 +74,15 @@ class DeviceKernels:
             result, _ = aten._scaled_dot_product_attention_math(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-            return result  # type: ignore[no-any-return]
+            return result
         if kernel == "cpu":
             if attn_mask is not None and attn_mask.dtype == torch.bool:
                 attn_mask = _additive(attn_mask, query.dtype)
-            return aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
+            return aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
             )[0]
         if kernel == "flash":
-            return aten._scaled_dot_product_flash_attention(  # type: ignore[no-any-return]
+            return aten._scaled_dot_product_flash_attention(
                 query, key, value, dropout_p, is_causal, False, scale=scale
             )[0]
         if key.shape[1] != query.shape[1]:
@@ -93,7 +93,7 @@ class DeviceKernels:
                 attn_mask = _additive(attn_mask, query.dtype)
             attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
         saved = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-        return aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
+        return aten._scaled_dot_product_efficient_attention(
             query, key, value, attn_mask, saved, dropout_p, is_causal, scale=scale
         )[0]
 
@@ -147,7 +147,7 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _softmax(x: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
     """fp16 to fp32 is one kernel on CUDA (``aten/src/ATen/native/SoftMax.cpp``, ``softmax``); bf16 is cast first."""
     if x.dtype is torch.float16 and kwargs.get("dtype") is torch.float32 and dim is not None:
-        return aten._softmax(x, dim, True)  # type: ignore[no-any-return]
+        return aten._softmax(x, dim, True)
     return _plain_softmax(x, dim, *args, **kwargs)
 
 
@@ -178,7 +178,7 @@ class _GroupedMatMul(torch.autograd.Function):
 
 
 def _grouped_mm(rows: torch.Tensor, weight: torch.Tensor, **_: Any) -> torch.Tensor:
-    return _GroupedMatMul.apply(rows, weight)  # type: ignore[no-untyped-call,no-any-return]
+    return _GroupedMatMul.apply(rows, weight)
 
 
 def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:

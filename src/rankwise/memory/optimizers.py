@@ -29,7 +29,9 @@ class OptimizerMemory:
     scratch: int
 
 
-def optimizer_memory(name: str, shapes: Iterable[tuple[Shape, int]], *, on_cpu: bool, block: int = 1) -> OptimizerMemory:
+def optimizer_memory(
+    name: str, shapes: Iterable[tuple[Shape, int]], *, on_cpu: bool, block: int = 1
+) -> OptimizerMemory:
     """Return what an optimizer takes for trainable parameters of these shapes.
 
     States have 32 bits (or 8) whatever the parameter's precision. torch.optim steps all parameters at once on CUDA

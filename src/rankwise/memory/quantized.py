@@ -56,7 +56,7 @@ class NF4Linear(QuantizedLinear):
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool, double: bool) -> None:
         super().__init__(source, dtype, on_cpu)
-        self.double = double
+        self.nested = double
         weights = self.in_features * self.out_features
         self.scales = math.ceil(weights / NF4_BLOCK)
         self._keep("packed", math.ceil(weights / 2), torch.uint8)
@@ -69,7 +69,7 @@ class NF4Linear(QuantizedLinear):
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight (d_out, d_in); with double quantisation the scales are there in fp32 meanwhile."""
-        scales = torch.empty(self.scales, dtype=torch.float32, device="meta") if self.double else None
+        scales = torch.empty(self.scales, dtype=torch.float32, device="meta") if self.nested else None
         weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
         del scales
         return weight
@@ -79,7 +79,7 @@ class NF4Linear(QuantizedLinear):
         given = x.dtype
         x = x.to(self.dtype)
         self._cast_bias(x.dtype)
-        return _NF4MatMul.apply(x, self).to(given)  # type: ignore[no-untyped-call]
+        return _NF4MatMul.apply(x, self).to(given)
 
 
 class _NF4MatMul(torch.autograd.Function):
@@ -112,7 +112,7 @@ class Int8Linear(QuantizedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., d_in) to (..., d_out) in the input's precision."""
         self._cast_bias(x.dtype)
-        return _Int8MatMul.apply(x, self)  # type: ignore[no-untyped-call,no-any-return]
+        return _Int8MatMul.apply(x, self)
 
 
 class _Int8MatMul(torch.autograd.Function):
@@ -148,14 +148,15 @@ class QuantizedLora(LoraLinear):
             result = result.clone()
         (adapter,) = self.active_adapters
         if adapter not in self.lora_A:
-            return result  # type: ignore[no-any-return]
-        down, up = self.lora_A[adapter], self.lora_B[adapter]
+            return result
+        down: Any = self.lora_A[adapter]
+        up: Any = self.lora_B[adapter]
         given = result.dtype
         x = self._cast_input_dtype(x, down.weight.dtype)
         if adapter in self.lora_variant:  # DoRA
-            return self.lora_variant[adapter].forward(self, active_adapter=adapter, x=x, result=result).to(given)  # type: ignore[no-any-return]
+            return self.lora_variant[adapter].forward(self, active_adapter=adapter, x=x, result=result).to(given)
         added = up(down(self.lora_dropout[adapter](x))) * self.scaling[adapter]
-        return result + added.to(given)  # type: ignore[no-any-return]
+        return result + added.to(given)
 
 
 def quantize(model: Any, quantization: str, dtype: torch.dtype, on_cpu: bool, keep: tuple[str, ...]) -> None:

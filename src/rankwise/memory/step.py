@@ -167,7 +167,7 @@ def trace_step(skeleton: Skeleton, config: "PlanConfig", rank: int, device: Devi
                 torch.no_grad(),
                 recording(model, skeleton, inputs, scratch, logit_classes(skeleton)) as (recorder, markers),
             ):
-                output = model(**inputs)
+                model(**inputs)
                 evaluation = markers.record()
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
         if isinstance(error, RequestError):

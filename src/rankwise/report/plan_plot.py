@@ -93,8 +93,8 @@ def plan_figure(plan: Plan) -> go.Figure:
         figure.add_hline(
             y=room,
             line={"dash": "dot", "color": GREY},
-            annotation={"text": f"{plan.config.device or 'memory'}: {plain_bytes(plan.room)}"},
-            annotation_position="top left",
+            annotation={"text": f"{plan.config.device or 'memory'}<br>{plain_bytes(plan.room)}", "align": "left"},
+            annotation_position="right",
         )
         top = max(top, room)
     return figure.update_layout(**_layout(plan, top))
@@ -114,8 +114,9 @@ def _layout(plan: Plan, top: float) -> dict[str, Any]:
             "x": 0.01,
         },
         "font": {"family": "system-ui, sans-serif", "size": 13},
-        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+        "margin": {"l": 60, "r": 90, "t": 90, "b": 50},
+        "height": 540,
         "xaxis": {"title": "rank", "type": "category"},
         "yaxis": {"range": [0, 1.12 * top]},
-        "legend": {"traceorder": "reversed"},
+        "legend": {"orientation": "h", "y": 1.1},
     }

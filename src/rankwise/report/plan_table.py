@@ -12,8 +12,17 @@ BASES = {"int8": "int8", "nf4": "NF4", "nf4-dq": "NF4, double quantisation"}
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Print parameters, memory, the comparison of quantisations and what fits."""
     console = console or Console()
-    if console.width < 110 and not console.is_terminal:
-        console = Console(file=console.file, width=130)
+    if console.width < 100 and not console.is_terminal:
+        console = Console(file=console.file, width=120)
+    config = plan.config
+    base = BASES.get(config.quantization, config.precision)
+    if config.quantization != "none":
+        base += f" computing in {config.precision}"
+    batch = f"batch {config.batch_size}" + ("" if plan.task_type == "IMAGE_CLS" else f" x {config.seq_len} tokens")
+    more = ", gradient checkpointing" if config.gradient_checkpointing else ""
+    lines = [f"{config.model}", f"{plan.task_type}, {base}, {batch}, {config.optimizer}{more}; for {plan.device.name}"]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(_memory_table(plan))
     console.print(_quantization_table(plan))
     for line in (*_limits(plan), *(f"Note: {note}" for note in plan.notes)):
@@ -21,28 +30,30 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 
 
 def _memory_table(plan: Plan) -> Table:
-    config = plan.config
-    base = BASES.get(config.quantization, config.precision)
-    if config.quantization != "none":
-        base += f" (computing in {config.precision})"
+    """A column for each rank, a row for each part."""
     table = Table(
-        title=f"{config.model}: {plan.task_type}, {base}, batch {config.batch_size} x {config.seq_len}, "
-        f"{config.optimizer}{', checkpointing' if config.gradient_checkpointing else ''}; {plan.device.name}",
+        title="Parameters and memory of a training step",
         title_justify="left",
+        caption="Memory that activations release before the gradients take it is counted once, as gradients.",
+        caption_justify="left",
     )
-    names = ["rank", "trainable", "percent", "file", "weights", "adapter", "gradients", "optimizer"]
-    names += ["activations", "logits", "peak", "evaluation"]
-    for name in names + (["fits"] if plan.room is not None else []):
-        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("rank")
     for row in plan.rows:
-        memory = row.memory
-        sizes = (memory.weights, memory.adapter, memory.gradients, memory.optimizer)
-        sizes += (memory.activations, memory.logits, memory.peak_allocated, memory.peak_eval)
-        cells = [str(row.rank), f"{row.params.trainable:,}", f"{row.params.percent:.3f} %"]
-        cells += [plain_bytes(size) for size in (row.params.adapter_bytes, *sizes)]
-        if row.margin is not None:
-            cells.append(f"{'yes' if row.fits else 'no'}, {plain_bytes(abs(row.margin))} {'left' if row.fits else 'short'}")
-        table.add_row(*cells, style="red" if row.fits is False else None)
+        table.add_column(str(row.rank), justify="right", style="red" if row.fits is False else None)
+    memories = [row.memory for row in plan.rows]
+    table.add_row("trainable parameters", *(f"{row.params.trainable:,}" for row in plan.rows))
+    table.add_row("all parameters", *(f"{row.params.all:,}" for row in plan.rows))
+    table.add_row("trainable", *(f"{row.params.percent:.3f} %" for row in plan.rows))
+    table.add_row("adapter file", *(plain_bytes(row.params.adapter_bytes) for row in plan.rows), end_section=True)
+    for name in ("weights", "adapter", "gradients", "optimizer", "activations", "logits"):
+        sizes = [plain_bytes(getattr(memory, name)) for memory in memories]
+        table.add_row(name, *sizes, end_section=name == "logits")
+    table.add_row("peak of training", *(plain_bytes(memory.peak_allocated) for memory in memories), style="bold")
+    table.add_row("peak of evaluation", *(plain_bytes(memory.peak_eval) for memory in memories))
+    if plan.room is not None:
+        table.add_row("fits", *("yes" if row.fits else "no" for row in plan.rows))
+        margins = [row.margin or 0 for row in plan.rows]
+        table.add_row("left on the device", *(f"{'-' if left < 0 else ''}{plain_bytes(abs(left))}" for left in margins))
     return table
 
 
@@ -81,8 +92,7 @@ def _limits(plan: Plan) -> list[str]:
         lines.append(f"The largest batch at rank {limits.at_rank}: {limits.batch_size} x {plan.config.seq_len} tokens.")
     if limits.seq_len is not None:
         lines.append(
-            f"The longest sequences at rank {limits.at_rank}: {limits.seq_len} tokens, "
-            f"batch {plan.config.batch_size}."
+            f"The longest sequences at rank {limits.at_rank}: {limits.seq_len} tokens, batch {plan.config.batch_size}."
         )
     if plan.savings:
         lines.append(f"What to change first, at rank {plan.rows[0].rank}:")
