@@ -157,6 +157,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     task = load_task(config)
     name = _model_name(config)
     check_model_files(name)
+    _refuse_too_large(name, config, task)
     from rankwise.engine.base_model import load_base
 
     base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
@@ -168,6 +169,32 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         f"and {len(task.test)} test examples"
     )
     return Run(config, task, base, store, progress)
+
+
+def _refuse_too_large(name: str, config: SweepConfig, task: ClassificationTask) -> None:
+    """Refuse a sweep that cannot fit this machine (see `refuse_what_cannot_fit`)."""
+    from rankwise.memory.fit import refuse_what_cannot_fit
+    from rankwise.plan_config import PlanConfig
+
+    def longest_text() -> int:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        return max(encode(task.train, tokenizer, config.max_length)[0].lengths)
+
+    targets = config.target_modules
+    request = PlanConfig(
+        model=name,
+        ranks=config.ranks,
+        batch_size=config.batch_size,
+        seq_len=config.max_length,
+        precision="fp32",
+        target_modules="all-linear" if targets == ("all-linear",) else targets,
+        task_type="SEQ_CLS",
+        num_labels=len(task.label_names),
+        trust_remote_code=config.trust_remote_code,
+    )
+    refuse_what_cannot_fit(request, longest_text)
 
 
 def run_trials(run: Run) -> None:

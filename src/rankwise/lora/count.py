@@ -146,7 +146,11 @@ def put_on_adapter(model: "nn.Module", config: "PlanConfig", rank: int, task_typ
         with quiet_libraries(), torch.device("meta"):
             return get_peft_model(model, lora, low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        raise RequestError(f"PEFT cannot put an adapter on this model: {first_sentence(error)}") from None
+        targets = config.target_modules if isinstance(config.target_modules, str) else ",".join(config.target_modules)
+        raise RequestError(
+            f"PEFT cannot put an adapter on target_modules {targets!r}: {first_sentence(error)[:200]}; "
+            f"the model's linear layers end in: {some(sorted(_linear_leaves(model)), 12)}"
+        ) from None
 
 
 def _check_targets(model: "nn.Module", config: "PlanConfig") -> None:

@@ -66,7 +66,8 @@ class Planner:
         points = [(value, self._trace(*place(value))) for value in dict.fromkeys(values)]
 
         def at(value: int) -> StepMemory:
-            step = step_between(points, value)
+            # With a dimension of 1 some copies are views.
+            step = None if value == 1 else step_between(points, value)
             return self._memory(self._trace(*place(value)) if step is None else step)
 
         return at
@@ -221,3 +222,51 @@ def _reclaimable() -> int:
         return 1024 * max(0, int(lines["MemAvailable"].split()[0]) - int(lines["MemFree"].split()[0]))
     except (OSError, KeyError, ValueError):
         return 0
+
+
+def refuse_what_cannot_fit(
+    config: "PlanConfig", longest_text: Callable[[], int], machine: tuple[Device, int] | None = None
+) -> None:
+    """Refuse ranks whose training cannot fit this machine, before anything is trained.
+
+    Args:
+        config: the training, with the length that texts are cut at as its length.
+        longest_text: tells the tokens of the longest text really there; asked only if texts of full length do not fit.
+        machine: the device and the bytes free on it; default: this machine's.
+
+    Raises:
+        RequestError: naming a rank, what it needs, what there is, and what fits.
+    """
+    from rankwise.lora.count import make_skeleton
+    from rankwise.lora.meta_model import load_meta_model
+    from rankwise.memory.setup import DTYPES, longest_input
+
+    device, free = machine or this_machine()
+    try:
+        meta = load_meta_model(
+            config.model,
+            DTYPES[config.precision],
+            task_type=config.task_type,
+            num_labels=config.num_labels,
+            trust_remote_code=config.trust_remote_code,
+        )
+        positions = longest_input(meta.model) or config.seq_len
+        skeleton = make_skeleton(meta, config)
+        planner = Planner(skeleton, replace(config, seq_len=min(config.seq_len, positions)), device)
+        needs = planner.by_rank(config.ranks)
+        if max(memory.needed for memory in needs.values()) <= free:
+            return
+        length = min(longest_text(), planner.config.seq_len)
+        needs = planner.changed(seq_len=length).by_rank(config.ranks)
+    except RequestError:
+        return  # no plan for this model, which may train all the same; or it may not, and loading tells
+    too_large = [rank for rank in config.ranks if needs[rank].needed > free]
+    if too_large:
+        fitting = [rank for rank in config.ranks if rank not in too_large]
+        advice = (
+            f"ranks up to {max(fitting)} fit" if fitting else "no rank fits; try a smaller batch_size or max_length"
+        )
+        raise RequestError(
+            f"rank {too_large[0]} needs about {needs[too_large[0]].needed / 2**30:.1f} GiB for a batch of "
+            f"{config.batch_size} x {length} tokens, and {device.name} has {free / 2**30:.1f} GiB free; {advice}"
+        )

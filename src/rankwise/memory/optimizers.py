@@ -53,8 +53,9 @@ def optimizer_memory(
         else:
             states += size
     if name == "adamw":
-        # sqrt(v) and, on the CPU, its quotient (torch/optim/adam.py, _multi_tensor_adam and _single_tensor_adam).
-        scratch = 8 * largest if on_cpu else 4 * total
+        # sqrt(v); on the CPU its quotient too, beside that of the parameter before
+        # (torch/optim/adam.py, _multi_tensor_adam and _single_tensor_adam).
+        scratch = 12 * largest if on_cpu else 4 * total
     elif name == "adafactor":
         # The squared gradient and the update (transformers/optimization.py, Adafactor.step), one parameter at a time.
         scratch = 8 * largest
