@@ -23,7 +23,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.architectures
 
 from rankwise.memory.step import StepMemory
-from rankwise.plan import plan
+from rankwise.planning import plan
 from rankwise.plan_config import PlanConfig
 
 DATA = Path(__file__).parent / "data" / "t4_memory_measured.json"
@@ -136,10 +136,12 @@ def compare(
 def pretrained_cases(scratch: Path) -> list[tuple[str, dict[str, Any], PlanConfig, Any]]:
     """Return MiniLM-L6 and SmolLM2-135M, LoRA and NF4, as (name, settings, request, weights)."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils.logging import disable_progress_bar
 
     from rankwise.tasks.samples import minilm_directory
 
     cases: list[tuple[str, dict[str, Any], PlanConfig, Any]] = []
+    disable_progress_bar()
     for settings in ({}, {"quantization": "nf4"}):
         mini = str(minilm_directory())
         common: dict[str, Any] = {"ranks": (8,), "precision": "fp32", "device": "cpu", **settings}
@@ -149,8 +151,12 @@ def pretrained_cases(scratch: Path) -> list[tuple[str, dict[str, Any], PlanConfi
         if package is None or package.origin is None:
             continue
         file = next(Path(package.origin).parent.rglob("*.gguf"))
-        smol = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-        smol.config.save_pretrained(scratch / "smollm2")
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+        if hasattr(loaded.config, "quantization_config"):  # the mark of its file's format
+            del loaded.config.quantization_config
+        loaded.config.save_pretrained(scratch / "smollm2")
+        smol = type(loaded)(loaded.config)
+        smol.load_state_dict(loaded.state_dict())
         config = PlanConfig(model=str(scratch / "smollm2"), batch_size=1, seq_len=128, **common)
         cases.append(("SmolLM2-135M", settings, config, smol))
     return cases

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rankwise.errors import RankwiseError, RequestError
     from rankwise.lora.params import estimate_lora_params
     from rankwise.memory.estimate import estimate_training_memory
-    from rankwise.plan import Plan, plan
+    from rankwise.planning import Plan, plan
     from rankwise.plan_config import PlanConfig
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES = {
     "Analysis": "rankwise.analysis",
     "Decision": "rankwise.decide",
-    "Plan": "rankwise.plan",
+    "Plan": "rankwise.planning",
     "PlanConfig": "rankwise.plan_config",
     "RankExperiment": "rankwise.comparison",
     "RankwiseError": "rankwise.errors",
@@ -50,7 +50,7 @@ _HOMES = {
     "analyze": "rankwise.analysis",
     "estimate_lora_params": "rankwise.lora.params",
     "estimate_training_memory": "rankwise.memory.estimate",
-    "plan": "rankwise.plan",
+    "plan": "rankwise.planning",
     "run_rank_comparison": "rankwise.comparison",
     "select": "rankwise.decide",
     "sweep": "rankwise.api",

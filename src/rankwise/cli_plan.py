@@ -47,7 +47,7 @@ def _plan(options: argparse.Namespace) -> None:
 
         check_plot_path(options.plot)
     with _quick_imports():
-        from rankwise.plan import plan
+        from rankwise.planning import plan
 
         result = plan(config=config)
     if options.plot is not None:

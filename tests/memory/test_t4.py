@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rankwise.plan import plan
+from rankwise.planning import plan
 
 ROWS = json.loads((Path(__file__).parents[2] / "benchmarks/data/t4_memory_measured.json").read_text())["rows"]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
@@ -142,7 +143,7 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
             raise RequestError(f"model {name!r}: {what}; allowed is a directory with config.json, or a hub id")
         if not (directory / "config.json").is_file():
             raise RequestError(f"model {name!r}: the directory has no config.json")
-        _check_model_type(directory / "config.json", trust_remote_code)
+        _check_written_config(directory / "config.json", trust_remote_code)
     more = {} if num_labels is None else {"num_labels": num_labels}
     try:
         with quiet_libraries():
@@ -153,7 +154,7 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
     return config, written.get("tie_word_embeddings") is False
 
 
-def _check_model_type(path: Path, trust_remote_code: bool) -> None:
+def _check_written_config(path: Path, trust_remote_code: bool) -> None:
     from transformers import CONFIG_MAPPING
 
     try:
@@ -166,10 +167,11 @@ def _check_model_type(path: Path, trust_remote_code: bool) -> None:
         close = difflib.get_close_matches(str(kind), known, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise RequestError(f"config {str(path)!r}: model_type {kind!r} is not one that transformers knows{hint}")
+    _check_heads(str(path.parent), SimpleNamespace(**content))
 
 
 def _check_heads(name: str, config: Any) -> None:
-    """Refuse head counts that do not divide, which transformers itself lets through to a wrong shape."""
+    """Refuse head counts that do not divide; transformers lets some through to a wrong shape."""
     heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
     groups = getattr(config, "num_key_value_heads", None)
     if not isinstance(heads, int) or not isinstance(width, int):

@@ -88,7 +88,7 @@ def find_device(name: object) -> Device:
     text = _plain(str(name))
     if text in names:
         return names[text]
-    close = [known for known in names if text and (text in known or known in text)]
+    close = [known for known in names if text and known.startswith(text)] or [known for known in names if known in text]
     hint = f" (did you mean {names[close[0]].name!r}?)" if close else nearest(str(name).upper(), DEVICES)
     raise RequestError(f"device {name!r} is not known{hint}; known: {', '.join(DEVICES)}, cpu; or give --memory 24GB")
 

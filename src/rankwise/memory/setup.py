@@ -24,14 +24,16 @@ def training_model(skeleton: Skeleton, config: "PlanConfig", rank: int, on_cpu: 
     Raises:
         RequestError: PEFT or transformers refuse.
     """
-    model, task = skeleton.copy(), skeleton.meta.task_type
+    model, task, dtype = skeleton.copy(), skeleton.meta.task_type, DTYPES[config.precision]
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     with quiet_libraries():
         if config.quantization != "none":
             from peft import prepare_model_for_kbit_training
 
             heads = TRAINED_HEADS if task in ("SEQ_CLS", "TOKEN_CLS") else ()
             keep = (*config.modules_to_save, *heads)
-            quantize(model, config.quantization, DTYPES[config.precision], on_cpu, keep)
+            quantize(model, config.quantization, dtype, on_cpu, keep)
             prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         peft_model = put_on_adapter(model, config, rank, task, {QuantizedLinear: QuantizedLora})
         if config.gradient_checkpointing:
@@ -54,7 +56,7 @@ def training_batch(skeleton: Skeleton, config: "PlanConfig") -> dict[str, torch.
     limit = longest_input(meta.model)
     if limit is not None and s > limit and meta.task_type != "IMAGE_CLS":
         raise RequestError(f"seq_len {s}: this model has positions for at most {limit} tokens")
-    dtype = next(parameter.dtype for parameter in meta.model.parameters())
+    dtype = DTYPES[config.precision]
 
     def tokens(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.long, device="meta")

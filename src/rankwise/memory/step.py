@@ -136,8 +136,8 @@ def trace_step(skeleton: Skeleton, config: "PlanConfig", rank: int, device: Devi
     checkpointing is the non-reentrant kind. There is no autocast.
 
     Args:
-        skeleton: the cut model, in the precision of the request.
-        config: batch, length, quantisation and the rest.
+        skeleton: the cut model.
+        config: batch, length, precision, quantisation and the rest.
         rank: r.
         device: decides kernels.
 

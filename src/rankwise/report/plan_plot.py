@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from rankwise.errors import RankwiseError, RequestError
-from rankwise.plan import Plan
+from rankwise.planning import Plan
 from rankwise.report.plots import GREY
 from rankwise.report.words import plain_bytes
 

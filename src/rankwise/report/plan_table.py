@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from rankwise.plan import Plan
+from rankwise.planning import Plan
 from rankwise.report.words import plain_bytes
 
 BASES = {"int8": "int8", "nf4": "NF4", "nf4-dq": "NF4, double quantisation"}

@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.config import SweepConfig
+from rankwise.errors import RequestError
+from rankwise.lora.count import make_skeleton
+from rankwise.lora.meta_model import load_meta_model
+from rankwise.memory.devices import CPU, DEVICES, find_device, parse_bytes
+from rankwise.memory.fit import LENGTH_STEP, Planner, find_limits, find_savings, refuse_what_cannot_fit
+from rankwise.memory.setup import DTYPES, longest_input
+from rankwise.plan_config import PlanConfig
+from tests.architectures import request, write_config
+
+
+def planner(config: PlanConfig) -> Planner:
+    meta = load_meta_model(config.model, DTYPES[config.precision], task_type=config.task_type)
+    return Planner(make_skeleton(meta, config), config, find_device(config.device))
+
+
+@pytest.mark.parametrize("device", ["T4", "cpu"])
+def test_limits_are_the_most_that_fits(device: str, tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "llama"), "llama", ranks=(4, 8, 16), device=device)
+    one = planner(config)
+    room = one.memory(8, batch_size=10).needed + 1000
+    limits = find_limits(one, room, config.ranks, highest_rank=64, longest=None)
+    assert limits.batch_size is not None and limits.seq_len is not None and limits.rank is not None
+    at = limits.at_rank
+    assert at == 16
+    # Held against steps traced at just those values.
+    assert one.memory(at, batch_size=limits.batch_size).needed <= room
+    assert one.memory(at, batch_size=limits.batch_size + 1).needed > room
+    assert one.memory(at, seq_len=limits.seq_len).needed <= room
+    assert one.memory(at, seq_len=limits.seq_len + LENGTH_STEP).needed > room
+    assert limits.rank == 64 or one.memory(limits.rank + 1).needed > room
+    assert one.memory(limits.rank).needed <= room
+
+
+def test_limits_stop_where_the_model_does(tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "bert", max_position_embeddings=512), "bert")
+    one = planner(config)
+    longest = longest_input(one.skeleton.meta.model)
+    assert longest == 512
+    limits = find_limits(one, 1 << 40, (8,), highest_rank=128, longest=longest)
+    assert (limits.rank, limits.seq_len) == (128, 512)
+    with pytest.raises(RequestError, match="at most 512"):
+        one.memory(8, seq_len=513)
+
+
+def test_nothing_fits_nothing(tmp_path: Path) -> None:
+    one = planner(request(write_config(tmp_path, "llama"), "llama"))
+    limits = find_limits(one, 1000, (8,), highest_rank=64, longest=None)
+    assert (limits.rank, limits.batch_size, limits.seq_len) == (None, None, None)
+
+
+def test_savings_are_the_differences_they_say(tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "llama"), "llama", device="T4", batch_size=8, seq_len=256)
+    one = planner(config)
+    now = one.memory(8).needed
+    savings = {saving.change: saving for saving in find_savings(one, now // 2, 8)}
+    checkpointed = one.changed(gradient_checkpointing=True).memory(8).needed
+    assert savings["--gradient-checkpointing"].saves == now - checkpointed
+    assert savings["--gradient-checkpointing"].fits == (checkpointed <= now // 2)
+    assert {"--seq-len 128", "--batch-size 4", "--precision bf16"} <= set(savings)
+    sizes = [saving.saves for saving in savings.values()]
+    assert sizes == sorted(sizes, reverse=True) and min(sizes) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("t4", "T4"), ("RTX 4090", "RTX-4090"), ("a100_80gb", "A100-80GB"), ("NVIDIA L4", "L4"), ("CPU", "cpu")],
+)
+def test_devices_by_any_spelling(text: str, name: str) -> None:
+    assert find_device(text).name == name
+
+
+@pytest.mark.parametrize(("text", "hint"), [("RTX-4091", "RTX-4090"), ("A100", "A100-40GB"), ("MI300", "MI300X")])
+def test_unknown_device_names_the_nearest(text: str, hint: str) -> None:
+    with pytest.raises(RequestError, match=f"did you mean '{hint}'"):
+        find_device(text)
+
+
+def test_catalogue_is_plausible() -> None:
+    for device in DEVICES.values():
+        assert device.total_bytes is not None
+        assert 10 * 2**30 < device.total_bytes < 300 * 2**30
+        assert device.workspace_bytes == 2 * (32 * 2**20 if device.capability >= 90 else 8320 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GB", 24e9), ("16GiB", 2**34), ("1.5 gib", 1.5 * 2**30), ("1000", 1000), (5, 5), ("512MB", 512e6), ("7b", 7)],
+)
+def test_sizes(text: object, size: float) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-4GB", "many", "24 GX", "GB", True])
+def test_sizes_that_are_none(text: object) -> None:
+    with pytest.raises(RequestError, match="memory"):
+        parse_bytes(text)
+
+
+def _training(tmp_path: Path, **settings: Any) -> PlanConfig:
+    return request(write_config(tmp_path, "bert"), "bert", ranks=(4, 64), seq_len=200, task_type="SEQ_CLS", **settings)
+
+
+def test_sweep_that_fits_is_not_refused(tmp_path: Path) -> None:
+    def never() -> int:
+        raise AssertionError("texts need not be read")
+
+    refuse_what_cannot_fit(_training(tmp_path), never, (CPU, 1 << 40))
+
+
+def test_sweep_that_cannot_fit_is_refused(tmp_path: Path) -> None:
+    config = _training(tmp_path)
+    one = planner(config)
+    between = (one.memory(4).needed + one.memory(64).needed) // 2
+    with pytest.raises(RequestError, match=r"rank 64 needs .* 4 x 200 tokens.*ranks up to 4 fit"):
+        refuse_what_cannot_fit(config, lambda: 1000, (CPU, between))
+    with pytest.raises(RequestError, match="no rank fits"):
+        refuse_what_cannot_fit(config, lambda: 200, (CPU, 1000))
+    # Short texts need less than the length at which they would be cut.
+    refuse_what_cannot_fit(config, lambda: 8, (CPU, between))
+
+
+def test_sweep_refuses_before_it_trains(tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankwise.api import Silent, open_run
+    from rankwise.memory import fit
+
+    directory = Path(write_config(tmp_path / "model", "bert"))
+    (directory / "model.safetensors").write_bytes(b"")  # is not read
+    words = sorted({word for line in reviews.read_text().splitlines() for word in line.replace(",", " ").split()})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (directory / "vocab.txt").write_text("\n".join(tokens))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    monkeypatch.setattr(fit, "this_machine", lambda: (CPU, 10_000_000))
+    out = tmp_path / "out"
+    with pytest.raises(RequestError, match="GiB free"):
+        open_run(SweepConfig(model=str(directory), data=reviews, ranks=(4, 8), out=out), Silent())
+    assert not out.exists()

@@ -1,0 +1,200 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwise
+from rankwise.cli import main
+from rankwise.planning import plan
+from rankwise.plan_config import PlanConfig, make_plan_config
+from tests.architectures import write_config
+
+MEMORY = {
+    "weights",
+    "adapter",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "context",
+    "peak_allocated",
+    "peak_eval",
+}
+
+
+def test_command_prints_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_config(tmp_path, "llama")
+    assert main(["plan", model, "--ranks", "4,8", "--device", "T4", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["model"] == model
+    assert [row["rank"] for row in content["ranks"]] == [4, 8]
+    for row in content["ranks"]:
+        assert set(row["memory"]) >= MEMORY
+        assert all(isinstance(value, int) for value in row["memory"].values())
+        assert row["fits"] is True
+        assert row["trainable_params"] == sum(row["layers"].values())
+    assert content == json.loads(plan(model, ranks=[4, 8], device="T4").as_json())
+    assert {row["quantization"] for row in content["by_quantization"]} == {"none", "int8", "nf4"}
+
+
+def test_table_says_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_config(tmp_path, "llama")
+    assert main(["plan", model, "--ranks", "4,8", "--memory", "700MB", "--batch-size", "2"]) == 0
+    text = capsys.readouterr().out
+    for words in ("trainable parameters", "NF4", "int8", "The largest rank that fits", "The largest batch"):
+        assert words in text
+    assert main(["plan", model, "--ranks", "4", "--memory", "500MB", "--gradient-checkpointing"]) == 0
+    text = capsys.readouterr().out
+    assert "No rank fits" in text and "What to change first" in text and "--seq-len 256 saves" in text
+
+
+def test_command_and_call_are_the_same_request() -> None:
+    text = make_plan_config(
+        {
+            "model": "m",
+            "ranks": "8,4",
+            "batch_size": "2",
+            "target_modules": "q_proj,v_proj",
+            "rank_pattern": "q_proj=2",
+            "precision": "FP16",
+            "memory": "1kb",
+        }
+    )
+    values = PlanConfig(
+        model="m",
+        ranks=(4, 8),
+        batch_size=2,
+        target_modules=["q_proj", "v_proj"],  # type: ignore[arg-type]
+        rank_pattern={"q_proj": 2},  # type: ignore[arg-type]
+        precision="fp16",
+        memory=1000,
+    )
+    assert text == values
+    assert rankwise.PlanConfig is PlanConfig and rankwise.plan is plan
+
+
+@pytest.mark.parametrize("name", ["a.html", "b.png"])
+def test_plot_shows_every_part(name: str, tmp_path: Path) -> None:
+    import shutil
+
+    if name.endswith("png") and not any(map(shutil.which, ("chromium", "google-chrome", "chrome"))):
+        pytest.skip("pictures need a browser")
+    path = tmp_path / name
+    assert main(["plan", write_config(tmp_path, "llama"), "--ranks", "4,8", "--plot", str(path)]) == 0
+    if name.endswith("html"):
+        page = path.read_text()
+        for part in MEMORY - {"peak_allocated", "peak_eval"}:
+            assert f'"name":"{part}"' in page
+        assert "<script src=" not in page
+    else:
+        assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bars_add_up_to_the_peak_and_the_context(tmp_path: Path) -> None:
+    from rankwise.report.plan_plot import plan_figure
+
+    result = plan(write_config(tmp_path, "llama"), ranks=[4, 8], device="T4")
+    bars = [trace for trace in plan_figure(result).data if trace.type == "bar"]
+    for index, row in enumerate(result.rows):
+        total = sum(bar.y[index] for bar in bars) * 2**30
+        assert total == pytest.approx(row.memory.peak_allocated + row.memory.context)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "RTX-4091"], ["RTX-4091", "did you mean 'RTX-4090'"]),
+        (["--memory", "lots"], ["memory", "'lots'", "24GB"]),
+        (["--ranks", "0"], ["rank 0", "at least 1"]),
+        (["--precision", "fp8"], ["precision 'fp8'", "fp32, bf16, fp16"]),
+        (["--quantization", "nf5"], ["nf5", "did you mean 'nf4'"]),
+        (["--optimizer", "adam"], ["optimizer 'adam'", "adamw"]),
+        (["--attention", "slow"], ["attention 'slow'", "eager"]),
+        (["--task-type", "CAUSAL"], ["task_type 'CAUSAL'", "CAUSAL_LM"]),
+        (["--target-modules", "q_porj"], ["q_porj", "did you mean 'q_proj'"]),
+        (["--target-modules", "(q_proj"], ["(q_proj", "regular expression"]),
+        (["--rank-pattern", "q_proj"], ["rank_pattern", "q_proj=4"]),
+        (["--seq-len", "1.5"], ["seq_len", "whole number"]),
+        (["--plot", "x.pdf"], ["x.pdf", ".html or .png"]),
+        (["--plot", "nowhere/x.html"], ["nowhere"]),
+        (["--rank", "4"], ["--rank", "did you mean '--ranks'"]),
+        (["--task-type", "IMAGE_CLS"], ["cannot be built as IMAGE_CLS"]),
+    ],
+    ids=str,
+)
+def test_bad_requests(options: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", write_config(tmp_path, "llama"), *options]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    for word in words:
+        assert word in output.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "lama"}, ["'lama'", "did you mean 'llama'"]),
+        ({"model_type": None}, ["model_type None"]),
+        ({"num_attention_heads": 3}, ["hidden_size 128", "num_attention_heads 3", "nearest that does is 2"]),
+        ({"num_key_value_heads": 3}, ["num_attention_heads 4", "num_key_value_heads 3"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads 0"]),
+        ({"vocab_size": "many"}, ["vocab_size"]),
+    ],
+    ids=str,
+)
+def test_configs_that_cannot_be(
+    changes: dict[str, Any], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", write_config(tmp_path, "llama", **changes)]) == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    for word in words:
+        assert word in output.err
+
+
+def test_models_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name, words in (("empty", "no config.json"), ("absent", "no such directory"), ("broken", "not JSON")):
+        assert main(["plan", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+
+def test_rank_that_adds_nothing_is_noted(tmp_path: Path) -> None:
+    result = plan(write_config(tmp_path, "llama"), ranks=[4, 100])
+    assert any("rank 100 is above 64" in note and "k_proj" in note for note in result.notes)
+
+
+def test_math_attention_is_noted(tmp_path: Path) -> None:
+    model = write_config(tmp_path, "llama")
+    sdpa = plan(model, ranks=[4], device="T4", precision="fp16")
+    flash = plan(model, ranks=[4], device="T4", precision="fp16", attention="flash")
+    assert any("--attention flash" in note for note in sdpa.notes)
+    assert not flash.notes
+    assert flash.rows[0].memory.peak_allocated < sdpa.rows[0].memory.peak_allocated
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys, rankwise.cli\n"
+        "try: rankwise.cli.main(['plan', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--gradient-checkpointing" in done.stdout
+
+
+def test_command_as_a_process(tmp_path: Path) -> None:
+    """What the command leaves out when it imports, planning does not miss."""
+    model = write_config(tmp_path, "llama")
+    command = [sys.executable, "-m", "rankwise.cli", "plan", model, "--ranks", "4", "--json", "--quantization", "nf4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == plan(model, ranks=[4], quantization="nf4").as_dict()
+    assert done.stderr == ""
