@@ -23,8 +23,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.architectures
 
 from rankwise.memory.step import StepMemory
-from rankwise.planning import plan
 from rankwise.plan_config import PlanConfig
+from rankwise.planning import plan
 
 DATA = Path(__file__).parent / "data" / "t4_memory_measured.json"
 MIB = 2.0**20

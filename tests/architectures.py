@@ -168,7 +168,8 @@ def measured_peak(model: PeftModel, config: PlanConfig) -> int:
 
 def _scales(model: nn.Module) -> list[torch.Tensor]:
     """Return bitsandbytes' tensors that are no parameters."""
-    found = []
+    found: list[torch.Tensor] = []
+    module: Any
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:

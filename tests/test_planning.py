@@ -8,8 +8,8 @@ import pytest
 
 import rankwise
 from rankwise.cli import main
-from rankwise.planning import plan
 from rankwise.plan_config import PlanConfig, make_plan_config
+from rankwise.planning import plan
 from tests.architectures import write_config
 
 MEMORY = {

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rankwise.errors import RankwiseError, RequestError
     from rankwise.lora.params import estimate_lora_params
     from rankwise.memory.estimate import estimate_training_memory
-    from rankwise.planning import Plan, plan
     from rankwise.plan_config import PlanConfig
+    from rankwise.planning import Plan, plan
 
 __all__ = [
     "Analysis",

@@ -258,7 +258,7 @@ def refuse_what_cannot_fit(
             return
         length = min(longest_text(), planner.config.seq_len)
         needs = planner.changed(seq_len=length).by_rank(config.ranks)
-    except RequestError:
+    except Exception:
         return  # no plan for this model, which may train all the same; or it may not, and loading tells
     too_large = [rank for rank in config.ranks if needs[rank].needed > free]
     if too_large:
