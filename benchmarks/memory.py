@@ -98,6 +98,12 @@ def print_t4(console: Console) -> None:
             )
     console.print(table)
     print_errors(console, errors)
+    measured_rows = [row["measured_mib"] for row in content["rows"]]
+    reserve = [row["peak_reserved_mib"] / row["peak_allocated_mib"] - 1 for row in measured_rows]
+    console.print(
+        f"Reserved beyond the allocated peak (not predicted): {min(reserve):.0%} to {max(reserve):.0%}, "
+        f"median {np.median(reserve):.0%}\n"
+    )
 
 
 def print_cpu(console: Console, pretrained: bool) -> None:

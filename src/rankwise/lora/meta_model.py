@@ -219,14 +219,17 @@ def quiet_libraries() -> Iterator[None]:
     """Keep the libraries' reports off the screen meanwhile; restore their settings after."""
     from transformers.utils import logging as reports
 
-    level = reports.get_verbosity()
+    level, hub = reports.get_verbosity(), logging.getLogger("huggingface_hub")
+    hub_level = hub.level
     reports.set_verbosity(logging.CRITICAL)
+    hub.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         reports.set_verbosity(level)
+        hub.setLevel(hub_level)
 
 
 def first_sentence(error: Exception) -> str:

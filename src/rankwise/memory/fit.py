@@ -138,6 +138,10 @@ def find_limits(planner: Planner, room: int, ranks: Sequence[int], highest_rank:
         top = MOST if longest is None else longest // LENGTH_STEP
         steps = _largest(lambda count: over_lengths(count * LENGTH_STEP).needed <= room, top)
         length = None if steps is None else steps * LENGTH_STEP
+        if length is not None and planner.memory(at_rank, seq_len=length) != over_lengths(length):
+            # The model does otherwise with long sequences: trace each.
+            steps = _largest(lambda count: planner.memory(at_rank, seq_len=count * LENGTH_STEP).needed <= room, top)
+            length = None if steps is None else steps * LENGTH_STEP
         if longest is not None and steps == top and planner.memory(at_rank, seq_len=longest).needed <= room:
             length = longest
     elif longest and planner.memory(at_rank, seq_len=longest).needed <= room:

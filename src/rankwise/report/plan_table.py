@@ -83,6 +83,8 @@ def _limits(plan: Plan) -> list[str]:
         f"{plan.config.device or 'Memory'}: {plain_bytes(plan.room)}, of which the driver's context takes about "
         f"{plain_bytes(context)}."
     ]
+    if any(row.margin is not None and 0 <= row.margin < plan.room / 10 for row in plan.rows):
+        lines.append("Less than a tenth of it left is tight: what the allocator reserves beyond that is not counted.")
     if limits.rank is None:
         lines.append("No rank fits.")
     else:
