@@ -36,7 +36,6 @@ def test_command_prints_one_json_document(tmp_path: Path, capsys: pytest.Capture
         assert all(isinstance(value, int) for value in row["memory"].values())
         assert row["fits"] is True
         assert row["trainable_params"] == sum(row["layers"].values())
-    assert content == json.loads(plan(model, ranks=[4, 8], device="T4").as_json())
     assert {row["quantization"] for row in content["by_quantization"]} == {"none", "int8", "nf4"}
 
 
@@ -96,7 +95,7 @@ def test_plot_shows_every_part(name: str, tmp_path: Path) -> None:
 def test_bars_add_up_to_the_peak_and_the_context(tmp_path: Path) -> None:
     from rankwise.report.plan_plot import plan_figure
 
-    result = plan(write_config(tmp_path, "llama"), ranks=[4, 8], device="T4")
+    result = plan(write_config(tmp_path, "llama"), ranks=[4, 8])
     bars = [trace for trace in plan_figure(result).data if trace.type == "bar"]
     for index, row in enumerate(result.rows):
         total = sum(bar.y[index] for bar in bars) * 2**30
@@ -173,8 +172,8 @@ def test_rank_that_adds_nothing_is_noted(tmp_path: Path) -> None:
 
 def test_math_attention_is_noted(tmp_path: Path) -> None:
     model = write_config(tmp_path, "llama")
-    sdpa = plan(model, ranks=[4], device="T4", precision="fp16")
-    flash = plan(model, ranks=[4], device="T4", precision="fp16", attention="flash")
+    sdpa = plan(model, ranks=[4], precision="fp32")
+    flash = plan(model, ranks=[4], precision="fp32", attention="flash")
     assert any("--attention flash" in note for note in sdpa.notes)
     assert not flash.notes
     assert flash.rows[0].memory.peak_allocated < sdpa.rows[0].memory.peak_allocated

@@ -87,11 +87,11 @@ def test_values_in_between_are_those_traced(tmp_path: Path) -> None:
     config = request(write_config(tmp_path, "qwen2"), "qwen2", device="T4", attention="eager", precision="fp16")
     one = planner(config)
     by_rank, by_batch, by_length = one.over_ranks(2, 64), one.over_batches(8), one.over_lengths(8)
-    for rank in (3, 8, 37, 64, 100):
+    for rank in (3, 37, 100):
         assert by_rank(rank) == one.memory(rank)
-    for size in (1, 3, 7, 100):
+    for size in (1, 7, 100):
         assert by_batch(size) == one.memory(8, batch_size=size)
-    for length in (128, 512, 1280):
+    for length in (512, 1280):
         assert by_length(length) == one.memory(8, seq_len=length)
 
 

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
 from rankwise.lora.count import Skeleton
 from rankwise.memory.devices import CPU, GENERIC, Device, find_device
+from rankwise.memory.setup import training_model
 from rankwise.memory.step import StepMemory, TracedStep, step_between, trace_step
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Planner:
         self.device = device
         self.kernels: set[str] = set()
         self._traced: dict[tuple[int, int, int], TracedStep] = {}
+        self._model: tuple[int, Any] = (0, None)  # the last one made, with its rank
 
     def memory(self, rank: int, batch_size: int | None = None, seq_len: int | None = None) -> StepMemory:
         """Return a step's memory, traced."""
@@ -76,7 +78,10 @@ class Planner:
         key = (rank, batch_size or self.config.batch_size, seq_len or self.config.seq_len)
         if key not in self._traced:
             config = replace(self.config, batch_size=key[1], seq_len=key[2])
-            self._traced[key] = trace_step(self.skeleton, config, rank, self.device)
+            if self._model[0] != rank:
+                model = training_model(self.skeleton, self.config, rank, on_cpu=self.device.capability == 0)
+                self._model = (rank, model)
+            self._traced[key] = trace_step(self.skeleton, config, self._model[1], self.device)
         self.kernels |= self._traced[key].kernels
         return self._traced[key]
 

@@ -46,10 +46,6 @@ class QuantizedLinear(nn.Linear):
         tensor = torch.empty(count, dtype=dtype, device="meta")
         self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
-    def _cast_bias(self, dtype: torch.dtype) -> None:
-        if self.bias is not None and self.bias.dtype != dtype:
-            self.bias.data = self.bias.data.to(dtype)
-
 
 class NF4Linear(QuantizedLinear):
     """bitsandbytes' ``Linear4bit`` with NF4, with or without double quantisation."""
@@ -78,7 +74,6 @@ class NF4Linear(QuantizedLinear):
         """Map (..., d_in) to (..., d_out) in the computing precision, returned in the input's."""
         given = x.dtype
         x = x.to(self.dtype)
-        self._cast_bias(x.dtype)
         return _NF4MatMul.apply(x, self).to(given)
 
 
@@ -111,7 +106,8 @@ class Int8Linear(QuantizedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., d_in) to (..., d_out) in the input's precision."""
-        self._cast_bias(x.dtype)
+        if self.bias is not None and self.bias.dtype != x.dtype:
+            self.bias.data = self.bias.data.to(x.dtype)
         return _Int8MatMul.apply(x, self)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from rankwise.errors import RequestError
 from rankwise.lora.count import Skeleton, put_on_adapter
 from rankwise.lora.meta_model import first_sentence, quiet_libraries
-from rankwise.memory.quantized import QuantizedLinear, QuantizedLora, quantize
+from rankwise.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
 
 if TYPE_CHECKING:
     from rankwise.plan_config import PlanConfig
@@ -35,6 +35,9 @@ def training_model(skeleton: Skeleton, config: "PlanConfig", rank: int, on_cpu: 
             keep = (*config.modules_to_save, *heads)
             quantize(model, config.quantization, dtype, on_cpu, keep)
             prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+            for module in model.modules():
+                if isinstance(module, NF4Linear) and module.bias is not None:
+                    module.bias.data = module.bias.data.to(dtype)  # as the first step of Linear4bit does, for good
         peft_model = put_on_adapter(model, config, rank, task, {QuantizedLinear: QuantizedLora})
         if config.gradient_checkpointing:
             try:

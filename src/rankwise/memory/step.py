@@ -14,7 +14,7 @@ from rankwise.memory.devices import Device
 from rankwise.memory.kernels import CUDA_SCRATCH, DeviceKernels
 from rankwise.memory.optimizers import optimizer_memory
 from rankwise.memory.quantized import largest_dequantized
-from rankwise.memory.setup import logit_classes, training_batch, training_model
+from rankwise.memory.setup import logit_classes, training_batch
 from rankwise.memory.trace import ACTIVATIONS, BLOCK, GRADIENTS, PARTS, Record, between, highest, recording
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class TracedStep:
         )
 
 
-def trace_step(skeleton: Skeleton, config: "PlanConfig", rank: int, device: Device) -> TracedStep:
+def trace_step(skeleton: Skeleton, config: "PlanConfig", model: Any, device: Device) -> TracedStep:
     """Trace a step.
 
     The training step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second or a later
@@ -138,14 +138,14 @@ def trace_step(skeleton: Skeleton, config: "PlanConfig", rank: int, device: Devi
     Args:
         skeleton: the cut model.
         config: batch, length, precision, quantisation and the rest.
-        rank: r.
+        model: from `training_model`; may be traced more than once.
         device: decides kernels.
 
     Raises:
         RequestError: the model cannot run such a step.
     """
     on_cpu = device.capability == 0
-    model = training_model(skeleton, config, rank, on_cpu)
+    model.train()
     inputs = training_batch(skeleton, config)
     kernels = DeviceKernels(device, config.attention)
     scratch = {} if on_cpu else CUDA_SCRATCH
