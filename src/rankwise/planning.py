@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankwise.errors import RequestError
-from rankwise.lora.count import ParamCount, count_params, highest_useful_rank, make_skeleton, put_on_adapter
+from rankwise.lora.count import ParamCount, count_params, make_skeleton, put_on_adapter, smaller_sides
 from rankwise.lora.meta_model import load_meta_model
 from rankwise.memory.devices import Device
 from rankwise.memory.fit import Limits, Planner, Saving, chosen_device, find_limits, find_savings
@@ -137,9 +137,11 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
     for rank in config.ranks:
         peft_model = put_on_adapter(skeleton.copy(), config, rank, meta.task_type)
         counts[rank] = count_params(skeleton, peft_model)
-        layer, highest_rank = highest_useful_rank(peft_model)
-        if rank > highest_rank:
-            notes.append(f"rank {rank} is above {highest_rank}, the smaller side of {layer}, where it adds nothing")
+        sides = smaller_sides(peft_model)
+        small = {name: side for name, side in sides.items() if side < rank}
+        if small:
+            name = min(small, key=small.__getitem__)
+            notes.append(f"rank {rank} is above {small[name]}, the smaller side of {name}, and adds nothing there")
     planner = Planner(skeleton, config, device)
     by_quantization = {
         name: (planner if name == config.quantization else planner.changed(quantization=name)).by_rank(config.ranks)
@@ -156,7 +158,7 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
         )
     limits, savings = None, []
     if room is not None:
-        limits = find_limits(planner, room, config.ranks, highest_rank, longest)
+        limits = find_limits(planner, room, config.ranks, max(sides.values()), longest)
         if not rows[0].fits:
             savings = find_savings(planner, room, config.ranks[0])
     return Plan(

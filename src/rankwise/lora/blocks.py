@@ -86,7 +86,7 @@ def _cut_config(model: nn.Module, depth: int, kept: list[int]) -> None:
         id(module.config): module.config for module in model.modules() if hasattr(module, "config")
     }.values():
         for key in ("layer_types", "mlp_layer_types", "no_rope_layers", "sliding_window_pattern"):
-            value = getattr(config, key, None)
+            value = vars(config).get(key)
             if isinstance(value, list) and len(value) == depth:
                 setattr(config, key, [value[index] for index in kept])
 

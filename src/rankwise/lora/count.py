@@ -142,6 +142,7 @@ def put_on_adapter(model: "nn.Module", config: "PlanConfig", rank: int, task_typ
     if more:
         lora._register_custom_module(more)
     _check_targets(model, config)
+    leaves = sorted(_linear_leaves(model))  # as they are before PEFT begins
     try:
         with quiet_libraries(), torch.device("meta"):
             return get_peft_model(model, lora, low_cpu_mem_usage=True)
@@ -149,7 +150,7 @@ def put_on_adapter(model: "nn.Module", config: "PlanConfig", rank: int, task_typ
         targets = config.target_modules if isinstance(config.target_modules, str) else ",".join(config.target_modules)
         raise RequestError(
             f"PEFT cannot put an adapter on target_modules {targets!r}: {first_sentence(error)[:200]}; "
-            f"the model's linear layers end in: {some(sorted(_linear_leaves(model)), 12)}"
+            f"the model's linear layers end in: {some(leaves, 12)}"
         ) from None
 
 
@@ -204,17 +205,15 @@ def count_params(skeleton: Skeleton, peft_model: Any) -> ParamCount:
     )
 
 
-def highest_useful_rank(peft_model: Any) -> tuple[str, int]:
-    """Return the adapted layer with the smallest side, and that side: ``B @ A`` cannot have a higher rank there."""
+def smaller_sides(peft_model: Any) -> dict[str, int]:
+    """Return the smaller side of every adapted layer: ``B @ A`` cannot have a higher rank there."""
     from peft.tuners.lora import LoraLayer
 
-    sides = [
-        (min(module.in_features or 0, module.out_features or 0), name.removeprefix("base_model.model."))
+    return {
+        name.removeprefix("base_model.model."): min(module.in_features or 0, module.out_features or 0)
         for name, module in peft_model.named_modules()
         if isinstance(module, LoraLayer)
-    ]
-    side, name = min(sides)
-    return name, side
+    }
 
 
 def _layer_name(parameter: str) -> str:

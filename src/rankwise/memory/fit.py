@@ -94,7 +94,7 @@ class Limits:
     """The most that fits, each with the other settings as they are; None where not even the least fits.
 
     Attributes:
-        rank: the largest rank; no adapted layer allows a higher one than `highest_rank`.
+        rank: the largest rank; above `highest_rank`, more adds nothing in any layer.
         at_rank: the rank that batch and length are for.
         batch_size: the largest batch.
         seq_len: the longest sequence, a multiple of `LENGTH_STEP` or the model's own limit; None as well where
@@ -130,7 +130,7 @@ def find_limits(planner: Planner, room: int, ranks: Sequence[int], highest_rank:
         planner: of the request.
         room: bytes that there are.
         ranks: those of the request; batch and length are for the largest of them that fits.
-        highest_rank: that the adapted layers allow.
+        highest_rank: the largest of the adapted layers' smaller sides.
         longest: the model's own limit of the length; 0 where the length is fixed.
     """
     over_ranks = planner.over_ranks(min(ranks), max(ranks))

@@ -113,8 +113,9 @@ class DeviceKernels:
             shapes = tuple((tensor.shape[1], tensor.shape[3]) for tensor in (query, key, value))
             kind = None if mask is None else (mask.shape[1], mask.dtype)
             return _choose_on_cpu(shapes, query.dtype, kind, dropout, is_causal, scale, enable_gqa)
-        width = max(query.shape[-1], value.shape[-1])
-        if mask is None and query.dtype in HALF and width <= 256 and self.device.capability >= 80:
+        width = query.shape[-1]
+        is_even = width == value.shape[-1] and width <= 256
+        if mask is None and query.dtype in HALF and is_even and self.device.capability >= 80:
             return "flash"
         if self.attention == "flash" or key.shape[1] == query.shape[1]:
             return "efficient"

@@ -59,7 +59,8 @@ def training_batch(skeleton: Skeleton, config: "PlanConfig") -> dict[str, torch.
     limit = longest_input(meta.model)
     if limit is not None and s > limit and meta.task_type != "IMAGE_CLS":
         raise RequestError(f"seq_len {s}: this model has positions for at most {limit} tokens")
-    dtype = DTYPES[config.precision]
+    # A model that was prepared for quantised training has its convolutions in fp32.
+    dtype = DTYPES[config.precision] if config.quantization == "none" else torch.float32
 
     def tokens(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.long, device="meta")

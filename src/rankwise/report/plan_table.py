@@ -88,7 +88,7 @@ def _limits(plan: Plan) -> list[str]:
     if limits.rank is None:
         lines.append("No rank fits.")
     else:
-        cap = ", the highest that its layers allow" if limits.rank == limits.highest_rank else ""
+        cap = ", the highest that any of its layers can use" if limits.rank == limits.highest_rank else ""
         lines.append(f"The largest rank that fits: {limits.rank}{cap}.")
     if limits.batch_size is not None:
         lines.append(f"The largest batch at rank {limits.at_rank}: {limits.batch_size} x {plan.config.seq_len} tokens.")
