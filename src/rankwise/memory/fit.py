@@ -1,6 +1,5 @@
 """What fits a device: which ranks, how many sequences, how long, and what to change first."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -208,7 +207,7 @@ def chosen_device(config: "PlanConfig") -> tuple[Device, int | None]:
     device = GENERIC if config.device is None else find_device(config.device)
     if config.memory is not None:
         return device, config.memory
-    return device, this_machine()[1] if device is CPU else device.total_bytes
+    return device, _host_memory() if device is CPU else device.total_bytes
 
 
 def this_machine() -> tuple[Device, int]:
@@ -220,17 +219,14 @@ def this_machine() -> tuple[Device, int]:
         free, _ = torch.cuda.mem_get_info()
         # The context is there already: `free` is without it.
         return Device(torch.cuda.get_device_name(), free, 10 * major + minor, 0), free
-    return CPU, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") + _reclaimable()
+    return CPU, _host_memory()
 
 
-def _reclaimable() -> int:
-    """Return bytes of page cache, which Linux gives up on demand; 0 elsewhere."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return 1024 * max(0, int(lines["MemAvailable"].split()[0]) - int(lines["MemFree"].split()[0]))
-    except (OSError, KeyError, ValueError):
-        return 0
+def _host_memory() -> int:
+    """Return the bytes of main memory that a program can have without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def refuse_what_cannot_fit(
