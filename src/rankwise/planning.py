@@ -1,12 +1,14 @@
 """Parameters and memory of every rank before any weight is loaded: the Python call behind ``rankwise plan``."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankwise.errors import RequestError
 from rankwise.lora.count import ParamCount, count_params, make_skeleton, put_on_adapter, smaller_sides
 from rankwise.lora.meta_model import load_meta_model
+from rankwise.memory.beside import beside
 from rankwise.memory.devices import Device
 from rankwise.memory.fit import Limits, Planner, Saving, chosen_device, find_limits, find_savings
 from rankwise.memory.setup import DTYPES, longest_input
@@ -133,6 +135,8 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
     longest = 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
     skeleton = make_skeleton(meta, config)
     notes = list(meta.notes)
+    planner = Planner(skeleton, config, device)
+    others = beside(lambda: _peaks(planner, [name for name in COMPARED if name != config.quantization]))
     counts = {}
     for rank in config.ranks:
         peft_model = put_on_adapter(skeleton.copy(), config, rank, meta.task_type)
@@ -142,13 +146,8 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
         if small:
             name = min(small, key=small.__getitem__)
             notes.append(f"rank {rank} is above {small[name]}, the smaller side of {name}, and adds nothing there")
-    planner = Planner(skeleton, config, device)
-    by_quantization = {
-        name: (planner if name == config.quantization else planner.changed(quantization=name)).by_rank(config.ranks)
-        for name in dict.fromkeys((*COMPARED, config.quantization))
-    }
     rows = []
-    for rank, memory in by_quantization[config.quantization].items():
+    for rank, memory in planner.by_rank(config.ranks).items():
         margin = None if room is None else room - memory.needed
         rows.append(PlanRow(rank, counts[rank], memory, None if margin is None else margin >= 0, margin))
     if "math" in planner.kernels:
@@ -161,6 +160,7 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
         limits = find_limits(planner, room, config.ranks, max(sides.values()), longest)
         if not rows[0].fits:
             savings = find_savings(planner, room, config.ranks[0])
+    peaks = {config.quantization: [row.memory.peak_allocated for row in rows], **others()}
     return Plan(
         config=config,
         task_type=meta.task_type,
@@ -168,10 +168,19 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
         room=room,
         rows=tuple(rows),
         by_quantization={
-            name: {rank: memory.peak_allocated for rank, memory in memories.items()}
-            for name, memories in by_quantization.items()
+            name: dict(zip(config.ranks, peaks[name], strict=True))
+            for name in dict.fromkeys((*COMPARED, config.quantization))
         },
         limits=limits,
         savings=tuple(savings),
         notes=tuple(notes),
     )
+
+
+def _peaks(planner: Planner, quantizations: Sequence[str]) -> dict[str, Any]:
+    """Return bytes of the training peak of every rank, by quantisation."""
+    ranks = planner.config.ranks
+    return {
+        name: [memory.peak_allocated for memory in planner.changed(quantization=name).by_rank(ranks).values()]
+        for name in quantizations
+    }
