@@ -1,9 +1,6 @@
 """The frozen base: found, checked, loaded once."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rankwise.errors import RequestError
+from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.lora.targets import check_ranks, find_targets
 from rankwise.model_files import check_model_files
 
@@ -80,7 +78,7 @@ def load_base(
                 trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-            raise RequestError(f"model {name!r} cannot be loaded: {_first_sentence(error)}") from None
+            raise RequestError(f"model {name!r} cannot be loaded: {first_sentence(error)}") from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # transformers makes one up, to which every word is unknown, where the files are missing.
         raise RequestError(f"model {name!r} has no tokenizer: save one beside it (tokenizer.save_pretrained)")
@@ -102,24 +100,6 @@ def load_base(
     return BaseModel(
         model.to(device), tokenizer, name, fresh, trained_in_full, targets, _longest_input(model, tokenizer)
     )
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' reports and bars off the screen meanwhile; restore their settings after."""
-    from transformers.utils import logging as reports
-
-    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
-    reports.set_verbosity(logging.CRITICAL)
-    reports.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        reports.set_verbosity(level)
-        if bars:
-            reports.enable_progress_bar()
 
 
 def _remove_dropout(config: Any) -> None:
@@ -149,7 +129,3 @@ def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:
         if name and keys and not inside and keys <= absent:
             found.append(name)
     return tuple(found)
-
-
-def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).split(". ")[0]

@@ -21,11 +21,12 @@ from transformers import (
     set_seed,
 )
 
-from rankwise.engine.base_model import BaseModel, quiet_libraries
+from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.order import EpochOrder
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.classification import Encoded
 
 LOGGED = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}

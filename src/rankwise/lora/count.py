@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError, nearest, some
 from rankwise.lora.blocks import Stack, cut_stacks
-from rankwise.lora.meta_model import MetaModel, first_sentence, quiet_libraries
+from rankwise.lora.libraries import first_sentence, quiet_libraries
+from rankwise.lora.meta_model import MetaModel
 from rankwise.lora.scaling import parse_alpha_policy
 
 if TYPE_CHECKING:

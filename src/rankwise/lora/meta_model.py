@@ -2,17 +2,14 @@
 
 import difflib
 import json
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
+from rankwise.lora.libraries import first_sentence, quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -212,26 +209,3 @@ def _task_type(config: Any) -> str:
     if kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "IMAGE_CLS"
     return "SEQ_CLS"
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' reports off the screen meanwhile; restore their settings after."""
-    from transformers.utils import logging as reports
-
-    level, hub = reports.get_verbosity(), logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    reports.set_verbosity(logging.CRITICAL)
-    hub.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        reports.set_verbosity(level)
-        hub.setLevel(hub_level)
-
-
-def first_sentence(error: Exception) -> str:
-    """Return an error's first sentence as one line."""
-    return " ".join(str(error).split()).split(". ")[0] or type(error).__name__

@@ -7,7 +7,7 @@ from torch import nn
 
 from rankwise.errors import RequestError
 from rankwise.lora.count import Skeleton, put_on_adapter
-from rankwise.lora.meta_model import first_sentence, quiet_libraries
+from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 
 from rankwise.errors import RequestError
 from rankwise.lora.count import Skeleton
-from rankwise.lora.meta_model import first_sentence, quiet_libraries
+from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.memory.devices import Device
 from rankwise.memory.kernels import CUDA_SCRATCH, DeviceKernels
 from rankwise.memory.optimizers import optimizer_memory

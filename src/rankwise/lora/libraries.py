@@ -1,0 +1,32 @@
+"""transformers and PEFT kept quiet, and their errors kept short."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' reports, warnings and bars off the screen meanwhile; restore their settings after."""
+    from transformers.utils import logging as reports
+
+    level, bars, hub = reports.get_verbosity(), reports.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    reports.set_verbosity(logging.CRITICAL)
+    reports.disable_progress_bar()
+    hub.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        reports.set_verbosity(level)
+        hub.setLevel(hub_level)
+        if bars:
+            reports.enable_progress_bar()
+
+
+def first_sentence(error: Exception) -> str:
+    """Return an error's first sentence as one line."""
+    return " ".join(str(error).split()).split(". ")[0] or type(error).__name__
