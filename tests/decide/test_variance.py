@@ -33,7 +33,7 @@ def test_variance_components_are_those_that_made_the_data() -> None:
     generator = np.random.default_rng(0)
     seeds, examples, repeats = 4, 50, 4000
     sigma_seed, sigma_example, sigma_rest = 0.3, 1.5, 0.8
-    means, by_example = [], []
+    means, by_example, rests = [], [], []
     for _ in range(repeats):
         values = (
             sigma_seed * generator.normal(size=(seeds, 1))
@@ -41,7 +41,10 @@ def test_variance_components_are_those_that_made_the_data() -> None:
             + sigma_rest * generator.normal(size=(seeds, examples))
         )
         means.append(values.mean())
-        by_example.append(example_variance(values))
+        found, left = example_variance(values)
+        by_example.append(found)
+        rests.append(left)
+    assert np.mean(rests) == pytest.approx(sigma_rest**2 / (seeds * examples), rel=0.02)
     truth = sigma_example**2 / examples
     assert np.mean(by_example) == pytest.approx(truth, rel=0.02)
     # What the examples leave of the variance of the mean is the seeds' part.
@@ -85,7 +88,7 @@ def test_the_interval_of_one_trial_is_student_s() -> None:
 def test_one_seed_tells_nothing_of_seeds() -> None:
     assert seed_variance(np.ones((4, 1))) == NOTHING_KNOWN
     values = np.random.default_rng(0).normal(size=(1, 30))
-    assert example_variance(values) == pytest.approx(stats.sem(values[0]) ** 2)
+    assert example_variance(values) == (pytest.approx(stats.sem(values[0]) ** 2), 0.0)
 
 
 def test_seeds_that_ranks_do_not_share_still_count() -> None:
@@ -100,3 +103,11 @@ def test_satterthwaite() -> None:
     assert spread.error == pytest.approx(np.sqrt(3))
     assert spread.df == pytest.approx(9 / (1 / 3 + 4 / 99))
     assert Spread(0.0, 0, 0.0, 10).df == np.inf
+
+
+def test_more_seeds_and_examples_shrink_what_they_are_behind() -> None:
+    spread = Spread(seeds=3.0, seeds_df=2, examples=4.0, examples_df=9, rest=1.0)
+    more = spread.scaled(seeds=2, examples=4)
+    # two of the three parts due to seeds are theirs alone; the third falls with examples too
+    assert more.seeds == pytest.approx((2 + 1 / 4) / 2)
+    assert more.examples == pytest.approx(1.0)

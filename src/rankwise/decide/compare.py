@@ -97,9 +97,8 @@ class Comparison:
             difference = first.mean(0, keepdims=True) - second.mean(0, keepdims=True)  # (1, N)
             df = self.variance.within_df
             seeds = self.variance.within * (1 / len(first) + 1 / len(second)) if df else np.inf
-        spread = Spread(
-            seeds=seeds, seeds_df=df, examples=example_variance(difference), examples_df=difference.shape[1] - 1
-        )
+        examples, rest = example_variance(difference)
+        spread = Spread(seeds, df, examples, difference.shape[1] - 1, rest)
         return Difference(float(difference.mean()), spread, len(shared) or min(len(first), len(second)))
 
     def worst(self, rank: int, confidence: float) -> tuple[float, int]:

@@ -18,12 +18,14 @@ class Spread:
         seeds_df: degrees of freedom behind it; 0 where one seed says nothing about it.
         examples: part due to examples, already divided by their number.
         examples_df: degrees of freedom behind it.
+        rest: of the part due to seeds, what is due to seed and example together, and falls with more of either.
     """
 
     seeds: float
     seeds_df: float
     examples: float
     examples_df: float
+    rest: float = 0.0
 
     @property
     def error(self) -> float:
@@ -48,7 +50,14 @@ class Spread:
 
     def scaled(self, seeds: float, examples: float) -> "Spread":
         """Return what it would be with so many times the seeds and so many times the examples."""
-        return Spread(self.seeds / seeds, self.seeds_df * seeds, self.examples / examples, self.examples_df * examples)
+        rest = min(self.rest, self.seeds)
+        return Spread(
+            seeds=(self.seeds - rest + rest / examples) / seeds,
+            seeds_df=self.seeds_df * seeds,
+            examples=self.examples / examples,
+            examples_df=self.examples_df * examples,
+            rest=rest / examples / seeds,
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
     parts = [
         (seeds.own / len(values), own_df),
         (seeds.shared / len(values), seeds.shared_df),
-        (example_variance(values), values.shape[1] - 1),
+        (example_variance(values)[0], values.shape[1] - 1),
     ]
     parts = [(variance, df) for variance, df in parts if variance > 0]
     mean, total = float(values.mean()), sum(variance for variance, _ in parts)
@@ -136,8 +145,8 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
     return (mean - half, mean + half)
 
 
-def example_variance(values: np.ndarray) -> float:
-    """Return the part of the variance of ``values.mean()`` that is due to examples.
+def example_variance(values: np.ndarray) -> tuple[float, float]:
+    """Return the parts of the variance of ``values.mean()`` that are due to examples, and to what is left.
 
     Two-way random effects: value = mean + seed + example + rest. The mean square between examples holds the rest
     as well, which belongs to no example and is taken off (Searle, Casella and McCulloch 1992, chapter 4).
@@ -146,17 +155,18 @@ def example_variance(values: np.ndarray) -> float:
         values: one figure per seed and example, (S, N).
 
     Returns:
-        ``sigma_example^2 / N``, never negative.
+        ``sigma_example^2 / N``, never negative, and ``sigma_rest^2 / (S N)``; the latter is in the former where S is 1.
     """
     seeds, examples = values.shape
     if examples < 2:
-        return 0.0
+        return 0.0, 0.0
     by_example = values.mean(0)  # (N,)
-    between = by_example.var(ddof=1)  # sigma_example^2 + sigma_rest^2 / S
-    if seeds > 1:
-        rest = values - by_example - values.mean(1, keepdims=True) + values.mean()  # (S, N)
-        between -= (rest**2).sum() / ((seeds - 1) * (examples - 1)) / seeds
-    return max(0.0, float(between)) / examples
+    between = float(by_example.var(ddof=1))  # sigma_example^2 + sigma_rest^2 / S
+    if seeds < 2:
+        return between / examples, 0.0
+    left = values - by_example - values.mean(1, keepdims=True) + values.mean()  # (S, N)
+    rest = float((left**2).sum()) / ((seeds - 1) * (examples - 1)) / seeds
+    return max(0.0, between - rest) / examples, rest / examples
 
 
 @lru_cache(maxsize=4096)
