@@ -25,6 +25,8 @@ def finished(rank: int = 4, seed: int = 0, diverged: bool = False) -> FinishedTr
         diverged=diverged,
         trainable_params=6,
         train_seconds=1.5,
+        pack_seconds=1.5,
+        pack_size=1,
         eval_seconds=0.5,
         peak_memory_bytes=1000,
         adapter_config={"peft_type": "LORA", "r": rank},

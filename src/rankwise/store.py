@@ -89,6 +89,8 @@ class SweepStore:
             "trainable_params": finished.trainable_params,
             "adapter_bytes": len(weights),
             "train_seconds": finished.train_seconds,
+            "pack_seconds": finished.pack_seconds,
+            "pack_size": finished.pack_size,
             "eval_seconds": finished.eval_seconds,
             "peak_memory_bytes": finished.peak_memory_bytes,
         }

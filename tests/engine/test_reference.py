@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from rankwise.config import SweepConfig
 from rankwise.engine.base_model import BaseModel, load_base
+from rankwise.engine.fresh import put_on_adapter, saved_modules
 from rankwise.engine.order import epoch_batches
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial
@@ -42,7 +43,7 @@ def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Classification
     engine = engine_for(tiny_model, task)
     finished = train_one(engine)
     base, examples = engine.base, engine.examples
-    initial = engine._put_on_adapter(TRIAL).state_dict()
+    initial = put_on_adapter(engine.base, TRIAL, saved_modules(engine.base)).state_dict()
     fresh = load_base(base.name, task.label_names, ["all-linear"], [4])
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=4, lora_alpha=4, target_modules="all-linear", modules_to_save=["classifier"]
@@ -85,7 +86,8 @@ def test_the_seed_sets_head_adapter_and_order(tiny_model: Path, task: Classifica
     engine = engine_for(tiny_model, task)
     states: list[dict[str, torch.Tensor]] = []
     for seed in (0, 0, 1):
-        model = engine._put_on_adapter(Trial(rank=4, seed=seed, learning_rate=1e-3, lora_alpha=4))
+        trial = Trial(rank=4, seed=seed, learning_rate=1e-3, lora_alpha=4)
+        model = put_on_adapter(engine.base, trial, saved_modules(engine.base))
         states.append({key: value.clone() for key, value in model.state_dict().items()})
         model.unload()
     for key, value in states[0].items():

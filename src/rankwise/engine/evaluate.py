@@ -29,7 +29,7 @@ def evaluate(model: nn.Module, tokenizer: Any, examples: Encoded) -> pd.DataFram
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for rows in _batches(examples.lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)):
+        for rows in length_batches(examples.lengths, device):
             batch = tokenizer.pad({"input_ids": [examples.input_ids[row] for row in rows]}, return_tensors="pt")
             logits = model(**batch.to(device)).logits  # (B, classes)
             labels = torch.tensor([examples.labels[row] for row in rows])  # (B,)
@@ -38,8 +38,18 @@ def evaluate(model: nn.Module, tokenizer: Any, examples: Encoded) -> pd.DataFram
     return evidence_frame(examples.ids, loss, score)
 
 
-def _batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Group rows of like length, each group within the token budget."""
+def length_batches(lengths: list[int], device: torch.device, copies: int = 1) -> list[list[int]]:
+    """Group rows of like length, each group as many tokens as the device scores well at a time.
+
+    Args:
+        lengths: tokens of each row, (N,).
+        device: that scores them.
+        copies: how often each row is in a batch.
+
+    Returns:
+        Lists of rows, together all N.
+    """
+    budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE) // copies
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         # Lengths ascend, so the newest row is as long as the batch will be padded to.

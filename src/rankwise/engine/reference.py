@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers import (
     DataCollatorWithPadding,
@@ -18,14 +18,14 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
 
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import evaluate
+from rankwise.engine.fresh import json_config, put_on_adapter, saved_modules
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.order import EpochOrder
-from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.classification import Encoded
 
@@ -60,13 +60,8 @@ class ReferenceEngine:
         self.recipe = recipe
         self.on_work = on_work
         self.steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
-        # A step on an example costs about three forward passes: forward, and backward through base and adapter.
-        train_work = 3.0 * recipe.epochs * len(train)
-        self.train_share = train_work / (train_work + len(held_out))
-        self._saved = {
-            name: {key: value.clone() for key, value in base.model.get_submodule(name).state_dict().items()}
-            for name in base.trained_in_full
-        }
+        self.train_share = share_of_training(recipe, train, held_out)
+        self._saved = saved_modules(base)
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""
@@ -76,7 +71,7 @@ class ReferenceEngine:
             yield finished
 
     def _train_one(self, trial: Trial) -> FinishedTrial:
-        model = self._put_on_adapter(trial)
+        model = put_on_adapter(self.base, trial, self._saved)
         try:
             with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
                 watch = _Watch(lambda: self.on_work(self.train_share / self.total_steps))
@@ -100,7 +95,7 @@ class ReferenceEngine:
                 for key, value in get_peft_model_state_dict(model).items()
             }
             start = time.perf_counter()
-            evidence = _no_evidence() if watch.diverged else evaluate(model, self.base.tokenizer, self.held_out)
+            evidence = no_evidence() if watch.diverged else evaluate(model, self.base.tokenizer, self.held_out)
             eval_seconds = time.perf_counter() - start
             self.on_work(1.0 - self.train_share * watch.seen / self.total_steps)
             diverged = watch.diverged or not bool(evidence["loss"].map(math.isfinite).all())
@@ -109,11 +104,13 @@ class ReferenceEngine:
                 diverged=diverged,
                 trainable_params=sum(value.numel() for value in adapter.values()),
                 train_seconds=watch.seconds,
+                pack_seconds=watch.seconds,
+                pack_size=1,
                 eval_seconds=eval_seconds,
                 peak_memory_bytes=self._peak_memory(model, trainer.optimizer) if peak is None else peak,
-                adapter_config=_json_config(model),
+                adapter_config=json_config(model),
                 adapter=adapter,
-                evidence=_no_evidence() if diverged else evidence,
+                evidence=no_evidence() if diverged else evidence,
                 steps=watch.steps,
             )
         finally:
@@ -124,30 +121,6 @@ class ReferenceEngine:
         """Optimizer steps of a trial."""
         return self.steps_per_epoch * self.recipe.epochs
 
-    def _put_on_adapter(self, trial: Trial) -> PeftModel:
-        """Draw head and adapter from the trial's seed."""
-        base = self.base.model
-        for name, state in self._saved.items():
-            base.get_submodule(name).load_state_dict(state)
-        set_seed(trial.seed)
-        for name in self.base.fresh:
-            for module in base.get_submodule(name).modules():
-                for parameter in module.parameters(recurse=False):
-                    parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # or it would stay as it is
-                base._init_weights(module)  # type: ignore[operator]  # transformers' own initialisation
-        return get_peft_model(
-            base,
-            LoraConfig(
-                task_type=TaskType.SEQ_CLS,
-                r=trial.rank,
-                lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
-                use_rslora=trial.use_rslora,
-                lora_dropout=0.0,
-                target_modules=list(self.base.targets),
-                modules_to_save=list(self.base.trained_in_full),
-            ),
-        )
-
     def _arguments(self, trial: Trial, scratch: str) -> TrainingArguments:
         recipe = self.recipe
         arguments = TrainingArguments(
@@ -156,7 +129,7 @@ class ReferenceEngine:
             num_train_epochs=recipe.epochs,
             per_device_train_batch_size=recipe.batch_size,
             optim="adamw_torch_fused",  # AdamW, one kernel a tensor
-            weight_decay=recipe.weight_decay,
+            weight_decay=0.0,
             max_grad_norm=recipe.max_grad_norm,
             lr_scheduler_type="linear",
             warmup_steps=math.ceil(recipe.warmup_share * self.total_steps),
@@ -258,20 +231,3 @@ def score_adapter(base: BaseModel, adapter: Path, examples: Encoded) -> pd.DataF
             return evaluate(model, base.tokenizer, examples)
         finally:
             model.unload()
-
-
-def _json_config(model: PeftModel) -> dict[str, Any]:
-    """Return the adapter's config as PEFT writes it, ready for use rather than for more training."""
-    config = model.active_peft_config.to_dict()
-    config["inference_mode"] = True
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-
-
-def _no_evidence() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "example_id": pd.Series(dtype="int64"),
-            "loss": pd.Series(dtype="float64"),
-            "score": pd.Series(dtype="float64"),
-        }
-    )

@@ -1,6 +1,6 @@
 """What goes into an engine and what comes out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,14 +36,12 @@ class Recipe:
         warmup_share: share of the steps over which the learning rate rises linearly; it then falls linearly to 0.
             Long, because sweeps are short: Adam's step sizes need many steps to settle (Ma and Yarats 2021, "On the
             adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has the measurement.
-        weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
     """
 
     epochs: int
     batch_size: int
     warmup_share: float = 0.3
-    weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
 
@@ -59,7 +57,9 @@ class FinishedTrial:
         adapter: parameters under PEFT's names.
         adapter_config: PEFT's ``adapter_config.json``.
         trainable_params: adapter entries and those of modules trained in full.
-        train_seconds: of the training loop alone, without loading and scoring.
+        train_seconds: of the training loop, without loading and scoring, had the trial trained alone.
+        pack_seconds: of the training loop of all the pack's trials together.
+        pack_size: trials that trained together.
         eval_seconds: of scoring the held-out examples.
         peak_memory_bytes: largest sum of live tensors in a training step, see `rankwise.engine.measure`.
     """
@@ -68,12 +68,34 @@ class FinishedTrial:
     diverged: bool
     trainable_params: int
     train_seconds: float
+    pack_seconds: float
+    pack_size: int
     eval_seconds: float
     peak_memory_bytes: int
     adapter_config: dict[str, Any]
     adapter: "dict[str, torch.Tensor]"
     evidence: pd.DataFrame
     steps: list[dict[str, float]] = field(default_factory=list)
+
+
+def no_evidence() -> pd.DataFrame:
+    """Return the evidence of a diverged trial: no rows."""
+    return pd.DataFrame(
+        {
+            "example_id": pd.Series(dtype="int64"),
+            "loss": pd.Series(dtype="float64"),
+            "score": pd.Series(dtype="float64"),
+        }
+    )
+
+
+def share_of_training(recipe: Recipe, train: Sized, held_out: Sized) -> float:
+    """Return which share of a trial's work is training, the rest being scoring.
+
+    A step on an example costs about three forward passes: forward, and backward through base and adapter.
+    """
+    work = 3.0 * recipe.epochs * len(train)
+    return work / (work + len(held_out))
 
 
 class Engine(Protocol):

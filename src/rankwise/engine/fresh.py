@@ -1,0 +1,57 @@
+"""A trial's adapter and head as they are before training, drawn from its seed by PEFT and transformers themselves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import set_seed
+
+from rankwise.engine.base_model import BaseModel
+from rankwise.engine.trial import Trial
+
+
+def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
+    """Return a copy of the weights that putting on an adapter draws anew, by module."""
+    return {
+        name: {key: value.clone() for key, value in base.model.get_submodule(name).state_dict().items()}
+        for name in base.trained_in_full
+    }
+
+
+def put_on_adapter(base: BaseModel, trial: Trial, saved: Mapping[str, Mapping[str, torch.Tensor]]) -> PeftModel:
+    """Put a fresh adapter on the base; take it off with ``unload()``.
+
+    Args:
+        base: without adapters.
+        trial: its seed sets the head's and the adapter's initial values.
+        saved: from `saved_modules`: what an earlier trial left in the modules trained in full is undone.
+    """
+    model = base.model
+    for name, state in saved.items():
+        model.get_submodule(name).load_state_dict(state)
+    set_seed(trial.seed)
+    for name in base.fresh:
+        for module in model.get_submodule(name).modules():
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # or it would stay as it is
+            model._init_weights(module)  # type: ignore[operator]  # transformers' own initialisation
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=trial.rank,
+            lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
+            use_rslora=trial.use_rslora,
+            lora_dropout=0.0,
+            target_modules=list(base.targets),
+            modules_to_save=list(base.trained_in_full),
+        ),
+    )
+
+
+def json_config(model: PeftModel) -> dict[str, Any]:
+    """Return the adapter's config as PEFT writes it, ready for use rather than for more training."""
+    config = model.active_peft_config.to_dict()
+    config["inference_mode"] = True
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

@@ -1,0 +1,145 @@
+"""Linear layers of a frozen base with the adapters of several trials, each on its own stretch of tokens."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Factors:
+    """One trial's adapter on one layer: ``delta_W = scaling * B @ A``, with gradients kept beside the factors.
+
+    Attributes:
+        a: A, (r, d_in).
+        bt: B transposed, (r, d_out): both factors then have their long side last, and every product with
+            activations has the same fast layout.
+        a_grad: is added to, (r, d_in).
+        bt_grad: is added to, (r, d_out).
+        scaling: alpha / r, or alpha / sqrt(r).
+    """
+
+    a: torch.Tensor
+    bt: torch.Tensor
+    a_grad: torch.Tensor
+    bt_grad: torch.Tensor
+    scaling: float
+
+
+@dataclass
+class Stretches:
+    """Whose tokens are where in the current pass.
+
+    Attributes:
+        factors: of each trial in the pass, by layer.
+        bounds: where each trial's tokens begin, and the end of the last, (K + 1,).
+        trigger: a tensor that requires a gradient, so that autograd visits layers whose input requires none.
+    """
+
+    factors: Sequence[dict[str, Factors]] = ()
+    bounds: Sequence[int] = ()
+    trigger: torch.Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+
+
+class FusedLinear(nn.Module):
+    """Stands in for a linear layer: the frozen layer on all tokens at once, each trial's factors on its own.
+
+    Args:
+        base: ``nn.Linear``, GPT-2's ``Conv1D``, or a quantised linear layer of bitsandbytes.
+        name: of the layer in the model.
+        stretches: shared by all layers of a model.
+    """
+
+    def __init__(self, base: nn.Module, name: str, stretches: Stretches) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        self.stretches = stretches
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x W^T + b + s (x A^T) B^T``, (..., d_in) to (..., d_out)."""
+        now = self.stretches
+        factors = [trial[self.name] for trial in now.factors]
+        y = _Apply.apply(x.reshape(-1, x.shape[-1]), now.trigger, self.base, factors, now.bounds)
+        return y.view(*x.shape[:-1], -1)
+
+
+class _Apply(torch.autograd.Function):
+    """Gradients of factors are added to their own buffers: autograd would keep a copy of each until the end.
+
+    Under autocast the products are in the lower precision, and the buffers stay in the factors' own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, trigger: torch.Tensor, base: nn.Module, factors: list[Factors], bounds: Sequence[int]
+    ) -> torch.Tensor:
+        y = base(x)  # (T, d_out)
+        ctx.dtype_of_x = x.dtype
+        x = x.to(y.dtype)
+        lows = []
+        for own, start, stop in zip(factors, bounds, bounds[1:], strict=False):
+            low = x[start:stop] @ own.a.to(y.dtype).t()  # (T_k, r)
+            y[start:stop].addmm_(low, own.bt.to(y.dtype), alpha=own.scaling)
+            lows.append(low)
+        ctx.save_for_backward(x, *lows)
+        ctx.base, ctx.factors, ctx.bounds = base, factors, bounds
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        x, *lows = ctx.saved_tensors
+        dx = dy @ frozen_weight(ctx.base).to(dy.dtype) if ctx.needs_input_grad[0] else None  # (T, d_in)
+        for own, low, start, stop in zip(ctx.factors, lows, ctx.bounds, ctx.bounds[1:], strict=False):
+            dlow = dy[start:stop] @ own.bt.to(dy.dtype).t()  # (T_k, r)
+            _add_product(own.bt_grad, low.t(), dy[start:stop], own.scaling)
+            _add_product(own.a_grad, dlow.t(), x[start:stop], own.scaling)
+            if dx is not None:
+                dx[start:stop].addmm_(dlow, own.a.to(dy.dtype), alpha=own.scaling)
+        return None if dx is None else dx.to(ctx.dtype_of_x), None, None, None, None
+
+
+def _add_product(grad: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
+    if left.dtype == grad.dtype:
+        grad.addmm_(left, right, alpha=scaling)
+    else:
+        grad.add_(left @ right, alpha=scaling)
+
+
+def is_fusable(layer: nn.Module) -> bool:
+    """Whether `FusedLinear` can stand in for a layer."""
+    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"  # bitsandbytes' layers are nn.Linear
+
+
+def frozen_weight(base: Any) -> torch.Tensor:
+    """Return a layer's weight, (d_out, d_in), out of its quantised form where it has one."""
+    kind = type(base).__name__
+    weight: torch.Tensor = base.weight
+    if kind == "Conv1D":
+        return weight.t()
+    if kind == "Linear4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, base.weight.quant_state)
+    if kind == "Linear8bitLt":
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
+        return int8_vectorwise_dequant(base.weight.CB, base.weight.SCB)
+    return weight
+
+
+@contextmanager
+def fused_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Stretches]:
+    """Put `FusedLinear` in the place of the named layers until the end of the ``with`` block."""
+    stretches = Stretches()
+    originals = {name: model.get_submodule(name) for name in names}
+    for name, module in originals.items():
+        model.set_submodule(name, FusedLinear(module, name, stretches))
+    try:
+        yield stretches
+    finally:
+        for name, module in originals.items():
+            model.set_submodule(name, module)

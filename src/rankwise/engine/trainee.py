@@ -1,0 +1,141 @@
+"""One trial while it trains: its parameters in one flat tensor, its optimizer, its order, its figures."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from torch import nn
+from transformers import get_linear_schedule_with_warmup
+
+from rankwise.engine.base_model import BaseModel
+from rankwise.engine.fresh import json_config, put_on_adapter
+from rankwise.engine.fused_linear import Factors
+from rankwise.engine.order import epoch_batches
+from rankwise.engine.trial import Recipe, Trial
+from rankwise.tasks.classification import Encoded
+
+PREFIX = "base_model.model."  # of PEFT's names
+
+
+class Trainee:
+    """A trial's own state; nothing in it is shared with another trial.
+
+    All parameters lie in one flat tensor, so that clipping and AdamW are one kernel each however many layers there
+    are.
+
+    Args:
+        trial: what is asked.
+        base: the frozen base, without adapters.
+        saved: see `rankwise.engine.fresh.saved_modules`.
+        recipe: what all trials share.
+        examples: to learn from.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        base: BaseModel,
+        saved: Mapping[str, Mapping[str, torch.Tensor]],
+        recipe: Recipe,
+        examples: Encoded,
+    ) -> None:
+        self.trial = trial
+        self.recipe = recipe
+        self.examples = examples
+        model = put_on_adapter(base, trial, saved)
+        try:
+            self.adapter_config = json_config(model)
+            initial = {key: value.detach().clone() for key, value in get_peft_model_state_dict(model).items()}
+            wrappers: dict[str, Any] = {name: base.model.get_submodule(name) for name in base.trained_in_full}
+            self.head: dict[str, nn.Module] = {
+                name: copy.deepcopy(wrapper.modules_to_save["default"]) for name, wrapper in wrappers.items()
+            }
+        finally:
+            model.unload()
+        total = sum(value.numel() for value in initial.values())
+        like = next(iter(initial.values()))
+        self.flat = torch.zeros(total, dtype=like.dtype, device=like.device)  # (P,)
+        self.flat.grad = torch.zeros_like(self.flat)
+        self._used = 0
+        scaling = trial.lora_alpha / (math.sqrt(trial.rank) if trial.use_rslora else trial.rank)
+        self.factors: dict[str, Factors] = {}
+        for name in base.targets:
+            a = initial[f"{PREFIX}{name}.lora_A.weight"]  # (r, d_in)
+            b = initial[f"{PREFIX}{name}.lora_B.weight"]  # (d_out, r)
+            (flat_a, a_grad), (flat_bt, bt_grad) = self._take(a), self._take(b.t())
+            self.factors[name] = Factors(flat_a, flat_bt, a_grad, bt_grad, scaling)
+        for module in self.head.values():
+            for parameter in module.parameters():
+                value, grad = self._take(parameter.detach())
+                parameter.data, parameter.grad = value, grad  # autograd adds to a gradient that is there
+        steps_per_epoch = math.ceil(len(examples) / recipe.batch_size)
+        self.total_steps = steps_per_epoch * recipe.epochs
+        self.optimizer = torch.optim.AdamW([self.flat], trial.learning_rate, weight_decay=0.0, fused=True)
+        self.schedule = get_linear_schedule_with_warmup(
+            self.optimizer, math.ceil(recipe.warmup_share * self.total_steps), self.total_steps
+        )
+        self.steps: list[dict[str, float]] = []
+        self.diverged = False
+        self._epoch_batches: list[list[int]] = []
+
+    def _take(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Move a value into the next stretch of the flat tensor; return its view there and that of its gradient."""
+        assert self.flat.grad is not None
+        stretch = slice(self._used, self._used + value.numel())
+        self._used = stretch.stop
+        view = self.flat[stretch].view(value.shape)
+        view.copy_(value)
+        return view, self.flat.grad[stretch].view(value.shape)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.diverged or len(self.steps) == self.total_steps
+
+    def next_batch(self) -> list[int]:
+        """Return the rows of the next step's examples."""
+        per_epoch = self.total_steps // self.recipe.epochs
+        epoch, within = divmod(len(self.steps), per_epoch)
+        if within == 0:
+            self._epoch_batches = epoch_batches(self.examples.lengths, self.recipe.batch_size, self.trial.seed, epoch)
+        return self._epoch_batches[within]
+
+    def update(self, loss: float) -> None:
+        """Clip, take an optimizer step with the gradients that have gathered, and note the step's figures."""
+        grad = self.flat.grad
+        assert grad is not None
+        norm = torch.linalg.vector_norm(grad)
+        grad.mul_((self.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        grad.zero_()
+        step = len(self.steps) + 1
+        self.steps.append(
+            {
+                "step": step,
+                "train_loss": loss,
+                "grad_norm": float(norm),
+                "learning_rate": rate,
+                "epoch": step * self.recipe.epochs / self.total_steps,
+            }
+        )
+        self.diverged = not (math.isfinite(loss) and math.isfinite(float(norm)))
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """Return the parameters under PEFT's names."""
+        state: dict[str, torch.Tensor] = {}
+        for name, own in self.factors.items():
+            state[f"{PREFIX}{name}.lora_A.weight"] = own.a
+            state[f"{PREFIX}{name}.lora_B.weight"] = own.bt.t()
+        for name, module in self.head.items():
+            state.update({f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()})
+        return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+
+    def tensors(self) -> list[Any]:
+        """Return what the trial keeps in memory between steps: parameters, gradients, optimizer states."""
+        states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+        return [self.flat, self.flat.grad, *states]

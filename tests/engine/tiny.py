@@ -1,0 +1,66 @@
+"""Tiny random classifiers of many architectures, on disk, with the made-up reviews' tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rankwise.config import SweepConfig
+from rankwise.engine.base_model import BaseModel, load_base
+from rankwise.tasks.classification import Encoded, encode, load_task
+from tests.conftest import make_reviews, save_tokenizer
+
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 80,
+}
+GROUPED = {**SIZE, "num_key_value_heads": 2}
+WIDE_HEADS = {**GROUPED, "head_dim": 16}
+PACKABLE: dict[str, dict[str, Any]] = {
+    "bert": SIZE,
+    "roberta": SIZE,
+    "electra": {**SIZE, "embedding_size": 24},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 80},
+    "modernbert": {**SIZE, "num_hidden_layers": 4, "local_attention": 8, "global_attn_every_n_layers": 2},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
+    "gpt_neox": SIZE,
+    "opt": {**SIZE, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 5},
+    "qwen2": GROUPED,
+    "qwen3": WIDE_HEADS,
+    "gemma": WIDE_HEADS,
+    "gemma2": {**WIDE_HEADS, "num_hidden_layers": 4, "sliding_window": 5, "attn_logit_softcapping": 2.0},
+    "phi": SIZE,
+}
+TARGETS = {"distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]}  # PEFT cannot adapt pre_classifier
+
+
+def save_tiny(name: str, directory: Path, **changes: Any) -> Path:
+    """Save a tiny base without a head, and its tokenizer."""
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    settings = {**PACKABLE.get(name, SIZE), **special, "vocab_size": save_tokenizer(directory), **changes}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(name, **settings))
+    model.base_model.save_pretrained(directory)
+    return directory
+
+
+def load_tiny(name: str, directory: Path, ranks: tuple[int, ...] = (4,)) -> tuple[BaseModel, Encoded, Encoded]:
+    """Return a tiny base with 400 training and 40 held-out reviews."""
+    data = directory / "reviews.csv"
+    make_reviews(800).to_csv(data, index=False)
+    task = load_task(SweepConfig(data=data))
+    base = load_base(str(save_tiny(name, directory)), task.label_names, TARGETS.get(name, ["all-linear"]), ranks)
+    train, held_out = (
+        Encoded(part.ids[:count], part.input_ids[:count], part.labels[:count])
+        for part, count in (
+            (encode(task.train, base.tokenizer, 64)[0], 400),
+            (encode(task.held_out, base.tokenizer, 64)[0], 40),
+        )
+    )
+    return base, train, held_out
