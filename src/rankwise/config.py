@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwise.checks import check_number, check_whole
-from rankwise.errors import RequestError, nearest, some
+from rankwise.checks import check_flag, check_number, check_path, check_text, check_whole
+from rankwise.errors import RequestError, nearest, shown, some
 from rankwise.lora.scaling import parse_alpha_policy
 
 AUTO: Literal["auto"] = "auto"
@@ -38,8 +38,16 @@ def _learning_rate(value: object) -> Literal["auto"] | tuple[float, ...]:
     return tuple(sorted(set(rates)))
 
 
+def _model(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise RequestError(f"model {shown(value)}: allowed is a directory with config.json, or a hub id")
+    return value
+
+
 def _names(value: object) -> tuple[str, ...]:
-    names = tuple(str(item) for item in _items(value))
+    names = tuple(check_text("target_modules", item) for item in _items(value))
     if not names:
         raise RequestError("target_modules: none given; allowed is 'all-linear' or layer names such as query,value")
     return names
@@ -47,12 +55,6 @@ def _names(value: object) -> tuple[str, ...]:
 
 def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else parse(value)
-
-
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise RequestError(f"{name} {value!r}: allowed is true or false")
 
 
 def _option(default: object, help: str, parse: Callable[[Any], Any]) -> Any:
@@ -71,18 +73,28 @@ class SweepConfig:
     """
 
     model: str | None = _option(
-        None, "Base model: a directory, or a hub id. Default: the MiniLM-L6 sample.", _optional(str)
+        None, "Base model: a directory, or a hub id. Default: the MiniLM-L6 sample.", _optional(_model)
     )
     data: Path | None = _option(
         None,
         "Training data: CSV, TSV, JSON lines or Parquet. Default: the Rotten Tomatoes sample.",
-        _optional(Path),
+        _optional(lambda value: check_path("data", value)),
     )
     eval_data: Path | None = _option(
-        None, "Held-out data. Default: a stratified part of the training data.", _optional(Path)
+        None,
+        "Held-out data. Default: a stratified part of the training data.",
+        _optional(lambda value: check_path("eval_data", value)),
     )
-    text_column: str | None = _option(None, "Column with the texts. Default: found by its name.", _optional(str))
-    label_column: str | None = _option(None, "Column with the labels. Default: found by its name.", _optional(str))
+    text_column: str | None = _option(
+        None,
+        "Column with the texts. Default: found by its name.",
+        _optional(lambda value: check_text("text_column", value)),
+    )
+    label_column: str | None = _option(
+        None,
+        "Column with the labels. Default: found by its name.",
+        _optional(lambda value: check_text("label_column", value)),
+    )
     ranks: tuple[int, ...] = _option(
         (4, 8, 16, 32),
         "Ranks to compare, as in 4,8,16,32.",
@@ -123,11 +135,15 @@ class SweepConfig:
         0.95, "Confidence of the decision.", lambda value: check_number("confidence", value, above=0, below=1)
     )
     trust_remote_code: bool = _option(
-        False, "Run Python code that comes with the model.", lambda value: _flag("trust_remote_code", value)
+        False, "Run Python code that comes with the model.", lambda value: check_flag("trust_remote_code", value)
     )
-    out: Path = _option(Path("rankwise-out"), "The sweep directory; the same command resumes it.", Path)
+    out: Path = _option(
+        Path("rankwise-out"),
+        "The sweep directory; the same command resumes it.",
+        lambda value: check_path("out", value),
+    )
     extend: bool = _option(
-        False, "Go on with a finished sweep in out, with more seeds.", lambda value: _flag("extend", value)
+        False, "Go on with a finished sweep in out, with more seeds.", lambda value: check_flag("extend", value)
     )
 
     def __post_init__(self) -> None:
@@ -173,10 +189,10 @@ def read_yaml(path: Path) -> dict[str, object]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"config {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a number or a date that Python has not
         raise RequestError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise RequestError(f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', not {content!r}")
+        raise RequestError(f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', not {shown(content)}")
     return content
