@@ -163,6 +163,17 @@ class SweepConfig:
         return values
 
 
+def _by_field(values: Mapping[Any, object]) -> dict[str, object]:
+    """Return values by the names of fields: ``batch-size`` is ``batch_size``."""
+    written: dict[str, object] = {}
+    for name in values:
+        field_name = str(name).replace("-", "_")
+        if field_name in written:
+            raise RequestError(f"{written[field_name]!r} and {name!r} are the same setting; give one of them")
+        written[field_name] = name
+    return {field_name: values[name] for field_name, name in written.items()}
+
+
 def make_config(values: Mapping[str, object]) -> SweepConfig:
     """Build a config from named values, as a YAML file or a Python call gives them.
 
@@ -170,7 +181,7 @@ def make_config(values: Mapping[str, object]) -> SweepConfig:
         RequestError: a name is not a field (the nearest is named), or a value is not allowed.
     """
     known = [item.name for item in fields(SweepConfig)]
-    named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    named = _by_field(values)
     for name in named:
         if name not in known:
             raise RequestError(f"{name!r} is not a setting of a sweep{nearest(name, known)}; known: {', '.join(known)}")
@@ -178,10 +189,10 @@ def make_config(values: Mapping[str, object]) -> SweepConfig:
 
 
 def read_yaml(path: Path) -> dict[str, object]:
-    """Read a YAML file of sweep settings.
+    """Read a YAML file of sweep settings; a name may be written with hyphens, as the option is.
 
     Raises:
-        RequestError: the file is missing, is not YAML, or is not a mapping of names to values.
+        RequestError: the file is missing, is not YAML, is not a mapping of names to values, or names a setting twice.
     """
     import yaml
 
@@ -195,4 +206,4 @@ def read_yaml(path: Path) -> dict[str, object]:
         return {}
     if not isinstance(content, dict):
         raise RequestError(f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', not {shown(content)}")
-    return content
+    return _by_field(content)
