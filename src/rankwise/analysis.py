@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.checks import check_flag, check_path, check_text
+from rankwise.checks import check_path, check_text
 from rankwise.decide import Decision, select
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better
 from rankwise.importers import Imported, read_results
@@ -79,8 +79,6 @@ def analyze(
     for name, value in names.items():
         if value is not None:
             check_text(name, value)
-    if higher_is_better is not None:
-        check_flag("higher_is_better", higher_is_better)
     imported = read_results([check_path("results", path) for path in paths], **names)
     metric = imported.metrics[0]  # the one asked for, by its name in the evidence
     evidence, score = _with_score(imported, metric)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rankwise.decide.columns import as_numbers
 from rankwise.errors import RequestError, some
 from rankwise.importers.join import (
     KEY,
     UNKNOWN,
-    as_numbers,
     common_metrics,
     differences,
     join_evidence,
