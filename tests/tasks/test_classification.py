@@ -68,6 +68,16 @@ def test_labels_are_ordered_as_numbers_where_they_are() -> None:
     assert sort_labels({"b", "a", "10"}) == ("10", "a", "b")
 
 
+def test_labels_of_one_value_have_an_order_too() -> None:
+    many = {"0" * zeros + "1" for zeros in range(8)}  # a set's own order differs between processes
+    assert sort_labels(many) == tuple(sorted(many))
+
+
+def test_one_column_cannot_be_texts_and_labels(reviews: Path) -> None:
+    with pytest.raises(RequestError, match=r"are both 'label' of .*name two columns: text, label"):
+        load_task(SweepConfig(data=reviews, text_column="label"))
+
+
 def test_loss_and_score_against_scipy() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 3)) * 20
     labels = np.arange(50) % 3

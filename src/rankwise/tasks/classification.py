@@ -112,6 +112,11 @@ def _read_own(config: SweepConfig, path: Path) -> ClassificationTask:
     table = read_table(path)
     text_column = pick_column(table, config.text_column, TEXT_NAMES, "text", path)
     label_column = pick_column(table, config.label_column, LABEL_NAMES, "label", path)
+    if text_column == label_column:
+        raise RequestError(
+            f"text_column and label_column are both {text_column!r} of {str(path)!r}; name two columns: "
+            f"{some(table.columns, 12)}"
+        )
     notes = (f"texts from column {text_column!r}, labels from column {label_column!r} of {path.name}",)
     texts, labels = check_texts(table[text_column], path), check_labels(table[label_column], path)
     names = sort_labels(set(labels))
@@ -190,7 +195,7 @@ def _examples(texts: list[str], labels: list[str], names: Sequence[str], rows: S
 def sort_labels(names: set[str]) -> tuple[str, ...]:
     """Order class names: numbers by value, anything else by letter."""
     try:
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "1" and "01" are two names
     except ValueError:
         return tuple(sorted(names))
 
