@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "confidence": {"fraction"},
     "trust_remote_code": {"true"},
     "extend": {"true"},
+    "allow_duplicates": {"true"},
     "out": PATHS,
 }
 PLAN_ALLOWED: dict[str, set[str]] = {

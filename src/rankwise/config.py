@@ -85,6 +85,11 @@ class SweepConfig:
         "Held-out data. Default: a stratified part of the training data.",
         _optional(lambda value: check_path("eval_data", value)),
     )
+    allow_duplicates: bool = _option(
+        False,
+        "Let eval_data hold texts that the training data holds too.",
+        lambda value: check_flag("allow_duplicates", value),
+    )
     text_column: str | None = _option(
         None,
         "Column with the texts. Default: found by its name.",
