@@ -62,7 +62,8 @@ def test_reruns_do_not_support_the_larger_rank(reruns: Path) -> None:
 def test_a_sweep_directory_gives_the_sweep_s_decision(swept: Path) -> None:
     on_disk = json.loads((swept / "decision.json").read_text())
     again = rankwise.analyze(swept, margin=0.5).as_dict()
-    for key in ("verdict", "rank", "reason", "warnings", "diagnosis", "confirmation", "detectable_difference"):
+    assert again["score"] == "accuracy"
+    for key in ("verdict", "rank", "reason", "warnings", "table", "diagnosis", "confirmation", "detectable_difference"):
         assert again[key] == on_disk[key], key
 
 

@@ -10,6 +10,7 @@ from rankwise.checks import check_path, check_text
 from rankwise.decide import Decision, select
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better
 from rankwise.importers import Imported, read_results
+from rankwise.store import rank_costs
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ def analyze(
         score_margin=score_margin,
         histories=imported.train_loss,
     )
+    if imported.summaries is not None:
+        costs = {row.rank: rank_costs(imported.summaries, row.rank, row.learning_rate) for row in decision.table}
+        decision = decision.with_costs(costs)
     return Analysis(decision, imported.evidence, score, imported.notes)
 
 
