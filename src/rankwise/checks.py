@@ -19,7 +19,8 @@ def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGE
     if not number.is_integer() or not at_least <= number <= at_most:
         # The largest of all is worth a word only to whom it stops.
         bound = f" and at most {at_most}" if at_most != LARGEST or number > at_most else ""
-        raise RequestError(f"{name} {shown(value)}: allowed is a whole number, at least {at_least}{bound}")
+        given = shown(value).strip("'") if number.is_integer() else shown(value)  # "0" is the number, "x" is not
+        raise RequestError(f"{name} {given}: allowed is a whole number, at least {at_least}{bound}")
     return int(number)
 
 
