@@ -62,7 +62,8 @@ def test_reruns_do_not_support_the_larger_rank(reruns: Path) -> None:
 def test_a_sweep_directory_gives_the_sweep_s_decision(swept: Path) -> None:
     on_disk = json.loads((swept / "decision.json").read_text())
     again = rankwise.analyze(swept, margin=0.5).as_dict()
-    for key in ("verdict", "rank", "reason", "warnings", "diagnosis", "confirmation", "detectable_difference"):
+    assert again["score"] == "accuracy"
+    for key in ("verdict", "rank", "reason", "warnings", "table", "diagnosis", "confirmation", "detectable_difference"):
         assert again[key] == on_disk[key], key
 
 
@@ -79,6 +80,51 @@ def test_a_second_metric_is_asked_to_agree(tmp_path: Path) -> None:
     assert found.decision.rank == 4
     assert found.decision.confirmation is not None
     assert found.decision.confirmation.status == "contradicts"
+
+
+def conflict(path: Path, **scores: tuple[float, float]) -> Path:
+    """Save results with equal losses at ranks 4 and 8, and other metrics with a value for each rank."""
+    generator = np.random.default_rng(0)
+    rows = [
+        {"rank": rank, "seed": seed, "eval_loss": 0.5 + 0.001 * generator.normal()}
+        | {name: values[place] * (1 + 0.001 * generator.normal()) for name, values in scores.items()}
+        for place, rank in enumerate((4, 8))
+        for seed in range(4)
+    ]
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "status"),
+    [
+        ("accuracy", (60.0, 80.0), "contradicts"),
+        ("accuracy", (80.0, 80.1), "confirms"),
+        ("rouge_l", (40.0, 60.0), "contradicts"),
+        ("pearson", (-0.4, 0.3), "contradicts"),
+        ("matthews_correlation", (-0.401, -0.4), "confirms"),
+    ],
+)
+def test_scores_in_percent_and_correlations(
+    tmp_path: Path, name: str, values: tuple[float, float], status: str
+) -> None:
+    found = rankwise.analyze(conflict(tmp_path / "runs.csv", **{name: values}))
+    assert (found.decision.rank, found.score) == (4, name)
+    assert found.decision.confirmation is not None
+    assert found.decision.confirmation.status == status
+    in_percent = max(values) > 1
+    assert found.decision.confirmation.margin == (1.0 if in_percent else 0.01)
+    assert any(f"{name} is in percent" in note for note in found.notes) == in_percent
+
+
+def test_a_metric_that_is_not_asked_is_named(tmp_path: Path) -> None:
+    found = rankwise.analyze(conflict(tmp_path / "one.csv", reward=(150.0, 900.0)))
+    assert (found.score, found.decision.confirmation) == (None, None)
+    assert any("not asked whether it agrees with the loss: reward; no shares" in note for note in found.notes)
+    found = rankwise.analyze(conflict(tmp_path / "two.csv", reward=(150.0, 900.0), accuracy=(0.6, 0.8)))
+    assert found.score == "accuracy"
+    assert any("agrees with the loss: reward; accuracy is asked" in note for note in found.notes)
+    assert not any("not asked" in note for note in rankwise.analyze(tmp_path / "one.csv", metric="reward").notes)
 
 
 def test_the_command_says_what_it_guessed_and_decides(gpt2: Path) -> None:

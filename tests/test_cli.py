@@ -131,7 +131,7 @@ def test_bad_requests_are_one_line_and_exit_2(
             "not a text in 9 of 36 rows (row 2",
         ),
         (pd.DataFrame({"text": ["a", "b"] * 9, "label": [1] * 18}), "one class only"),
-        (pd.DataFrame({"text": ["a", "b"] * 9, "label": [0] * 16 + [1] * 2}), "class '1' has 2"),
+        (pd.DataFrame({"text": list("abcdefghijklmnopqr"), "label": [0] * 16 + [1] * 2}), "class '1' has 2"),
         (pd.DataFrame({"text": [], "label": []}), "no rows"),
         (pd.DataFrame({"words": ["a", "b"] * 9, "label": [0, 1] * 9}), "columns: words, label"),
     ],

@@ -72,3 +72,12 @@ def test_yaml_that_cannot_serve(tmp_path: Path) -> None:
     path.write_text("- 4\n- 8\n")
     with pytest.raises(RequestError, match="mapping"):
         read_yaml(path)
+
+
+def test_a_setting_under_both_spellings_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("batch-size: 4\nbatch_size: 8\n")
+    with pytest.raises(RequestError, match="'batch-size' and 'batch_size' are the same setting; give one of them"):
+        read_yaml(path)
+    with pytest.raises(RequestError, match="'max_length' and 'max-length'"):
+        make_config({"max_length": 8, "max-length": 16})

@@ -6,9 +6,12 @@ from typing import Any
 
 import pandas as pd
 
+from rankwise.checks import check_number, check_path, check_text
 from rankwise.decide import Decision, select
-from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better
+from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
+from rankwise.errors import some
 from rankwise.importers import Imported, read_results
+from rankwise.store import rank_costs
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def analyze(
         confidence: of the decision.
         noise: standard deviation over seeds of one trial's mean, where you know it.
         higher_is_better: of the metric, where its name does not tell.
-        score_margin: what the chosen rank may be worse in a second metric.
+        score_margin: what the chosen rank may be worse in a second metric, as a share: 0.01 is a point of percent.
         rank_column: a table's column of ranks; by default found by its name, and so for the others.
         seed_column: its column of seeds.
         learning_rate_column: its column of learning rates.
@@ -68,16 +71,19 @@ def analyze(
         >>> rankwise.analyze("runs/", metric="loss").decision.rank  # doctest: +SKIP
         16
     """
-    imported = read_results(
-        [Path(path) for path in paths],
-        rank_column=rank_column,
-        metric=metric,
-        seed_column=seed_column,
-        learning_rate_column=learning_rate_column,
-        example_column=example_column,
-    )
+    names = {
+        "metric": metric,
+        "rank_column": rank_column,
+        "seed_column": seed_column,
+        "learning_rate_column": learning_rate_column,
+        "example_column": example_column,
+    }
+    for name, value in names.items():
+        if value is not None:
+            check_text(name, value)
+    imported = read_results([check_path("results", path) for path in paths], **names)
     metric = imported.metrics[0]  # the one asked for, by its name in the evidence
-    evidence, score = _with_score(imported, metric)
+    evidence, score, whole, said = _with_score(imported, metric)
     decision = select(
         evidence,
         metric=metric,
@@ -85,18 +91,35 @@ def analyze(
         confidence=confidence,
         higher_is_better=higher_is_better,
         noise=noise,
-        score_margin=score_margin,
+        score_margin=check_number("score_margin", score_margin, above=0) * whole,
         histories=imported.train_loss,
     )
-    return Analysis(decision, imported.evidence, score, imported.notes)
+    if imported.summaries is not None:
+        costs = {row.rank: rank_costs(imported.summaries, row.rank, row.learning_rate) for row in decision.table}
+        decision = decision.with_costs(costs)
+    return Analysis(decision, imported.evidence, score, (*imported.notes, *said))
 
 
-def _with_score(imported: Imported, metric: str) -> tuple[pd.DataFrame, str | None]:
-    """Put a second metric, a share of which more is better, where `select` looks for the one that should agree."""
+def _with_score(imported: Imported, metric: str) -> tuple[pd.DataFrame, str | None, float, list[str]]:
+    """Put a second metric, of which more is better, where `select` looks for the one that should agree.
+
+    Returns:
+        The evidence; the metric's name; what 1 is in its units; what a reader should know.
+    """
     if metric != "loss":
-        return imported.evidence, metric
+        return imported.evidence, metric, 1, []
     usable = imported.evidence[~imported.evidence["diverged"]]
-    for name in imported.metrics:
-        if name != metric and higher_is_better(name) and usable[name].between(0, 1).all():
-            return imported.evidence.assign(score=imported.evidence[name]), name
-    return imported.evidence, None
+    others = [name for name in imported.metrics if name != metric and higher_is_better(name) and len(usable)]
+    wholes = {name: whole_share(name, usable[name].to_numpy()) for name in others}
+    score = next((name for name in others if wholes[name] is not None), None)
+    notes = []
+    left_out = [name for name in others if name != score]
+    if left_out:
+        reason = f"{score} is asked" if score else "no shares, percent or correlations; metric compares by one of them"
+        notes.append(f"not asked whether it agrees with the loss: {some(left_out)}; {reason}")
+    if score is None:
+        return imported.evidence, None, 1, notes
+    whole = wholes[score] or 1
+    if whole != 1:
+        notes.append(f"{score} is in percent; so is its margin, {whole:g} times score_margin")
+    return imported.evidence.assign(score=imported.evidence[score]), score, whole, notes

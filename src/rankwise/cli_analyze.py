@@ -36,7 +36,7 @@ def add_analyze_command(commands: Any) -> None:
         "--score-margin",
         metavar="X",
         default="0.01",
-        help="what the rank may be worse in a second metric. Default: 0.01.",
+        help="what the rank may be worse in a second metric, as a share (a point of percent is 0.01). Default: 0.01.",
     )
     way = analyze.add_mutually_exclusive_group()
     way.add_argument("--higher-is-better", action="store_true", default=None, help="of the metric")

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwise.checks import check_number, check_whole
-from rankwise.errors import RequestError, nearest, some
+from rankwise.checks import check_flag, check_number, check_path, check_text, check_whole
+from rankwise.errors import RequestError, nearest, shown, some
 from rankwise.lora.scaling import parse_alpha_policy
 
 AUTO: Literal["auto"] = "auto"
@@ -38,8 +38,16 @@ def _learning_rate(value: object) -> Literal["auto"] | tuple[float, ...]:
     return tuple(sorted(set(rates)))
 
 
+def _model(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise RequestError(f"model {shown(value)}: allowed is a directory with config.json, or a hub id")
+    return value
+
+
 def _names(value: object) -> tuple[str, ...]:
-    names = tuple(str(item) for item in _items(value))
+    names = tuple(check_text("target_modules", item) for item in _items(value))
     if not names:
         raise RequestError("target_modules: none given; allowed is 'all-linear' or layer names such as query,value")
     return names
@@ -47,12 +55,6 @@ def _names(value: object) -> tuple[str, ...]:
 
 def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else parse(value)
-
-
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise RequestError(f"{name} {value!r}: allowed is true or false")
 
 
 def _option(default: object, help: str, parse: Callable[[Any], Any]) -> Any:
@@ -71,18 +73,33 @@ class SweepConfig:
     """
 
     model: str | None = _option(
-        None, "Base model: a directory, or a hub id. Default: the MiniLM-L6 sample.", _optional(str)
+        None, "Base model: a directory, or a hub id. Default: the MiniLM-L6 sample.", _optional(_model)
     )
     data: Path | None = _option(
         None,
         "Training data: CSV, TSV, JSON lines or Parquet. Default: the Rotten Tomatoes sample.",
-        _optional(Path),
+        _optional(lambda value: check_path("data", value)),
     )
     eval_data: Path | None = _option(
-        None, "Held-out data. Default: a stratified part of the training data.", _optional(Path)
+        None,
+        "Held-out data. Default: a stratified part of the training data.",
+        _optional(lambda value: check_path("eval_data", value)),
     )
-    text_column: str | None = _option(None, "Column with the texts. Default: found by its name.", _optional(str))
-    label_column: str | None = _option(None, "Column with the labels. Default: found by its name.", _optional(str))
+    allow_duplicates: bool = _option(
+        False,
+        "Let eval_data hold texts that the training data holds too.",
+        lambda value: check_flag("allow_duplicates", value),
+    )
+    text_column: str | None = _option(
+        None,
+        "Column with the texts. Default: found by its name.",
+        _optional(lambda value: check_text("text_column", value)),
+    )
+    label_column: str | None = _option(
+        None,
+        "Column with the labels. Default: found by its name.",
+        _optional(lambda value: check_text("label_column", value)),
+    )
     ranks: tuple[int, ...] = _option(
         (4, 8, 16, 32),
         "Ranks to compare, as in 4,8,16,32.",
@@ -123,11 +140,15 @@ class SweepConfig:
         0.95, "Confidence of the decision.", lambda value: check_number("confidence", value, above=0, below=1)
     )
     trust_remote_code: bool = _option(
-        False, "Run Python code that comes with the model.", lambda value: _flag("trust_remote_code", value)
+        False, "Run Python code that comes with the model.", lambda value: check_flag("trust_remote_code", value)
     )
-    out: Path = _option(Path("rankwise-out"), "The sweep directory; the same command resumes it.", Path)
+    out: Path = _option(
+        Path("rankwise-out"),
+        "The sweep directory; the same command resumes it.",
+        lambda value: check_path("out", value),
+    )
     extend: bool = _option(
-        False, "Go on with a finished sweep in out, with more seeds.", lambda value: _flag("extend", value)
+        False, "Go on with a finished sweep in out, with more seeds.", lambda value: check_flag("extend", value)
     )
 
     def __post_init__(self) -> None:
@@ -147,6 +168,17 @@ class SweepConfig:
         return values
 
 
+def _by_field(values: Mapping[Any, object]) -> dict[str, object]:
+    """Return values by the names of fields: ``batch-size`` is ``batch_size``."""
+    written: dict[str, object] = {}
+    for name in values:
+        field_name = str(name).replace("-", "_")
+        if field_name in written:
+            raise RequestError(f"{written[field_name]!r} and {name!r} are the same setting; give one of them")
+        written[field_name] = name
+    return {field_name: values[name] for field_name, name in written.items()}
+
+
 def make_config(values: Mapping[str, object]) -> SweepConfig:
     """Build a config from named values, as a YAML file or a Python call gives them.
 
@@ -154,7 +186,7 @@ def make_config(values: Mapping[str, object]) -> SweepConfig:
         RequestError: a name is not a field (the nearest is named), or a value is not allowed.
     """
     known = [item.name for item in fields(SweepConfig)]
-    named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    named = _by_field(values)
     for name in named:
         if name not in known:
             raise RequestError(f"{name!r} is not a setting of a sweep{nearest(name, known)}; known: {', '.join(known)}")
@@ -162,10 +194,10 @@ def make_config(values: Mapping[str, object]) -> SweepConfig:
 
 
 def read_yaml(path: Path) -> dict[str, object]:
-    """Read a YAML file of sweep settings.
+    """Read a YAML file of sweep settings; a name may be written with hyphens, as the option is.
 
     Raises:
-        RequestError: the file is missing, is not YAML, or is not a mapping of names to values.
+        RequestError: the file is missing, is not YAML, is not a mapping of names to values, or names a setting twice.
     """
     import yaml
 
@@ -173,10 +205,10 @@ def read_yaml(path: Path) -> dict[str, object]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"config {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a number or a date that Python has not
         raise RequestError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise RequestError(f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', not {content!r}")
-    return content
+        raise RequestError(f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', not {shown(content)}")
+    return _by_field(content)

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST_SHOWN = 80  # characters
+
 
 class RankwiseError(Exception):
     """Something failed while running (exit code 1)."""
@@ -20,6 +22,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known word closest to ``word``, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, cut where it is long, so that a line stays one that can be read."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4300 digits
+        return f"{type(value).__name__} too long to show"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def some(values: Iterable[object], limit: int = 5) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rankwise.checks import check_whole
-from rankwise.config import _items, _names, _option, _optional, _whole_items
-from rankwise.errors import RequestError, nearest
+from rankwise.checks import check_flag, check_text, check_whole
+from rankwise.config import _items, _model, _names, _option, _optional, _whole_items
+from rankwise.errors import RequestError, nearest, shown
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.memory.devices import DEVICES, find_device, parse_bytes
 
@@ -31,21 +31,16 @@ REGEX_SIGNS = frozenset(r"*+?[](){}|\^$")
 def _choice(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
     def parse(value: object) -> str:
         matches = {option.lower(): option for option in allowed}
-        text = str(value).strip().lower()
+        text = value.strip().lower() if isinstance(value, str) else ""
         if text not in matches:
-            raise RequestError(f"{name} {value!r}: allowed are {', '.join(allowed)}{nearest(text, matches)}")
+            raise RequestError(f"{name} {shown(value)}: allowed are {', '.join(allowed)}{nearest(text, matches)}")
         return matches[text]
 
     return parse
 
 
 def _switch(name: str) -> Callable[[Any], bool]:
-    def parse(value: object) -> bool:
-        if isinstance(value, bool):
-            return value
-        raise RequestError(f"{name} {value!r}: allowed is true or false")
-
-    return parse
+    return lambda value: check_flag(name, value)
 
 
 def _targets(value: object) -> str | tuple[str, ...]:
@@ -55,8 +50,8 @@ def _targets(value: object) -> str | tuple[str, ...]:
     if isinstance(value, str) and REGEX_SIGNS & set(value):
         try:
             re.compile(value)
-        except re.error as error:
-            raise RequestError(f"target_modules {value!r} is not a regular expression: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise RequestError(f"target_modules {shown(value)} is not a regular expression: {error}") from None
         return value
     return _names(value)
 
@@ -65,10 +60,12 @@ def _rank_pattern(value: object) -> tuple[tuple[str, int], ...]:
     pairs = list(value.items()) if isinstance(value, Mapping) else _items(value)
     parsed = []
     for pair in pairs:
-        name, sign, rank = pair.rpartition("=") if isinstance(pair, str) else (*pair[:1], "=", *pair[1:])  # type: ignore[index]
-        if not sign or not name:
-            raise RequestError(f"rank_pattern {pair!r}: allowed is LAYER=RANK, as in q_proj=4,v_proj=8")
-        parsed.append((str(name), check_whole("rank_pattern", rank, at_least=1)))
+        name, _, rank = pair.rpartition("=") if isinstance(pair, str) else ("", "", None)
+        if isinstance(pair, (tuple, list)) and len(pair) == 2:
+            name, rank = pair
+        if not isinstance(name, str) or not name.strip():
+            raise RequestError(f"rank_pattern {shown(pair)}: allowed is LAYER=RANK, as in q_proj=4,v_proj=8")
+        parsed.append((name, check_whole("rank_pattern", rank, at_least=1)))
     return tuple(parsed)
 
 
@@ -80,7 +77,7 @@ class PlanConfig:
         RequestError: a value is not allowed; the message names it and what is.
     """
 
-    model: str = _option("", "Base model: a directory with config.json (weights are not needed), or a hub id.", str)
+    model: str = _option("", "Base model: a directory with config.json (weights are not needed), or a hub id.", _model)
     ranks: tuple[int, ...] = _option(
         (4, 8, 16, 32, 64), "Ranks, as in 4,8,16.", lambda value: _whole_items("rank", value, at_least=1)
     )
@@ -111,7 +108,7 @@ class PlanConfig:
     modules_to_save: tuple[str, ...] = _option(
         (),
         "Layers trained in full beside the adapter, as in embed_tokens,lm_head.",
-        lambda value: tuple(str(item) for item in _items(value)),
+        lambda value: tuple(check_text("modules_to_save", item) for item in _items(value)),
     )
     lora_alpha: str = _option(
         "r", "r, 2r, fixed:32 or rslora; changes no figure.", lambda value: parse_alpha_policy(value).name
@@ -128,7 +125,9 @@ class PlanConfig:
         _optional(lambda value: check_whole("num_labels", value, at_least=1)),
     )
     device: str | None = _option(
-        None, f"Which ranks fit: {', '.join(DEVICES)}, or cpu.", _optional(lambda value: find_device(value).name)
+        None,
+        f"Which ranks fit: {', '.join(DEVICES)}, or cpu.",
+        _optional(lambda value: find_device(check_text("device", value)).name),
     )
     memory: int | None = _option(
         None, "Which ranks fit a memory of this size, as in 24GB or 16GiB.", _optional(parse_bytes)
@@ -138,8 +137,6 @@ class PlanConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, item.metadata["parse"](getattr(self, item.name)))
-        if not self.model:
-            raise RequestError("model: none given; allowed is a directory with config.json, or a hub id")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
 
 PARTIAL = ".partial-"
+COSTS = ("trainable_params", "adapter_bytes", "train_seconds", "peak_memory_bytes")
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 
 
@@ -215,6 +216,21 @@ def read_summaries(directory: Path) -> pd.DataFrame:
         last = (trial / "metrics.jsonl").read_text().splitlines()[-1]
         rows.append({"name": trial.name, **(read_json(trial / "config.json") or {}), **json.loads(last)})
     return pd.DataFrame(rows)
+
+
+def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) -> dict[str, Any]:
+    """Return a rank's measured costs, from its trials at its own learning rate; none where it has no trial."""
+    trials = summaries[summaries["rank"] == rank]
+    if learning_rate is not None:
+        trials = trials[trials["learning_rate"] == learning_rate]
+    if trials.empty:
+        return {}
+    return {
+        "trainable_params": int(trials["trainable_params"].max()),
+        "adapter_bytes": int(trials["adapter_bytes"].max()),
+        "train_seconds": float(trials["train_seconds"].median()),
+        "peak_memory_bytes": int(trials["peak_memory_bytes"].max()),
+    }
 
 
 def read_histories(directory: Path) -> pd.DataFrame:

@@ -214,9 +214,9 @@ def test_a_rank_with_fewer_seeds_is_compared_on_those_it_has() -> None:
     [
         (lambda e: e.drop(columns="rank"), "lacks the column rank; it has: seed, example_id"),
         (lambda e: e.rename(columns={"loss": "los"}), r"'loss' is not in the evidence \(did you mean 'los'\?\)"),
-        (lambda e: e.assign(rank=e["rank"] + 0.5), r"rank 4.5, 8.5, 16.5, 32.5 in 6000 rows"),
+        (lambda e: e.assign(rank=e["rank"] + 0.5), r"rank 4.5, 8.5, 16.5, 32.5 in 6000 of 6000 rows"),
         (lambda e: e[e["rank"] == 4], "holds 1 rank; at least two"),
-        (lambda e: e.assign(loss=np.where(e.index == 7, np.inf, e["loss"])), r"not finite in 1 rows \(row 7\)"),
+        (lambda e: e.assign(loss=np.where(e.index == 7, np.inf, e["loss"])), r"loss inf in 1 of 6000 rows \(row 7\)"),
         (lambda e: pd.concat([e, e.head(1)]), "1 rows repeat"),
         (
             lambda e: e[(e["rank"] != 4) | (e["seed"] != 1) | (e["example_id"] < 100)],

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from rankwise import analyze
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RequestError
 from rankwise.importers.results import read_results
@@ -89,10 +90,10 @@ def refused(*paths: Path, **options: Any) -> str:
 def test_a_rankwise_sweep(tmp_path: Path) -> None:
     save_sweep(tmp_path)
     imported = read_results([tmp_path])
-    assert imported.metrics == ("loss", "score")
+    assert imported.metrics == ("loss", "accuracy")
     assert imported.evidence.to_dict("list") == {
         "rank": [4, 4, 8, 8], "seed": [0] * 4, "learning_rate": [1e-3] * 4, "example_id": [3, 5, 3, 5],
-        "diverged": [False] * 4, "loss": [0.25, 0.75, 0.125, 0.75], "score": [1.0, 0.0, 1.0, 0.0],
+        "diverged": [False] * 4, "loss": [0.25, 0.75, 0.125, 0.75], "accuracy": [1.0, 0.0, 1.0, 0.0],
     }  # fmt: skip
     assert imported.train_loss is not None
     assert imported.train_loss.groupby("rank")["train_loss"].apply(list).to_dict() == {4: [0.7, 0.6], 8: [0.7, 0.6]}
@@ -107,6 +108,18 @@ def test_a_rankwise_sweep_with_a_diverged_trial(tmp_path: Path) -> None:
     assert np.isnan(gone["loss"]).all()
     assert imported.train_loss is not None
     assert np.isfinite(imported.train_loss["train_loss"]).all()
+
+
+def test_a_sweep_s_costs(tmp_path: Path) -> None:
+    save_sweep(tmp_path)
+    found = analyze(tmp_path)
+    assert found.score == "accuracy"
+    for row in found.decision.table:
+        assert (row.trainable_params, row.train_seconds, row.peak_memory_bytes) == (6, 1.5, 1000)
+    more = pd.DataFrame({"rank": [16, 16, 32, 32], "learning_rate": 1e-3, "example_id": [3, 5] * 2, "loss": 0.5})
+    more.to_csv(tmp_path / "more.csv", index=False)
+    table = analyze(tmp_path, tmp_path / "more.csv").decision.table
+    assert [row.train_seconds for row in table] == [1.5, 1.5, None, None]
 
 
 def test_two_sweeps_are_put_together(tmp_path: Path) -> None:
@@ -218,8 +231,9 @@ def test_paths_that_hold_nothing(tmp_path: Path) -> None:
 def test_columns_are_for_tables(tmp_path: Path) -> None:
     save_sweep(tmp_path)
     assert "seed_column is for tables" in refused(tmp_path, seed_column="run")
-    assert "metric 'accuracy' is not there; metrics: loss, score" in refused(tmp_path, metric="accuracy")
-    assert read_results([tmp_path], metric="score").metrics == ("score", "loss")
+    assert "metric 'bleu' is not there; metrics: loss, accuracy" in refused(tmp_path, metric="bleu")
+    assert read_results([tmp_path], metric="accuracy").metrics == ("accuracy", "loss")
+    assert read_results([tmp_path], metric="score").metrics == ("accuracy", "loss")
 
 
 def test_reading_results_loads_no_torch() -> None:

@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
 from rankwise.tasks.classification import encode, load_task, losses_and_scores, sort_labels
+from rankwise.tasks.split import stratified_split
 from tests.conftest import make_reviews
 
 
@@ -42,7 +43,10 @@ def test_held_out_data_of_its_own(reviews: Path, tmp_path: Path) -> None:
     ("table", "words"),
     [
         (pd.DataFrame({"text": ["a", "b"], "label": [1, 1]}), "one class only"),
-        (pd.DataFrame({"text": ["a", "b", "c", "d"], "label": [0, 0, 0, 1]}), "'1' has 1"),
+        (
+            pd.DataFrame({"text": ["a", "b", "c", "d", "d", "d"], "label": [0, 0, 0, 1, 1, 1]}),
+            r"'1' has 1.*different te",
+        ),
         (pd.DataFrame({"text": [1, 2, 3], "label": [0, 1, 1]}), "not a text in 3 of 3 rows"),
     ],
 )
@@ -68,6 +72,16 @@ def test_labels_are_ordered_as_numbers_where_they_are() -> None:
     assert sort_labels({"b", "a", "10"}) == ("10", "a", "b")
 
 
+def test_labels_of_one_value_have_an_order_too() -> None:
+    many = {"0" * zeros + "1" for zeros in range(8)}  # a set's own order differs between processes
+    assert sort_labels(many) == tuple(sorted(many))
+
+
+def test_one_column_cannot_be_texts_and_labels(reviews: Path) -> None:
+    with pytest.raises(RequestError, match=r"are both 'label' of .*name two columns: text, label"):
+        load_task(SweepConfig(data=reviews, text_column="label"))
+
+
 def test_loss_and_score_against_scipy() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 3)) * 20
     labels = np.arange(50) % 3
@@ -85,3 +99,35 @@ def test_long_texts_are_cut_and_counted(tiny_model: Path, reviews: Path) -> None
     words = [len(text.split()) for text in task.train.texts]
     assert cut == sum(count + 2 > 8 for count in words)  # [CLS] and [SEP]
     assert encoded.lengths == [min(8, count + 2) for count in words]
+
+
+def test_copies_of_a_text_stay_in_one_part(tmp_path: Path) -> None:
+    table = make_reviews(60).drop_duplicates("text")
+    alone = tmp_path / "alone.csv"
+    table.to_csv(alone, index=False)
+    twice = tmp_path / "twice.csv"
+    pd.concat([table, table, table.head(5)]).to_csv(twice, index=False)
+    one, other = load_task(SweepConfig(data=alone)), load_task(SweepConfig(data=twice))
+    parts = [set(part.texts) for part in (other.train, other.held_out, other.test)]
+    assert parts == [set(part.texts) for part in (one.train, one.held_out, one.test)]
+    assert sum(map(len, (other.train, other.held_out, other.test))) == 2 * len(table) + 5
+    assert any(f"{len(table) + 5} of {2 * len(table) + 5} texts are copies" in note for note in other.notes)
+    assert not any("copies" in note for note in one.notes)
+
+
+def test_the_split_of_data_without_copies_is_the_plain_one(reviews: Path) -> None:
+    table = pd.read_csv(reviews).drop_duplicates("text")
+    table.to_csv(reviews, index=False)
+    task = load_task(SweepConfig(data=reviews))
+    plain = stratified_split([str(label) for label in table["label"]], [0.2, 0.1], 0)
+    assert [list(part.ids) for part in (task.train, task.held_out, task.test)] == plain
+
+
+def test_held_out_texts_that_are_trained_on_are_refused_or_said(reviews: Path, tmp_path: Path) -> None:
+    other = tmp_path / "held.csv"
+    pd.concat([make_reviews(30, seed=1), pd.read_csv(reviews).head(3)]).to_csv(other, index=False)
+    with pytest.raises(RequestError, match=r"3 of its 33 texts are in the training data too; .*--allow-duplicates"):
+        load_task(SweepConfig(data=reviews, eval_data=other))
+    task = load_task(SweepConfig(data=reviews, eval_data=other, allow_duplicates=True))
+    assert len(task.held_out) == 33
+    assert any("3 of its 33 texts" in note for note in task.notes)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from rankwise.checks import check_flag, check_text
+from rankwise.decide.columns import typed
 from rankwise.decide.metrics import higher_is_better as by_name
-from rankwise.errors import RequestError, nearest, some
+from rankwise.errors import RequestError, nearest, shown, some
 
 KEY = ["rank", "learning_rate", "seed", "example_id"]
 
@@ -42,12 +44,12 @@ def read_runs(evidence: pd.DataFrame, metric: str = "loss", higher_is_better: bo
     """Turn a table of evidence into arrays, ranks ascending; see `rankwise.select` for the columns.
 
     Raises:
-        RequestError: a column is missing, a rank is not a positive whole number, there is one rank only, a value is
-            not finite, a row stands twice, ranks were not scored on the same examples, or it is not known which way
-            the metric is better.
+        RequestError: a column is missing, a value is not what its column holds (a positive whole number for a rank, a
+            finite number for a metric, true or false for ``diverged``), there is one rank only, a row stands twice,
+            ranks were not scored on the same examples, or it is not known which way the metric is better.
     """
-    evidence = _checked(evidence, metric)
-    upwards = by_name(metric) if higher_is_better is None else higher_is_better
+    evidence = _checked(evidence, check_text("metric", metric))
+    upwards = by_name(metric) if higher_is_better is None else check_flag("higher_is_better", higher_is_better)
     if upwards is None:
         raise RequestError(f"metric {metric!r}: its name does not say which way is better; state higher_is_better")
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
@@ -104,30 +106,27 @@ def _checked(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
             f"metric {metric!r} is not in the evidence{nearest(metric, names)}; there are: {some(names, 12)}"
         )
     evidence = evidence.reset_index(drop=True)
-    evidence["diverged"] = evidence["diverged"].astype(bool) if "diverged" in evidence.columns else False
-    for name, single in (("seed", 0), ("learning_rate", 0.0), ("example_id", 0)):
+    for name, single in (("seed", 0), ("learning_rate", 0.0), ("example_id", 0), ("diverged", False)):
         if name not in evidence.columns:
             evidence[name] = single  # one, not named
-    ranks = pd.to_numeric(evidence["rank"], errors="coerce").to_numpy(dtype=float)
-    odd = np.flatnonzero(~(np.isfinite(ranks) & (ranks >= 1) & (ranks == np.round(ranks))))
-    if len(odd):
-        values = some(dict.fromkeys(repr(value) for value in evidence["rank"].iloc[odd].tolist()))
-        raise RequestError(f"evidence: rank {values} in {len(odd)} rows (row {some(odd)}); allowed are whole numbers")
-    evidence["rank"] = ranks.astype(int)
+    measured = [name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence.columns]
+    evidence = typed(evidence, measured, _refuse)
     if evidence["rank"].nunique() < 2:
         raise RequestError(f"evidence holds {evidence['rank'].nunique()} rank; at least two are needed to compare")
     usable = evidence[~evidence["diverged"]]
-    measured = [name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence.columns]
-    bad = usable.index[~np.isfinite(usable[measured].to_numpy(dtype=float)).all(axis=1)]
-    if len(bad):
-        raise RequestError(
-            f"evidence: {' or '.join(measured)} is not finite in {len(bad)} rows (row {some(bad)}); mark a trial that "
-            "diverged in a column named diverged"
-        )
     twice = usable.index[usable.duplicated(KEY)]
     if len(twice):
         raise RequestError(f"evidence: {len(twice)} rows repeat a {', '.join(KEY)} (row {some(twice)})")
     return evidence
+
+
+def _refuse(values: pd.Series, good: np.ndarray, allowed: str) -> None:
+    bad = values[~good]
+    if len(bad):
+        raise RequestError(
+            f"evidence: {values.name} {some(dict.fromkeys(map(shown, bad.tolist())))} in {len(bad)} of {len(values)} "
+            f"rows (row {some(bad.index)}); allowed are {allowed}"
+        )
 
 
 def _runs_of(rank: int, evidence: pd.DataFrame, score: str) -> Runs:

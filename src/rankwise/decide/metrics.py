@@ -24,6 +24,9 @@ HIGHER = {
     "spearmanr", "correlation", "mcc", "matthews", "kappa", "auc", "auroc", "auprc", "precision", "recall", "map",
     "mrr", "ndcg", "r2", "pass", "correct", "similarity", "likelihood", "winrate", "iou",
 }  # fmt: skip
+CORRELATIONS = {"pearson", "pearsonr", "spearman", "spearmanr", "correlation", "mcc", "matthews"}  # from -1 to 1
+# Shares that are as often given in percent.
+PERCENT = {"accuracy", "acc", "f1", "em", "exact", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum"}
 LOSS_MARGIN = 0.02  # nats; docs/decision.md says why
 SHARE_MARGIN = 0.01  # of metrics between 0 and 1: a point of accuracy
 OTHER_MARGIN = 0.01  # of the mean of any other metric
@@ -60,12 +63,30 @@ def higher_is_better(metric: str) -> bool | None:
     bare = split_prefix(metric)[1]
     if bare in LOSSES:
         return False
-    words = {part for word in bare.split("_") for part in (word, re.sub(r"@?\d*$", "", word))}
+    words = _words(bare)
     if words & SPREAD:
         return None
     if words & LOWER:
         return False
     return True if words & HIGHER else None
+
+
+def whole_share(metric: str, values: np.ndarray) -> float | None:
+    """Return what 1 is in a metric's own units: 1 for shares and correlations, 100 for percent; None if unknown.
+
+    Args:
+        metric: its name.
+        values: finite, (n,), at least one.
+    """
+    words = _words(split_prefix(metric)[1])
+    least, most = values.min(), values.max()
+    if (-1 if words & CORRELATIONS else 0) <= least and most <= 1:
+        return 1
+    return 100 if words & PERCENT and least >= 0 and most <= 100 else None
+
+
+def _words(bare: str) -> set[str]:
+    return {part for word in bare.split("_") for part in (word, re.sub(r"@?\d*$", "", word))}
 
 
 def find_metrics(names: Iterable[str], asked: str | None = None) -> tuple[dict[str, str], list[str]]:

@@ -67,11 +67,11 @@ def select(
         8
     """
     if margin is not None:
-        check_number("margin", margin, above=0)
-    check_number("confidence", confidence, above=0, below=1)
-    check_number("score_margin", score_margin, above=0)
+        margin = check_number("margin", margin, above=0)
+    confidence = check_number("confidence", confidence, above=0, below=1)
+    score_margin = check_number("score_margin", score_margin, above=0)
     if noise is not None:
-        check_number("noise", noise, above=0)
+        noise = check_number("noise", noise, above=0)
     runs = read_runs(evidence, metric, higher_is_better)
     warning = None
     if margin is None:

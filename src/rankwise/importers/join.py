@@ -1,17 +1,18 @@
 """Several sources of results put together into one table of evidence, and checked."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
+from rankwise.decide.columns import typed
 from rankwise.decide.metrics import snake
 from rankwise.errors import RequestError, nearest, some
-from rankwise.importers.part import Part, as_numbers
+from rankwise.importers.part import Part
 
 KEY = ["rank", "seed", "learning_rate", "example_id"]
 UNKNOWN = {"seed": 0, "learning_rate": 0.0}  # what stands where none is known
-LARGEST = 2.0**53  # a float holds every whole number up to it
 
 
 def common_metrics(parts: list[Part], asked: str | None, notes: list[str]) -> list[str]:
@@ -57,35 +58,7 @@ def join_evidence(parts: list[Part], metrics: list[str], notes: list[str]) -> pd
     columns = [*KEY[: 3 + any(per_example)], "diverged", *metrics]
     rows = [part.rows.assign(**{n: v for n, v in UNKNOWN.items() if n not in part.rows.columns}) for part in parts]
     evidence = pd.concat(rows, keys=range(len(parts))).reindex(columns=columns)
-    evidence["diverged"] = evidence["diverged"].astype(bool)
-    for name, allowed, least in (("rank", "whole numbers of at least 1", 1.0), ("seed", "whole numbers", -LARGEST)):
-        numbers = as_numbers(evidence[name])
-        whole = (least <= numbers) & (numbers <= LARGEST) & (np.floor(numbers) == numbers)
-        _refuse(parts, evidence[name], whole, allowed)
-        evidence[name] = numbers.astype(np.int64)
-    rates = as_numbers(evidence["learning_rate"])
-    _refuse(parts, evidence["learning_rate"], np.isfinite(rates) & (rates >= 0), "numbers above 0")
-    evidence["learning_rate"] = rates
-    for name in metrics:
-        values = as_numbers(evidence[name])
-        _refuse(
-            parts, evidence[name], np.isfinite(values) | evidence["diverged"].to_numpy(),
-            "finite numbers; a trial whose loss is not finite is marked by a column diverged",
-        )  # fmt: skip
-        evidence[name] = values
-    if any(per_example):
-        evidence["example_id"] = _example_ids(parts, evidence)
-    return evidence
-
-
-def _example_ids(parts: list[Part], evidence: pd.DataFrame) -> pd.Series:
-    """Return ids as whole numbers if all are, else as text; a diverged trial may have none (-1)."""
-    ids = evidence["example_id"]
-    _refuse(parts, ids, (ids.notna() | evidence["diverged"]).to_numpy(), "an id for each example")
-    ids = ids.where(ids.notna(), -1)
-    if pd.api.types.is_float_dtype(ids) and ((ids % 1 == 0) & (ids.abs() <= LARGEST)).all():
-        return ids.astype(np.int64)
-    return ids if pd.api.types.is_signed_integer_dtype(ids) else ids.astype(str)
+    return typed(evidence, metrics, partial(_refuse, parts))
 
 
 def _refuse(parts: list[Part], values: pd.Series, good: np.ndarray, allowed: str) -> None:

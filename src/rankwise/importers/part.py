@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from rankwise.decide.columns import is_number
 from rankwise.errors import RequestError
 
 # Settings that move results as much as a rank does; runs that differ in them do not compare ranks alone.
@@ -31,6 +31,7 @@ class Part:
         names: the metrics, from the name as written to its own name.
         notes: what was guessed or left out.
         train_loss: columns ``rank``, ``seed``, ``learning_rate`` (as far as known), ``step`` and ``train_loss``.
+        summaries: columns ``rank``, ``learning_rate`` and those of `rankwise.store.COSTS`, a row per trial of a sweep.
         step: of a run, the step of the evaluation that counts, if known.
         is_run: whether it is a single run, not a table or a sweep.
         settings: those of SETTINGS that are known, as JSON text.
@@ -41,6 +42,7 @@ class Part:
     names: Mapping[str, str]
     notes: tuple[str, ...] = ()
     train_loss: pd.DataFrame | None = None
+    summaries: pd.DataFrame | None = None
     step: int | None = None
     is_run: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -66,23 +68,9 @@ def last_values(rows: list[dict[str, Any]]) -> dict[str, float]:
     return values
 
 
-def is_number(value: object) -> bool:
-    """Whether a JSON value is a number that a float can hold; true and false are not."""
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300)
-
-
 def is_scalar(value: object) -> bool:
     """Whether a JSON value can be a rank, a seed or a rate, right or wrong: a number or a text."""
     return is_number(value) or isinstance(value, str)
-
-
-def as_numbers(values: pd.Series) -> np.ndarray:
-    """Return numbers, (rows,), NaN for what is none; true and false are none."""
-    if pd.api.types.is_bool_dtype(values):
-        return np.full(len(values), np.nan)
-    if values.dtype == object:  # mixed: text is read as a number where it is one, lists and true are not
-        values = values.map(lambda value: value if isinstance(value, str) or is_number(value) else None)
-    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
 
 def history(rows: list[dict[str, Any]], names: tuple[str, ...], identity: Mapping[str, Any]) -> pd.DataFrame | None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rankwise.decide.columns import as_numbers
 from rankwise.errors import RequestError, some
 from rankwise.importers.join import (
     KEY,
     UNKNOWN,
-    as_numbers,
     common_metrics,
     differences,
     join_evidence,
@@ -21,8 +21,10 @@ from rankwise.importers.part import Part, history, read_lines, read_object
 from rankwise.importers.peft_comparison import is_comparison, read_comparison
 from rankwise.importers.runs import CONFIGS, DEPTH, read_runs
 from rankwise.importers.table import read_result_table
-from rankwise.store import EVIDENCE_COLUMNS, read_evidence, read_json
+from rankwise.store import COSTS, EVIDENCE_COLUMNS, read_evidence, read_json, read_summaries
 from rankwise.tasks.readers import FORMATS
+
+SWEEP_SCORE = "accuracy"  # what a sweep's score is, its task being classification
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,15 @@ class Imported:
             ``train_loss``, which is not held out, last.
         train_loss: columns ``rank``, ``seed``, ``learning_rate``, ``step`` and ``train_loss`` (finite) where
             histories are known, else None.
+        summaries: columns ``rank``, ``learning_rate`` and those of `rankwise.store.COSTS`, a row per trial, where
+            sweeps of rankwise are among the results, else None.
         notes: what was guessed or left out, to be said aloud.
     """
 
     evidence: pd.DataFrame
     metrics: tuple[str, ...]
     train_loss: pd.DataFrame | None
+    summaries: pd.DataFrame | None
     notes: tuple[str, ...]
 
 
@@ -99,7 +104,9 @@ def read_results(
     refuse_repeats(parts, evidence)
     notes += _cautions(parts)
     evidence = evidence.reset_index(drop=True)
-    return Imported(evidence, tuple(metrics), _histories(parts), tuple(dict.fromkeys(notes)))
+    measured = [part.summaries for part in parts if part.summaries is not None]
+    summaries = pd.concat(measured, ignore_index=True) if measured else None
+    return Imported(evidence, tuple(metrics), _histories(parts), summaries, tuple(dict.fromkeys(notes)))
 
 
 def _read_path(path: Path, columns: dict[str, str | None], metric: str | None) -> tuple[list[Part], list[str]]:
@@ -141,15 +148,16 @@ def _sort_out(read: list[tuple[str, Part | str]]) -> tuple[list[Part], list[str]
 
 
 def _read_sweep(directory: Path) -> Part:
-    """Read a rankwise sweep's evidence and its trials' training losses."""
+    """Read a rankwise sweep's evidence and its trials' training losses and costs."""
     histories = []
     try:
         rows = read_evidence(directory)
+        summaries = read_summaries(directory)
         for log in sorted(directory.glob("trials/[!.]*/metrics.jsonl")):
             trial = read_json(log.parent / "config.json") or {}
             identity = {name: trial[name] for name in KEY[:3] if name in trial}
             histories.append(history(list(read_lines(log)), ("train_loss",), identity))
-    except (OSError, ValueError) as error:  # pyarrow's errors are these
+    except (OSError, ValueError, IndexError) as error:  # pyarrow's errors are the first two; a log may be empty
         raise RequestError(f"sweep {str(directory)!r} cannot be read: {' '.join(str(error).split())}") from None
     missing = [name for name in EVIDENCE_COLUMNS if name not in rows.columns]
     if missing:
@@ -159,9 +167,10 @@ def _read_sweep(directory: Path) -> Part:
     known = [frame for frame in histories if frame is not None]
     return Part(
         origin=str(directory),
-        rows=rows.set_axis(range(1, len(rows) + 1)),
-        names={"loss": "loss", "score": "score"},
+        rows=rows.rename(columns={"score": SWEEP_SCORE}).set_axis(range(1, len(rows) + 1)),
+        names={"loss": "loss", "score": SWEEP_SCORE},
         train_loss=pd.concat(known, ignore_index=True) if known else None,
+        summaries=summaries.reindex(columns=["rank", "learning_rate", *COSTS]).dropna(subset=list(COSTS)),
     )
 
 

@@ -1,14 +1,16 @@
 """Results from a table: CSV, TSV, JSON lines or Parquet, with columns for rank and metrics."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from rankwise.decide.columns import as_measures, truth
 from rankwise.decide.metrics import find_metrics
 from rankwise.errors import RequestError, nearest, some
-from rankwise.importers.part import Part, as_numbers
+from rankwise.importers.part import Part
 from rankwise.tasks.readers import pick_column, read_table
 
 # Conventional names, in lower case, the plainest first.
@@ -39,7 +41,7 @@ def read_result_table(path: Path, wanted: Mapping[str, str | None], metric: str 
     columns = _pick_columns(table, wanted, path, notes)
     divergence = next((column for column in table.columns if column.lower() == "diverged"), None)
     rest = [column for column in table.columns if column not in {*columns.values(), divergence}]
-    numbers = {column: _values(table[column]) for column in rest}
+    numbers = {column: as_measures(table[column]) for column in rest}
     # Text such as "n/a" in a column of numbers is a bad value, reported later; a column of text only is no metric.
     numbers = {column: values for column, values in numbers.items() if not np.isnan(values).all()}
     names, _ = find_metrics(numbers, metric)
@@ -50,7 +52,7 @@ def read_result_table(path: Path, wanted: Mapping[str, str | None], metric: str 
         raise RequestError(f"{str(path)!r} has {missing}; columns: {some(table.columns, 12)}")
 
     rows = pd.DataFrame({ROLE_COLUMNS.get(role, role): table[column] for role, column in columns.items()})
-    rows["diverged"] = False if divergence is None else _truth(table[divergence], path)
+    rows["diverged"] = False if divergence is None else truth(table[divergence], partial(_refuse, path))
     for written, own in names.items():
         rows[own] = numbers[written]
     read = [f"{own} from {name!r}" for own, name in (*columns.items(), *((own, name) for name, own in names.items()))]
@@ -81,21 +83,11 @@ def _pick_columns(
     return columns
 
 
-def _values(column: pd.Series) -> np.ndarray:
-    """Return a column of metrics as numbers, (rows,); of an example answered right, true is 1."""
-    return column.to_numpy(dtype=float) if pd.api.types.is_bool_dtype(column) else as_numbers(column)
-
-
-def _truth(values: pd.Series, path: Path) -> pd.Series:
-    """Return a column of true and false, however it was written."""
-    if pd.api.types.is_bool_dtype(values):
-        return values
-    meanings = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    truth = values.map(lambda value: meanings.get(str(value).strip().lower()))
-    bad = values.index[truth.isna()]
+def _refuse(path: Path, values: pd.Series, good: np.ndarray, allowed: str) -> None:
+    """Refuse values, naming column, file and rows."""
+    bad = values[~good]
     if len(bad):
         raise RequestError(
-            f"column {values.name!r} of {str(path)!r}: {some(values[bad].astype(str).unique())} in {len(bad)} rows "
-            f"(row {some(bad)}); allowed are true and false"
+            f"column {values.name!r} of {str(path)!r}: {some(bad.astype(str).unique())} in {len(bad)} rows "
+            f"(row {some(bad.index)}); allowed are {allowed}"
         )
-    return truth.astype(bool)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, shown
 
 ALLOWED = "r, 2r, fixed:ALPHA (as in fixed:32), rslora or rslora:ALPHA"
 RSLORA_ALPHA = 16.0
@@ -49,7 +49,7 @@ def parse_alpha_policy(text: str) -> AlphaPolicy:
     Raises:
         RequestError: the name is none of those, or its alpha is not a positive number.
     """
-    name, _, number = str(text).strip().lower().partition(":")
+    name, _, number = (text if isinstance(text, str) else shown(text)).strip().lower().partition(":")
     if name in ("r", "2r") and not number:
         return AlphaPolicy(name, multiple=1.0 if name == "r" else 2.0, constant=None)
     if name in ("fixed", "rslora") and (number or name == "rslora"):
@@ -59,6 +59,6 @@ def parse_alpha_policy(text: str) -> AlphaPolicy:
             constant = math.nan
         if math.isfinite(constant) and constant > 0:
             return AlphaPolicy(f"{name}:{constant:g}", multiple=None, constant=constant, use_rslora=name == "rslora")
-        raise RequestError(f"lora_alpha {text!r}: {number!r} is not a positive number; allowed: {ALLOWED}")
+        raise RequestError(f"lora_alpha {shown(text)}: {shown(number)} is not a positive number; allowed: {ALLOWED}")
     hint = f" (did you mean 'fixed:{name}'?)" if name.isdigit() else ""
-    raise RequestError(f"lora_alpha {text!r} is not a policy; allowed: {ALLOWED}{hint}")
+    raise RequestError(f"lora_alpha {shown(text)} is not a policy; allowed: {ALLOWED}{hint}")

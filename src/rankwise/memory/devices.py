@@ -1,9 +1,10 @@
 """Accelerators by name: how much memory a program can have on each."""
 
+import math
 import re
 from dataclasses import dataclass
 
-from rankwise.errors import RequestError, nearest
+from rankwise.errors import RequestError, nearest, shown
 
 GIB, MIB = 2**30, 2**20
 CONTEXT = 512 * MIB
@@ -103,8 +104,11 @@ def parse_bytes(value: object) -> int:
     Raises:
         RequestError: it is not a size above zero.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", str(value).lower())
-    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
-        raise RequestError(f"memory {value!r}: allowed is a size above zero such as 24GB, 16GiB or 25769803776")
-    power = "kmgt".index(match[2]) + 1 if match[2] else 0
-    return round(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    match = re.fullmatch(
+        r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", (value if isinstance(value, str) else shown(value)).lower()
+    )
+    power = "kmgt".index(match[2]) + 1 if match and match[2] else 0
+    size = float(match[1]) * (1024 if match[3] else 1000) ** power if match else math.nan
+    if not 1 <= size < math.inf:
+        raise RequestError(f"memory {shown(value)}: allowed is a size above zero such as 24GB, 16GiB or 25769803776")
+    return round(size)

@@ -112,7 +112,12 @@ def _read_own(config: SweepConfig, path: Path) -> ClassificationTask:
     table = read_table(path)
     text_column = pick_column(table, config.text_column, TEXT_NAMES, "text", path)
     label_column = pick_column(table, config.label_column, LABEL_NAMES, "label", path)
-    notes = (f"texts from column {text_column!r}, labels from column {label_column!r} of {path.name}",)
+    if text_column == label_column:
+        raise RequestError(
+            f"text_column and label_column are both {text_column!r} of {str(path)!r}; name two columns: "
+            f"{some(table.columns, 12)}"
+        )
+    notes: tuple[str, ...] = (f"texts from column {text_column!r}, labels from column {label_column!r} of {path.name}",)
     texts, labels = check_texts(table[text_column], path), check_labels(table[label_column], path)
     names = sort_labels(set(labels))
     if len(names) < 2:
@@ -132,6 +137,15 @@ def _read_own(config: SweepConfig, path: Path) -> ClassificationTask:
             f"eval_data {str(config.eval_data)!r} has labels that the training data lacks: {some(unseen)}; "
             f"known: {some(names, 12)}"
         )
+    known = set(texts)
+    seen = sum(text in known for text in eval_texts)
+    if seen:
+        said = (
+            f"eval_data {str(config.eval_data)!r}: {seen} of its {len(eval_texts)} texts are in the training data too"
+        )
+        if not config.allow_duplicates:
+            raise RequestError(f"{said}; take them out of one of the two, or allow them with --allow-duplicates")
+        notes += (said,)
     return ClassificationTask(
         name=path.name,
         label_names=names,
@@ -152,7 +166,10 @@ def _split(
     notes: tuple[str, ...],
 ) -> ClassificationTask:
     names = sort_labels(set(labels))
-    train, held_out, test = stratified_split(labels, [held_out_share, test_share], SPLIT_SEED)
+    train, held_out, test = _split_texts(texts, labels, [held_out_share, test_share])
+    copies = len(texts) - len(set(texts))
+    if copies:
+        notes += (f"{copies} of {len(texts)} texts are copies of another; all copies of a text are kept in one part",)
     return ClassificationTask(
         name=name,
         label_names=names,
@@ -161,6 +178,16 @@ def _split(
         test=_examples(texts, labels, names, test),
         notes=notes,
     )
+
+
+def _split_texts(texts: list[str], labels: list[str], fractions: Sequence[float]) -> list[list[int]]:
+    """Split rows so that the copies of a text are all in one part: that of the first, by its class."""
+    rows_of: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows_of.setdefault(text, []).append(row)
+    copies = list(rows_of.values())
+    parts = stratified_split([labels[rows[0]] for rows in copies], fractions, SPLIT_SEED, "different texts")
+    return [sorted(row for position in part for row in copies[position]) for part in parts]
 
 
 def _limit_train(task: ClassificationTask, limit: int | None) -> ClassificationTask:
@@ -190,7 +217,7 @@ def _examples(texts: list[str], labels: list[str], names: Sequence[str], rows: S
 def sort_labels(names: set[str]) -> tuple[str, ...]:
     """Order class names: numbers by value, anything else by letter."""
     try:
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "1" and "01" are two names
     except ValueError:
         return tuple(sorted(names))
 

@@ -7,13 +7,16 @@ import numpy as np
 from rankwise.errors import RequestError, some
 
 
-def stratified_split(labels: Sequence[str], fractions: Sequence[float], seed: int) -> list[list[int]]:
+def stratified_split(
+    labels: Sequence[str], fractions: Sequence[float], seed: int, what: str = "examples"
+) -> list[list[int]]:
     """Split row numbers into parts, with the shares of the classes kept in each.
 
     Args:
         labels: the class of each row, (N,).
         fractions: the share of every part but the first, which takes the rest.
         seed: of the shuffle within each class.
+        what: to call the rows in a message.
 
     Returns:
         ``1 + len(fractions)`` disjoint lists of row numbers, each in ascending order, together all N.
@@ -29,7 +32,7 @@ def stratified_split(labels: Sequence[str], fractions: Sequence[float], seed: in
     if small:
         rows = [f"{name!r} has {count}" for name, count in small.items()]
         raise RequestError(
-            f"class {some(rows)}: each class needs at least {len(parts)} examples to be split into {len(parts)} parts"
+            f"class {some(rows)}: each class needs at least {len(parts)} {what} to be split into {len(parts)} parts"
         )
     for name in np.unique(codes):
         rows_of_class = generator.permutation(np.flatnonzero(codes == name))  # (n,)
