@@ -24,7 +24,7 @@ from rankwise.tasks.readers import file_fingerprint
 
 if TYPE_CHECKING:
     from rankwise.engine.base_model import BaseModel
-    from rankwise.engine.trial import FinishedTrial
+    from rankwise.engine.trial import Engine, FinishedTrial
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ class Run:
     base: "BaseModel"
     store: SweepStore
     progress: Progress
+    pack_size: int
 
     def __enter__(self) -> "Run":
         return self
@@ -157,7 +158,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     task = load_task(config)
     name = _model_name(config)
     check_model_files(name)
-    _refuse_too_large(name, config, task)
+    pack_size = _trials_at_once(name, config, task)
     from rankwise.engine.base_model import load_base
 
     base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
@@ -168,12 +169,12 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         f"{task.name}: {len(task.label_names)} classes; {len(task.train)} training, {len(task.held_out)} held-out "
         f"and {len(task.test)} test examples"
     )
-    return Run(config, task, base, store, progress)
+    return Run(config, task, base, store, progress, pack_size)
 
 
-def _refuse_too_large(name: str, config: SweepConfig, task: ClassificationTask) -> None:
-    """Refuse a sweep that cannot fit this machine (see `refuse_what_cannot_fit`)."""
-    from rankwise.memory.fit import refuse_what_cannot_fit
+def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) -> int:
+    """Refuse a sweep that cannot fit this machine, and say how many trials to train at once (see `how_many_fit`)."""
+    from rankwise.memory.fit import how_many_fit
     from rankwise.plan_config import PlanConfig
 
     def longest_text() -> int:
@@ -194,32 +195,45 @@ def _refuse_too_large(name: str, config: SweepConfig, task: ClassificationTask) 
         num_labels=len(task.label_names),
         trust_remote_code=config.trust_remote_code,
     )
-    refuse_what_cannot_fit(request, longest_text)
+    return how_many_fit(request, longest_text, config.max_memory)
 
 
 def run_trials(run: Run) -> None:
     """Run the trials that are missing."""
-    from rankwise.engine.reference import ReferenceEngine
-    from rankwise.engine.trial import Recipe
     from rankwise.strategies.base import run as run_strategy
     from rankwise.strategies.grid import Grid
 
     config = run.config
-    engine = ReferenceEngine(
-        run.base,
-        run.encode("train"),
-        run.encode("held_out"),
-        Recipe(epochs=config.epochs, batch_size=config.batch_size),
-        on_work=run.progress.work,
-    )
     run_strategy(
         Grid(config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha)),
-        engine,
+        _engine(run),
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
         on_trial=run.progress.trial,
         on_plan=run.progress.plan,
     )
+
+
+def _engine(run: Run) -> "Engine":
+    """Return the engine asked for, or the reference where a base is beyond the fused one, which is said aloud."""
+    from rankwise.engine.fused import FusedEngine, lower_precision
+    from rankwise.engine.packed_model import why_not
+    from rankwise.engine.reference import ReferenceEngine
+    from rankwise.engine.trial import Recipe
+
+    config = run.config
+    train, held_out = run.encode("train"), run.encode("held_out")
+    recipe = Recipe(epochs=config.epochs, batch_size=config.batch_size)
+    if config.engine == "fused":
+        reason = why_not(run.base, train)
+        if reason is None:
+            if run.pack_size > 1:
+                run.progress.note(f"up to {run.pack_size} trials train at once")
+            return FusedEngine(
+                run.base, train, held_out, recipe, run.progress.work, run.pack_size, lower_precision(run.base)
+            )
+        run.progress.note(f"the reference engine trains instead of the fused one: {reason}")
+    return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
 
 
 def _conclude(run: Run) -> Sweep:
@@ -278,7 +292,8 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    del settings["extend"], settings["allow_duplicates"]  # which permit a sweep, and change no trial
+    for name in ("extend", "allow_duplicates", "max_memory"):  # which permit or speed up a sweep, and define none
+        del settings[name]
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
     fingerprints: Mapping[str, str | None] = {

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from rankwise.checks import check_flag, check_number, check_path, check_text, check_whole
 from rankwise.errors import RequestError, nearest, shown, some
 from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.memory.devices import parse_bytes
 
 AUTO: Literal["auto"] = "auto"
+ENGINES = ("fused", "reference")
 
 
 def _items(value: object) -> list[object]:
@@ -51,6 +53,13 @@ def _names(value: object) -> tuple[str, ...]:
     if not names:
         raise RequestError("target_modules: none given; allowed is 'all-linear' or layer names such as query,value")
     return names
+
+
+def _engine(value: object) -> str:
+    if not isinstance(value, str) or value not in ENGINES:
+        near = nearest(value, ENGINES) if isinstance(value, str) else ""
+        raise RequestError(f"engine {shown(value)}: allowed are {' and '.join(ENGINES)}{near}")
+    return value
 
 
 def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -138,6 +147,14 @@ class SweepConfig:
     )
     confidence: float = _option(
         0.95, "Confidence of the decision.", lambda value: check_number("confidence", value, above=0, below=1)
+    )
+    engine: str = _option(
+        "fused", "What trains: fused (ours, without padding), or reference (PEFT and transformers' Trainer).", _engine
+    )
+    max_memory: int | None = _option(
+        None,
+        "Train as many trials at once as this holds, as in 6GB. Default: one on a CPU, what fits on a GPU.",
+        _optional(lambda value: parse_bytes("max_memory", value)),
     )
     trust_remote_code: bool = _option(
         False, "Run Python code that comes with the model.", lambda value: check_flag("trust_remote_code", value)

@@ -130,7 +130,9 @@ class PlanConfig:
         _optional(lambda value: find_device(check_text("device", value)).name),
     )
     memory: int | None = _option(
-        None, "Which ranks fit a memory of this size, as in 24GB or 16GiB.", _optional(parse_bytes)
+        None,
+        "Which ranks fit a memory of this size, as in 24GB or 16GiB.",
+        _optional(lambda value: parse_bytes("memory", value)),
     )
     trust_remote_code: bool = _option(False, "Run Python code that comes with the model.", _switch("trust_remote_code"))
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rankwise.errors import RequestError
 from rankwise.lora.count import make_skeleton
 from rankwise.lora.meta_model import load_meta_model
 from rankwise.memory.devices import CPU, DEVICES, find_device, parse_bytes
-from rankwise.memory.fit import LENGTH_STEP, Planner, find_limits, find_savings, refuse_what_cannot_fit
+from rankwise.memory.fit import LENGTH_STEP, MOST_AT_ONCE, Planner, find_limits, find_savings, how_many_fit
 from rankwise.memory.setup import DTYPES, longest_input
 from rankwise.plan_config import PlanConfig
 from tests.architectures import request, write_config
@@ -93,13 +94,13 @@ def test_catalogue_is_plausible() -> None:
     [("24GB", 24e9), ("16GiB", 2**34), ("1.5 gib", 1.5 * 2**30), ("1000", 1000), (5, 5), ("512MB", 512e6), ("7b", 7)],
 )
 def test_sizes(text: object, size: float) -> None:
-    assert parse_bytes(text) == size
+    assert parse_bytes("memory", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "-4GB", "many", "24 GX", "GB", True])
 def test_sizes_that_are_none(text: object) -> None:
     with pytest.raises(RequestError, match="memory"):
-        parse_bytes(text)
+        parse_bytes("memory", text)
 
 
 def _training(tmp_path: Path, **settings: Any) -> PlanConfig:
@@ -110,7 +111,7 @@ def test_sweep_that_fits_is_not_refused(tmp_path: Path) -> None:
     def never() -> int:
         raise AssertionError("texts need not be read")
 
-    refuse_what_cannot_fit(_training(tmp_path), never, (CPU, 1 << 40))
+    assert how_many_fit(_training(tmp_path), never, machine=(CPU, 1 << 40)) == 1
 
 
 def test_sweep_that_cannot_fit_is_refused(tmp_path: Path) -> None:
@@ -118,11 +119,35 @@ def test_sweep_that_cannot_fit_is_refused(tmp_path: Path) -> None:
     one = planner(config)
     between = (one.memory(4).needed + one.memory(64).needed) // 2
     with pytest.raises(RequestError, match=r"rank 64 needs .* 4 x 200 tokens.*ranks up to 4 fit"):
-        refuse_what_cannot_fit(config, lambda: 1000, (CPU, between))
+        how_many_fit(config, lambda: 1000, machine=(CPU, between))
     with pytest.raises(RequestError, match="no rank fits"):
-        refuse_what_cannot_fit(config, lambda: 200, (CPU, 1000))
+        how_many_fit(config, lambda: 200, machine=(CPU, 1000))
     # Short texts need less than the length at which they would be cut.
-    refuse_what_cannot_fit(config, lambda: 8, (CPU, between))
+    assert how_many_fit(config, lambda: 8, machine=(CPU, between)) == 1
+
+
+def test_trials_at_once_are_what_a_budget_holds(tmp_path: Path) -> None:
+    config = _training(tmp_path)
+    one = planner(config).memory(64)
+    more = one.needed - one.weights  # the second trial and each after it bring all but the base
+    machine = (CPU, 1 << 40)
+    for trials in (1, 2, 5):
+        budget = one.needed + (trials - 1) * more
+        assert how_many_fit(config, lambda: 1000, budget, machine) == trials
+        assert how_many_fit(config, lambda: 1000, budget + more - 1, machine) == trials
+    assert how_many_fit(config, lambda: 1000, 1 << 39, machine) == MOST_AT_ONCE
+    assert how_many_fit(config, lambda: 1000, 1 << 39, (CPU, one.needed + more)) == 2  # there is no more than that
+    assert how_many_fit(config, lambda: 50, one.needed, machine) > 1  # shorter texts need less
+    with pytest.raises(RequestError, match=r"max_memory allows 0\.0 GiB; no rank fits"):
+        how_many_fit(config, lambda: 1000, 1000, machine)
+
+
+def test_a_gpu_trains_what_fits_without_being_told(tmp_path: Path) -> None:
+    config = replace(_training(tmp_path), device="T4")
+    device = find_device("T4")
+    one = Planner(planner(config).skeleton, config, device).memory(64)
+    more = one.needed - one.weights - one.context
+    assert how_many_fit(config, lambda: 1000, machine=(device, one.needed + 2 * more)) == 3
 
 
 def test_sweep_refuses_before_it_trains(tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:

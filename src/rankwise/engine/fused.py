@@ -23,6 +23,12 @@ from rankwise.tasks.classification import Encoded, evidence_frame, losses_and_sc
 SOLO_STEPS = 3  # of a pack's steps, taken trial by trial to see what each would take alone
 
 
+def lower_precision(base: BaseModel) -> torch.dtype | None:
+    """Return the precision for a base's products where its device has a fast lower one; None for fp32."""
+    device = next(base.model.parameters()).device
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+
+
 class FusedEngine:
     """Trains packs of trials.
 

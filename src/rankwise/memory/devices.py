@@ -98,8 +98,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).lower().removeprefix("nvidia").removeprefix("tesla").removeprefix("geforce")
 
 
-def parse_bytes(value: object) -> int:
-    """Read a size: ``"24GB"`` is 24e9 bytes, ``"24GiB"`` 24 * 2^30; a number alone counts bytes.
+def parse_bytes(name: str, value: object) -> int:
+    """Read the size called ``name``: ``"24GB"`` is 24e9 bytes, ``"24GiB"`` 24 * 2^30; a number alone counts bytes.
 
     Raises:
         RequestError: it is not a size above zero.
@@ -110,5 +110,5 @@ def parse_bytes(value: object) -> int:
     power = "kmgt".index(match[2]) + 1 if match and match[2] else 0
     size = float(match[1]) * (1024 if match[3] else 1000) ** power if match else math.nan
     if not 1 <= size < math.inf:
-        raise RequestError(f"memory {shown(value)}: allowed is a size above zero such as 24GB, 16GiB or 25769803776")
+        raise RequestError(f"{name} {shown(value)}: allowed is a size above zero such as 24GB, 16GiB or 25769803776")
     return round(size)

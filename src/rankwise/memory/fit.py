@@ -229,15 +229,27 @@ def _host_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def refuse_what_cannot_fit(
-    config: "PlanConfig", longest_text: Callable[[], int], machine: tuple[Device, int] | None = None
-) -> None:
-    """Refuse ranks whose training cannot fit this machine, before anything is trained.
+MOST_AT_ONCE = 16
+"""Trials in a pack: beyond, a pass has enough tokens to keep any device busy, and a killed sweep loses more."""
+
+
+def how_many_fit(
+    config: "PlanConfig",
+    longest_text: Callable[[], int],
+    budget: int | None = None,
+    machine: tuple[Device, int] | None = None,
+) -> int:
+    """Return how many trials to train at once, and refuse ranks of which not even one fits.
 
     Args:
-        config: the training, with the length that texts are cut at as its length.
+        config: the training of one trial, with the length that texts are cut at as its length.
         longest_text: tells the tokens of the longest text really there; asked only if texts of full length do not fit.
+        budget: bytes that may be used; default: enough for one trial on a CPU, where more at once gain little, and
+            what is free on another device.
         machine: the device and the bytes free on it; default: this machine's.
+
+    Returns:
+        At most `MOST_AT_ONCE`; 1 for a model that cannot be planned: loading tells whether it trains.
 
     Raises:
         RequestError: naming a rank, what it needs, what there is, and what fits.
@@ -247,6 +259,7 @@ def refuse_what_cannot_fit(
     from rankwise.memory.setup import DTYPES, longest_input
 
     device, free = machine or this_machine()
+    room = free if budget is None else min(budget, free)
     try:
         meta = load_meta_model(
             config.model,
@@ -257,21 +270,29 @@ def refuse_what_cannot_fit(
         )
         positions = longest_input(meta.model) or config.seq_len
         skeleton = make_skeleton(meta, config)
-        planner = Planner(skeleton, replace(config, seq_len=min(config.seq_len, positions)), device)
+        length = min(config.seq_len, positions)
+        planner = Planner(skeleton, replace(config, seq_len=length), device)
         needs = planner.by_rank(config.ranks)
-        if max(memory.needed for memory in needs.values()) <= free:
-            return
-        length = min(longest_text(), planner.config.seq_len)
-        needs = planner.changed(seq_len=length).by_rank(config.ranks)
+        if max(memory.needed for memory in needs.values()) > room or budget is not None:
+            length = min(longest_text(), length)
+            needs = planner.changed(seq_len=length).by_rank(config.ranks)
     except Exception:
-        return  # no plan for this model, which may train all the same; or it may not, and loading tells
-    too_large = [rank for rank in config.ranks if needs[rank].needed > free]
+        return 1
+    too_large = [rank for rank in config.ranks if needs[rank].needed > room]
     if too_large:
         fitting = [rank for rank in config.ranks if rank not in too_large]
         advice = (
             f"ranks up to {max(fitting)} fit" if fitting else "no rank fits; try a smaller batch_size or max_length"
         )
+        there = f"{device.name} has {free / 2**30:.1f} GiB free"
+        if room < free:
+            there = f"max_memory allows {room / 2**30:.1f} GiB"
         raise RequestError(
             f"rank {too_large[0]} needs about {needs[too_large[0]].needed / 2**30:.1f} GiB for a batch of "
-            f"{config.batch_size} x {length} tokens, and {device.name} has {free / 2**30:.1f} GiB free; {advice}"
+            f"{config.batch_size} x {length} tokens, and {there}; {advice}"
         )
+    if budget is None and device is CPU:
+        return 1
+    largest = max(needs.values(), key=lambda memory: memory.needed)
+    each = largest.needed - largest.weights - largest.context  # the base is there once
+    return min(MOST_AT_ONCE, 1 + (room - largest.needed) // each)
