@@ -52,8 +52,8 @@ class Mixed(nn.Module):
         self.embed = nn.Embedding(30, 16)
         self.fc = nn.Linear(16, 12)
         self.conv1d = Conv1D(18, 12)  # 12 -> 18
-        self.conv2d = nn.Conv2d(2, 5, kernel_size=3)
-        self.head = nn.Linear(5, 3)
+        self.conv2d = nn.Conv2d(2, 12, kernel_size=3)
+        self.head = nn.Linear(12, 3)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Map ids ``(batch, 4)`` to ``(batch, 3)``."""

@@ -20,7 +20,7 @@ Q_A = "base_model.model.h.0.q.lora_A.weight"
     [
         {},
         {"use_rslora": True},
-        {"rank_pattern": {"fc": 2, "conv.d": 3}, "alpha_pattern": {"^embed": 5, "d": 7}},
+        {"rank_pattern": {"fc": 2, "conv.d": 3}, "alpha_pattern": {"^embed": 5, ".*2d": 7}},
         {"use_rslora": True, "rank_pattern": {"conv1d": 6}, "alpha_pattern": {"conv2d": 1}},
     ],
 )
@@ -39,7 +39,7 @@ def test_scaling_and_delta_w_are_those_of_peft(tmp_path: Path, settings: dict[st
             delta = delta.T
         torch.testing.assert_close(delta.reshape(truth.shape), truth, rtol=1e-5, atol=1e-6)
         assert (pair.d_out, pair.d_in) == {
-            "conv1d": (18, 12), "conv2d": (5, 18), "embed": (16, 30), "fc": (12, 16)
+            "conv1d": (18, 12), "conv2d": (12, 18), "embed": (16, 30), "fc": (12, 16)
         }[pair.name]  # fmt: skip
         assert pair.is_embedding == (pair.name == "embed")
 
