@@ -48,7 +48,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"rankwise {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     add_plan_command(commands)
     sweep = commands.add_parser(
@@ -84,7 +84,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else there")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        known = [name for command in commands.choices.values() for name in command._option_string_actions]
+        known = commands.choices[options.command]._option_string_actions
         raise RequestError(f"unrecognized argument {unknown[0]!r}{nearest(unknown[0], known)}")
     return options
 
