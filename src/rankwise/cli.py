@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rankwise._version import __version__
+from rankwise.cli_adapter import add_adapter_commands
 from rankwise.cli_analyze import add_analyze_command
 from rankwise.cli_plan import add_plan_command
 from rankwise.config import SweepConfig, make_config, read_yaml
@@ -71,6 +72,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     sweep.set_defaults(run=_sweep)
 
     add_analyze_command(commands)
+    add_adapter_commands(commands)
     report = commands.add_parser(
         "report",
         help="rebuild a sweep's report",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
 CARRIED = (".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+# With these values of init_lora_weights, loading changes the base weight by what depends on the rank.
+BASE_CHANGED_BY = ("pissa", "corda", "olora", "loftq", "lora_ga")
 # In these delta-W is not scaling * B @ A of what the file holds.
 OTHER_FORMS = {
     "use_qalora": "QA-LoRA",

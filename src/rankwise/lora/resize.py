@@ -6,15 +6,13 @@ from typing import Any
 
 from rankwise.checks import check_whole
 from rankwise.errors import RequestError
-from rankwise.lora.adapter import Adapter, pairs
+from rankwise.lora.adapter import BASE_CHANGED_BY, Adapter, pairs
 from rankwise.lora.adapter_files import read_adapter, refuse_taken, write_adapter
 from rankwise.lora.cut import check_energy, ranks_by_budget, ranks_by_energy, truncate
 from rankwise.lora.growth import grow
 from rankwise.lora.singular import Spectrum, spectrum
 
 AUTO = "auto:"
-# Loading such an adapter changes the base weight by what depends on the rank.
-BASE_CHANGED_BY = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
