@@ -11,8 +11,8 @@ import pytest
 
 from rankwise.cli import main
 from rankwise.errors import RequestError
-from rankwise.inspection import inspect_adapter
-from rankwise.lora import write_adapter
+from rankwise.inspection import CAUTION, inspect_adapter
+from rankwise.lora import read_adapter, write_adapter
 from rankwise.lora.adapter import pairs
 from rankwise.report.inspect_plot import similarity_figure, spectra_figure
 from tests.lora.adapters import SIZES, make_adapter, product
@@ -53,8 +53,6 @@ def test_the_command_tells_each_layer_and_that_spectra_do_not_decide(two: tuple[
 def test_json_has_every_singular_value(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", *map(str, two), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    from rankwise.lora import read_adapter
-
     total = kept = 0.0
     for layer, pair in zip(content["layers"], pairs(read_adapter(two[0])), strict=True):
         truth = np.linalg.svd(product(pair), compute_uv=False)[:6]
@@ -135,6 +133,15 @@ def test_bad_requests_are_one_line_and_exit_2(two: tuple[Path, Path], tmp_path: 
         ([], "ADAPTER"),
     ]:
         assert words in refuse(capfd, "inspect", *arguments)
+
+
+def test_what_the_page_says_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "inspect.md").read_text()
+    write_adapter(make_adapter(8, {"q": (24, 24), "v": (24, 20)}), tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python")[1].split("```")[0], {})
+    assert [pair.rank for pair in pairs(read_adapter(tmp_path / "adapter-r4"))] == [4, 4]
+    assert " ".join(CAUTION.split()) in " ".join(page.split())
 
 
 def test_no_big_library_but_torch_is_loaded(two: tuple[Path, Path]) -> None:

@@ -55,7 +55,7 @@ class LayerSpectrum:
 
     @property
     def effective_rank(self) -> float:
-        """``exp`` of the entropy of the singular values over their sum (Roy and Vetterli 2007, section 2).
+        """``exp`` of the entropy of the singular values over their sum (Roy and Vetterli 2007).
 
         Between 1 and r, r where all singular values are equal; 0 for a zero delta-W.
         """

@@ -76,11 +76,8 @@ def _summary(inspection: Inspection) -> list[str]:
     if not idle:
         lines.append("Every layer uses its rank: more than half of it is needed for 99 % of the energy.")
     else:
-        what = (
-            f"{len(idle)} of {len(layers)} layers {'does not use its' if len(idle) == 1 else 'do not use their'} rank"
-        )
-        if len(idle) == len(layers):
-            what = "No layer uses its rank"
+        do = "does not use its" if len(idle) == 1 else "do not use their"
+        what = f"{len(idle)} of {len(layers)} layers {do} rank" if len(idle) < len(layers) else "No layer uses its rank"
         lines.append(f"{what}: half of it or less holds 99 % of the energy. The least: {_least(idle)}.")
     return lines
 
