@@ -71,6 +71,7 @@ def replaced(key: str, tensor: torch.Tensor) -> Adapter:
         (without(make_adapter(), Q_A.replace("A", "B")), "has lora_A but no lora_B"),
         (replaced(Q_A, torch.full((6, 24), torch.nan)), "lora_A of layer 'h.0.q' has weights that are not finite"),
         (replaced(Q_A.replace("_A", "_B"), torch.full((24, 6), torch.inf)), "lora_B of layer 'h.0.q' has weights"),
+        (replaced(Q_A, torch.ones(6, 24, dtype=torch.int8)), "is of dtype torch.int8"),
         (replaced(Q_A, torch.ones(5, 24)), "has shape (5, 24), but adapter_config.json says rank 6"),
         (replaced(Q_A.replace("_A", "_B"), torch.ones(24, 5)), "has shape (24, 5), expected (d_out, 6)"),
         (replaced(Q_A.replace("_A", "_B"), torch.ones(24, 3, 1, 1)), "convolution in groups"),

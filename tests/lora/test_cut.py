@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rankwise.errors import RequestError
-from rankwise.lora import Adapter, ranks_by_budget, ranks_by_energy, spectrum, truncate
+from rankwise.lora import Adapter, grow, ranks_by_budget, ranks_by_energy, spectrum, truncate
 from rankwise.lora.adapter import pairs
 from tests.lora.adapters import SIZES, make_adapter, products
 
@@ -70,6 +70,14 @@ def test_one_decomposition_serves_all_ranks_and_changes_nothing() -> None:
     twice, once = products(truncate(spectrum(cuts[3]), 2)), products(cuts[1])
     for name, delta in once.items():
         np.testing.assert_allclose(twice[name], delta, atol=1e-10)
+
+
+def test_tensors_in_training_are_cut_without_their_graph() -> None:
+    adapter = make_adapter(6)
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in adapter.tensors.items()}
+    training = Adapter(parameters, adapter.config)
+    for resized in (truncate(spectrum(training), 2), grow(training, 8)):
+        assert not any(tensor.requires_grad for tensor in resized.tensors.values())
 
 
 def test_other_tensors_and_settings_are_carried_over() -> None:

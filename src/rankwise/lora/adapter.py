@@ -90,7 +90,7 @@ class Pair:
 
     def matrices(self) -> "tuple[Tensor, Tensor]":
         """Return A ``(r, d_in)`` and B ``(d_out, r)`` in float64, where a convolution has its kernel laid flat."""
-        return self.a.double().flatten(1), self.b.double().flatten(1)
+        return self.a.detach().double().flatten(1), self.b.detach().double().flatten(1)
 
     def with_matrices(self, a: "Tensor", b: "Tensor") -> "Pair":
         """Return this layer with other factors of any rank k, and alpha such that its scaling stays the same.
@@ -156,7 +156,11 @@ def _pair(adapter: Adapter, layer: str, keys: dict[str, str]) -> Pair:
         why = " (a convolution in groups is not supported)" if b.ndim > 2 else ""
         raise RequestError(f"lora_B of layer {name!r} has shape {tuple(b.shape)}, expected (d_out, {int(rank)}){why}")
     for side, tensor in (("A", a), ("B", b)):
-        if not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point():
+            raise RequestError(
+                f"lora_{side} of layer {name!r} is of dtype {tensor.dtype}; allowed are floating-point ones"
+            )
+        if not bool(tensor.detach().double().isfinite().all()):
             raise RequestError(f"lora_{side} of layer {name!r} has weights that are not finite")
     return Pair(name, a, b, float(alpha), bool(adapter.config.get("use_rslora")), keys["A"], keys["B"])
 

@@ -51,7 +51,7 @@ def _grow(pair: Pair, rank: int, generator: "Generator") -> Pair:
     import torch
 
     new = rank - pair.rank
-    a, b = pair.a.flatten(1), pair.b.flatten(1)  # (r, d_in), (d_out, r)
+    a, b = pair.a.detach().flatten(1), pair.b.detach().flatten(1)  # (r, d_in), (d_out, r)
     rows, columns = torch.zeros(new, pair.d_in), torch.zeros(pair.d_out, new)
     if pair.is_embedding:
         columns.normal_(generator=generator)
