@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rankwise._version import __version__
+from rankwise.cli_adapter import add_adapter_commands
 from rankwise.cli_analyze import add_analyze_command
 from rankwise.cli_plan import add_plan_command
 from rankwise.config import SweepConfig, make_config, read_yaml
@@ -48,7 +49,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"rankwise {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     add_plan_command(commands)
     sweep = commands.add_parser(
@@ -71,6 +72,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     sweep.set_defaults(run=_sweep)
 
     add_analyze_command(commands)
+    add_adapter_commands(commands)
     report = commands.add_parser(
         "report",
         help="rebuild a sweep's report",
@@ -84,7 +86,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else there")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        known = [name for command in commands.choices.values() for name in command._option_string_actions]
+        known = commands.choices[options.command]._option_string_actions
         raise RequestError(f"unrecognized argument {unknown[0]!r}{nearest(unknown[0], known)}")
     return options
 

@@ -43,7 +43,7 @@ def _plan(options: argparse.Namespace) -> None:
     given = {item.name: getattr(options, item.name) for item in fields(PlanConfig)}
     config = make_plan_config({name: value for name, value in given.items() if value is not None})
     if options.plot is not None:
-        from rankwise.report.plan_plot import check_plot_path, write_plan_plot
+        from rankwise.report.figure_files import check_plot_path
 
         check_plot_path(options.plot)
     with _quick_imports():
@@ -51,7 +51,10 @@ def _plan(options: argparse.Namespace) -> None:
 
         result = plan(config=config)
     if options.plot is not None:
-        write_plan_plot(result, options.plot)
+        from rankwise.report.figure_files import write_figure
+        from rankwise.report.plan_plot import plan_figure
+
+        write_figure(plan_figure(result), options.plot)
     if options.json:
         print(result.as_json())
         return

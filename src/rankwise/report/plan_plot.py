@@ -1,11 +1,10 @@
-"""A plan as a stacked bar for each rank: a self-contained page, or a picture."""
+"""A plan as a stacked bar for each rank."""
 
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from rankwise.errors import RankwiseError, RequestError
 from rankwise.planning import Plan
 from rankwise.report.plots import GREY
 from rankwise.report.words import plain_bytes
@@ -20,40 +19,6 @@ COLOURS = {  # from what stays to what comes and goes
     "logits": "#fcd34d",
     "context": "#9ca3af",
 }
-
-
-def check_plot_path(path: Path) -> None:
-    """Refuse a path that cannot be drawn to, before any work.
-
-    Raises:
-        RequestError: neither .html nor .png, or no such directory.
-    """
-    if path.suffix.lower() not in (".html", ".png"):
-        raise RequestError(f"plot {str(path)!r}: allowed is a name that ends in .html or .png")
-    if not path.parent.is_dir():
-        raise RequestError(f"plot {str(path)!r}: there is no directory {str(path.parent)!r}")
-
-
-def write_plan_plot(plan: Plan, path: Path) -> None:
-    """Draw a plan.
-
-    Raises:
-        RankwiseError: the file cannot be written; for .png, kaleido is not there or finds no browser.
-    """
-    figure = plan_figure(plan)
-    try:
-        if path.suffix.lower() == ".html":
-            figure.write_html(path, include_plotlyjs=True, config={"displayModeBar": False, "responsive": True})
-        else:
-            figure.write_image(path, width=1000, height=560, scale=2)
-    except OSError as error:
-        raise RankwiseError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-    except (ValueError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RankwiseError(
-            f"cannot draw {str(path)!r}: pictures need the package kaleido and a Chrome or Chromium ({reason}); "
-            "a name that ends in .html needs neither"
-        ) from None
 
 
 def plan_figure(plan: Plan) -> go.Figure:

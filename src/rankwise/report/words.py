@@ -1,5 +1,6 @@
 """Numbers as people read them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,3 +44,12 @@ def interval(bounds: "Interval", *, percent: bool = False, sign: bool = False) -
     if percent:
         return f"[{100 * low:.1f}, {100 * high:.1f}]"
     return f"[{low:+.3f}, {high:+.3f}]" if sign else f"[{low:.3f}, {high:.3f}]"
+
+
+def common_start(names: Sequence[str]) -> str:
+    """Return what dotted names have in common before their last parts, with the dot: ``"model.layers."``."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = 0
+    while all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return "".join(f"{part}." for part in parts[0][:shared])
