@@ -1,11 +1,12 @@
 """Attention over a packing: every sequence alone, heads and sequences of like length together."""
 
+import math
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rankwise.engine.packing import Block, HeadIndex, current_packing, hide
+from rankwise.engine.packing import Block, HeadIndex, Packing, current_packing, hide
 
 NAME = "rankwise_packed"  # under which transformers knows it
 LONG = 192  # tokens from which a CPU's flash attention, which stores no scores, is also the faster
@@ -52,27 +53,33 @@ def packed_attention(
     packing = current_packing()
     heads, tokens, width = query.shape[1:]
     kv_heads = key.shape[1]
+    own, shared = packing.by_head(heads), packing.by_head(kv_heads)
     scaling = width**-0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    rows = [
-        _Regroup.apply(tensor.transpose(1, 2).reshape(-1, tensor.shape[-1]), packing.by_head(tensor.shape[1]))
-        for tensor in (query, key, value)
-    ]  # (P h, d) each
+    by_block = zip(
+        *(
+            _blocks(
+                _Regroup.apply(tensor.transpose(1, 2).reshape(-1, tensor.shape[-1]), index), packing, tensor.shape[1]
+            )
+            for tensor, index in ((query, own), (key, shared), (value, shared))
+        ),
+        strict=True,
+    )
     outputs = []
-    for block, key_mask in zip(packing.blocks, packing.key_masks, strict=True):
-        q, k, v = (_of_block(*pair, block) for pair in zip(rows, (heads, kv_heads, kv_heads), strict=True))
+    for block, key_mask, (q, k, v) in zip(packing.blocks, packing.key_masks, by_block, strict=True):
         if kv_heads != heads:
             k, v = (tensor.repeat_interleave(heads // kv_heads, 1) for tensor in (k, v))
         mask = _mask(block, key_mask, causal, sliding_window, q)
         outputs.append(_attend(q, k, v, mask, causal, scaling, softcap).reshape(-1, v.shape[-1]))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # (P h, d)
-    return _Ungroup.apply(flat, packing.by_head(heads)).view(1, tokens, heads, -1), None
+    return _Ungroup.apply(flat, own).view(1, tokens, heads, -1), None
 
 
-def _of_block(rows: torch.Tensor, heads: int, block: Block) -> torch.Tensor:
-    count = len(block.lengths)
-    start = block.start * heads
-    return rows[start : start + count * heads * block.longest].view(count, heads, block.longest, -1)  # (n, h, L, d)
+def _blocks(rows: torch.Tensor, packing: Packing, heads: int) -> list[torch.Tensor]:
+    """Split rows in head order (P h, d) into the blocks' (n, h, L, d)."""
+    shapes = [(len(block.lengths), heads, block.longest) for block in packing.blocks]
+    pieces = rows.split([math.prod(shape) for shape in shapes])
+    return [piece.view(*shape, -1) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _mask(
@@ -107,14 +114,13 @@ def _attend(
     # Short sequences: a batched product of contiguous matrices takes a CPU a third of the time that its flash kernel
     # does.
     flat_q, flat_k, flat_v = (tensor.flatten(0, 1) for tensor in (q, k, v))  # (n h, L, d)
-    nothing = q.new_zeros(())
-    scores = torch.baddbmm(nothing, flat_q, flat_k.transpose(1, 2), beta=0, alpha=scaling)  # (n h, L, L)
+    scores = torch.bmm(flat_q * scaling, flat_k.transpose(1, 2))  # (n h, L, L)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if causal and mask is None:
         mask = torch.full((length, length), hide(q.dtype), dtype=q.dtype, device=q.device).triu(1)
     if mask is not None:
-        scores = (scores.view(count, heads, length, length) + mask).flatten(0, 1)
+        scores.view(count, heads, length, length).add_(mask)
     return torch.bmm(scores.softmax(-1), flat_v).view(count, heads, length, -1)
 
 

@@ -82,13 +82,12 @@ class FusedEngine:
             solo_steps = {steps * part // (SOLO_STEPS + 1) for part in range(1, SOLO_STEPS + 1)}
             for step in range(steps):
                 active = [trainee for trainee in trainees if not trainee.diverged]
-                if not active:
-                    break
-                for group in [[trainee] for trainee in active] if step in solo_steps else [active]:
-                    batches = [trainee.next_batch() for trainee in group]
-                    tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
-                    with clock.running(group, tokens):
-                        for trainee, loss in zip(group, self._gradients(model, group, batches), strict=True):
+                batches = [trainee.next_batch() for trainee in active]
+                tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
+                for part in _passes(tokens, 0 if step in solo_steps else pass_tokens(model.device)):
+                    group = active[part]
+                    with clock.running(group, tokens[part]):
+                        for trainee, loss in zip(group, self._gradients(model, group, batches[part]), strict=True):
                             trainee.update(loss)
                     for _ in group:
                         self.on_work(self.train_share / steps)
@@ -154,6 +153,24 @@ class FusedEngine:
 
         base = self.base.model
         return peak_live_bytes(step, [*base.parameters(), *base.buffers(), *trainee.tensors()])
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Return how many tokens of several trials go through the base in one pass.
+
+    On a CPU a pass is the slower for each token the less of it stays in the caches: benchmarks/README.md has the
+    measurement. Another device wants as many as it can get.
+    """
+    return 1024 if device.type == "cpu" else 16384
+
+
+def _passes(tokens: Sequence[int], most: int) -> Iterator[slice]:
+    """Cut a pack into passes of neighbours with at most so many tokens, or of one trial."""
+    start = 0
+    for stop in range(1, len(tokens) + 1):
+        if stop == len(tokens) or sum(tokens[start : stop + 1]) > most:
+            yield slice(start, stop)
+            start = stop
 
 
 class _Clock:

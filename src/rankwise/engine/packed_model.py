@@ -43,6 +43,7 @@ class PackedModel:
             for name, module in base.model.named_modules()
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         ]
+        self.closing = _after_last_attention(base.model)
         # RoBERTa counts positions from behind the padding index.
         self.first_position = max((index + 1 for index in positions if index is not None), default=0)
 
@@ -59,17 +60,37 @@ class PackedModel:
         packing = Packing([tokens for own in sequences for tokens in own], self.device)
         self._give(trials, [sum(len(tokens) for tokens in own) for own in sequences])
         on = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
-        with packed(packing), on:
+        speakers = packing.first if self.head.token == "first" else packing.last  # (N,)
+        counts = [len(own) for own in sequences]
+        with packed(packing), on, self._closing_on(speakers, trials, counts):
             hidden = self.model.base_model(  # type: ignore[operator]
                 input_ids=packing.input_ids, position_ids=packing.position_ids + self.first_position
             ).last_hidden_state[0]  # (T, H)
-            speakers = packing.first if self.head.token == "first" else packing.last
-            by_trial = hidden.index_select(0, speakers).split([len(own) for own in sequences])
+            if self.closing is None:
+                hidden = hidden.index_select(0, speakers)  # (N, H)
+            by_trial = hidden.split(counts)
             logits = []
             for trial, rows in zip(trials, by_trial, strict=True):
                 self._give([trial], [len(rows)])  # BERT's pooler is a target as well, on one row a sequence
                 logits.append(self.head.logits({name: self._module(trial, name) for name in self.head.names}, rows))
         return logits if self.autocast is None else [own.float() for own in logits]
+
+    @contextmanager
+    def _closing_on(self, speakers: torch.Tensor, trials: Sequence[Adapted], counts: Sequence[int]) -> "Iterator[None]":
+        """Go on with the speaking tokens alone behind the last block's attention: nothing looks at the others."""
+        if self.closing is None:
+            yield
+            return
+
+        def narrow(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            self._give(trials, counts)
+            return tuple(tensor.index_select(1, speakers) for tensor in inputs)  # (1, T, H) to (1, N, H)
+
+        hook = self.closing.register_forward_pre_hook(narrow)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _give(self, trials: Sequence[Adapted], rows: Sequence[int]) -> None:
         """Say whose the rows are that linear layers will see, each trial's so many."""
@@ -78,6 +99,18 @@ class PackedModel:
 
     def _module(self, trial: Adapted, name: str) -> nn.Module:
         return trial.head[name] if name in trial.head else self.model.get_submodule(name)
+
+
+def _after_last_attention(model: nn.Module) -> nn.Module | None:
+    """Return what comes right behind the last attention, if it takes attention's output and the residual as BERT does.
+
+    Decoders and DistilBERT add the residual in between, in code that no hook reaches.
+    """
+    blocks = getattr(getattr(getattr(model, "base_model", None), "encoder", None), "layer", None)
+    output = (
+        getattr(getattr(blocks[-1], "attention", None), "output", None) if isinstance(blocks, nn.ModuleList) else None
+    )
+    return output if type(output).__name__.endswith("SelfOutput") else None
 
 
 @contextmanager
