@@ -53,18 +53,9 @@ def packed_attention(
     packing = current_packing()
     heads, tokens, width = query.shape[1:]
     kv_heads = key.shape[1]
-    own, shared = packing.by_head(heads), packing.by_head(kv_heads)
     scaling = width**-0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    by_block = zip(
-        *(
-            _blocks(
-                _Regroup.apply(tensor.transpose(1, 2).reshape(-1, tensor.shape[-1]), index), packing, tensor.shape[1]
-            )
-            for tensor, index in ((query, own), (key, shared), (value, shared))
-        ),
-        strict=True,
-    )
+    by_block = zip(*(_regrouped(tensor, packing) for tensor in (query, key, value)), strict=True)
     outputs = []
     for block, key_mask, (q, k, v) in zip(packing.blocks, packing.key_masks, by_block, strict=True):
         if kv_heads != heads:
@@ -72,14 +63,16 @@ def packed_attention(
         mask = _mask(block, key_mask, causal, sliding_window, q)
         outputs.append(_attend(q, k, v, mask, causal, scaling, softcap).reshape(-1, v.shape[-1]))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # (P h, d)
-    return _Ungroup.apply(flat, own).view(1, tokens, heads, -1), None
+    return _Ungroup.apply(flat, packing.by_head(heads)).view(1, tokens, heads, -1), None
 
 
-def _blocks(rows: torch.Tensor, packing: Packing, heads: int) -> list[torch.Tensor]:
-    """Split rows in head order (P h, d) into the blocks' (n, h, L, d)."""
-    shapes = [(len(block.lengths), heads, block.longest) for block in packing.blocks]
-    pieces = rows.split([math.prod(shape) for shape in shapes])
-    return [piece.view(*shape, -1) for piece, shape in zip(pieces, shapes, strict=True)]
+def _regrouped(states: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
+    """Bring (1, h, T, d) into the blocks' (n, h, L, d)."""
+    heads, width = states.shape[1], states.shape[3]
+    rows = _Regroup.apply(states.transpose(1, 2).reshape(-1, width), packing.by_head(heads))  # (P h, d)
+    shapes = [(len(block.lengths), heads, block.longest, width) for block in packing.blocks]
+    pieces = rows.split([math.prod(shape[:3]) for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _mask(

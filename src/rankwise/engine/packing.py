@@ -21,12 +21,10 @@ class Block:
     """Sequences of like length whose attention is computed together.
 
     Attributes:
-        start: the block's first place among the places of all blocks.
         longest: places of each sequence, L.
         lengths: tokens of each sequence, (n,).
     """
 
-    start: int
     longest: int
     lengths: tuple[int, ...]
 
@@ -59,18 +57,17 @@ class Packing:
         by_length = sorted(range(len(sequences)), key=self.lengths.__getitem__)
         groups = _group([self.lengths[row] for row in by_length])
         self.blocks: list[Block] = []
-        pieces, start, done = [], 0, 0
+        self._pieces = []
+        self.places, done = 0, 0
         for count in groups:
             rows = by_length[done : done + count]
             lengths = torch.tensor([self.lengths[row] for row in rows])
             longest = int(lengths.max())
             # A place without a token shows the sequence's last one: finite, masked, and without a gradient.
             offsets = torch.minimum(torch.arange(longest), lengths[:, None] - 1)  # (n, L)
-            pieces.append((torch.tensor([starts[row] for row in rows])[:, None] + offsets, lengths))
-            self.blocks.append(Block(start, longest, tuple(lengths.tolist())))
-            start, done = start + count * longest, done + count
-        self.places = start
-        self._pieces = pieces
+            self._pieces.append((torch.tensor([starts[row] for row in rows])[:, None] + offsets, lengths))
+            self.blocks.append(Block(longest, tuple(lengths.tolist())))
+            self.places, done = self.places + count * longest, done + count
         self._by_heads: dict[int, HeadIndex] = {}
 
     def by_head(self, heads: int) -> "HeadIndex":
