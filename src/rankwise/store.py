@@ -229,6 +229,8 @@ def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) 
         "trainable_params": int(trials["trainable_params"].max()),
         "adapter_bytes": int(trials["adapter_bytes"].max()),
         "train_seconds": float(trials["train_seconds"].median()),
+        "pack_seconds": float(trials["pack_seconds"].median()),
+        "pack_size": int(trials["pack_size"].max()),
         "peak_memory_bytes": int(trials["peak_memory_bytes"].max()),
     }
 

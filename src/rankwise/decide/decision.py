@@ -95,7 +95,9 @@ class RankRow:
         score_mean: task score (accuracy, or the metric compared where that is no loss), with its interval.
         trainable_params: adapter entries and those of modules trained in full.
         adapter_bytes: size of the adapter file.
-        train_seconds: median of the trials' training loops.
+        train_seconds: median of the trials' training loops, each as if it had trained alone.
+        pack_seconds: the same of the packs that they trained in, shared by all trials of a pack.
+        pack_size: trials in the largest pack.
         peak_memory_bytes: largest of the trials.
         worst_difference: upper bound of how much worse than the best other rank this one is (its loss minus that
             rank's), simultaneous over ranks.
@@ -114,6 +116,8 @@ class RankRow:
     trainable_params: int | None = None
     adapter_bytes: int | None = None
     train_seconds: float | None = None
+    pack_seconds: float | None = None
+    pack_size: int | None = None
     peak_memory_bytes: int | None = None
     worst_difference: float | None = None
     non_inferior: bool = False

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rankwise.errors import RequestError
 from rankwise.report import plots
-from rankwise.report.words import interval, plain_bytes, seconds, signed
+from rankwise.report.words import interval, plain_bytes, seconds, signed, training_time
 from rankwise.store import read_evidence, read_json, read_summaries, write_whole
 
 
@@ -31,6 +31,7 @@ def write_report(directory: Path) -> Path:
     trials, evidence = read_summaries(directory), read_evidence(directory)
     page = environment.get_template("report.html.j2").render(
         decision=decision,
+        training_time=training_time(decision["table"]),
         sweep=sweep,
         trials=_trial_rows(trials),
         plots=plots.draw(decision, evidence),

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from rankwise.decide import Decision, RankRow
-from rankwise.report.words import figure, interval, plain_bytes, seconds
+from rankwise.report.words import figure, interval, plain_bytes, seconds, training_time
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
@@ -117,7 +117,8 @@ def _sentences(decision: Decision) -> list[str]:
     lines += [f"{one.verdict.capitalize()}: {one.reason}" for one in telling]
     if decision.next is not None:
         lines.append(f"Next: {decision.next.advice}")
-    return lines + [f"Note: {warning}" for warning in decision.warnings]
+    time = training_time(decision.as_dict()["table"])
+    return lines + [f"Note: {note}" for note in [*decision.warnings, *([] if time is None else [time])]]
 
 
 def _cells(row: RankRow, metric: str, score: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Numbers as people read them."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.decide import Interval
@@ -53,3 +53,15 @@ def common_start(names: Sequence[str]) -> str:
     while all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
         shared += 1
     return "".join(f"{part}." for part in parts[0][:shared])
+
+
+def training_time(table: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say what a decision's training times are where trials trained together; None where each trained alone."""
+    packed = [row for row in table if (row.get("pack_size") or 1) > 1]
+    if not packed:
+        return None
+    return (
+        f"The training time is what one trial takes alone, from steps taken alone. Up to "
+        f"{max(row['pack_size'] for row in packed)} trials trained at once; the longest of these packs took "
+        f"{seconds(max(row['pack_seconds'] for row in packed))}."
+    )
