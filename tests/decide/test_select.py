@@ -8,6 +8,7 @@ import pytest
 
 from rankwise import RequestError, select
 from rankwise.decide import best_learning_rate
+from rankwise.decide.compare import Comparison
 from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.select import decide
 
@@ -124,6 +125,19 @@ def test_a_rank_that_is_truly_worse_is_seldom_chosen(losses: list[float], seeds:
         wrong += decide(runs, margin=0.02, confidence=0.95).rank in worse
     # 5 % and three Monte Carlo standard errors
     assert wrong / replications <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / replications)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_two_seeds_do_not_make_a_wrong_choice_more_likely(ranks: int) -> None:
+    """Where the one degree of freedom of the seeds makes half of the noise or more."""
+    generator = np.random.default_rng(11)
+    losses, wrong, replications = [0.5201] * (ranks - 1) + [0.5], 0, 3000
+    for _ in range(replications):
+        values = make_losses(losses, seeds=2, examples=100, seed_noise=0.01, example_noise=0.15, generator=generator)
+        comparison = Comparison(dict(zip(RANKS, values, strict=False)), {rank: (0, 1) for rank in RANKS[:ranks]})
+        wrong += min(comparison.worst(rank, 0.95)[0] for rank in RANKS[: ranks - 1]) <= 0.02
+    # 5 % and two Monte Carlo standard errors
+    assert wrong / replications <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / replications)
 
 
 def test_intervals_cover_the_true_means_and_gains() -> None:

@@ -98,11 +98,16 @@ def test_seeds_that_ranks_do_not_share_still_count() -> None:
     assert variance.own_df == variance.within_df == 2
 
 
-def test_satterthwaite() -> None:
-    spread = Spread(seeds=1.0, seeds_df=3, examples=2.0, examples_df=99)
-    assert spread.error == pytest.approx(np.sqrt(3))
-    assert spread.df == pytest.approx(9 / (1 / 3 + 4 / 99))
-    assert Spread(0.0, 0, 0.0, 10).df == np.inf
+def test_each_part_has_the_critical_value_of_its_own_degrees_of_freedom() -> None:
+    spread = Spread(seeds=1.0, seeds_df=1, examples=3.0, examples_df=99)
+    one, many = stats.t.ppf(0.975, 1), stats.t.ppf(0.975, 99)
+    half = (1 * one + 3 * many) / 2
+    assert spread.interval(5.0, 0.95) == pytest.approx((5 - half, 5 + half))
+    # With a single part it is Student's interval; where nothing varies, a point.
+    assert Spread(4.0, 1, 0.0, 99).interval(0.0, 0.95)[1] == pytest.approx(2 * one)
+    assert Spread(0.0, 0, 3.0, 99).interval(0.0, 0.95)[1] == pytest.approx(np.sqrt(3) * many)
+    assert Spread(0.0, 0, 0.0, 99).interval(5.0, 0.95) == (5.0, 5.0)
+    assert Spread(np.inf, 0, 3.0, 99).interval(5.0, 0.95) == (-np.inf, np.inf)
 
 
 def test_more_seeds_and_examples_shrink_what_they_are_behind() -> None:

@@ -38,9 +38,12 @@ class Difference:
 
     def upper(self, comparisons: int, confidence: float) -> float:
         """Return the upper bound that holds together with those of other comparisons with the same rank."""
-        # Degrees of freedom to two digits: the critical value does not see more, and its cache does.
-        df = float(f"{self.spread.df:.2g}") if np.isfinite(self.spread.df) else np.inf
-        return self.mean + dunnett_critical(comparisons, df, confidence) * self.spread.error
+
+        def critical(df: float) -> float:
+            # Degrees of freedom to two digits: the critical value does not see more, and its cache does.
+            return dunnett_critical(comparisons, float(f"{df:.2g}"), confidence)
+
+        return self.mean + self.spread.half_width(critical)
 
 
 class Comparison:

@@ -52,7 +52,7 @@ def _scaled(pair: Difference, seeds: int, times_examples: float) -> Difference:
 def detectable_difference(costs: Comparison, confidence: float) -> float | None:
     """Return the smallest margin at which this evidence would have cleared a rank that equals the best.
 
-    With a chance of `POWER`, for the pair of ranks that is known least well: ``(c + t) * standard error``.
+    With a chance of `POWER`, for the pair of ranks that is known least well: its bound's distance, and Student's t.
 
     Returns:
         In units of the metric; None where nothing tells how far a mean may be off.
@@ -61,9 +61,11 @@ def detectable_difference(costs: Comparison, confidence: float) -> float | None:
     if not pairs or not costs.noise_is_known:
         return None
     widths = [
-        pair.upper(len(costs.ranks) - 1, confidence)
-        - pair.mean
-        + stats.t.ppf(POWER, pair.spread.df) * pair.spread.error
-        for pair in pairs
+        pair.upper(len(costs.ranks) - 1, confidence) - pair.mean + pair.spread.half_width(_chance) for pair in pairs
     ]
     return float(max(widths))
+
+
+def _chance(df: float) -> float:
+    """Return Student's t that a mean stays below with a chance of `POWER`."""
+    return float(stats.t.ppf(POWER, df))
