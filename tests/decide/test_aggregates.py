@@ -140,6 +140,11 @@ def test_other_metrics_go_the_way_that_is_better(
     assert decision.metric == metric
     assert decision.table[1].score_mean == pytest.approx(values[8], abs=0.002)
     assert decision.table[1].loss_mean is None
+    gain = decision.table[1].gain_over_previous
+    assert gain is not None
+    better = abs(values[8] - values[4])  # rank 8 is better than rank 4, whichever way the metric goes
+    assert gain.score == pytest.approx(better, abs=0.002)
+    assert gain.score_ci == pytest.approx((better, better), abs=0.005)
 
 
 def test_a_metric_of_one_s_own_needs_its_direction_and_margin() -> None:

@@ -124,7 +124,7 @@ def decide(
         reason=reason,
         next=following,
         warnings=tuple(warnings),
-        table=tuple(_rows(all_runs, costs, losses, scores, worst, margin, confidence)),
+        table=tuple(_rows(all_runs, costs, losses, scores, metric, worst, margin, confidence)),
         confirmation=confirmation,
         diagnosis=tuple(diagnose(runs, costs, histories, margin, confidence)),
         detectable_difference=detectable_difference(costs, confidence),
@@ -136,6 +136,7 @@ def _rows(
     costs: Comparison,
     losses: Comparison | None,
     scores: Comparison | None,
+    metric: str,
     worst: dict[int, tuple[float, int]],
     margin: float,
     confidence: float,
@@ -169,7 +170,7 @@ def _rows(
                 score_ci=score_ci,
                 worst_difference=worst[run.rank][0] if known else None,
                 non_inferior=known and worst[run.rank][0] <= margin,
-                gain_over_previous=_gain(costs, losses, scores, run.rank, smaller[-1], confidence)
+                gain_over_previous=_gain(costs, losses, scores, metric, run.rank, smaller[-1], confidence)
                 if smaller and known
                 else None,
             )
@@ -181,13 +182,15 @@ def _gain(
     costs: Comparison,
     losses: Comparison | None,
     scores: Comparison | None,
+    metric: str,
     rank: int,
     smaller: int,
     confidence: float,
 ) -> Gain:
     gain = costs.difference(smaller, rank)
     loss = losses.difference(smaller, rank) if losses else None
-    score = scores.difference(rank, smaller) if scores else None
+    # Where the metric compared stands in the scores' place, its costs know which way it is better.
+    score = (scores.difference(rank, smaller) if metric == "loss" else gain) if scores else None
     doublings = math.log2(rank / smaller)
     low, high = gain.interval(confidence)
     return Gain(
