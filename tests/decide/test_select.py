@@ -203,6 +203,18 @@ def test_one_rate_and_one_seed_are_warned_of() -> None:
     assert "confounded" in warnings
 
 
+def test_a_rate_of_its_own_for_each_rank_is_warned_of_unless_rates_were_searched() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
+    evidence["learning_rate"] = 1e-3 * 4 / evidence["rank"]
+    (warning,) = select(evidence).warnings
+    assert "(rank 4 at 0.001, 8 at 0.0005, 16 at 0.00025, 32 at 0.000125)" in warning
+    assert "confounded" in warning
+    # One rank that tried several is a sweep that searched: the ranks between take theirs from a line.
+    tried = evidence[(evidence["rank"] == 4) & (evidence["seed"] == 0)]
+    worse = [tried.assign(learning_rate=rate, loss=tried["loss"] + 0.1) for rate in (5e-4, 2e-3)]
+    assert select(pd.concat([evidence, *worse])).warnings == ()
+
+
 def test_a_score_that_contradicts_the_loss_is_reported() -> None:
     evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
     evidence["score"] = np.where(evidence["rank"] == 32, 1.0, (evidence["example_id"] % 10 > 0).astype(float))

@@ -63,7 +63,15 @@ def warnings_of(all_runs: Sequence[Runs], noise: float | None) -> list[str]:
     dead = [run.rank for run in all_runs if not run.seeds]
     if dead:
         warnings.append(f"Rank {some(dead)} diverged at every learning rate tried, with some seed, and is left out.")
-    if len({rate for run in all_runs for rate in run.rates}) == 1:
+    rates = {rate for run in all_runs for rate in run.rates}
+    if len(rates) > 1 and all(len(run.rates) == 1 for run in all_runs):
+        each = ", ".join(f"{run.rank} at {run.rates[0]:g}" for run in all_runs)
+        warnings.append(
+            f"Each rank ran at one learning rate, and not all at the same (rank {each}): rank and learning rate are "
+            "confounded, and what looks like an effect of rank may be one of the rate, unless each rate is the best of "
+            "several tried for its rank (docs/learning-rate.md)."
+        )
+    if len(rates) == 1:
         warnings.append(
             "One learning rate only, or none recorded: rank and learning rate are confounded. With lora_alpha = r a "
             "larger rank learns faster at the same rate, and what looks like an effect of rank may be one of the rate: "
