@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rankwise.decide.compare import Comparison
 from rankwise.decide.variance import (
     NOTHING_KNOWN,
     Spread,
@@ -83,6 +84,19 @@ def test_the_interval_of_one_trial_is_student_s() -> None:
     values = np.random.default_rng(0).exponential(size=(1, 40))
     expected = stats.t.interval(0.9, 39, values.mean(), stats.sem(values[0]))
     assert mean_interval(values, NOTHING_KNOWN, 0.9) == pytest.approx(expected)
+
+
+def test_equal_means_over_seeds_are_not_certain() -> None:
+    """What seed and example do together shows in the examples, and is in the means as well."""
+    first = np.array([[0.2, 0.4, 0.6, 0.8], [0.8, 0.6, 0.4, 0.2]])  # (S, N): means equal over seeds and examples
+    rest = 4 * (0.3**2 + 0.1**2) / 3 / 8  # of all 8 values, with 3 degrees of freedom
+    seeds = seed_variance(np.full((2, 2), 0.5))
+    low, high = mean_interval(first, seeds, 0.9)
+    # seeds of which nothing is known but that they agree: the two degrees of freedom are what two ranks have
+    assert (high - low) / 2 == pytest.approx(np.sqrt(rest) * stats.t.ppf(0.95, 2))
+    pair = Comparison({4: first, 8: np.full((2, 4), 0.5)}, {4: (0, 1), 8: (0, 1)}).difference(4, 8)
+    assert pair.spread.seeds == pytest.approx(rest)
+    assert pair.interval(0.9)[1] == pytest.approx(np.sqrt(rest) * stats.t.ppf(0.95, 1))
 
 
 def test_one_seed_tells_nothing_of_seeds() -> None:

@@ -35,6 +35,11 @@ def why_not(
     """Say why no rank was selected; ``worst`` holds each rank's bound, nothing where no noise is known."""
     if len(costs.ranks) < 2:
         return "Fewer than two ranks trained without diverging, so there is nothing to compare."
+    if not worst and max(len(seeds) for seeds in costs.seeds.values()) > 1:
+        return (
+            "The ranks differ by the same with every seed, so nothing says how much that would vary: results may be "
+            "copies or rounded. Keep results per example, run more seeds, or state the noise that you know."
+        )
     if not worst:
         return (
             "There is a single number for each rank, and nothing says how much it would vary: run at least 2 seeds, "

@@ -127,6 +127,8 @@ def seed_variance(means: np.ndarray) -> SeedVariance:
     if own_df < 1:  # too few seeds in common to tell the two apart: all of it may be a rank's own
         return SeedVariance(within, within_df, 0.0, 0.0, within, within_df)
     own = float(((cells - design @ fit) ** 2).sum() / own_df)
+    if own <= (1e-12 * np.abs(cells).max()) ** 2:  # rounding in the fit
+        own = 0.0
     return SeedVariance(own, own_df, max(0.0, within - own), int(counts.max()) - 1, within, within_df)
 
 
@@ -141,10 +143,13 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
         confidence: between 0 and 1.
     """
     own_df = seeds.own_df + seeds.shared_df  # a small shared part lets its degrees of freedom to the own one
+    examples, rest = example_variance(values)
+    own, shared = seeds.own / len(values), seeds.shared / len(values)
     parts = [
-        (seeds.own / len(values), own_df),
-        (seeds.shared / len(values), seeds.shared_df),
-        (example_variance(values)[0], values.shape[1] - 1),
+        # Seeds whose means happen to lie close together still hold what seed and example do together.
+        (max(own, rest - shared), own_df),
+        (shared, seeds.shared_df),
+        (examples, values.shape[1] - 1),
     ]
     mean = float(values.mean())
     half = weighted_half_width(parts, lambda df: two_sided_critical(df, confidence))
