@@ -126,7 +126,8 @@ def test_each_part_has_the_critical_value_of_its_own_degrees_of_freedom() -> Non
 
 def test_more_seeds_and_examples_shrink_what_they_are_behind() -> None:
     spread = Spread(seeds=3.0, seeds_df=2, examples=4.0, examples_df=9, rest=1.0)
-    more = spread.scaled(seeds=2, examples=4)
+    more = spread.scaled(seeds=2, examples=4, seeds_df=5)
     # two of the three parts due to seeds are theirs alone; the third falls with examples too
     assert more.seeds == pytest.approx((2 + 1 / 4) / 2)
     assert more.examples == pytest.approx(1.0)
+    assert (more.seeds_df, more.examples_df) == (5, 36)

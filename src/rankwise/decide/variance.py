@@ -59,12 +59,12 @@ class Spread:
         half = self.half_width(lambda df: two_sided_critical(df, confidence))
         return (mean - half, mean + half)
 
-    def scaled(self, seeds: float, examples: float) -> "Spread":
-        """Return what it would be with so many times the seeds and so many times the examples."""
+    def scaled(self, seeds: float, examples: float, seeds_df: float) -> "Spread":
+        """Return what it would be with so many times the seeds and examples, and these degrees of freedom of seeds."""
         rest = min(self.rest, self.seeds)
         return Spread(
             seeds=(self.seeds - rest + rest / examples) / seeds,
-            seeds_df=self.seeds_df * seeds,
+            seeds_df=seeds_df,
             examples=self.examples / examples,
             examples_df=self.examples_df * examples,
             rest=rest / examples / seeds,
