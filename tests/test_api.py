@@ -110,6 +110,13 @@ def test_a_sweep_whose_every_trial_diverges_ends_undetermined(tiny_model: Path, 
     assert result.evidence["diverged"].all()
 
 
+def test_a_sweep_that_learns_nothing_chooses_no_rank(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+    result = rankwise.sweep(**{**settings(tiny_model, reviews, tmp_path / "out"), "learning_rate": 1e-7})
+    assert (result.decision.verdict, result.best) == ("undetermined", None)
+    # 120 reviews, one class in every other: the held-out part holds as many of each
+    assert "guessing by the classes' shares gives 0.6931" in result.decision.reason
+
+
 def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path: Path) -> None:
     train, held_out = tmp_path / "train.jsonl", tmp_path / "held.parquet"
     names = np.array(["one", "two", "three"])
@@ -117,7 +124,8 @@ def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path
     make_reviews(30, seed=1).assign(label=names[np.arange(30) % 3]).to_parquet(held_out)
     result = rankwise.sweep(model=str(tiny_model), data=train, eval_data=held_out, ranks=[1, 2], learning_rate=1e-2,
                             seeds=1, margin=1.0, out=tmp_path / "out")  # fmt: skip
-    assert result.decision.rank == 1
+    # The words tell two classes, not these three: nothing can be learnt.
+    assert "guessing by the classes' shares gives 1.0986" in result.decision.reason
     assert result.decision.test is None
     assert len(result.evidence) == 2 * 30
 

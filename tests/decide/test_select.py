@@ -227,6 +227,21 @@ def test_a_score_that_contradicts_the_loss_is_reported() -> None:
     assert select(evidence, score_margin=0.2).confirmation.status == "confirms"  # type: ignore[union-attr]
 
 
+def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
+    guess = float(np.log(2))
+    evidence = make_evidence([guess + 0.005] * 4, example_noise=0.05)
+    assert select(evidence).rank == 4  # they are alike indeed
+    decision = select(evidence, guess_loss=guess)
+    assert (decision.verdict, decision.rank, decision.next, decision.diagnosis) == ("undetermined", None, None, ())
+    assert "No rank is shown to have learnt anything" in decision.reason
+    assert "guessing by the classes' shares gives 0.6931" in decision.reason
+    assert "raise the learning rate" in decision.warnings[0]
+    # One rank that learns is enough to choose by.
+    learnt = make_evidence([guess, guess, guess, 0.5], example_noise=0.05)
+    assert select(learnt, guess_loss=guess) == select(learnt)
+    assert select(learnt, guess_loss=guess).rank == 32
+
+
 def test_rows_may_come_in_any_order() -> None:
     evidence = make_evidence([0.52, 0.51, 0.50, 0.50])
     assert select(evidence) == select(evidence.sample(frac=1, random_state=0))
@@ -260,7 +275,9 @@ def test_evidence_that_cannot_serve(change, words: str) -> None:  # type: ignore
         select(change(make_evidence([0.5, 0.5, 0.5, 0.5])))
 
 
-@pytest.mark.parametrize("settings", [{"margin": -0.1}, {"margin": np.nan}, {"confidence": 0}, {"confidence": 1.2}])
+@pytest.mark.parametrize(
+    "settings", [{"margin": -0.1}, {"margin": np.nan}, {"confidence": 0}, {"confidence": 1.2}, {"guess_loss": -1}]
+)
 def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
     with pytest.raises(RequestError, match=next(iter(settings))):
         select(make_evidence([0.5, 0.5, 0.5, 0.5]), **settings)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rankwise.decide.compare import Comparison
+from rankwise.decide.decision import Interval
 from rankwise.decide.evidence import Runs
 from rankwise.decide.further import MOST_EXAMPLES, MOST_SEEDS
 from rankwise.errors import some
@@ -11,6 +12,11 @@ from rankwise.errors import some
 NOTHING_WOULD = (
     f" Up to {MOST_SEEDS} seeds and {MOST_EXAMPLES} times the held-out examples would not settle it if the differences "
     "seen persist; a larger margin would."
+)
+
+LEARN_FIRST = (
+    "Ranks can be compared once something is learnt: raise the learning rate, the number of epochs or the training "
+    "data until a rank's loss is clearly below guessing."
 )
 
 
@@ -53,6 +59,16 @@ def why_not(
         f"No rank is shown to be within {margin:.3g}{unit} of the best at {confidence:.0%} confidence: the nearest is "
         f"rank {rank}, whose {name} may be up to {bound:.4f}{unit} {side} rank {other}'s "
         f"(difference seen: {costs.difference(rank, other).mean:+.4f})."
+    )
+
+
+def why_nothing(losses: Comparison, means: dict[int, Interval], guess_loss: float) -> str:
+    """Say that no rank is shown to have learnt anything; ``means`` holds the intervals of the ranks' losses."""
+    rank = min(means, key=lambda r: means[r][1])
+    return (
+        f"No rank is shown to have learnt anything: the nearest is rank {rank}, whose held-out loss of "
+        f"{losses.values[rank].mean():.4f} nats may be up to {means[rank][1]:.4f}, and guessing by the classes' shares "
+        f"gives {guess_loss:.4f}."
     )
 
 
