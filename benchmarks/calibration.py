@@ -8,6 +8,9 @@ the margin. Prints, for each scenario: how often rankwise selects a wrong rank (
 error), how often the smallest rank that is right, how often it is undetermined, and the coverage of the ranks' 95 %
 intervals; then the wrong and right choices of three rules that always choose: the best mean, one standard error
 (Breiman et al. 1984, section 3.4.3) and kneedle (Satopaa et al. 2011).
+
+In the scenarios with a search some ranks try several learning rates with the first seed, all equally good in truth,
+and stand at the one that rankwise takes; ranks that try a single rate have no such luck.
 """
 
 import argparse
@@ -23,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise import select
+from rankwise.decide import best_learning_rate
 from rankwise.decide.compare import Comparison
 
 MARGIN = 0.02
 CONFIDENCE = 0.95
-WORSE = MARGIN * 1.001  # just beyond the margin: where a wrong choice is easiest
+BEYOND = 0.5 + MARGIN * 1.001  # a loss just beyond the margin above 0.5: where a wrong choice is easiest
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Scenario:
         shared_sd: what a seed does to all ranks alike.
         example_sd: what an example does to one rank alone, and the rest; three times that to all ranks alike.
         tails: "normal", or "heavy" for log-normal noise of skewness 3.7, twice that of the losses on the built-in task.
+        rates: learning rates that each rank tries with its first seed, one number for each rank.
+        replications: times those asked for: where the share of wrong choices is near its limit, it is told more finely.
         assumed: the model that the intervals assume holds; where it does not, the row is there to show the harm.
     """
 
@@ -54,6 +60,8 @@ class Scenario:
     shared_sd: float = 0.005
     example_sd: float = 0.1
     tails: str = "normal"
+    rates: tuple[int, ...] | None = None
+    replications: int = 1
     assumed: bool = True
 
     @property
@@ -74,24 +82,42 @@ SCENARIOS = (
     Scenario("plateau from the 4th rank", plateau(3)),
     Scenario("slow climb", tuple(0.54 - 0.008 * index for index in range(6))),
     Scenario("best in the middle", (0.56, 0.52, 0.50, 0.52, 0.56)),
-    Scenario("one rank just beyond the margin", (0.5 + WORSE, 0.5, 0.5, 0.5)),
-    Scenario("all but one just beyond", (0.5 + WORSE,) * 3 + (0.5,)),
-    Scenario("heavy-tailed losses", (0.5 + WORSE, 0.5, 0.5, 0.5), tails="heavy", example_sd=0.2),
-    Scenario("heavy tails, few examples", (0.5 + WORSE, 0.5, 0.5, 0.5), tails="heavy", examples=60),
-    Scenario("few examples (40)", (0.5 + WORSE, 0.5, 0.5, 0.5), examples=40),
-    Scenario("aggregates, 5 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=5, examples=1, example_sd=0.0),
-    Scenario("1 seed, seeds do nothing", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.0, shared_sd=0.0),
-    Scenario("2 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=2),
-    Scenario("5 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=5),
-    Scenario("10 seeds", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=10),
-    Scenario("seeds matter little", (0.5 + WORSE, 0.5, 0.5, 0.5), seed_sd=0.0005, shared_sd=0.0005),
-    Scenario("seeds matter much", (0.5 + WORSE, 0.5, 0.5, 0.5), seed_sd=0.03, shared_sd=0.0, example_sd=0.02),
-    Scenario("seeds matter, alike for all", (0.5 + WORSE, 0.5, 0.5, 0.5), shared_sd=0.05),
-    Scenario("unequal seeds (2, 3, 5, 5)", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=(2, 3, 5, 5)),
-    Scenario("3 ranks", (0.5 + WORSE, 0.5, 0.5)),
-    Scenario("8 ranks", (0.5 + WORSE,) * 4 + (0.5,) * 4),
-    Scenario("small ranks noisier", (0.5 + WORSE, 0.5, 0.5, 0.5), seed_sd=(0.02, 0.01, 0.005, 0.005), assumed=False),
-    Scenario("1 seed, seeds matter", (0.5 + WORSE, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.01, assumed=False),
+    Scenario("one rank just beyond the margin", (BEYOND, 0.5, 0.5, 0.5)),
+    Scenario("all but one just beyond", (BEYOND,) * 3 + (0.5,)),
+    Scenario("heavy-tailed losses", (BEYOND, 0.5, 0.5, 0.5), tails="heavy", example_sd=0.2),
+    Scenario("heavy tails, few examples", (BEYOND, 0.5, 0.5, 0.5), tails="heavy", examples=60),
+    Scenario("few examples (40)", (BEYOND, 0.5, 0.5, 0.5), examples=40),
+    Scenario("aggregates, 5 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=5, examples=1, example_sd=0.0),
+    Scenario("1 seed, seeds do nothing", (BEYOND, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.0, shared_sd=0.0),
+    Scenario("2 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=2),
+    Scenario("5 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=5),
+    Scenario("10 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=10),
+    Scenario("seeds matter little", (BEYOND, 0.5, 0.5, 0.5), seed_sd=0.0005, shared_sd=0.0005),
+    Scenario("seeds matter much", (BEYOND, 0.5, 0.5, 0.5), seed_sd=0.03, shared_sd=0.0, example_sd=0.02),
+    Scenario("seeds matter, alike for all", (BEYOND, 0.5, 0.5, 0.5), shared_sd=0.05),
+    Scenario("unequal seeds (2, 3, 5, 5)", (BEYOND, 0.5, 0.5, 0.5), seeds=(2, 3, 5, 5)),
+    Scenario("3 ranks", (BEYOND, 0.5, 0.5)),
+    Scenario("8 ranks", (BEYOND,) * 4 + (0.5,) * 4),
+    *(
+        Scenario(f"all but one, {ranks} ranks, 2 seeds", (BEYOND,) * (ranks - 1) + (0.5,), seeds=2, replications=4)
+        for ranks in (2, 3, 4)
+    ),
+    Scenario("the same, 2 ranks, noisier", (BEYOND, 0.5), seeds=2, seed_sd=0.01, replications=4),
+    Scenario("the same, 3 ranks, noisier", (BEYOND, BEYOND, 0.5), seeds=2, seed_sd=0.01, replications=4),
+    *(
+        Scenario(
+            f"search {'/'.join(map(str, rates))}, {seeds} seeds",
+            (BEYOND, 0.5, BEYOND)[: len(rates)],
+            seeds=seeds,
+            seed_sd=0.01,
+            example_sd=0.03,
+            rates=rates,
+            replications=2,
+        )
+        for rates, seeds in (((3, 1), 2), ((3, 1), 3), ((3, 1), 5), ((3, 1, 3), 2))
+    ),
+    Scenario("small ranks noisier", (BEYOND, 0.5, 0.5, 0.5), seed_sd=(0.02, 0.01, 0.005, 0.005), assumed=False),
+    Scenario("1 seed, seeds matter", (BEYOND, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.01, assumed=False),
 )
 
 
@@ -112,7 +138,24 @@ def draw(scenario: Scenario, generator: np.random.Generator) -> dict[int, np.nda
     by_example = scenario.example_sd * (3 * noise(1, 1, examples) + noise(ranks, 1, examples))
     rest = scenario.example_sd * noise(ranks, most, examples)
     values = np.reshape(scenario.losses, (-1, 1, 1)) + own + alike + by_example + rest  # (R, S, N)
+    for row, rates in enumerate(scenario.rates or ()):
+        # Each rate is a trial of its own; what an example does to the rank is the same at all of them.
+        trials = np.reshape(scenario.seed_sd, (-1, 1))[row % np.size(scenario.seed_sd)] * generator.normal(size=rates)
+        again = scenario.example_sd * noise(rates, examples)  # (L, N)
+        seen = values[row, 0] - own[row, 0] - rest[row, 0] + trials[:, None] + again  # (L, N)
+        values[row, 0] = seen[rate_taken(seen)]
     return {rank: values[row, : counts[row]] for row, rank in enumerate(scenario.ranks)}
+
+
+def rate_taken(losses: np.ndarray) -> int:
+    """Return which of several rates, (L, N) ascending, a rank would be judged by."""
+    if len(losses) == 1:
+        return 0
+    index = pd.MultiIndex.from_product(
+        [range(len(losses)), range(losses.shape[1])], names=["learning_rate", "example_id"]
+    )
+    table = pd.DataFrame({"loss": losses.ravel(), "seed": 0, "diverged": False}, index=index).reset_index()
+    return int(best_learning_rate(table) or 0)
 
 
 def rankwise_choice(values: dict[int, np.ndarray]) -> tuple[int | None, Comparison]:
@@ -174,7 +217,8 @@ def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: C
     """Print a row for each scenario."""
     limit = 1 - CONFIDENCE + 3 * np.sqrt(CONFIDENCE * (1 - CONFIDENCE) / replications)
     table = Table(
-        title=f"{replications} replications each; margin {MARGIN}, confidence {CONFIDENCE:.0%}; wrong is to stay below "
+        title=f"{replications} replications each, in some a multiple; margin {MARGIN}, "
+        f"confidence {CONFIDENCE:.0%}; wrong is to stay below "
         f"5 %, to Monte Carlo error below {limit:.1%}; per cent",
         caption="(in brackets: the model that the intervals assume does not hold)",
     )
@@ -184,7 +228,7 @@ def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: C
     for column in columns:
         table.add_column(column, justify="right")
     for number, scenario in enumerate(scenarios):
-        found = simulate(scenario, replications, np.random.default_rng([2026, number]))
+        found = simulate(scenario, scenario.replications * replications, np.random.default_rng([2026, number]))
         keys = ["rankwise wrong", "rankwise right", "open", "covered"]
         keys += [f"{rule} {what}" for rule in ("best mean", "one SE", "kneedle") for what in ("wrong", "right")]
         cells = [f"{100 * found[key]:.1f}" for key in keys]

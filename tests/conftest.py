@@ -30,6 +30,8 @@ PLAIN = [
     "short",
 ]
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *PLAIN, *GOOD, *BAD]
+
 
 def make_reviews(count: int, seed: int = 0) -> pd.DataFrame:
     """Return made-up reviews, one class in alternate rows, with a few words that tell the class."""
@@ -50,8 +52,7 @@ def save_tokenizer(directory: Path) -> int:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *PLAIN, *GOOD, *BAD]
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     PreTrainedTokenizerFast(
@@ -62,7 +63,7 @@ def save_tokenizer(directory: Path) -> int:
         sep_token="[SEP]",
         model_max_length=64,
     ).save_pretrained(directory)
-    return len(words)
+    return len(WORDS)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +83,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
         pad_token_id=0,
     )
-    BertModel(config).save_pretrained(directory)
+    model = BertModel(config)
+    words = {**dict.fromkeys(GOOD, 1.0), **dict.fromkeys(BAD, -1.0)}
+    with torch.no_grad():
+        # What tells the class reaches the head, so that a few steps of training learn something.
+        sides = torch.tensor([1.0, -1.0]).repeat(8)  # (width,)
+        for word, side in words.items():
+            model.embeddings.word_embeddings.weight[WORDS.index(word)] = side * sides
+        dense = [model.pooler.dense]
+        for layer in model.encoder.layer:
+            dense += [layer.attention.self.value, layer.attention.output.dense]
+        for linear in dense:
+            linear.weight.copy_(torch.eye(16))
+    model.save_pretrained(directory)
     return directory
 
 

@@ -70,9 +70,9 @@ def test_a_sweep_directory_gives_the_sweep_s_decision(swept: Path) -> None:
 def test_a_second_metric_is_asked_to_agree(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [
-        {"rank": rank, "seed": seed, "eval_loss": 0.5 + 0.001 * generator.normal(), "eval_accuracy": accuracy}
+        {"rank": rank, "seed": seed, "eval_loss": 0.5 + 0.001 * noise, "eval_accuracy": accuracy + 0.001 * noise}
         for rank, accuracy in ((4, 0.60), (8, 0.80))
-        for seed in range(4)
+        for seed, noise in enumerate(generator.normal(size=4))
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
     found = rankwise.analyze(tmp_path / "runs.csv")

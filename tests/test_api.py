@@ -8,7 +8,9 @@ import torch
 
 import rankwise
 from rankwise import RequestError, SweepConfig
+from rankwise.api import Silent
 from tests.conftest import make_reviews
+from tests.engine.tiny import save_tiny
 
 LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "trials"}
 RATES = (5e-3, 1e-2)
@@ -110,6 +112,13 @@ def test_a_sweep_whose_every_trial_diverges_ends_undetermined(tiny_model: Path, 
     assert result.evidence["diverged"].all()
 
 
+def test_a_sweep_that_learns_nothing_chooses_no_rank(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+    result = rankwise.sweep(**{**settings(tiny_model, reviews, tmp_path / "out"), "learning_rate": 1e-7})
+    assert (result.decision.verdict, result.best) == ("undetermined", None)
+    # 120 reviews, one class in every other: the held-out part holds as many of each
+    assert "guessing by the classes' shares gives 0.6931" in result.decision.reason
+
+
 def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path: Path) -> None:
     train, held_out = tmp_path / "train.jsonl", tmp_path / "held.parquet"
     names = np.array(["one", "two", "three"])
@@ -117,7 +126,8 @@ def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path
     make_reviews(30, seed=1).assign(label=names[np.arange(30) % 3]).to_parquet(held_out)
     result = rankwise.sweep(model=str(tiny_model), data=train, eval_data=held_out, ranks=[1, 2], learning_rate=1e-2,
                             seeds=1, margin=1.0, out=tmp_path / "out")  # fmt: skip
-    assert result.decision.rank == 1
+    # The words tell two classes, not these three: nothing can be learnt.
+    assert "guessing by the classes' shares gives 1.0986" in result.decision.reason
     assert result.decision.test is None
     assert len(result.evidence) == 2 * 30
 
@@ -128,3 +138,45 @@ def test_one_rank_has_nothing_to_be_compared_with(tiny_model: Path, reviews: Pat
     with pytest.raises(RequestError, match="either a config or its fields"):
         rankwise.sweep(SweepConfig(), ranks=(2, 4))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_fused_engine_decides_as_the_reference_does(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+    fused = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "fused"))
+    reference = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "reference"), engine="reference")
+    assert fused.decision.rank == reference.decision.rank
+    columns = ["rank", "seed", "learning_rate", "example_id", "score", "diverged"]
+    assert fused.evidence[columns].equals(reference.evidence[columns])
+    assert list(fused.evidence["loss"]) == pytest.approx(list(reference.evidence["loss"]), rel=1e-4)
+
+
+def test_a_stated_memory_packs_trials_and_says_what_the_times_are(
+    tiny_model: Path, reviews: Path, tmp_path: Path
+) -> None:
+    alone = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "alone"))
+    heard = Notes()
+    packed = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "packed"), max_memory="200MB", progress=heard)
+    assert any("trials train at once" in note for note in heard.notes)
+    assert list(packed.evidence["loss"]) == pytest.approx(list(alone.evidence["loss"]), rel=1e-4)
+    sizes = {row.pack_size for row in packed.decision.table}
+    assert max(size or 0 for size in sizes) > 1
+    assert "trials trained at once" in packed.report.read_text()
+    assert "trials trained at once" not in alone.report.read_text()
+
+
+def test_a_base_beyond_the_fused_engine_trains_with_the_reference(reviews: Path, tmp_path: Path) -> None:
+    model = save_tiny("deberta-v2", tmp_path / "deberta")
+    heard = Notes()
+    result = rankwise.sweep(**settings(model, reviews, tmp_path / "out"), progress=heard)
+    assert result.decision.table[0].seeds == 2
+    (note,) = [note for note in heard.notes if "engine" in note]
+    assert note.startswith("the reference engine trains instead of the fused one: ")
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from rankwise.config import SweepConfig, make_config
@@ -139,6 +140,12 @@ class Run:
     def __exit__(self, *error: Any) -> None:
         self.store.__exit__(*error)
 
+    @property
+    def guess_loss(self) -> float:
+        """Held-out loss of guessing by the held-out classes' shares, nats per example: their entropy."""
+        shares = np.unique(self.task.held_out.labels, return_counts=True)[1] / len(self.task.held_out)
+        return float(-(shares * np.log(shares)).sum())
+
     def encode(self, part: str) -> Encoded:
         """Tokenise a part of the data, and say how many texts were cut."""
         length = min(self.config.max_length, self.base.longest)
@@ -205,7 +212,7 @@ def run_trials(run: Run) -> None:
 
     config = run.config
     run_strategy(
-        Grid(config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha)),
+        Grid(config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha), run.guess_loss),
         _engine(run),
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
@@ -246,6 +253,7 @@ def _conclude(run: Run) -> Sweep:
         margin=run.config.margin,
         confidence=run.config.confidence,
         histories=read_histories(run.store.directory),
+        guess_loss=run.guess_loss,
     )
     decision = decision.with_costs(
         {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}

@@ -50,6 +50,19 @@ def test_reruns_under_other_library_versions_do_not_support_the_larger_rank() ->
         assert select(pd.DataFrame(rows), metric="accuracy", margin=margin).rank != 64
 
 
+@pytest.mark.parametrize("second", [0.80, 0.83])
+def test_seeds_that_do_not_differ_tell_nothing(second: float) -> None:
+    """Copies of one result, or results rounded until all ranks move alike."""
+    shift = second - 0.80
+    rows = [(4, 0, 0.80), (4, 1, second), (8, 0, 0.81), (8, 1, 0.81 + shift), (16, 0, 0.79), (16, 1, 0.79 + shift)]
+    table = pd.DataFrame(rows, columns=["rank", "seed", "accuracy"])
+    decision = select(table, metric="accuracy", margin=0.02)
+    assert (decision.verdict, decision.next) == ("undetermined", None)
+    assert "differ by the same with every seed" in decision.reason
+    assert decision.table[0].score_ci is None
+    assert select(table, metric="accuracy", margin=0.02, noise=0.001).rank == 4
+
+
 def seeded(means: dict[int, float], seeds: int, sd: float, rng: int = 0) -> pd.DataFrame:
     generator = np.random.default_rng(rng)
     rows = [
@@ -140,6 +153,11 @@ def test_other_metrics_go_the_way_that_is_better(
     assert decision.metric == metric
     assert decision.table[1].score_mean == pytest.approx(values[8], abs=0.002)
     assert decision.table[1].loss_mean is None
+    gain = decision.table[1].gain_over_previous
+    assert gain is not None
+    better = abs(values[8] - values[4])  # rank 8 is better than rank 4, whichever way the metric goes
+    assert gain.score == pytest.approx(better, abs=0.002)
+    assert gain.score_ci == pytest.approx((better, better), abs=0.005)
 
 
 def test_a_metric_of_one_s_own_needs_its_direction_and_margin() -> None:

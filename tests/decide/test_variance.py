@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rankwise.decide.compare import Comparison
 from rankwise.decide.variance import (
     NOTHING_KNOWN,
     Spread,
@@ -85,6 +86,19 @@ def test_the_interval_of_one_trial_is_student_s() -> None:
     assert mean_interval(values, NOTHING_KNOWN, 0.9) == pytest.approx(expected)
 
 
+def test_equal_means_over_seeds_are_not_certain() -> None:
+    """What seed and example do together shows in the examples, and is in the means as well."""
+    first = np.array([[0.2, 0.4, 0.6, 0.8], [0.8, 0.6, 0.4, 0.2]])  # (S, N): means equal over seeds and examples
+    rest = 4 * (0.3**2 + 0.1**2) / 3 / 8  # of all 8 values, with 3 degrees of freedom
+    seeds = seed_variance(np.full((2, 2), 0.5))
+    low, high = mean_interval(first, seeds, 0.9)
+    # seeds of which nothing is known but that they agree: the two degrees of freedom are what two ranks have
+    assert (high - low) / 2 == pytest.approx(np.sqrt(rest) * stats.t.ppf(0.95, 2))
+    pair = Comparison({4: first, 8: np.full((2, 4), 0.5)}, {4: (0, 1), 8: (0, 1)}).difference(4, 8)
+    assert pair.spread.seeds == pytest.approx(rest)
+    assert pair.interval(0.9)[1] == pytest.approx(np.sqrt(rest) * stats.t.ppf(0.95, 1))
+
+
 def test_one_seed_tells_nothing_of_seeds() -> None:
     assert seed_variance(np.ones((4, 1))) == NOTHING_KNOWN
     values = np.random.default_rng(0).normal(size=(1, 30))
@@ -98,16 +112,22 @@ def test_seeds_that_ranks_do_not_share_still_count() -> None:
     assert variance.own_df == variance.within_df == 2
 
 
-def test_satterthwaite() -> None:
-    spread = Spread(seeds=1.0, seeds_df=3, examples=2.0, examples_df=99)
-    assert spread.error == pytest.approx(np.sqrt(3))
-    assert spread.df == pytest.approx(9 / (1 / 3 + 4 / 99))
-    assert Spread(0.0, 0, 0.0, 10).df == np.inf
+def test_each_part_has_the_critical_value_of_its_own_degrees_of_freedom() -> None:
+    spread = Spread(seeds=1.0, seeds_df=1, examples=3.0, examples_df=99)
+    one, many = stats.t.ppf(0.975, 1), stats.t.ppf(0.975, 99)
+    half = (1 * one + 3 * many) / 2
+    assert spread.interval(5.0, 0.95) == pytest.approx((5 - half, 5 + half))
+    # With a single part it is Student's interval; where nothing varies, a point.
+    assert Spread(4.0, 1, 0.0, 99).interval(0.0, 0.95)[1] == pytest.approx(2 * one)
+    assert Spread(0.0, 0, 3.0, 99).interval(0.0, 0.95)[1] == pytest.approx(np.sqrt(3) * many)
+    assert Spread(0.0, 0, 0.0, 99).interval(5.0, 0.95) == (5.0, 5.0)
+    assert Spread(np.inf, 0, 3.0, 99).interval(5.0, 0.95) == (-np.inf, np.inf)
 
 
 def test_more_seeds_and_examples_shrink_what_they_are_behind() -> None:
     spread = Spread(seeds=3.0, seeds_df=2, examples=4.0, examples_df=9, rest=1.0)
-    more = spread.scaled(seeds=2, examples=4)
+    more = spread.scaled(seeds=2, examples=4, seeds_df=5)
     # two of the three parts due to seeds are theirs alone; the third falls with examples too
     assert more.seeds == pytest.approx((2 + 1 / 4) / 2)
     assert more.examples == pytest.approx(1.0)
+    assert (more.seeds_df, more.examples_df) == (5, 36)

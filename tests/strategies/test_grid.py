@@ -137,6 +137,18 @@ def test_trials_carry_the_policy_s_alpha() -> None:
     assert [trial.lora_alpha for trial in grid([1e-3], alpha="2r").propose(NOTHING)] == [8, 16, 32, 64]
 
 
+def test_a_search_that_learns_nothing_looks_both_ways() -> None:
+    """Too low a rate ends at guessing, and so does one at which training collapses."""
+    strategy = Grid(RANKS, 2, "auto", parse_alpha_policy("r"), guess_loss=math.log(2))
+    evidence = run(strategy, lambda rank, rate, seed: math.log(2))
+    rates = sorted(evidence[evidence["rank"] == 4]["learning_rate"].unique())
+    assert (rates[0], rates[-1]) == (1e-3 / 16, 1e-3 * 16)
+    for best in (8e-3, 1.25e-4):  # two octaves beyond what is tried first
+        found = run(strategy, lambda rank, rate, seed, best=best: 0.5 if rate == best else math.log(2))  # type: ignore[misc]
+        second = found[(found["rank"] == 4) & (found["seed"] == 1)]
+        assert set(second["learning_rate"]) == {best}
+
+
 def test_expected_trials_become_exact() -> None:
     loss = valley(lambda rank: 6e-4)
     whole = run(grid(), loss)

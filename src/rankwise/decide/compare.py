@@ -38,9 +38,12 @@ class Difference:
 
     def upper(self, comparisons: int, confidence: float) -> float:
         """Return the upper bound that holds together with those of other comparisons with the same rank."""
-        # Degrees of freedom to two digits: the critical value does not see more, and its cache does.
-        df = float(f"{self.spread.df:.2g}") if np.isfinite(self.spread.df) else np.inf
-        return self.mean + dunnett_critical(comparisons, df, confidence) * self.spread.error
+
+        def critical(df: float) -> float:
+            # Degrees of freedom to two digits: the critical value does not see more, and its cache does.
+            return dunnett_critical(comparisons, float(f"{df:.2g}"), confidence)
+
+        return self.mean + self.spread.half_width(critical)
 
 
 class Comparison:
@@ -68,8 +71,8 @@ class Comparison:
 
     @property
     def noise_is_known(self) -> bool:
-        """Whether anything tells how far a mean may be off: several seeds, several examples, or a stated noise."""
-        return self.variance.within_df > 0 or any(values.shape[1] > 1 for values in self.values.values())
+        """Whether anything tells how far a mean may be off: seeds that differ, several examples, or a stated noise."""
+        return self.variance.own > 0 or any(values.shape[1] > 1 for values in self.values.values())
 
     def mean_interval(self, rank: int, confidence: float) -> Interval:
         """Return the two-sided interval of one rank's mean."""
@@ -98,7 +101,8 @@ class Comparison:
             df = self.variance.within_df
             seeds = self.variance.within * (1 / len(first) + 1 / len(second)) if df else np.inf
         examples, rest = example_variance(difference)
-        spread = Spread(seeds, df, examples, difference.shape[1] - 1, rest)
+        # Seeds whose means happen to lie close together still hold what seed and example do together.
+        spread = Spread(max(seeds, rest), df, examples, difference.shape[1] - 1, rest)
         return Difference(float(difference.mean()), spread, len(shared) or min(len(first), len(second)))
 
     def worst(self, rank: int, confidence: float) -> tuple[float, int]:

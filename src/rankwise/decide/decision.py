@@ -17,7 +17,7 @@ class Gain:
         rank: the smaller rank.
         loss: how much held-out loss fell, nats per example, where there are losses.
         loss_ci: its interval.
-        score: how much the task score rose, where there are scores.
+        score: how much better the task score is, or the metric compared where that is no loss.
         score_ci: its interval.
         per_doubling: gain in the metric compared, for each doubling of the rank.
         per_doubling_ci: its interval.

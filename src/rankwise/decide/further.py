@@ -16,6 +16,9 @@ POWER = 0.8
 def next_step(costs: Comparison, margin: float, confidence: float) -> Next | None:
     """Find the fewest seeds, or else seeds and examples, with which a rank would be selected as things look now.
 
+    With a chance of `POWER`, as in `detectable_difference`: a bound that just reaches the margin would do so only every
+    other time.
+
     Returns:
         None where nothing within `MOST_SEEDS` and `MOST_EXAMPLES` would do.
     """
@@ -25,13 +28,15 @@ def next_step(costs: Comparison, margin: float, confidence: float) -> Next | Non
     for seeds, times in _steps(max(len(costs.seeds[rank]) for rank in costs.ranks), examples_now > 1):
         for rank in costs.ranks:
             others = [other for other in costs.ranks if other != rank]
-            if all(
-                _scaled(costs.difference(rank, o), seeds, times).upper(len(others), confidence) <= margin
-                for o in others
-            ):
+            pairs = [_scaled(costs.difference(rank, other), seeds, times) for other in others]
+            if all(pair.upper(len(others), confidence) + pair.spread.half_width(_chance) <= margin for pair in pairs):
                 examples = int(examples_now * times)
                 more = f" and {examples} held-out examples" if times > 1 else ""
-                advice = f"{seeds} seeds per rank{more} would select rank {rank} if the differences seen persist."
+                chosen = f"rank {rank} or a smaller one"
+                advice = (
+                    f"{seeds} seeds per rank{more} would select {chosen} in four cases of five, if the differences "
+                    "seen persist."
+                )
                 return Next(seeds=seeds, held_out_examples=examples, rank=rank, estimated_seconds=None, advice=advice)
     return None
 
@@ -46,13 +51,16 @@ def _steps(seeds_now: int, per_example: bool) -> Iterator[tuple[int, float]]:
 
 
 def _scaled(pair: Difference, seeds: int, times_examples: float) -> Difference:
-    return Difference(pair.mean, pair.spread.scaled(seeds / pair.seeds, times_examples), seeds)
+    df = pair.spread.seeds_df
+    if pair.seeds > 1:  # each seed after the first adds as many
+        df *= (seeds - 1) / (pair.seeds - 1)
+    return Difference(pair.mean, pair.spread.scaled(seeds / pair.seeds, times_examples, df), seeds)
 
 
 def detectable_difference(costs: Comparison, confidence: float) -> float | None:
     """Return the smallest margin at which this evidence would have cleared a rank that equals the best.
 
-    With a chance of `POWER`, for the pair of ranks that is known least well: ``(c + t) * standard error``.
+    With a chance of `POWER`, for the pair of ranks that is known least well: its bound's distance, and Student's t.
 
     Returns:
         In units of the metric; None where nothing tells how far a mean may be off.
@@ -61,9 +69,11 @@ def detectable_difference(costs: Comparison, confidence: float) -> float | None:
     if not pairs or not costs.noise_is_known:
         return None
     widths = [
-        pair.upper(len(costs.ranks) - 1, confidence)
-        - pair.mean
-        + stats.t.ppf(POWER, pair.spread.df) * pair.spread.error
-        for pair in pairs
+        pair.upper(len(costs.ranks) - 1, confidence) - pair.mean + pair.spread.half_width(_chance) for pair in pairs
     ]
     return float(max(widths))
+
+
+def _chance(df: float) -> float:
+    """Return Student's t that a mean stays below with a chance of `POWER`."""
+    return float(stats.t.ppf(POWER, df))

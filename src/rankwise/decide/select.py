@@ -15,7 +15,7 @@ from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
-from rankwise.decide.sentences import NOTHING_WOULD, warnings_of, why, why_not
+from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, warnings_of, why, why_not, why_nothing
 
 
 def select(
@@ -28,6 +28,7 @@ def select(
     noise: float | None = None,
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
+    guess_loss: float | None = None,
 ) -> Decision:
     """Choose the smallest rank that is not worse than any other by more than the margin.
 
@@ -51,6 +52,8 @@ def select(
         score_margin: what the chosen rank may be worse in ``score``.
         histories: training losses, ``rank``, ``seed``, ``learning_rate``, ``step``, ``train_loss``; they tell
             underfitting from overfitting.
+        guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: ranks that
+            do not get clearly below it have learnt nothing, and are not chosen from.
 
     Returns:
         The decision, with a row for each rank.
@@ -72,12 +75,21 @@ def select(
     score_margin = check_number("score_margin", score_margin, above=0)
     if noise is not None:
         noise = check_number("noise", noise, above=0)
+    if guess_loss is not None:
+        guess_loss = check_number("guess_loss", guess_loss, above=0)
     runs = read_runs(evidence, metric, higher_is_better)
     warning = None
     if margin is None:
         margin, warning = default_margin(metric, np.concatenate([run.cost.ravel() for run in runs]))
     decision = decide(
-        runs, margin, confidence, metric=metric, noise=noise, score_margin=score_margin, histories=histories
+        runs,
+        margin,
+        confidence,
+        metric=metric,
+        noise=noise,
+        score_margin=score_margin,
+        histories=histories,
+        guess_loss=guess_loss,
     )
     return replace(decision, warnings=(warning, *decision.warnings)) if warning else decision
 
@@ -91,28 +103,35 @@ def decide(
     noise: float | None = None,
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
+    guess_loss: float | None = None,
 ) -> Decision:
     """Apply the rule of `select` to runs, ranks ascending."""
     runs = [run for run in all_runs if run.seeds]
     costs = compare(runs, "cost", noise)
     assert costs is not None  # every run has costs
     worst = {run.rank: costs.worst(run.rank, confidence) for run in runs} if costs.noise_is_known else {}
-    fit = [rank for rank, (bound, _) in worst.items() if bound <= margin]
+    # The noise that was stated is that of the metric.
+    losses = compare(runs, "loss", noise if metric == "loss" else None)
+    means = {run.rank: losses.mean_interval(run.rank, confidence) for run in runs} if losses else {}
+    nothing_learnt = guess_loss is not None and bool(means) and min(high for _, high in means.values()) >= guess_loss
+    fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
     following = None
     if fit:
         reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence)
+    elif worst and losses and guess_loss is not None and nothing_learnt:
+        reason = why_nothing(losses, means, guess_loss)
     else:
         reason = why_not(costs, worst, metric, margin, confidence)
         if worst and len(runs) > 1:
             following = next_step(costs, margin, confidence)
             reason += "" if following else NOTHING_WOULD
-    # The noise that was stated is that of the metric.
-    losses = compare(runs, "loss", noise if metric == "loss" else None)
     scores = compare(runs, "score", noise if metric != "loss" else None)
     confirmation = None
     if metric == "loss" and fit and scores and scores.noise_is_known:
         confirmation = _confirmation(scores, fit[0], score_margin, confidence)
     warnings = warnings_of(all_runs, noise)
+    if nothing_learnt:
+        warnings.insert(0, LEARN_FIRST)
     if confirmation is not None and confirmation.status == "contradicts":
         warnings.append(confirmation.reason)
     return Decision(
@@ -124,9 +143,10 @@ def decide(
         reason=reason,
         next=following,
         warnings=tuple(warnings),
-        table=tuple(_rows(all_runs, costs, losses, scores, worst, margin, confidence)),
+        table=tuple(_rows(all_runs, costs, losses, scores, metric, worst, margin, confidence)),
         confirmation=confirmation,
-        diagnosis=tuple(diagnose(runs, costs, histories, margin, confidence)),
+        # Between ranks that learnt nothing there is nothing to diagnose.
+        diagnosis=() if nothing_learnt else tuple(diagnose(runs, costs, histories, margin, confidence)),
         detectable_difference=detectable_difference(costs, confidence),
     )
 
@@ -136,6 +156,7 @@ def _rows(
     costs: Comparison,
     losses: Comparison | None,
     scores: Comparison | None,
+    metric: str,
     worst: dict[int, tuple[float, int]],
     margin: float,
     confidence: float,
@@ -169,7 +190,7 @@ def _rows(
                 score_ci=score_ci,
                 worst_difference=worst[run.rank][0] if known else None,
                 non_inferior=known and worst[run.rank][0] <= margin,
-                gain_over_previous=_gain(costs, losses, scores, run.rank, smaller[-1], confidence)
+                gain_over_previous=_gain(costs, losses, scores, metric, run.rank, smaller[-1], confidence)
                 if smaller and known
                 else None,
             )
@@ -181,13 +202,15 @@ def _gain(
     costs: Comparison,
     losses: Comparison | None,
     scores: Comparison | None,
+    metric: str,
     rank: int,
     smaller: int,
     confidence: float,
 ) -> Gain:
     gain = costs.difference(smaller, rank)
     loss = losses.difference(smaller, rank) if losses else None
-    score = scores.difference(rank, smaller) if scores else None
+    # Where the metric compared stands in the scores' place, its costs know which way it is better.
+    score = (scores.difference(rank, smaller) if metric == "loss" else gain) if scores else None
     doublings = math.log2(rank / smaller)
     low, high = gain.interval(confidence)
     return Gain(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rankwise.decide.compare import Comparison
+from rankwise.decide.decision import Interval
 from rankwise.decide.evidence import Runs
 from rankwise.decide.further import MOST_EXAMPLES, MOST_SEEDS
 from rankwise.errors import some
@@ -11,6 +12,11 @@ from rankwise.errors import some
 NOTHING_WOULD = (
     f" Up to {MOST_SEEDS} seeds and {MOST_EXAMPLES} times the held-out examples would not settle it if the differences "
     "seen persist; a larger margin would."
+)
+
+LEARN_FIRST = (
+    "Ranks can be compared once something is learnt: raise the learning rate, the number of epochs or the training "
+    "data until a rank's loss is clearly below guessing."
 )
 
 
@@ -35,6 +41,11 @@ def why_not(
     """Say why no rank was selected; ``worst`` holds each rank's bound, nothing where no noise is known."""
     if len(costs.ranks) < 2:
         return "Fewer than two ranks trained without diverging, so there is nothing to compare."
+    if not worst and max(len(seeds) for seeds in costs.seeds.values()) > 1:
+        return (
+            "The ranks differ by the same with every seed, so nothing says how much that would vary: results may be "
+            "copies or rounded. Keep results per example, run more seeds, or state the noise that you know."
+        )
     if not worst:
         return (
             "There is a single number for each rank, and nothing says how much it would vary: run at least 2 seeds, "
@@ -51,6 +62,16 @@ def why_not(
     )
 
 
+def why_nothing(losses: Comparison, means: dict[int, Interval], guess_loss: float) -> str:
+    """Say that no rank is shown to have learnt anything; ``means`` holds the intervals of the ranks' losses."""
+    rank = min(means, key=lambda r: means[r][1])
+    return (
+        f"No rank is shown to have learnt anything: the nearest is rank {rank}, whose held-out loss of "
+        f"{losses.values[rank].mean():.4f} nats may be up to {means[rank][1]:.4f}, and guessing by the classes' shares "
+        f"gives {guess_loss:.4f}."
+    )
+
+
 def warnings_of(all_runs: Sequence[Runs], noise: float | None) -> list[str]:
     """Say what a reader should know before relying on the decision."""
     warnings: list[str] = []
@@ -63,7 +84,15 @@ def warnings_of(all_runs: Sequence[Runs], noise: float | None) -> list[str]:
     dead = [run.rank for run in all_runs if not run.seeds]
     if dead:
         warnings.append(f"Rank {some(dead)} diverged at every learning rate tried, with some seed, and is left out.")
-    if len({rate for run in all_runs for rate in run.rates}) == 1:
+    rates = {rate for run in all_runs for rate in run.rates}
+    if len(rates) > 1 and all(len(run.rates) == 1 for run in all_runs):
+        each = ", ".join(f"{run.rank} at {run.rates[0]:g}" for run in all_runs)
+        warnings.append(
+            f"Each rank ran at one learning rate, and not all at the same (rank {each}): rank and learning rate are "
+            "confounded, and what looks like an effect of rank may be one of the rate, unless each rate is the best of "
+            "several tried for its rank (docs/learning-rate.md)."
+        )
+    if len(rates) == 1:
         warnings.append(
             "One learning rate only, or none recorded: rank and learning rate are confounded. With lora_alpha = r a "
             "larger rank learns faster at the same rate, and what looks like an effect of rank may be one of the rate: "

@@ -1,5 +1,6 @@
 """How far a mean over seeds and examples may be off: crossed random effects, Dunnett's critical value."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -7,6 +8,28 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from rankwise.decide.decision import Interval
+
+
+def weighted_half_width(parts: Sequence[tuple[float, float]], critical: Callable[[float], float]) -> float:
+    """Return how far a bound lies from a mean whose variance is a sum of parts, each with its degrees of freedom.
+
+    The parts' critical values, weighted by the parts, times the standard error (Cochran and Cox 1957, section 4.14).
+    Satterthwaite's single number of degrees of freedom is itself uncertain where a part has but one or two, and the
+    bound then holds too seldom.
+
+    Args:
+        parts: (variance of the mean, degrees of freedom); parts of no variance count for nothing.
+        critical: from degrees of freedom to a critical value.
+    """
+    total = sum(variance for variance, _ in parts)
+    if not 0 < total < np.inf:
+        return total
+    return sum(variance * critical(df) for variance, df in parts if variance > 0) / float(np.sqrt(total))
+
+
+def two_sided_critical(df: float, confidence: float) -> float:
+    """Return Student's two-sided critical value."""
+    return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
 @dataclass(frozen=True)
@@ -27,33 +50,21 @@ class Spread:
     examples_df: float
     rest: float = 0.0
 
-    @property
-    def error(self) -> float:
-        """Standard error."""
-        return float(np.sqrt(self.seeds + self.examples))
-
-    @property
-    def df(self) -> float:
-        """Degrees of freedom of the sum (Satterthwaite 1946); infinite where nothing varies."""
-        total = self.seeds + self.examples
-        if total <= 0 or not np.isfinite(total):
-            return np.inf
-        parts = self.examples**2 / self.examples_df if self.examples_df else 0.0
-        if self.seeds_df:
-            parts += self.seeds**2 / self.seeds_df
-        return total**2 / parts if parts > 0 else np.inf
+    def half_width(self, critical: Callable[[float], float]) -> float:
+        """Return how far from the mean a bound lies, given the critical value for a number of degrees of freedom."""
+        return weighted_half_width([(self.seeds, self.seeds_df), (self.examples, self.examples_df)], critical)
 
     def interval(self, mean: float, confidence: float) -> Interval:
         """Return the two-sided interval of a mean with this spread."""
-        half = float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.error
+        half = self.half_width(lambda df: two_sided_critical(df, confidence))
         return (mean - half, mean + half)
 
-    def scaled(self, seeds: float, examples: float) -> "Spread":
-        """Return what it would be with so many times the seeds and so many times the examples."""
+    def scaled(self, seeds: float, examples: float, seeds_df: float) -> "Spread":
+        """Return what it would be with so many times the seeds and examples, and these degrees of freedom of seeds."""
         rest = min(self.rest, self.seeds)
         return Spread(
             seeds=(self.seeds - rest + rest / examples) / seeds,
-            seeds_df=self.seeds_df * seeds,
+            seeds_df=seeds_df,
             examples=self.examples / examples,
             examples_df=self.examples_df * examples,
             rest=rest / examples / seeds,
@@ -116,15 +127,15 @@ def seed_variance(means: np.ndarray) -> SeedVariance:
     if own_df < 1:  # too few seeds in common to tell the two apart: all of it may be a rank's own
         return SeedVariance(within, within_df, 0.0, 0.0, within, within_df)
     own = float(((cells - design @ fit) ** 2).sum() / own_df)
+    if own <= (1e-12 * np.abs(cells).max()) ** 2:  # rounding in the fit
+        own = 0.0
     return SeedVariance(own, own_df, max(0.0, within - own), int(counts.max()) - 1, within, within_df)
 
 
 def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) -> Interval:
     """Return the two-sided interval of one rank's mean over seeds and examples.
 
-    The mean's variance has three parts with degrees of freedom of their own. Their critical values are weighted by
-    the parts (Cochran and Cox 1957, section 4.14); Satterthwaite's single number of degrees of freedom covers too
-    little where few seeds move all ranks alike.
+    The mean's variance has three parts: a seed's own, what it does to all ranks alike, and the examples'.
 
     Args:
         values: (S, N).
@@ -132,16 +143,16 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
         confidence: between 0 and 1.
     """
     own_df = seeds.own_df + seeds.shared_df  # a small shared part lets its degrees of freedom to the own one
+    examples, rest = example_variance(values)
+    own, shared = seeds.own / len(values), seeds.shared / len(values)
     parts = [
-        (seeds.own / len(values), own_df),
-        (seeds.shared / len(values), seeds.shared_df),
-        (example_variance(values)[0], values.shape[1] - 1),
+        # Seeds whose means happen to lie close together still hold what seed and example do together.
+        (max(own, rest - shared), own_df),
+        (shared, seeds.shared_df),
+        (examples, values.shape[1] - 1),
     ]
-    parts = [(variance, df) for variance, df in parts if variance > 0]
-    mean, total = float(values.mean()), sum(variance for variance, _ in parts)
-    if not total:
-        return (mean, mean)
-    half = sum(variance * float(stats.t.ppf((1 + confidence) / 2, df)) for variance, df in parts) / np.sqrt(total)
+    mean = float(values.mean())
+    half = weighted_half_width(parts, lambda df: two_sided_critical(df, confidence))
     return (mean - half, mean + half)
 
 

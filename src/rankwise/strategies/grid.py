@@ -34,6 +34,7 @@ class Grid(Strategy):
         seeds: trials per rank.
         learning_rate: ``"auto"``, or the rates to try.
         alpha: gives each rank its ``lora_alpha``.
+        guess_loss: held-out loss of guessing, nats, where it is known.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Grid(Strategy):
         seeds: int,
         learning_rate: Literal["auto"] | Sequence[float],
         alpha: AlphaPolicy,
+        guess_loss: float | None = None,
     ) -> None:
         self.ranks = list(ranks)
         self.seeds = seeds
         self.learning_rate = learning_rate
         self.alpha = alpha
+        self.guess_loss = guess_loss
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
         """Return the first seed's trials until the rates are found, then the other seeds'."""
@@ -107,11 +110,22 @@ class Grid(Strategy):
             best = best_learning_rate(known)
             if best is None:  # all diverged: lower
                 more = [min(rates) - 1]
+            elif self._nothing_learnt(known):
+                # Rates that learn nothing are all alike, and which of them is best tells no direction: too low a rate
+                # ends at guessing, and so does one at which training collapses.
+                more = [min(rates) - 1, max(rates) + 1]
             else:
                 more = [step + side for step, rate in rates.items() if rate == best for side in (-1, 1)]
             if set(more) <= set(rates):
                 return wanted
             rates.update({step: _on_grid(step) for step in more})
+
+    def _nothing_learnt(self, evidence: pd.DataFrame) -> bool:
+        """Whether no rate's loss is below guessing by more than two standard errors over the examples."""
+        if self.guess_loss is None:
+            return False
+        losses = evidence[~evidence["diverged"]].groupby("learning_rate")["loss"]
+        return bool((losses.mean() + 2 * losses.sem() >= self.guess_loss).all())
 
     def _lowered(self, evidence: pd.DataFrame, rate: float) -> list[float]:
         """Return a rate, and lower ones for as long as those above have diverged."""
