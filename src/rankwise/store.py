@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
 
 PARTIAL = ".partial-"
-COSTS = ("trainable_params", "adapter_bytes", "train_seconds", "peak_memory_bytes")
+COSTS = ("trainable_params", "adapter_bytes", "train_seconds", "pack_seconds", "pack_size", "peak_memory_bytes")
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 
 
