@@ -71,10 +71,11 @@ def test_yaml_and_options_together(fast: list[object], tmp_path: Path) -> None:
 
 
 def test_undetermined_says_what_to_run_and_that_can_be_run(fast: list[object], tmp_path: Path) -> None:
-    fast[fast.index("--margin") + 1] = "1e-6"
+    fast[fast.index("--learning-rate") + 1] = "1e-7"  # learns nothing
     done = rankwise(*fast)
     assert done.returncode == 0
     assert "Chosen rank: undetermined" in done.stdout
+    assert "raise the learning rate" in " ".join(done.stdout.split())
     content = json.loads((tmp_path / "out/decision.json").read_text())
     assert content["verdict"] == "undetermined"
     fast[fast.index("--seeds") + 1] = "2"
