@@ -120,14 +120,11 @@ def frozen_weight(base: Any) -> torch.Tensor:
     weight: torch.Tensor = base.weight
     if kind == "Conv1D":
         return weight.t()
-    if kind == "Linear4bit":
-        from bitsandbytes.functional import dequantize_4bit
+    if kind in ("Linear4bit", "Linear8bitLt"):
+        from peft.utils.integrations import dequantize_bnb_weight
 
-        return dequantize_4bit(weight.data, base.weight.quant_state)
-    if kind == "Linear8bitLt":
-        from bitsandbytes.functional import int8_vectorwise_dequant
-
-        return int8_vectorwise_dequant(base.weight.CB, base.weight.SCB)
+        dequantized: torch.Tensor = dequantize_bnb_weight(base.weight, state=getattr(base, "state", None))
+        return dequantized
     return weight
 
 
