@@ -1,10 +1,10 @@
 """Speed and memory of the fused engine beside PEFT with transformers' Trainer.
 
-    python benchmarks/engine.py [--rounds 2] [--sentences 2000] [--skip-growth]
+    python benchmarks/engine.py [--rounds 2] [--sentences 2000] [--skip-growth] [--skip-comparison]
 
 MiniLM-L6 on Rotten Tomatoes: one epoch of 2,000 sentences in batches of 32, all linear layers, r = 8, AdamW, fp32. All
-ways take turns, and every figure is the median over rounds (about 25 minutes on two cores; with --skip-growth 15).
-Nothing else should run meanwhile: a busy core shows in every ratio.
+ways take turns, and every figure is the median over rounds (about 20 minutes on two cores, 4 of
+them for how cost grows). Nothing else should run meanwhile: a busy core shows in every ratio.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def compare(base: BaseModel, examples: Encoded, rounds: int, console: Console) -
 def step_cost(
     base: BaseModel, examples: Encoded, recipe: Recipe, ranks: Sequence[int], steps: int
 ) -> tuple[float, int]:
-    """Return seconds per step of a pack, the median over some steps, and the peak of live bytes of another."""
+    """Return a pack's seconds per step in one pass, the median of some, and its peak of live bytes on long sentences."""
     engine = FusedEngine(base, examples, examples, recipe)
     trainees = [Trainee(trial(r, s), base, saved_modules(base), recipe, examples) for s, r in enumerate(ranks)]
     with packed_model(base) as model:
@@ -202,8 +202,15 @@ def step_cost(
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
+        longest = sorted(range(len(examples)), key=examples.lengths.__getitem__)[-recipe.batch_size :]
+
+        def longest_step() -> None:
+            engine._gradients(model, trainees, [longest] * len(trainees))
+            for trainee in trainees:
+                trainee.optimizer.step()
+
         kept = [tensor for trainee in trainees for tensor in trainee.tensors()]
-        peak = peak_live_bytes(step, [*base.model.parameters(), *base.model.buffers(), *kept])
+        peak = peak_live_bytes(longest_step, [*base.model.parameters(), *base.model.buffers(), *kept])
     return statistics.median(times[1:]), peak
 
 
@@ -247,13 +254,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sentences", type=int, default=2000)
     parser.add_argument("--skip-growth", action="store_true")
+    parser.add_argument("--skip-comparison", action="store_true")
     options = parser.parse_args()
     console = Console(width=130)
     task = load_task(SweepConfig(train_examples=options.sentences))
     with quiet_libraries():
         base = load_base(str(samples.minilm_directory()), task.label_names, ["all-linear"], [8])
         examples, _ = encode(task.train, base.tokenizer, 128)
-        compare(base, examples, options.rounds, console)
+        if not options.skip_comparison:
+            compare(base, examples, options.rounds, console)
         if not options.skip_growth:
             growth(base, examples, console)
 
