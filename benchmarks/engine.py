@@ -187,7 +187,7 @@ def compare(base: BaseModel, examples: Encoded, rounds: int, console: Console) -
 def step_cost(
     base: BaseModel, examples: Encoded, recipe: Recipe, ranks: Sequence[int], steps: int
 ) -> tuple[float, int]:
-    """Return a pack's seconds per step in one pass, the median of some, and its peak of live bytes on long sentences."""
+    """Return a pack's seconds per step in one pass, the median of some, and peak bytes on long sentences."""
     engine = FusedEngine(base, examples, examples, recipe)
     trainees = [Trainee(trial(r, s), base, saved_modules(base), recipe, examples) for s, r in enumerate(ranks)]
     with packed_model(base) as model:

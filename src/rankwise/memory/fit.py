@@ -9,6 +9,7 @@ from rankwise.lora.count import Skeleton
 from rankwise.memory.devices import CPU, GENERIC, Device, find_device
 from rankwise.memory.setup import training_model
 from rankwise.memory.step import StepMemory, TracedStep, step_between, trace_step
+from rankwise.report.words import plain_bytes
 
 if TYPE_CHECKING:
     from rankwise.plan_config import PlanConfig
@@ -284,11 +285,9 @@ def how_many_fit(
         advice = (
             f"ranks up to {max(fitting)} fit" if fitting else "no rank fits; try a smaller batch_size or max_length"
         )
-        there = f"{device.name} has {free / 2**30:.1f} GiB free"
-        if room < free:
-            there = f"max_memory allows {room / 2**30:.1f} GiB"
+        there = f"{device.name} has {plain_bytes(free)} free" if room == free else f"max_memory is {plain_bytes(room)}"
         raise RequestError(
-            f"rank {too_large[0]} needs about {needs[too_large[0]].needed / 2**30:.1f} GiB for a batch of "
+            f"rank {too_large[0]} needs about {plain_bytes(needs[too_large[0]].needed)} for a batch of "
             f"{config.batch_size} x {length} tokens, and {there}; {advice}"
         )
     if budget is None and device is CPU:
