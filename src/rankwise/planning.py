@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rankwise.errors import RequestError
@@ -180,7 +180,9 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
 def _peaks(planner: Planner, quantizations: Sequence[str]) -> dict[str, Any]:
     """Return bytes of the training peak of every rank, by quantisation."""
     ranks = planner.config.ranks
-    return {
-        name: [memory.peak_allocated for memory in planner.changed(quantization=name).by_rank(ranks).values()]
-        for name in quantizations
-    }
+    peaks = {}
+    for name in quantizations:
+        config = replace(planner.config, quantization=name)
+        other = Planner(planner.skeleton, config, planner.device, evaluation=False)
+        peaks[name] = [step.peak_allocated for step in other.by_rank(ranks).values()]
+    return peaks

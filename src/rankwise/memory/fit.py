@@ -26,12 +26,15 @@ class Planner:
         skeleton: the cut model.
         config: the request.
         device: to plan for.
+        evaluation: whether evaluation steps are planned too; without them `StepMemory.peak_eval` holds only what is
+            there before a step.
     """
 
-    def __init__(self, skeleton: Skeleton, config: "PlanConfig", device: Device) -> None:
+    def __init__(self, skeleton: Skeleton, config: "PlanConfig", device: Device, *, evaluation: bool = True) -> None:
         self.skeleton = skeleton
         self.config = config
         self.device = device
+        self.evaluation = evaluation
         self.kernels: set[str] = set()
         self._traced: dict[tuple[int, int, int], TracedStep] = {}
         self._model: tuple[int, Any] = (0, None)  # the last one made, with its rank
@@ -81,7 +84,9 @@ class Planner:
             if self._model[0] != rank:
                 model = training_model(self.skeleton, self.config, rank, on_cpu=self.device.capability == 0)
                 self._model = (rank, model)
-            self._traced[key] = trace_step(self.skeleton, config, self._model[1], self.device)
+            self._traced[key] = trace_step(
+                self.skeleton, config, self._model[1], self.device, evaluation=self.evaluation
+            )
         self.kernels |= self._traced[key].kernels
         return self._traced[key]
 

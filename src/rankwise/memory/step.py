@@ -1,6 +1,6 @@
 """A training step's memory, part by part: traced on the cut model, and multiplied to its whole depth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class TracedStep:
 
     Attributes:
         training: forward and backward pass.
-        evaluation: a forward pass without gradients.
+        evaluation: a forward pass without gradients; None where it was not asked for.
         resident: what is there before, as (bytes, whether it trains, how many of it the whole model has).
         inputs: bytes of each tensor of the batch.
         shapes: of the trainable parameters, as (shape, how many of it the whole model has).
@@ -84,7 +84,7 @@ class TracedStep:
     """
 
     training: Record
-    evaluation: Record
+    evaluation: Record | None
     resident: tuple[tuple[int, bool, int], ...]
     inputs: tuple[int, ...]
     shapes: tuple[tuple[tuple[int, ...], int], ...]
@@ -109,7 +109,7 @@ class TracedStep:
         stepping = after.copy()
         stepping[PARTS.index("optimizer")] += kept.scratch
         peak = stepping if stepping.sum() > peak.sum() else peak
-        peak_eval, _ = highest(start, self.evaluation.pieces(block))
+        peak_eval, _ = highest(start, [] if self.evaluation is None else self.evaluation.pieces(block))
         at_peak = dict(zip(PARTS, (int(value) for value in peak), strict=True))
         parts = dict(zip(PARTS, (int(value) for value in start), strict=True))
         parts["gradients"] = int(after[GRADIENTS])
@@ -128,7 +128,9 @@ class TracedStep:
         )
 
 
-def trace_step(skeleton: Skeleton, config: "PlanConfig", model: Any, device: Device) -> TracedStep:
+def trace_step(
+    skeleton: Skeleton, config: "PlanConfig", model: Any, device: Device, *, evaluation: bool = True
+) -> TracedStep:
     """Trace a step.
 
     The training step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second or a later
@@ -140,6 +142,7 @@ def trace_step(skeleton: Skeleton, config: "PlanConfig", model: Any, device: Dev
         config: batch, length, precision, quantisation and the rest.
         model: from `training_model`; may be traced more than once.
         device: decides kernels.
+        evaluation: whether to trace an evaluation step too.
 
     Raises:
         RequestError: the model cannot run such a step.
@@ -162,20 +165,14 @@ def trace_step(skeleton: Skeleton, config: "PlanConfig", model: Any, device: Dev
                 training = markers.record()
             del output
             model.zero_grad(set_to_none=True)
-            model.eval()
-            with (
-                torch.no_grad(),
-                recording(model, skeleton, inputs, scratch, logit_classes(skeleton)) as (recorder, markers),
-            ):
-                model(**inputs)
-                evaluation = markers.record()
+            evaluated = _trace_evaluation(model, skeleton, inputs, scratch) if evaluation else None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"model {skeleton.meta.name!r} cannot run this step: {first_sentence(error)}") from error
     return TracedStep(
         training=training,
-        evaluation=evaluation,
+        evaluation=evaluated,
         resident=_resident(model, skeleton),
         inputs=tuple(tensor.nbytes for tensor in inputs.values()),
         shapes=tuple(
@@ -186,6 +183,18 @@ def trace_step(skeleton: Skeleton, config: "PlanConfig", model: Any, device: Dev
         kernels=frozenset(kernels.kernels),
         largest_dequantized=largest_dequantized(model),
     )
+
+
+def _trace_evaluation(
+    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], scratch: dict[Any, Callable[..., int]]
+) -> Record:
+    model.eval()
+    with (
+        torch.no_grad(),
+        recording(model, skeleton, inputs, scratch, logit_classes(skeleton)) as (_, markers),
+    ):
+        model(**inputs)
+        return markers.record()
 
 
 def _resident(model: Any, skeleton: Skeleton) -> tuple[tuple[int, bool, int], ...]:
@@ -206,7 +215,7 @@ def step_between(points: Sequence[tuple[int, TracedStep]], at: int) -> TracedSte
         first = points[0][1]
         if not (
             step.training.is_like(first.training)
-            and step.evaluation.is_like(first.evaluation)
+            and (step.evaluation is None or first.evaluation is None or step.evaluation.is_like(first.evaluation))
             and len(step.resident) == len(first.resident)
         ):
             return None
@@ -219,10 +228,11 @@ def step_between(points: Sequence[tuple[int, TracedStep]], at: int) -> TracedSte
         return round(values[0] + (values[-1] - values[0]) * (at - here) / (there - here))
 
     steps = [step for _, step in points]
+    evaluations = [(value, step.evaluation) for value, step in points if step.evaluation is not None]
     return replace(
         steps[0],
         training=between([(value, step.training) for value, step in points], at),
-        evaluation=between([(value, step.evaluation) for value, step in points], at),
+        evaluation=between(evaluations, at) if evaluations else None,
         resident=tuple(
             (line([size for size, _, _ in same]), same[0][1], same[0][2])
             for same in zip(*(step.resident for step in steps), strict=True)
