@@ -1,7 +1,9 @@
 """A frozen sequence classifier on packed tokens, with the adapters and heads of several trials."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -16,6 +18,18 @@ from rankwise.engine.packing import Packing, packed
 from rankwise.tasks.classification import Encoded
 
 CLOSE = 1e-3  # of the largest logit: what packed and padded logits may differ by; rounding is a thousandth of it
+
+
+class _Speaking(threading.local):
+    """The tokens that speak for a pass's sequences, for the thread that runs it.
+
+    Attributes:
+        rows: their places, (N,).
+        give: says whose they are.
+    """
+
+    rows: torch.Tensor
+    give: Callable[[], None]
 
 
 class Adapted(Protocol):
@@ -44,6 +58,7 @@ class PackedModel:
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         ]
         self.closing = _after_last_attention(base.model)
+        self._speaking = _Speaking()
         # RoBERTa counts positions from behind the padding index.
         self.first_position = max((index + 1 for index in positions if index is not None), default=0)
 
@@ -62,7 +77,8 @@ class PackedModel:
         on = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         speakers = packing.first if self.head.token == "first" else packing.last  # (N,)
         counts = [len(own) for own in sequences]
-        with packed(packing), on, self._closing_on(speakers, trials, counts):
+        self._speaking.rows, self._speaking.give = speakers, partial(self._give, trials, counts)
+        with packed(packing), on:
             hidden = self.model.base_model(  # type: ignore[operator]
                 input_ids=packing.input_ids, position_ids=packing.position_ids + self.first_position
             ).last_hidden_state[0]  # (T, H)
@@ -76,15 +92,15 @@ class PackedModel:
         return logits if self.autocast is None else [own.float() for own in logits]
 
     @contextmanager
-    def _closing_on(self, speakers: torch.Tensor, trials: Sequence[Adapted], counts: Sequence[int]) -> "Iterator[None]":
+    def closing_early(self) -> Iterator[None]:
         """Go on with the speaking tokens alone behind the last block's attention: nothing looks at the others."""
         if self.closing is None:
             yield
             return
 
         def narrow(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            self._give(trials, counts)
-            return tuple(tensor.index_select(1, speakers) for tensor in inputs)  # (1, T, H) to (1, N, H)
+            self._speaking.give()
+            return tuple(tensor.index_select(1, self._speaking.rows) for tensor in inputs)  # (1, T, H) to (1, N, H)
 
         hook = self.closing.register_forward_pre_hook(narrow)
         try:
@@ -132,7 +148,9 @@ def packed_model(base: BaseModel, autocast: torch.dtype | None = None) -> Iterat
         for config in configs.values():
             config._attn_implementation = attention.NAME
         try:
-            yield PackedModel(base, head, stretches, autocast)
+            model = PackedModel(base, head, stretches, autocast)
+            with model.closing_early():
+                yield model
         finally:
             for key, config in configs.items():
                 config._attn_implementation = before[key]

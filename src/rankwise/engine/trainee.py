@@ -79,6 +79,7 @@ class Trainee:
         )
         self.steps: list[dict[str, float]] = []
         self.diverged = False
+        self._epoch = -1
         self._epoch_batches: list[list[int]] = []
 
     def _take(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,9 +98,13 @@ class Trainee:
 
     def next_batch(self) -> list[int]:
         """Return the rows of the next step's examples."""
-        per_epoch = self.total_steps // self.recipe.epochs
-        epoch, within = divmod(len(self.steps), per_epoch)
-        if within == 0:
+        return self.batch(len(self.steps))
+
+    def batch(self, step: int) -> list[int]:
+        """Return the rows of a step's examples, the first being step 0."""
+        epoch, within = divmod(step, self.total_steps // self.recipe.epochs)
+        if epoch != self._epoch:
+            self._epoch = epoch
             self._epoch_batches = epoch_batches(self.examples.lengths, self.recipe.batch_size, self.trial.seed, epoch)
         return self._epoch_batches[within]
 

@@ -1,6 +1,6 @@
 """What fits a device: which ranks, how many sequences, how long, and what to change first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -237,6 +237,8 @@ def _host_memory() -> int:
 
 MOST_AT_ONCE = 16
 """Trials in a pack: beyond, a pass has enough tokens to keep any device busy, and a killed sweep loses more."""
+MOST_ON_CPU = 4
+"""Trials in a pack on a CPU, and no more than its cores, unless the user says how much memory to use."""
 
 
 def how_many_fit(
@@ -250,16 +252,18 @@ def how_many_fit(
     Args:
         config: the training of one trial, with the length that texts are cut at as its length.
         longest_text: tells the tokens of the longest text really there; asked only if texts of full length do not fit.
-        budget: bytes that may be used; default: enough for one trial on a CPU, where more at once gain little, and
-            what is free on another device.
+        budget: bytes that may be used; default: what is free.
         machine: the device and the bytes free on it; default: this machine's.
 
     Returns:
-        At most `MOST_AT_ONCE`; 1 for a model that cannot be planned: loading tells whether it trains.
+        At most `MOST_AT_ONCE`, without a budget on a CPU at most `MOST_ON_CPU`; 1 for a model that cannot be planned:
+        loading tells whether it trains.
 
     Raises:
         RequestError: naming a rank, what it needs, what there is, and what fits.
     """
+    import torch
+
     from rankwise.lora.count import make_skeleton
     from rankwise.lora.meta_model import load_meta_model
     from rankwise.memory.setup import DTYPES, longest_input
@@ -279,7 +283,8 @@ def how_many_fit(
         length = min(config.seq_len, positions)
         planner = Planner(skeleton, replace(config, seq_len=length), device)
         needs = planner.by_rank(config.ranks)
-        if max(memory.needed for memory in needs.values()) > room or budget is not None:
+        most = MOST_AT_ONCE if budget is not None or device is not CPU else min(MOST_ON_CPU, torch.get_num_threads())
+        if _at_once(needs, room) < most:
             length = min(longest_text(), length)
             needs = planner.changed(seq_len=length).by_rank(config.ranks)
     except Exception:
@@ -295,8 +300,10 @@ def how_many_fit(
             f"rank {too_large[0]} needs about {plain_bytes(needs[too_large[0]].needed)} for a batch of "
             f"{config.batch_size} x {length} tokens, and {there}; {advice}"
         )
-    if budget is None and device is CPU:
-        return 1
+    return min(most, _at_once(needs, room))
+
+
+def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
+    """Return how many trials of the largest need there is room for; the base is there once."""
     largest = max(needs.values(), key=lambda memory: memory.needed)
-    each = largest.needed - largest.weights - largest.context  # the base is there once
-    return min(MOST_AT_ONCE, 1 + (room - largest.needed) // each)
+    return 1 + (room - largest.needed) // (largest.needed - largest.weights - largest.context)
