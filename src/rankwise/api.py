@@ -168,7 +168,9 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     pack_size = _trials_at_once(name, config, task)
     from rankwise.engine.base_model import load_base
 
-    base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
+    base = load_base(
+        name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code, config.quantization
+    )
     store = SweepStore(config.out, _request(config, task), extend=config.extend)
     for note in task.notes:
         progress.note(note)
@@ -190,14 +192,15 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
         return max(encode(task.train, tokenizer, config.max_length)[0].lengths)
 
-    targets = config.target_modules
     request = PlanConfig(
         model=name,
         ranks=config.ranks,
         batch_size=config.batch_size,
         seq_len=config.max_length,
         precision="fp32",
-        target_modules="all-linear" if targets == ("all-linear",) else targets,
+        quantization=config.quantization,
+        use_dora=config.use_dora,
+        target_modules=config.target_modules,
         task_type="SEQ_CLS",
         num_labels=len(task.label_names),
         trust_remote_code=config.trust_remote_code,
@@ -230,7 +233,13 @@ def _engine(run: Run) -> "Engine":
 
     config = run.config
     train, held_out = run.encode("train"), run.encode("held_out")
-    recipe = Recipe(epochs=config.epochs, batch_size=config.batch_size)
+    recipe = Recipe(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        loraplus_ratio=config.loraplus_ratio,
+        use_dora=config.use_dora,
+        init=config.init,
+    )
     if config.engine == "fused":
         reason = why_not(run.base, train)
         if reason is None:

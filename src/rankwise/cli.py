@@ -13,7 +13,7 @@ from rankwise._version import __version__
 from rankwise.cli_adapter import add_adapter_commands
 from rankwise.cli_analyze import add_analyze_command
 from rankwise.cli_plan import add_plan_command
-from rankwise.config import SweepConfig, make_config, read_yaml
+from rankwise.config import OTHER_NAMES, SweepConfig, make_config, read_yaml
 from rankwise.errors import RankwiseError, RequestError, nearest
 
 
@@ -74,13 +74,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     sweep.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML file with the settings below")
     for item in fields(SweepConfig):
         option, text = f"--{item.name.replace('_', '-')}", str(item.metadata["help"])
+        others = [f"--{other.replace('_', '-')}" for other, name in OTHER_NAMES.items() if name == item.name]
         if isinstance(item.default, bool):
             sweep.add_argument(option, action="store_const", const=True, help=text)
             continue
         if item.default is not None:
             shown = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
             text = f"{text} Default: {shown}."
-        sweep.add_argument(option, metavar="X", help=text.replace("%", "%%"))
+        sweep.add_argument(option, *others, metavar="X", help=text.replace("%", "%%"))
     sweep.set_defaults(run=_sweep)
 
     add_analyze_command(commands)

@@ -15,6 +15,7 @@ from rankwise.engine.evaluate import length_batches
 from rankwise.engine.fresh import saved_modules
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.packed_model import PackedModel, packed_model
+from rankwise.engine.quantization import resident_tensors
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.libraries import quiet_libraries
@@ -78,6 +79,7 @@ class FusedEngine:
         trainees = [Trainee(trial, self.base, self._saved, self.recipe, self.examples) for trial in trials]
         with packed_model(self.base, self.autocast) as model:
             clock = _Clock(model.device)
+            self.base.model.train()  # bitsandbytes' 8-bit layers on a CPU compute otherwise in eval mode
             steps = trainees[0].total_steps
             solo_steps = {steps * part // (SOLO_STEPS + 1) for part in range(1, SOLO_STEPS + 1)}
             for step in range(steps):
@@ -132,6 +134,7 @@ class FusedEngine:
     def _evaluate(self, model: PackedModel, trainees: Sequence[Trainee]) -> dict[Trainee, pd.DataFrame]:
         """Score every held-out example with every trial, one pass for all of them."""
         examples = self.held_out
+        self.base.model.eval()
         results = {trainee: np.empty((2, len(examples))) for trainee in trainees}
         with torch.inference_mode():
             for rows in length_batches(examples.lengths, model.device, len(trainees)) if trainees else ():
@@ -147,12 +150,13 @@ class FusedEngine:
         by_length = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)
         longest = by_length[-self.recipe.batch_size :]
 
+        self.base.model.train()
+
         def step() -> None:
             self._gradients(model, [trainee], [longest])
             trainee.optimizer.step()
 
-        base = self.base.model
-        return peak_live_bytes(step, [*base.parameters(), *base.buffers(), *trainee.tensors()])
+        return peak_live_bytes(step, [*resident_tensors(self.base.model), *trainee.tensors()])
 
 
 def pass_tokens(device: torch.device) -> int:

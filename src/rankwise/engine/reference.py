@@ -25,6 +25,7 @@ from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fresh import json_config, put_on_adapter, saved_modules
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.order import EpochOrder
+from rankwise.engine.quantization import resident_tensors
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.classification import Encoded
@@ -161,7 +162,7 @@ class ReferenceEngine:
             optimizer.step()
 
         states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-        return peak_live_bytes(step, [*model.parameters(), *model.buffers(), *states, *batch.values()])
+        return peak_live_bytes(step, [*resident_tensors(model), *states, *batch.values()])
 
 
 class _Trainer(Trainer):

@@ -37,12 +37,19 @@ class Recipe:
             Long, because sweeps are short: Adam's step sizes need many steps to settle (Ma and Yarats 2021, "On the
             adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has the measurement.
         max_grad_norm: gradients are clipped to this norm.
+        loraplus_ratio: learning rate of B, and of vectors, divided by that of everything else (LoRA+, Hayou et al.
+            2024, section 4; the vectors as PEFT's ``create_loraplus_optimizer`` has it).
+        use_dora: train magnitudes as well (DoRA, Liu et al. 2024, section 4).
+        init: initial values of the adapter, one of `rankwise.config.INITS`.
     """
 
     epochs: int
     batch_size: int
     warmup_share: float = 0.3
     max_grad_norm: float = 1.0
+    loraplus_ratio: float = 1.0
+    use_dora: bool = False
+    init: str = "default"
 
 
 @dataclass(kw_only=True)
