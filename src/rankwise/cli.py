@@ -88,11 +88,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add_adapter_commands(commands)
     report = commands.add_parser(
         "report",
-        help="rebuild a sweep's report",
-        description="Rebuild a sweep's report from what its directory holds.",
+        help="rebuild a sweep's report, or put several sweeps side by side",
+        description="Rebuild a sweep's report from what its directory holds. Several directories, of sweeps of one "
+        "task, are put side by side instead: quality against rank, a column and a line for each.",
         allow_abbrev=False,
     )
-    report.add_argument("directory", type=Path, metavar="DIR", help="a sweep directory")
+    report.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="sweep directories")
+    report.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw several sweeps side by side: FILE.html or FILE.png"
+    )
     report.set_defaults(run=_report)
 
     for command in commands.choices.values():
@@ -125,10 +129,33 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    if len(options.directories) > 1:
+        _side_by_side(options)
+        return
     from rankwise.report.html import write_report
 
-    path = write_report(options.directory)
+    if options.plot is not None:
+        raise RequestError("plot: one sweep's plots are in its report; name several sweeps to draw them together")
+    path = write_report(options.directories[0])
     print(json.dumps({"report": str(path)}) if options.json else f"Report: {path}")
+
+
+def _side_by_side(options: argparse.Namespace) -> None:
+    from rankwise.report.figure_files import check_plot_path
+    from rankwise.report.side_by_side import print_side_by_side, write_side_by_side_plot
+    from rankwise.side_by_side import read_lines
+
+    if options.plot is not None:
+        check_plot_path(options.plot)
+    lines = read_lines(options.directories)
+    if options.plot is not None:
+        write_side_by_side_plot(lines, options.plot)
+    if options.json:
+        print(json.dumps([line.as_dict() for line in lines], indent=2, allow_nan=False))
+        return
+    print_side_by_side(lines)
+    if options.plot is not None:
+        print(f"Plot: {options.plot}")
 
 
 if __name__ == "__main__":
