@@ -68,6 +68,8 @@ def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
         ({"init": "pissa"}, ["'pissa'", "gaussian", "--engine reference"]),
         ({"init": "pisa"}, ["did you mean 'pissa'"]),
         ({"init": "olora", "engine": "reference", "quantization": "nf4"}, ["'olora'", "quantization nf4"]),
+        ({"init": "pissa", "engine": "reference", "use_dora": True}, ["'pissa'", "use_dora", "one of the two"]),
+        ({"init": "orthogonal", "ranks": "2,3"}, ["'orthogonal'", "rank 3 is odd"]),
         ({"target_modules": "attention,mlp"}, ["'attention'", "stands alone"]),
         ({"target_modules": "query["}, ["'query['", "not a regular expression"]),
         ({"eval_data": "held.csv"}, ["eval_data", "data"]),

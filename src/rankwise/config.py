@@ -220,6 +220,14 @@ class SweepConfig:
                     f"init {self.init!r}: the fused engine takes only values that need neither the base's weights nor "
                     f"data ({', '.join(FUSED_INITS)}); add --engine reference"
                 )
+        odd = [rank for rank in self.ranks if rank % 2]
+        if self.init == "orthogonal" and odd:
+            raise RequestError(f"init 'orthogonal' halves the rank, and rank {odd[0]} is odd; give even ranks")
+        if self.init in BASE_CHANGING_INITS and self.use_dora:
+            raise RequestError(
+                f"init {self.init!r} with use_dora cannot be saved for the base as it is: DoRA's magnitudes are those "
+                "of the base without the part that was taken out; give one of the two"
+            )
         if self.init in BASE_CHANGING_INITS and self.quantization != "none":
             raise RequestError(
                 f"init {self.init!r} takes a part out of the base's weights, which a quantised base does not give back "

@@ -115,3 +115,14 @@ def test_eva_with_too_little_data_is_refused(tiny: Tiny) -> None:
     with pytest.raises(RequestError, match="'eva' at rank 4 needs at least 64 training examples"):
         list(ReferenceEngine(base, few, held_out, replace(RECIPE, init="eva")).train([TRIAL]))
     assert np.isfinite(base.model.bert.pooler.dense.weight.numpy()).all()
+
+
+def test_gpt2_s_layers_with_pissa_and_olora(tmp_path: Path) -> None:
+    base, train, held_out = load_tiny("gpt2", tmp_path)
+    (finished,) = ReferenceEngine(base, train, held_out, replace(RECIPE, init="pissa")).train([TRIAL])
+    (tmp_path / "adapter").mkdir()
+    assert held_out_losses(finished, base, held_out, tmp_path / "adapter") == pytest.approx(
+        list(finished.evidence["loss"]), rel=1e-4, abs=1e-5
+    )
+    with pytest.raises(RequestError, match="'olora' does not know GPT-2's Conv1D layers"):
+        list(ReferenceEngine(base, train, held_out, replace(RECIPE, init="olora")).train([TRIAL]))

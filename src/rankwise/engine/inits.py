@@ -20,10 +20,15 @@ def base_kept(base: BaseModel, init: str) -> Iterator[None]:
     """Give a base its weights back at the end of the ``with`` block, to the last bit, where an init changes them.
 
     The copies take as much memory as the layers that get an adapter.
+
+    Raises:
+        RequestError: PEFT's OLoRA would take the weight of a GPT-2 style layer for its transpose.
     """
     layers: dict[str, Any] = {}
     if init in BASE_CHANGING_INITS:
         layers = {name: base.model.get_submodule(name) for name in base.targets}
+    if init == "olora" and any(type(layer).__name__ == "Conv1D" for layer in layers.values()):
+        raise RequestError("init 'olora' does not know GPT-2's Conv1D layers; take pissa, or default")
     weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     try:
         yield
