@@ -11,14 +11,16 @@ import numpy as np
 import pandas as pd
 
 from rankwise.config import SweepConfig, make_config
-from rankwise.decide import Decision, select
+from rankwise.decide import Decision
 from rankwise.decide.decision import TestScore
+from rankwise.decide.evidence import read_runs
+from rankwise.decide.select import decide
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, model_fingerprint
-from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory
+from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory, trained_at
 from rankwise.tasks import samples
 from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
 from rankwise.tasks.readers import file_fingerprint
@@ -119,8 +121,7 @@ def sweep(config: SweepConfig | None = None, *, progress: Progress | None = None
         )
     progress = progress or Silent()
     with open_run(config, progress) as run:
-        run_trials(run)
-        return _conclude(run)
+        return _conclude(run, run_trials(run))
 
 
 @dataclass(frozen=True)
@@ -205,19 +206,39 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
     return how_many_fit(request, longest_text, config.max_memory)
 
 
-def run_trials(run: Run) -> None:
-    """Run the trials that are missing."""
+def run_trials(run: Run) -> str | None:
+    """Run the trials that are missing, and say which the budget left out."""
+    from rankwise.engine.cutting import CuttingEngine
+    from rankwise.strategies import strategies
     from rankwise.strategies.base import run as run_strategy
-    from rankwise.strategies.grid import Grid
 
     config = run.config
-    run_strategy(
-        Grid(config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha), run.guess_loss),
-        _engine(run),
+    strategy = strategies()[config.strategy](
+        config.ranks,
+        config.seeds,
+        config.learning_rate,
+        parse_alpha_policy(config.lora_alpha),
+        config.margin,
+        config.confidence,
+        run.guess_loss,
+    )
+    left_out = run_strategy(
+        strategy,
+        CuttingEngine(_engine(run), run.store.adapter_directory),
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
         on_trial=run.progress.trial,
         on_plan=run.progress.plan,
+        budget=None if config.budget is None else 60 * config.budget,
+    )
+    if not left_out:
+        return None
+    more = strategy.expected_trials(run.store.evidence()) - len(run.store.trial_names())
+    first = left_out[0]
+    return (
+        f"The budget of {config.budget:g} min is spent. About {max(more, len(left_out))} trials are left out, first "
+        f"rank {first.rank} at learning rate {first.learning_rate:g} with seed {first.seed}; the same command with a "
+        "larger --budget goes on from there."
     )
 
 
@@ -243,21 +264,24 @@ def _engine(run: Run) -> "Engine":
     return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
 
 
-def _conclude(run: Run) -> Sweep:
+def _conclude(run: Run, left_out: str | None) -> Sweep:
     """Decide, score the chosen adapter on the test part, and write decision, report and ``best/``."""
     from rankwise.report.html import write_report
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
-    decision = select(
-        evidence,
-        margin=run.config.margin,
-        confidence=run.config.confidence,
+    decision = decide(  # a strategy that was stopped early may have come to one rank only
+        read_runs(evidence),
+        run.config.margin,
+        run.config.confidence,
         histories=read_histories(run.store.directory),
         guess_loss=run.guess_loss,
+        trained_at=trained_at(summaries),
     )
     decision = decision.with_costs(
         {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
     )
+    if left_out is not None:  # which comes before any further seed
+        decision = replace(decision, next=None, warnings=(left_out, *decision.warnings))
     if decision.next is not None and decision.next.held_out_examples == len(run.task.held_out):
         advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
         decision = replace(decision, next=replace(decision.next, advice=advice))
@@ -300,7 +324,12 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    for name in ("extend", "allow_duplicates", "max_memory"):  # which permit or speed up a sweep, and define none
+    for name in (
+        "extend",
+        "allow_duplicates",
+        "max_memory",
+        "budget",
+    ):  # which permit or speed up a sweep, and define none
         del settings[name]
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}

@@ -12,6 +12,7 @@ from rankwise.memory.devices import parse_bytes
 
 AUTO: Literal["auto"] = "auto"
 ENGINES = ("fused", "reference")
+STRATEGIES = ("grid", "once", "escalate", "race")
 
 
 def _items(value: object) -> list[object]:
@@ -55,10 +56,10 @@ def _names(value: object) -> tuple[str, ...]:
     return names
 
 
-def _engine(value: object) -> str:
-    if not isinstance(value, str) or value not in ENGINES:
-        near = nearest(value, ENGINES) if isinstance(value, str) else ""
-        raise RequestError(f"engine {shown(value)}: allowed are {' and '.join(ENGINES)}{near}")
+def _one_of(name: str, allowed: tuple[str, ...], value: object) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        near = nearest(value, allowed) if isinstance(value, str) else ""
+        raise RequestError(f"{name} {shown(value)}: allowed are {', '.join(allowed[:-1])} and {allowed[-1]}{near}")
     return value
 
 
@@ -114,6 +115,17 @@ class SweepConfig:
         "Ranks to compare, as in 4,8,16,32.",
         lambda value: _whole_items("rank", value, at_least=1),
     )
+    strategy: str = _option(
+        "grid",
+        "Which trials to run: grid (every rank), race (drop ranks that are shown to be worse), escalate (up from 8, "
+        "then down) or once (train the largest, cut it to the others).",
+        lambda value: _one_of("strategy", STRATEGIES, value),
+    )
+    budget: float | None = _option(
+        None,
+        "Minutes of training and scoring after which no trial is begun. Default: no end.",
+        _optional(lambda value: check_number("budget", value, above=0)),
+    )
     seeds: int = _option(
         2, "Trials per rank, each with its own seed.", lambda value: check_whole("seeds", value, at_least=1)
     )
@@ -149,7 +161,9 @@ class SweepConfig:
         0.95, "Confidence of the decision.", lambda value: check_number("confidence", value, above=0, below=1)
     )
     engine: str = _option(
-        "fused", "What trains: fused (ours, without padding), or reference (PEFT and transformers' Trainer).", _engine
+        "fused",
+        "What trains: fused (ours, without padding), or reference (PEFT and transformers' Trainer).",
+        lambda value: _one_of("engine", ENGINES, value),
     )
     max_memory: int | None = _option(
         None,

@@ -101,6 +101,7 @@ class SweepStore:
             "learning_rate": trial.learning_rate,
             "lora_alpha": trial.lora_alpha,
             "use_rslora": trial.use_rslora,
+            **({"cut_from": trial.cut_from} if trial.cut_from is not None else {}),
             **settings,
         }
         lines = [json.dumps(_finite(row)) for row in (*finished.steps, summary)]
@@ -140,6 +141,13 @@ class SweepStore:
     def summaries(self) -> pd.DataFrame:
         """Return what was measured of each complete trial, a row each."""
         return read_summaries(self.directory)
+
+    def seconds_spent(self) -> float:
+        """Return the seconds that all complete trials took to train and to score."""
+        trials = self.summaries()
+        if trials.empty:
+            return 0.0
+        return float((trials["pack_seconds"] / trials["pack_size"] + trials["eval_seconds"]).sum())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file of the sweep, None if it is not there."""
@@ -218,6 +226,13 @@ def read_summaries(directory: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def trained_at(summaries: pd.DataFrame) -> int | None:
+    """Return the rank that was trained where the others are cut from it; None where every rank was trained."""
+    if "cut_from" not in summaries or summaries["cut_from"].isna().all():
+        return None
+    return int(summaries.loc[summaries["cut_from"].isna(), "rank"].max())
+
+
 def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) -> dict[str, Any]:
     """Return a rank's measured costs, from its trials at its own learning rate; none where it has no trial."""
     trials = summaries[summaries["rank"] == rank]
@@ -225,9 +240,14 @@ def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) 
         trials = trials[trials["learning_rate"] == learning_rate]
     if trials.empty:
         return {}
-    return {
+    sizes = {
         "trainable_params": int(trials["trainable_params"].max()),
         "adapter_bytes": int(trials["adapter_bytes"].max()),
+    }
+    if "cut_from" in trials and trials["cut_from"].notna().all():  # nothing was trained at this rank
+        return sizes
+    return {
+        **sizes,
         "train_seconds": float(trials["train_seconds"].median()),
         "pack_seconds": float(trials["pack_seconds"].median()),
         "pack_size": int(trials["pack_size"].max()),

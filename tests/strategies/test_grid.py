@@ -14,7 +14,7 @@ NOTHING = pd.DataFrame(columns=["rank", "seed", "learning_rate", "example_id", "
 
 
 def grid(learning_rate: object = "auto", ranks: Sequence[int] = RANKS, seeds: int = 2, alpha: str = "r") -> Grid:
-    return Grid(ranks, seeds, learning_rate, parse_alpha_policy(alpha))  # type: ignore[arg-type]
+    return Grid(ranks, seeds, learning_rate, parse_alpha_policy(alpha), 0.02, 0.95)  # type: ignore[arg-type]
 
 
 def rows_of(trial: Trial, loss: float) -> list[dict[str, object]]:

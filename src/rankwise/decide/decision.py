@@ -182,6 +182,8 @@ class Decision:
         diagnosis: each rank against the next larger one.
         detectable_difference: the smallest margin at which this evidence would have cleared, in four cases of five, a
             rank that equals the best; None where nothing tells how far a mean may be off.
+        question: "train": which rank to train at; "keep": which rank to cut trained adapters to.
+        trained_at: where the question is which rank to keep, the rank that was trained.
         test: the chosen adapter's score on unseen data, where there is such a part.
     """
 
@@ -197,6 +199,8 @@ class Decision:
     confirmation: Confirmation | None = None
     diagnosis: tuple[Diagnosis, ...] = ()
     detectable_difference: float | None = None
+    question: Literal["train", "keep"] = "train"
+    trained_at: int | None = None
     test: TestScore | None = field(default=None)
 
     def row(self, rank: int) -> RankRow:
@@ -208,8 +212,9 @@ class Decision:
         table = tuple(replace(row, **costs.get(row.rank, {})) for row in self.table)
         times = [row.train_seconds for row in table if row.train_seconds is not None]
         following = self.next
-        if following is not None and len(times) == len(table):
-            more = sum(seconds * max(0, following.seeds - row.seeds) for seconds, row in zip(times, table, strict=True))
+        # A cut has no time of its own.
+        if following is not None and (len(times) == len(table) or (times and self.question == "keep")):
+            more = sum((row.train_seconds or 0.0) * max(0, following.seeds - row.seeds) for row in table)
             advice = (
                 f"{following.advice} About {max(1, round(more / 60))} min of training." if more else following.advice
             )
