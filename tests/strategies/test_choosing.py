@@ -16,6 +16,7 @@ from rankwise.strategies.base import Strategy
 
 RANKS = (2, 4, 8, 16, 32)
 MARGIN, CONFIDENCE = 0.02, 0.95
+EXAMPLES = 100
 NOTHING = pd.DataFrame(columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"])
 FROM_8 = {2: 0.70, 4: 0.60}  # the truth where rank 8 suffices; 0.5 from there on
 Truth = Callable[[int], float]
@@ -35,8 +36,8 @@ def evidence_of(trial: Trial, truth: Truth, noise: float) -> pd.DataFrame:
             "rank": trial.rank,
             "seed": trial.seed,
             "learning_rate": trial.learning_rate,
-            "example_id": range(200),
-            "loss": [level + hard.uniform(-0.3, 0.3) + own.gauss(0, 0.02) for _ in range(200)],
+            "example_id": range(EXAMPLES),
+            "loss": [level + hard.uniform(-0.3, 0.3) + own.gauss(0, 0.02) for _ in range(EXAMPLES)],
             "score": 1.0,
             "diverged": False,
         }
@@ -115,13 +116,14 @@ def test_race_ends_when_the_seeds_are_used_up() -> None:
 def test_resumed_anywhere_it_is_the_same_sweep(name: str, rates: object) -> None:
     asked = strategy(name, rates=rates)
     whole, trials = run(asked, from_8, noise=0.01)
-    for stop in range(1, len(trials)):
-        part, first = run(asked, from_8, stop_after=stop, noise=0.01)
-        complete = part.sample(frac=1, random_state=stop)  # nor does the order of rows matter
-        _, rest = run(strategy(name, rates=rates), from_8, complete, noise=0.01)
-        assert first + rest == trials
-    assert asked.expected_trials(whole) == len(trials)
-    assert len(trials) == len({trial.name for trial in trials})
+    each = {trial.name: rows for trial, (_, rows) in zip(trials, whole.groupby(whole.index // EXAMPLES), strict=True)}
+    for stop, trial in enumerate(trials[1:], start=1):
+        part = pd.concat([each[done.name] for done in trials[:stop]]).sample(frac=1, random_state=stop)
+        assert asked.propose(part)[0] == trial  # nor does the order of rows matter
+    for lost in trials[:: len(trials) // 3]:  # a pack's trials may be finished in any order
+        part = pd.concat([rows for done, rows in each.items() if done != lost.name])
+        assert run(asked, from_8, part, noise=0.01)[1] == [lost]
+    assert asked.expected_trials(whole) == len(trials) == len(each)
 
 
 def test_once_trains_the_largest_rank_and_cuts_the_others() -> None:
