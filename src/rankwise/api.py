@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,13 +21,14 @@ from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, model_fingerprint
-from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory, trained_at
+from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory
 from rankwise.tasks import samples
 from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
 from rankwise.tasks.readers import file_fingerprint
 
 if TYPE_CHECKING:
     from rankwise.engine.base_model import BaseModel
+    from rankwise.engine.cutting import CuttingEngine
     from rankwise.engine.trial import Engine, FinishedTrial
 
 
@@ -147,6 +149,13 @@ class Run:
         shares = np.unique(self.task.held_out.labels, return_counts=True)[1] / len(self.task.held_out)
         return float(-(shares * np.log(shares)).sum())
 
+    @cached_property
+    def engine(self) -> "CuttingEngine":
+        """What trains, cuts and scores; its making tokenises the examples."""
+        from rankwise.engine.cutting import CuttingEngine
+
+        return CuttingEngine(_engine(self), self.store.adapter_directory)
+
     def encode(self, part: str) -> Encoded:
         """Tokenise a part of the data, and say how many texts were cut."""
         length = min(self.config.max_length, self.base.longest)
@@ -208,7 +217,6 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
 
 def run_trials(run: Run) -> str | None:
     """Run the trials that are missing, and say which the budget left out."""
-    from rankwise.engine.cutting import CuttingEngine
     from rankwise.strategies import strategies
     from rankwise.strategies.base import run as run_strategy
 
@@ -224,7 +232,7 @@ def run_trials(run: Run) -> str | None:
     )
     left_out = run_strategy(
         strategy,
-        CuttingEngine(_engine(run), run.store.adapter_directory),
+        run.engine,
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
         on_trial=run.progress.trial,
@@ -267,15 +275,17 @@ def _engine(run: Run) -> "Engine":
 def _conclude(run: Run, left_out: str | None) -> Sweep:
     """Decide, score the chosen adapter on the test part, and write decision, report and ``best/``."""
     from rankwise.report.html import write_report
+    from rankwise.uneven import try_uneven
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
+    runs = read_runs(evidence)
     decision = decide(  # a strategy that was stopped early may have come to one rank only
-        read_runs(evidence),
+        runs,
         run.config.margin,
         run.config.confidence,
         histories=read_histories(run.store.directory),
         guess_loss=run.guess_loss,
-        trained_at=trained_at(summaries),
+        trained_at=run.config.ranks[-1] if run.config.strategy == "once" else None,
     )
     decision = decision.with_costs(
         {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
@@ -285,12 +295,17 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
     if decision.next is not None and decision.next.held_out_examples == len(run.task.held_out):
         advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
         decision = replace(decision, next=replace(decision.next, advice=advice))
-    chosen = None
+    chosen, uneven = None, None
     if decision.rank is not None:
         row = decision.row(decision.rank)
         trials = summaries[(summaries["rank"] == row.rank) & (summaries["learning_rate"] == row.learning_rate)]
-        chosen = str(trials.sort_values("eval_loss")["name"].iloc[0])
+        trials = trials.sort_values("eval_loss")
+        chosen = str(trials["name"].iloc[0])
+        if decision.trained_at not in (None, decision.rank):
+            cut, uneven = try_uneven(decision, runs, trials, run.store, run.engine)
+            decision = replace(decision, uneven=cut)
     run.store.hand_over(chosen)
+    run.store.offer(uneven)
     if chosen is not None and len(run.task.test):
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.write_json("decision.json", decision.as_dict())
@@ -324,12 +339,7 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    for name in (
-        "extend",
-        "allow_duplicates",
-        "max_memory",
-        "budget",
-    ):  # which permit or speed up a sweep, and define none
+    for name in ("extend", "allow_duplicates", "max_memory", "budget"):  # which permit or bound, and define no sweep
         del settings[name]
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RankwiseError, RequestError, some
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
+    from rankwise.lora.adapter import Adapter
 
 PARTIAL = ".partial-"
+UNEVEN_DIRECTORY = "best-uneven"
 COSTS = ("trainable_params", "adapter_bytes", "train_seconds", "pack_seconds", "pack_size", "peak_memory_bytes")
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 
@@ -175,6 +177,14 @@ class SweepStore:
             ) from None
         return best
 
+    def offer(self, uneven: "Adapter | None") -> None:
+        """Write the cut that is offered beside ``best/``, or remove an earlier one where there is none."""
+        from rankwise.lora.adapter_files import write_adapter
+
+        shutil.rmtree(self.directory / UNEVEN_DIRECTORY, ignore_errors=True)
+        if uneven is not None:
+            write_adapter(uneven, self.directory / UNEVEN_DIRECTORY)
+
 
 def refuse_bad_directory(directory: Path) -> None:
     """Refuse a path that cannot be a sweep directory.
@@ -227,10 +237,20 @@ def read_summaries(directory: Path) -> pd.DataFrame:
 
 
 def trained_at(summaries: pd.DataFrame) -> int | None:
-    """Return the rank that was trained where the others are cut from it; None where every rank was trained."""
+    """Return the rank that was trained where the others are cut from it; None where every rank was trained.
+
+    Raises:
+        RequestError: there are cuts, and trials of several ranks.
+    """
     if "cut_from" not in summaries or summaries["cut_from"].isna().all():
         return None
-    return int(summaries.loc[summaries["cut_from"].isna(), "rank"].max())
+    ranks = sorted(map(int, summaries.loc[summaries["cut_from"].isna(), "rank"].unique()))
+    if len(ranks) > 1:
+        raise RequestError(
+            f"results hold cuts beside adapters trained at ranks {some(ranks)}: which rank to keep and which to train "
+            "at are two questions; give the results of one strategy at a time"
+        )
+    return ranks[0]
 
 
 def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Interval = tuple[float, float]
@@ -165,6 +165,27 @@ class TestScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnevenCut:
+    """The cut whose layers have ranks of their own, against the one of the chosen rank with as many entries.
+
+    Attributes:
+        ranks: of each layer, by its name in the base model.
+        entries: of all factors A and B, at most.
+        gain: how much lower its held-out loss is, nats per example, over all seeds' cuts.
+        gain_ci: its two-sided interval.
+        better: that interval lies above zero; the cut is then offered beside the chosen adapter.
+        reason: a sentence with the numbers.
+    """
+
+    ranks: Mapping[str, int]
+    entries: int
+    gain: float
+    gain_ci: Interval
+    better: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What the evidence supports: a rank, or "undetermined" with what to run next.
 
@@ -184,6 +205,7 @@ class Decision:
             rank that equals the best; None where nothing tells how far a mean may be off.
         question: "train": which rank to train at; "keep": which rank to cut trained adapters to.
         trained_at: where the question is which rank to keep, the rank that was trained.
+        uneven: a cut with a rank for each layer, where one was tried.
         test: the chosen adapter's score on unseen data, where there is such a part.
     """
 
@@ -201,7 +223,8 @@ class Decision:
     detectable_difference: float | None = None
     question: Literal["train", "keep"] = "train"
     trained_at: int | None = None
-    test: TestScore | None = field(default=None)
+    uneven: UnevenCut | None = None
+    test: TestScore | None = None
 
     def row(self, rank: int) -> RankRow:
         """Return the table's row of a rank."""

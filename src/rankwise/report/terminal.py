@@ -115,6 +115,8 @@ def _sentences(decision: Decision) -> list[str]:
     lines = [decision.reason if decision.rank is not None else f"Undetermined. {decision.reason}"]
     if decision.confirmation is not None and decision.confirmation.status != "contradicts":  # that is a warning
         lines.append(decision.confirmation.reason)
+    if decision.uneven is not None:
+        lines.append(decision.uneven.reason)
     if decision.test is not None:
         test = decision.test
         lines.append(
