@@ -3,6 +3,7 @@
 import pandas as pd
 
 from rankwise.decide.compare import compare
+from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import read_runs
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
@@ -54,8 +55,8 @@ class Escalate(Strategy):
         for rank in reversed(self.ranks[:top]):
             if rank not in visited:
                 visited.append(rank)
-            if trials := self._missing_of(rank, evidence):
-                return [*(one for one in visited if one != rank), rank], trials
+                if trials := self._missing_of(rank, evidence):
+                    return visited, trials
             if not self._suffices(at_found_rates(evidence, visited, self.seeds), rank):
                 break
         return visited, []
@@ -65,8 +66,9 @@ class Escalate(Strategy):
         if first := self.missing_trials(search.wanted(evidence), evidence):
             return first
         rate = rate_of_first_seed(evidence, rank)
-        seeds = range(self.seeds) if rate is not None else ()
-        return self.missing_trials([(rank, rate, seed) for seed in seeds if rate is not None], evidence)
+        if rate is None:
+            return []
+        return self.missing_trials([(rank, rate, seed) for seed in range(self.seeds)], evidence)
 
     def _gains(self, evidence: pd.DataFrame, lower: int) -> bool:
         """Whether the larger of two ranks is a real gain; one that trains where the other diverges is."""
@@ -75,8 +77,9 @@ class Escalate(Strategy):
         runs = read_runs(evidence)
         costs = compare(runs, "cost")
         assert costs is not None  # every run has costs
-        decision = decide(runs, self.margin, self.confidence, guess_loss=self.guess_loss)
-        underfits = any(one.verdict == "raise the rank" for one in decision.diagnosis)
+        underfits = any(
+            one.verdict == "raise the rank" for one in diagnose(runs, costs, None, self.margin, self.confidence)
+        )
         return underfits or costs.is_shown_worse(lower, self.margin, self.confidence)
 
     def _suffices(self, evidence: pd.DataFrame, rank: int) -> bool:
