@@ -15,7 +15,7 @@ from rankwise.config import make_config
 from rankwise.engine.cutting import CuttingEngine
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import read_adapter, spectrum, truncate
-from rankwise.store import read_evidence, read_json
+from rankwise.store import read_evidence, read_json, trained_at
 from tests.conftest import make_reviews
 
 RATES = (5e-3, 1e-2)
@@ -126,6 +126,21 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_a_larger_one_goes_on(
     whole = rankwise.sweep(**request_of, strategy="escalate", budget=1000, out=out).decision
     assert whole.rank == 2
     assert not any("budget" in warning for warning in whole.warnings)
+
+
+def test_a_budget_that_ends_before_any_cut_still_asks_which_rank_to_keep(
+    request_of: dict[str, Any], tmp_path: Path
+) -> None:
+    decision = rankwise.sweep(**request_of, strategy="once", budget=1e-6, out=tmp_path / "out").decision
+    assert (decision.verdict, decision.question, decision.trained_at) == ("undetermined", "keep", 8)
+
+
+def test_cuts_beside_adapters_of_several_ranks_answer_no_question() -> None:
+    trials = pd.DataFrame({"rank": [4, 8, 2], "cut_from": [None, None, "r8-lr0.001-seed0"]})
+    assert trained_at(trials.drop(columns="cut_from")) is None
+    assert trained_at(trials[trials["rank"] != 4]) == 8
+    with pytest.raises(rankwise.RequestError, match="cuts beside adapters trained at ranks 4, 8"):
+        trained_at(trials)
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
