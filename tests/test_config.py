@@ -69,6 +69,7 @@ def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
         ({"init": "pisa"}, ["did you mean 'pissa'"]),
         ({"init": "olora", "engine": "reference", "quantization": "nf4"}, ["'olora'", "quantization nf4"]),
         ({"init": "pissa", "engine": "reference", "use_dora": True}, ["'pissa'", "use_dora", "one of the two"]),
+        ({"strategy": "once", "use_dora": True, "engine": "reference"}, ["use_dora", "strategy once", "grid"]),
         ({"init": "orthogonal", "ranks": "2,3"}, ["'orthogonal'", "rank 3 is odd"]),
         ({"target_modules": "attention,mlp"}, ["'attention'", "stands alone"]),
         ({"target_modules": "query["}, ["'query['", "not a regular expression"]),

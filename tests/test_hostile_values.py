@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "text_column": {"null"},
     "label_column": {"null"},
     "train_examples": {"null"},
+    "budget": {"null", "fraction"},
     "max_memory": {"null"},
     "target_modules": {"1e400", "null character"},
     "loraplus_ratio": {"fraction"},

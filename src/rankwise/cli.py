@@ -122,7 +122,8 @@ def _sweep(options: argparse.Namespace) -> None:
         return
     print_decision(result.decision)
     if result.best is not None:
-        print(f"Chosen rank: {result.decision.rank}. Adapter: {result.best}")
+        cut = f" of {result.decision.trained_at}" if result.decision.question == "keep" else ""
+        print(f"Chosen rank: {result.decision.rank}{cut}. Adapter: {result.best}")
     else:
         print(f"Chosen rank: undetermined. The adapter of every trial: {result.directory / 'trials'}")
     print(f"Report: {result.report}")

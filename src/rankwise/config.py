@@ -18,6 +18,7 @@ FUSED_INITS = ("default", "gaussian", "orthogonal")  # drawn from the seed alone
 BASE_CHANGING_INITS = ("pissa", "olora")  # take a part out of the base's weights
 INITS = (*FUSED_INITS, "eva", *BASE_CHANGING_INITS)
 OTHER_NAMES = {"learning_rates": "learning_rate"}
+STRATEGIES = ("grid", "once", "escalate", "race")
 
 
 def _items(value: object) -> list[object]:
@@ -74,10 +75,10 @@ def _choice(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
     return parse
 
 
-def _engine(value: object) -> str:
-    if not isinstance(value, str) or value not in ENGINES:
-        near = nearest(value, ENGINES) if isinstance(value, str) else ""
-        raise RequestError(f"engine {shown(value)}: allowed are {' and '.join(ENGINES)}{near}")
+def _one_of(name: str, allowed: tuple[str, ...], value: object) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        near = nearest(value, allowed) if isinstance(value, str) else ""
+        raise RequestError(f"{name} {shown(value)}: allowed are {', '.join(allowed[:-1])} and {allowed[-1]}{near}")
     return value
 
 
@@ -132,6 +133,17 @@ class SweepConfig:
         (4, 8, 16, 32),
         "Ranks to compare, as in 4,8,16,32.",
         lambda value: _whole_items("rank", value, at_least=1),
+    )
+    strategy: str = _option(
+        "grid",
+        "Which trials to run: grid (every rank), race (drop ranks that are shown to be worse), escalate (up from 8, "
+        "then down) or once (train the largest, cut it to the others).",
+        lambda value: _one_of("strategy", STRATEGIES, value),
+    )
+    budget: float | None = _option(
+        None,
+        "Minutes of training and scoring after which no trial is begun. Default: no end.",
+        _optional(lambda value: check_number("budget", value, above=0)),
     )
     seeds: int = _option(
         2, "Trials per rank, each with its own seed.", lambda value: check_whole("seeds", value, at_least=1)
@@ -188,7 +200,9 @@ class SweepConfig:
         0.95, "Confidence of the decision.", lambda value: check_number("confidence", value, above=0, below=1)
     )
     engine: str = _option(
-        "fused", "What trains: fused (ours, without padding), or reference (PEFT and transformers' Trainer).", _engine
+        "fused",
+        "What trains: fused (ours, without padding), or reference (PEFT and transformers' Trainer).",
+        lambda value: _one_of("engine", ENGINES, value),
     )
     max_memory: int | None = _option(
         None,
@@ -220,6 +234,11 @@ class SweepConfig:
                     f"init {self.init!r}: the fused engine takes only values that need neither the base's weights nor "
                     f"data ({', '.join(FUSED_INITS)}); add --engine reference"
                 )
+        if self.use_dora and self.strategy == "once":
+            raise RequestError(
+                "use_dora: strategy once cuts adapters, and DoRA's are not cut (their magnitudes scale base weight and "
+                "delta-W together); take grid, race or escalate"
+            )
         odd = [rank for rank in self.ranks if rank % 2]
         if self.init == "orthogonal" and odd:
             raise RequestError(f"init 'orthogonal' halves the rank, and rank {odd[0]} is odd; give even ranks")

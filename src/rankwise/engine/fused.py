@@ -13,11 +13,13 @@ from torch.nn.functional import cross_entropy
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import length_batches
 from rankwise.engine.fresh import saved_modules
+from rankwise.engine.loaded import Loaded
 from rankwise.engine.measure import peak_live_bytes
-from rankwise.engine.packed_model import PackedModel, packed_model
+from rankwise.engine.packed_model import Adapted, PackedModel, packed_model
 from rankwise.engine.quantization import resident_tensors
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
+from rankwise.lora.adapter import Adapter
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.classification import Encoded, evidence_frame, losses_and_scores
 
@@ -75,6 +77,12 @@ class FusedEngine:
                 finished = self._train_pack(trials[start : start + self.pack_size])
             yield from finished
 
+    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+        """Score adapters in one pass over the held-out examples."""
+        loaded = [Loaded(self.base, adapter) for adapter in adapters]
+        with packed_model(self.base, self.autocast) as model:
+            return self._evaluate(model, loaded)
+
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
         trainees = [Trainee(trial, self.base, self._saved, self.recipe, self.examples) for trial in trials]
         with packed_model(self.base, self.autocast) as model:
@@ -94,7 +102,8 @@ class FusedEngine:
                     for _ in group:
                         self.on_work(self.train_share / steps)
             start = time.perf_counter()
-            evidence = self._evaluate(model, [trainee for trainee in trainees if not trainee.diverged])
+            alive = [trainee for trainee in trainees if not trainee.diverged]
+            evidence = dict(zip(alive, self._evaluate(model, alive), strict=True))
             eval_seconds = (time.perf_counter() - start) / len(trials)
             finished = []
             for trainee in trainees:
@@ -131,19 +140,19 @@ class FusedEngine:
         torch.autograd.backward(losses)
         return torch.stack(losses).tolist()
 
-    def _evaluate(self, model: PackedModel, trainees: Sequence[Trainee]) -> dict[Trainee, pd.DataFrame]:
+    def _evaluate(self, model: PackedModel, trials: Sequence[Adapted]) -> list[pd.DataFrame]:
         """Score every held-out example with every trial, one pass for all of them."""
         examples = self.held_out
         self.base.model.eval()
-        results = {trainee: np.empty((2, len(examples))) for trainee in trainees}
+        results = np.empty((len(trials), 2, len(examples)))
         with torch.inference_mode():
-            for rows in length_batches(examples.lengths, model.device, len(trainees)) if trainees else ():
+            for rows in length_batches(examples.lengths, model.device, len(trials)) if trials else ():
                 labels = torch.tensor([examples.labels[row] for row in rows])  # (n,)
                 sequences = [examples.input_ids[row] for row in rows]
-                logits = model.logits(trainees, [sequences] * len(trainees))  # K of (n, classes)
-                for trainee, own in zip(trainees, logits, strict=True):
-                    results[trainee][:, rows] = losses_and_scores(own, labels)
-        return {trainee: evidence_frame(examples.ids, loss, score) for trainee, (loss, score) in results.items()}
+                logits = model.logits(trials, [sequences] * len(trials))  # K of (n, classes)
+                for result, own in zip(results, logits, strict=True):
+                    result[:, rows] = losses_and_scores(own, labels)
+        return [evidence_frame(examples.ids, loss, score) for loss, score in results]
 
     def _peak_memory(self, model: PackedModel, trainee: Trainee) -> int:
         """Measure one more step on the longest examples; its result is thrown away with the trial."""

@@ -31,6 +31,7 @@ from rankwise.engine.order import EpochOrder, epoch_batches
 from rankwise.engine.quantization import resident_tensors
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
+from rankwise.lora.adapter_files import write_adapter
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.lora.original_base import for_original_base
 from rankwise.tasks.classification import Encoded
@@ -51,6 +52,8 @@ class ReferenceEngine:
         recipe: what all trials share.
         on_work: told of each finished share of a trial; the shares of one trial add up to 1.
     """
+
+    pack_size = 1
 
     def __init__(
         self,
@@ -75,6 +78,15 @@ class ReferenceEngine:
             with quiet_libraries(), base_kept(self.base, self.recipe.init):
                 finished = self._train_one(trial)
             yield finished
+
+    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+        """Score adapters one after another, each loaded by PEFT."""
+        results = []
+        for adapter in adapters:
+            with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
+                write_adapter(adapter, Path(scratch) / "adapter")
+                results.append(score_adapter(self.base, Path(scratch) / "adapter", self.held_out))
+        return results
 
     def _train_one(self, trial: Trial) -> FinishedTrial:
         recipe = self.recipe

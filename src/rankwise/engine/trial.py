@@ -9,16 +9,28 @@ import pandas as pd
 if TYPE_CHECKING:
     import torch
 
+    from rankwise.lora.adapter import Adapter
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One adapter to train once."""
+    """One adapter to train once, or to cut from one that is trained.
+
+    Attributes:
+        rank: r.
+        seed: sets the head, the adapter's initial values and the data order.
+        learning_rate: at which it is trained; of a cut, at which what it is cut from was.
+        lora_alpha: PEFT's.
+        use_rslora: scaling is ``lora_alpha / sqrt(r)``, not ``lora_alpha / r``.
+        cut_from: name of the complete trial to cut; None to train.
+    """
 
     rank: int
     seed: int
     learning_rate: float
     lora_alpha: float
     use_rslora: bool = False
+    cut_from: str | None = None
 
     @property
     def name(self) -> str:
@@ -106,8 +118,18 @@ def share_of_training(recipe: Recipe, train: Sized, held_out: Sized) -> float:
 
 
 class Engine(Protocol):
-    """Trains adapters over one frozen base."""
+    """Trains adapters over one frozen base.
+
+    Attributes:
+        pack_size: trials that it trains at once.
+    """
+
+    pack_size: int
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train every trial and yield each as soon as it is finished, in any order."""
+        ...
+
+    def score(self, adapters: "Sequence[Adapter]") -> list[pd.DataFrame]:
+        """Score finished adapters on the held-out examples: evidence as in `FinishedTrial`, one each."""
         ...
