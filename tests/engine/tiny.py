@@ -50,12 +50,15 @@ def save_tiny(name: str, directory: Path, **changes: Any) -> Path:
     return directory
 
 
-def load_tiny(name: str, directory: Path, ranks: tuple[int, ...] = (4,)) -> tuple[BaseModel, Encoded, Encoded]:
+def load_tiny(
+    name: str, directory: Path, ranks: tuple[int, ...] = (4,), quantization: str = "none"
+) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny base with 400 training and 40 held-out reviews."""
     data = directory / "reviews.csv"
     make_reviews(800).to_csv(data, index=False)
     task = load_task(SweepConfig(data=data))
-    base = load_base(str(save_tiny(name, directory)), task.label_names, TARGETS.get(name, ["all-linear"]), ranks)
+    model, targets = str(save_tiny(name, directory)), TARGETS.get(name, ["all-linear"])
+    base = load_base(model, task.label_names, targets, ranks, quantization=quantization)
     train, held_out = (
         Encoded(part.ids[:count], part.input_ids[:count], part.labels[:count])
         for part, count in (

@@ -16,6 +16,7 @@ from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
 from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, warnings_of, why, why_not, why_nothing
+from rankwise.errors import RequestError
 
 
 def select(
@@ -29,6 +30,7 @@ def select(
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
+    trained_at: int | None = None,
 ) -> Decision:
     """Choose the smallest rank that is not worse than any other by more than the margin.
 
@@ -54,6 +56,8 @@ def select(
             underfitting from overfitting.
         guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: ranks that
             do not get clearly below it have learnt nothing, and are not chosen from.
+        trained_at: the ranks below this one were not trained: they are cuts of adapters of this rank, so that the
+            answer is which rank to keep. Whether a rank underfits is then no question.
 
     Returns:
         The decision, with a row for each rank.
@@ -78,6 +82,8 @@ def select(
     if guess_loss is not None:
         guess_loss = check_number("guess_loss", guess_loss, above=0)
     runs = read_runs(evidence, metric, higher_is_better)
+    if len(runs) < 2:
+        raise RequestError(f"evidence holds {len(runs)} rank; at least two are needed to compare")
     warning = None
     if margin is None:
         margin, warning = default_margin(metric, np.concatenate([run.cost.ravel() for run in runs]))
@@ -90,6 +96,7 @@ def select(
         score_margin=score_margin,
         histories=histories,
         guess_loss=guess_loss,
+        trained_at=trained_at,
     )
     return replace(decision, warnings=(warning, *decision.warnings)) if warning else decision
 
@@ -104,6 +111,7 @@ def decide(
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
+    trained_at: int | None = None,
 ) -> Decision:
     """Apply the rule of `select` to runs, ranks ascending."""
     runs = [run for run in all_runs if run.seeds]
@@ -117,7 +125,7 @@ def decide(
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
     following = None
     if fit:
-        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence)
+        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence, trained_at)
     elif worst and losses and guess_loss is not None and nothing_learnt:
         reason = why_nothing(losses, means, guess_loss)
     else:
@@ -129,7 +137,7 @@ def decide(
     confirmation = None
     if metric == "loss" and fit and scores and scores.noise_is_known:
         confirmation = _confirmation(scores, fit[0], score_margin, confidence)
-    warnings = warnings_of(all_runs, noise)
+    warnings = warnings_of(all_runs, noise, trained_at)
     if nothing_learnt:
         warnings.insert(0, LEARN_FIRST)
     if confirmation is not None and confirmation.status == "contradicts":
@@ -145,9 +153,13 @@ def decide(
         warnings=tuple(warnings),
         table=tuple(_rows(all_runs, costs, losses, scores, metric, worst, margin, confidence)),
         confirmation=confirmation,
-        # Between ranks that learnt nothing there is nothing to diagnose.
-        diagnosis=() if nothing_learnt else tuple(diagnose(runs, costs, histories, margin, confidence)),
+        # Between ranks that learnt nothing there is nothing to diagnose, nor of cuts, which were not trained.
+        diagnosis=()
+        if nothing_learnt or trained_at is not None
+        else tuple(diagnose(runs, costs, histories, margin, confidence)),
         detectable_difference=detectable_difference(costs, confidence),
+        question="train" if trained_at is None else "keep",
+        trained_at=trained_at,
     )
 
 

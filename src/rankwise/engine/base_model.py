@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import nn
 
+from rankwise.engine.quantization import check_quantization, is_quantized, loading_arguments
 from rankwise.errors import RequestError
 from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.lora.targets import check_ranks, find_targets
@@ -43,11 +45,20 @@ class BaseModel:
 def load_base(
     name: str,
     label_names: Sequence[str],
-    target_modules: Sequence[str],
+    target_modules: str | Sequence[str],
     ranks: Sequence[int],
     trust_remote_code: bool = False,
+    quantization: str = "none",
 ) -> BaseModel:
     """Load a base with a classification head for the given classes.
+
+    Args:
+        name: directory or hub id.
+        label_names: the classes.
+        target_modules: as in `rankwise.config.SweepConfig`.
+        ranks: to be trained.
+        trust_remote_code: run Python code that comes with the model.
+        quantization: of the frozen linear layers, one of `rankwise.config.QUANTIZATIONS`.
 
     Raises:
         RequestError: the model cannot be loaded, the target modules match nothing, or a rank is too large.
@@ -55,6 +66,8 @@ def load_base(
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     check_model_files(name)
+    check_quantization(quantization)
+    keep: tuple[str, ...] = HEAD_NAMES
     with quiet_libraries():
         try:
             # Fresh weights are drawn again for each seed; this seed only makes loading repeatable.
@@ -68,15 +81,24 @@ def load_base(
             )
             _remove_dropout(config)
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-            )
+            while True:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    name,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    trust_remote_code=trust_remote_code,
+                    **loading_arguments(quantization, keep),
+                )
+                absent = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+                fresh = _topmost_modules(model, absent)
+                # What is trained in full is not quantised, and only loading tells what the checkpoint lacks.
+                wrongly = [one for one in fresh if any(map(is_quantized, model.get_submodule(one).modules()))]
+                if not wrongly:
+                    break
+                keep = (*keep, *wrongly)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise RequestError(f"model {name!r} cannot be loaded: {first_sentence(error)}") from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -90,16 +112,16 @@ def load_base(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
-    absent = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    fresh = _topmost_modules(model, absent)
+    if quantization != "none":
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # what is not quantised to fp32
     heads = [head for head in HEAD_NAMES if hasattr(model, head) and head not in fresh]
     trained_in_full = (*fresh, *heads)
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return BaseModel(
-        model.to(device), tokenizer, name, fresh, trained_in_full, targets, _longest_input(model, tokenizer)
-    )
+    if quantization == "none":  # a quantised base is loaded where it runs
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        model = model.to(device)
+    return BaseModel(model, tokenizer, name, fresh, trained_in_full, targets, _longest_input(model, tokenizer))
 
 
 def _remove_dropout(config: Any) -> None:

@@ -13,11 +13,14 @@ from torch.nn.functional import cross_entropy
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import length_batches
 from rankwise.engine.fresh import saved_modules
+from rankwise.engine.loaded import Loaded
 from rankwise.engine.measure import peak_live_bytes
-from rankwise.engine.packed_model import PackedModel, packed_model
+from rankwise.engine.packed_model import Adapted, PackedModel, packed_model
+from rankwise.engine.quantization import resident_tensors
 from rankwise.engine.side_by_side import side_by_side
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
+from rankwise.lora.adapter import Adapter
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.classification import Encoded, evidence_frame, losses_and_scores
 
@@ -79,12 +82,19 @@ class FusedEngine:
                 finished = self._train_pack(trials[start : start + self.pack_size])
             yield from finished
 
+    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+        """Score adapters in one pass over the held-out examples."""
+        loaded = [Loaded(self.base, adapter) for adapter in adapters]
+        with packed_model(self.base, self.autocast) as model:
+            return self._evaluate(model, loaded)
+
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
         trainees = [Trainee(trial, self.base, self._saved, self.recipe, self.examples) for trial in trials]
         with packed_model(self.base, self.autocast) as model:
             count = min(self.pack_size, torch.get_num_threads()) if model.device.type == "cpu" else 1
             teams = _deal(trainees, count)
             threads = torch.get_num_threads() // count  # the same however many trials are left: see `side_by_side`
+            self.base.model.train()  # bitsandbytes' 8-bit layers on a CPU compute otherwise in eval mode
             start = time.perf_counter()
             side_by_side([partial(self._train_team, model, team) for team in teams], threads)
             pack_seconds, start = time.perf_counter() - start, time.perf_counter()
@@ -137,7 +147,8 @@ class FusedEngine:
     def _evaluate_team(
         self, model: PackedModel, trainees: Sequence[Trainee], _: threading.Event
     ) -> dict[Trainee, pd.DataFrame]:
-        return self._evaluate(model, [trainee for trainee in trainees if not trainee.diverged])
+        alive = [trainee for trainee in trainees if not trainee.diverged]
+        return dict(zip(alive, self._evaluate(model, alive), strict=True))
 
     def _tell(self, share: float) -> None:
         with self._telling:
@@ -154,30 +165,32 @@ class FusedEngine:
         torch.autograd.backward(losses)
         return torch.stack(losses).tolist()
 
-    def _evaluate(self, model: PackedModel, trainees: Sequence[Trainee]) -> dict[Trainee, pd.DataFrame]:
+    def _evaluate(self, model: PackedModel, trials: Sequence[Adapted]) -> list[pd.DataFrame]:
         """Score every held-out example with every trial, one pass for all of them."""
         examples = self.held_out
-        results = {trainee: np.empty((2, len(examples))) for trainee in trainees}
+        self.base.model.eval()
+        results = np.empty((len(trials), 2, len(examples)))
         with torch.inference_mode():
-            for rows in length_batches(examples.lengths, model.device, len(trainees)) if trainees else ():
+            for rows in length_batches(examples.lengths, model.device, len(trials)) if trials else ():
                 labels = torch.tensor([examples.labels[row] for row in rows])  # (n,)
                 sequences = [examples.input_ids[row] for row in rows]
-                logits = model.logits(trainees, [sequences] * len(trainees))  # K of (n, classes)
-                for trainee, own in zip(trainees, logits, strict=True):
-                    results[trainee][:, rows] = losses_and_scores(own, labels)
-        return {trainee: evidence_frame(examples.ids, loss, score) for trainee, (loss, score) in results.items()}
+                logits = model.logits(trials, [sequences] * len(trials))  # K of (n, classes)
+                for result, own in zip(results, logits, strict=True):
+                    result[:, rows] = losses_and_scores(own, labels)
+        return [evidence_frame(examples.ids, loss, score) for loss, score in results]
 
     def _peak_memory(self, model: PackedModel, trainee: Trainee) -> int:
         """Measure one more step on the longest examples; its result is thrown away with the trial."""
         by_length = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)
         longest = by_length[-self.recipe.batch_size :]
 
+        self.base.model.train()
+
         def step() -> None:
             self._gradients(model, [trainee], [longest])
             trainee.optimizer.step()
 
-        base = self.base.model
-        return peak_live_bytes(step, [*base.parameters(), *base.buffers(), *trainee.tensors()])
+        return peak_live_bytes(step, [*resident_tensors(self.base.model), *trainee.tensors()])
 
     def _seconds_alone(self, model: PackedModel, trainees: Sequence[Trainee]) -> list[float]:
         """Return what each trial's steps would take alone, on all cores, from a few more steps, the trials in turns."""

@@ -15,6 +15,7 @@ from rankwise.engine.base_model import BaseModel
 from rankwise.engine.fused_linear import Factors, Stretches, fused_layers, is_fusable
 from rankwise.engine.heads import Head, find_head
 from rankwise.engine.packing import Packing, packed
+from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.classification import Encoded
 
 CLOSE = 1e-3  # of the largest logit: what packed and padded logits may differ by; rounding is a thousandth of it
@@ -180,7 +181,7 @@ def why_not(base: BaseModel, examples: Encoded) -> str | None:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet_libraries():
             batch = base.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
             padded = model(**batch.to(next(model.parameters()).device)).logits  # (2, classes)
             try:

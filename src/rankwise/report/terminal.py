@@ -72,6 +72,9 @@ class ProgressBar:
         else:
             means = finished.evidence[["loss", "score"]].mean()
             outcome = f"held-out loss {means['loss']:.4f}, accuracy {means['score']:.1%}"
+        if trial.cut_from is not None:
+            self.note(f"r={trial.rank:<4d} cut from {trial.cut_from}: {outcome}")
+            return
         self.note(
             f"r={trial.rank:<4d} learning rate {trial.learning_rate:<8g} seed {trial.seed}: {outcome}, "
             f"{seconds(finished.train_seconds)}"
@@ -90,7 +93,7 @@ def print_decision(decision: Decision, console: Console | None = None, *, score:
     if console.width < 100 and not console.is_terminal:
         console = Console(file=console.file, width=120)
     rows = [_cells(row, decision.metric, score) for row in decision.table]
-    table = Table(title=f"LoRA rank, {decision.confidence:.0%} intervals", title_justify="left")
+    table = Table(title=f"{_title(decision)}, {decision.confidence:.0%} intervals", title_justify="left")
     # What nobody measured gets no column: others' results are often a single number for each rank.
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     for name in names:
@@ -102,10 +105,18 @@ def print_decision(decision: Decision, console: Console | None = None, *, score:
         console.print(line, highlight=False, markup=False)
 
 
+def _title(decision: Decision) -> str:
+    if decision.question == "keep":
+        return f"LoRA rank to keep of adapters trained at rank {decision.trained_at}"
+    return "LoRA rank to train at"
+
+
 def _sentences(decision: Decision) -> list[str]:
     lines = [decision.reason if decision.rank is not None else f"Undetermined. {decision.reason}"]
     if decision.confirmation is not None and decision.confirmation.status != "contradicts":  # that is a warning
         lines.append(decision.confirmation.reason)
+    if decision.uneven is not None:
+        lines.append(decision.uneven.reason)
     if decision.test is not None:
         test = decision.test
         lines.append(
