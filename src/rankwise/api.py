@@ -57,6 +57,11 @@ class Sweep:
         """The chosen adapter's directory, None if the decision is "undetermined"."""
         return self.directory / "best" if self.decision.rank is not None else None
 
+    @property
+    def export(self) -> Path | None:
+        """The directory of configs for other tools, None if the decision is "undetermined"."""
+        return self.directory / "export" if self.decision.rank is not None else None
+
 
 class Progress(Protocol):
     """Who is told how a sweep goes on."""
@@ -273,7 +278,8 @@ def _engine(run: Run) -> "Engine":
 
 
 def _conclude(run: Run, left_out: str | None) -> Sweep:
-    """Decide, score the chosen adapter on the test part, and write decision, report and ``best/``."""
+    """Decide, score the chosen adapter on the test part, and write decision, report, ``best/`` and ``export/``."""
+    from rankwise.exports import write_exports
     from rankwise.report.html import write_report
     from rankwise.uneven import try_uneven
 
@@ -309,6 +315,7 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
     if chosen is not None and len(run.task.test):
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.write_json("decision.json", decision.as_dict())
+    write_exports(run.store.directory, chosen, decision)
     write_report(run.store.directory)
     return Sweep(decision, evidence, run.store.directory)
 
@@ -369,5 +376,6 @@ def as_json(result: Sweep) -> str:
         "directory": str(result.directory),
         "report": str(result.report),
         "best": str(result.best) if result.best else None,
+        "export": str(result.export) if result.export else None,
     }
     return json.dumps({**result.decision.as_dict(), **paths}, indent=2, allow_nan=False)

@@ -121,6 +121,8 @@ def _sweep(options: argparse.Namespace) -> None:
         print(f"Chosen rank: {result.decision.rank}{cut}. Adapter: {result.best}")
     else:
         print(f"Chosen rank: undetermined. The adapter of every trial: {result.directory / 'trials'}")
+    if result.export is not None:
+        print(f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {result.export}")
     print(f"Report: {result.report}")
 
 
