@@ -21,6 +21,7 @@ from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, model_fingerprint
+from rankwise.report.tracking import report_trials, require_trackers
 from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory
 from rankwise.tasks import samples
 from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
@@ -177,6 +178,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         RequestError: the request was wrong. No directory was made.
     """
     refuse_bad_directory(config.out)
+    require_trackers(config.report_to)
     task = load_task(config)
     name = _model_name(config)
     check_model_files(name)
@@ -222,25 +224,23 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
 
 def run_trials(run: Run) -> str | None:
     """Run the trials that are missing, and say which the budget left out."""
-    from rankwise.strategies import strategies
     from rankwise.strategies.base import run as run_strategy
 
     config = run.config
-    strategy = strategies()[config.strategy](
-        config.ranks,
-        config.seeds,
-        config.learning_rate,
-        parse_alpha_policy(config.lora_alpha),
-        config.margin,
-        config.confidence,
-        run.guess_loss,
-    )
+    strategy = _strategy(run)
+
+    def report(finished: "FinishedTrial | None" = None) -> None:
+        if finished is not None:
+            run.progress.trial(finished)
+        report_trials(run.store.directory, config.report_to, run.progress.note)
+
+    report()  # what an interruption left unreported
     left_out = run_strategy(
         strategy,
         run.engine,
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
-        on_trial=run.progress.trial,
+        on_trial=report,
         on_plan=run.progress.plan,
         budget=None if config.budget is None else 60 * config.budget,
     )
@@ -252,6 +252,21 @@ def run_trials(run: Run) -> str | None:
         f"The budget of {config.budget:g} min is spent. About {max(more, len(left_out))} trials are left out, first "
         f"rank {first.rank} at learning rate {first.learning_rate:g} with seed {first.seed}; the same command with a "
         "larger --budget goes on from there."
+    )
+
+
+def _strategy(run: Run) -> "Strategy":
+    from rankwise.strategies import strategies
+
+    config = run.config
+    return strategies()[config.strategy](
+        config.ranks,
+        config.seeds,
+        config.learning_rate,
+        parse_alpha_policy(config.lora_alpha),
+        config.margin,
+        config.confidence,
+        run.guess_loss,
     )
 
 
@@ -346,7 +361,8 @@ def _model_name(config: SweepConfig) -> str:
 def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    for name in ("extend", "allow_duplicates", "max_memory", "budget"):  # which permit or bound, and define no sweep
+    # What permits, bounds, speeds up or reports a sweep does not define one.
+    for name in ("extend", "allow_duplicates", "max_memory", "budget", "report_to"):
         del settings[name]
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}

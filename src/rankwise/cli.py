@@ -77,7 +77,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if isinstance(item.default, bool):
             sweep.add_argument(option, action="store_const", const=True, help=text)
             continue
-        if item.default is not None:
+        if item.default not in (None, ()):
             shown = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
             text = f"{text} Default: {shown}."
         sweep.add_argument(option, metavar="X", help=text.replace("%", "%%"))

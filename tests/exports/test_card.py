@@ -33,7 +33,7 @@ def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
     decision = json.loads((swept / "decision.json").read_text())
     setup = replace(read_setup(swept, decision["test"]["trial"]), base_model="org/base")
     (swept.parent / "card").mkdir()
-    write_card(swept.parent / "card", analyze([swept], margin=0.5), setup, sweep)
+    write_card(swept.parent / "card", analyze(swept, margin=0.5).decision, setup, sweep)
     data = ModelCard.load(swept.parent / "card" / "README.md").data
     assert data.base_model == "org/base"
     assert "base_model:adapter:org/base" in data.tags

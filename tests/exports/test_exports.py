@@ -66,7 +66,7 @@ def test_trl_reads_what_it_is_given(name: str, tmp_path: Path) -> None:
     assert adapter.target_modules == expected
     assert training.learning_rate == setup.learning_rate
     assert (training.num_train_epochs, training.per_device_train_batch_size) == (setup.epochs, setup.batch_size)
-    assert (str(training.lr_scheduler_type), training.get_warmup_steps(setup.steps)) == ("linear", setup.warmup_steps)
+    assert (training.lr_scheduler_type, training.get_warmup_steps(setup.steps)) == ("linear", setup.warmup_steps)
     assert training.max_length == setup.max_length
     assert model.model_name_or_path == "org/model"
     assert model.load_in_4bit == (name == "nf4")
@@ -148,5 +148,5 @@ def test_a_sweep_leaves_configs_only_for_a_selected_rank(swept: Path, tmp_path: 
     }  # fmt: skip
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "trl.yaml").write_text("of an earlier decision")
-    write_exports(tmp_path, None, analyze([swept]))
+    write_exports(tmp_path, None, analyze(swept).decision)
     assert not (tmp_path / "export").exists()

@@ -1,7 +1,10 @@
 """Axolotl's and LLaMA-Factory's own parsers, where they are installed: read_schemas.py says how."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -36,6 +39,9 @@ def test_llama_factory_parses_the_config_and_finds_the_data(
         "llamafactory", reason="pins another torch; tests/exports/read_schemas.py says how to install it"
     )
     monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
+    sound = ModuleType("torchaudio")  # which its readers of text import as well
+    sound.__spec__ = ModuleSpec("torchaudio", None)
+    monkeypatch.setitem(sys.modules, "torchaudio", sound)
     from llamafactory.data.parser import get_dataset_list
     from llamafactory.hparams.parser import _parse_train_args
 

@@ -33,7 +33,9 @@ def write_card(
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rankwise.exports", "."), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.PackageLoader("rankwise.exports", "."),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
     header, rows = _table(decision, score)
     body = environment.get_template("card.md.j2").render(

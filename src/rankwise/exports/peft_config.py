@@ -40,8 +40,8 @@ def peft_config(setup: TrainingSetup) -> str:
     notes.append("get_peft_model(model, lora_config) puts the adapter on; Trainer takes training_arguments.")
     if setup.loraplus_ratio != 1.0:
         notes.append(
-            f"LoRA+: B learns at {setup.loraplus_ratio:g} times this rate, by peft.optimizers.create_loraplus_optimizer "
-            f"with loraplus_lr_ratio={setup.loraplus_ratio:g}."
+            f"LoRA+: B learns at {setup.loraplus_ratio:g} times this rate, by "
+            f"peft.optimizers.create_loraplus_optimizer with loraplus_lr_ratio={setup.loraplus_ratio:g}."
         )
     quantized = _quantization(setup.quantization)
     names = "TrainingArguments" if quantized is None else "BitsAndBytesConfig, TrainingArguments"

@@ -92,11 +92,8 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     summaries = read_summaries(directory).set_index("name", drop=False)
     chosen = summaries.loc[trial_name]
     trained, keep = chosen, None
-    cut_from = chosen.get("cut_from")
-    if cut_from is not None and not math.isnan(cut_from):
-        keep = int(chosen["rank"])
-        same = (summaries["rank"] == cut_from) & (summaries["seed"] == chosen["seed"])
-        trained = summaries[same & (summaries["learning_rate"] == chosen["learning_rate"])].iloc[0]
+    if isinstance(chosen.get("cut_from"), str):  # the name of a trial
+        keep, trained = int(chosen["rank"]), summaries.loc[chosen["cut_from"]]
     adapter = _needed(directory / "trials" / trained["name"] / "adapter" / "adapter_config.json")
     settings, recipe = sweep["settings"], Recipe(epochs=int(trained["epochs"]), batch_size=int(trained["batch_size"]))
     steps = int(trained["step"])

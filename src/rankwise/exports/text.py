@@ -43,8 +43,8 @@ def origin(setup: TrainingSetup) -> list[str]:
 def adapter_only(setup: TrainingSetup, tool: str) -> list[str]:
     """Say that a tool does not train the sweep's task, and what that means for the file."""
     return [
-        f"Only the adapter's settings: this sweep's task is {setup.task_type}, and {tool} trains causal language models. "
-        "Paste them into a config of your own, with its own model, data and learning rate: the rate found here "
+        f"Only the adapter's settings: this sweep's task is {setup.task_type}, and {tool} trains causal language models. Paste "
+        "them into a config of your own, with its own model, data and learning rate: the rate found here "
         f"({setup.learning_rate:g}) holds for the sweep's model and task. peft_config.py has the whole training."
     ]
 
@@ -67,4 +67,6 @@ def without(setup: TrainingSetup, tool: str, **lacking: bool) -> str | None:
         reasons.append(f"a lora_alpha that is no whole number ({setup.lora_alpha:g})")
     if not reasons:
         return None
-    return comment([f"{tool} has no setting for {' and '.join(reasons)}, which this training uses: see peft_config.py."])
+    return comment(
+        [f"{tool} has no setting for {' and '.join(reasons)}, which this training uses: see peft_config.py."]
+    )
