@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rankwise.engine.base_model import BaseModel
     from rankwise.engine.cutting import CuttingEngine
     from rankwise.engine.trial import Engine, FinishedTrial
+    from rankwise.memory.fit import Fit
+    from rankwise.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,18 @@ def sweep(config: SweepConfig | None = None, *, progress: Progress | None = None
         >>> result.decision.rank  # doctest: +SKIP
         4
     """
+    config = requested(config, settings)
+    progress = progress or Silent()
+    with open_run(config, progress) as run:
+        return _conclude(run, run_trials(run))
+
+
+def requested(config: SweepConfig | None, settings: Mapping[str, Any]) -> SweepConfig:
+    """Return a sweep's request from a config or its fields.
+
+    Raises:
+        RequestError: both are given, a field is not allowed, or there are no ranks to compare.
+    """
     if config is not None and settings:
         raise RequestError("give either a config or its fields, not both")
     config = config or make_config(settings)
@@ -127,9 +141,7 @@ def sweep(config: SweepConfig | None = None, *, progress: Progress | None = None
         raise RequestError(
             f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
         )
-    progress = progress or Silent()
-    with open_run(config, progress) as run:
-        return _conclude(run, run_trials(run))
+    return config
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ class Run:
     base: "BaseModel"
     store: SweepStore
     progress: Progress
-    pack_size: int
+    fit: "Fit"
 
     def __enter__(self) -> "Run":
         return self
@@ -182,22 +194,22 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     task = load_task(config)
     name = _model_name(config)
     check_model_files(name)
-    pack_size = _trials_at_once(name, config, task)
+    fit = _fit(name, config, task)
     from rankwise.engine.base_model import load_base
 
     base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
-    store = SweepStore(config.out, _request(config, task), extend=config.extend)
+    store = SweepStore(config.out, sweep_request(config, task), extend=config.extend)
     for note in task.notes:
         progress.note(note)
     progress.note(
         f"{task.name}: {len(task.label_names)} classes; {len(task.train)} training, {len(task.held_out)} held-out "
         f"and {len(task.test)} test examples"
     )
-    return Run(config, task, base, store, progress, pack_size)
+    return Run(config, task, base, store, progress, fit)
 
 
-def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) -> int:
-    """Refuse a sweep that cannot fit this machine, and say how many trials to train at once (see `how_many_fit`)."""
+def _fit(name: str, config: SweepConfig, task: ClassificationTask) -> "Fit":
+    """Refuse a sweep that cannot fit this machine, and say how its trials fit (see `how_many_fit`)."""
     from rankwise.memory.fit import how_many_fit
     from rankwise.plan_config import PlanConfig
 
@@ -227,7 +239,7 @@ def run_trials(run: Run) -> str | None:
     from rankwise.strategies.base import run as run_strategy
 
     config = run.config
-    strategy = _strategy(run)
+    strategy = make_strategy(run)
 
     def report(finished: "FinishedTrial | None" = None) -> None:
         if finished is not None:
@@ -255,7 +267,8 @@ def run_trials(run: Run) -> str | None:
     )
 
 
-def _strategy(run: Run) -> "Strategy":
+def make_strategy(run: Run) -> "Strategy":
+    """Return the strategy asked for."""
     from rankwise.strategies import strategies
 
     config = run.config
@@ -283,10 +296,10 @@ def _engine(run: Run) -> "Engine":
     if config.engine == "fused":
         reason = why_not(run.base, train)
         if reason is None:
-            if run.pack_size > 1:
-                run.progress.note(f"up to {run.pack_size} trials train at once")
+            if run.fit.at_once > 1:
+                run.progress.note(f"up to {run.fit.at_once} trials train at once")
             return FusedEngine(
-                run.base, train, held_out, recipe, run.progress.work, run.pack_size, lower_precision(run.base)
+                run.base, train, held_out, recipe, run.progress.work, run.fit.at_once, lower_precision(run.base)
             )
         run.progress.note(f"the reference engine trains instead of the fused one: {reason}")
     return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
@@ -358,7 +371,7 @@ def _model_name(config: SweepConfig) -> str:
     return config.model if config.model is not None else str(samples.minilm_directory())
 
 
-def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
+def sweep_request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
     # What permits, bounds, speeds up or reports a sweep does not define one.

@@ -81,6 +81,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             shown = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
             text = f"{text} Default: {shown}."
         sweep.add_argument(option, metavar="X", help=text.replace("%", "%%"))
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="tell the trials, their memory and their time, write nothing, and stop"
+    )
     sweep.set_defaults(run=_sweep)
 
     add_analyze_command(commands)
@@ -107,8 +110,17 @@ def _sweep(options: argparse.Namespace) -> None:
     given = {item.name: getattr(options, item.name) for item in fields(SweepConfig)}
     settings = read_yaml(options.config) if options.config is not None else {}
     config = make_config({**settings, **{name: value for name, value in given.items() if value is not None}})
-    from rankwise.api import as_json, sweep
     from rankwise.report.terminal import ProgressBar, print_decision
+
+    if options.dry_run:
+        from rankwise.forecast import dry_run
+        from rankwise.report.dry_run_table import print_dry_run
+
+        with ProgressBar() as progress:
+            planned = dry_run(config, progress=progress)
+        print(planned.as_json()) if options.json else print_dry_run(planned)
+        return
+    from rankwise.api import as_json, sweep
 
     with ProgressBar() as progress:
         result = sweep(config, progress=progress)
