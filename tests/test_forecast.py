@@ -43,7 +43,7 @@ def test_memory_is_the_plan_that_refuses_a_sweep(settings: dict[str, Any], tmp_p
     planned = rankwise.dry_run(**settings)
     needed = [row.memory_bytes for row in planned.ranks]
     assert needed == sorted(needed)
-    with pytest.raises(RequestError, match="rank 8 needs about .* ranks up to 4 fit"):
+    with pytest.raises(RequestError, match=r"rank 8 needs about .* ranks up to 4 fit"):
         rankwise.dry_run(**settings, max_memory=needed[-1] - 1)
     assert rankwise.dry_run(**settings, max_memory=needed[-1]).at_once == 1
     assert not (tmp_path / "out").exists()

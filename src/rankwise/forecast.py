@@ -92,15 +92,17 @@ def dry_run(config: SweepConfig | None = None, *, progress: Progress | None = No
     """
     config = requested(config, settings)
     refuse_bad_directory(config.out)
-    with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
-        with open_run(replace(config, out=Path(scratch) / "sweep"), progress or Silent()) as run:
-            known = read_json(config.out / "sweep.json")
-            if known is not None:
-                refuse_difference(config.out, known, sweep_request(config, run.task), config.extend)
-            evidence = read_evidence(config.out)
-            strategy = make_strategy(run)
-            first = [trial for trial in strategy.propose(evidence) if trial.cut_from is None]
-            train_seconds, eval_seconds = _time(run)
+    with (
+        tempfile.TemporaryDirectory(prefix="rankwise-") as scratch,
+        open_run(replace(config, out=Path(scratch) / "sweep"), progress or Silent()) as run,
+    ):
+        known = read_json(config.out / "sweep.json")
+        if known is not None:
+            refuse_difference(config.out, known, sweep_request(config, run.task), config.extend)
+        evidence = read_evidence(config.out)
+        strategy = make_strategy(run)
+        first = [trial for trial in strategy.propose(evidence) if trial.cut_from is None]
+        train_seconds, eval_seconds = _time(run)
     fit = run.fit
     rows = tuple(
         PlannedRank(

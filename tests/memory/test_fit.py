@@ -143,7 +143,9 @@ def test_trials_at_once_are_what_a_budget_holds(tmp_path: Path) -> None:
         assert how_many_fit(config, lambda: 1000, budget, machine).at_once == trials
         assert how_many_fit(config, lambda: 1000, budget + more - 1, machine).at_once == trials
     assert how_many_fit(config, lambda: 1000, 1 << 39, machine).at_once == MOST_AT_ONCE
-    assert how_many_fit(config, lambda: 1000, 1 << 39, (CPU, one.needed + more)).at_once == 2  # there is no more than that
+    assert (
+        how_many_fit(config, lambda: 1000, 1 << 39, (CPU, one.needed + more)).at_once == 2
+    )  # there is no more than that
     assert how_many_fit(config, lambda: 50, one.needed, machine).at_once > 1  # shorter texts need less
     with pytest.raises(RequestError, match="max_memory is 1000 B; no rank fits"):
         how_many_fit(config, lambda: 1000, 1000, machine)

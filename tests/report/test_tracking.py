@@ -169,7 +169,7 @@ def test_a_tracker_that_fails_costs_no_training_and_gets_the_trial_later(
 def test_trackers_are_named_once_for_all() -> None:
     assert tuple(REPORTERS) == TRACKERS
     assert SweepConfig(report_to="MLflow, tensorboard,mlflow").report_to == ("mlflow", "tensorboard")
-    with pytest.raises(RequestError, match="report_to 'tensorbord': allowed are .*did you mean 'tensorboard'"):
+    with pytest.raises(RequestError, match=r"report_to 'tensorbord': allowed are .*did you mean 'tensorboard'"):
         SweepConfig(report_to="tensorbord")
 
 
@@ -183,7 +183,9 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_else(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_reports_each_trial(tiny_model: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_reports_each_trial(
+    tiny_model: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import rankwise
 
     seen: list[str] = []

@@ -1,6 +1,6 @@
 """The model card: ``README.md`` beside the chosen adapter, with the evidence for its rank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +58,17 @@ def _front_matter(decision: Decision, setup: TrainingSetup, sweep: Mapping[str, 
     from huggingface_hub import EvalResult, ModelCardData
 
     # The hub knows no directories, and refuses a card that names one.
-    base = HUB_ID if sweep["paths"]["model"] is None else setup.base_model
-    base = None if Path(base).is_dir() else base
+    name = HUB_ID if sweep["paths"]["model"] is None else setup.base_model
+    base = None if Path(name).is_dir() else name
     pipeline = PIPELINES[setup.task_type]
     results = None
     if decision.test is not None:
-        name = sweep["task"]["name"]
+        data = sweep["task"]["name"]
         results = [
             EvalResult(
                 task_type=pipeline,
-                dataset_type=name,
-                dataset_name=name,
+                dataset_type=data,
+                dataset_name=data,
                 dataset_split="test",
                 metric_type=kind,
                 metric_value=round(value, 4),
@@ -104,7 +104,8 @@ def _table(decision: Decision, score: str) -> tuple[str, list[str]]:
 def _training(setup: TrainingSetup, sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return how the adapter was trained, name by name."""
     task, fingerprints = sweep["task"], sweep["fingerprints"]
-    targets = setup.target_modules if setup.everywhere else ", ".join(setup.target_modules)
+    named = setup.target_modules
+    targets = named if isinstance(named, str) else ", ".join(named)
     rows = [
         ("base model", f"`{setup.base_model}`, fingerprint `{fingerprints['model'][:16]}`"),
         ("data", f"{task['name']}, fingerprint `{str(fingerprints['data'])[:16]}`"),
@@ -125,7 +126,7 @@ def _training(setup: TrainingSetup, sweep: Mapping[str, Any]) -> list[tuple[str,
     return rows
 
 
-def _code(setup: TrainingSetup, label_names: list[str]) -> str:
+def _code(setup: TrainingSetup, label_names: Sequence[str]) -> str:
     """Return Python that loads the adapter onto its base."""
     kind, options = CLASSES[setup.task_type], ""
     if label_names:

@@ -1,5 +1,6 @@
 """What a finished sweep says about how to train: read from its directory, for any tool to be told."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from rankwise.engine.trial import Recipe
 from rankwise.errors import RequestError
 from rankwise.lora.targets import ALL_LINEAR
-from rankwise.store import read_json, read_summaries
+from rankwise.store import read_json
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
 DATA_FORMATS = ("messages", "prompt-completion", "alpaca", "text")
@@ -88,19 +89,18 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     Raises:
         RequestError: a file of the sweep is missing.
     """
-    sweep = _needed(directory / "sweep.json")
-    summaries = read_summaries(directory).set_index("name", drop=False)
-    chosen = summaries.loc[trial_name]
-    trained, keep = chosen, None
-    if isinstance(chosen.get("cut_from"), str):  # the name of a trial
-        keep, trained = int(chosen["rank"]), summaries.loc[chosen["cut_from"]]
-    adapter = _needed(directory / "trials" / trained["name"] / "adapter" / "adapter_config.json")
-    settings, recipe = sweep["settings"], Recipe(epochs=int(trained["epochs"]), batch_size=int(trained["batch_size"]))
-    steps = int(trained["step"])
+    sweep, trials = _needed(directory / "sweep.json"), directory / "trials"
+    trained, keep = _needed(trials / trial_name / "config.json"), None
+    if trained.get("cut_from") is not None:
+        trial_name, keep = trained["cut_from"], trained["rank"]
+        trained = _needed(trials / trial_name / "config.json")
+    adapter = _needed(trials / trial_name / "adapter" / "adapter_config.json")
+    steps = json.loads((trials / trial_name / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    settings, recipe = sweep["settings"], Recipe(epochs=trained["epochs"], batch_size=trained["batch_size"])
     return TrainingSetup(
         task_type=adapter["task_type"],
         base_model=_absolute(sweep["paths"]["model"] or adapter["base_model_name_or_path"]),
-        rank=int(trained["rank"]),
+        rank=trained["rank"],
         keep_rank=keep,
         lora_alpha=adapter["lora_alpha"],
         use_rslora=adapter["use_rslora"],
@@ -110,14 +110,14 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         quantization=settings.get("quantization", "none"),
         target_modules=_targets(settings["target_modules"], adapter["target_modules"]),
         modules_to_save=tuple(dict.fromkeys(adapter["modules_to_save"] or ())),
-        learning_rate=float(trained["learning_rate"]),
+        learning_rate=trained["learning_rate"],
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         steps=steps,
         warmup_steps=math.ceil(recipe.warmup_share * steps),
         max_grad_norm=recipe.max_grad_norm,
         max_length=settings["max_length"],
-        seed=int(trained["seed"]),
+        seed=trained["seed"],
         data=None if sweep["paths"]["data"] is None else _absolute(sweep["paths"]["data"]),
         data_format=sweep["task"].get("data_format"),
     )

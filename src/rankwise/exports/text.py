@@ -43,8 +43,9 @@ def origin(setup: TrainingSetup) -> list[str]:
 def adapter_only(setup: TrainingSetup, tool: str) -> list[str]:
     """Say that a tool does not train the sweep's task, and what that means for the file."""
     return [
-        f"Only the adapter's settings: this sweep's task is {setup.task_type}, and {tool} trains causal language models. Paste "
-        "them into a config of your own, with its own model, data and learning rate: the rate found here "
+        f"Only the adapter's settings: this sweep's task is {setup.task_type}, and {tool} trains causal language "
+        "models. "
+        "Paste them into a config of your own, with its own model, data and learning rate: the rate found here "
         f"({setup.learning_rate:g}) holds for the sweep's model and task. peft_config.py has the whole training."
     ]
 

@@ -29,7 +29,7 @@ def trl_config(setup: TrainingSetup) -> str:
     }
     if not trains_causal_lms(setup):
         return yaml_text([*adapter_only(setup, "trl sft"), *origin(setup)[:1]], [adapter])
-    quantization = {
+    quantization: dict[str, Any] = {
         "none": {},
         "int8": {"load_in_8bit": True},
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},

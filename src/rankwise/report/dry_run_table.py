@@ -31,13 +31,14 @@ def print_dry_run(planned: "DryRun", console: Console | None = None) -> None:
     lines = [
         f"Trials: about {planned.expected}, of which {planned.complete} are complete. Rates and ranks that come later "
         "depend on what these give.",
-        f"Time: about {seconds(planned.seconds)} for the {left} that are left, one after another, on this machine. Timed "
-        f"over {planned.timed_steps} steps each at ranks {planned.ranks[0].rank} and {planned.ranks[-1].rank}, and "
+        f"Time: about {seconds(planned.seconds)} for the {left} that are left, one after another, on this machine. "
+        f"Timed over {planned.timed_steps} steps each at ranks {planned.ranks[0].rank} and {planned.ranks[-1].rank}, and "
         "stretched to all tokens.",
     ]
     if planned.room_bytes is not None:
         lines.append(
-            f"Memory: planned for batches of {examples} x {tokens} tokens; {plain_bytes(planned.room_bytes)} may be used"
+            f"Memory: planned for batches of {examples} x {tokens} tokens; "
+            f"{plain_bytes(planned.room_bytes)} may be used"
             + (f", by up to {planned.at_once} trials at once." if planned.at_once > 1 else ".")
         )
     for line in [*lines, "Nothing was written."]:

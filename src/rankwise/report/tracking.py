@@ -1,4 +1,4 @@
-"""Trials for experiment trackers: TensorBoard, MLflow, Weights & Biases and Trackio, each imported only if asked for."""
+"""Trials for experiment trackers: TensorBoard, MLflow, Weights & Biases, Trackio; each imported if asked for."""
 
 import json
 import shutil
