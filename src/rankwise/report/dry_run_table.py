@@ -32,8 +32,8 @@ def print_dry_run(planned: "DryRun", console: Console | None = None) -> None:
         f"Trials: about {planned.expected}, of which {planned.complete} are complete. Rates and ranks that come later "
         "depend on what these give.",
         f"Time: about {seconds(planned.seconds)} for the {left} that are left, one after another, on this machine. "
-        f"Timed over {planned.timed_steps} steps each at ranks {planned.ranks[0].rank} and {planned.ranks[-1].rank}, and "
-        "stretched to all tokens.",
+        f"Timed over {planned.timed_steps} steps each at ranks {planned.ranks[0].rank} and {planned.ranks[-1].rank}, "
+        "and stretched to all tokens.",
     ]
     if planned.room_bytes is not None:
         lines.append(
