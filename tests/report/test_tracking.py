@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -100,19 +100,32 @@ def test_mlflow_goes_where_the_user_has_set_it(sweep: Path, tmp_path: Path, monk
     assert mlflow.MlflowClient().get_experiment_by_name("my-sweep") is not None
 
 
+def leveldb_records(log: bytes) -> Iterator[bytes]:
+    """Return the records of a LevelDB log, which an offline run is, behind its header of 7 bytes."""
+    place, record = 7, b""
+    while place < len(log):
+        left = 32768 - place % 32768  # of the block; a head of 7 bytes is not split
+        if left < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(log[place + 4 : place + 6], "little"), log[place + 6]
+        record += log[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
 def test_wandb_offline_holds_every_trial(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     report_trials(sweep, ["wandb"], no_note)
     runs = {}
     for path in sweep.glob("wandb/offline-run-*/*.wandb"):
-        store = DataStore()
-        store.open_for_scan(str(path))
         name, history = "", []
-        while (data := store.scan_data()) is not None:
+        for data in leveldb_records(path.read_bytes()):
             record = Record.FromString(data)
             name = record.run.display_name or name
             if record.HasField("history"):
@@ -130,11 +143,12 @@ def test_trackio_holds_every_trial(sweep: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read once, when it is imported
     report_trials(sweep, ["trackio"], no_note)
     import trackio
+    from trackio.sqlite_storage import SQLiteStorage
 
-    runs = {run.name: run for run in trackio.Api().runs("my-sweep")}
-    assert set(runs) == set(TRIALS)
-    for trial, run in runs.items():
-        check(sweep, trial, lambda name, run=run: [(row["step"], row["value"]) for row in run.history(name)])
+    assert {run.name for run in trackio.Api().runs("my-sweep")} == set(TRIALS)
+    for trial in TRIALS:
+        rows = SQLiteStorage.get_logs("my-sweep", trial)
+        check(sweep, trial, lambda name, rows=rows: [(row["step"], row[name]) for row in rows if name in row])
 
 
 def test_a_resumed_sweep_reports_only_what_is_new(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,12 +29,12 @@ def trl_config(setup: TrainingSetup) -> str:
     }
     if not trains_causal_lms(setup):
         return yaml_text([*adapter_only(setup, "trl sft"), *origin(setup)[:1]], [adapter])
-    quantization: dict[str, Any] = {
+    quantizations: dict[str, dict[str, Any]] = {
         "none": {},
         "int8": {"load_in_8bit": True},
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         "nf4-dq": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True},
-    }[setup.quantization]
+    }
     training = {
         "learning_rate": setup.learning_rate,
         "num_train_epochs": setup.epochs,
@@ -53,7 +53,7 @@ def trl_config(setup: TrainingSetup) -> str:
     data, notes = _data(setup)
     return yaml_text(
         ["trl sft --config trl.yaml", *origin(setup), *notes],
-        [{"model_name_or_path": setup.base_model, **quantization}, adapter, training, data],
+        [{"model_name_or_path": setup.base_model, **quantizations[setup.quantization]}, adapter, training, data],
     )
 
 
