@@ -13,7 +13,7 @@ from rankwise.config import make_config
 from tests.conftest import make_reviews
 from tests.engine.tiny import save_tiny
 
-LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "trials"}
+LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "export", "trials"}
 RATES = (5e-3, 1e-2)
 
 

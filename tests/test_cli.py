@@ -41,8 +41,9 @@ def test_a_sweep_ends_by_naming_rank_adapter_and_report(fast: list[object], tmp_
     done = rankwise(*fast)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         f"Chosen rank: 2. Adapter: {tmp_path / 'out/best'}",
+        f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {tmp_path / 'out/export'}",
         f"Report: {tmp_path / 'out/report.html'}",
     ]
     assert "learning rate" in done.stdout

@@ -21,6 +21,7 @@ from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, model_fingerprint
+from rankwise.report.tracking import report_trials, require_trackers
 from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory
 from rankwise.tasks import samples
 from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from rankwise.engine.base_model import BaseModel
     from rankwise.engine.cutting import CuttingEngine
     from rankwise.engine.trial import Engine, FinishedTrial
+    from rankwise.memory.fit import Fit
+    from rankwise.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Sweep:
     def best(self) -> Path | None:
         """The chosen adapter's directory, None if the decision is "undetermined"."""
         return self.directory / "best" if self.decision.rank is not None else None
+
+    @property
+    def export(self) -> Path | None:
+        """The directory of configs for other tools, None if the decision is "undetermined"."""
+        return self.directory / "export" if self.decision.rank is not None else None
 
 
 class Progress(Protocol):
@@ -114,6 +122,18 @@ def sweep(config: SweepConfig | None = None, *, progress: Progress | None = None
         >>> result.decision.rank  # doctest: +SKIP
         4
     """
+    config = requested(config, settings)
+    progress = progress or Silent()
+    with open_run(config, progress) as run:
+        return _conclude(run, run_trials(run))
+
+
+def requested(config: SweepConfig | None, settings: Mapping[str, Any]) -> SweepConfig:
+    """Return a sweep's request from a config or its fields.
+
+    Raises:
+        RequestError: both are given, a field is not allowed, or there are no ranks to compare.
+    """
     if config is not None and settings:
         raise RequestError("give either a config or its fields, not both")
     config = config or make_config(settings)
@@ -121,9 +141,7 @@ def sweep(config: SweepConfig | None = None, *, progress: Progress | None = None
         raise RequestError(
             f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
         )
-    progress = progress or Silent()
-    with open_run(config, progress) as run:
-        return _conclude(run, run_trials(run))
+    return config
 
 
 @dataclass(frozen=True)
@@ -135,7 +153,7 @@ class Run:
     base: "BaseModel"
     store: SweepStore
     progress: Progress
-    pack_size: int
+    fit: "Fit"
 
     def __enter__(self) -> "Run":
         return self
@@ -172,27 +190,28 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         RequestError: the request was wrong. No directory was made.
     """
     refuse_bad_directory(config.out)
+    require_trackers(config.report_to)
     task = load_task(config)
     name = _model_name(config)
     check_model_files(name)
-    pack_size = _trials_at_once(name, config, task)
+    fit = _fit(name, config, task)
     from rankwise.engine.base_model import load_base
 
     base = load_base(
         name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code, config.quantization
     )
-    store = SweepStore(config.out, _request(config, task), extend=config.extend)
+    store = SweepStore(config.out, sweep_request(config, task), extend=config.extend)
     for note in task.notes:
         progress.note(note)
     progress.note(
         f"{task.name}: {len(task.label_names)} classes; {len(task.train)} training, {len(task.held_out)} held-out "
         f"and {len(task.test)} test examples"
     )
-    return Run(config, task, base, store, progress, pack_size)
+    return Run(config, task, base, store, progress, fit)
 
 
-def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) -> int:
-    """Refuse a sweep that cannot fit this machine, and say how many trials to train at once (see `how_many_fit`)."""
+def _fit(name: str, config: SweepConfig, task: ClassificationTask) -> "Fit":
+    """Refuse a sweep that cannot fit this machine, and say how its trials fit (see `how_many_fit`)."""
     from rankwise.memory.fit import how_many_fit
     from rankwise.plan_config import PlanConfig
 
@@ -220,25 +239,23 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
 
 def run_trials(run: Run) -> str | None:
     """Run the trials that are missing, and say which the budget left out."""
-    from rankwise.strategies import strategies
     from rankwise.strategies.base import run as run_strategy
 
     config = run.config
-    strategy = strategies()[config.strategy](
-        config.ranks,
-        config.seeds,
-        config.learning_rate,
-        parse_alpha_policy(config.lora_alpha),
-        config.margin,
-        config.confidence,
-        run.guess_loss,
-    )
+    strategy = make_strategy(run)
+
+    def report(finished: "FinishedTrial | None" = None) -> None:
+        if finished is not None:
+            run.progress.trial(finished)
+        report_trials(run.store.directory, config.report_to, run.progress.note)
+
+    report()  # what an interruption left unreported
     left_out = run_strategy(
         strategy,
         run.engine,
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
-        on_trial=run.progress.trial,
+        on_trial=report,
         on_plan=run.progress.plan,
         budget=None if config.budget is None else 60 * config.budget,
     )
@@ -250,6 +267,22 @@ def run_trials(run: Run) -> str | None:
         f"The budget of {config.budget:g} min is spent. About {max(more, len(left_out))} trials are left out, first "
         f"rank {first.rank} at learning rate {first.learning_rate:g} with seed {first.seed}; the same command with a "
         "larger --budget goes on from there."
+    )
+
+
+def make_strategy(run: Run) -> "Strategy":
+    """Return the strategy asked for."""
+    from rankwise.strategies import strategies
+
+    config = run.config
+    return strategies()[config.strategy](
+        config.ranks,
+        config.seeds,
+        config.learning_rate,
+        parse_alpha_policy(config.lora_alpha),
+        config.margin,
+        config.confidence,
+        run.guess_loss,
     )
 
 
@@ -272,17 +305,18 @@ def _engine(run: Run) -> "Engine":
     if config.engine == "fused":
         reason = why_not(run.base, train)
         if reason is None:
-            if run.pack_size > 1:
-                run.progress.note(f"up to {run.pack_size} trials train at once")
+            if run.fit.at_once > 1:
+                run.progress.note(f"up to {run.fit.at_once} trials train at once")
             return FusedEngine(
-                run.base, train, held_out, recipe, run.progress.work, run.pack_size, lower_precision(run.base)
+                run.base, train, held_out, recipe, run.progress.work, run.fit.at_once, lower_precision(run.base)
             )
         run.progress.note(f"the reference engine trains instead of the fused one: {reason}")
     return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
 
 
 def _conclude(run: Run, left_out: str | None) -> Sweep:
-    """Decide, score the chosen adapter on the test part, and write decision, report and ``best/``."""
+    """Decide, score the chosen adapter on the test part, and write decision, report, ``best/`` and ``export/``."""
+    from rankwise.exports import write_exports
     from rankwise.report.html import write_report
     from rankwise.uneven import try_uneven
 
@@ -318,6 +352,7 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
     if chosen is not None and len(run.task.test):
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.write_json("decision.json", decision.as_dict())
+    write_exports(run.store.directory, chosen, decision)
     write_report(run.store.directory)
     return Sweep(decision, evidence, run.store.directory)
 
@@ -345,10 +380,11 @@ def _model_name(config: SweepConfig) -> str:
     return config.model if config.model is not None else str(samples.minilm_directory())
 
 
-def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
+def sweep_request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
-    for name in ("extend", "allow_duplicates", "max_memory", "budget"):  # which permit or bound, and define no sweep
+    # What permits, bounds, speeds up or reports a sweep does not define one.
+    for name in ("extend", "allow_duplicates", "max_memory", "budget", "report_to"):
         del settings[name]
     paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
     files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
@@ -378,5 +414,6 @@ def as_json(result: Sweep) -> str:
         "directory": str(result.directory),
         "report": str(result.report),
         "best": str(result.best) if result.best else None,
+        "export": str(result.export) if result.export else None,
     }
     return json.dumps({**result.decision.as_dict(), **paths}, indent=2, allow_nan=False)

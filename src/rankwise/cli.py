@@ -78,10 +78,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if isinstance(item.default, bool):
             sweep.add_argument(option, action="store_const", const=True, help=text)
             continue
-        if item.default is not None:
+        if item.default not in (None, ()):
             shown = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
             text = f"{text} Default: {shown}."
         sweep.add_argument(option, *others, metavar="X", help=text.replace("%", "%%"))
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="tell the trials, their memory and their time, write nothing, and stop"
+    )
     sweep.set_defaults(run=_sweep)
 
     add_analyze_command(commands)
@@ -112,8 +115,17 @@ def _sweep(options: argparse.Namespace) -> None:
     given = {item.name: getattr(options, item.name) for item in fields(SweepConfig)}
     settings = read_yaml(options.config) if options.config is not None else {}
     config = make_config({**settings, **{name: value for name, value in given.items() if value is not None}})
-    from rankwise.api import as_json, sweep
     from rankwise.report.terminal import ProgressBar, print_decision
+
+    if options.dry_run:
+        from rankwise.forecast import dry_run
+        from rankwise.report.dry_run_table import print_dry_run
+
+        with ProgressBar() as progress:
+            planned = dry_run(config, progress=progress)
+        print(planned.as_json()) if options.json else print_dry_run(planned)
+        return
+    from rankwise.api import as_json, sweep
 
     with ProgressBar() as progress:
         result = sweep(config, progress=progress)
@@ -126,6 +138,8 @@ def _sweep(options: argparse.Namespace) -> None:
         print(f"Chosen rank: {result.decision.rank}{cut}. Adapter: {result.best}")
     else:
         print(f"Chosen rank: undetermined. The adapter of every trial: {result.directory / 'trials'}")
+    if result.export is not None:
+        print(f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {result.export}")
     print(f"Report: {result.report}")
 
 

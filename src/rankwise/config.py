@@ -12,6 +12,7 @@ from rankwise.lora.targets import REGEX_SIGNS, TargetModules, parse_targets
 from rankwise.memory.devices import parse_bytes
 
 AUTO: Literal["auto"] = "auto"
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 ENGINES = ("fused", "reference")
 QUANTIZATIONS = ("none", "int8", "nf4", "nf4-dq")
 FUSED_INITS = ("default", "gaussian", "orthogonal")  # drawn from the seed alone
@@ -80,6 +81,14 @@ def _one_of(name: str, allowed: tuple[str, ...], value: object) -> str:
         near = nearest(value, allowed) if isinstance(value, str) else ""
         raise RequestError(f"{name} {shown(value)}: allowed are {', '.join(allowed[:-1])} and {allowed[-1]}{near}")
     return value
+
+
+def _trackers(value: object) -> tuple[str, ...]:
+    names = [check_text("report_to", item).strip().lower() for item in _items(value)]
+    for name in names:
+        if name not in TRACKERS:
+            raise RequestError(f"report_to {shown(name)}: allowed are {', '.join(TRACKERS)}{nearest(name, TRACKERS)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -216,6 +225,9 @@ class SweepConfig:
         Path("rankwise-out"),
         "The sweep directory; the same command resumes it.",
         lambda value: check_path("out", value),
+    )
+    report_to: tuple[str, ...] = _option(
+        (), f"Trackers to report every trial to, as in tensorboard,mlflow: {', '.join(TRACKERS)}.", _trackers
     )
     extend: bool = _option(
         False, "Go on with a finished sweep in out, with more seeds.", lambda value: check_flag("extend", value)

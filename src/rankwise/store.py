@@ -59,7 +59,7 @@ class SweepStore:
         try:
             known = self.read_json("sweep.json")
             if known is not None:
-                _refuse_difference(directory, known, request, extend)
+                refuse_difference(directory, known, request, extend)
             if known is None or extend:
                 self.write_json("sweep.json", request)
         except RankwiseError:
@@ -309,7 +309,7 @@ def _trials(directory: Path) -> list[Path]:
     return sorted(path for path in (directory / "trials").glob("*") if not path.name.startswith("."))
 
 
-def _refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
+def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
     """Refuse to go on with a sweep under another request; versions and hardware may differ."""
     for part in ("settings", "fingerprints"):
         for name in {**known.get(part, {}), **request[part]}:

@@ -1,7 +1,7 @@
 """What fits a device: which ranks, how many sequences, how long, and what to change first."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
@@ -241,13 +241,30 @@ MOST_ON_CPU = 4
 """Trials in a pack on a CPU, and no more than its cores, unless the user says how much memory to use."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How trials fit a machine.
+
+    Attributes:
+        at_once: trials to train together, at most `MOST_AT_ONCE`; without a budget on a CPU at most `MOST_ON_CPU`.
+        needed: bytes that a trial of each rank needs, the base included; empty where nothing could be planned.
+        length: tokens of the sequences that this is for.
+        room: bytes that may be used.
+    """
+
+    at_once: int = 1
+    needed: dict[int, int] = field(default_factory=dict)
+    length: int = 0
+    room: int = 0
+
+
 def how_many_fit(
     config: "PlanConfig",
     longest_text: Callable[[], int],
     budget: int | None = None,
     machine: tuple[Device, int] | None = None,
-) -> int:
-    """Return how many trials to train at once, and refuse ranks of which not even one fits.
+) -> Fit:
+    """Return how many trials to train at once and what each rank needs, and refuse ranks of which not even one fits.
 
     Args:
         config: the training of one trial, with the length that texts are cut at as its length.
@@ -256,8 +273,7 @@ def how_many_fit(
         machine: the device and the bytes free on it; default: this machine's.
 
     Returns:
-        At most `MOST_AT_ONCE`, without a budget on a CPU at most `MOST_ON_CPU`; 1 for a model that cannot be planned:
-        loading tells whether it trains.
+        One trial at once, and no needs, for a model that cannot be planned: loading tells whether it trains.
 
     Raises:
         RequestError: naming a rank, what it needs, what there is, and what fits.
@@ -289,7 +305,7 @@ def how_many_fit(
             length = min(longest_text(), length)
             needs = planner.changed(seq_len=length).by_rank(config.ranks)
     except Exception:
-        return 1
+        return Fit()
     too_large = [rank for rank in config.ranks if needs[rank].needed > room]
     if too_large:
         fitting = [rank for rank in config.ranks if rank not in too_large]
@@ -301,7 +317,8 @@ def how_many_fit(
             f"rank {too_large[0]} needs about {plain_bytes(needs[too_large[0]].needed)} for a batch of "
             f"{config.batch_size} x {length} tokens, and {there}; {advice}"
         )
-    return min(most, _at_once(needs, room))
+    at_once = min(most, _at_once(needs, room))
+    return Fit(at_once, {rank: memory.needed for rank, memory in needs.items()}, length, room)
 
 
 def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
