@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import pandas as pd
 
 from rankwise.config import SweepConfig, make_config
@@ -17,10 +16,11 @@ from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
-from rankwise.model_files import check_model_files, model_fingerprint
+from rankwise.model_files import check_model_files, load_arguments, model_fingerprint
 from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory
 from rankwise.tasks import samples
-from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
+from rankwise.tasks.base import Encoded, Task
+from rankwise.tasks.loading import load_task
 from rankwise.tasks.readers import file_fingerprint
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ class Sweep:
         evidence: a row per trial and held-out example: ``rank``, ``seed``, ``learning_rate``, ``example_id``,
             ``loss`` (nats), ``score``, ``diverged``.
         directory: where everything is kept.
+        score: what the task score is: accuracy, token accuracy or negative absolute error.
     """
 
     decision: Decision
     evidence: pd.DataFrame
     directory: Path
+    score: str
 
     @property
     def report(self) -> Path:
@@ -128,7 +130,7 @@ class Run:
     """A sweep at work: its directory is held until the end of the ``with`` block."""
 
     config: SweepConfig
-    task: ClassificationTask
+    task: Task
     base: "BaseModel"
     store: SweepStore
     progress: Progress
@@ -140,18 +142,22 @@ class Run:
     def __exit__(self, *error: Any) -> None:
         self.store.__exit__(*error)
 
-    @property
-    def guess_loss(self) -> float:
-        """Held-out loss of guessing by the held-out classes' shares, nats per example: their entropy."""
-        shares = np.unique(self.task.held_out.labels, return_counts=True)[1] / len(self.task.held_out)
-        return float(-(shares * np.log(shares)).sum())
-
     def encode(self, part: str) -> Encoded:
-        """Tokenise a part of the data, and say how many texts were cut."""
-        length = min(self.config.max_length, self.base.longest)
-        encoded, cut = encode(getattr(self.task, part), self.base.tokenizer, length)
+        """Tokenise a part of the data, and say how many texts were cut, or cut so short that nothing is left to learn.
+
+        Raises:
+            RequestError: of no text anything is left to learn.
+        """
+        length = min(_max_length(self.config, self.task), self.base.longest)
+        examples, name = getattr(self.task, part), part.replace("_", "-")
+        encoded, cut = self.task.encoder(examples, self.base.tokenizer, length)
+        lost = len(examples) - len(encoded)
         if cut:
-            self.progress.note(f"{cut} of {len(encoded)} {part.replace('_', '-')} texts were cut at {length} tokens")
+            self.progress.note(f"{cut} of {len(examples)} {name} texts were cut at {length} tokens")
+        if lost:
+            self.progress.note(f"{lost} of {len(examples)} {name} texts are left out: nothing to learn within {length}")
+        if len(examples) and not len(encoded):
+            raise RequestError(f"max_length {length} leaves nothing to learn of any {name} text; give a larger one")
         return encoded
 
 
@@ -168,18 +174,22 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     pack_size = _trials_at_once(name, config, task)
     from rankwise.engine.base_model import load_base
 
-    base = load_base(name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code)
+    base = load_base(name, task.objective, config.target_modules, config.ranks, config.trust_remote_code)
     store = SweepStore(config.out, _request(config, task), extend=config.extend)
     for note in task.notes:
         progress.note(note)
     progress.note(
-        f"{task.name}: {len(task.label_names)} classes; {len(task.train)} training, {len(task.held_out)} held-out "
+        f"{task.name}: {task.objective.describe()}; {len(task.train)} training, {len(task.held_out)} held-out "
         f"and {len(task.test)} test examples"
     )
     return Run(config, task, base, store, progress, pack_size)
 
 
-def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) -> int:
+def _max_length(config: SweepConfig, task: Task) -> int:
+    return config.max_length or task.objective.max_length
+
+
+def _trials_at_once(name: str, config: SweepConfig, task: Task) -> int:
     """Refuse a sweep that cannot fit this machine, and say how many trials to train at once (see `how_many_fit`)."""
     from rankwise.memory.fit import how_many_fit
     from rankwise.plan_config import PlanConfig
@@ -187,19 +197,20 @@ def _trials_at_once(name: str, config: SweepConfig, task: ClassificationTask) ->
     def longest_text() -> int:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
-        return max(encode(task.train, tokenizer, config.max_length)[0].lengths)
+        place, file = load_arguments(name)
+        tokenizer = AutoTokenizer.from_pretrained(place, **file, trust_remote_code=config.trust_remote_code)
+        return max(task.encoder(task.train, tokenizer, _max_length(config, task))[0].lengths)
 
     targets = config.target_modules
     request = PlanConfig(
         model=name,
         ranks=config.ranks,
         batch_size=config.batch_size,
-        seq_len=config.max_length,
+        seq_len=_max_length(config, task),
         precision="fp32",
         target_modules="all-linear" if targets == ("all-linear",) else targets,
-        task_type="SEQ_CLS",
-        num_labels=len(task.label_names),
+        task_type=task.objective.task_type,
+        num_labels=task.objective.settings.get("num_labels"),
         trust_remote_code=config.trust_remote_code,
     )
     return how_many_fit(request, longest_text, config.max_memory)
@@ -212,7 +223,9 @@ def run_trials(run: Run) -> None:
 
     config = run.config
     run_strategy(
-        Grid(config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha), run.guess_loss),
+        Grid(
+            config.ranks, config.seeds, config.learning_rate, parse_alpha_policy(config.lora_alpha), run.task.guess_loss
+        ),
         _engine(run),
         run.store,
         {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
@@ -253,7 +266,7 @@ def _conclude(run: Run) -> Sweep:
         margin=run.config.margin,
         confidence=run.config.confidence,
         histories=read_histories(run.store.directory),
-        guess_loss=run.guess_loss,
+        guess_loss=run.task.guess_loss,
     )
     decision = decision.with_costs(
         {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
@@ -271,7 +284,7 @@ def _conclude(run: Run) -> Sweep:
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.write_json("decision.json", decision.as_dict())
     write_report(run.store.directory)
-    return Sweep(decision, evidence, run.store.directory)
+    return Sweep(decision, evidence, run.store.directory, run.task.objective.score)
 
 
 def _test_score(run: Run, chosen: str) -> TestScore:
@@ -297,7 +310,7 @@ def _model_name(config: SweepConfig) -> str:
     return config.model if config.model is not None else str(samples.minilm_directory())
 
 
-def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
+def _request(config: SweepConfig, task: Task) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = config.as_dict()
     for name in ("extend", "allow_duplicates", "max_memory"):  # which permit or speed up a sweep, and define none
@@ -314,7 +327,11 @@ def _request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
         "fingerprints": fingerprints,
         "task": {
             "name": task.name,
-            "label_names": list(task.label_names),
+            "examples": task.objective.describe(),
+            "task_type": task.objective.task_type,
+            "loss": task.objective.unit,
+            "score": task.objective.score,
+            "label_names": list(task.objective.settings.get("id2label", {}).values()),
             "train_examples": len(task.train),
             "held_out_examples": len(task.held_out),
             "test_examples": len(task.test),

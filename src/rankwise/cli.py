@@ -115,7 +115,7 @@ def _sweep(options: argparse.Namespace) -> None:
     if options.json:
         print(as_json(result))
         return
-    print_decision(result.decision)
+    print_decision(result.decision, score=result.score)
     if result.best is not None:
         print(f"Chosen rank: {result.decision.rank}. Adapter: {result.best}")
     else:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import set_seed
 
 from rankwise.engine.base_model import BaseModel
@@ -39,15 +39,23 @@ def put_on_adapter(base: BaseModel, trial: Trial, saved: Mapping[str, Mapping[st
     return get_peft_model(
         model,
         LoraConfig(
-            task_type=TaskType.SEQ_CLS,
+            task_type=base.objective.task_type,
             r=trial.rank,
             lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
             use_rslora=trial.use_rslora,
             lora_dropout=0.0,
             target_modules=list(base.targets),
-            modules_to_save=list(base.trained_in_full),
+            modules_to_save=list(base.trained_in_full) or None,
         ),
     )
+
+
+def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return the adapter's parameters under PEFT's names.
+
+    Embeddings stay out: none is trained, and asked to find out by itself PEFT would look the base up at the hub.
+    """
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def json_config(model: PeftModel) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import cross_entropy
 
 from rankwise.engine.base_model import BaseModel
-from rankwise.engine.evaluate import length_batches
+from rankwise.engine.evaluate import Results, length_batches
 from rankwise.engine.fresh import saved_modules
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.packed_model import PackedModel, packed_model
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.libraries import quiet_libraries
-from rankwise.tasks.classification import Encoded, evidence_frame, losses_and_scores
+from rankwise.tasks.base import Encoded
 
 SOLO_STEPS = 3  # of a pack's steps, taken trial by trial to see what each would take alone
 
@@ -122,25 +121,25 @@ class FusedEngine:
         self, model: PackedModel, trainees: Sequence[Trainee], batches: Sequence[Sequence[int]]
     ) -> list[float]:
         """Run forward and backward, each trial on its own batch; return each trial's mean loss."""
-        sequences = [[self.examples.input_ids[row] for row in batch] for batch in batches]
-        labels = [torch.tensor([self.examples.labels[row] for row in batch], device=model.device) for batch in batches]
-        logits = model.logits(trainees, sequences)  # K of (n_k, classes)
-        losses = [cross_entropy(*pair) for pair in zip(logits, labels, strict=True)]
+        objective = self.base.objective
+        parts = [self.examples.take(batch) for batch in batches]
+        targets = [objective.targets(part).to(model.device) for part in parts]
+        logits = model.logits(trainees, parts)  # K of (m_k, outputs)
+        losses = [objective.loss(*pair) for pair in zip(logits, targets, strict=True)]
         torch.autograd.backward(losses)
         return torch.stack(losses).tolist()
 
     def _evaluate(self, model: PackedModel, trainees: Sequence[Trainee]) -> dict[Trainee, pd.DataFrame]:
         """Score every held-out example with every trial, one pass for all of them."""
         examples = self.held_out
-        results = {trainee: np.empty((2, len(examples))) for trainee in trainees}
+        results = {trainee: Results(examples) for trainee in trainees}
         with torch.inference_mode():
-            for rows in length_batches(examples.lengths, model.device, len(trainees)) if trainees else ():
-                labels = torch.tensor([examples.labels[row] for row in rows])  # (n,)
-                sequences = [examples.input_ids[row] for row in rows]
-                logits = model.logits(trainees, [sequences] * len(trainees))  # K of (n, classes)
+            for rows in length_batches(examples, model.device, len(trainees)) if trainees else ():
+                part = examples.take(rows)
+                logits = model.logits(trainees, [part] * len(trainees))  # K of (m, outputs)
                 for trainee, own in zip(trainees, logits, strict=True):
-                    results[trainee][:, rows] = losses_and_scores(own, labels)
-        return {trainee: evidence_frame(examples.ids, loss, score) for trainee, (loss, score) in results.items()}
+                    results[trainee].put(rows, self.base.objective.measure(own, part))
+        return {trainee: result.frame() for trainee, result in results.items()}
 
     def _peak_memory(self, model: PackedModel, trainee: Trainee) -> int:
         """Measure one more step on the longest examples; its result is thrown away with the trial."""

@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import nn
 from transformers import (
+    DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
     PrinterCallback,
     ProgressCallback,
@@ -22,12 +23,12 @@ from transformers import (
 
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import evaluate
-from rankwise.engine.fresh import json_config, put_on_adapter, saved_modules
+from rankwise.engine.fresh import adapter_state, json_config, put_on_adapter, saved_modules
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.order import EpochOrder
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.libraries import quiet_libraries
-from rankwise.tasks.classification import Encoded
+from rankwise.tasks.base import Encoded
 
 LOGGED = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
 
@@ -80,7 +81,7 @@ class ReferenceEngine:
                     model=model,
                     args=self._arguments(trial, scratch),
                     train_dataset=_Rows(self.examples),
-                    data_collator=DataCollatorWithPadding(self.base.tokenizer),
+                    data_collator=_collator(self.base),
                     callbacks=[watch],
                 )
                 trainer.remove_callback(PrinterCallback)
@@ -90,12 +91,9 @@ class ReferenceEngine:
                     torch.cuda.reset_peak_memory_stats()
                 trainer.train()
                 peak = torch.cuda.max_memory_allocated() if on_cuda else None
-            adapter = {
-                key: value.detach().cpu().clone().contiguous()
-                for key, value in get_peft_model_state_dict(model).items()
-            }
+            adapter = {key: value.detach().cpu().clone().contiguous() for key, value in adapter_state(model).items()}
             start = time.perf_counter()
-            evidence = no_evidence() if watch.diverged else evaluate(model, self.base.tokenizer, self.held_out)
+            evidence = no_evidence() if watch.diverged else self._evaluate(model)
             eval_seconds = time.perf_counter() - start
             self.on_work(1.0 - self.train_share * watch.seen / self.total_steps)
             diverged = watch.diverged or not bool(evidence["loss"].map(math.isfinite).all())
@@ -115,6 +113,9 @@ class ReferenceEngine:
             )
         finally:
             model.unload()
+
+    def _evaluate(self, model: nn.Module) -> pd.DataFrame:
+        return evaluate(model, self.base.tokenizer, self.held_out, self.base.objective)
 
     @property
     def total_steps(self) -> int:
@@ -151,7 +152,7 @@ class ReferenceEngine:
         optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
         longest = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)[-self.recipe.batch_size :]
         rows = _Rows(self.examples)
-        batch = DataCollatorWithPadding(self.base.tokenizer)([rows[row] for row in longest])
+        batch = _collator(self.base)([rows[row] for row in longest])
         batch = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
         model.train()
         optimizer.zero_grad(set_to_none=True)
@@ -185,8 +186,13 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.examples)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        tokens = self.examples.input_ids[row]
-        return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": self.examples.labels[row]}
+        return self.examples.features(row)
+
+
+def _collator(base: BaseModel) -> Any:
+    """Return what pads a batch: of a causal language model the labels as well."""
+    collator = DataCollatorForSeq2Seq if base.objective.task_type == "CAUSAL_LM" else DataCollatorWithPadding
+    return collator(base.tokenizer)
 
 
 class _Watch(TrainerCallback):
@@ -228,6 +234,6 @@ def score_adapter(base: BaseModel, adapter: Path, examples: Encoded) -> pd.DataF
     with quiet_libraries():
         model = PeftModel.from_pretrained(base.model, adapter)
         try:
-            return evaluate(model, base.tokenizer, examples)
+            return evaluate(model, base.tokenizer, examples, base.objective)
         finally:
             model.unload()
