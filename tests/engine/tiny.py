@@ -100,10 +100,10 @@ def make_dialogues(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def load_tiny_lm(name: str, directory: Path, ranks: tuple[int, ...] = (4,)) -> tuple[BaseModel, Encoded, Encoded]:
-    """Return a tiny causal language model with 200 training and 40 held-out dialogues."""
+    """Return a tiny causal language model with 400 training and 40 held-out dialogues."""
     data = directory / "dialogues.jsonl"
-    pd.DataFrame(make_dialogues(300)).to_json(data, orient="records", lines=True)
+    pd.DataFrame(make_dialogues(600)).to_json(data, orient="records", lines=True)
     task = load_task(SweepConfig(data=data))
     base = load_base(str(save_tiny_lm(name, directory)), task.objective, ["all-linear"], ranks)
     train, held_out = (task.encoder(part, base.tokenizer, 64)[0] for part in (task.train, task.held_out))
-    return base, train.take(range(200)), held_out.take(range(40))
+    return base, train.take(range(400)), held_out.take(range(40))

@@ -15,7 +15,9 @@ from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
-from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, warnings_of, why, why_not, why_nothing
+from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, Wording, warnings_of, why, why_not, why_nothing
+
+PLAIN = Wording()
 
 
 def select(
@@ -104,6 +106,7 @@ def decide(
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
+    wording: Wording = PLAIN,
 ) -> Decision:
     """Apply the rule of `select` to runs, ranks ascending."""
     runs = [run for run in all_runs if run.seeds]
@@ -117,11 +120,11 @@ def decide(
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
     following = None
     if fit:
-        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence)
+        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence, wording)
     elif worst and losses and guess_loss is not None and nothing_learnt:
-        reason = why_nothing(losses, means, guess_loss)
+        reason = why_nothing(losses, means, guess_loss, wording)
     else:
-        reason = why_not(costs, worst, metric, margin, confidence)
+        reason = why_not(costs, worst, metric, margin, confidence, wording)
         if worst and len(runs) > 1:
             following = next_step(costs, margin, confidence)
             reason += "" if following else NOTHING_WOULD

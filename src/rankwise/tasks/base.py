@@ -92,13 +92,15 @@ class Objective(Protocol):
 
     Attributes:
         task_type: PEFT's: ``SEQ_CLS`` or ``CAUSAL_LM``.
-        unit: of the loss.
+        unit: of the loss, and of what it is a mean.
+        guess: what gives `guess_loss`.
         score: what the task score is called; larger is better.
         max_length: tokens kept of an example unless told otherwise.
     """
 
     task_type: ClassVar[str]
     unit: ClassVar[str]
+    guess: ClassVar[str]
     score: ClassVar[str]
     max_length: ClassVar[int]
 

@@ -26,6 +26,7 @@ class Classes:
 
     task_type: ClassVar[str] = "SEQ_CLS"
     unit: ClassVar[str] = "nats per example"
+    guess: ClassVar[str] = "guessing by the classes' shares"
     score: ClassVar[str] = "accuracy"
     max_length: ClassVar[int] = 256
 
@@ -81,6 +82,7 @@ class Numbers:
 
     task_type: ClassVar[str] = "SEQ_CLS"  # PEFT has no type of its own for it
     unit: ClassVar[str] = "of the labels' variance"
+    guess: ClassVar[str] = "guessing the labels' mean"
     score: ClassVar[str] = "negative absolute error"
     max_length: ClassVar[int] = 256
 
@@ -125,6 +127,7 @@ class Completions:
 
     task_type: ClassVar[str] = "CAUSAL_LM"
     unit: ClassVar[str] = "nats per completion token"
+    guess: ClassVar[str] = "the base without an adapter"
     score: ClassVar[str] = "token accuracy"
     max_length: ClassVar[int] = 1024
 

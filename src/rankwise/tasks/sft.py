@@ -136,7 +136,8 @@ def _told(text: str, spans: list[Span], tokenizer: Any, special: bool) -> tuple[
     """Tokenise a text; a token is told if it holds any character of a span."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, truncation=False, verbose=False)
     told = [
-        # Byte-level tokenizers leave blanks out of a token's characters, so that one of blanks alone has none.
+        # Byte-level tokenizers leave blanks out of a token's characters, so that one of blanks alone has none. Blanks
+        # at a completion's start that share a token with the prompt's last blank go with the prompt.
         any(end > first and (start < last or start == end <= last) for first, last in spans)
         for start, end in encoded["offset_mapping"]
     ]
