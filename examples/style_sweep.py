@@ -35,7 +35,7 @@ def telegram(sentence: str) -> str:
 def dialogues(count: int) -> pd.DataFrame:
     """Return so many different sentences with their telegrams, as ``messages``."""
     texts = samples.rotten_tomatoes()["text"].drop_duplicates()
-    texts = texts[texts.str.split().str.len().between(*WORDS)].head(count)
+    texts = texts[texts.map(lambda text: WORDS[0] <= len(text.split()) <= WORDS[1])].head(count)
     rows = [
         [
             {"role": "system", "content": ORDER},

@@ -12,6 +12,8 @@ import pandas as pd
 from rankwise.config import SweepConfig, make_config
 from rankwise.decide import Decision, select
 from rankwise.decide.decision import TestScore
+from rankwise.decide.metrics import default_margin
+from rankwise.decide.sentences import Wording
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.environment import environment
 from rankwise.errors import RequestError
@@ -261,12 +263,16 @@ def _conclude(run: Run) -> Sweep:
     from rankwise.report.html import write_report
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
+    objective = run.task.objective
     decision = select(
         evidence,
         margin=run.config.margin,
         confidence=run.config.confidence,
         histories=read_histories(run.store.directory),
         guess_loss=run.task.guess_loss,
+        # A share's margin is a point; of errors in the labels' own units it is a share of their size.
+        score_margin=default_margin(objective.score, evidence["score"].to_numpy())[0],
+        wording=Wording(objective.unit.partition(" per ")[0], objective.guess),
     )
     decision = decision.with_costs(
         {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}

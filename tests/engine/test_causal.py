@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+import rankwise
 from rankwise.engine.base_model import BaseModel, load_base
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fresh import put_on_adapter, saved_modules
@@ -18,10 +20,11 @@ from rankwise.engine.packed_model import packed_model, why_not
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trainee import Trainee
 from rankwise.errors import RequestError
+from rankwise.store import read_summaries
 from rankwise.tasks.base import IGNORED, Encoded
 from rankwise.tasks.objectives import Completions
 from tests.engine.test_fused import RECIPE, TRIALS, assert_same_training
-from tests.engine.tiny import load_tiny_lm, save_tiny, save_tiny_lm
+from tests.engine.tiny import load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2", "gpt_neox", "opt"]
 Tiny = tuple[BaseModel, Encoded, Encoded]
@@ -146,3 +149,34 @@ def test_models_that_cannot_write_are_refused(tiny_model: Path, tmp_path: Path) 
     tied.mkdir()
     save_tiny_lm("llama", tied, tie_word_embeddings=True)
     assert load_base(str(tied), Completions(), ["all-linear"], [4]).fresh == ()
+
+
+def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -> None:
+    data, out = tmp_path / "dialogues.jsonl", tmp_path / "out"
+    pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
+    request = {
+        "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4), "learning_rate": 5e-3,
+        "margin": 5.0, "out": out,
+    }  # fmt: skip
+    result = rankwise.sweep(**request)
+    assert result.decision.rank == 2
+    assert result.score == "token accuracy"
+    assert "token accuracy" in result.report.read_text()
+    (summary,) = {row.name: row for row in read_summaries(out).itertuples() if row.name == "r2-lr0.005-seed0"}.values()
+    own = result.evidence[(result.evidence["rank"] == 2) & (result.evidence["seed"] == 0)]
+    assert summary.eval_loss == pytest.approx(own["loss"].mean())
+    assert summary.eval_token_loss == pytest.approx(np.average(own["loss"], weights=own["tokens"]))
+    assert summary.eval_perplexity == pytest.approx(np.exp(summary.eval_token_loss))
+    assert rankwise.sweep(**request).evidence.equals(result.evidence)
+    found = rankwise.analyze(out, margin=5.0)
+    assert found.decision.rank == 2
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path), out / "best")
+    assert model.peft_config["default"].task_type == "CAUSAL_LM"
+
+
+def test_a_length_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    pd.DataFrame({"prompt": [f"the film {n}" * 9 for n in range(20)], "completion": "good"}).to_csv(data, index=False)
+    model = save_tiny_lm("llama", tmp_path)
+    with pytest.raises(RequestError, match="max_length 5 leaves nothing to learn of any train text"):
+        rankwise.sweep(model=str(model), data=data, ranks=(2, 4), max_length=5, out=tmp_path / "out")

@@ -80,20 +80,21 @@ def test_losses_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     assert found["loss"].mean() == pytest.approx(np.mean(errors) / variance, rel=1e-4)
 
 
-def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(tmp_path: Path) -> None:
+def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(tiny_model: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "data.csv", "numbers")
     result = rankwise.sweep(
-        model=str(save_tiny("bert", tmp_path)), data=data, ranks=(2, 4), learning_rate=1e-2, epochs=3, margin=5.0,
+        model=str(tiny_model), data=data, ranks=(2, 4), learning_rate=1e-2, epochs=3, margin=5.0,
         out=tmp_path / "out",
     )  # fmt: skip
     assert result.decision.rank == 2
     assert result.score == "negative absolute error"
     page = result.report.read_text()
-    assert "negative absolute error" in page
-    assert "accuracy" not in page
-    assert "nats" not in result.decision.reason
+    assert "<th>negative absolute error</th>" in page
+    assert "<th>accuracy</th>" not in page
+    assert "of the labels' variance above" in result.decision.reason
+    assert result.decision.test is not None
     found = rankwise.analyze(tmp_path / "out", metric="negative absolute error", margin=100.0)
-    assert found.rank == 2
+    assert found.decision.rank == 2
 
 
 def test_pairs_of_two_classes_are_found_by_their_names(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def select(
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
+    wording: Wording = PLAIN,
 ) -> Decision:
     """Choose the smallest rank that is not worse than any other by more than the margin.
 
@@ -56,6 +57,7 @@ def select(
             underfitting from overfitting.
         guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: ranks that
             do not get clearly below it have learnt nothing, and are not chosen from.
+        wording: how the decision's sentences speak of the loss.
 
     Returns:
         The decision, with a row for each rank.
@@ -92,6 +94,7 @@ def select(
         score_margin=score_margin,
         histories=histories,
         guess_loss=guess_loss,
+        wording=wording,
     )
     return replace(decision, warnings=(warning, *decision.warnings)) if warning else decision
 
