@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Which rank does a style need?")
     parser.add_argument("--out", type=Path, default=Path("style-sweep"), help="sweep directory")
     parser.add_argument("--ranks", default="2,4,8,16,32,64")
-    parser.add_argument("--sentences", type=int, default=400, help="of which 7 in 10 are trained on")
+    parser.add_argument("--sentences", type=int, default=240, help="of which 7 in 10 are trained on")
     options = parser.parse_args()
     data = options.out.with_suffix(".jsonl")
     dialogues(options.sentences).to_json(data, orient="records", lines=True)
