@@ -1,6 +1,6 @@
 """Speed and memory of the fused engine beside PEFT with transformers' Trainer.
 
-    python benchmarks/engine.py [--rounds 2] [--sentences 2000] [--skip-growth] [--skip-comparison]
+    python benchmarks/engine.py [--rounds 2] [--sentences 2000] [--batch 32] [--skip-growth] [--skip-comparison]
 
 MiniLM-L6 on Rotten Tomatoes: one epoch of 2,000 sentences in batches of 32, all linear layers, r = 8, AdamW, fp32. All
 ways take turns, and every figure is the median over rounds (about 20 minutes on two cores, 4 of
@@ -91,7 +91,7 @@ def sgemm_peak(tokens: int) -> float:
     return flop / seconds
 
 
-def with_trainer(examples: Encoded, tokenizer: Any, dropout: float, sampling: str) -> float:
+def with_trainer(examples: Encoded, tokenizer: Any, batch: int, dropout: float, sampling: str) -> float:
     """Train r = 8 as tutorials write it; return the seconds of ``trainer.train()``."""
     settings: dict[str, Any] = {} if dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = AutoModelForSequenceClassification.from_pretrained(samples.minilm_directory(), num_labels=2, **settings)
@@ -108,7 +108,7 @@ def with_trainer(examples: Encoded, tokenizer: Any, dropout: float, sampling: st
             output_dir=scratch,
             learning_rate=1e-3,
             num_train_epochs=1,
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=batch,
             train_sampling_strategy=sampling,
             save_strategy="no",
             report_to="none",
@@ -120,19 +120,19 @@ def with_trainer(examples: Encoded, tokenizer: Any, dropout: float, sampling: st
         return float(trainer.train().metrics["train_runtime"])
 
 
-def ways_of_training(base: BaseModel, examples: Encoded) -> list[Way]:
+def ways_of_training(base: BaseModel, examples: Encoded, recipe: Recipe) -> list[Way]:
     """Return what takes turns."""
     few = Encoded(examples.ids[:32], examples.input_ids[:32], examples.labels[:32])
 
     def fused(ranks: Sequence[int]) -> float:
-        engine = FusedEngine(base, examples, few, RECIPE, pack_size=len(ranks))
+        engine = FusedEngine(base, examples, few, recipe, pack_size=len(ranks))
         return next(iter(engine.train([trial(rank, seed) for seed, rank in enumerate(ranks)]))).pack_seconds
 
     def reference() -> float:
-        return next(iter(ReferenceEngine(base, examples, few, RECIPE).train([trial(8)]))).train_seconds
+        return next(iter(ReferenceEngine(base, examples, few, recipe).train([trial(8)]))).train_seconds
 
     def tutorial(dropout: float, sampling: str) -> float:
-        return with_trainer(examples, base.tokenizer, dropout, sampling)
+        return with_trainer(examples, base.tokenizer, recipe.batch_size, dropout, sampling)
 
     mixed, eight = (4, 8, 16, 32), (8,) * 8
     return [
@@ -141,22 +141,25 @@ def ways_of_training(base: BaseModel, examples: Encoded) -> list[Way]:
         Way("PEFT + Trainer, length groups", (8,), lambda: tutorial(0.0, "group_by_length"), []),
         Way("reference engine", (8,), reference, []),
         Way("fused, alone", (8,), lambda: fused((8,)), []),
+        Way("fused, 2 at once, a CPU's default", (8, 8), lambda: fused((8, 8)), []),
         Way("fused, pack of 4, 8, 16, 32", mixed, lambda: fused(mixed), []),
         Way("fused, pack of 8 x r = 8", eight, lambda: fused(eight), []),
     ]
 
 
-def compare(base: BaseModel, examples: Encoded, rounds: int, console: Console) -> None:
+def compare(base: BaseModel, examples: Encoded, recipe: Recipe, rounds: int, console: Console) -> None:
     """Let all ways take turns and print the table."""
-    ways = ways_of_training(base, examples)
+    ways = ways_of_training(base, examples, recipe)
     peaks = []
     tokens = sum(examples.lengths)
     for _ in range(rounds):
         for way in ways:
-            peaks.append(sgemm_peak(tokens * BATCH // len(examples)))
+            peaks.append(sgemm_peak(tokens * recipe.batch_size // len(examples)))
             way.seconds.append(way.run())
     peak = statistics.median(peaks)
-    table = Table(title=f"One epoch of {len(examples)} sentences, {tokens} tokens; medians of {rounds} rounds")
+    table = Table(
+        title=f"{len(examples)} sentences, {tokens} tokens, batches of {recipe.batch_size}; medians of {rounds} rounds"
+    )
     for name in (
         "way",
         "s per trial",
@@ -254,6 +257,7 @@ def main() -> None:
     """Run what is asked for and print it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--sentences", type=int, default=2000)
     parser.add_argument("--skip-growth", action="store_true")
     parser.add_argument("--skip-comparison", action="store_true")
@@ -264,7 +268,7 @@ def main() -> None:
         base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [8])
         examples, _ = encode(task.train, base.tokenizer, 128)
         if not options.skip_comparison:
-            compare(base, examples, options.rounds, console)
+            compare(base, examples, replace(RECIPE, batch_size=options.batch), options.rounds, console)
         if not options.skip_growth:
             growth(base, examples, console)
 

@@ -130,7 +130,7 @@ def test_a_metric_that_is_not_asked_is_named(tmp_path: Path) -> None:
 def test_the_command_says_what_it_guessed_and_decides(gpt2: Path) -> None:
     done = run("analyze", gpt2, "--margin", "0.005", "--noise", "0.0005")
     assert done.returncode == 0, done.stderr
-    assert "Rank 16 is the smallest" in done.stdout
+    assert "Train at rank 16: it is the smallest" in done.stdout
     assert done.stdout.splitlines()[-1] == "Rank supported: 16"
     assert "val_loss" in done.stderr
     assert "Traceback" not in done.stderr

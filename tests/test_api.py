@@ -8,11 +8,12 @@ import torch
 
 import rankwise
 from rankwise import RequestError, SweepConfig
-from rankwise.api import Silent
+from rankwise.api import Silent, open_run
+from rankwise.config import make_config
 from tests.conftest import make_reviews
 from tests.engine.tiny import save_tiny
 
-LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "trials"}
+LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "export", "trials"}
 RATES = (5e-3, 1e-2)
 
 
@@ -161,6 +162,17 @@ def test_a_stated_memory_packs_trials_and_says_what_the_times_are(
     assert max(size or 0 for size in sizes) > 1
     assert "trials trained at once" in packed.report.read_text()
     assert "trials trained at once" not in alone.report.read_text()
+
+
+def test_whether_a_sweep_fits_is_asked_at_its_quantization(reviews: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
+    model = save_tiny("llama", tmp_path / "model", **sizes)  # 24 MB in fp32
+    request = {"model": str(model), "data": reviews, "ranks": (2, 4), "max_length": 8, "max_memory": "20MB"}
+    with pytest.raises(RequestError, match=r"rank 2 needs about .*, and max_memory is 19.1 MiB"):
+        open_run(make_config({**request, "out": tmp_path / "fp32"}), Silent())
+    with open_run(make_config({**request, "out": tmp_path / "nf4", "quantization": "nf4"}), Silent()) as run:
+        assert run.pack_size >= 1
+    assert json.loads((tmp_path / "nf4" / "sweep.json").read_text())["settings"]["quantization"] == "nf4"
 
 
 def test_a_base_beyond_the_fused_engine_trains_with_the_reference(reviews: Path, tmp_path: Path) -> None:

@@ -41,14 +41,28 @@ def test_a_sweep_ends_by_naming_rank_adapter_and_report(fast: list[object], tmp_
     done = rankwise(*fast)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         f"Chosen rank: 2. Adapter: {tmp_path / 'out/best'}",
+        f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {tmp_path / 'out/export'}",
         f"Report: {tmp_path / 'out/report.html'}",
     ]
     assert "learning rate" in done.stdout
     assert "84 training, 24 held-out and 12 test examples" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+def test_a_sweep_over_a_quantized_base(fast: list[object], tmp_path: Path) -> None:
+    done = rankwise(*fast, "--quantization", "nf4", "--target-modules", "attention", "--loraplus-ratio", "2")
+    assert done.returncode == 0, done.stderr
+    assert "Chosen rank: 2." in done.stdout
+    assert "Warning" not in done.stderr
+    settings = json.loads((tmp_path / "out/sweep.json").read_text())["settings"]
+    assert [settings[name] for name in ("quantization", "target_modules", "loraplus_ratio")] == ["nf4", "attention", 2]
+    adapter = json.loads((tmp_path / "out/best/adapter_config.json").read_text())
+    assert adapter["r"] == 2
+    assert all("attention" in name for name in adapter["target_modules"])
+    assert rankwise(*fast).returncode == 2  # another base is another sweep
 
 
 def test_json_is_all_that_stdout_holds(fast: list[object], tmp_path: Path) -> None:

@@ -14,6 +14,18 @@ def test_text_and_python_values_mean_the_same() -> None:
     assert text == values
 
 
+def test_target_modules_are_a_group_a_regex_or_names() -> None:
+    said = {
+        text: make_config({"target_modules": text}).target_modules for text in ("MLP", ".*layer.(1|2,3).*", "query")
+    }
+    assert said == {"MLP": "mlp", ".*layer.(1|2,3).*": ".*layer.(1|2,3).*", "query": ("query",)}
+    assert make_config({"target_modules": ["all-linear"]}).target_modules == "all-linear"
+
+
+def test_several_learning_rates_may_be_named_as_such() -> None:
+    assert make_config({"learning-rates": "3e-4,1e-4"}) == SweepConfig(learning_rate=(1e-4, 3e-4))
+
+
 def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     # YAML 1.1 reads 1e-3 as a text and 4,8 as a text; both must still be understood.
@@ -49,7 +61,18 @@ def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
         ({"confidence": 95}, ["confidence", "95"]),
         ({"trust_remote_code": "yes"}, ["trust_remote_code", "'yes'"]),
         ({"rank": "4,8"}, ["'rank'", "did you mean 'ranks'"]),
-        ({"learning_rates": 1e-3}, ["did you mean 'learning_rate'"]),
+        ({"learning_rat": 1e-3}, ["did you mean 'learning_rate'"]),
+        ({"quantization": "nf5"}, ["quantization", "'nf5'", "nf4-dq", "did you mean 'nf4'"]),
+        ({"loraplus_ratio": 0}, ["loraplus_ratio", "above 0"]),
+        ({"use_dora": True}, ["use_dora", "--engine reference"]),
+        ({"init": "pissa"}, ["'pissa'", "gaussian", "--engine reference"]),
+        ({"init": "pisa"}, ["did you mean 'pissa'"]),
+        ({"init": "olora", "engine": "reference", "quantization": "nf4"}, ["'olora'", "quantization nf4"]),
+        ({"init": "pissa", "engine": "reference", "use_dora": True}, ["'pissa'", "use_dora", "one of the two"]),
+        ({"strategy": "once", "use_dora": True, "engine": "reference"}, ["use_dora", "strategy once", "grid"]),
+        ({"init": "orthogonal", "ranks": "2,3"}, ["'orthogonal'", "rank 3 is odd"]),
+        ({"target_modules": "attention,mlp"}, ["'attention'", "stands alone"]),
+        ({"target_modules": "query["}, ["'query['", "not a regular expression"]),
         ({"eval_data": "held.csv"}, ["eval_data", "data"]),
     ],
 )

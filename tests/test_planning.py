@@ -39,6 +39,17 @@ def test_command_prints_one_json_document(tmp_path: Path, capsys: pytest.Capture
     assert {row["quantization"] for row in content["by_quantization"]} == {"none", "int8", "nf4"}
 
 
+@pytest.mark.parametrize(
+    ("group", "names"), [("attention", "q_proj,k_proj,v_proj,o_proj"), ("mlp", "gate_proj,up_proj,down_proj")]
+)
+def test_a_group_of_layers_is_planned_as_its_names(group: str, names: str, tmp_path: Path) -> None:
+    model = write_config(tmp_path, "llama")
+    one, other = (plan(model, ranks=(4, 8), target_modules=targets).as_dict() for targets in (group, names))
+    assert one["request"]["target_modules"] == group
+    for key in ("ranks", "by_quantization"):
+        assert one[key] == other[key]
+
+
 def test_table_says_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_config(tmp_path, "llama")
     assert main(["plan", model, "--ranks", "4,8", "--memory", "700MB", "--batch-size", "2"]) == 0

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rankwise.config import SweepConfig
     from rankwise.decide import Decision, select
     from rankwise.errors import RankwiseError, RequestError
+    from rankwise.forecast import DryRun, dry_run
     from rankwise.lora.params import estimate_lora_params
     from rankwise.memory.estimate import estimate_training_memory
     from rankwise.plan_config import PlanConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Decision",
+    "DryRun",
     "Plan",
     "PlanConfig",
     "RankExperiment",
@@ -29,6 +31,7 @@ __all__ = [
     "SweepConfig",
     "__version__",
     "analyze",
+    "dry_run",
     "estimate_lora_params",
     "estimate_training_memory",
     "plan",
@@ -40,6 +43,7 @@ __all__ = [
 _HOMES = {
     "Analysis": "rankwise.analysis",
     "Decision": "rankwise.decide",
+    "DryRun": "rankwise.forecast",
     "Plan": "rankwise.planning",
     "PlanConfig": "rankwise.plan_config",
     "RankExperiment": "rankwise.comparison",
@@ -48,6 +52,7 @@ _HOMES = {
     "Sweep": "rankwise.api",
     "SweepConfig": "rankwise.config",
     "analyze": "rankwise.analysis",
+    "dry_run": "rankwise.forecast",
     "estimate_lora_params": "rankwise.lora.params",
     "estimate_training_memory": "rankwise.memory.estimate",
     "plan": "rankwise.planning",

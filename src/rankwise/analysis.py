@@ -11,7 +11,7 @@ from rankwise.decide import Decision, select
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
 from rankwise.errors import some
 from rankwise.importers import Imported, read_results
-from rankwise.store import rank_costs
+from rankwise.store import rank_costs, trained_at
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def analyze(
         noise=noise,
         score_margin=check_number("score_margin", score_margin, above=0) * whole,
         histories=imported.train_loss,
+        trained_at=None if imported.summaries is None else trained_at(imported.summaries),
     )
     if imported.summaries is not None:
         costs = {row.rank: rank_costs(imported.summaries, row.rank, row.learning_rate) for row in decision.table}

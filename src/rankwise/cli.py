@@ -13,7 +13,7 @@ from rankwise._version import __version__
 from rankwise.cli_adapter import add_adapter_commands
 from rankwise.cli_analyze import add_analyze_command
 from rankwise.cli_plan import add_plan_command
-from rankwise.config import SweepConfig, make_config, read_yaml
+from rankwise.config import OTHER_NAMES, SweepConfig, make_config, read_yaml
 from rankwise.errors import RankwiseError, RequestError, nearest
 
 
@@ -74,24 +74,32 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     sweep.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML file with the settings below")
     for item in fields(SweepConfig):
         option, text = f"--{item.name.replace('_', '-')}", str(item.metadata["help"])
+        others = [f"--{other.replace('_', '-')}" for other, name in OTHER_NAMES.items() if name == item.name]
         if isinstance(item.default, bool):
             sweep.add_argument(option, action="store_const", const=True, help=text)
             continue
-        if item.default is not None:
+        if item.default not in (None, ()):
             shown = ",".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
             text = f"{text} Default: {shown}."
-        sweep.add_argument(option, metavar="X", help=text.replace("%", "%%"))
+        sweep.add_argument(option, *others, metavar="X", help=text.replace("%", "%%"))
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="tell the trials, their memory and their time, write nothing, and stop"
+    )
     sweep.set_defaults(run=_sweep)
 
     add_analyze_command(commands)
     add_adapter_commands(commands)
     report = commands.add_parser(
         "report",
-        help="rebuild a sweep's report",
-        description="Rebuild a sweep's report from what its directory holds.",
+        help="rebuild a sweep's report, or put several sweeps side by side",
+        description="Rebuild a sweep's report from what its directory holds. Several directories, of sweeps of one "
+        "task, are put side by side instead: quality against rank, a column and a line for each.",
         allow_abbrev=False,
     )
-    report.add_argument("directory", type=Path, metavar="DIR", help="a sweep directory")
+    report.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="sweep directories")
+    report.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw several sweeps side by side: FILE.html or FILE.png"
+    )
     report.set_defaults(run=_report)
 
     for command in commands.choices.values():
@@ -107,8 +115,17 @@ def _sweep(options: argparse.Namespace) -> None:
     given = {item.name: getattr(options, item.name) for item in fields(SweepConfig)}
     settings = read_yaml(options.config) if options.config is not None else {}
     config = make_config({**settings, **{name: value for name, value in given.items() if value is not None}})
-    from rankwise.api import as_json, sweep
     from rankwise.report.terminal import ProgressBar, print_decision
+
+    if options.dry_run:
+        from rankwise.forecast import dry_run
+        from rankwise.report.dry_run_table import print_dry_run
+
+        with ProgressBar() as progress:
+            planned = dry_run(config, progress=progress)
+        print(planned.as_json()) if options.json else print_dry_run(planned)
+        return
+    from rankwise.api import as_json, sweep
 
     with ProgressBar() as progress:
         result = sweep(config, progress=progress)
@@ -117,17 +134,43 @@ def _sweep(options: argparse.Namespace) -> None:
         return
     print_decision(result.decision, score=result.score)
     if result.best is not None:
-        print(f"Chosen rank: {result.decision.rank}. Adapter: {result.best}")
+        cut = f" of {result.decision.trained_at}" if result.decision.question == "keep" else ""
+        print(f"Chosen rank: {result.decision.rank}{cut}. Adapter: {result.best}")
     else:
         print(f"Chosen rank: undetermined. The adapter of every trial: {result.directory / 'trials'}")
+    if result.export is not None:
+        print(f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {result.export}")
     print(f"Report: {result.report}")
 
 
 def _report(options: argparse.Namespace) -> None:
+    if len(options.directories) > 1:
+        _side_by_side(options)
+        return
     from rankwise.report.html import write_report
 
-    path = write_report(options.directory)
+    if options.plot is not None:
+        raise RequestError("plot: one sweep's plots are in its report; name several sweeps to draw them together")
+    path = write_report(options.directories[0])
     print(json.dumps({"report": str(path)}) if options.json else f"Report: {path}")
+
+
+def _side_by_side(options: argparse.Namespace) -> None:
+    from rankwise.report.figure_files import check_plot_path
+    from rankwise.report.side_by_side import print_side_by_side, write_side_by_side_plot
+    from rankwise.side_by_side import read_lines
+
+    if options.plot is not None:
+        check_plot_path(options.plot)
+    lines = read_lines(options.directories)
+    if options.plot is not None:
+        write_side_by_side_plot(lines, options.plot)
+    if options.json:
+        print(json.dumps([line.as_dict() for line in lines], indent=2, allow_nan=False))
+        return
+    print_side_by_side(lines)
+    if options.plot is not None:
+        print(f"Plot: {options.plot}")
 
 
 if __name__ == "__main__":

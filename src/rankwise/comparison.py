@@ -8,6 +8,7 @@ from typing import Any
 
 from rankwise.config import make_config
 from rankwise.decide import best_learning_rate
+from rankwise.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ def run_rank_comparison(ranks: Sequence[int] = (4, 8, 16, 32), **settings: Any) 
     progress = settings.pop("progress", None) or Silent()
     with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
         config = make_config({"out": Path(scratch) / "sweep", **settings, "ranks": ranks})
+        if config.strategy != "grid" or config.budget is not None:
+            raise RequestError("run_rank_comparison trains every rank: strategy and budget go with rankwise.sweep")
         with open_run(config, progress) as run:
             run_trials(run)
             evidence, trials = run.store.evidence(), run.store.summaries()

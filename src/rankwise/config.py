@@ -8,11 +8,19 @@ from typing import Any, Literal
 from rankwise.checks import check_flag, check_number, check_path, check_text, check_whole
 from rankwise.errors import RequestError, nearest, shown, some
 from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.lora.targets import REGEX_SIGNS, TargetModules, parse_targets
 from rankwise.memory.devices import parse_bytes
 
 AUTO: Literal["auto"] = "auto"
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 ENGINES = ("fused", "reference")
 TASKS = ("auto", "classification", "regression", "sft")
+QUANTIZATIONS = ("none", "int8", "nf4", "nf4-dq")
+FUSED_INITS = ("default", "gaussian", "orthogonal")  # drawn from the seed alone
+BASE_CHANGING_INITS = ("pissa", "olora")  # take a part out of the base's weights
+INITS = (*FUSED_INITS, "eva", *BASE_CHANGING_INITS)
+OTHER_NAMES = {"learning_rates": "learning_rate"}
+STRATEGIES = ("grid", "once", "escalate", "race")
 
 
 def _items(value: object) -> list[object]:
@@ -49,11 +57,24 @@ def _model(value: object) -> str:
     return value
 
 
-def _names(value: object) -> tuple[str, ...]:
-    names = tuple(check_text("target_modules", item) for item in _items(value))
+def _targets(value: object) -> TargetModules:
+    # A regular expression may have commas of its own.
+    items = [value] if isinstance(value, str) and REGEX_SIGNS & set(value) else _items(value)
+    names = [check_text("target_modules", item) for item in items]
     if not names:
         raise RequestError("target_modules: none given; allowed is 'all-linear' or layer names such as query,value")
-    return names
+    return parse_targets(names)
+
+
+def _choice(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
+    def parse(value: object) -> str:
+        matches = {option.lower(): option for option in allowed}
+        text = value.strip().lower() if isinstance(value, str) else ""
+        if text not in matches:
+            raise RequestError(f"{name} {shown(value)}: allowed are {', '.join(allowed)}{nearest(text, matches)}")
+        return matches[text]
+
+    return parse
 
 
 def _one_of(name: str, allowed: tuple[str, ...], value: object) -> str:
@@ -61,6 +82,14 @@ def _one_of(name: str, allowed: tuple[str, ...], value: object) -> str:
         near = nearest(value, allowed) if isinstance(value, str) else ""
         raise RequestError(f"{name} {shown(value)}: allowed are {', '.join(allowed[:-1])} and {allowed[-1]}{near}")
     return value
+
+
+def _trackers(value: object) -> tuple[str, ...]:
+    names = [check_text("report_to", item).strip().lower() for item in _items(value)]
+    for name in names:
+        if name not in TRACKERS:
+            raise RequestError(f"report_to {shown(name)}: allowed are {', '.join(TRACKERS)}{nearest(name, TRACKERS)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -141,6 +170,17 @@ class SweepConfig:
         "Ranks to compare, as in 4,8,16,32.",
         lambda value: _whole_items("rank", value, at_least=1),
     )
+    strategy: str = _option(
+        "grid",
+        "Which trials to run: grid (every rank), race (drop ranks that are shown to be worse), escalate (up from 8, "
+        "then down) or once (train the largest, cut it to the others).",
+        lambda value: _one_of("strategy", STRATEGIES, value),
+    )
+    budget: float | None = _option(
+        None,
+        "Minutes of training and scoring after which no trial is begun. Default: no end.",
+        _optional(lambda value: check_number("budget", value, above=0)),
+    )
     seeds: int = _option(
         2, "Trials per rank, each with its own seed.", lambda value: check_whole("seeds", value, at_least=1)
     )
@@ -161,13 +201,33 @@ class SweepConfig:
         "Train on this many examples only. Default: all (1000 of the sample).",
         _optional(lambda value: check_whole("train_examples", value, at_least=2)),
     )
-    target_modules: tuple[str, ...] = _option(
-        ("all-linear",), "Layers that get an adapter: all-linear, or names as in query,value.", _names
+    target_modules: TargetModules = _option(
+        "all-linear",
+        "Layers that get an adapter: all-linear, attention, mlp, names as in query,value, or a regex.",
+        _targets,
+    )
+    quantization: str = _option(
+        "none",
+        "Of the frozen base's linear layers: none, int8, nf4, or nf4-dq (double quantisation); extra 'qlora'.",
+        _choice("quantization", QUANTIZATIONS),
     )
     lora_alpha: str = _option(
         "r",
         "lora_alpha for each rank: r, 2r, fixed:32 or rslora.",
         lambda value: parse_alpha_policy(value).name,
+    )
+    init: str = _option(
+        "default",
+        f"Initial values of the adapter: {', '.join(INITS)}; eva, pissa and olora with --engine reference.",
+        _choice("init", INITS),
+    )
+    use_dora: bool = _option(
+        False, "Train DoRA's magnitudes as well, with --engine reference.", lambda value: check_flag("use_dora", value)
+    )
+    loraplus_ratio: float = _option(
+        1.0,
+        "LoRA+: learning rate of B divided by that of A, for example 16.",
+        lambda value: check_number("loraplus_ratio", value, above=0),
     )
     margin: float = _option(
         0.02,
@@ -196,6 +256,9 @@ class SweepConfig:
         "The sweep directory; the same command resumes it.",
         lambda value: check_path("out", value),
     )
+    report_to: tuple[str, ...] = _option(
+        (), f"Trackers to report every trial to, as in tensorboard,mlflow: {', '.join(TRACKERS)}.", _trackers
+    )
     extend: bool = _option(
         False, "Go on with a finished sweep in out, with more seeds.", lambda value: check_flag("extend", value)
     )
@@ -207,6 +270,32 @@ class SweepConfig:
         alone = [name for name in ("eval_data", *columns) if getattr(self, name) is not None]
         if self.data is None and alone:
             raise RequestError(f"{alone[0]} goes with data, which is missing")
+        if self.engine == "fused":
+            if self.use_dora:
+                raise RequestError("use_dora: the fused engine trains plain LoRA only; add --engine reference")
+            if self.init not in FUSED_INITS:
+                raise RequestError(
+                    f"init {self.init!r}: the fused engine takes only values that need neither the base's weights nor "
+                    f"data ({', '.join(FUSED_INITS)}); add --engine reference"
+                )
+        if self.use_dora and self.strategy == "once":
+            raise RequestError(
+                "use_dora: strategy once cuts adapters, and DoRA's are not cut (their magnitudes scale base weight and "
+                "delta-W together); take grid, race or escalate"
+            )
+        odd = [rank for rank in self.ranks if rank % 2]
+        if self.init == "orthogonal" and odd:
+            raise RequestError(f"init 'orthogonal' halves the rank, and rank {odd[0]} is odd; give even ranks")
+        if self.init in BASE_CHANGING_INITS and self.use_dora:
+            raise RequestError(
+                f"init {self.init!r} with use_dora cannot be saved for the base as it is: DoRA's magnitudes are those "
+                "of the base without the part that was taken out; give one of the two"
+            )
+        if self.init in BASE_CHANGING_INITS and self.quantization != "none":
+            raise RequestError(
+                f"init {self.init!r} takes a part out of the base's weights, which a quantised base does not give back "
+                f"exactly; with --quantization {self.quantization} allowed are {', '.join(FUSED_INITS)}, eva"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""
@@ -224,6 +313,7 @@ def _by_field(values: Mapping[Any, object]) -> dict[str, object]:
     written: dict[str, object] = {}
     for name in values:
         field_name = str(name).replace("-", "_")
+        field_name = OTHER_NAMES.get(field_name, field_name)
         if field_name in written:
             raise RequestError(f"{written[field_name]!r} and {name!r} are the same setting; give one of them")
         written[field_name] = name

@@ -1,18 +1,17 @@
 """What a plan is asked for: the one source for command-line options and Python arguments."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from rankwise.checks import check_flag, check_text, check_whole
-from rankwise.config import _items, _model, _names, _option, _optional, _whole_items
+from rankwise.config import QUANTIZATIONS, _choice, _items, _model, _option, _optional, _targets, _whole_items
 from rankwise.errors import RequestError, nearest, shown
 from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.lora.targets import TargetModules
 from rankwise.memory.devices import DEVICES, find_device, parse_bytes
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-QUANTIZATIONS = ("none", "int8", "nf4", "nf4-dq")
 OPTIMIZERS = (
     "adamw",
     "adamw-8bit",
@@ -25,35 +24,10 @@ OPTIMIZERS = (
 ATTENTIONS = ("eager", "sdpa", "flash")
 TASK_TYPES = ("auto", "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "IMAGE_CLS", "SPEECH_SEQ2SEQ")
 BIASES = ("none", "all", "lora_only")
-REGEX_SIGNS = frozenset(r"*+?[](){}|\^$")
-
-
-def _choice(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
-    def parse(value: object) -> str:
-        matches = {option.lower(): option for option in allowed}
-        text = value.strip().lower() if isinstance(value, str) else ""
-        if text not in matches:
-            raise RequestError(f"{name} {shown(value)}: allowed are {', '.join(allowed)}{nearest(text, matches)}")
-        return matches[text]
-
-    return parse
 
 
 def _switch(name: str) -> Callable[[Any], bool]:
     return lambda value: check_flag(name, value)
-
-
-def _targets(value: object) -> str | tuple[str, ...]:
-    """Read layer names as a tuple, and ``all-linear`` or a regular expression as a text (as PEFT does)."""
-    if isinstance(value, str) and value.strip().lower() == "all-linear":
-        return "all-linear"
-    if isinstance(value, str) and REGEX_SIGNS & set(value):
-        try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise RequestError(f"target_modules {shown(value)} is not a regular expression: {error}") from None
-        return value
-    return _names(value)
 
 
 def _rank_pattern(value: object) -> tuple[tuple[str, int], ...]:
@@ -102,8 +76,10 @@ class PlanConfig:
         "eager keeps the scores; sdpa is what PyTorch chooses on the device; flash never keeps them.",
         _choice("attention", ATTENTIONS),
     )
-    target_modules: str | tuple[str, ...] = _option(
-        "all-linear", "Layers that get an adapter: all-linear, names as in q_proj,v_proj, or a regex.", _targets
+    target_modules: TargetModules = _option(
+        "all-linear",
+        "Layers that get an adapter: all-linear, attention, mlp, names as in q_proj,v_proj, or a regex.",
+        _targets,
     )
     modules_to_save: tuple[str, ...] = _option(
         (),

@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rankwise.errors import RequestError
-from rankwise.lora.count import ParamCount, count_params, make_skeleton, put_on_adapter, smaller_sides
+from rankwise.lora.count import (
+    ParamCount,
+    count_params,
+    make_skeleton,
+    put_on_adapter,
+    smaller_sides,
+    with_groups_named,
+)
 from rankwise.lora.meta_model import load_meta_model
 from rankwise.memory.beside import beside
 from rankwise.memory.devices import Device
@@ -133,6 +140,7 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
         trust_remote_code=config.trust_remote_code,
     )
     longest = 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
+    request, config = config, with_groups_named(config, meta.model)
     skeleton = make_skeleton(meta, config)
     notes = list(meta.notes)
     planner = Planner(skeleton, config, device)
@@ -162,7 +170,7 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
             savings = find_savings(planner, room, config.ranks[0])
     peaks = {config.quantization: [row.memory.peak_allocated for row in rows], **others()}
     return Plan(
-        config=config,
+        config=request,
         task_type=meta.task_type,
         device=device,
         room=room,

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RankwiseError, RequestError, some
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
+    from rankwise.lora.adapter import Adapter
 
 PARTIAL = ".partial-"
+UNEVEN_DIRECTORY = "best-uneven"
 COSTS = ("trainable_params", "adapter_bytes", "train_seconds", "pack_seconds", "pack_size", "peak_memory_bytes")
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 
@@ -58,7 +60,7 @@ class SweepStore:
         try:
             known = self.read_json("sweep.json")
             if known is not None:
-                _refuse_difference(directory, known, request, extend)
+                refuse_difference(directory, known, request, extend)
             if known is None or extend:
                 self.write_json("sweep.json", request)
         except RankwiseError:
@@ -103,6 +105,7 @@ class SweepStore:
             "learning_rate": trial.learning_rate,
             "lora_alpha": trial.lora_alpha,
             "use_rslora": trial.use_rslora,
+            **({"cut_from": trial.cut_from} if trial.cut_from is not None else {}),
             **settings,
         }
         lines = [json.dumps(_finite(row)) for row in (*finished.steps, summary)]
@@ -143,6 +146,13 @@ class SweepStore:
         """Return what was measured of each complete trial, a row each."""
         return read_summaries(self.directory)
 
+    def seconds_spent(self) -> float:
+        """Return the seconds that all complete trials took to train and to score."""
+        trials = self.summaries()
+        if trials.empty:
+            return 0.0
+        return float((trials["pack_seconds"] / trials["pack_size"] + trials["eval_seconds"]).sum())
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file of the sweep, None if it is not there."""
         return read_json(self.directory / name)
@@ -168,6 +178,14 @@ class SweepStore:
                 f"cannot write {str(best)!r}: {error.strerror or error}; complete trials are kept"
             ) from None
         return best
+
+    def offer(self, uneven: "Adapter | None") -> None:
+        """Write the cut that is offered beside ``best/``, or remove an earlier one where there is none."""
+        from rankwise.lora.adapter_files import write_adapter
+
+        shutil.rmtree(self.directory / UNEVEN_DIRECTORY, ignore_errors=True)
+        if uneven is not None:
+            write_adapter(uneven, self.directory / UNEVEN_DIRECTORY)
 
 
 def refuse_bad_directory(directory: Path) -> None:
@@ -220,6 +238,23 @@ def read_summaries(directory: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def trained_at(summaries: pd.DataFrame) -> int | None:
+    """Return the rank that was trained where the others are cut from it; None where every rank was trained.
+
+    Raises:
+        RequestError: there are cuts, and trials of several ranks.
+    """
+    if "cut_from" not in summaries or summaries["cut_from"].isna().all():
+        return None
+    ranks = sorted(map(int, summaries.loc[summaries["cut_from"].isna(), "rank"].unique()))
+    if len(ranks) > 1:
+        raise RequestError(
+            f"results hold cuts beside adapters trained at ranks {some(ranks)}: which rank to keep and which to train "
+            "at are two questions; give the results of one strategy at a time"
+        )
+    return ranks[0]
+
+
 def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) -> dict[str, Any]:
     """Return a rank's measured costs, from its trials at its own learning rate; none where it has no trial."""
     trials = summaries[summaries["rank"] == rank]
@@ -227,9 +262,14 @@ def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) 
         trials = trials[trials["learning_rate"] == learning_rate]
     if trials.empty:
         return {}
-    return {
+    sizes = {
         "trainable_params": int(trials["trainable_params"].max()),
         "adapter_bytes": int(trials["adapter_bytes"].max()),
+    }
+    if "cut_from" in trials and trials["cut_from"].notna().all():  # nothing was trained at this rank
+        return sizes
+    return {
+        **sizes,
         "train_seconds": float(trials["train_seconds"].median()),
         "pack_seconds": float(trials["pack_seconds"].median()),
         "pack_size": int(trials["pack_size"].max()),
@@ -271,7 +311,7 @@ def _trials(directory: Path) -> list[Path]:
     return sorted(path for path in (directory / "trials").glob("*") if not path.name.startswith("."))
 
 
-def _refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
+def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
     """Refuse to go on with a sweep under another request; versions and hardware may differ."""
     for part in ("settings", "fingerprints"):
         for name in {**known.get(part, {}), **request[part]}:

@@ -54,12 +54,15 @@ def save_tiny(name: str, directory: Path, **changes: Any) -> Path:
     return directory
 
 
-def load_tiny(name: str, directory: Path, ranks: tuple[int, ...] = (4,)) -> tuple[BaseModel, Encoded, Encoded]:
+def load_tiny(
+    name: str, directory: Path, ranks: tuple[int, ...] = (4,), quantization: str = "none"
+) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny base with 400 training and 40 held-out reviews."""
     data = directory / "reviews.csv"
     make_reviews(800).to_csv(data, index=False)
     task = load_task(SweepConfig(data=data))
-    base = load_base(str(save_tiny(name, directory)), task.objective, TARGETS.get(name, ["all-linear"]), ranks)
+    model, targets = str(save_tiny(name, directory)), TARGETS.get(name, ["all-linear"])
+    base = load_base(model, task.objective, targets, ranks, quantization=quantization)
     train, held_out = (
         encode(part, base.tokenizer, 64)[0].take(range(count))
         for part, count in ((task.train, 400), (task.held_out, 40))

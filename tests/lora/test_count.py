@@ -123,7 +123,7 @@ def test_layers_are_named_as_in_the_model(tmp_path: Path) -> None:
         ({"target_modules": "q_porj"}, ["q_porj", "did you mean 'q_proj'", "k_proj"]),
         ({"modules_to_save": "lm_haed"}, ["modules_to_save", "lm_haed", "did you mean 'lm_head'"]),
         ({"target_modules": r".*nothing\d"}, ["nothing"]),
-        ({"target_modules": "mlp"}, ["mlp"]),
+        ({"target_modules": "mpl"}, ["mpl"]),
     ],
 )
 def test_targets_that_match_nothing(settings: dict[str, Any], words: list[str], tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
 from rankwise.lora.count import make_skeleton
 from rankwise.lora.meta_model import load_meta_model
 from rankwise.memory.devices import CPU, DEVICES, find_device, parse_bytes
-from rankwise.memory.fit import LENGTH_STEP, MOST_AT_ONCE, Planner, find_limits, find_savings, how_many_fit
+from rankwise.memory.fit import LENGTH_STEP, MOST_AT_ONCE, MOST_ON_CPU, Planner, find_limits, find_savings, how_many_fit
 from rankwise.memory.setup import DTYPES, longest_input
 from rankwise.plan_config import PlanConfig
 from tests.architectures import request, write_config
@@ -111,7 +112,8 @@ def test_sweep_that_fits_is_not_refused(tmp_path: Path) -> None:
     def never() -> int:
         raise AssertionError("texts need not be read")
 
-    assert how_many_fit(_training(tmp_path), never, machine=(CPU, 1 << 40)) == 1
+    fit = how_many_fit(_training(tmp_path), never, machine=(CPU, 1 << 40))
+    assert fit.at_once == min(MOST_ON_CPU, torch.get_num_threads())
 
 
 def test_sweep_that_cannot_fit_is_refused(tmp_path: Path) -> None:
@@ -123,7 +125,14 @@ def test_sweep_that_cannot_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no rank fits"):
         how_many_fit(config, lambda: 200, machine=(CPU, 1000))
     # Short texts need less than the length at which they would be cut.
-    assert how_many_fit(config, lambda: 8, machine=(CPU, between)) == 1
+    assert how_many_fit(config, lambda: 8, machine=(CPU, between)).at_once == 1
+
+
+def test_what_each_rank_needs_is_what_the_plan_says(tmp_path: Path) -> None:
+    config = _training(tmp_path)
+    fit = how_many_fit(config, lambda: 1000, machine=(CPU, 1 << 40))
+    assert fit.needed == {rank: planner(config).memory(rank).needed for rank in config.ranks}
+    assert (fit.length, fit.room) == (200, 1 << 40)
 
 
 def test_trials_at_once_are_what_a_budget_holds(tmp_path: Path) -> None:
@@ -133,11 +142,13 @@ def test_trials_at_once_are_what_a_budget_holds(tmp_path: Path) -> None:
     machine = (CPU, 1 << 40)
     for trials in (1, 2, 5):
         budget = one.needed + (trials - 1) * more
-        assert how_many_fit(config, lambda: 1000, budget, machine) == trials
-        assert how_many_fit(config, lambda: 1000, budget + more - 1, machine) == trials
-    assert how_many_fit(config, lambda: 1000, 1 << 39, machine) == MOST_AT_ONCE
-    assert how_many_fit(config, lambda: 1000, 1 << 39, (CPU, one.needed + more)) == 2  # there is no more than that
-    assert how_many_fit(config, lambda: 50, one.needed, machine) > 1  # shorter texts need less
+        assert how_many_fit(config, lambda: 1000, budget, machine).at_once == trials
+        assert how_many_fit(config, lambda: 1000, budget + more - 1, machine).at_once == trials
+    assert how_many_fit(config, lambda: 1000, 1 << 39, machine).at_once == MOST_AT_ONCE
+    assert (
+        how_many_fit(config, lambda: 1000, 1 << 39, (CPU, one.needed + more)).at_once == 2
+    )  # there is no more than that
+    assert how_many_fit(config, lambda: 50, one.needed, machine).at_once > 1  # shorter texts need less
     with pytest.raises(RequestError, match="max_memory is 1000 B; no rank fits"):
         how_many_fit(config, lambda: 1000, 1000, machine)
 
@@ -147,7 +158,7 @@ def test_a_gpu_trains_what_fits_without_being_told(tmp_path: Path) -> None:
     device = find_device("T4")
     one = Planner(planner(config).skeleton, config, device).memory(64)
     more = one.needed - one.weights - one.context
-    assert how_many_fit(config, lambda: 1000, machine=(device, one.needed + 2 * more)) == 3
+    assert how_many_fit(config, lambda: 1000, machine=(device, one.needed + 2 * more)).at_once == 3
 
 
 def test_sweep_refuses_before_it_trains(tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:

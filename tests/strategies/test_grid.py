@@ -14,7 +14,7 @@ NOTHING = pd.DataFrame(columns=["rank", "seed", "learning_rate", "example_id", "
 
 
 def grid(learning_rate: object = "auto", ranks: Sequence[int] = RANKS, seeds: int = 2, alpha: str = "r") -> Grid:
-    return Grid(ranks, seeds, learning_rate, parse_alpha_policy(alpha))  # type: ignore[arg-type]
+    return Grid(ranks, seeds, learning_rate, parse_alpha_policy(alpha), 0.02, 0.95)  # type: ignore[arg-type]
 
 
 def rows_of(trial: Trial, loss: float) -> list[dict[str, object]]:
@@ -139,7 +139,7 @@ def test_trials_carry_the_policy_s_alpha() -> None:
 
 def test_a_search_that_learns_nothing_looks_both_ways() -> None:
     """Too low a rate ends at guessing, and so does one at which training collapses."""
-    strategy = Grid(RANKS, 2, "auto", parse_alpha_policy("r"), guess_loss=math.log(2))
+    strategy = Grid(RANKS, 2, "auto", parse_alpha_policy("r"), 0.02, 0.95, math.log(2))
     evidence = run(strategy, lambda rank, rate, seed: math.log(2))
     rates = sorted(evidence[evidence["rank"] == 4]["learning_rate"].unique())
     assert (rates[0], rates[-1]) == (1e-3 / 16, 1e-3 * 16)

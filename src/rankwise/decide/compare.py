@@ -116,6 +116,14 @@ class Comparison:
             default=(np.inf, rank),
         )
 
+    def is_shown_worse(self, rank: int, margin: float, confidence: float) -> bool:
+        """Whether a rank's mean is shown to lie above another's by more than the margin.
+
+        The converse of `worst`, with the same critical value: one rank against all the others.
+        """
+        others = [other for other in self.ranks if other != rank]
+        return any(-self.difference(other, rank).upper(len(others), confidence) > margin for other in others)
+
 
 def compare(
     runs: Sequence[Runs], what: Literal["cost", "loss", "score"], noise: float | None = None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Interval = tuple[float, float]
@@ -165,6 +165,27 @@ class TestScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnevenCut:
+    """The cut whose layers have ranks of their own, against the one of the chosen rank with as many entries.
+
+    Attributes:
+        ranks: of each layer, by its name in the base model.
+        entries: of all factors A and B, at most.
+        gain: how much lower its held-out loss is, nats per example, over all seeds' cuts.
+        gain_ci: its two-sided interval.
+        better: that interval lies above zero; the cut is then offered beside the chosen adapter.
+        reason: a sentence with the numbers.
+    """
+
+    ranks: Mapping[str, int]
+    entries: int
+    gain: float
+    gain_ci: Interval
+    better: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What the evidence supports: a rank, or "undetermined" with what to run next.
 
@@ -182,6 +203,9 @@ class Decision:
         diagnosis: each rank against the next larger one.
         detectable_difference: the smallest margin at which this evidence would have cleared, in four cases of five, a
             rank that equals the best; None where nothing tells how far a mean may be off.
+        question: "train": which rank to train at; "keep": which rank to cut trained adapters to.
+        trained_at: where the question is which rank to keep, the rank that was trained.
+        uneven: a cut with a rank for each layer, where one was tried.
         test: the chosen adapter's score on unseen data, where there is such a part.
     """
 
@@ -197,7 +221,10 @@ class Decision:
     confirmation: Confirmation | None = None
     diagnosis: tuple[Diagnosis, ...] = ()
     detectable_difference: float | None = None
-    test: TestScore | None = field(default=None)
+    question: Literal["train", "keep"] = "train"
+    trained_at: int | None = None
+    uneven: UnevenCut | None = None
+    test: TestScore | None = None
 
     def row(self, rank: int) -> RankRow:
         """Return the table's row of a rank."""
@@ -208,8 +235,9 @@ class Decision:
         table = tuple(replace(row, **costs.get(row.rank, {})) for row in self.table)
         times = [row.train_seconds for row in table if row.train_seconds is not None]
         following = self.next
-        if following is not None and len(times) == len(table):
-            more = sum(seconds * max(0, following.seeds - row.seeds) for seconds, row in zip(times, table, strict=True))
+        # A cut has no time of its own.
+        if following is not None and (len(times) == len(table) or (times and self.question == "keep")):
+            more = sum((row.train_seconds or 0.0) * max(0, following.seeds - row.seeds) for row in table)
             advice = (
                 f"{following.advice} About {max(1, round(more / 60))} min of training." if more else following.advice
             )

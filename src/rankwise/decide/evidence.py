@@ -45,8 +45,8 @@ def read_runs(evidence: pd.DataFrame, metric: str = "loss", higher_is_better: bo
 
     Raises:
         RequestError: a column is missing, a value is not what its column holds (a positive whole number for a rank, a
-            finite number for a metric, true or false for ``diverged``), there is one rank only, a row stands twice,
-            ranks were not scored on the same examples, or it is not known which way the metric is better.
+            finite number for a metric, true or false for ``diverged``), a row stands twice, ranks were not scored on
+            the same examples, or it is not known which way the metric is better.
     """
     evidence = _checked(evidence, check_text("metric", metric))
     upwards = by_name(metric) if higher_is_better is None else check_flag("higher_is_better", higher_is_better)
@@ -111,8 +111,6 @@ def _checked(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
             evidence[name] = single  # one, not named
     measured = [name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence.columns]
     evidence = typed(evidence, measured, _refuse)
-    if evidence["rank"].nunique() < 2:
-        raise RequestError(f"evidence holds {evidence['rank'].nunique()} rank; at least two are needed to compare")
     usable = evidence[~evidence["diverged"]]
     twice = usable.index[usable.duplicated(KEY)]
     if len(twice):

@@ -16,6 +16,7 @@ from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
 from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, Wording, warnings_of, why, why_not, why_nothing
+from rankwise.errors import RequestError
 
 PLAIN = Wording()
 
@@ -32,6 +33,7 @@ def select(
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
     wording: Wording = PLAIN,
+    trained_at: int | None = None,
 ) -> Decision:
     """Choose the smallest rank that is not worse than any other by more than the margin.
 
@@ -58,6 +60,8 @@ def select(
         guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: ranks that
             do not get clearly below it have learnt nothing, and are not chosen from.
         wording: how the decision's sentences speak of the loss.
+        trained_at: the ranks below this one were not trained: they are cuts of adapters of this rank, so that the
+            answer is which rank to keep. Whether a rank underfits is then no question.
 
     Returns:
         The decision, with a row for each rank.
@@ -82,6 +86,8 @@ def select(
     if guess_loss is not None:
         guess_loss = check_number("guess_loss", guess_loss, above=0)
     runs = read_runs(evidence, metric, higher_is_better)
+    if len(runs) < 2:
+        raise RequestError(f"evidence holds {len(runs)} rank; at least two are needed to compare")
     warning = None
     if margin is None:
         margin, warning = default_margin(metric, np.concatenate([run.cost.ravel() for run in runs]))
@@ -95,6 +101,7 @@ def select(
         histories=histories,
         guess_loss=guess_loss,
         wording=wording,
+        trained_at=trained_at,
     )
     return replace(decision, warnings=(warning, *decision.warnings)) if warning else decision
 
@@ -110,6 +117,7 @@ def decide(
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
     wording: Wording = PLAIN,
+    trained_at: int | None = None,
 ) -> Decision:
     """Apply the rule of `select` to runs, ranks ascending."""
     runs = [run for run in all_runs if run.seeds]
@@ -123,7 +131,7 @@ def decide(
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
     following = None
     if fit:
-        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence, wording)
+        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence, wording, trained_at)
     elif worst and losses and guess_loss is not None and nothing_learnt:
         reason = why_nothing(losses, means, guess_loss, wording)
     else:
@@ -135,7 +143,7 @@ def decide(
     confirmation = None
     if metric == "loss" and fit and scores and scores.noise_is_known:
         confirmation = _confirmation(scores, fit[0], score_margin, confidence)
-    warnings = warnings_of(all_runs, noise)
+    warnings = warnings_of(all_runs, noise, trained_at)
     if nothing_learnt:
         warnings.insert(0, LEARN_FIRST)
     if confirmation is not None and confirmation.status == "contradicts":
@@ -151,9 +159,13 @@ def decide(
         warnings=tuple(warnings),
         table=tuple(_rows(all_runs, costs, losses, scores, metric, worst, margin, confidence)),
         confirmation=confirmation,
-        # Between ranks that learnt nothing there is nothing to diagnose.
-        diagnosis=() if nothing_learnt else tuple(diagnose(runs, costs, histories, margin, confidence)),
+        # Between ranks that learnt nothing there is nothing to diagnose, nor of cuts, which were not trained.
+        diagnosis=()
+        if nothing_learnt or trained_at is not None
+        else tuple(diagnose(runs, costs, histories, margin, confidence)),
         detectable_difference=detectable_difference(costs, confidence),
+        question="train" if trained_at is None else "keep",
+        trained_at=trained_at,
     )
 
 

@@ -46,11 +46,15 @@ def why(
     margin: float,
     confidence: float,
     wording: Wording,
+    trained_at: int | None,
 ) -> str:
     """Say why a rank was selected; ``worst`` is its bound, and the rank that sets it."""
+    answer = f"Train at rank {rank}"
+    if trained_at is not None:
+        answer = f"Keep rank {rank} of an adapter trained at rank {trained_at}"
     (name, unit, side), (bound, other) = wording.name(metric), worst
     return (
-        f"Rank {rank} is the smallest whose {name} is, with {confidence:.0%} confidence, at most {margin:.3g}{unit} "
+        f"{answer}: it is the smallest whose {name} is, with {confidence:.0%} confidence, at most {margin:.3g}{unit} "
         f"{side} that of every other rank tried ({', '.join(map(str, costs.ranks))}); the bound is {bound:+.4f}, "
         f"against rank {other}."
     )
@@ -98,7 +102,7 @@ def why_nothing(losses: Comparison, means: dict[int, Interval], guess_loss: floa
     )
 
 
-def warnings_of(all_runs: Sequence[Runs], noise: float | None) -> list[str]:
+def warnings_of(all_runs: Sequence[Runs], noise: float | None, trained_at: int | None) -> list[str]:
     """Say what a reader should know before relying on the decision."""
     warnings: list[str] = []
     per_example = any(len(run.examples) > 1 for run in all_runs)
@@ -111,14 +115,14 @@ def warnings_of(all_runs: Sequence[Runs], noise: float | None) -> list[str]:
     if dead:
         warnings.append(f"Rank {some(dead)} diverged at every learning rate tried, with some seed, and is left out.")
     rates = {rate for run in all_runs for rate in run.rates}
-    if len(rates) > 1 and all(len(run.rates) == 1 for run in all_runs):
+    if trained_at is None and len(rates) > 1 and all(len(run.rates) == 1 for run in all_runs):
         each = ", ".join(f"{run.rank} at {run.rates[0]:g}" for run in all_runs)
         warnings.append(
             f"Each rank ran at one learning rate, and not all at the same (rank {each}): rank and learning rate are "
             "confounded, and what looks like an effect of rank may be one of the rate, unless each rate is the best of "
             "several tried for its rank (docs/learning-rate.md)."
         )
-    if len(rates) == 1:
+    if trained_at is None and len(rates) == 1:
         warnings.append(
             "One learning rate only, or none recorded: rank and learning rate are confounded. With lora_alpha = r a "
             "larger rank learns faster at the same rate, and what looks like an effect of rank may be one of the rate: "

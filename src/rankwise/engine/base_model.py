@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import nn
 
+from rankwise.engine.quantization import check_quantization, is_quantized, loading_arguments
 from rankwise.errors import RequestError
 from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.lora.targets import check_ranks, find_targets
@@ -48,11 +50,20 @@ class BaseModel:
 def load_base(
     name: str,
     objective: Objective,
-    target_modules: Sequence[str],
+    target_modules: str | Sequence[str],
     ranks: Sequence[int],
     trust_remote_code: bool = False,
+    quantization: str = "none",
 ) -> BaseModel:
     """Load a base with the head that an objective needs.
+
+    Args:
+        name: directory, GGUF file or hub id.
+        objective: what its head is for.
+        target_modules: as in `rankwise.config.SweepConfig`.
+        ranks: to be trained.
+        trust_remote_code: run Python code that comes with the model.
+        quantization: of the frozen linear layers, one of `rankwise.config.QUANTIZATIONS`.
 
     Raises:
         RequestError: the model cannot be loaded, has no head to generate text where that is the task, the target
@@ -61,8 +72,11 @@ def load_base(
     import transformers
 
     check_model_files(name)
+    check_quantization(quantization)
     place, file = load_arguments(name)
     auto_class = getattr(transformers, AUTO_CLASSES[objective.task_type])
+    head_names = HEAD_NAMES[objective.task_type]
+    keep: tuple[str, ...] = head_names
     with quiet_libraries():
         try:
             # Fresh weights are drawn again for each seed; this seed only makes loading repeatable.
@@ -72,16 +86,25 @@ def load_base(
             )
             _remove_dropout(config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, **file, trust_remote_code=trust_remote_code)
-            model, info = auto_class.from_pretrained(
-                place,
-                **file,
-                use_safetensors=None if file else True,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-            )
+            while True:
+                model, info = auto_class.from_pretrained(
+                    place,
+                    **file,
+                    use_safetensors=None if file else True,
+                    config=config,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    trust_remote_code=trust_remote_code,
+                    **loading_arguments(quantization, keep),
+                )
+                absent = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+                fresh = _topmost_modules(model, absent)
+                # What is trained in full is not quantised, and only loading tells what the checkpoint lacks.
+                wrongly = [one for one in fresh if any(map(is_quantized, model.get_submodule(one).modules()))]
+                if not wrongly:
+                    break
+                keep = (*keep, *wrongly)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise RequestError(f"model {name!r} cannot be loaded: {first_sentence(error)}") from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -98,18 +121,19 @@ def load_base(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
-    absent = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    fresh = _topmost_modules(model, absent)
+    if quantization != "none":
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # what is not quantised to fp32
     if objective.task_type == "CAUSAL_LM":
         _check_causal(name, model, fresh)
-    heads = [head for head in HEAD_NAMES[objective.task_type] if hasattr(model, head) and head not in fresh]
+    heads = [head for head in head_names if hasattr(model, head) and head not in fresh]
     trained_in_full = (*fresh, *heads)
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return BaseModel(
-        model.to(device), tokenizer, name, objective, fresh, trained_in_full, targets, _longest_input(model, tokenizer)
-    )
+    if quantization == "none":  # a quantised base is loaded where it runs
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        model = model.to(device)
+    longest = _longest_input(model, tokenizer)
+    return BaseModel(model, tokenizer, name, objective, fresh, trained_in_full, targets, longest)
 
 
 def _check_causal(name: str, model: Any, fresh: Sequence[str]) -> None:

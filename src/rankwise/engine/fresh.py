@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import set_seed
 
 from rankwise.engine.base_model import BaseModel
@@ -19,13 +19,21 @@ def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def put_on_adapter(base: BaseModel, trial: Trial, saved: Mapping[str, Mapping[str, torch.Tensor]]) -> PeftModel:
+def put_on_adapter(
+    base: BaseModel,
+    trial: Trial,
+    saved: Mapping[str, Mapping[str, torch.Tensor]],
+    use_dora: bool = False,
+    init: str = "default",
+) -> PeftModel:
     """Put a fresh adapter on the base; take it off with ``unload()``.
 
     Args:
         base: without adapters.
         trial: its seed sets the head's and the adapter's initial values.
         saved: from `saved_modules`: what an earlier trial left in the modules trained in full is undone.
+        use_dora: see `rankwise.engine.trial.Recipe`.
+        init: likewise. EVA's values need data and are set after this (`rankwise.engine.inits`).
     """
     model = base.model
     for name, state in saved.items():
@@ -44,6 +52,9 @@ def put_on_adapter(base: BaseModel, trial: Trial, saved: Mapping[str, Mapping[st
             lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
             use_rslora=trial.use_rslora,
             lora_dropout=0.0,
+            use_dora=use_dora,
+            init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]
+            eva_config=EvaConfig(rho=1.0) if init == "eva" else None,  # which leaves every layer its rank
             target_modules=list(base.targets),
             modules_to_save=list(base.trained_in_full) or None,
         ),
@@ -59,7 +70,10 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def json_config(model: PeftModel) -> dict[str, Any]:
-    """Return the adapter's config as PEFT writes it, ready for use rather than for more training."""
+    """Return the adapter's config as PEFT writes it, ready for use rather than for more training.
+
+    How its values were drawn is no part of that: PEFT would draw them again before it loads the trained ones.
+    """
     config = model.active_peft_config.to_dict()
-    config["inference_mode"] = True
+    config.update(inference_mode=True, init_lora_weights=True, eva_config=None)
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

@@ -1,9 +1,9 @@
 """The fused engine: trials over one frozen base, without padding, each exactly as it would train alone."""
 
+import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,14 +12,18 @@ import torch
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import Results, length_batches
 from rankwise.engine.fresh import saved_modules
+from rankwise.engine.loaded import Loaded
 from rankwise.engine.measure import peak_live_bytes
-from rankwise.engine.packed_model import PackedModel, packed_model
+from rankwise.engine.packed_model import Adapted, PackedModel, packed_model
+from rankwise.engine.quantization import resident_tensors
+from rankwise.engine.side_by_side import side_by_side
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
+from rankwise.lora.adapter import Adapter
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.base import Encoded
 
-SOLO_STEPS = 3  # of a pack's steps, taken trial by trial to see what each would take alone
+SOLO_STEPS = 5  # after a pack's training, trial by trial, to see what each would take alone
 
 
 def lower_precision(base: BaseModel) -> torch.dtype | None:
@@ -35,14 +39,17 @@ class FusedEngine:
     and schedule, and a trial whose loss or gradient is not finite drops out without the others noticing. Adapters keep
     their own ranks: nothing is padded to the largest.
 
+    On a CPU a pack's trials are dealt out to as many threads as there are trials or cores, each with its share of the
+    cores; those of one thread, and all on another device, go through the base together.
+
     Args:
         base: the frozen base; `rankwise.engine.packed_model.why_not` tells whether it will do.
         train: examples to learn from.
         held_out: examples to judge by.
         recipe: what all trials share.
         on_work: told of each finished share of a trial; the shares of one trial add up to 1.
-        pack_size: trials that train together. The fewer tokens a batch has, the more is gained by passes of several
-            trials; alone, a trial's figures are the same to the last bit whatever else the sweep runs.
+        pack_size: trials that train together. With no more of them than cores, a trial's figures are the same to the
+            last bit whatever else the sweep runs; where several go through the base in one pass, to rounding.
         autocast: lower precision for the base's products, such as ``torch.bfloat16`` on a GPU.
     """
 
@@ -65,6 +72,7 @@ class FusedEngine:
         self.autocast = autocast
         self.train_share = share_of_training(recipe, train, held_out)
         self._saved = saved_modules(base)
+        self._telling = threading.Lock()
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials pack by pack, in the order given."""
@@ -73,49 +81,77 @@ class FusedEngine:
                 finished = self._train_pack(trials[start : start + self.pack_size])
             yield from finished
 
+    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+        """Score adapters in one pass over the held-out examples."""
+        loaded = [Loaded(self.base, adapter) for adapter in adapters]
+        with packed_model(self.base, self.autocast) as model:
+            return self._evaluate(model, loaded)
+
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
         trainees = [Trainee(trial, self.base, self._saved, self.recipe, self.examples) for trial in trials]
         with packed_model(self.base, self.autocast) as model:
-            clock = _Clock(model.device)
-            steps = trainees[0].total_steps
-            solo_steps = {steps * part // (SOLO_STEPS + 1) for part in range(1, SOLO_STEPS + 1)}
-            for step in range(steps):
-                active = [trainee for trainee in trainees if not trainee.diverged]
-                batches = [trainee.next_batch() for trainee in active]
-                tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
-                for part in _passes(tokens, 0 if step in solo_steps else pass_tokens(model.device)):
-                    group = active[part]
-                    with clock.running(group, tokens[part]):
-                        for trainee, loss in zip(group, self._gradients(model, group, batches[part]), strict=True):
-                            trainee.update(loss)
-                    for _ in group:
-                        self.on_work(self.train_share / steps)
+            count = min(self.pack_size, torch.get_num_threads()) if model.device.type == "cpu" else 1
+            teams = _deal(trainees, count)
+            threads = torch.get_num_threads() // count  # the same however many trials are left: see `side_by_side`
+            self.base.model.train()  # bitsandbytes' 8-bit layers on a CPU compute otherwise in eval mode
             start = time.perf_counter()
-            evidence = self._evaluate(model, [trainee for trainee in trainees if not trainee.diverged])
+            side_by_side([partial(self._train_team, model, team) for team in teams], threads)
+            pack_seconds, start = time.perf_counter() - start, time.perf_counter()
+            evidence = {}
+            for scored in side_by_side([partial(self._evaluate_team, model, team) for team in teams], threads):
+                evidence.update(scored)
             eval_seconds = (time.perf_counter() - start) / len(trials)
             finished = []
             for trainee in trainees:
                 rows = evidence.get(trainee)
                 diverged = rows is None or not bool(np.isfinite(rows["loss"]).all())
-                adapter = trainee.adapter()  # before one more step is taken to measure memory
+                adapter = trainee.adapter()
                 finished.append(
                     FinishedTrial(
                         trial=trainee.trial,
                         diverged=diverged,
                         trainable_params=sum(value.numel() for value in adapter.values()),
-                        train_seconds=clock.alone(trainee),
-                        pack_seconds=clock.seconds,
+                        train_seconds=pack_seconds,
+                        pack_seconds=pack_seconds,
                         pack_size=len(trials),
                         eval_seconds=eval_seconds,
-                        peak_memory_bytes=self._peak_memory(model, trainee),
+                        peak_memory_bytes=0,
                         adapter_config=trainee.adapter_config,
                         adapter=adapter,
                         evidence=no_evidence() if rows is None or diverged else rows,
-                        steps=trainee.steps,
+                        steps=list(trainee.steps),
                     )
                 )
-                self.on_work(1.0 - self.train_share * len(trainee.steps) / steps)
+                self._tell(1.0 - self.train_share * len(trainee.steps) / trainee.total_steps)
+            # From here on the adapters are saved, and whatever else the trainees learn is thrown away.
+            for one, trainee in zip(finished, trainees, strict=True):
+                one.peak_memory_bytes = self._peak_memory(model, trainee)
+            if len(trials) > 1 or threads < torch.get_num_threads():
+                for one, seconds in zip(finished, self._seconds_alone(model, trainees), strict=True):
+                    one.train_seconds = seconds
             return finished
+
+    def _train_team(self, model: PackedModel, trainees: Sequence[Trainee], stop: threading.Event) -> None:
+        """Train trials in step with each other, those with few tokens in one pass."""
+        while not stop.is_set() and (active := [trainee for trainee in trainees if not trainee.finished]):
+            batches = [trainee.next_batch() for trainee in active]
+            tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
+            for part in _passes(tokens, pass_tokens(model.device)):
+                group = active[part]
+                for trainee, loss in zip(group, self._gradients(model, group, batches[part]), strict=True):
+                    trainee.update(loss)
+                    self._tell(self.train_share / trainee.total_steps)
+        _wait(model.device)
+
+    def _evaluate_team(
+        self, model: PackedModel, trainees: Sequence[Trainee], _: threading.Event
+    ) -> dict[Trainee, pd.DataFrame]:
+        alive = [trainee for trainee in trainees if not trainee.diverged]
+        return dict(zip(alive, self._evaluate(model, alive), strict=True))
+
+    def _tell(self, share: float) -> None:
+        with self._telling:
+            self.on_work(share)
 
     def _gradients(
         self, model: PackedModel, trainees: Sequence[Trainee], batches: Sequence[Sequence[int]]
@@ -129,29 +165,47 @@ class FusedEngine:
         torch.autograd.backward(losses)
         return torch.stack(losses).tolist()
 
-    def _evaluate(self, model: PackedModel, trainees: Sequence[Trainee]) -> dict[Trainee, pd.DataFrame]:
+    def _evaluate(self, model: PackedModel, trials: Sequence[Adapted]) -> list[pd.DataFrame]:
         """Score every held-out example with every trial, one pass for all of them."""
         examples = self.held_out
-        results = {trainee: Results(examples) for trainee in trainees}
+        self.base.model.eval()
+        results = [Results(examples) for _ in trials]
         with torch.inference_mode():
-            for rows in length_batches(examples, model.device, len(trainees)) if trainees else ():
+            for rows in length_batches(examples, model.device, len(trials)) if trials else ():
                 part = examples.take(rows)
-                logits = model.logits(trainees, [part] * len(trainees))  # K of (m, outputs)
-                for trainee, own in zip(trainees, logits, strict=True):
-                    results[trainee].put(rows, self.base.objective.measure(own, part))
-        return {trainee: result.frame() for trainee, result in results.items()}
+                logits = model.logits(trials, [part] * len(trials))  # K of (m, outputs)
+                for result, own in zip(results, logits, strict=True):
+                    result.put(rows, self.base.objective.measure(own, part))
+        return [result.frame() for result in results]
 
     def _peak_memory(self, model: PackedModel, trainee: Trainee) -> int:
         """Measure one more step on the longest examples; its result is thrown away with the trial."""
         by_length = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)
         longest = by_length[-self.recipe.batch_size :]
 
+        self.base.model.train()
+
         def step() -> None:
             self._gradients(model, [trainee], [longest])
             trainee.optimizer.step()
 
-        base = self.base.model
-        return peak_live_bytes(step, [*base.parameters(), *base.buffers(), *trainee.tensors()])
+        return peak_live_bytes(step, [*resident_tensors(self.base.model), *trainee.tensors()])
+
+    def _seconds_alone(self, model: PackedModel, trainees: Sequence[Trainee]) -> list[float]:
+        """Return what each trial's steps would take alone, on all cores, from a few more steps, the trials in turns."""
+        spent = [[0.0, 0.0] for _ in trainees]  # seconds and tokens
+        shares = [len(trainee.steps) / trainee.total_steps for trainee in trainees]
+        for turn in range(SOLO_STEPS):
+            for trainee, own in zip(trainees, spent, strict=True):
+                batch = trainee.batch(trainee.total_steps * turn // SOLO_STEPS)
+                start = time.perf_counter()
+                (loss,) = self._gradients(model, [trainee], [batch])
+                trainee.update(loss)
+                _wait(model.device)
+                own[0] += time.perf_counter() - start
+                own[1] += sum(self.examples.lengths[row] for row in batch)
+        tokens = self.recipe.epochs * sum(self.examples.lengths)
+        return [share * tokens * own[0] / own[1] for share, own in zip(shares, spent, strict=True)]
 
 
 def pass_tokens(device: torch.device) -> int:
@@ -172,38 +226,16 @@ def _passes(tokens: Sequence[int], most: int) -> Iterator[slice]:
             start = stop
 
 
-class _Clock:
-    """How long a pack trains, and how long each of its trials would train alone."""
+def _deal(trainees: Sequence[Trainee], count: int) -> list[list[Trainee]]:
+    """Deal trials out to teams with about as much to do, by turns from the lowest rank: 0, 1, 1, 0, 0, 1, ..."""
+    teams: list[list[Trainee]] = [[] for _ in range(count)]
+    for place, trainee in enumerate(sorted(trainees, key=lambda one: one.trial.rank)):
+        turn, team = divmod(place, count)
+        teams[team if turn % 2 == 0 else count - 1 - team].append(trainee)
+    return [team for team in teams if team]
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds = 0.0
-        self._alone: dict[Trainee, list[float]] = defaultdict(lambda: [0.0, 0.0])  # seconds and tokens of solo passes
-        self._together: dict[Trainee, list[float]] = defaultdict(lambda: [0.0, 0.0])  # of shared ones, by tokens
 
-    @contextmanager
-    def running(self, group: Sequence[Trainee], tokens: Sequence[int]) -> Iterator[None]:
-        """Time a pass of a group, each with so many tokens."""
-        self._wait()
-        start = time.perf_counter()
-        yield
-        self._wait()
-        seconds = time.perf_counter() - start
-        self.seconds += seconds
-        books = self._alone if len(group) == 1 else self._together
-        for trainee, own in zip(group, tokens, strict=True):
-            book = books[trainee]
-            book[0] += seconds * own / sum(tokens)
-            book[1] += own
-
-    def alone(self, trainee: Trainee) -> float:
-        """Return the seconds of all the trial's steps at the pace of its solo steps.
-
-        A trial that diverged before its first solo step is given its share of the pack's time.
-        """
-        (seconds, tokens), (shared_seconds, shared_tokens) = self._alone[trainee], self._together[trainee]
-        return seconds + (seconds / tokens * shared_tokens if tokens else shared_seconds)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+def _wait(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

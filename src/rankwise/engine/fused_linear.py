@@ -1,8 +1,9 @@
 """Linear layers of a frozen base with the adapters of several trials, each on its own stretch of tokens."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,9 +30,8 @@ class Factors:
     scaling: float
 
 
-@dataclass
-class Stretches:
-    """Whose tokens are where in the current pass.
+class Stretches(threading.local):
+    """Whose tokens are where in the current pass; every thread has a pass of its own.
 
     Attributes:
         factors: of each trial in the pass, by layer.
@@ -39,9 +39,10 @@ class Stretches:
         trigger: a tensor that requires a gradient, so that autograd visits layers whose input requires none.
     """
 
-    factors: Sequence[dict[str, Factors]] = ()
-    bounds: Sequence[int] = ()
-    trigger: torch.Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    def __init__(self) -> None:
+        self.factors: Sequence[dict[str, Factors]] = ()
+        self.bounds: Sequence[int] = ()
+        self.trigger = torch.zeros((), requires_grad=True)
 
 
 class FusedLinear(nn.Module):

@@ -1,7 +1,9 @@
 """A frozen model on packed tokens, with the adapters and heads of several trials."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -14,9 +16,22 @@ from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused_linear import Factors, Stretches, fused_layers, is_fusable
 from rankwise.engine.heads import Head, find_head
 from rankwise.engine.packing import Packing, packed
+from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.base import Encoded
 
 CLOSE = 1e-3  # of the largest logit: what packed and padded logits may differ by; rounding is a thousandth of it
+
+
+class _Speaking(threading.local):
+    """The tokens that speak for a pass's sequences, for the thread that runs it.
+
+    Attributes:
+        rows: their places, (N,).
+        give: says whose they are.
+    """
+
+    rows: torch.Tensor
+    give: Callable[[], None]
 
 
 class Adapted(Protocol):
@@ -45,6 +60,7 @@ class PackedModel:
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         ]
         self.closing = _after_last_attention(base.model)
+        self._speaking = _Speaking()
         # RoBERTa counts positions from behind the padding index.
         self.first_position = max((index + 1 for index in positions if index is not None), default=0)
 
@@ -62,7 +78,8 @@ class PackedModel:
         self._give(trials, [sum(part.lengths) for part in parts])
         on = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         speakers, counts = self._speakers(packing, parts)  # (N,) and K
-        with packed(packing), on, self._closing_on(speakers, trials, counts):
+        self._speaking.rows, self._speaking.give = speakers, partial(self._give, trials, counts)
+        with packed(packing), on:
             hidden = self.model.base_model(  # type: ignore[operator]
                 input_ids=packing.input_ids,
                 position_ids=packing.position_ids + self.first_position,
@@ -93,15 +110,15 @@ class PackedModel:
         return {"token_type_ids": torch.tensor([segments], device=self.device)} if segments else {}
 
     @contextmanager
-    def _closing_on(self, speakers: torch.Tensor, trials: Sequence[Adapted], counts: Sequence[int]) -> "Iterator[None]":
+    def closing_early(self) -> Iterator[None]:
         """Go on with the speaking tokens alone behind the last block's attention: nothing looks at the others."""
         if self.closing is None:
             yield
             return
 
         def narrow(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            self._give(trials, counts)
-            return tuple(tensor.index_select(1, speakers) for tensor in inputs)  # (1, T, H) to (1, N, H)
+            self._speaking.give()
+            return tuple(tensor.index_select(1, self._speaking.rows) for tensor in inputs)  # (1, T, H) to (1, N, H)
 
         hook = self.closing.register_forward_pre_hook(narrow)
         try:
@@ -149,7 +166,9 @@ def packed_model(base: BaseModel, autocast: torch.dtype | None = None) -> Iterat
         for config in configs.values():
             config._attn_implementation = attention.NAME
         try:
-            yield PackedModel(base, head, stretches, autocast)
+            model = PackedModel(base, head, stretches, autocast)
+            with model.closing_early():
+                yield model
         finally:
             for key, config in configs.items():
                 config._attn_implementation = before[key]
@@ -179,7 +198,7 @@ def why_not(base: BaseModel, examples: Encoded) -> str | None:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet_libraries():
             padded = padded_logits(model, base.tokenizer, two)  # (M, outputs)
             try:
                 with packed_model(base) as packed_base:

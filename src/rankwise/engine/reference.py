@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -21,13 +22,19 @@ from transformers import (
     TrainingArguments,
 )
 
+from rankwise.config import BASE_CHANGING_INITS
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fresh import adapter_state, json_config, put_on_adapter, saved_modules
+from rankwise.engine.inits import EVA_BATCH, base_kept, draw_from_data
 from rankwise.engine.measure import peak_live_bytes
-from rankwise.engine.order import EpochOrder
+from rankwise.engine.order import EpochOrder, epoch_batches
+from rankwise.engine.quantization import resident_tensors
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
+from rankwise.lora.adapter import Adapter
+from rankwise.lora.adapter_files import write_adapter
 from rankwise.lora.libraries import quiet_libraries
+from rankwise.lora.original_base import for_original_base
 from rankwise.tasks.base import Encoded
 
 LOGGED = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
@@ -46,6 +53,8 @@ class ReferenceEngine:
         recipe: what all trials share.
         on_work: told of each finished share of a trial; the shares of one trial add up to 1.
     """
+
+    pack_size = 1
 
     def __init__(
         self,
@@ -67,13 +76,26 @@ class ReferenceEngine:
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""
         for trial in trials:
-            with quiet_libraries():
+            with quiet_libraries(), base_kept(self.base, self.recipe.init):
                 finished = self._train_one(trial)
             yield finished
 
+    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+        """Score adapters one after another, each loaded by PEFT."""
+        results = []
+        for adapter in adapters:
+            with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
+                write_adapter(adapter, Path(scratch) / "adapter")
+                results.append(score_adapter(self.base, Path(scratch) / "adapter", self.held_out))
+        return results
+
     def _train_one(self, trial: Trial) -> FinishedTrial:
-        model = put_on_adapter(self.base, trial, self._saved)
+        recipe = self.recipe
+        model = put_on_adapter(self.base, trial, self._saved, recipe.use_dora, recipe.init)
         try:
+            if recipe.init == "eva":
+                self._draw_from_data(model, trial)
+            initial = _tensors(model)
             with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
                 watch = _Watch(lambda: self.on_work(self.train_share / self.total_steps))
                 trainer = _Trainer(
@@ -83,6 +105,7 @@ class ReferenceEngine:
                     train_dataset=_Rows(self.examples),
                     data_collator=_collator(self.base),
                     callbacks=[watch],
+                    optimizers=(self._own_optimizer(model, trial), None),
                 )
                 trainer.remove_callback(PrinterCallback)
                 trainer.remove_callback(ProgressCallback)
@@ -91,7 +114,10 @@ class ReferenceEngine:
                     torch.cuda.reset_peak_memory_stats()
                 trainer.train()
                 peak = torch.cuda.max_memory_allocated() if on_cuda else None
-            adapter = {key: value.detach().cpu().clone().contiguous() for key, value in adapter_state(model).items()}
+            tensors = _tensors(model)
+            adapter = Adapter(tensors, json_config(model))
+            if recipe.init in BASE_CHANGING_INITS and not watch.diverged:
+                adapter = for_original_base(adapter, Adapter(initial, adapter.config))
             start = time.perf_counter()
             evidence = no_evidence() if watch.diverged else self._evaluate(model)
             eval_seconds = time.perf_counter() - start
@@ -100,14 +126,14 @@ class ReferenceEngine:
             return FinishedTrial(
                 trial=trial,
                 diverged=diverged,
-                trainable_params=sum(value.numel() for value in adapter.values()),
+                trainable_params=sum(value.numel() for value in tensors.values()),
                 train_seconds=watch.seconds,
                 pack_seconds=watch.seconds,
                 pack_size=1,
                 eval_seconds=eval_seconds,
                 peak_memory_bytes=self._peak_memory(model, trainer.optimizer) if peak is None else peak,
-                adapter_config=json_config(model),
-                adapter=adapter,
+                adapter_config=dict(adapter.config),
+                adapter=dict(adapter.tensors),
                 evidence=no_evidence() if diverged else evidence,
                 steps=watch.steps,
             )
@@ -116,6 +142,23 @@ class ReferenceEngine:
 
     def _evaluate(self, model: nn.Module) -> pd.DataFrame:
         return evaluate(model, self.base.tokenizer, self.held_out, self.base.objective)
+
+    def _own_optimizer(self, model: PeftModel, trial: Trial) -> torch.optim.Optimizer | None:
+        """Return the optimizer of LoRA+; None where the Trainer makes one."""
+        ratio = self.recipe.loraplus_ratio
+        if ratio == 1.0:
+            return None
+        return create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=trial.learning_rate, loraplus_lr_ratio=ratio, fused=True
+        )
+
+    def _draw_from_data(self, model: PeftModel, trial: Trial) -> None:
+        size = max(EVA_BATCH, trial.rank)
+        batches = epoch_batches(self.examples.lengths, size, trial.seed, 0)
+        draw_from_data(model, trial.rank, [batch for batch in batches if len(batch) == size], self._padded)
+
+    def _padded(self, rows: Sequence[int]) -> Any:
+        return _collator(self.base)([self.examples.features(row) for row in rows])
 
     @property
     def total_steps(self) -> int:
@@ -151,9 +194,8 @@ class ReferenceEngine:
         """Measure one more step on the longest examples; its result is thrown away."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
         longest = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)[-self.recipe.batch_size :]
-        rows = _Rows(self.examples)
-        batch = _collator(self.base)([rows[row] for row in longest])
-        batch = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
+        device = next(model.parameters()).device
+        batch = {key: value.to(device) for key, value in self._padded(longest).items()}
         model.train()
         optimizer.zero_grad(set_to_none=True)
 
@@ -162,7 +204,12 @@ class ReferenceEngine:
             optimizer.step()
 
         states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-        return peak_live_bytes(step, [*model.parameters(), *model.buffers(), *states, *batch.values()])
+        return peak_live_bytes(step, [*resident_tensors(model), *states, *batch.values()])
+
+
+def _tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return a copy of what a model trains, under the names that PEFT saves."""
+    return {key: value.detach().cpu().clone().contiguous() for key, value in adapter_state(model).items()}
 
 
 class _Trainer(Trainer):

@@ -44,7 +44,7 @@ class Trainee:
         self.trial = trial
         self.recipe = recipe
         self.examples = examples
-        model = put_on_adapter(base, trial, saved)
+        model = put_on_adapter(base, trial, saved, init=recipe.init)
         try:
             self.adapter_config = json_config(model)
             initial = {key: value.detach().clone() for key, value in adapter_state(model).items()}
@@ -60,24 +60,30 @@ class Trainee:
         self.flat.grad = torch.zeros_like(self.flat)
         self._used = 0
         scaling = trial.lora_alpha / (math.sqrt(trial.rank) if trial.use_rslora else trial.rank)
+        parameters = [parameter for module in self.head.values() for parameter in module.parameters()]
+        a_factors = {name: self._take(initial[f"{PREFIX}{name}.lora_A.weight"]) for name in base.targets}  # (r, d_in)
+        for parameter in parameters:
+            if parameter.ndim > 1:
+                self._move(parameter)
+        slow = self._used  # LoRA+ has a rate for what lies before, and another for what lies behind
         self.factors: dict[str, Factors] = {}
-        for name in base.targets:
-            a = initial[f"{PREFIX}{name}.lora_A.weight"]  # (r, d_in)
-            b = initial[f"{PREFIX}{name}.lora_B.weight"]  # (d_out, r)
-            (flat_a, a_grad), (flat_bt, bt_grad) = self._take(a), self._take(b.t())
-            self.factors[name] = Factors(flat_a, flat_bt, a_grad, bt_grad, scaling)
-        for module in self.head.values():
-            for parameter in module.parameters():
-                value, grad = self._take(parameter.detach())
-                parameter.data, parameter.grad = value, grad  # autograd adds to a gradient that is there
+        for name, (a, a_grad) in a_factors.items():
+            bt, bt_grad = self._take(initial[f"{PREFIX}{name}.lora_B.weight"].t())  # (r, d_out)
+            self.factors[name] = Factors(a, bt, a_grad, bt_grad, scaling)
+        for parameter in parameters:
+            if parameter.ndim == 1:
+                self._move(parameter)
         steps_per_epoch = math.ceil(len(examples) / recipe.batch_size)
         self.total_steps = steps_per_epoch * recipe.epochs
-        self.optimizer = torch.optim.AdamW([self.flat], trial.learning_rate, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self._groups(slow, recipe.loraplus_ratio), trial.learning_rate, weight_decay=0.0, fused=True
+        )
         self.schedule = get_linear_schedule_with_warmup(
             self.optimizer, math.ceil(recipe.warmup_share * self.total_steps), self.total_steps
         )
         self.steps: list[dict[str, float]] = []
         self.diverged = False
+        self._epoch = -1
         self._epoch_batches: list[list[int]] = []
 
     def _take(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +95,20 @@ class Trainee:
         view.copy_(value)
         return view, self.flat.grad[stretch].view(value.shape)
 
+    def _move(self, parameter: nn.Parameter) -> None:
+        """Let a head's parameter live in the flat tensor; autograd adds to a gradient that is there."""
+        parameter.data, parameter.grad = self._take(parameter.detach())
+
+    def _groups(self, slow: int, ratio: float) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: one, or two with their own rates."""
+        if ratio == 1.0:
+            return [{"params": [self.flat]}]
+        assert self.flat.grad is not None
+        parts = self.flat[:slow], self.flat[slow:]
+        for part, grad in zip(parts, (self.flat.grad[:slow], self.flat.grad[slow:]), strict=True):
+            part.grad = grad
+        return [{"params": [parts[0]]}, {"params": [parts[1]], "lr": self.trial.learning_rate * ratio}]
+
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
@@ -96,9 +116,13 @@ class Trainee:
 
     def next_batch(self) -> list[int]:
         """Return the rows of the next step's examples."""
-        per_epoch = self.total_steps // self.recipe.epochs
-        epoch, within = divmod(len(self.steps), per_epoch)
-        if within == 0:
+        return self.batch(len(self.steps))
+
+    def batch(self, step: int) -> list[int]:
+        """Return the rows of a step's examples, the first being step 0."""
+        epoch, within = divmod(step, self.total_steps // self.recipe.epochs)
+        if epoch != self._epoch:
+            self._epoch = epoch
             self._epoch_batches = epoch_batches(self.examples.lengths, self.recipe.batch_size, self.trial.seed, epoch)
         return self._epoch_batches[within]
 

@@ -9,16 +9,28 @@ import pandas as pd
 if TYPE_CHECKING:
     import torch
 
+    from rankwise.lora.adapter import Adapter
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One adapter to train once."""
+    """One adapter to train once, or to cut from one that is trained.
+
+    Attributes:
+        rank: r.
+        seed: sets the head, the adapter's initial values and the data order.
+        learning_rate: at which it is trained; of a cut, at which what it is cut from was.
+        lora_alpha: PEFT's.
+        use_rslora: scaling is ``lora_alpha / sqrt(r)``, not ``lora_alpha / r``.
+        cut_from: name of the complete trial to cut; None to train.
+    """
 
     rank: int
     seed: int
     learning_rate: float
     lora_alpha: float
     use_rslora: bool = False
+    cut_from: str | None = None
 
     @property
     def name(self) -> str:
@@ -37,12 +49,19 @@ class Recipe:
             Long, because sweeps are short: Adam's step sizes need many steps to settle (Ma and Yarats 2021, "On the
             adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has the measurement.
         max_grad_norm: gradients are clipped to this norm.
+        loraplus_ratio: learning rate of B, and of vectors, divided by that of everything else (LoRA+, Hayou et al.
+            2024, section 4; the vectors as PEFT's ``create_loraplus_optimizer`` has it).
+        use_dora: train magnitudes as well (DoRA, Liu et al. 2024, section 4).
+        init: initial values of the adapter, one of `rankwise.config.INITS`.
     """
 
     epochs: int
     batch_size: int
     warmup_share: float = 0.3
     max_grad_norm: float = 1.0
+    loraplus_ratio: float = 1.0
+    use_dora: bool = False
+    init: str = "default"
 
 
 @dataclass(kw_only=True)
@@ -99,8 +118,18 @@ def share_of_training(recipe: Recipe, train: Sized, held_out: Sized) -> float:
 
 
 class Engine(Protocol):
-    """Trains adapters over one frozen base."""
+    """Trains adapters over one frozen base.
+
+    Attributes:
+        pack_size: trials that it trains at once.
+    """
+
+    pack_size: int
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train every trial and yield each as soon as it is finished, in any order."""
+        ...
+
+    def score(self, adapters: "Sequence[Adapter]") -> list[pd.DataFrame]:
+        """Score finished adapters on the held-out examples: evidence as in `FinishedTrial`, one each."""
         ...

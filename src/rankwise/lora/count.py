@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError, nearest, some
@@ -11,6 +11,7 @@ from rankwise.lora.blocks import Stack, cut_stacks
 from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.lora.meta_model import MetaModel
 from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.lora.targets import GROUPS, group_pattern
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +83,12 @@ class Skeleton:
                     front, behind = name[: at + len(stack.name) + 1], name[at + len(inside) - 1 :]
                     return [f"{front}{key}{behind}" for key in represented]
         return [name]
+
+
+def with_groups_named(config: "PlanConfig", model: "nn.Module") -> "PlanConfig":
+    """Return a request whose ``target_modules`` PEFT understands: ``attention`` and ``mlp`` by this model's names."""
+    targets = config.target_modules
+    return replace(config, target_modules=group_pattern(model, str(targets))) if targets in GROUPS else config
 
 
 def make_skeleton(meta: MetaModel, config: "PlanConfig") -> Skeleton:

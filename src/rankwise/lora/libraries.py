@@ -11,18 +11,21 @@ def quiet_libraries() -> Iterator[None]:
     """Keep the libraries' reports, warnings and bars off the screen meanwhile; restore their settings after."""
     from transformers.utils import logging as reports
 
-    level, bars, hub = reports.get_verbosity(), reports.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
-    hub_level = hub.level
+    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "bitsandbytes")]
+    levels = [logger.level for logger in loggers]
     reports.set_verbosity(logging.CRITICAL)
     reports.disable_progress_bar()
-    hub.setLevel(logging.CRITICAL)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         reports.set_verbosity(level)
-        hub.setLevel(hub_level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
         if bars:
             reports.enable_progress_bar()
 

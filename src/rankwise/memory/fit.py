@@ -1,7 +1,7 @@
 """What fits a device: which ranks, how many sequences, how long, and what to change first."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
@@ -237,6 +237,25 @@ def _host_memory() -> int:
 
 MOST_AT_ONCE = 16
 """Trials in a pack: beyond, a pass has enough tokens to keep any device busy, and a killed sweep loses more."""
+MOST_ON_CPU = 4
+"""Trials in a pack on a CPU, and no more than its cores, unless the user says how much memory to use."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How trials fit a machine.
+
+    Attributes:
+        at_once: trials to train together, at most `MOST_AT_ONCE`; without a budget on a CPU at most `MOST_ON_CPU`.
+        needed: bytes that a trial of each rank needs, the base included; empty where nothing could be planned.
+        length: tokens of the sequences that this is for.
+        room: bytes that may be used.
+    """
+
+    at_once: int = 1
+    needed: dict[int, int] = field(default_factory=dict)
+    length: int = 0
+    room: int = 0
 
 
 def how_many_fit(
@@ -244,23 +263,24 @@ def how_many_fit(
     longest_text: Callable[[], int],
     budget: int | None = None,
     machine: tuple[Device, int] | None = None,
-) -> int:
-    """Return how many trials to train at once, and refuse ranks of which not even one fits.
+) -> Fit:
+    """Return how many trials to train at once and what each rank needs, and refuse ranks of which not even one fits.
 
     Args:
         config: the training of one trial, with the length that texts are cut at as its length.
         longest_text: tells the tokens of the longest text really there; asked only if texts of full length do not fit.
-        budget: bytes that may be used; default: enough for one trial on a CPU, where more at once gain little, and
-            what is free on another device.
+        budget: bytes that may be used; default: what is free.
         machine: the device and the bytes free on it; default: this machine's.
 
     Returns:
-        At most `MOST_AT_ONCE`; 1 for a model that cannot be planned: loading tells whether it trains.
+        One trial at once, and no needs, for a model that cannot be planned: loading tells whether it trains.
 
     Raises:
         RequestError: naming a rank, what it needs, what there is, and what fits.
     """
-    from rankwise.lora.count import make_skeleton
+    import torch
+
+    from rankwise.lora.count import make_skeleton, with_groups_named
     from rankwise.lora.meta_model import load_meta_model
     from rankwise.memory.setup import DTYPES, longest_input
 
@@ -275,15 +295,17 @@ def how_many_fit(
             trust_remote_code=config.trust_remote_code,
         )
         positions = longest_input(meta.model) or config.seq_len
+        config = with_groups_named(config, meta.model)
         skeleton = make_skeleton(meta, config)
         length = min(config.seq_len, positions)
         planner = Planner(skeleton, replace(config, seq_len=length), device)
         needs = planner.by_rank(config.ranks)
-        if max(memory.needed for memory in needs.values()) > room or budget is not None:
+        most = MOST_AT_ONCE if budget is not None or device is not CPU else min(MOST_ON_CPU, torch.get_num_threads())
+        if _at_once(needs, room) < most:
             length = min(longest_text(), length)
             needs = planner.changed(seq_len=length).by_rank(config.ranks)
     except Exception:
-        return 1
+        return Fit()
     too_large = [rank for rank in config.ranks if needs[rank].needed > room]
     if too_large:
         fitting = [rank for rank in config.ranks if rank not in too_large]
@@ -295,8 +317,11 @@ def how_many_fit(
             f"rank {too_large[0]} needs about {plain_bytes(needs[too_large[0]].needed)} for a batch of "
             f"{config.batch_size} x {length} tokens, and {there}; {advice}"
         )
-    if budget is None and device is CPU:
-        return 1
+    at_once = min(most, _at_once(needs, room))
+    return Fit(at_once, {rank: memory.needed for rank, memory in needs.items()}, length, room)
+
+
+def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
+    """Return how many trials of the largest need there is room for; the base is there once."""
     largest = max(needs.values(), key=lambda memory: memory.needed)
-    each = largest.needed - largest.weights - largest.context  # the base is there once
-    return min(MOST_AT_ONCE, 1 + (room - largest.needed) // each)
+    return 1 + (room - largest.needed) // (largest.needed - largest.weights - largest.context)

@@ -72,6 +72,9 @@ class ProgressBar:
         else:
             means = finished.evidence[["loss", "score"]].mean()
             outcome = f"held-out loss {means['loss']:.4f}, score {means['score']:.4f}"
+        if trial.cut_from is not None:
+            self.note(f"r={trial.rank:<4d} cut from {trial.cut_from}: {outcome}")
+            return
         self.note(
             f"r={trial.rank:<4d} learning rate {trial.learning_rate:<8g} seed {trial.seed}: {outcome}, "
             f"{seconds(finished.train_seconds)}"
@@ -89,23 +92,32 @@ def print_decision(decision: Decision, console: Console | None = None, *, score:
     console = console or Console()
     if console.width < 100 and not console.is_terminal:
         console = Console(file=console.file, width=120)
-    rows = [_cells(row, decision.metric, score) for row in decision.table]
-    table = Table(title=f"LoRA rank, {decision.confidence:.0%} intervals", title_justify="left")
+    rows = [cells(row, decision.metric, score) for row in decision.table]
+    table = Table(title=f"{_title(decision)}, {decision.confidence:.0%} intervals", title_justify="left")
     # What nobody measured gets no column: others' results are often a single number for each rank.
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
-    for row, cells in zip(decision.table, rows, strict=True):
-        table.add_row(*(cells[name] for name in names), style="bold green" if row.rank == decision.rank else None)
+    for row, texts in zip(decision.table, rows, strict=True):
+        table.add_row(*(texts[name] for name in names), style="bold green" if row.rank == decision.rank else None)
     console.print(table)
-    for line in _sentences(decision, score):
+    for line in sentences(decision, score):
         console.print(line, highlight=False, markup=False)
 
 
-def _sentences(decision: Decision, score: str) -> list[str]:
+def _title(decision: Decision) -> str:
+    if decision.question == "keep":
+        return f"LoRA rank to keep of adapters trained at rank {decision.trained_at}"
+    return "LoRA rank to train at"
+
+
+def sentences(decision: Decision, score: str) -> list[str]:
+    """Return what a decision says, a sentence or two each; ``score`` is what the task score is called."""
     lines = [decision.reason if decision.rank is not None else f"Undetermined. {decision.reason}"]
     if decision.confirmation is not None and decision.confirmation.status != "contradicts":  # that is a warning
         lines.append(decision.confirmation.reason)
+    if decision.uneven is not None:
+        lines.append(decision.uneven.reason)
     if decision.test is not None:
         test, percent = decision.test, is_share(score)
         lines.append(
@@ -121,7 +133,7 @@ def _sentences(decision: Decision, score: str) -> list[str]:
     return lines + [f"Note: {note}" for note in [*decision.warnings, *([] if time is None else [time])]]
 
 
-def _cells(row: RankRow, metric: str, score: str) -> dict[str, str]:
+def cells(row: RankRow, metric: str, score: str) -> dict[str, str]:
     """Return a row's cells by their column, empty where nothing was measured."""
     gain, percent = row.gain_over_previous, is_share(score)
     gained, gained_ci = (None, None) if gain is None else (gain.score, gain.score_ci)

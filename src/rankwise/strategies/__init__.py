@@ -1,1 +1,16 @@
 """Which trials to run next."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankwise.strategies.base import Strategy
+
+
+def strategies() -> "dict[str, type[Strategy]]":
+    """Return the strategies by the names of `rankwise.config.STRATEGIES`."""
+    from rankwise.strategies.escalate import Escalate
+    from rankwise.strategies.grid import Grid
+    from rankwise.strategies.once import Once
+    from rankwise.strategies.race import Race
+
+    return {"grid": Grid, "once": Once, "escalate": Escalate, "race": Race}

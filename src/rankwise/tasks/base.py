@@ -143,6 +143,8 @@ class Task:
         held_out: what ranks are judged by.
         test: what no decision sees, scored once for the chosen rank; empty where held-out data was given.
         notes: what was settled by itself and should be said aloud.
+        data_format: how instruction data hold their dialogues, see `rankwise.tasks.dialogue.Shape`; None for another
+            task.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Task:
     held_out: Examples
     test: Examples
     notes: tuple[str, ...] = ()
+    data_format: str | None = None
 
     @property
     def guess_loss(self) -> float | None:

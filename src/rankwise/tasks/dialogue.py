@@ -53,11 +53,13 @@ class Shape:
     Attributes:
         columns: that it uses.
         name: in a note.
+        data_format: ``messages``, ``prompt-completion``, ``alpaca`` or ``text``, as other tools are told.
         make: from a table with those columns and its path to a dialogue for each row.
     """
 
     columns: tuple[str, ...]
     name: str
+    data_format: str
     make: Callable[[pd.DataFrame, Path], list[Dialogue]]
 
     def read(self, table: pd.DataFrame, path: Path) -> list[Dialogue]:
@@ -79,12 +81,17 @@ def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
     named = config.prompt_column is not None or config.completion_column is not None
     messages = config.messages_column or (None if named else find_column(table, MESSAGES_NAMES))
     if messages is not None:
-        return Shape((messages,), "messages", lambda table, path: _from_messages(table[messages], path))
+        return Shape((messages,), "messages", "messages", lambda table, path: _from_messages(table[messages], path))
     instruction, output = find_column(table, ("instruction",)), find_column(table, OUTPUT_NAMES)
     if not named and instruction is not None and output is not None:
         more = find_column(table, ("input",))
         columns = (instruction, output) if more is None else (instruction, more, output)
-        return Shape(columns, "instructions", lambda table, path: _from_alpaca(table, path, instruction, more, output))
+        return Shape(
+            columns,
+            "instructions",
+            "alpaca",
+            lambda table, path: _from_alpaca(table, path, instruction, more, output),
+        )
     prompt = config.prompt_column or find_column(table, PROMPT_NAMES)
     completion = config.completion_column or find_column(table, COMPLETION_NAMES)
     if prompt is None or completion is None or prompt == completion:
@@ -92,6 +99,7 @@ def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
     return Shape(
         (prompt, completion),
         "prompts and completions",
+        "prompt-completion",
         lambda table, path: [
             Dialogue(prompt=before, completion=after)
             for before, after in zip(
@@ -111,6 +119,7 @@ def plain_text(config: SweepConfig, table: pd.DataFrame, path: Path) -> Shape:
     return Shape(
         (column,),
         "texts",
+        "text",
         lambda table, path: [Dialogue(prompt="", completion=text) for text in check_texts(table[column], path)],
     )
 

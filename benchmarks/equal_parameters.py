@@ -1,0 +1,96 @@
+"""Attention, MLP or all linear layers at equal parameters: where does an adapter's rank do most?
+
+    python benchmarks/equal_parameters.py [--ranks 2,8,32] [--seeds 2] ...
+    python benchmarks/equal_parameters.py --print benchmarks/results/equal_parameters.json
+
+For each rank of all-linear, finds the rank at which attention alone, and MLP alone, have as many parameters or just
+fewer, from `rankwise plan`. Sweeps the built-in task once for each, each rank at its own learning rate, and prints the
+held-out losses by parameters. Every sweep is kept in --out, and the same command goes on where it stopped.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import rankwise
+from rankwise.environment import environment
+from rankwise.report.terminal import ProgressBar
+from rankwise.report.words import figure
+from rankwise.side_by_side import read_lines
+from rankwise.tasks import samples
+
+RESULTS = Path(__file__).parent / "results" / "equal_parameters.json"
+GROUPS = ("all-linear", "attention", "mlp")
+
+
+def main() -> None:
+    """Sweep what is missing, then print what there is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--ranks", default="2,8,32", help="of all-linear")
+    parser.add_argument("--learning-rate", default="auto")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--train-examples", type=int, default=1000)
+    parser.add_argument("--max-length", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("equal-parameters-out"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--print", dest="known", type=Path, metavar="RESULTS", help="print these results, sweep nothing"
+    )
+    options = parser.parse_args()
+    if options.known is not None:
+        show(json.loads(options.known.read_text()))
+        return
+    names = ("learning_rate", "seeds", "train_examples", "max_length")
+    settings = {name: getattr(options, name) for name in names}
+    ranks = equal_ranks([int(rank) for rank in options.ranks.split(",")])
+    directories = [options.out / group for group in GROUPS]
+    for group, directory in zip(GROUPS, directories, strict=True):
+        with ProgressBar() as progress:
+            progress.note(f"{group}: ranks {', '.join(map(str, ranks[group]))}")
+            config = rankwise.SweepConfig(**settings, ranks=ranks[group], target_modules=group, out=directory)
+            rankwise.sweep(config, progress=progress)
+    lines = dict(zip(GROUPS, (line.as_dict() for line in read_lines(directories)), strict=True))
+    results = {"settings": settings, "environment": environment(), "ranks": ranks, "lines": lines}
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    show(results)
+
+
+def equal_ranks(ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return each group's ranks with the parameters that all-linear has at the given ones, or just fewer."""
+    lora: dict[str, int] = {}  # parameters for each unit of rank
+    for group in GROUPS:
+        plan = rankwise.plan(str(samples.minilm_directory()), ranks=[1, 2], target_modules=group, task_type="SEQ_CLS")
+        lora[group] = plan.rows[1].params.trainable - plan.rows[0].params.trainable
+    return {group: tuple(rank * lora["all-linear"] // lora[group] for rank in ranks) for group in GROUPS}
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print a row for each number of parameters, a column for each group."""
+    table = Table(title="Held-out loss (95% interval) at equal parameters", title_justify="left")
+    table.add_column("trainable", justify="right")
+    for group in GROUPS:
+        table.add_column(group, justify="right")
+    rows = {
+        group: [next(row for row in results["lines"][group]["table"] if row["rank"] == rank) for rank in ranks]
+        for group, ranks in results["ranks"].items()
+    }
+    for budget in range(len(rows[GROUPS[0]])):
+        at = {group: rows[group][budget] for group in GROUPS}
+        cells = [
+            "diverged"
+            if row["loss_mean"] is None
+            else f"{figure(row['loss_mean'], row['loss_ci'])} at rank {row['rank']}"
+            for row in at.values()
+        ]
+        table.add_row(f"{at[GROUPS[0]]['trainable_params']:,}", *cells)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

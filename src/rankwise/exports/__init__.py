@@ -1,0 +1,48 @@
+"""For others to use: configs that train as the chosen trial was trained, and the adapter's model card."""
+
+import shutil
+from pathlib import Path
+
+from rankwise.decide import Decision
+from rankwise.exports.axolotl_config import axolotl_config
+from rankwise.exports.card import write_card
+from rankwise.exports.llama_factory_config import dataset_info, llama_factory_config
+from rankwise.exports.peft_config import peft_config
+from rankwise.exports.setup import TrainingSetup, read_setup
+from rankwise.exports.text import trains_causal_lms
+from rankwise.exports.trl_config import trl_config
+from rankwise.store import read_json, write_whole
+
+
+def export_files(setup: TrainingSetup) -> dict[str, str]:
+    """Return the files of ``export/`` by name."""
+    files = {
+        "peft_config.py": peft_config(setup),
+        "trl.yaml": trl_config(setup),
+        "axolotl.yaml": axolotl_config(setup),
+        "llama_factory.yaml": llama_factory_config(setup),
+    }
+    if trains_causal_lms(setup):
+        files["dataset_info.json"] = dataset_info(setup)
+    return files
+
+
+def write_exports(directory: Path, trial_name: str | None, decision: Decision) -> None:
+    """Write ``export/`` and the model card of ``best/`` for a sweep's chosen trial, or remove ``export/``.
+
+    Args:
+        directory: the sweep directory, with ``best/`` in it.
+        trial_name: the chosen trial; None where there is none.
+        decision: that chose it.
+
+    Raises:
+        RankwiseError: something cannot be written.
+    """
+    shutil.rmtree(directory / "export", ignore_errors=True)
+    if trial_name is None:
+        return
+    setup = read_setup(directory, trial_name)
+    for name, text in export_files(setup).items():
+        write_whole(directory / "export" / name, text.encode())
+    sweep = read_json(directory / "sweep.json") or {}
+    write_card(directory / "best", decision, setup, sweep, score=sweep["task"].get("score", "accuracy"))

@@ -1,0 +1,73 @@
+"""The whole training for PEFT and transformers, as Python: every task."""
+
+from rankwise.exports.setup import TrainingSetup
+from rankwise.exports.text import comment, origin
+
+# As rankwise.config names initialisations: PEFT's value of init_lora_weights.
+INIT_LORA_WEIGHTS: dict[str, bool | str] = {"default": True}
+
+
+def peft_config(setup: TrainingSetup) -> str:
+    """Return ``peft_config.py``: ``lora_config``, ``training_arguments`` and, if quantised, ``quantization_config``."""
+    adapter: dict[str, object] = {
+        "task_type": setup.task_type,
+        "r": setup.rank,
+        "lora_alpha": setup.lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": setup.target_modules if setup.everywhere else list(setup.target_modules),
+    }
+    if setup.modules_to_save:
+        adapter["modules_to_save"] = list(setup.modules_to_save)
+    if setup.use_rslora:
+        adapter["use_rslora"] = True
+    if setup.use_dora:
+        adapter["use_dora"] = True
+    if setup.init != "default":
+        adapter["init_lora_weights"] = INIT_LORA_WEIGHTS.get(setup.init, setup.init)
+    training = {
+        "output_dir": "adapter",
+        "learning_rate": setup.learning_rate,
+        "num_train_epochs": setup.epochs,
+        "per_device_train_batch_size": setup.batch_size,
+        "optim": "adamw_torch_fused",
+        "weight_decay": 0.0,
+        "max_grad_norm": setup.max_grad_norm,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": setup.warmup_steps,
+        "seed": setup.seed,
+    }
+    notes = [f"Base model: {setup.base_model}. Texts are cut at {setup.max_length} tokens.", *origin(setup)]
+    notes.append("get_peft_model(model, lora_config) puts the adapter on; Trainer takes training_arguments.")
+    if setup.loraplus_ratio != 1.0:
+        notes.append(
+            f"LoRA+: B learns at {setup.loraplus_ratio:g} times this rate, by "
+            f"peft.optimizers.create_loraplus_optimizer with loraplus_lr_ratio={setup.loraplus_ratio:g}."
+        )
+    quantized = _quantization(setup.quantization)
+    names = "TrainingArguments" if quantized is None else "BitsAndBytesConfig, TrainingArguments"
+    parts = [
+        comment(notes),
+        f"from peft import LoraConfig\nfrom transformers import {names}\n",
+        _call("lora_config", "LoraConfig", adapter),
+        _call("training_arguments", "TrainingArguments", training),
+    ]
+    if quantized is not None:
+        parts.append(_call("quantization_config", "BitsAndBytesConfig", quantized))
+    return "\n".join(parts)
+
+
+def _quantization(name: str) -> dict[str, object] | None:
+    if name == "none":
+        return None
+    if name == "int8":
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": name == "nf4-dq",
+    }
+
+
+def _call(name: str, function: str, arguments: dict[str, object]) -> str:
+    lines = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
+    return f"{name} = {function}(\n{lines})\n"

@@ -1,0 +1,144 @@
+"""What a finished sweep says about how to train: read from its directory, for any tool to be told."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.engine.trial import Recipe
+from rankwise.errors import RequestError
+from rankwise.lora.targets import ALL_LINEAR
+from rankwise.store import read_json
+
+CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
+DATA_FORMATS = ("messages", "prompt-completion", "alpaca", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup:
+    """How the chosen adapter is trained.
+
+    Attributes:
+        task_type: PEFT's name of the task.
+        base_model: a directory or a hub id.
+        rank: r to train at.
+        keep_rank: r to cut the trained adapter to; None where it is kept as it is.
+        lora_alpha: for `rank`.
+        use_rslora: scaling by the root of the rank.
+        use_dora: DoRA's magnitudes too.
+        init: how the adapter is initialised, as `rankwise.config` names it.
+        loraplus_ratio: LoRA+: learning rate of B divided by that of A; 1 for plain LoRA.
+        quantization: of the frozen base: ``"none"``, ``"int8"``, ``"nf4"`` or ``"nf4-dq"``.
+        target_modules: ``"all-linear"``, or names, or all layers by their full names.
+        modules_to_save: trained in full beside the adapter.
+        learning_rate: the best of those tried for this rank; it rises linearly, then falls linearly to 0.
+        epochs: passes over the training data.
+        batch_size: examples in a batch.
+        steps: optimizer steps in all.
+        warmup_steps: steps over which the learning rate rises.
+        max_grad_norm: gradients are clipped to it.
+        max_length: tokens kept of an example.
+        seed: of the trial whose adapter was chosen.
+        data: the training data's path; None for a built-in sample.
+        data_format: of a causal LM's data: one of DATA_FORMATS; None for another task.
+    """
+
+    task_type: str
+    base_model: str
+    rank: int
+    keep_rank: int | None
+    lora_alpha: float
+    use_rslora: bool
+    use_dora: bool
+    init: str
+    loraplus_ratio: float
+    quantization: str
+    target_modules: str | tuple[str, ...]
+    modules_to_save: tuple[str, ...]
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    steps: int
+    warmup_steps: int
+    max_grad_norm: float
+    max_length: int
+    seed: int
+    data: str | None
+    data_format: str | None
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every linear layer but the output gets an adapter."""
+        return self.target_modules == ALL_LINEAR
+
+    @property
+    def data_kind(self) -> str:
+        """The data file's kind as `datasets` names it: csv, parquet or json."""
+        suffix = Path(self.data or "").suffix.lower()
+        return {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}.get(suffix, "json")
+
+
+def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
+    """Read how a trial of a sweep was trained, or, where it is a cut, the trial that it was cut from.
+
+    Args:
+        directory: the sweep directory.
+        trial_name: the chosen trial.
+
+    Raises:
+        RequestError: a file of the sweep is missing.
+    """
+    sweep, trials = _needed(directory / "sweep.json"), directory / "trials"
+    trained, keep = _needed(trials / trial_name / "config.json"), None
+    if trained.get("cut_from") is not None:
+        trial_name, keep = trained["cut_from"], trained["rank"]
+        trained = _needed(trials / trial_name / "config.json")
+    adapter = _needed(trials / trial_name / "adapter" / "adapter_config.json")
+    steps = json.loads((trials / trial_name / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    settings, recipe = sweep["settings"], Recipe(epochs=trained["epochs"], batch_size=trained["batch_size"])
+    return TrainingSetup(
+        task_type=adapter["task_type"],
+        base_model=_absolute(sweep["paths"]["model"] or adapter["base_model_name_or_path"]),
+        rank=trained["rank"],
+        keep_rank=keep,
+        lora_alpha=adapter["lora_alpha"],
+        use_rslora=adapter["use_rslora"],
+        use_dora=adapter["use_dora"],
+        init=settings.get("init", "default"),
+        loraplus_ratio=settings.get("loraplus_ratio", 1.0),
+        quantization=settings.get("quantization", "none"),
+        target_modules=_targets(settings["target_modules"], adapter["target_modules"]),
+        modules_to_save=tuple(dict.fromkeys(adapter["modules_to_save"] or ())),
+        learning_rate=trained["learning_rate"],
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        steps=steps,
+        warmup_steps=math.ceil(recipe.warmup_share * steps),
+        max_grad_norm=recipe.max_grad_norm,
+        max_length=settings["max_length"],
+        seed=trained["seed"],
+        data=None if sweep["paths"]["data"] is None else _absolute(sweep["paths"]["data"]),
+        data_format=sweep["task"].get("data_format"),
+    )
+
+
+def _needed(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if content is None:
+        raise RequestError(f"{str(path)!r} is missing; run the sweep to its end first")
+    return content
+
+
+def _absolute(path: str) -> str:
+    """Return a path that holds from any directory; a hub id stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def _targets(asked: str | list[str], layers: list[str]) -> str | tuple[str, ...]:
+    """Return targets as every tool understands them: all-linear, plain names, else all layers by name."""
+    names = [asked] if isinstance(asked, str) else asked
+    if names == [ALL_LINEAR]:
+        return ALL_LINEAR
+    plain = all(any(layer == name or layer.endswith(f".{name}") for layer in layers) for name in names)
+    return tuple(names if plain else sorted(layers))

@@ -1,0 +1,73 @@
+"""Settings as text: YAML with comments, and what each tool's file says at its top."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
+
+WIDTH = 110
+
+
+def comment(sentences: Iterable[str]) -> str:
+    """Write sentences as comment lines, each sentence beginning a line."""
+    lines = [line for text in sentences for line in textwrap.wrap(text, WIDTH - 2)]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def yaml_text(sentences: Iterable[str], sections: Sequence[Mapping[str, Any]]) -> str:
+    """Write a YAML file: comment, then sections with a blank line between."""
+    import yaml
+
+    blocks = [yaml.safe_dump(dict(section), sort_keys=False, allow_unicode=True) for section in sections if section]
+    return "\n".join([comment(sentences), *blocks])
+
+
+def origin(setup: TrainingSetup) -> list[str]:
+    """Say what the values are."""
+    lines = [
+        f"Rank {setup.rank}, as rankwise selected it, at the best of the learning rates tried for this rank.",
+        f"The rate rises over the first {setup.warmup_steps} of {setup.steps} steps and falls to 0: with more or less "
+        "data, keep that share.",
+    ]
+    if setup.keep_rank is not None:
+        lines[0] = (
+            f"Train at rank {setup.rank}, then cut the adapter: rankwise resize ADAPTER OUT --rank {setup.keep_rank} "
+            "(the rank that rankwise selected to keep)."
+        )
+    if (setup.data or "").endswith(".tsv"):
+        lines.append("The data are tab-separated, which this tool does not read: save them as JSON lines first.")
+    return lines
+
+
+def adapter_only(setup: TrainingSetup, tool: str) -> list[str]:
+    """Say that a tool does not train the sweep's task, and what that means for the file."""
+    return [
+        f"Only the adapter's settings: this sweep's task is {setup.task_type}, and {tool} trains causal language "
+        "models. "
+        "Paste them into a config of your own, with its own model, data and learning rate: the rate found here "
+        f"({setup.learning_rate:g}) holds for the sweep's model and task. peft_config.py has the whole training."
+    ]
+
+
+def trains_causal_lms(setup: TrainingSetup) -> bool:
+    """Whether the task is the one that TRL's SFT, Axolotl and LLaMA-Factory train."""
+    return setup.task_type == CAUSAL_LM
+
+
+def without(setup: TrainingSetup, tool: str, **lacking: bool) -> str | None:
+    """Return what a file says instead of settings where a tool cannot express them; None where it can.
+
+    Args:
+        setup: of the training.
+        tool: its name.
+        **lacking: further settings that the tool does not have, true where this training needs one.
+    """
+    reasons = [name.replace("_", " ") for name, needed in lacking.items() if needed]
+    if float(setup.lora_alpha) != int(setup.lora_alpha):
+        reasons.append(f"a lora_alpha that is no whole number ({setup.lora_alpha:g})")
+    if not reasons:
+        return None
+    return comment(
+        [f"{tool} has no setting for {' and '.join(reasons)}, which this training uses: see peft_config.py."]
+    )

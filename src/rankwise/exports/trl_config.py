@@ -1,0 +1,67 @@
+"""TRL: the YAML file that ``trl sft --config`` takes."""
+
+from typing import Any
+
+from rankwise.exports.setup import TrainingSetup
+from rankwise.exports.text import adapter_only, origin, trains_causal_lms, without, yaml_text
+
+
+def trl_config(setup: TrainingSetup) -> str:
+    """Return ``trl.yaml``: fields of TRL's ModelConfig, SFTConfig and DatasetMixtureConfig."""
+    lacking = without(
+        setup,
+        "trl sft",
+        LoRA_plus=setup.loraplus_ratio != 1.0,
+        **{f"the_initialisation_{setup.init}": setup.init != "default"},
+    )
+    if lacking is not None:
+        return lacking
+    # TRL gives PEFT a single item as a text, which is how PEFT takes "all-linear".
+    targets = ["all-linear"] if setup.everywhere else list(setup.target_modules)
+    adapter: dict[str, Any] = {
+        "use_peft": True,
+        "lora_r": setup.rank,
+        "lora_alpha": int(setup.lora_alpha),
+        "lora_dropout": 0.0,
+        "lora_target_modules": targets,
+        "use_rslora": setup.use_rslora,
+        "use_dora": setup.use_dora,
+    }
+    if not trains_causal_lms(setup):
+        return yaml_text([*adapter_only(setup, "trl sft"), *origin(setup)[:1]], [adapter])
+    quantizations: dict[str, dict[str, Any]] = {
+        "none": {},
+        "int8": {"load_in_8bit": True},
+        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "nf4-dq": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True},
+    }
+    training = {
+        "learning_rate": setup.learning_rate,
+        "num_train_epochs": setup.epochs,
+        "per_device_train_batch_size": setup.batch_size,
+        "gradient_accumulation_steps": 1,
+        "optim": "adamw_torch_fused",
+        "weight_decay": 0.0,
+        "max_grad_norm": setup.max_grad_norm,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": setup.warmup_steps,
+        "max_length": setup.max_length,
+        "packing": False,
+        "seed": setup.seed,
+        "output_dir": "adapter",
+    }
+    data, notes = _data(setup)
+    return yaml_text(
+        ["trl sft --config trl.yaml", *origin(setup), *notes],
+        [{"model_name_or_path": setup.base_model, **quantizations[setup.quantization]}, adapter, training, data],
+    )
+
+
+def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
+    """Return the data's settings, and what to know about them."""
+    data: dict[str, Any] = {"datasets": [{"path": setup.data_kind, "data_files": setup.data, "split": "train"}]}
+    if setup.data_format == "messages":
+        return {**data, "assistant_only_loss": True}, []
+    if setup.data_format == "alpaca":
+        return data, ["TRL wants columns prompt and completion: rename or join instruction, input and output first."]
+    return data, []

@@ -1,0 +1,78 @@
+"""Sweeps side by side: a table, and quality and learning rate against rank with a line for each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rich.console import Console
+from rich.table import Table
+
+from rankwise.report.figure_files import write_figure
+from rankwise.report.words import figure
+from rankwise.side_by_side import Line
+
+COLOURS = ("#2563eb", "#d97706", "#15803d", "#7c3aed", "#dc2626", "#0891b2", "#6b7280", "#be185d")
+
+
+def print_side_by_side(lines: Sequence[Line], console: Console | None = None) -> None:
+    """Print a row for each rank, a column for each sweep, and how much of rank's effect is that of the rate."""
+    console = console or Console()
+    if console.width < 100 and not console.is_terminal:
+        console = Console(file=console.file, width=140)
+    table = Table(title="Held-out loss at each rank's own learning rate (95% interval)", title_justify="left")
+    table.add_column("rank", justify="right")
+    for line in lines:
+        table.add_column(line.label, justify="right", overflow="fold")
+    for rank in _ranks(lines):
+        table.add_row(str(rank), *(_cell(line, rank) for line in lines))
+    table.add_section()
+    table.add_row("chosen", *("undetermined" if line.rank is None else str(line.rank) for line in lines))
+    spreads = ["" if line.spread is None else f"{line.spread:.4f}" for line in lines]
+    table.add_row("ranks apart, own rates", *spreads)
+    for rate in sorted({rate for line in lines for rate in line.spread_at}):
+        apart = [f"{line.spread_at[rate]:.4f}" if rate in line.spread_at else "" for line in lines]
+        table.add_row(f"ranks apart, all at {rate:g}", *apart)
+    console.print(table)
+    console.print(
+        "Ranks apart: the largest difference of held-out loss between two ranks, first seed. What it is more at one "
+        "rate than at the ranks' own is the learning rate's effect, not the rank's.",
+        highlight=False,
+    )
+
+
+def write_side_by_side_plot(lines: Sequence[Line], path: Path) -> None:
+    """Draw quality and learning rate against rank, a line for each sweep, to .html or .png."""
+    drawn = make_subplots(1, 2, subplot_titles=("Held-out loss, nats per example", "Learning rate it was reached at"))
+    for index, line in enumerate(lines):
+        rows = [row for row in line.table if row["loss_mean"] is not None]
+        ranks, colour = [row["rank"] for row in rows], COLOURS[index % len(COLOURS)]
+        means = [row["loss_mean"] for row in rows]
+        bars = [(row["loss_ci"][1] - row["loss_ci"][0]) / 2 if row["loss_ci"] else None for row in rows]
+        common = {"x": ranks, "mode": "lines+markers", "name": line.label, "legendgroup": line.label}
+        look = {"line": {"color": colour}, "marker": {"size": 9}}
+        drawn.add_trace(
+            go.Scatter(**common, **look, y=means, error_y={"type": "data", "array": bars, "thickness": 1}), 1, 1
+        )
+        rates = [row["learning_rate"] for row in rows]
+        drawn.add_trace(go.Scatter(**common, **look, y=rates, showlegend=False), 1, 2)
+    ranks = _ranks(lines)
+    drawn.update_xaxes(title="rank", type="log", tickvals=ranks, ticktext=[str(rank) for rank in ranks])
+    drawn.update_yaxes(type="log", col=2)
+    drawn.update_layout(template="plotly_white", legend={"orientation": "h", "y": -0.2}, font={"size": 13})
+    write_figure(drawn, path)
+
+
+def _ranks(lines: Sequence[Line]) -> list[int]:
+    return sorted({row["rank"] for line in lines for row in line.table})
+
+
+def _cell(line: Line, rank: int) -> str:
+    rows = [row for row in line.table if row["rank"] == rank]
+    if not rows:
+        return ""
+    row = rows[0]
+    if row["loss_mean"] is None:
+        return "diverged"
+    at = "" if row["learning_rate"] is None else f" at {row['learning_rate']:g}"
+    return f"{figure(row['loss_mean'], row['loss_ci'])}{at}"

@@ -1,0 +1,128 @@
+"""LoRA+, DoRA and initial values: both engines alike where both have them, and adapters that load on the plain base."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification
+
+from rankwise.engine.base_model import BaseModel
+from rankwise.engine.fresh import put_on_adapter, saved_modules
+from rankwise.engine.fused import FusedEngine
+from rankwise.engine.reference import ReferenceEngine
+from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.errors import RequestError
+from rankwise.lora.libraries import quiet_libraries
+from rankwise.tasks.base import Encoded
+from tests.engine.test_fused import assert_same_training
+from tests.engine.tiny import load_tiny
+
+RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
+TRIAL = Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=6)
+Tiny = tuple[BaseModel, Encoded, Encoded]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return load_tiny("bert", tmp_path_factory.mktemp("bert"))
+
+
+@pytest.mark.parametrize("changes", [{"loraplus_ratio": 16.0}, {"init": "gaussian"}, {"init": "orthogonal"}], ids=str)
+def test_the_fused_engine_trains_as_the_reference(tiny: Tiny, changes: dict[str, object]) -> None:
+    recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]
+    (fused,) = FusedEngine(*tiny, recipe).train([TRIAL])
+    (reference,) = ReferenceEngine(*tiny, recipe).train([TRIAL])
+    (plain,) = FusedEngine(*tiny, RECIPE).train([TRIAL])
+    assert_same_training(fused, reference)
+    assert fused.steps != plain.steps
+    for key, value in fused.adapter.items():
+        torch.testing.assert_close(value, reference.adapter[key], rtol=1e-3, atol=1e-5)
+
+
+def held_out_losses(finished: FinishedTrial, base: BaseModel, held_out: Encoded, directory: Path) -> list[float]:
+    """Put the saved adapter on the checkpoint as it is on disk, with PEFT alone."""
+    save_file(finished.adapter, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps(finished.adapter_config))
+    plain = AutoModelForSequenceClassification.from_pretrained(base.name, num_labels=2, dtype=torch.float32)
+    model = PeftModel.from_pretrained(plain, directory).eval()
+    losses = []
+    with torch.inference_mode():
+        for tokens, label in zip(held_out.input_ids, held_out.labels, strict=True):
+            logits = model(input_ids=torch.tensor([tokens])).logits[0].double()
+            losses.append(-torch.log_softmax(logits, 0)[label].item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("changes", "rank_on_disk"),
+    [({"init": "pissa"}, 8), ({"init": "olora"}, 8), ({"init": "eva"}, 4), ({"use_dora": True}, 4)],
+    ids=str,
+)
+def test_the_saved_adapter_is_for_the_base_as_it_is_on_disk(
+    tiny: Tiny, changes: dict[str, object], rank_on_disk: int, tmp_path: Path
+) -> None:
+    base, train, held_out = tiny
+    before = {key: value.clone() for key, value in base.model.state_dict().items() if "classifier" not in key}
+    engine = ReferenceEngine(base, train, held_out, replace(RECIPE, **changes))  # type: ignore[arg-type]
+    first, again = engine.train([TRIAL, replace(TRIAL, use_rslora=True)])
+    assert all(torch.equal(base.model.state_dict()[key], value) for key, value in before.items())
+    for finished in (first, again):
+        assert held_out_losses(finished, base, held_out, tmp_path) == pytest.approx(
+            list(finished.evidence["loss"]), rel=1e-4, abs=1e-5
+        )
+        assert finished.adapter_config["r"] == rank_on_disk
+        assert finished.adapter_config["init_lora_weights"] is True
+    (plain,) = ReferenceEngine(base, train, held_out, RECIPE).train([TRIAL])
+    magnitudes = sum(d_out for _, d_out in base.targets.values()) if "use_dora" in changes else 0
+    assert first.trainable_params == plain.trainable_params + magnitudes
+    assert first.steps != plain.steps
+
+
+def test_eva_takes_the_main_directions_of_a_layer_s_inputs(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    engine = ReferenceEngine(base, train, held_out, replace(RECIPE, init="eva"))
+    with quiet_libraries():
+        model = put_on_adapter(base, TRIAL, saved_modules(base), init="eva")
+    try:
+        engine._draw_from_data(model, TRIAL)
+        layer = model.base_model.model.bert.encoder.layer[1].intermediate.dense
+        a = layer.lora_A["default"].weight.detach().double()  # (r, d_in)
+        assert not layer.lora_B["default"].weight.any()
+    finally:
+        model.unload()
+    seen: list[torch.Tensor] = []
+    dense = base.model.bert.encoder.layer[1].intermediate.dense
+    hook = dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    with torch.inference_mode():
+        for tokens in train.input_ids:
+            base.model(input_ids=torch.tensor([tokens]))
+    hook.remove()
+    inputs = torch.cat(seen).double()  # (T, d_in)
+    inputs = inputs - inputs.mean(0)
+    most = float((torch.linalg.svdvals(inputs)[:4] ** 2).sum())
+    torch.testing.assert_close(a @ a.t(), torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-5)
+    assert float(((inputs @ a.t()) ** 2).sum()) > 0.95 * most
+
+
+def test_eva_with_too_little_data_is_refused(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    few = Encoded(train.ids[:40], train.input_ids[:40], train.labels[:40])
+    with pytest.raises(RequestError, match="'eva' at rank 4 needs at least 64 training examples"):
+        list(ReferenceEngine(base, few, held_out, replace(RECIPE, init="eva")).train([TRIAL]))
+    assert np.isfinite(base.model.bert.pooler.dense.weight.numpy()).all()
+
+
+def test_gpt2_s_layers_with_pissa_and_olora(tmp_path: Path) -> None:
+    base, train, held_out = load_tiny("gpt2", tmp_path)
+    (finished,) = ReferenceEngine(base, train, held_out, replace(RECIPE, init="pissa")).train([TRIAL])
+    (tmp_path / "adapter").mkdir()
+    assert held_out_losses(finished, base, held_out, tmp_path / "adapter") == pytest.approx(
+        list(finished.evidence["loss"]), rel=1e-4, abs=1e-5
+    )
+    with pytest.raises(RequestError, match="'olora' does not know GPT-2's Conv1D layers"):
+        list(ReferenceEngine(base, train, held_out, replace(RECIPE, init="olora")).train([TRIAL]))

@@ -1,0 +1,93 @@
+"""A base in few bits: both engines, what is kept in full, and the saved adapter in plain PEFT."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from rankwise.config import SweepConfig
+from rankwise.engine import quantization
+from rankwise.engine.base_model import load_base
+from rankwise.engine.fused import FusedEngine
+from rankwise.engine.packed_model import why_not
+from rankwise.engine.quantization import resident_tensors
+from rankwise.engine.reference import ReferenceEngine
+from rankwise.engine.trial import Recipe, Trial
+from rankwise.errors import RequestError
+from rankwise.tasks.objectives import Classes
+from tests.engine.test_fused import assert_same_training
+from tests.engine.tiny import load_tiny
+
+RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
+TRIALS = [
+    Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=4),
+    Trial(rank=2, seed=1, learning_rate=1e-3, lora_alpha=4, use_rslora=True),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("llama", "nf4-dq"), ("bert", "int8")])
+def test_both_engines_train_alike_and_peft_loads_the_adapter(name: str, kind: str, tmp_path: Path) -> None:
+    base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
+    layers = {type(base.model.get_submodule(target)).__name__ for target in base.targets}
+    assert layers == {"Linear8bitLt" if kind == "int8" else "Linear4bit"}
+    assert why_not(base, train) is None
+    (expected,) = ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
+    packed = list(FusedEngine(base, train, held_out, RECIPE, pack_size=2).train(TRIALS))
+    assert_same_training(packed[0], expected)
+    assert {value.dtype for value in packed[0].adapter.values()} == {torch.float32}
+
+    saved = tmp_path / "adapter"
+    saved.mkdir()
+    save_file(packed[0].adapter, saved / "adapter_model.safetensors")
+    (saved / "adapter_config.json").write_text(json.dumps(packed[0].adapter_config))
+    bits = BitsAndBytesConfig(
+        load_in_8bit=kind == "int8",
+        load_in_4bit=kind != "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=kind == "nf4-dq",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["classifier", "score"],
+    )
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base.name, num_labels=2, dtype=torch.float32, pad_token_id=0, quantization_config=bits
+    )
+    model = PeftModel.from_pretrained(plain, saved).eval()
+    with torch.inference_mode():
+        for tokens, label, loss in zip(held_out.input_ids, held_out.labels, packed[0].evidence["loss"], strict=True):
+            logits = model(input_ids=torch.tensor([tokens])).logits[0].double()
+            np.testing.assert_allclose(-torch.log_softmax(logits, 0)[label].item(), loss, rtol=1e-4)
+
+
+def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: Path) -> None:
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = {key: value for key, value in load_file(tiny_model / "model.safetensors").items() if "pooler" not in key}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(str(tmp_path), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
+    assert set(base.fresh) == {"bert.pooler", "classifier"}
+    for name in base.trained_in_full:
+        assert all(value.dtype == torch.float32 for value in base.model.get_submodule(name).parameters())
+    quantized = {name for name, module in base.model.named_modules() if isinstance(module, Linear4bit)}
+    assert quantized == set(base.targets)
+
+
+def test_memory_counts_the_scales(tmp_path: Path) -> None:
+    base, _, _ = load_tiny("llama", tmp_path, quantization="nf4-dq")
+    layer = base.model.model.layers[0].mlp.up_proj
+    sizes = {id(value): value.untyped_storage().nbytes() for value in resident_tensors(layer)}
+    weights = layer.in_features * layer.out_features
+    scales = -(-weights // 64)  # in 8 bits, with scales of their own in fp32; two tables of codes and an offset
+    assert sum(sizes.values()) == weights // 2 + scales + 4 * (-(-scales // 256)) + 4 * 16 + 4 * 256 + 4
+
+
+def test_without_bitsandbytes_there_is_one_clear_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"'nf4' needs the package 'bitsandbytes': pip install 'rankwise\[qlora\]'"):
+        load_base(str(tiny_model), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
+    assert SweepConfig(quantization="nf4").quantization == "nf4"  # the request itself is in order

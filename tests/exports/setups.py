@@ -1,0 +1,39 @@
+"""Training setups to export: what a sweep of a causal LM may end with."""
+
+from dataclasses import replace
+
+from rankwise.exports.setup import TrainingSetup
+
+PLAIN = TrainingSetup(
+    task_type="CAUSAL_LM",
+    base_model="org/model",
+    rank=8,
+    keep_rank=None,
+    lora_alpha=16,
+    use_rslora=False,
+    use_dora=False,
+    init="default",
+    loraplus_ratio=1.0,
+    quantization="none",
+    target_modules="all-linear",
+    modules_to_save=(),
+    learning_rate=5e-05,
+    epochs=2,
+    batch_size=4,
+    steps=100,
+    warmup_steps=30,
+    max_grad_norm=1.0,
+    max_length=256,
+    seed=1,
+    data="/data/train.jsonl",
+    data_format="messages",
+)
+SETUPS = {
+    "plain": PLAIN,
+    "rslora": replace(PLAIN, use_rslora=True, target_modules=("q_proj", "v_proj"), data_format="alpaca"),
+    "dora": replace(PLAIN, use_dora=True, data_format="prompt-completion", data="/data/train.parquet"),
+    "nf4": replace(PLAIN, quantization="nf4", data_format="text", keep_rank=4),
+    "nf4-dq": replace(PLAIN, quantization="nf4-dq", init="pissa"),
+    "int8": replace(PLAIN, quantization="int8", loraplus_ratio=16.0),
+    "classification": replace(PLAIN, task_type="SEQ_CLS", data_format=None, modules_to_save=("classifier",)),
+}

@@ -1,0 +1,77 @@
+"""The model card as the hub and a reader take it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import ModelCard
+
+from rankwise.store import read_evidence
+
+
+def test_the_hub_reads_the_metadata(swept: Path) -> None:
+    decision = json.loads((swept / "decision.json").read_text())
+    data = ModelCard.load(swept / "best" / "README.md", ignore_metadata_errors=False).data
+    assert (data.library_name, data.pipeline_tag, data.metrics) == ("peft", "text-classification", ["accuracy"])
+    assert {"lora", "transformers", "rankwise"} <= set(data.tags)
+    assert data.base_model is None  # a directory, which is no model of the hub's
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {name: round(decision["test"][key], 4) for name, key in (("accuracy", "score"), ("loss", "loss"))}
+
+
+def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
+    from dataclasses import replace
+
+    from rankwise.analysis import analyze
+    from rankwise.exports.card import write_card
+    from rankwise.exports.setup import read_setup
+
+    sweep = json.loads((swept / "sweep.json").read_text())
+    decision = json.loads((swept / "decision.json").read_text())
+    setup = replace(read_setup(swept, decision["test"]["trial"]), base_model="org/base")
+    (swept.parent / "card").mkdir()
+    write_card(swept.parent / "card", analyze(swept, margin=0.5).decision, setup, sweep)
+    data = ModelCard.load(swept.parent / "card" / "README.md").data
+    assert data.base_model == "org/base"
+    assert "base_model:adapter:org/base" in data.tags
+
+
+def test_the_card_carries_the_evidence(swept: Path) -> None:
+    decision = json.loads((swept / "decision.json").read_text())
+    sweep = json.loads((swept / "sweep.json").read_text())
+    text = ModelCard.load(swept / "best" / "README.md").text
+    assert decision["reason"] in text
+    assert "margin of 0.5" in text
+    assert "95% confidence" in text
+    for package, version in sweep["environment"]["versions"].items():
+        assert f"- {package} {version}" in text
+    rows = [line.strip("| ").replace("*", "").split(" | ") for line in text.splitlines() if re.match(r"\| \**\d", line)]
+    assert [int(row[0]) for row in rows] == [2, 4, 8]
+    for row, known in zip(rows, decision["table"], strict=True):
+        assert row[1] == f"{known['trainable_params']:,}"
+        assert float(row[3].split()[0]) == round(known["loss_mean"], 4)
+        assert float(row[-1]) == round(known["worst_difference"], 4)
+    assert [line for line in text.splitlines() if line.startswith("| **")] == [
+        line for line in text.splitlines() if line.startswith("| **2** ")
+    ]
+
+
+def test_the_code_of_the_card_gives_the_losses_of_the_evidence(swept: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (swept / "best" / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code.replace('"."', repr(str(swept / "best"))), names)
+    model, tokenizer = names["model"], names["tokenizer"]
+    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    config = json.loads((swept / "trials" / trial / "config.json").read_text())
+    evidence = read_evidence(swept)
+    for key in ("rank", "seed", "learning_rate"):
+        evidence = evidence[evidence[key] == config[key]]
+    table = pd.read_csv(swept.parent / "reviews.csv")
+    for row in evidence.head(8).itertuples():
+        text, label = table.loc[row.example_id, ["text", "label"]]
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()  # type: ignore[operator]
+        np.testing.assert_allclose(row.loss, -torch.log_softmax(logits, 0)[int(label)].item(), rtol=1e-4)

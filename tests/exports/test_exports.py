@@ -1,0 +1,153 @@
+"""Exported configs against what reads them: PEFT, transformers and TRL themselves, the others' lists of settings.
+
+``schemas.json`` holds the settings that Axolotl and LLaMA-Factory know, read from their packages (read_schemas.py).
+test_own_parsers.py runs their parsers where they are installed.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rankwise.exports import export_files
+from rankwise.exports.setup import TrainingSetup, read_setup
+from tests.exports.setups import PLAIN, SETUPS
+
+SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
+KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+
+
+def run(code: str) -> dict[str, Any]:
+    """Run exported Python as a user would, and return its names."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "peft_config.py", "exec"), names)
+    return names
+
+
+@pytest.fixture(params=SETUPS)
+def setup(request: pytest.FixtureRequest) -> TrainingSetup:
+    return SETUPS[request.param]
+
+
+@pytest.mark.parametrize(("file", "package"), [("axolotl.yaml", "axolotl"), ("llama_factory.yaml", "llamafactory")])
+def test_every_setting_is_known_and_of_its_type(setup: TrainingSetup, file: str, package: str) -> None:
+    known = SCHEMAS[package]["fields"]
+    for name, value in yaml.safe_load(export_files(setup)[file]).items():
+        kinds = known[name]
+        assert f"={value}" in kinds or KINDS[type(value)] in kinds or (isinstance(value, int) and "number" in kinds), (
+            f"{name}: {value!r} is none of {kinds}"
+        )
+
+
+def parse_with_trl(text: str, tmp_path: Path, *more: str) -> tuple[Any, ...]:
+    """Read a file as ``trl sft --config`` does."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+    path = tmp_path / "trl.yaml"
+    path.write_text(text)
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
+    on_cpu = ["--bf16", "false", "--use_cpu", "true", *more]  # a GPU's settings are refused without one
+    return parser.parse_args_and_config(["--config", str(path), *on_cpu], fail_with_unknown_args=True)
+
+
+@pytest.mark.parametrize("name", ["plain", "rslora", "dora", "nf4"])
+def test_trl_reads_what_it_is_given(name: str, tmp_path: Path) -> None:
+    from trl import get_peft_config
+
+    setup = SETUPS[name]
+    _, training, model, data = parse_with_trl(export_files(setup)["trl.yaml"], tmp_path)
+    adapter = get_peft_config(model)
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (setup.rank, setup.lora_alpha, 0.0)
+    assert (adapter.use_rslora, adapter.use_dora) == (setup.use_rslora, setup.use_dora)
+    expected = "all-linear" if setup.everywhere else set(setup.target_modules)
+    assert adapter.target_modules == expected
+    assert training.learning_rate == setup.learning_rate
+    assert (training.num_train_epochs, training.per_device_train_batch_size) == (setup.epochs, setup.batch_size)
+    assert (training.lr_scheduler_type, training.get_warmup_steps(setup.steps)) == ("linear", setup.warmup_steps)
+    assert training.max_length == setup.max_length
+    assert model.model_name_or_path == "org/model"
+    assert model.load_in_4bit == (name == "nf4")
+    assert data.datasets[0].data_files == setup.data
+    assert data.datasets[0].path == ("parquet" if name == "dora" else "json")
+
+
+def test_a_classification_gives_trl_the_adapter_alone_and_says_why(tmp_path: Path) -> None:
+    files = export_files(SETUPS["classification"])
+    _, training, model, data = parse_with_trl(files["trl.yaml"], tmp_path, "--output_dir", str(tmp_path))
+    assert (model.lora_r, model.use_peft, model.model_name_or_path, data.datasets) == (8, True, None, [])
+    assert training.learning_rate != SETUPS["classification"].learning_rate
+    for name in ("trl.yaml", "axolotl.yaml", "llama_factory.yaml"):
+        assert files[name].startswith("# Only the adapter's settings: this sweep's task is SEQ_CLS")
+        assert not {"base_model", "model_name_or_path", "dataset", "datasets"} & set(yaml.safe_load(files[name]))
+    assert "dataset_info.json" not in files
+
+
+def test_what_a_tool_cannot_express_is_said_and_not_left_out() -> None:
+    half = export_files(replace(PLAIN, lora_alpha=0.5))
+    for name in ("trl.yaml", "axolotl.yaml", "llama_factory.yaml"):
+        assert yaml.safe_load(half[name]) is None
+        assert "no whole number (0.5)" in half[name]
+    assert run(half["peft_config.py"])["lora_config"].lora_alpha == 0.5
+    olora = export_files(replace(PLAIN, init="olora"))
+    assert yaml.safe_load(olora["trl.yaml"]) is None
+    assert "the initialisation olora" in olora["llama_factory.yaml"]
+    assert yaml.safe_load(olora["axolotl.yaml"])["peft_init_lora_weights"] == "olora"
+    assert run(olora["peft_config.py"])["lora_config"].init_lora_weights == "olora"
+
+
+def test_quantised_bases_are_asked_for_as_bitsandbytes_names_them() -> None:
+    config = run(export_files(SETUPS["nf4-dq"])["peft_config.py"])["quantization_config"]
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert run(export_files(SETUPS["int8"])["peft_config.py"])["quantization_config"].load_in_8bit
+
+
+def test_an_adapter_to_cut_is_trained_at_its_own_rank() -> None:
+    files = export_files(SETUPS["nf4"])  # trained at 8, kept at 4
+    assert yaml.safe_load(files["axolotl.yaml"])["lora_r"] == 8
+    assert "rankwise resize ADAPTER OUT --rank 4" in files["axolotl.yaml"]
+
+
+def test_the_exported_python_trains_what_the_sweep_trained(swept: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """PEFT puts on exactly the tensors of best/, and the arguments are those of the reference engine."""
+    from peft import get_peft_model, get_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification
+
+    from rankwise.engine.base_model import load_base
+    from rankwise.engine.reference import ReferenceEngine
+    from rankwise.engine.trial import Recipe, Trial
+    from rankwise.tasks.base import Encoded
+    from rankwise.tasks.objectives import Classes
+
+    names = run((swept / "export" / "peft_config.py").read_text())
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    tensors = get_peft_model_state_dict(get_peft_model(base, names["lora_config"]))
+    best = load_file(swept / "best" / "adapter_model.safetensors")
+    assert {name: value.shape for name, value in tensors.items()} == {n: v.shape for n, v in best.items()}
+
+    setup = read_setup(swept, json.loads((swept / "decision.json").read_text())["test"]["trial"])
+    count = json.loads((swept / "sweep.json").read_text())["task"]["train_examples"]
+    examples = Encoded(tuple(range(count)), [[1]] * count, (0,) * count)
+    base_model = load_base(str(tiny_model), Classes(("0", "1")), ("all-linear",), (2,))
+    engine = ReferenceEngine(base_model, examples, examples, Recipe(epochs=1, batch_size=8))
+    trial = Trial(rank=2, seed=setup.seed, learning_rate=setup.learning_rate, lora_alpha=2)
+    own = engine._arguments(trial, str(tmp_path))
+    for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "optim", "weight_decay",
+                 "max_grad_norm", "lr_scheduler_type", "warmup_steps", "seed"):  # fmt: skip
+        assert getattr(names["training_arguments"], name) == getattr(own, name), name
+
+
+def test_a_sweep_leaves_configs_only_for_a_selected_rank(swept: Path, tmp_path: Path) -> None:
+    from rankwise.analysis import analyze
+    from rankwise.exports import write_exports
+
+    assert {path.name for path in (swept / "export").iterdir()} == {
+        "peft_config.py", "trl.yaml", "axolotl.yaml", "llama_factory.yaml",
+    }  # fmt: skip
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "trl.yaml").write_text("of an earlier decision")
+    write_exports(tmp_path, None, analyze(swept).decision)
+    assert not (tmp_path / "export").exists()

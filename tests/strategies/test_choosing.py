@@ -1,0 +1,138 @@
+"""Escalate, race and once on made-up evidence whose truth is known: what they ask for, and where they stop."""
+
+import random
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+
+from rankwise.decide import Decision
+from rankwise.decide.evidence import read_runs
+from rankwise.decide.select import decide
+from rankwise.engine.trial import Trial
+from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.strategies import strategies
+from rankwise.strategies.base import Strategy
+
+RANKS = (2, 4, 8, 16, 32)
+MARGIN, CONFIDENCE = 0.02, 0.95
+EXAMPLES = 100
+NOTHING = pd.DataFrame(columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"])
+FROM_8 = {2: 0.70, 4: 0.60}  # the truth where rank 8 suffices; 0.5 from there on
+Truth = Callable[[int], float]
+
+
+def strategy(name: str, ranks: tuple[int, ...] = RANKS, seeds: int = 3, rates: object = (1e-3,)) -> Strategy:
+    return strategies()[name](ranks, seeds, rates, parse_alpha_policy("r"), MARGIN, CONFIDENCE)  # type: ignore[arg-type]
+
+
+def evidence_of(trial: Trial, truth: Truth, noise: float) -> pd.DataFrame:
+    """A trial's losses, a function of the trial alone: hard examples are hard at every rank."""
+    own = random.Random(f"{trial.rank} {trial.seed} {trial.learning_rate}")
+    level = truth(trial.rank) + own.gauss(0, noise)
+    hard = random.Random(0)
+    return pd.DataFrame(
+        {
+            "rank": trial.rank,
+            "seed": trial.seed,
+            "learning_rate": trial.learning_rate,
+            "example_id": range(EXAMPLES),
+            "loss": [level + hard.uniform(-0.3, 0.3) + own.gauss(0, 0.02) for _ in range(EXAMPLES)],
+            "score": 1.0,
+            "diverged": False,
+        }
+    )
+
+
+def run(
+    asked: Strategy, truth: Truth, start: pd.DataFrame = NOTHING, stop_after: int = 1000, noise: float = 1e-3
+) -> tuple[pd.DataFrame, list[Trial]]:
+    """Run one trial at a time, asking anew after each."""
+    evidence, done = start, []
+    while len(done) < stop_after and (trials := asked.propose(evidence)):
+        new = evidence_of(trials[0], truth, noise)
+        evidence = pd.concat([evidence, new], ignore_index=True) if len(evidence) else new
+        done.append(trials[0])
+    return evidence, done
+
+
+def judge(evidence: pd.DataFrame) -> Decision:
+    return decide(read_runs(evidence), MARGIN, CONFIDENCE)
+
+
+def ranks_in_order(trials: list[Trial]) -> list[int]:
+    return list(dict.fromkeys(trial.rank for trial in trials))
+
+
+def from_8(rank: int) -> float:
+    return FROM_8.get(rank, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("truth", "order", "chosen"),
+    [
+        (lambda rank: 0.5, [8, 16, 4, 2], 2),  # nothing gained above, nothing lost below
+        (from_8, [8, 16, 4], 8),
+        (lambda rank: 0.9 - 0.1 * (rank >= 16) - 0.1 * (rank >= 32), [8, 16, 32], 32),
+        (lambda rank: 0.9 - 0.1 * (rank >= 16), [8, 16, 32], 16),
+    ],
+)
+def test_escalate_goes_up_while_it_gains_and_down_while_nothing_is_lost(
+    truth: Truth, order: list[int], chosen: int
+) -> None:
+    evidence, trials = run(strategy("escalate"), truth)
+    assert ranks_in_order(trials) == order
+    assert all(sum(trial.rank == rank for trial in trials) == 3 for rank in order)
+    assert judge(evidence).rank == chosen
+
+
+def test_escalate_starts_at_the_second_smallest_without_an_8() -> None:
+    assert {trial.rank for trial in strategy("escalate", (3, 6, 12)).propose(NOTHING)} == {6}
+    assert {trial.rank for trial in strategy("escalate", (16, 32)).propose(NOTHING)} == {32}
+
+
+def test_race_stops_as_soon_as_the_decision_stands() -> None:
+    evidence, trials = run(strategy("race", seeds=6), from_8)
+    assert {trial.seed for trial in trials} == {0, 1}  # never before a second seed
+    assert judge(evidence).rank == 8
+
+
+def test_race_drops_what_is_shown_to_be_worse_and_nothing_else() -> None:
+    """The ranks above 4 differ by less than the noise of a seed, so that the race goes on among them."""
+    evidence, _ = run(strategy("race", seeds=4), lambda rank: {2: 1.5, 4: 1.4}.get(rank, 0.5), noise=0.03)
+    seeds = evidence.groupby("rank")["seed"].nunique()
+    assert seeds[2] == seeds[4] == 2
+    assert seeds[8] == seeds[16] == seeds[32] > 2
+
+
+def test_race_ends_when_the_seeds_are_used_up() -> None:
+    evidence, trials = run(strategy("race", seeds=3), lambda rank: 0.5, noise=0.2)
+    assert judge(evidence).verdict == "undetermined"
+    assert len(trials) == 3 * len(RANKS)
+
+
+@pytest.mark.parametrize("rates", [(1e-3,), (1e-3, 2e-3), "auto"])
+@pytest.mark.parametrize("name", ["escalate", "race", "once", "grid"])
+def test_resumed_anywhere_it_is_the_same_sweep(name: str, rates: object) -> None:
+    asked = strategy(name, rates=rates)
+    whole, trials = run(asked, from_8, noise=0.01)
+    each = {trial.name: rows for trial, (_, rows) in zip(trials, whole.groupby(whole.index // EXAMPLES), strict=True)}
+    for stop, trial in enumerate(trials[1:], start=1):
+        part = pd.concat([each[done.name] for done in trials[:stop]]).sample(frac=1, random_state=stop)
+        assert asked.propose(part)[0] == trial  # nor does the order of rows matter
+    for lost in trials[:: len(trials) // 3]:  # a pack's trials may be finished in any order
+        part = pd.concat([rows for done, rows in each.items() if done != lost.name])
+        assert run(asked, from_8, part, noise=0.01)[1] == [lost]
+    assert asked.expected_trials(whole) == len(trials) == len(each)
+
+
+def test_once_trains_the_largest_rank_and_cuts_the_others() -> None:
+    _, trials = run(strategy("once", seeds=2, rates=(1e-3, 2e-3)), lambda rank: 0.5)
+    trained = [trial for trial in trials if trial.cut_from is None]
+    assert {trial.rank for trial in trained} == {32}
+    assert len(trained) == 3  # two rates, and the second seed at the better one
+    cuts = [trial for trial in trials if trial.cut_from is not None]
+    assert sorted(trial.rank for trial in cuts) == sorted(2 * RANKS[:-1])
+    for cut in cuts:
+        assert cut.cut_from == f"r32-lr{cut.learning_rate:g}-seed{cut.seed}"
+        assert cut.lora_alpha == cut.rank  # the scaling stays

@@ -1,0 +1,154 @@
+"""Strategies on a tiny real model: what ends up on disk."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import rankwise
+from rankwise.api import Silent, open_run
+from rankwise.config import make_config
+from rankwise.engine.cutting import CuttingEngine
+from rankwise.engine.reference import score_adapter
+from rankwise.lora import read_adapter, spectrum, truncate
+from rankwise.store import read_evidence, read_json, trained_at
+from tests.conftest import make_reviews
+
+RATES = (5e-3, 1e-2)
+
+
+@pytest.fixture(scope="module")
+def request_of(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    data = tmp_path_factory.mktemp("once") / "reviews.csv"
+    make_reviews(400).to_csv(data, index=False)
+    return {"model": str(tiny_model), "data": data, "ranks": (2, 4, 8), "learning_rate": RATES, "margin": 0.5}
+
+
+@pytest.fixture(scope="module")
+def once(request_of: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "once"
+    rankwise.sweep(**request_of, strategy="once", out=out)
+    return out
+
+
+def cuts_in(out: Path) -> list[tuple[Path, dict[str, Any]]]:
+    configs = [(path, read_json(path / "config.json") or {}) for path in sorted((out / "trials").glob("r*"))]
+    return [(path, config) for path, config in configs if "cut_from" in config]
+
+
+def test_the_smaller_ranks_are_cuts_of_the_largest(once: Path) -> None:
+    names = {path.name for path in (once / "trials").glob("r*")}
+    cuts = cuts_in(once)
+    assert len(names) == 3 + 4  # two rates and a second seed; two cuts of each seed
+    assert {config["rank"] for _, config in cuts} == {2, 4}
+    for path, config in cuts:
+        assert config["cut_from"] in names
+        assert config["cut_from"].startswith("r8-")
+        assert json.loads((path / "metrics.jsonl").read_text())["train_seconds"] == 0
+
+
+def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(once: Path, request_of: dict[str, Any]) -> None:
+    with open_run(make_config({**request_of, "strategy": "once", "out": once}), Silent()) as run:
+        held_out = run.encode("held_out")
+        for path, _ in cuts_in(once):
+            stored = pd.read_parquet(path / "evidence.parquet")
+            again = (
+                score_adapter(run.base, path / "adapter", held_out).set_index("example_id").loc[stored["example_id"]]
+            )
+            np.testing.assert_allclose(again["loss"], stored["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+def test_a_cut_at_the_trained_rank_is_the_trained_adapter(
+    once: Path, request_of: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    from rankwise.api import _engine
+
+    trained = next(path for path in sorted((once / "trials").glob("r8-*")))
+    adapter = read_adapter(trained / "adapter")
+    cut = truncate(spectrum(adapter), 8)
+    assert all(bool((cut.tensors[key] == value).all()) for key, value in adapter.tensors.items())
+    with open_run(make_config({**request_of, "engine": engine, "out": tmp_path / "out"}), Silent()) as run:
+        (scored,) = CuttingEngine(_engine(run), run.store.adapter_directory).score([cut])
+    stored = pd.read_parquet(trained / "evidence.parquet")
+    np.testing.assert_allclose(scored["loss"], stored["loss"], rtol=1e-4)
+
+
+def test_the_answer_is_which_rank_to_keep_and_best_is_the_cut(once: Path) -> None:
+    decision = read_json(once / "decision.json") or {}
+    assert (decision["question"], decision["trained_at"], decision["rank"]) == ("keep", 8, 2)
+    assert decision["reason"].startswith("Keep rank 2 of an adapter trained at rank 8: ")
+    assert decision["diagnosis"] == []
+    assert json.loads((once / "best" / "adapter_config.json").read_text())["r"] == 2
+    kept = once / "trials" / decision["test"]["trial"] / "adapter"
+    assert (once / "best" / "adapter_model.safetensors").read_bytes() == (
+        kept / "adapter_model.safetensors"
+    ).read_bytes()
+    assert [row["train_seconds"] is None for row in decision["table"]] == [True, True, False]
+    assert "Keep rank 2" in (once / "report.html").read_text()
+    assert rankwise.analyze(once, margin=0.5).decision.question == "keep"
+
+
+@pytest.mark.parametrize("lost", ["r2-", "r8-", "r*seed1"])
+def test_once_goes_on_where_it_was_killed(once: Path, request_of: dict[str, Any], tmp_path: Path, lost: str) -> None:
+    """A trial exists whole or not at all, so that a killed sweep is one that lacks some."""
+    out = tmp_path / "out"
+    shutil.copytree(once, out)
+    for path in (out / "trials").glob(f"{lost}*"):
+        shutil.rmtree(path)
+    again = rankwise.sweep(**request_of, strategy="once", out=out)
+    pd.testing.assert_frame_equal(read_evidence(out), read_evidence(once))
+    assert again.decision.reason == (read_json(once / "decision.json") or {})["reason"]
+
+
+@pytest.mark.parametrize("name", ["grid", "race", "escalate"])
+def test_the_others_say_which_rank_to_train_at(request_of: dict[str, Any], tmp_path: Path, name: str) -> None:
+    decision = rankwise.sweep(**request_of, strategy=name, out=tmp_path / "out").decision
+    assert (decision.question, decision.trained_at) == ("train", None)
+    assert decision.reason.startswith("Train at rank 2: ")
+
+
+def test_a_budget_that_is_spent_ends_the_sweep_and_a_larger_one_goes_on(
+    request_of: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = rankwise.sweep(**request_of, strategy="escalate", budget=1e-6, out=out).decision
+    assert len(list((out / "trials").glob("r*"))) == 1
+    assert (first.verdict, first.next) == ("undetermined", None)
+    assert "budget of 1e-06 min is spent" in first.warnings[0]
+    again = rankwise.sweep(**request_of, strategy="escalate", budget=1e-6, out=out).decision
+    assert len(list((out / "trials").glob("r*"))) == 1  # what was spent counts
+    assert again.reason == first.reason
+    whole = rankwise.sweep(**request_of, strategy="escalate", budget=1000, out=out).decision
+    assert whole.rank == 2
+    assert not any("budget" in warning for warning in whole.warnings)
+
+
+def test_a_budget_that_ends_before_any_cut_still_asks_which_rank_to_keep(
+    request_of: dict[str, Any], tmp_path: Path
+) -> None:
+    decision = rankwise.sweep(**request_of, strategy="once", budget=1e-6, out=tmp_path / "out").decision
+    assert (decision.verdict, decision.question, decision.trained_at) == ("undetermined", "keep", 8)
+
+
+def test_cuts_beside_adapters_of_several_ranks_answer_no_question() -> None:
+    trials = pd.DataFrame({"rank": [4, 8, 2], "cut_from": [None, None, "r8-lr0.001-seed0"]})
+    assert trained_at(trials.drop(columns="cut_from")) is None
+    assert trained_at(trials[trials["rank"] != 4]) == 8
+    with pytest.raises(rankwise.RequestError, match="cuts beside adapters trained at ranks 4, 8"):
+        trained_at(trials)
+
+
+def test_an_unknown_strategy_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    from rankwise.cli import main
+
+    assert main(["sweep", "--strategy", "onec"]) == 2
+    assert capsys.readouterr().err == (
+        "rankwise: strategy 'onec': allowed are grid, once, escalate and race (did you mean 'once'?)\n"
+    )
+    with pytest.raises(rankwise.RequestError, match="run_rank_comparison trains every rank"):
+        rankwise.run_rank_comparison([2, 4], strategy="race")
