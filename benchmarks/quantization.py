@@ -24,7 +24,7 @@ from rankwise.report.terminal import ProgressBar
 from rankwise.report.words import plain_bytes, seconds
 from rankwise.side_by_side import Line, read_lines
 from rankwise.tasks import samples
-from rankwise.tasks.classification import encode, load_task
+from rankwise.tasks.loading import load_task
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
 
@@ -71,8 +71,8 @@ def planned_and_frozen(kind: str, config: rankwise.SweepConfig) -> dict[str, Any
     from rankwise.engine.quantization import resident_tensors
 
     model, task = str(samples.minilm_directory()), load_task(config)
-    base = load_base(model, task.label_names, config.target_modules, config.ranks, quantization=kind)
-    longest = max(encode(task.train, base.tokenizer, config.max_length)[0].lengths)
+    base = load_base(model, task.objective, config.target_modules, config.ranks, quantization=kind)
+    longest = max(task.encoder(task.train, base.tokenizer, config.max_length or task.objective.max_length)[0].lengths)
     plan = rankwise.plan(
         model,
         ranks=config.ranks,
@@ -81,7 +81,7 @@ def planned_and_frozen(kind: str, config: rankwise.SweepConfig) -> dict[str, Any
         precision="fp32",
         quantization=kind,
         task_type="SEQ_CLS",
-        num_labels=len(task.label_names),
+        num_labels=task.objective.settings["num_labels"],
         device="cpu",
     )
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in

@@ -77,7 +77,7 @@ def test_best_loads_in_peft_and_scores_the_same(swept: Path, tiny_model: Path) -
 
 def test_the_test_part_is_seen_by_no_trial_and_scored_for_the_chosen_one(swept: Path) -> None:
     from rankwise.store import read_evidence
-    from rankwise.tasks.classification import load_task
+    from rankwise.tasks.loading import load_task
 
     task = load_task(SweepConfig(data=swept.parent / "reviews.csv"))
     used = set(task.train.ids) | set(read_evidence(swept)["example_id"])

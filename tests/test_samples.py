@@ -12,14 +12,14 @@ import torch
 
 from rankwise import SweepConfig, sweep
 from rankwise.tasks import samples
-from rankwise.tasks.classification import load_task
+from rankwise.tasks.loading import load_task
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_sample_is_split_for_good() -> None:
     task = load_task(SweepConfig())
-    assert task.label_names == ("negative", "positive")
+    assert task.objective.label_names == ("negative", "positive")
     assert (len(task.train), len(task.held_out), len(task.test)) == (samples.TRAIN_EXAMPLES, 1024, 1024)
     parts = [set(part.ids) for part in (task.train, task.held_out, task.test)]
     assert len(set.union(*parts)) == sum(map(len, parts))

@@ -8,23 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import pandas as pd
 
 from rankwise.config import SweepConfig, make_config
 from rankwise.decide import Decision
 from rankwise.decide.decision import TestScore
 from rankwise.decide.evidence import read_runs
+from rankwise.decide.metrics import default_margin
 from rankwise.decide.select import decide
+from rankwise.decide.sentences import Wording
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.environment import environment
 from rankwise.errors import RequestError
 from rankwise.lora.scaling import parse_alpha_policy
-from rankwise.model_files import check_model_files, model_fingerprint
+from rankwise.model_files import check_model_files, load_arguments, model_fingerprint
 from rankwise.report.tracking import report_trials, require_trackers
 from rankwise.store import SweepStore, rank_costs, read_histories, refuse_bad_directory
 from rankwise.tasks import samples
-from rankwise.tasks.classification import ClassificationTask, Encoded, encode, load_task
+from rankwise.tasks.base import Encoded, Task
+from rankwise.tasks.loading import load_task
 from rankwise.tasks.readers import file_fingerprint
 
 if TYPE_CHECKING:
@@ -44,11 +46,13 @@ class Sweep:
         evidence: a row per trial and held-out example: ``rank``, ``seed``, ``learning_rate``, ``example_id``,
             ``loss`` (nats), ``score``, ``diverged``.
         directory: where everything is kept.
+        score: what the task score is: accuracy, token accuracy or negative absolute error.
     """
 
     decision: Decision
     evidence: pd.DataFrame
     directory: Path
+    score: str
 
     @property
     def report(self) -> Path:
@@ -149,7 +153,7 @@ class Run:
     """A sweep at work: its directory is held until the end of the ``with`` block."""
 
     config: SweepConfig
-    task: ClassificationTask
+    task: Task
     base: "BaseModel"
     store: SweepStore
     progress: Progress
@@ -161,12 +165,6 @@ class Run:
     def __exit__(self, *error: Any) -> None:
         self.store.__exit__(*error)
 
-    @property
-    def guess_loss(self) -> float:
-        """Held-out loss of guessing by the held-out classes' shares, nats per example: their entropy."""
-        shares = np.unique(self.task.held_out.labels, return_counts=True)[1] / len(self.task.held_out)
-        return float(-(shares * np.log(shares)).sum())
-
     @cached_property
     def engine(self) -> "CuttingEngine":
         """What trains, cuts and scores; its making tokenises the examples."""
@@ -175,11 +173,21 @@ class Run:
         return CuttingEngine(_engine(self), self.store.adapter_directory)
 
     def encode(self, part: str) -> Encoded:
-        """Tokenise a part of the data, and say how many texts were cut."""
-        length = min(self.config.max_length, self.base.longest)
-        encoded, cut = encode(getattr(self.task, part), self.base.tokenizer, length)
+        """Tokenise a part of the data, and say how many texts were cut, or cut so short that nothing is left to learn.
+
+        Raises:
+            RequestError: of no text anything is left to learn.
+        """
+        length = min(max_length(self.config, self.task), self.base.longest)
+        examples, name = getattr(self.task, part), part.replace("_", "-")
+        encoded, cut = self.task.encoder(examples, self.base.tokenizer, length)
+        lost = len(examples) - len(encoded)
         if cut:
-            self.progress.note(f"{cut} of {len(encoded)} {part.replace('_', '-')} texts were cut at {length} tokens")
+            self.progress.note(f"{cut} of {len(examples)} {name} texts were cut at {length} tokens")
+        if lost:
+            self.progress.note(f"{lost} of {len(examples)} {name} texts are left out: nothing to learn within {length}")
+        if len(examples) and not len(encoded):
+            raise RequestError(f"max_length {length} leaves nothing to learn of any {name} text; give a larger one")
         return encoded
 
 
@@ -198,19 +206,24 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     from rankwise.engine.base_model import load_base
 
     base = load_base(
-        name, task.label_names, config.target_modules, config.ranks, config.trust_remote_code, config.quantization
+        name, task.objective, config.target_modules, config.ranks, config.trust_remote_code, config.quantization
     )
     store = SweepStore(config.out, sweep_request(config, task), extend=config.extend)
     for note in task.notes:
         progress.note(note)
     progress.note(
-        f"{task.name}: {len(task.label_names)} classes; {len(task.train)} training, {len(task.held_out)} held-out "
+        f"{task.name}: {task.objective.describe()}; {len(task.train)} training, {len(task.held_out)} held-out "
         f"and {len(task.test)} test examples"
     )
     return Run(config, task, base, store, progress, fit)
 
 
-def _fit(name: str, config: SweepConfig, task: ClassificationTask) -> "Fit":
+def max_length(config: SweepConfig, task: Task) -> int:
+    """Return how many tokens are kept of an example."""
+    return config.max_length or task.objective.max_length
+
+
+def _fit(name: str, config: SweepConfig, task: Task) -> "Fit":
     """Refuse a sweep that cannot fit this machine, and say how its trials fit (see `how_many_fit`)."""
     from rankwise.memory.fit import how_many_fit
     from rankwise.plan_config import PlanConfig
@@ -218,20 +231,21 @@ def _fit(name: str, config: SweepConfig, task: ClassificationTask) -> "Fit":
     def longest_text() -> int:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
-        return max(encode(task.train, tokenizer, config.max_length)[0].lengths)
+        place, file = load_arguments(name)
+        tokenizer = AutoTokenizer.from_pretrained(place, **file, trust_remote_code=config.trust_remote_code)
+        return max(task.encoder(task.train, tokenizer, max_length(config, task))[0].lengths)
 
     request = PlanConfig(
         model=name,
         ranks=config.ranks,
         batch_size=config.batch_size,
-        seq_len=config.max_length,
+        seq_len=max_length(config, task),
         precision="fp32",
         quantization=config.quantization,
         use_dora=config.use_dora,
         target_modules=config.target_modules,
-        task_type="SEQ_CLS",
-        num_labels=len(task.label_names),
+        task_type=task.objective.task_type,
+        num_labels=task.objective.settings.get("num_labels"),
         trust_remote_code=config.trust_remote_code,
     )
     return how_many_fit(request, longest_text, config.max_memory)
@@ -282,7 +296,7 @@ def make_strategy(run: Run) -> "Strategy":
         parse_alpha_policy(config.lora_alpha),
         config.margin,
         config.confidence,
-        run.guess_loss,
+        run.task.guess_loss,
     )
 
 
@@ -321,13 +335,17 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
     from rankwise.uneven import try_uneven
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
+    objective = run.task.objective
     runs = read_runs(evidence)
     decision = decide(  # a strategy that was stopped early may have come to one rank only
         runs,
         run.config.margin,
         run.config.confidence,
         histories=read_histories(run.store.directory),
-        guess_loss=run.guess_loss,
+        guess_loss=run.task.guess_loss,
+        # A share's margin is a point; of errors in the labels' own units it is a share of their size.
+        score_margin=default_margin(objective.score, evidence["score"].to_numpy())[0],
+        wording=Wording(objective.unit.partition(" per ")[0], objective.guess),
         trained_at=run.config.ranks[-1] if run.config.strategy == "once" else None,
     )
     decision = decision.with_costs(
@@ -354,7 +372,7 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
     run.store.write_json("decision.json", decision.as_dict())
     write_exports(run.store.directory, chosen, decision)
     write_report(run.store.directory)
-    return Sweep(decision, evidence, run.store.directory)
+    return Sweep(decision, evidence, run.store.directory, run.task.objective.score)
 
 
 def _test_score(run: Run, chosen: str) -> TestScore:
@@ -380,9 +398,9 @@ def _model_name(config: SweepConfig) -> str:
     return config.model if config.model is not None else str(samples.minilm_directory())
 
 
-def sweep_request(config: SweepConfig, task: ClassificationTask) -> dict[str, Any]:
+def sweep_request(config: SweepConfig, task: Task) -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
-    settings = config.as_dict()
+    settings = {**config.as_dict(), "max_length": max_length(config, task)}
     # What permits, bounds, speeds up or reports a sweep does not define one.
     for name in ("extend", "allow_duplicates", "max_memory", "budget", "report_to"):
         del settings[name]
@@ -398,7 +416,12 @@ def sweep_request(config: SweepConfig, task: ClassificationTask) -> dict[str, An
         "fingerprints": fingerprints,
         "task": {
             "name": task.name,
-            "label_names": list(task.label_names),
+            "examples": task.objective.describe(),
+            "task_type": task.objective.task_type,
+            "loss": task.objective.unit,
+            "score": task.objective.score,
+            "data_format": task.data_format,
+            "label_names": list(task.objective.settings.get("id2label", {}).values()),
             "train_examples": len(task.train),
             "held_out_examples": len(task.held_out),
             "test_examples": len(task.test),

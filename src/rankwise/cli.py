@@ -132,7 +132,7 @@ def _sweep(options: argparse.Namespace) -> None:
     if options.json:
         print(as_json(result))
         return
-    print_decision(result.decision)
+    print_decision(result.decision, score=result.score)
     if result.best is not None:
         cut = f" of {result.decision.trained_at}" if result.decision.question == "keep" else ""
         print(f"Chosen rank: {result.decision.rank}{cut}. Adapter: {result.best}")

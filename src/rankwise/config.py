@@ -14,6 +14,7 @@ from rankwise.memory.devices import parse_bytes
 AUTO: Literal["auto"] = "auto"
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 ENGINES = ("fused", "reference")
+TASKS = ("auto", "classification", "regression", "sft")
 QUANTIZATIONS = ("none", "int8", "nf4", "nf4-dq")
 FUSED_INITS = ("default", "gaussian", "orthogonal")  # drawn from the seed alone
 BASE_CHANGING_INITS = ("pissa", "olora")  # take a part out of the base's weights
@@ -52,7 +53,7 @@ def _model(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise RequestError(f"model {shown(value)}: allowed is a directory with config.json, or a hub id")
+        raise RequestError(f"model {shown(value)}: allowed is a directory with config.json, a GGUF file, or a hub id")
     return value
 
 
@@ -111,7 +112,13 @@ class SweepConfig:
     """
 
     model: str | None = _option(
-        None, "Base model: a directory, or a hub id. Default: the MiniLM-L6 sample.", _optional(_model)
+        None, "Base model: a directory, a GGUF file, or a hub id. Default: the MiniLM-L6 sample.", _optional(_model)
+    )
+    task: str = _option(
+        AUTO,
+        "classification, regression (labels are numbers) or sft (instructions or plain texts to a causal language "
+        "model); auto tells by the columns.",
+        lambda value: _one_of("task", TASKS, value),
     )
     data: Path | None = _option(
         None,
@@ -133,10 +140,30 @@ class SweepConfig:
         "Column with the texts. Default: found by its name.",
         _optional(lambda value: check_text("text_column", value)),
     )
+    text_pair_column: str | None = _option(
+        None,
+        "Column with the second text of each pair. Default: found by its name, if at all.",
+        _optional(lambda value: check_text("text_pair_column", value)),
+    )
     label_column: str | None = _option(
         None,
         "Column with the labels. Default: found by its name.",
         _optional(lambda value: check_text("label_column", value)),
+    )
+    messages_column: str | None = _option(
+        None,
+        "sft: column with lists of messages. Default: found by its name.",
+        _optional(lambda value: check_text("messages_column", value)),
+    )
+    prompt_column: str | None = _option(
+        None,
+        "sft: column with the prompts. Default: found by its name.",
+        _optional(lambda value: check_text("prompt_column", value)),
+    )
+    completion_column: str | None = _option(
+        None,
+        "sft: column with the completions. Default: found by its name.",
+        _optional(lambda value: check_text("completion_column", value)),
     )
     ranks: tuple[int, ...] = _option(
         (4, 8, 16, 32),
@@ -164,8 +191,10 @@ class SweepConfig:
     batch_size: int = _option(
         8, "Examples in a training batch.", lambda value: check_whole("batch_size", value, at_least=1)
     )
-    max_length: int = _option(
-        256, "Tokens kept of each text.", lambda value: check_whole("max_length", value, at_least=4)
+    max_length: int | None = _option(
+        None,
+        "Tokens kept of each text. Default: 256; of sft 1024.",
+        _optional(lambda value: check_whole("max_length", value, at_least=4)),
     )
     train_examples: int | None = _option(
         None,
@@ -202,7 +231,8 @@ class SweepConfig:
     )
     margin: float = _option(
         0.02,
-        "Held-out loss (nats per example) that a smaller rank may cost.",
+        "Held-out loss that a smaller rank may cost: nats per example, of sft nats per token, of regression a share "
+        "of the labels' variance.",
         lambda value: check_number("margin", value, above=0),
     )
     confidence: float = _option(
@@ -236,8 +266,10 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, item.metadata["parse"](getattr(self, item.name)))
-        if self.data is None and (self.eval_data or self.text_column or self.label_column):
-            raise RequestError("eval_data, text_column and label_column go with data, which is missing")
+        columns = [name for name in (item.name for item in fields(self)) if name.endswith("_column")]
+        alone = [name for name in ("eval_data", *columns) if getattr(self, name) is not None]
+        if self.data is None and alone:
+            raise RequestError(f"{alone[0]} goes with data, which is missing")
         if self.engine == "fused":
             if self.use_dora:
                 raise RequestError("use_dora: the fused engine trains plain LoRA only; add --engine reference")

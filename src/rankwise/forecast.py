@@ -3,22 +3,20 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rankwise.api import Progress, Run, Silent, make_strategy, open_run, requested, sweep_request
+from rankwise.api import Progress, Run, Silent, make_strategy, max_length, open_run, requested, sweep_request
 from rankwise.config import SweepConfig
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.store import read_evidence, read_json, refuse_bad_directory, refuse_difference
 
 MEASURED_BATCHES = 4
 SMALL_RATE = 1e-5  # nothing is learned from the steps that are timed, and nothing diverges
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def dry_run(config: SweepConfig | None = None, *, progress: Progress | None = No
         at_once=fit.at_once,
         ranks=rows,
         room_bytes=fit.room if fit.needed else None,
-        batch=(config.batch_size, fit.length or config.max_length),
+        batch=(config.batch_size, fit.length or max_length(config, run.task)),
         seconds=_seconds_left(config, rows, evidence, expected - complete),
         timed_steps=MEASURED_BATCHES,
     )
@@ -155,11 +153,13 @@ def _time(run: Run) -> tuple[dict[int, float], dict[int, float]]:
     config, alpha = run.config, parse_alpha_policy(run.config.lora_alpha)
     shares, parts = {}, {}
     for name in ("train", "held_out"):
-        lengths = np.array(run.encode(name).lengths)
+        encoded, examples = run.encode(name), getattr(run.task, name)
+        lengths = np.array(encoded.lengths)
         count = min(len(lengths), MEASURED_BATCHES * config.batch_size)
         rows = np.sort(np.random.default_rng(0).choice(len(lengths), count, replace=False))
         shares[name] = lengths.sum() / lengths[rows].sum()
-        parts[name] = _rows_of(getattr(run.task, name), rows.tolist())
+        places = {example_id: row for row, example_id in enumerate(examples.ids)}  # of all, encoded or left out
+        parts[name] = examples.take([places[encoded.ids[row]] for row in rows])
     short = replace(run, config=replace(config, epochs=1), task=replace(run.task, **parts), progress=Silent())
     ends = (config.ranks[0], config.ranks[-1])
     measured = {}
@@ -179,9 +179,3 @@ def _time(run: Run) -> tuple[dict[int, float], dict[int, float]]:
     lines = [np.interp(config.ranks, ends, [measured[rank][part] for rank in ends]) for part in (0, 1)]
     train_seconds, eval_seconds = (dict(zip(config.ranks, line.tolist(), strict=True)) for line in lines)
     return train_seconds, eval_seconds
-
-
-def _rows_of(examples: Part, rows: Sequence[int]) -> Part:
-    """Return some of a part's examples, whatever columns it has."""
-    columns = {item.name: getattr(examples, item.name) for item in fields(examples)}  # type: ignore[arg-type]
-    return replace(examples, **{name: tuple(column[row] for row in rows) for name, column in columns.items()})  # type: ignore[type-var]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -89,6 +90,7 @@ class SweepStore:
             "diverged": finished.diverged,
             "eval_loss": None if finished.diverged else float(finished.evidence["loss"].mean()),
             "eval_score": None if finished.diverged else float(finished.evidence["score"].mean()),
+            **_over_tokens(finished.evidence),
             "trainable_params": finished.trainable_params,
             "adapter_bytes": len(weights),
             "train_seconds": finished.train_seconds,
@@ -325,6 +327,19 @@ def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mappin
             )
 
 
+def _over_tokens(evidence: pd.DataFrame) -> dict[str, float]:
+    """Return means over all tokens, where examples have numbers of tokens: a long example then counts for more."""
+    if "tokens" not in evidence or evidence.empty:
+        return {}
+    share = evidence["tokens"] / evidence["tokens"].sum()  # (N,)
+    loss = float((share * evidence["loss"]).sum())
+    return {
+        "eval_token_loss": loss,
+        "eval_perplexity": math.exp(min(loss, 700.0)),
+        "eval_token_accuracy": float((share * evidence["score"]).sum()),
+    }
+
+
 def _evidence_bytes(finished: "FinishedTrial") -> bytes:
     trial = finished.trial
     frame = finished.evidence
@@ -334,7 +349,8 @@ def _evidence_bytes(finished: "FinishedTrial") -> bytes:
         rank=trial.rank, seed=trial.seed, learning_rate=trial.learning_rate, diverged=finished.diverged
     )
     buffer = io.BytesIO()
-    frame[list(EVIDENCE_COLUMNS)].to_parquet(buffer, index=False)
+    more = [name for name in frame.columns if name not in EVIDENCE_COLUMNS]
+    frame[[*EVIDENCE_COLUMNS, *more]].to_parquet(buffer, index=False)
     return buffer.getvalue()
 
 

@@ -7,13 +7,14 @@ from safetensors.torch import load_file, save_file
 
 from rankwise.engine.base_model import load_base
 from rankwise.errors import RequestError
+from rankwise.tasks.objectives import Classes
 from tests.conftest import save_tokenizer
 
 LABELS = ("bad", "good")
 
 
 def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(tiny_model: Path, tmp_path: Path) -> None:
-    base = load_base(str(tiny_model), LABELS, ["all-linear"], [4])
+    base = load_base(str(tiny_model), Classes(LABELS), ["all-linear"], [4])
     assert base.fresh == ("classifier",)
     assert set(base.trained_in_full) == {"classifier"}
     assert base.model.config.id2label == {0: "bad", 1: "good"}
@@ -22,13 +23,13 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(tiny_model: Path
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = {key: value for key, value in load_file(tiny_model / "model.safetensors").items() if "pooler" not in key}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    base = load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
     assert set(base.fresh) == {"bert.pooler", "classifier"}
     assert not any("pooler" in name for name in base.targets)
 
 
 def test_there_is_no_dropout_anywhere(tiny_model: Path) -> None:
-    base = load_base(str(tiny_model), LABELS, ["all-linear"], [4])
+    base = load_base(str(tiny_model), Classes(LABELS), ["all-linear"], [4])
     base.model.train()
     tokens = torch.tensor([[2, 5, 6, 3]])
     assert torch.equal(base.model(input_ids=tokens).logits, base.model(input_ids=tokens).logits)
@@ -39,7 +40,7 @@ def test_a_decoder_without_padding_gets_one(tmp_path: Path) -> None:
 
     save_tokenizer(tmp_path)
     GPT2Model(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=24)).save_pretrained(tmp_path)
-    base = load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
     assert base.model.config.pad_token_id == base.tokenizer.pad_token_id is not None
     assert base.fresh == ("score",)
     assert base.longest == 24
@@ -57,7 +58,7 @@ def roberta(directory: Path) -> None:
 
 def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
     roberta(tmp_path)
-    base = load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
     assert base.longest == 32  # 34 positions, counted from behind the padding index 1
     base.model(input_ids=torch.full((1, base.longest), 5))
     with pytest.raises((IndexError, RuntimeError), match="index"):
@@ -81,13 +82,13 @@ def test_models_that_cannot_serve(tiny_model: Path, tmp_path: Path, break_it: An
         (tmp_path / file.name).write_bytes(file.read_bytes())
     break_it(tmp_path)
     with pytest.raises(RequestError, match=words) as caught:
-        load_base(str(tmp_path), LABELS, ["all-linear"], [4])
+        load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
     assert "\n" not in str(caught.value)
 
 
 def test_names_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no such directory"):
-        load_base(str(tmp_path / "absent"), LABELS, ["all-linear"], [4])
+        load_base(str(tmp_path / "absent"), Classes(LABELS), ["all-linear"], [4])
     (tmp_path / "file").write_text("x")
     with pytest.raises(RequestError, match="is a file, not a directory"):
-        load_base(str(tmp_path / "file"), LABELS, ["all-linear"], [4])
+        load_base(str(tmp_path / "file"), Classes(LABELS), ["all-linear"], [4])

@@ -6,14 +6,15 @@ import torch
 from rankwise.config import SweepConfig
 from rankwise.engine.base_model import load_base
 from rankwise.engine.evaluate import evaluate
-from rankwise.tasks.classification import encode, load_task
+from rankwise.tasks.classification import encode
+from rankwise.tasks.loading import load_task
 
 
 def test_scores_are_those_of_each_text_alone(tiny_model: Path, reviews: Path) -> None:
     task = load_task(SweepConfig(data=reviews))
-    base = load_base(str(tiny_model), task.label_names, ["all-linear"], [4])
+    base = load_base(str(tiny_model), task.objective, ["all-linear"], [4])
     held_out, _ = encode(task.held_out, base.tokenizer, 64)
-    table = evaluate(base.model, base.tokenizer, held_out)
+    table = evaluate(base.model, base.tokenizer, held_out, base.objective)
     assert list(table["example_id"]) == list(held_out.ids)
     with torch.no_grad():
         for row, (tokens, label) in enumerate(zip(held_out.input_ids, held_out.labels, strict=True)):

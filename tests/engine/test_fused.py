@@ -19,7 +19,9 @@ from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial
 from rankwise.tasks import samples
-from rankwise.tasks.classification import Encoded, encode, load_task
+from rankwise.tasks.base import Encoded
+from rankwise.tasks.classification import encode
+from rankwise.tasks.loading import load_task
 from tests.engine.tiny import PACKABLE, load_tiny
 
 RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
@@ -129,12 +131,12 @@ def test_gradients_are_those_of_peft(tiny: Tiny) -> None:
 def test_company_and_padding_change_no_logit(tiny: Tiny) -> None:
     base, train, _ = tiny
     trainee = Trainee(TRIALS[0], base, saved_modules(base), RECIPE, train)
-    sequences = train.input_ids[:24]
+    part = train.take(range(24))
     with torch.inference_mode(), packed_model(base) as model:
-        (together,) = model.logits([trainee], [sequences])
-        one_by_one = torch.cat([model.logits([trainee], [[tokens]])[0] for tokens in sequences])
-        backwards = model.logits([trainee], [sequences[::-1]])[0].flip(0)
-        with_others = model.logits([trainee] * 2, [train.input_ids[30:37], sequences])[1]
+        (together,) = model.logits([trainee], [part])
+        one_by_one = torch.cat([model.logits([trainee], [part.take([row])])[0] for row in range(24)])
+        backwards = model.logits([trainee], [part.take(range(23, -1, -1))])[0].flip(0)
+        with_others = model.logits([trainee] * 2, [train.take(range(30, 37)), part])[1]
     for other in (one_by_one, backwards, with_others):
         torch.testing.assert_close(other, together, rtol=0.0, atol=1e-6)
 
@@ -224,7 +226,7 @@ def test_a_base_that_cannot_run_packed_is_recognised(name: str, reason: str, tmp
 @pytest.mark.slow
 def test_minilm_trains_as_with_peft_and_the_trainer() -> None:
     task = load_task(SweepConfig())
-    base = load_base(str(samples.minilm_directory()), task.label_names, ["all-linear"], [8])
+    base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [8])
     train, held_out = (encode(part, base.tokenizer, 128)[0] for part in (task.train, task.held_out))
     train = Encoded(train.ids[:832], train.input_ids[:832], train.labels[:832])
     held_out = Encoded(held_out.ids[:64], held_out.input_ids[:64], held_out.labels[:64])

@@ -18,7 +18,7 @@ from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial
 from rankwise.errors import RequestError
 from rankwise.lora.libraries import quiet_libraries
-from rankwise.tasks.classification import Encoded
+from rankwise.tasks.base import Encoded
 from tests.engine.test_fused import assert_same_training
 from tests.engine.tiny import load_tiny
 

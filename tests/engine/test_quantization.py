@@ -20,6 +20,7 @@ from rankwise.engine.quantization import resident_tensors
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.errors import RequestError
+from rankwise.tasks.objectives import Classes
 from tests.engine.test_fused import assert_same_training
 from tests.engine.tiny import load_tiny
 
@@ -68,7 +69,7 @@ def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: 
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = {key: value for key, value in load_file(tiny_model / "model.safetensors").items() if "pooler" not in key}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    base = load_base(str(tmp_path), ("bad", "good"), "all-linear", [4], quantization="nf4")
+    base = load_base(str(tmp_path), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
     assert set(base.fresh) == {"bert.pooler", "classifier"}
     for name in base.trained_in_full:
         assert all(value.dtype == torch.float32 for value in base.model.get_submodule(name).parameters())
@@ -88,5 +89,5 @@ def test_memory_counts_the_scales(tmp_path: Path) -> None:
 def test_without_bitsandbytes_there_is_one_clear_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"'nf4' needs the package 'bitsandbytes': pip install 'rankwise\[qlora\]'"):
-        load_base(str(tiny_model), ("bad", "good"), "all-linear", [4], quantization="nf4")
+        load_base(str(tiny_model), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
     assert SweepConfig(quantization="nf4").quantization == "nf4"  # the request itself is in order

@@ -16,21 +16,23 @@ from rankwise.engine.fresh import put_on_adapter, saved_modules
 from rankwise.engine.order import epoch_batches
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial
-from rankwise.tasks.classification import ClassificationTask, encode, load_task
+from rankwise.tasks.base import Task
+from rankwise.tasks.classification import encode
+from rankwise.tasks.loading import load_task
 from tests.conftest import make_reviews, save_tokenizer
 
 RECIPE = Recipe(epochs=2, batch_size=8)
 TRIAL = Trial(rank=4, seed=3, learning_rate=5e-3, lora_alpha=4)
 
 
-def engine_for(model: Path, task: ClassificationTask, recipe: Recipe = RECIPE) -> ReferenceEngine:
-    base = load_base(str(model), task.label_names, ["all-linear"], [4])
+def engine_for(model: Path, task: Task, recipe: Recipe = RECIPE) -> ReferenceEngine:
+    base = load_base(str(model), task.objective, ["all-linear"], [4])
     train, held_out = (encode(part, base.tokenizer, base.longest)[0] for part in (task.train, task.held_out))
     return ReferenceEngine(base, train, held_out, recipe)
 
 
 @pytest.fixture
-def task(reviews: Path) -> ClassificationTask:
+def task(reviews: Path) -> Task:
     return load_task(SweepConfig(data=reviews))
 
 
@@ -38,13 +40,13 @@ def train_one(engine: ReferenceEngine, trial: Trial = TRIAL) -> FinishedTrial:
     return next(iter(engine.train([trial])))
 
 
-def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: ClassificationTask) -> None:
+def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Task) -> None:
     """The same trial by hand: PEFT, AdamW, clipping, linear warm-up and decay, batches in the promised order."""
     engine = engine_for(tiny_model, task)
     finished = train_one(engine)
     base, examples = engine.base, engine.examples
     initial = put_on_adapter(engine.base, TRIAL, saved_modules(engine.base)).state_dict()
-    fresh = load_base(base.name, task.label_names, ["all-linear"], [4])
+    fresh = load_base(base.name, task.objective, ["all-linear"], [4])
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=4, lora_alpha=4, target_modules="all-linear", modules_to_save=["classifier"]
     )
@@ -71,7 +73,7 @@ def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Classification
     assert len(finished.steps) == len(batches)
 
 
-def test_a_trial_depends_on_nothing_but_itself(tiny_model: Path, task: ClassificationTask) -> None:
+def test_a_trial_depends_on_nothing_but_itself(tiny_model: Path, task: Task) -> None:
     other = Trial(rank=2, seed=5, learning_rate=1e-2, lora_alpha=2)
     alone = train_one(engine_for(tiny_model, task))
     engine = engine_for(tiny_model, task)
@@ -82,7 +84,7 @@ def test_a_trial_depends_on_nothing_but_itself(tiny_model: Path, task: Classific
         assert all(torch.equal(finished.adapter[key], value) for key, value in alone.adapter.items())
 
 
-def test_the_seed_sets_head_adapter_and_order(tiny_model: Path, task: ClassificationTask) -> None:
+def test_the_seed_sets_head_adapter_and_order(tiny_model: Path, task: Task) -> None:
     engine = engine_for(tiny_model, task)
     states: list[dict[str, torch.Tensor]] = []
     for seed in (0, 0, 1):
@@ -108,7 +110,7 @@ def test_it_learns_and_the_base_stays_as_it_was(tiny_model: Path, tmp_path: Path
     assert all(torch.equal(engine.base.model.state_dict()[key], value) for key, value in before.items())
 
 
-def test_counts_and_times(tiny_model: Path, task: ClassificationTask) -> None:
+def test_counts_and_times(tiny_model: Path, task: Task) -> None:
     shares: list[float] = []
     engine = engine_for(tiny_model, task)
     engine.on_work = shares.append
@@ -123,7 +125,7 @@ def test_counts_and_times(tiny_model: Path, task: ClassificationTask) -> None:
     assert finished.peak_memory_bytes > weights + 12 * finished.trainable_params
 
 
-def test_a_trial_that_diverges_is_recorded_and_the_next_one_runs(tiny_model: Path, task: ClassificationTask) -> None:
+def test_a_trial_that_diverges_is_recorded_and_the_next_one_runs(tiny_model: Path, task: Task) -> None:
     engine = engine_for(tiny_model, task)
     wild = Trial(rank=4, seed=0, learning_rate=1e30, lora_alpha=4)
     diverged, fine = engine.train([wild, TRIAL])

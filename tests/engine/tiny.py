@@ -1,14 +1,18 @@
 """Tiny random classifiers of many architectures, on disk, with the made-up reviews' tokenizer."""
 
+import random
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankwise.config import SweepConfig
 from rankwise.engine.base_model import BaseModel, load_base
-from rankwise.tasks.classification import Encoded, encode, load_task
+from rankwise.tasks.base import Encoded
+from rankwise.tasks.classification import encode
+from rankwise.tasks.loading import load_task
 from tests.conftest import make_reviews, save_tokenizer
 
 SIZE = {
@@ -58,12 +62,51 @@ def load_tiny(
     make_reviews(800).to_csv(data, index=False)
     task = load_task(SweepConfig(data=data))
     model, targets = str(save_tiny(name, directory)), TARGETS.get(name, ["all-linear"])
-    base = load_base(model, task.label_names, targets, ranks, quantization=quantization)
+    base = load_base(model, task.objective, targets, ranks, quantization=quantization)
     train, held_out = (
-        Encoded(part.ids[:count], part.input_ids[:count], part.labels[:count])
-        for part, count in (
-            (encode(task.train, base.tokenizer, 64)[0], 400),
-            (encode(task.held_out, base.tokenizer, 64)[0], 40),
-        )
+        encode(part, base.tokenizer, 64)[0].take(range(count))
+        for part, count in ((task.train, 400), (task.held_out, 40))
     )
     return base, train, held_out
+
+
+CHAT = (
+    "{% for m in messages %}{{ 'film ' if m.role == 'user' else 'actor ' }}{{ m.content }}{{ ' [SEP] ' }}{% endfor %}"
+    "{% if add_generation_prompt %}actor {% endif %}"
+)
+
+
+def save_tiny_lm(name: str, directory: Path, **changes: Any) -> Path:
+    """Save a tiny causal language model, whose tokenizer ends texts with [SEP] and has a chat template."""
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    settings = {**PACKABLE[name], **special, "vocab_size": save_tokenizer(directory), **changes}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **settings)).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.eos_token, tokenizer.chat_template = "[SEP]", CHAT
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def make_dialogues(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return made-up dialogues of one or two questions, as ``messages``; an answer repeats words of its question."""
+    table, chooser = make_reviews(2 * count, seed), random.Random(seed)
+    texts = iter(table["text"])
+    dialogues: list[dict[str, Any]] = []
+    for _ in range(count):
+        turns = []
+        for _ in range(chooser.randint(1, 2)):
+            asked = next(texts)
+            turns += [("user", asked), ("assistant", " ".join(asked.split()[: chooser.randint(1, 4)]))]
+        dialogues.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    return dialogues
+
+
+def load_tiny_lm(name: str, directory: Path, ranks: tuple[int, ...] = (4,)) -> tuple[BaseModel, Encoded, Encoded]:
+    """Return a tiny causal language model with 400 training and 40 held-out dialogues."""
+    data = directory / "dialogues.jsonl"
+    pd.DataFrame(make_dialogues(600)).to_json(data, orient="records", lines=True)
+    task = load_task(SweepConfig(data=data))
+    base = load_base(str(save_tiny_lm(name, directory)), task.objective, ["all-linear"], ranks)
+    train, held_out = (task.encoder(part, base.tokenizer, 64)[0] for part in (task.train, task.held_out))
+    return base, train.take(range(400)), held_out.take(range(40))

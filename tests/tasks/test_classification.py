@@ -8,7 +8,10 @@ from scipy.special import log_softmax
 
 from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
-from rankwise.tasks.classification import encode, load_task, losses_and_scores, sort_labels
+from rankwise.tasks.base import Encoded
+from rankwise.tasks.classification import encode, sort_labels
+from rankwise.tasks.loading import load_task
+from rankwise.tasks.objectives import Classes
 from rankwise.tasks.split import stratified_split
 from tests.conftest import make_reviews
 
@@ -16,11 +19,13 @@ from tests.conftest import make_reviews
 def test_own_data_is_split_into_three(reviews: Path) -> None:
     task = load_task(SweepConfig(data=reviews))
     assert (len(task.train), len(task.held_out), len(task.test)) == (84, 24, 12)
-    assert task.label_names == ("0", "1")
+    assert task.objective.label_names == ("0", "1")
     table = pd.read_csv(reviews)
     for part in (task.train, task.held_out, task.test):
-        assert list(part.texts) == list(table["text"][list(part.ids)])
-        assert [task.label_names[label] for label in part.labels] == [str(x) for x in table["label"][list(part.ids)]]
+        assert list(part.inputs) == list(table["text"][list(part.ids)])
+        assert [task.objective.label_names[label] for label in part.labels] == [
+            str(x) for x in table["label"][list(part.ids)]
+        ]
 
 
 def test_train_examples_take_from_the_training_part_only(reviews: Path) -> None:
@@ -85,10 +90,11 @@ def test_one_column_cannot_be_texts_and_labels(reviews: Path) -> None:
 def test_loss_and_score_against_scipy() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 3)) * 20
     labels = np.arange(50) % 3
-    loss, score = losses_and_scores(torch.tensor(logits, dtype=torch.float32), torch.tensor(labels))
+    examples = Encoded(tuple(range(50)), [[1]] * 50, tuple(labels.tolist()))
+    measured = Classes(("a", "b", "c")).measure(torch.tensor(logits, dtype=torch.float32), examples)
     expected = -log_softmax(logits.astype(np.float32).astype(float), axis=1)[np.arange(50), labels]
-    np.testing.assert_allclose(loss, expected, rtol=1e-12, atol=1e-15)
-    np.testing.assert_array_equal(score, logits.argmax(1) == labels)
+    np.testing.assert_allclose(measured["loss"], expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(measured["score"], logits.argmax(1) == labels)
 
 
 def test_long_texts_are_cut_and_counted(tiny_model: Path, reviews: Path) -> None:
@@ -96,7 +102,7 @@ def test_long_texts_are_cut_and_counted(tiny_model: Path, reviews: Path) -> None
 
     task = load_task(SweepConfig(data=reviews))
     encoded, cut = encode(task.train, AutoTokenizer.from_pretrained(tiny_model), max_length=8)
-    words = [len(text.split()) for text in task.train.texts]
+    words = [len(text.split()) for text in task.train.inputs]
     assert cut == sum(count + 2 > 8 for count in words)  # [CLS] and [SEP]
     assert encoded.lengths == [min(8, count + 2) for count in words]
 
@@ -108,8 +114,8 @@ def test_copies_of_a_text_stay_in_one_part(tmp_path: Path) -> None:
     twice = tmp_path / "twice.csv"
     pd.concat([table, table, table.head(5)]).to_csv(twice, index=False)
     one, other = load_task(SweepConfig(data=alone)), load_task(SweepConfig(data=twice))
-    parts = [set(part.texts) for part in (other.train, other.held_out, other.test)]
-    assert parts == [set(part.texts) for part in (one.train, one.held_out, one.test)]
+    parts = [set(part.inputs) for part in (other.train, other.held_out, other.test)]
+    assert parts == [set(part.inputs) for part in (one.train, one.held_out, one.test)]
     assert sum(map(len, (other.train, other.held_out, other.test))) == 2 * len(table) + 5
     assert any(f"{len(table) + 5} of {2 * len(table) + 5} texts are copies" in note for note in other.notes)
     assert not any("copies" in note for note in one.notes)

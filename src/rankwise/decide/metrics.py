@@ -24,6 +24,7 @@ HIGHER = {
     "spearmanr", "correlation", "mcc", "matthews", "kappa", "auc", "auroc", "auprc", "precision", "recall", "map",
     "mrr", "ndcg", "r2", "pass", "correct", "similarity", "likelihood", "winrate", "iou",
 }  # fmt: skip
+NEGATIVE = {"neg", "negative"}  # of an error, as in scikit-learn's neg_mean_squared_error: more is better
 CORRELATIONS = {"pearson", "pearsonr", "spearman", "spearmanr", "correlation", "mcc", "matthews"}  # from -1 to 1
 # Shares that are as often given in percent.
 PERCENT = {"accuracy", "acc", "f1", "em", "exact", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum"}
@@ -67,7 +68,7 @@ def higher_is_better(metric: str) -> bool | None:
     if words & SPREAD:
         return None
     if words & LOWER:
-        return False
+        return bool(words & NEGATIVE)
     return True if words & HIGHER else None
 
 

@@ -15,8 +15,10 @@ from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
-from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, warnings_of, why, why_not, why_nothing
+from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, Wording, warnings_of, why, why_not, why_nothing
 from rankwise.errors import RequestError
+
+PLAIN = Wording()
 
 
 def select(
@@ -30,6 +32,7 @@ def select(
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
+    wording: Wording = PLAIN,
     trained_at: int | None = None,
 ) -> Decision:
     """Choose the smallest rank that is not worse than any other by more than the margin.
@@ -56,6 +59,7 @@ def select(
             underfitting from overfitting.
         guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: ranks that
             do not get clearly below it have learnt nothing, and are not chosen from.
+        wording: how the decision's sentences speak of the loss.
         trained_at: the ranks below this one were not trained: they are cuts of adapters of this rank, so that the
             answer is which rank to keep. Whether a rank underfits is then no question.
 
@@ -96,6 +100,7 @@ def select(
         score_margin=score_margin,
         histories=histories,
         guess_loss=guess_loss,
+        wording=wording,
         trained_at=trained_at,
     )
     return replace(decision, warnings=(warning, *decision.warnings)) if warning else decision
@@ -111,6 +116,7 @@ def decide(
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
     guess_loss: float | None = None,
+    wording: Wording = PLAIN,
     trained_at: int | None = None,
 ) -> Decision:
     """Apply the rule of `select` to runs, ranks ascending."""
@@ -125,11 +131,11 @@ def decide(
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
     following = None
     if fit:
-        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence, trained_at)
+        reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence, wording, trained_at)
     elif worst and losses and guess_loss is not None and nothing_learnt:
-        reason = why_nothing(losses, means, guess_loss)
+        reason = why_nothing(losses, means, guess_loss, wording)
     else:
-        reason = why_not(costs, worst, metric, margin, confidence)
+        reason = why_not(costs, worst, metric, margin, confidence, wording)
         if worst and len(runs) > 1:
             following = next_step(costs, margin, confidence)
             reason += "" if following else NOTHING_WOULD

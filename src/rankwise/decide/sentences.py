@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rankwise.decide.compare import Comparison
 from rankwise.decide.decision import Interval
@@ -20,9 +21,21 @@ LEARN_FIRST = (
 )
 
 
-def _name(metric: str) -> tuple[str, str, str]:
-    """Return how a sentence names the metric, its unit, and the side that is worse."""
-    return ("held-out loss", " nats", "above") if metric == "loss" else (metric, "", "worse than")
+@dataclass(frozen=True)
+class Wording:
+    """How sentences speak of a task's loss.
+
+    Attributes:
+        unit: of the loss.
+        guess: what gives the loss that has to be beaten.
+    """
+
+    unit: str = "nats"
+    guess: str = "guessing by the classes' shares"
+
+    def name(self, metric: str) -> tuple[str, str, str]:
+        """Return how a sentence names the metric, its unit, and the side that is worse."""
+        return ("held-out loss", f" {self.unit}", "above") if metric == "loss" else (metric, "", "worse than")
 
 
 def why(
@@ -32,13 +45,14 @@ def why(
     metric: str,
     margin: float,
     confidence: float,
+    wording: Wording,
     trained_at: int | None,
 ) -> str:
     """Say why a rank was selected; ``worst`` is its bound, and the rank that sets it."""
     answer = f"Train at rank {rank}"
     if trained_at is not None:
         answer = f"Keep rank {rank} of an adapter trained at rank {trained_at}"
-    (name, unit, side), (bound, other) = _name(metric), worst
+    (name, unit, side), (bound, other) = wording.name(metric), worst
     return (
         f"{answer}: it is the smallest whose {name} is, with {confidence:.0%} confidence, at most {margin:.3g}{unit} "
         f"{side} that of every other rank tried ({', '.join(map(str, costs.ranks))}); the bound is {bound:+.4f}, "
@@ -47,7 +61,12 @@ def why(
 
 
 def why_not(
-    costs: Comparison, worst: dict[int, tuple[float, int]], metric: str, margin: float, confidence: float
+    costs: Comparison,
+    worst: dict[int, tuple[float, int]],
+    metric: str,
+    margin: float,
+    confidence: float,
+    wording: Wording,
 ) -> str:
     """Say why no rank was selected; ``worst`` holds each rank's bound, nothing where no noise is known."""
     if len(costs.ranks) < 2:
@@ -62,7 +81,7 @@ def why_not(
             "There is a single number for each rank, and nothing says how much it would vary: run at least 2 seeds, "
             "keep results per example, or state the noise that you know."
         )
-    (name, unit, side), rank = _name(metric), min(worst, key=lambda r: worst[r][0])
+    (name, unit, side), rank = wording.name(metric), min(worst, key=lambda r: worst[r][0])
     bound, other = worst[rank]
     if not math.isfinite(bound):
         return "The ranks share no seed, and no rank has two, so that nothing says how much seeds vary: run at least 2."
@@ -73,12 +92,12 @@ def why_not(
     )
 
 
-def why_nothing(losses: Comparison, means: dict[int, Interval], guess_loss: float) -> str:
+def why_nothing(losses: Comparison, means: dict[int, Interval], guess_loss: float, wording: Wording) -> str:
     """Say that no rank is shown to have learnt anything; ``means`` holds the intervals of the ranks' losses."""
     rank = min(means, key=lambda r: means[r][1])
     return (
         f"No rank is shown to have learnt anything: the nearest is rank {rank}, whose held-out loss of "
-        f"{losses.values[rank].mean():.4f} nats may be up to {means[rank][1]:.4f}, and guessing by the classes' shares "
+        f"{losses.values[rank].mean():.4f} {wording.unit} may be up to {means[rank][1]:.4f}, and {wording.guess} "
         f"gives {guess_loss:.4f}."
     )
 

@@ -1,5 +1,6 @@
 """The frozen base: found, checked, loaded once."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +14,22 @@ from rankwise.engine.quantization import check_quantization, is_quantized, loadi
 from rankwise.errors import RequestError
 from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.lora.targets import check_ranks, find_targets
-from rankwise.model_files import check_model_files
+from rankwise.model_files import check_model_files, load_arguments
+from rankwise.tasks.base import Objective
 
-HEAD_NAMES = ("classifier", "score")  # PEFT trains and saves modules of these names for SEQ_CLS
+AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
+HEAD_NAMES = {"SEQ_CLS": ("classifier", "score"), "CAUSAL_LM": ()}  # which PEFT trains and saves by itself
 
 
 @dataclass
 class BaseModel:
-    """A frozen base model for sequence classification, shared by all trials.
+    """A frozen base model, shared by all trials.
 
     Attributes:
         model: without adapters; no dropout anywhere, so that a trial is a function of its seed alone.
         tokenizer: of the model.
-        name: directory or hub id.
+        name: directory, GGUF file or hub id.
+        objective: what its head is for.
         fresh: modules without weights in the checkpoint, drawn anew for each seed.
         trained_in_full: modules that every trial trains and saves beside its adapter: the fresh ones (or a saved
             adapter could not be put back on its base) and the head.
@@ -36,6 +40,7 @@ class BaseModel:
     model: nn.Module
     tokenizer: Any
     name: str
+    objective: Objective
     fresh: tuple[str, ...]
     trained_in_full: tuple[str, ...]
     targets: dict[str, tuple[int, int]]
@@ -44,49 +49,50 @@ class BaseModel:
 
 def load_base(
     name: str,
-    label_names: Sequence[str],
+    objective: Objective,
     target_modules: str | Sequence[str],
     ranks: Sequence[int],
     trust_remote_code: bool = False,
     quantization: str = "none",
 ) -> BaseModel:
-    """Load a base with a classification head for the given classes.
+    """Load a base with the head that an objective needs.
 
     Args:
-        name: directory or hub id.
-        label_names: the classes.
+        name: directory, GGUF file or hub id.
+        objective: what its head is for.
         target_modules: as in `rankwise.config.SweepConfig`.
         ranks: to be trained.
         trust_remote_code: run Python code that comes with the model.
         quantization: of the frozen linear layers, one of `rankwise.config.QUANTIZATIONS`.
 
     Raises:
-        RequestError: the model cannot be loaded, the target modules match nothing, or a rank is too large.
+        RequestError: the model cannot be loaded, has no head to generate text where that is the task, the target
+            modules match nothing, or a rank is too large.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    import transformers
 
     check_model_files(name)
     check_quantization(quantization)
-    keep: tuple[str, ...] = HEAD_NAMES
+    place, file = load_arguments(name)
+    auto_class = getattr(transformers, AUTO_CLASSES[objective.task_type])
+    head_names = HEAD_NAMES[objective.task_type]
+    keep: tuple[str, ...] = head_names
     with quiet_libraries():
         try:
             # Fresh weights are drawn again for each seed; this seed only makes loading repeatable.
             torch.manual_seed(0)
-            config = AutoConfig.from_pretrained(
-                name,
-                num_labels=len(label_names),
-                id2label=dict(enumerate(label_names)),
-                label2id={label: index for index, label in enumerate(label_names)},
-                trust_remote_code=trust_remote_code,
+            config = transformers.AutoConfig.from_pretrained(
+                place, **file, **objective.settings, trust_remote_code=trust_remote_code
             )
             _remove_dropout(config)
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **file, trust_remote_code=trust_remote_code)
             while True:
-                model, info = AutoModelForSequenceClassification.from_pretrained(
-                    name,
+                model, info = auto_class.from_pretrained(
+                    place,
+                    **file,
+                    use_safetensors=None if file else True,
                     config=config,
                     dtype=torch.float32,
-                    use_safetensors=True,
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     trust_remote_code=trust_remote_code,
@@ -108,20 +114,41 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.padding_side = "right"  # so that places in a sequence stay where they are
+    if "token_type_ids" not in inspect.signature(model.base_model.forward).parameters:
+        tokenizer.model_input_names = [key for key in tokenizer.model_input_names if key != "token_type_ids"]
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
     if quantization != "none":
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # what is not quantised to fp32
-    heads = [head for head in HEAD_NAMES if hasattr(model, head) and head not in fresh]
+    if objective.task_type == "CAUSAL_LM":
+        _check_causal(name, model, fresh)
+    heads = [head for head in head_names if hasattr(model, head) and head not in fresh]
     trained_in_full = (*fresh, *heads)
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
     if quantization == "none":  # a quantised base is loaded where it runs
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         model = model.to(device)
-    return BaseModel(model, tokenizer, name, fresh, trained_in_full, targets, _longest_input(model, tokenizer))
+    longest = _longest_input(model, tokenizer)
+    return BaseModel(model, tokenizer, name, objective, fresh, trained_in_full, targets, longest)
+
+
+def _check_causal(name: str, model: Any, fresh: Sequence[str]) -> None:
+    """Refuse what cannot be tuned to write: an encoder, which sees what it is to tell, or a head without weights."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    if model.config.model_type in ENCODERS and not getattr(model.config, "is_decoder", False):
+        raise RequestError(
+            f"model {name!r} is an encoder ({model.config.model_type}), which cannot write text; "
+            "task sft needs a causal language model"
+        )
+    if fresh:
+        raise RequestError(
+            f"model {name!r} has no weights for {fresh[0]}; task sft needs a whole causal language model"
+        )
 
 
 def _remove_dropout(config: Any) -> None:

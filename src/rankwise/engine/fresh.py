@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import set_seed
 
 from rankwise.engine.base_model import BaseModel
@@ -47,7 +47,7 @@ def put_on_adapter(
     return get_peft_model(
         model,
         LoraConfig(
-            task_type=TaskType.SEQ_CLS,
+            task_type=base.objective.task_type,
             r=trial.rank,
             lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
             use_rslora=trial.use_rslora,
@@ -56,9 +56,17 @@ def put_on_adapter(
             init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]
             eva_config=EvaConfig(rho=1.0) if init == "eva" else None,  # which leaves every layer its rank
             target_modules=list(base.targets),
-            modules_to_save=list(base.trained_in_full),
+            modules_to_save=list(base.trained_in_full) or None,
         ),
     )
+
+
+def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return the adapter's parameters under PEFT's names.
+
+    Embeddings stay out: none is trained, and asked to find out by itself PEFT would look the base up at the hub.
+    """
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def json_config(model: PeftModel) -> dict[str, Any]:

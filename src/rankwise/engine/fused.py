@@ -8,10 +8,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import cross_entropy
 
 from rankwise.engine.base_model import BaseModel
-from rankwise.engine.evaluate import length_batches
+from rankwise.engine.evaluate import Results, length_batches
 from rankwise.engine.fresh import saved_modules
 from rankwise.engine.loaded import Loaded
 from rankwise.engine.measure import peak_live_bytes
@@ -22,7 +21,7 @@ from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.libraries import quiet_libraries
-from rankwise.tasks.classification import Encoded, evidence_frame, losses_and_scores
+from rankwise.tasks.base import Encoded
 
 SOLO_STEPS = 5  # after a pack's training, trial by trial, to see what each would take alone
 
@@ -158,10 +157,11 @@ class FusedEngine:
         self, model: PackedModel, trainees: Sequence[Trainee], batches: Sequence[Sequence[int]]
     ) -> list[float]:
         """Run forward and backward, each trial on its own batch; return each trial's mean loss."""
-        sequences = [[self.examples.input_ids[row] for row in batch] for batch in batches]
-        labels = [torch.tensor([self.examples.labels[row] for row in batch], device=model.device) for batch in batches]
-        logits = model.logits(trainees, sequences)  # K of (n_k, classes)
-        losses = [cross_entropy(*pair) for pair in zip(logits, labels, strict=True)]
+        objective = self.base.objective
+        parts = [self.examples.take(batch) for batch in batches]
+        targets = [objective.targets(part).to(model.device) for part in parts]
+        logits = model.logits(trainees, parts)  # K of (m_k, outputs)
+        losses = [objective.loss(*pair) for pair in zip(logits, targets, strict=True)]
         torch.autograd.backward(losses)
         return torch.stack(losses).tolist()
 
@@ -169,15 +169,14 @@ class FusedEngine:
         """Score every held-out example with every trial, one pass for all of them."""
         examples = self.held_out
         self.base.model.eval()
-        results = np.empty((len(trials), 2, len(examples)))
+        results = [Results(examples) for _ in trials]
         with torch.inference_mode():
-            for rows in length_batches(examples.lengths, model.device, len(trials)) if trials else ():
-                labels = torch.tensor([examples.labels[row] for row in rows])  # (n,)
-                sequences = [examples.input_ids[row] for row in rows]
-                logits = model.logits(trials, [sequences] * len(trials))  # K of (n, classes)
+            for rows in length_batches(examples, model.device, len(trials)) if trials else ():
+                part = examples.take(rows)
+                logits = model.logits(trials, [part] * len(trials))  # K of (m, outputs)
                 for result, own in zip(results, logits, strict=True):
-                    result[:, rows] = losses_and_scores(own, labels)
-        return [evidence_frame(examples.ids, loss, score) for loss, score in results]
+                    result.put(rows, self.base.objective.measure(own, part))
+        return [result.frame() for result in results]
 
     def _peak_memory(self, model: PackedModel, trainee: Trainee) -> int:
         """Measure one more step on the longest examples; its result is thrown away with the trial."""

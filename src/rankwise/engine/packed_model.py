@@ -1,4 +1,4 @@
-"""A frozen sequence classifier on packed tokens, with the adapters and heads of several trials."""
+"""A frozen model on packed tokens, with the adapters and heads of several trials."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +12,12 @@ from torch import nn
 
 from rankwise.engine import attention
 from rankwise.engine.base_model import BaseModel
+from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused_linear import Factors, Stretches, fused_layers, is_fusable
 from rankwise.engine.heads import Head, find_head
 from rankwise.engine.packing import Packing, packed
 from rankwise.lora.libraries import quiet_libraries
-from rankwise.tasks.classification import Encoded
+from rankwise.tasks.base import Encoded
 
 CLOSE = 1e-3  # of the largest logit: what packed and padded logits may differ by; rounding is a thousandth of it
 
@@ -63,34 +64,50 @@ class PackedModel:
         # RoBERTa counts positions from behind the padding index.
         self.first_position = max((index + 1 for index in positions if index is not None), default=0)
 
-    def logits(self, trials: Sequence[Adapted], sequences: Sequence[Sequence[Sequence[int]]]) -> list[torch.Tensor]:
-        """Run every trial on its own sequences, in one pass.
+    def logits(self, trials: Sequence[Adapted], parts: Sequence[Encoded]) -> list[torch.Tensor]:
+        """Run every trial on its own examples, in one pass.
 
         Args:
             trials: K of them.
-            sequences: the token ids of each trial's sequences, K lists of n_k.
+            parts: the examples of each trial, n_k of them.
 
         Returns:
-            Logits, K tensors of (n_k, classes).
+            Logits, K tensors of (n_k, outputs), or of (m_k, vocabulary) for the m_k places to be told.
         """
-        packing = Packing([tokens for own in sequences for tokens in own], self.device)
-        self._give(trials, [sum(len(tokens) for tokens in own) for own in sequences])
+        packing = Packing([tokens for part in parts for tokens in part.input_ids], self.device)
+        self._give(trials, [sum(part.lengths) for part in parts])
         on = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
-        speakers = packing.first if self.head.token == "first" else packing.last  # (N,)
-        counts = [len(own) for own in sequences]
+        speakers, counts = self._speakers(packing, parts)  # (N,) and K
         self._speaking.rows, self._speaking.give = speakers, partial(self._give, trials, counts)
         with packed(packing), on:
             hidden = self.model.base_model(  # type: ignore[operator]
-                input_ids=packing.input_ids, position_ids=packing.position_ids + self.first_position
+                input_ids=packing.input_ids,
+                position_ids=packing.position_ids + self.first_position,
+                **self._segments(parts),
             ).last_hidden_state[0]  # (T, H)
             if self.closing is None:
                 hidden = hidden.index_select(0, speakers)  # (N, H)
             by_trial = hidden.split(counts)
             logits = []
             for trial, rows in zip(trials, by_trial, strict=True):
-                self._give([trial], [len(rows)])  # BERT's pooler is a target as well, on one row a sequence
+                self._give([trial], [len(rows)])  # the head's layers may be targets as well, as BERT's pooler is
                 logits.append(self.head.logits({name: self._module(trial, name) for name in self.head.names}, rows))
         return logits if self.autocast is None else [own.float() for own in logits]
+
+    def _speakers(self, packing: Packing, parts: Sequence[Encoded]) -> tuple[torch.Tensor, list[int]]:
+        """Return the tokens that go to the head, (N,), and how many of them each trial has."""
+        if self.head.token != "places":
+            return packing.first if self.head.token == "first" else packing.last, [len(part) for part in parts]
+        places = [own for part in parts for own in part.places or ()]
+        starts = packing.first.tolist()
+        rows = [start + place for start, own in zip(starts, places, strict=True) for place in own]
+        counts = [sum(map(len, part.places or ())) for part in parts]
+        return torch.tensor(rows, device=self.device), counts
+
+    def _segments(self, parts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Return which of two texts each token is of, where the tokenizer tells, (1, T)."""
+        segments = [own for part in parts for one in part.token_type_ids or () for own in one]
+        return {"token_type_ids": torch.tensor([segments], device=self.device)} if segments else {}
 
     @contextmanager
     def closing_early(self) -> Iterator[None]:
@@ -176,17 +193,16 @@ def why_not(base: BaseModel, examples: Encoded) -> str | None:
     other = [name for name in base.targets if not is_fusable(model.get_submodule(name))]
     if other:
         return f"{other[0]} is a {type(model.get_submodule(other[0])).__name__}"
-    by_length = sorted(examples.input_ids, key=len)
-    sequences = [by_length[0], by_length[len(by_length) // 2]]
+    by_length = sorted(range(len(examples)), key=examples.lengths.__getitem__)
+    two = examples.take([by_length[0], by_length[len(by_length) // 2]])
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), quiet_libraries():
-            batch = base.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
-            padded = model(**batch.to(next(model.parameters()).device)).logits  # (2, classes)
+            padded = padded_logits(model, base.tokenizer, two)  # (M, outputs)
             try:
                 with packed_model(base) as packed_base:
-                    (ours,) = packed_base.logits([_Bare()], [sequences])  # (2, classes)
+                    (ours,) = packed_base.logits([_Bare()], [two])  # (M, outputs)
             except Exception as error:  # whatever a model that is not made for this raises
                 return f"{type(model).__name__} does not take packed sequences ({type(error).__name__})"
     finally:

@@ -30,21 +30,23 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
 
     Args:
         quantization: one of `rankwise.config.QUANTIZATIONS`.
-        keep: modules that stay as they are: those trained in full.
+        keep: modules that stay as they are: those trained in full. None named, the output layer does, as transformers
+            has it.
     """
     if quantization == "none":
         return {}
     from transformers import BitsAndBytesConfig
 
+    skip = list(keep) or None
     if quantization == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(keep))}
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)}
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=quantization == "nf4-dq",
         bnb_4bit_compute_dtype=torch.bfloat16 if has_bf16 else torch.float32,
-        llm_int8_skip_modules=list(keep),  # of 4-bit layers as well
+        llm_int8_skip_modules=skip,  # of 4-bit layers as well
     )
     return {"quantization_config": config}
 

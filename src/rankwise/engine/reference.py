@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import (
+    DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
     PrinterCallback,
     ProgressCallback,
@@ -24,7 +25,7 @@ from transformers import (
 from rankwise.config import BASE_CHANGING_INITS
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.evaluate import evaluate
-from rankwise.engine.fresh import json_config, put_on_adapter, saved_modules
+from rankwise.engine.fresh import adapter_state, json_config, put_on_adapter, saved_modules
 from rankwise.engine.inits import EVA_BATCH, base_kept, draw_from_data
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.order import EpochOrder, epoch_batches
@@ -34,7 +35,7 @@ from rankwise.lora.adapter import Adapter
 from rankwise.lora.adapter_files import write_adapter
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.lora.original_base import for_original_base
-from rankwise.tasks.classification import Encoded
+from rankwise.tasks.base import Encoded
 
 LOGGED = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
 
@@ -102,7 +103,7 @@ class ReferenceEngine:
                     model=model,
                     args=self._arguments(trial, scratch),
                     train_dataset=_Rows(self.examples),
-                    data_collator=DataCollatorWithPadding(self.base.tokenizer),
+                    data_collator=_collator(self.base),
                     callbacks=[watch],
                     optimizers=(self._own_optimizer(model, trial), None),
                 )
@@ -118,7 +119,7 @@ class ReferenceEngine:
             if recipe.init in BASE_CHANGING_INITS and not watch.diverged:
                 adapter = for_original_base(adapter, Adapter(initial, adapter.config))
             start = time.perf_counter()
-            evidence = no_evidence() if watch.diverged else evaluate(model, self.base.tokenizer, self.held_out)
+            evidence = no_evidence() if watch.diverged else self._evaluate(model)
             eval_seconds = time.perf_counter() - start
             self.on_work(1.0 - self.train_share * watch.seen / self.total_steps)
             diverged = watch.diverged or not bool(evidence["loss"].map(math.isfinite).all())
@@ -139,6 +140,9 @@ class ReferenceEngine:
         finally:
             model.unload()
 
+    def _evaluate(self, model: nn.Module) -> pd.DataFrame:
+        return evaluate(model, self.base.tokenizer, self.held_out, self.base.objective)
+
     def _own_optimizer(self, model: PeftModel, trial: Trial) -> torch.optim.Optimizer | None:
         """Return the optimizer of LoRA+; None where the Trainer makes one."""
         ratio = self.recipe.loraplus_ratio
@@ -154,8 +158,7 @@ class ReferenceEngine:
         draw_from_data(model, trial.rank, [batch for batch in batches if len(batch) == size], self._padded)
 
     def _padded(self, rows: Sequence[int]) -> Any:
-        examples = _Rows(self.examples)
-        return DataCollatorWithPadding(self.base.tokenizer)([examples[row] for row in rows])
+        return _collator(self.base)([self.examples.features(row) for row in rows])
 
     @property
     def total_steps(self) -> int:
@@ -206,8 +209,7 @@ class ReferenceEngine:
 
 def _tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return a copy of what a model trains, under the names that PEFT saves."""
-    state = get_peft_model_state_dict(model)
-    return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    return {key: value.detach().cpu().clone().contiguous() for key, value in adapter_state(model).items()}
 
 
 class _Trainer(Trainer):
@@ -231,8 +233,13 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.examples)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        tokens = self.examples.input_ids[row]
-        return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": self.examples.labels[row]}
+        return self.examples.features(row)
+
+
+def _collator(base: BaseModel) -> Any:
+    """Return what pads a batch: of a causal language model the labels as well."""
+    collator = DataCollatorForSeq2Seq if base.objective.task_type == "CAUSAL_LM" else DataCollatorWithPadding
+    return collator(base.tokenizer)
 
 
 class _Watch(TrainerCallback):
@@ -274,6 +281,6 @@ def score_adapter(base: BaseModel, adapter: Path, examples: Encoded) -> pd.DataF
     with quiet_libraries():
         model = PeftModel.from_pretrained(base.model, adapter)
         try:
-            return evaluate(model, base.tokenizer, examples)
+            return evaluate(model, base.tokenizer, examples, base.objective)
         finally:
             model.unload()

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from rankwise.engine.base_model import BaseModel
-from rankwise.engine.fresh import json_config, put_on_adapter
+from rankwise.engine.fresh import adapter_state, json_config, put_on_adapter
 from rankwise.engine.fused_linear import Factors
 from rankwise.engine.order import epoch_batches
 from rankwise.engine.trial import Recipe, Trial
-from rankwise.tasks.classification import Encoded
+from rankwise.tasks.base import Encoded
 
 PREFIX = "base_model.model."  # of PEFT's names
 
@@ -48,7 +47,7 @@ class Trainee:
         model = put_on_adapter(base, trial, saved, init=recipe.init)
         try:
             self.adapter_config = json_config(model)
-            initial = {key: value.detach().clone() for key, value in get_peft_model_state_dict(model).items()}
+            initial = {key: value.detach().clone() for key, value in adapter_state(model).items()}
             wrappers: dict[str, Any] = {name: base.model.get_submodule(name) for name in base.trained_in_full}
             self.head: dict[str, nn.Module] = {
                 name: copy.deepcopy(wrapper.modules_to_save["default"]) for name, wrapper in wrappers.items()

@@ -44,4 +44,5 @@ def write_exports(directory: Path, trial_name: str | None, decision: Decision) -
     setup = read_setup(directory, trial_name)
     for name, text in export_files(setup).items():
         write_whole(directory / "export" / name, text.encode())
-    write_card(directory / "best", decision, setup, read_json(directory / "sweep.json") or {})
+    sweep = read_json(directory / "sweep.json") or {}
+    write_card(directory / "best", decision, setup, sweep, score=sweep["task"].get("score", "accuracy"))

@@ -41,7 +41,7 @@ def write_card(
     body = environment.get_template("card.md.j2").render(
         decision=decision,
         task=sweep["task"],
-        sentences=sentences(decision),
+        sentences=sentences(decision, score),
         header=header,
         rows=rows,
         training=_training(setup, sweep),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.decide.columns import as_numbers
+from rankwise.decide.metrics import snake
 from rankwise.errors import RequestError, some
 from rankwise.importers.join import (
     KEY,
@@ -24,7 +25,7 @@ from rankwise.importers.table import read_result_table
 from rankwise.store import COSTS, EVIDENCE_COLUMNS, read_evidence, read_json, read_summaries
 from rankwise.tasks.readers import FORMATS
 
-SWEEP_SCORE = "accuracy"  # what a sweep's score is, its task being classification
+SWEEP_SCORE = "accuracy"  # what a sweep's score is where it does not say
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,11 @@ def _read_sweep(directory: Path) -> Part:
     if rows.empty:
         raise RequestError(f"sweep {str(directory)!r} has no complete trial yet; run it first")
     known = [frame for frame in histories if frame is not None]
+    score = snake((read_json(directory / "sweep.json") or {}).get("task", {}).get("score", SWEEP_SCORE))
     return Part(
         origin=str(directory),
-        rows=rows.rename(columns={"score": SWEEP_SCORE}).set_axis(range(1, len(rows) + 1)),
-        names={"loss": "loss", "score": SWEEP_SCORE},
+        rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
+        names={"loss": "loss", "score": score},
         train_loss=pd.concat(known, ignore_index=True) if known else None,
         summaries=summaries.reindex(columns=["rank", "learning_rate", "cut_from", *COSTS]).dropna(subset=list(COSTS)),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
 from rankwise.lora.libraries import first_sentence, quiet_libraries
+from rankwise.model_files import check_model_files, load_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -133,19 +134,23 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
     """Return a model's config, and whether it says that the output layer has a matrix of its own."""
     from transformers import AutoConfig, PretrainedConfig
 
-    directory = Path(name)
-    if directory.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    directory, (place, file) = Path(name), load_arguments(name)
+    if file:
+        check_model_files(name)
+    elif directory.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         if not directory.is_dir():
             what = "is a file, not a directory" if directory.exists() else "no such directory"
-            raise RequestError(f"model {name!r}: {what}; allowed is a directory with config.json, or a hub id")
+            raise RequestError(
+                f"model {name!r}: {what}; allowed is a directory with config.json, a GGUF file, or a hub id"
+            )
         if not (directory / "config.json").is_file():
             raise RequestError(f"model {name!r}: the directory has no config.json")
         _check_written_config(directory / "config.json", trust_remote_code)
     more = {} if num_labels is None else {"num_labels": num_labels}
     try:
         with quiet_libraries():
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **more)
-            written, _ = PretrainedConfig.get_config_dict(name)
+            config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **file, **more)
+            written = config.to_dict() if file else PretrainedConfig.get_config_dict(name)[0]
     except Exception as error:  # transformers and huggingface_hub raise many kinds for a config they cannot have
         raise RequestError(f"model {name!r}: its config cannot be read: {first_sentence(error)}") from None
     return config, written.get("tie_word_embeddings") is False

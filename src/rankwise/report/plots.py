@@ -7,6 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from rankwise.report.words import is_share
+
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
 HEIGHT = 340
 
@@ -16,25 +18,27 @@ def library() -> str:
     return get_plotlyjs()
 
 
-def draw(decision: dict[str, Any], evidence: pd.DataFrame) -> dict[str, str]:
+def draw(decision: dict[str, Any], evidence: pd.DataFrame, loss: str, score: str) -> dict[str, str]:
     """Return each plot's HTML by its name; none where every rank diverged.
 
     Args:
         decision: as in ``decision.json``.
         evidence: a row per trial and example, see `rankwise.store.read_evidence`.
+        loss: what the loss is measured in.
+        score: what the task score is called.
     """
     rows = [row for row in decision["table"] if row["loss_mean"] is not None]
     if not rows:
         return {}
     figures = {
         "compared": compared(rows, decision),
-        "loss": _quality(rows, decision, "loss", "Held-out loss, nats per example"),
-        "score": _quality(rows, decision, "score", "Held-out accuracy"),
+        "loss": _quality(rows, decision, "loss", f"Held-out loss, {loss}"),
+        "score": _quality(rows, decision, "score", f"Held-out {score}", is_share(score)),
         "gain": _gain(rows, decision),
         "seconds": _cost(rows, "train_seconds", 1.0, "Training time of one trial, s"),
         "memory": _cost(rows, "peak_memory_bytes", 2.0**20, "Peak memory of a training step, MiB"),
         "params": _cost(rows, "trainable_params", 1e3, "Trainable parameters, thousands"),
-        "rates": _rates(evidence),
+        "rates": _rates(evidence, loss),
     }
     return {
         name: figure.to_html(
@@ -47,7 +51,9 @@ def draw(decision: dict[str, Any], evidence: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _quality(rows: list[dict[str, Any]], decision: dict[str, Any], what: str, title: str) -> go.Figure:
+def _quality(
+    rows: list[dict[str, Any]], decision: dict[str, Any], what: str, title: str, percent: bool = False
+) -> go.Figure:
     """Mean against rank, with intervals; the chosen rank stands out."""
     means = [row[f"{what}_mean"] for row in rows]
     colours = [GREEN if row["rank"] == decision["rank"] else BLUE for row in rows]
@@ -66,7 +72,7 @@ def _quality(rows: list[dict[str, Any]], decision: dict[str, Any], what: str, ti
             marker={"size": 11, "color": colours},
         )
     )
-    return _styled(figure, rows, title, percent=what == "score")
+    return _styled(figure, rows, title, percent)
 
 
 def compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
@@ -125,7 +131,7 @@ def _gain(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
         )
     )
     _margin_line(figure, decision)
-    _styled(figure, [], "Fall of held-out loss per doubling of rank, nats")
+    _styled(figure, [], "Fall of held-out loss per doubling of rank")
     return figure.update_xaxes(title="from rank to rank", type="category")
 
 
@@ -142,7 +148,7 @@ def _cost(rows: list[dict[str, Any]], what: str, unit: float, title: str) -> go.
     return figure.update_xaxes(title="rank", type="category")
 
 
-def _rates(evidence: pd.DataFrame) -> go.Figure:
+def _rates(evidence: pd.DataFrame, loss: str) -> go.Figure:
     """Loss against learning rate, a line per rank, on the seed that has tried them all."""
     usable = evidence[~evidence["diverged"].astype(bool) & (evidence["seed"] == evidence["seed"].min())]
     means = usable.groupby(["rank", "learning_rate"])["loss"].mean().reset_index()
@@ -159,7 +165,7 @@ def _rates(evidence: pd.DataFrame) -> go.Figure:
                 marker={"size": 9},
             )
         )
-    _styled(figure, [], "Held-out loss against learning rate, nats per example")
+    _styled(figure, [], f"Held-out loss against learning rate, {loss}")
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.1})
     low, high = means["learning_rate"].min(), means["learning_rate"].max()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from rankwise.decide import Decision, RankRow
-from rankwise.report.words import figure, interval, plain_bytes, seconds, training_time
+from rankwise.report.words import figure, interval, is_share, plain_bytes, seconds, share, training_time
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
@@ -71,7 +71,7 @@ class ProgressBar:
             outcome = "diverged"
         else:
             means = finished.evidence[["loss", "score"]].mean()
-            outcome = f"held-out loss {means['loss']:.4f}, accuracy {means['score']:.1%}"
+            outcome = f"held-out loss {means['loss']:.4f}, score {means['score']:.4f}"
         if trial.cut_from is not None:
             self.note(f"r={trial.rank:<4d} cut from {trial.cut_from}: {outcome}")
             return
@@ -101,7 +101,7 @@ def print_decision(decision: Decision, console: Console | None = None, *, score:
     for row, texts in zip(decision.table, rows, strict=True):
         table.add_row(*(texts[name] for name in names), style="bold green" if row.rank == decision.rank else None)
     console.print(table)
-    for line in sentences(decision):
+    for line in sentences(decision, score):
         console.print(line, highlight=False, markup=False)
 
 
@@ -111,18 +111,18 @@ def _title(decision: Decision) -> str:
     return "LoRA rank to train at"
 
 
-def sentences(decision: Decision) -> list[str]:
-    """Return what a decision says, a sentence or two each."""
+def sentences(decision: Decision, score: str) -> list[str]:
+    """Return what a decision says, a sentence or two each; ``score`` is what the task score is called."""
     lines = [decision.reason if decision.rank is not None else f"Undetermined. {decision.reason}"]
     if decision.confirmation is not None and decision.confirmation.status != "contradicts":  # that is a warning
         lines.append(decision.confirmation.reason)
     if decision.uneven is not None:
         lines.append(decision.uneven.reason)
     if decision.test is not None:
-        test = decision.test
+        test, percent = decision.test, is_share(score)
         lines.append(
             f"On {test.examples} test examples that no decision saw: loss {test.loss:.4f} {interval(test.loss_ci)}, "
-            f"accuracy {test.score:.1%} {interval(test.score_ci, percent=True)}."
+            f"{score} {share(test.score, percent)} {interval(test.score_ci, percent=percent)}."
         )
     # That a rank suffices is the usual case; the report has the numbers of all.
     telling = [one for one in decision.diagnosis if one.verdict not in ("rank suffices", "open")]
@@ -135,7 +135,7 @@ def sentences(decision: Decision) -> list[str]:
 
 def cells(row: RankRow, metric: str, score: str) -> dict[str, str]:
     """Return a row's cells by their column, empty where nothing was measured."""
-    gain, percent = row.gain_over_previous, score == "accuracy"
+    gain, percent = row.gain_over_previous, is_share(score)
     gained, gained_ci = (None, None) if gain is None else (gain.score, gain.score_ci)
     if gain is not None and metric == "loss":
         gained, gained_ci = gain.loss, gain.loss_ci

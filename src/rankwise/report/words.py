@@ -38,6 +38,16 @@ def figure(value: float | None, bounds: "Interval | None" = None, *, percent: bo
     return f"{shown} %" if percent else shown
 
 
+def is_share(score: str) -> bool:
+    """Whether a task score is a share, which people read in percent."""
+    return score.endswith("accuracy")
+
+
+def share(value: float, percent: bool) -> str:
+    """Write a task score, in percent if it is a share."""
+    return f"{100 * value:.1f} %" if percent else f"{value:.4f}"
+
+
 def interval(bounds: "Interval", *, percent: bool = False, sign: bool = False) -> str:
     """Write an interval in brackets."""
     low, high = bounds

@@ -1,14 +1,13 @@
 """Tables of texts and labels, read from files and checked row by row."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
 
-TEXT_NAMES = ("text", "sentence", "content", "review", "document", "input", "comment", "body")
-LABEL_NAMES = ("label", "labels", "class", "target", "category", "sentiment", "intent")
 FORMATS = {
     ".csv": "CSV",
     ".tsv": "TSV",
@@ -65,14 +64,19 @@ def pick_column(table: pd.DataFrame, wanted: str | None, names: tuple[str, ...],
         raise RequestError(
             f"{what}_column {wanted!r} is not in {str(path)!r}{nearest(wanted, columns)}; columns: {some(columns, 12)}"
         )
-    for name in names:
-        for column in columns:
-            if column.lower() == name:
-                return column
+    found = find_column(table, names)
+    if found is not None:
+        return found
     raise RequestError(
         f"{str(path)!r} has no column that is plainly the {what}; name it with {what}_column; "
         f"columns: {some(columns, 12)}"
     )
+
+
+def find_column(table: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """Return the first of the names that the table has, in any case of letters; None if it has none."""
+    columns = {column.lower(): column for column in reversed(list(table.columns))}
+    return next((columns[name] for name in names if name in columns), None)
 
 
 def check_texts(values: pd.Series, path: Path) -> list[str]:

