@@ -13,12 +13,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rankwise.api import Run, open_run
 from rankwise.config import SweepConfig
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.lora import read_adapter, spectrum, truncate, write_adapter
 from rankwise.report.terminal import ProgressBar
+from rankwise.run import Run, open_run
 
 CASES = {  # name: (rank, learning rate, target modules)
     "query-value": (8, 2e-3, ("query", "value")),

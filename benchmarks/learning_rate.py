@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rankwise.api import Run, open_run
 from rankwise.config import SweepConfig
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.report.terminal import ProgressBar
+from rankwise.run import Run, open_run
 
 RANKS = (4, 8, 16, 32)
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)

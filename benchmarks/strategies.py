@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 import rankwise
-from rankwise.api import Run, make_strategy, open_run
 from rankwise.decide.metrics import LOSS_MARGIN
 from rankwise.engine.cutting import CuttingEngine
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.environment import environment
 from rankwise.lora import read_adapter
 from rankwise.report.terminal import ProgressBar
+from rankwise.run import Run, make_strategy, open_run
 from rankwise.store import SweepStore
 from rankwise.strategies.base import run as run_strategy
 from rankwise.tasks import samples

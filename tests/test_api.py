@@ -8,8 +8,8 @@ import torch
 
 import rankwise
 from rankwise import RequestError, SweepConfig
-from rankwise.api import Silent, open_run
 from rankwise.config import make_config
+from rankwise.run import Silent, open_run
 from tests.conftest import make_reviews
 from tests.engine.tiny import save_tiny
 

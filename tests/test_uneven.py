@@ -10,13 +10,13 @@ import pytest
 from peft import PeftModel
 
 import rankwise
-from rankwise.api import Run, Silent, open_run
 from rankwise.config import make_config
 from rankwise.decide.evidence import read_runs
 from rankwise.decide.select import decide
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
 from rankwise.lora.adapter import pairs
+from rankwise.run import Run, Silent, open_run
 from rankwise.store import UNEVEN_DIRECTORY, read_json
 from rankwise.uneven import try_uneven
 from tests.conftest import make_reviews

@@ -58,7 +58,7 @@ def run_rank_comparison(ranks: Sequence[int] = (4, 8, 16, 32), **settings: Any) 
         >>> results = run_rank_comparison([4, 8], seeds=1)  # doctest: +SKIP
         >>> [(one.rank, one.accuracy) for one in results]  # doctest: +SKIP
     """
-    from rankwise.api import Silent, open_run, run_trials
+    from rankwise.run import Silent, open_run, run_trials
 
     progress = settings.pop("progress", None) or Silent()
     with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:

@@ -245,7 +245,7 @@ class SweepConfig:
     )
     max_memory: int | None = _option(
         None,
-        "Train as many trials at once as this holds, as in 6GB. Default: one on a CPU, what fits on a GPU.",
+        "Train as many trials at once as this holds, as in 6GB. Default: what fits, on a CPU up to its cores and 4.",
         _optional(lambda value: parse_bytes("max_memory", value)),
     )
     trust_remote_code: bool = _option(

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankwise.api import Progress, Run, Silent, make_strategy, max_length, open_run, requested, sweep_request
+from rankwise.api import requested
 from rankwise.config import SweepConfig
 from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.run import Progress, Run, Silent, make_strategy, max_length, open_run, sweep_request
 from rankwise.store import read_evidence, read_json, refuse_bad_directory, refuse_difference
 
 MEASURED_BATCHES = 4

@@ -162,8 +162,8 @@ def test_a_gpu_trains_what_fits_without_being_told(tmp_path: Path) -> None:
 
 
 def test_sweep_refuses_before_it_trains(tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankwise.api import Silent, open_run
     from rankwise.memory import fit
+    from rankwise.run import Silent, open_run
 
     directory = Path(write_config(tmp_path / "model", "bert"))
     (directory / "model.safetensors").write_bytes(b"")  # is not read

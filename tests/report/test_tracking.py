@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from rankwise import RequestError, SweepConfig
-from rankwise.api import open_run
 from rankwise.config import TRACKERS
 from rankwise.report import tracking
 from rankwise.report.tracking import END_METRICS, REPORTED, REPORTERS, report_trials
+from rankwise.run import open_run
 from tests.test_api import Notes
 
 TRIALS = ("r2-lr0.005-seed0", "r8-lr0.01-seed0")
