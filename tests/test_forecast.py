@@ -40,8 +40,10 @@ def test_a_sweep_has_the_trials_that_were_foretold(settings: dict[str, Any], tmp
 
 
 def test_memory_is_the_plan_that_refuses_a_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
-    # With a memory stated, the longest text there is counts, not the length at which texts are cut.
-    planned = rankwise.dry_run(**settings, max_memory="1GB")
+    # Where memory is short, the longest text there is counts, not the length at which texts are cut.
+    ample = rankwise.dry_run(**settings, max_memory="1GB")
+    planned = rankwise.dry_run(**settings, max_memory=ample.ranks[-1].memory_bytes)
+    assert planned.batch[1] < ample.batch[1]
     needed = [row.memory_bytes for row in planned.ranks]
     assert needed == sorted(needed)
     with pytest.raises(RequestError, match=r"rank 8 needs about .* ranks up to 4 fit"):

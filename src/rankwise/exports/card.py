@@ -6,6 +6,7 @@ from typing import Any
 
 from rankwise.decide import Decision
 from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
+from rankwise.model_files import load_arguments
 from rankwise.report.terminal import cells, sentences
 from rankwise.report.words import signed
 from rankwise.store import write_whole
@@ -57,9 +58,9 @@ def _front_matter(decision: Decision, setup: TrainingSetup, sweep: Mapping[str, 
     """Return the hub's metadata as YAML, with the tags that PEFT gives an adapter of its own."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    # The hub knows no directories, and refuses a card that names one.
+    # The hub knows no directories or files, and refuses a card that names one.
     name = HUB_ID if sweep["paths"]["model"] is None else setup.base_model
-    base = None if Path(name).is_dir() else name
+    base = None if Path(name).exists() else name
     pipeline = PIPELINES[setup.task_type]
     results = None
     if decision.test is not None:
@@ -128,14 +129,18 @@ def _training(setup: TrainingSetup, sweep: Mapping[str, Any]) -> list[tuple[str,
 
 def _code(setup: TrainingSetup, label_names: Sequence[str]) -> str:
     """Return Python that loads the adapter onto its base."""
-    kind, options = CLASSES[setup.task_type], ""
+    kind, (place, file) = CLASSES[setup.task_type], load_arguments(setup.base_model)
+    given = "".join(f", {key}={value!r}" for key, value in file.items())
+    options = given
+    if not label_names and setup.task_type != CAUSAL_LM:  # a regression's head gives one number
+        options += ", num_labels=1"
     if label_names:
-        options = f", num_labels={len(label_names)}, id2label={dict(enumerate(label_names))!r}"
+        options += f", num_labels={len(label_names)}, id2label={dict(enumerate(label_names))!r}"
     return (
         f"from peft import PeftModel\n"
         f"from transformers import AutoTokenizer, {kind}\n\n"
-        f"base = {setup.base_model!r}\n"
-        f"tokenizer = AutoTokenizer.from_pretrained(base)\n"
+        f"base = {place!r}\n"
+        f"tokenizer = AutoTokenizer.from_pretrained(base{given})\n"
         f"model = {kind}.from_pretrained(base{options})\n"
         f'model = PeftModel.from_pretrained(model, ".")  # the directory of this file\n'
     )

@@ -16,6 +16,7 @@ STEP_METRICS = {"train_loss": "train/loss", "learning_rate": "train/learning_rat
 END_METRICS = {
     "eval_loss": "eval/loss",
     "eval_score": "eval/score",
+    "eval_perplexity": "eval/perplexity",
     "trainable_params": "cost/trainable_params",
     "adapter_bytes": "cost/adapter_bytes",
     "train_seconds": "cost/train_seconds",
