@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -172,6 +173,23 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
     assert found.decision.rank == 2
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path), out / "best")
     assert model.peft_config["default"].task_type == "CAUSAL_LM"
+    exported = yaml.safe_load((out / "export" / "trl.yaml").read_text())
+    assert exported["datasets"] == [{"path": "json", "data_files": str(data), "split": "train"}]
+    assert (exported["assistant_only_loss"], exported["max_length"]) == (True, 1024)
+    card = (out / "best" / "README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained(base)" in card
+    assert "| token accuracy |" in card
+
+
+def test_planning_times_dialogues_of_which_some_are_left_out(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    prompts = ["the film " * (20 if row % 2 else 1) + str(row) for row in range(60)]
+    pd.DataFrame({"prompt": prompts, "completion": "good"}).to_csv(data, index=False)
+    planned = rankwise.dry_run(
+        model=str(save_tiny_lm("llama", tmp_path)), data=data, ranks=(2, 4), max_length=16, out=tmp_path / "out"
+    )
+    assert planned.seconds > 0
+    assert planned.batch[1] <= 16
 
 
 def test_a_length_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> None:

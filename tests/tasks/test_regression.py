@@ -93,6 +93,7 @@ def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(tiny_model: Path
     assert "<th>accuracy</th>" not in page
     assert "of the labels' variance above" in result.decision.reason
     assert result.decision.test is not None
+    assert "from_pretrained(base, num_labels=1)" in (tmp_path / "out" / "best" / "README.md").read_text()
     found = rankwise.analyze(tmp_path / "out", metric="negative absolute error", margin=100.0)
     assert found.decision.rank == 2
 
