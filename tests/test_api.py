@@ -171,7 +171,7 @@ def test_whether_a_sweep_fits_is_asked_at_its_quantization(reviews: Path, tmp_pa
     with pytest.raises(RequestError, match=r"rank 2 needs about .*, and max_memory is 19.1 MiB"):
         open_run(make_config({**request, "out": tmp_path / "fp32"}), Silent())
     with open_run(make_config({**request, "out": tmp_path / "nf4", "quantization": "nf4"}), Silent()) as run:
-        assert run.pack_size >= 1
+        assert run.fit.at_once >= 1
     assert json.loads((tmp_path / "nf4" / "sweep.json").read_text())["settings"]["quantization"] == "nf4"
 
 
