@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
@@ -37,6 +38,8 @@ def origin(setup: TrainingSetup) -> list[str]:
         )
     if (setup.data or "").endswith(".tsv"):
         lines.append("The data are tab-separated, which this tool does not read: save them as JSON lines first.")
+    elif setup.data is not None and not Path(setup.data).suffix:
+        lines.append("The data are a directory that datasets saved: save them as JSON lines first.")
     return lines
 
 

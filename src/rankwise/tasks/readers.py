@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
+from rankwise.tasks.saved_datasets import is_saved_dataset, read_saved_dataset
 
 FORMATS = {
     ".csv": "CSV",
@@ -18,15 +19,17 @@ FORMATS = {
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV, TSV, JSON lines or Parquet file; the ending of its name says which.
+    """Read a CSV, TSV, JSON lines or Parquet file, as the ending of its name says, or a saved data set's directory.
 
     An empty cell is missing; words such as ``NA`` or ``None`` are texts like any other.
 
     Raises:
         RequestError: the file is missing, empty, of an unknown kind, or not what its name says.
     """
+    if path.is_dir() and is_saved_dataset(path):
+        return _checked(read_saved_dataset(path), path)
     if not path.is_file():
-        what = "is a directory, not a file" if path.is_dir() else "no such file"
+        what = "is a directory, and no data set that datasets saved" if path.is_dir() else "no such file"
         raise RequestError(f"data {str(path)!r}: {what}")
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
@@ -45,6 +48,10 @@ def read_table(path: Path) -> pd.DataFrame:
             table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
         raise RequestError(f"data {str(path)!r} cannot be read as {kind}: {' '.join(str(error).split())}") from None
+    return _checked(table, path)
+
+
+def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if table.empty:
         raise RequestError(f"data {str(path)!r} is empty: it has no rows")
     table.columns = [str(name) for name in table.columns]
@@ -118,6 +125,9 @@ def check_labels(values: pd.Series, path: Path) -> list[str]:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes; of the names and bytes of all files, for a directory."""
+    if path.is_dir():
+        parts = [f"{one.relative_to(path)} {file_fingerprint(one)}" for one in sorted(path.rglob("*")) if one.is_file()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""Data sets on disk: written by datasets itself, read as files are."""
+
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+
+from rankwise.config import SweepConfig
+from rankwise.errors import RequestError
+from rankwise.tasks.loading import load_task
+from rankwise.tasks.readers import file_fingerprint, read_table
+
+
+def reviews(count: int = 40) -> datasets.Dataset:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    texts = [f"review number {number}" for number in range(count)]
+    return datasets.Dataset.from_dict({"text": texts, "label": [number % 2 for number in range(count)]}, features)
+
+
+def test_a_split_is_a_task_and_its_classes_have_names(tmp_path: Path) -> None:
+    reviews().save_to_disk(tmp_path / "saved")
+    task = load_task(SweepConfig(data=tmp_path / "saved"))
+    assert task.objective.label_names == ("bad", "good")
+    assert len(task.train) + len(task.held_out) + len(task.test) == 40
+
+
+def test_dialogues_are_read_from_a_split(tmp_path: Path) -> None:
+    turns = [
+        [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": f"answer {number}"}]
+        for number in range(30)
+    ]
+    datasets.Dataset.from_dict({"messages": turns}).save_to_disk(tmp_path / "saved")
+    assert load_task(SweepConfig(data=tmp_path / "saved")).data_format == "messages"
+
+
+def test_several_splits_are_named(tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": reviews(), "test": reviews(10)}).save_to_disk(tmp_path / "both")
+    with pytest.raises(RequestError, match=r"holds the splits 'test', 'train'|holds the splits test, train"):
+        read_table(tmp_path / "both")
+    assert len(read_table(tmp_path / "both" / "test")) == 10
+
+
+def test_other_directories_and_a_missing_package_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RequestError, match="is a directory, and no data set"):
+        read_table(tmp_path / "other")
+    reviews().save_to_disk(tmp_path / "saved")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RequestError, match=r"pip install 'rankwise\[datasets\]'"):
+        read_table(tmp_path / "saved")
+
+
+def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    reviews().save_to_disk(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    first = file_fingerprint(tmp_path / "moved")
+    reviews(42).save_to_disk(tmp_path / "other")
+    assert first != file_fingerprint(tmp_path / "other")
+    assert first == file_fingerprint(tmp_path / "moved")
