@@ -28,3 +28,8 @@ def test_a_small_class_is_in_every_part_or_refused() -> None:
     assert all("b" in {labels[row] for row in part} for part in stratified_split(labels, [0.1, 0.1], 0))
     with pytest.raises(RequestError, match=r"'b' has 2.*at least 3"):
         stratified_split(labels[:-1], [0.1, 0.1], 0)
+
+
+def test_too_few_without_classes_are_counted() -> None:
+    with pytest.raises(RequestError, match=r"^2 different dialogues: at least 3 are needed"):
+        stratified_split(["", ""], [0.2, 0.1], 0, "different dialogues")
