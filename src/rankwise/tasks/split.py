@@ -30,7 +30,8 @@ def stratified_split(
     small = {str(name): int(count) for name, count in zip(*np.unique(codes, return_counts=True), strict=True)}
     small = {name: count for name, count in small.items() if count < len(parts)}
     if len(set(labels)) == 1 and small:  # no classes: dialogues, numbers
-        raise RequestError(f"{len(labels)} {what}: at least {len(parts)} are needed to be split into {len(parts)} parts")
+        least = len(parts)
+        raise RequestError(f"{len(labels)} {what}: at least {least} are needed to be split into {least} parts")
     if small:
         rows = [f"{name!r} has {count}" for name, count in small.items()]
         raise RequestError(
