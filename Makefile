@@ -10,7 +10,7 @@ demo: .venv/samples
 test: .venv/dev
 	$(BIN)/python -m pytest
 
-# The slow part loads and trains pretrained models.
+# The slow part: pretrained models, long simulations, more architectures.
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 

@@ -59,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "extend": {"true"},
     "allow_duplicates": {"true"},
     "out": PATHS,
+    "report_to": {"empty", "blank", "empty list"},  # to none
 }
 PLAN_ALLOWED: dict[str, set[str]] = {
     "model": NAMES,

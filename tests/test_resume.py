@@ -45,7 +45,12 @@ def stop_after(process: subprocess.Popen[bytes], out: Path, complete: int, with_
 
 
 @pytest.mark.parametrize(
-    ("with_signal", "moments"), [(signal.SIGKILL, (1, 4, 8)), (signal.SIGINT, (3,)), (signal.SIGTERM, (5,))]
+    ("with_signal", "moments"),
+    [
+        (signal.SIGKILL, (1, 4, 8)),
+        (signal.SIGINT, (3,)),
+        pytest.param(signal.SIGTERM, (5,), marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_sweep_goes_on_and_ends_the_same(
     tiny_model: Path, swept: Path, tmp_path: Path, with_signal: signal.Signals, moments: tuple[int, ...]

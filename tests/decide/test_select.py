@@ -117,7 +117,12 @@ def test_what_is_advised_settles_it_in_four_cases_of_five(examples: int, seed_no
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 @pytest.mark.parametrize(
-    "losses", [[0.53, 0.50, 0.50, 0.50], [0.5201, 0.51, 0.505, 0.50], [0.5205, 0.5205, 0.5205, 0.5]]
+    "losses",
+    [
+        pytest.param([0.53, 0.50, 0.50, 0.50], marks=pytest.mark.slow),
+        pytest.param([0.5201, 0.51, 0.505, 0.50], marks=pytest.mark.slow),
+        [0.5205, 0.5205, 0.5205, 0.5],
+    ],
 )
 def test_a_rank_that_is_truly_worse_is_seldom_chosen(losses: list[float], seeds: int) -> None:
     generator = np.random.default_rng(7)

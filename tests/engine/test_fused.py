@@ -40,7 +40,13 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return load_tiny(name, tmp_path_factory.mktemp(name))
 
 
-every_architecture = pytest.mark.parametrize("tiny", PACKABLE, indirect=True)
+# Others have their kind among these: in the slow part.
+EVERYDAY = ("bert", "roberta", "distilbert", "modernbert", "gpt2", "llama", "qwen2", "gemma2")
+every_architecture = pytest.mark.parametrize(
+    "tiny",
+    [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in PACKABLE],
+    indirect=True,
+)
 
 
 @contextmanager
