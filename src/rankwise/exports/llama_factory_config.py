@@ -36,18 +36,9 @@ def llama_factory_config(setup: TrainingSetup) -> str:
     training: dict[str, Any] = {
         "stage": "pt" if setup.data_format == "text" else "sft",
         "do_train": True,
-        "learning_rate": setup.learning_rate,
-        "num_train_epochs": setup.epochs,
-        "per_device_train_batch_size": setup.batch_size,
+        **setup.training_arguments,
         "gradient_accumulation_steps": 1,
-        "optim": "adamw_torch_fused",
-        "weight_decay": 0.0,
-        "max_grad_norm": setup.max_grad_norm,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": setup.warmup_steps,
         "cutoff_len": setup.max_length,
-        "seed": setup.seed,
-        "output_dir": "adapter",
     }
     if setup.loraplus_ratio != 1.0:
         training["loraplus_lr_ratio"] = setup.loraplus_ratio

@@ -24,18 +24,6 @@ def peft_config(setup: TrainingSetup) -> str:
         adapter["use_dora"] = True
     if setup.init != "default":
         adapter["init_lora_weights"] = INIT_LORA_WEIGHTS.get(setup.init, setup.init)
-    training = {
-        "output_dir": "adapter",
-        "learning_rate": setup.learning_rate,
-        "num_train_epochs": setup.epochs,
-        "per_device_train_batch_size": setup.batch_size,
-        "optim": "adamw_torch_fused",
-        "weight_decay": 0.0,
-        "max_grad_norm": setup.max_grad_norm,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": setup.warmup_steps,
-        "seed": setup.seed,
-    }
     notes = [f"Base model: {setup.base_model}. Texts are cut at {setup.max_length} tokens.", *origin(setup)]
     notes.append("get_peft_model(model, lora_config) puts the adapter on; Trainer takes training_arguments.")
     if setup.loraplus_ratio != 1.0:
@@ -49,7 +37,7 @@ def peft_config(setup: TrainingSetup) -> str:
         comment(notes),
         f"from peft import LoraConfig\nfrom transformers import {names}\n",
         _call("lora_config", "LoraConfig", adapter),
-        _call("training_arguments", "TrainingArguments", training),
+        _call("training_arguments", "TrainingArguments", setup.training_arguments),
     ]
     if quantized is not None:
         parts.append(_call("quantization_config", "BitsAndBytesConfig", quantized))

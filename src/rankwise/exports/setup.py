@@ -73,6 +73,22 @@ class TrainingSetup:
         return self.target_modules == ALL_LINEAR
 
     @property
+    def training_arguments(self) -> dict[str, Any]:
+        """The training by the names of transformers' TrainingArguments, which TRL and LLaMA-Factory build upon."""
+        return {
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": self.epochs,
+            "per_device_train_batch_size": self.batch_size,
+            "optim": "adamw_torch_fused",
+            "weight_decay": 0.0,
+            "max_grad_norm": self.max_grad_norm,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": self.warmup_steps,
+            "seed": self.seed,
+            "output_dir": "adapter",
+        }
+
+    @property
     def data_kind(self) -> str:
         """The data file's kind as `datasets` names it: csv, parquet or json."""
         suffix = Path(self.data or "").suffix.lower()

@@ -36,19 +36,10 @@ def trl_config(setup: TrainingSetup) -> str:
         "nf4-dq": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True},
     }
     training = {
-        "learning_rate": setup.learning_rate,
-        "num_train_epochs": setup.epochs,
-        "per_device_train_batch_size": setup.batch_size,
+        **setup.training_arguments,
         "gradient_accumulation_steps": 1,
-        "optim": "adamw_torch_fused",
-        "weight_decay": 0.0,
-        "max_grad_norm": setup.max_grad_norm,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": setup.warmup_steps,
         "max_length": setup.max_length,
         "packing": False,
-        "seed": setup.seed,
-        "output_dir": "adapter",
     }
     data, notes = _data(setup)
     return yaml_text(
