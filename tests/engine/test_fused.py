@@ -1,6 +1,4 @@
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode
 from rankwise.tasks.loading import load_task
-from tests.engine.tiny import PACKABLE, load_tiny
+from tests.engine.tiny import PACKABLE, cores, load_tiny
 
 RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
 # At rates where training is stable: where it is not, rounding alone grows to a part in a thousand within 50 steps.
@@ -47,16 +45,6 @@ every_architecture = pytest.mark.parametrize(
     [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in PACKABLE],
     indirect=True,
 )
-
-
-@contextmanager
-def cores(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def figures(finished: FinishedTrial, what: str) -> list[float]:

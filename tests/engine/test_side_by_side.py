@@ -10,15 +10,13 @@ import torch
 from rankwise.engine.fused import FusedEngine
 from rankwise.engine.side_by_side import side_by_side
 from rankwise.engine.trial import Recipe, Trial
-from tests.engine.tiny import load_tiny
+from tests.engine.tiny import cores, load_tiny
 
 
 @pytest.fixture
 def two_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with cores(2):
+        yield
 
 
 def test_tasks_run_at_once_each_on_its_cores(two_cores: None) -> None:

@@ -1,6 +1,8 @@
 """Tiny random classifiers of many architectures, on disk, with the made-up reviews' tokenizer."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,17 @@ def save_tiny(name: str, directory: Path, **changes: Any) -> Path:
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(name, **settings))
     model.base_model.save_pretrained(directory)
     return directory
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """Have PyTorch compute with so many threads; a pack's trials share passes where there is one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_tiny(
