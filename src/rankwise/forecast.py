@@ -15,6 +15,7 @@ from rankwise.config import SweepConfig
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.run import Progress, Run, Silent, make_strategy, max_length, open_run, sweep_request
 from rankwise.store import read_evidence, read_json, refuse_bad_directory, refuse_difference
+from rankwise.strategies.rates import count_trials
 
 MEASURED_BATCHES = 4
 SMALL_RATE = 1e-5  # nothing is learned from the steps that are timed, and nothing diverges
@@ -113,7 +114,7 @@ def dry_run(config: SweepConfig | None = None, *, progress: Progress | None = No
         )
         for rank in config.ranks
     )
-    complete, expected = _count(evidence), strategy.expected_trials(evidence)
+    complete, expected = count_trials(evidence), strategy.expected_trials(evidence)
     return DryRun(
         strategy=config.strategy,
         complete=complete,
@@ -127,16 +128,12 @@ def dry_run(config: SweepConfig | None = None, *, progress: Progress | None = No
     )
 
 
-def _count(evidence: pd.DataFrame) -> int:
-    return int(evidence.groupby(["rank", "learning_rate", "seed"]).ngroups)
-
-
 def _seconds_left(config: SweepConfig, rows: Sequence[PlannedRank], evidence: pd.DataFrame, left: int) -> float:
     """Return what the trials left take: those that run first at their ranks, the others at the mean over ranks."""
     cuts = 0
     trained = list(rows)
     if config.strategy == "once":  # which trains the largest rank, and only scores the others
-        cuts = (len(rows) - 1) * config.seeds - _count(evidence[evidence["rank"] != config.ranks[-1]])
+        cuts = (len(rows) - 1) * config.seeds - count_trials(evidence[evidence["rank"] != config.ranks[-1]])
         trained = [rows[-1]]
     first = [row.train_seconds + row.eval_seconds for row in rows for _ in row.first_rates]
     others = max(0, left - len(first) - cuts)
