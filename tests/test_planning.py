@@ -201,10 +201,11 @@ def test_help_loads_no_torch() -> None:
     assert "--gradient-checkpointing" in done.stdout
 
 
-def test_command_as_a_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+def test_command_as_a_process(name: str, tmp_path: Path) -> None:
     """What the command leaves out when it imports, planning does not miss."""
-    model = write_config(tmp_path, "llama")
+    model, length = write_config(tmp_path, name), 64
     command = [sys.executable, "-m", "rankwise.cli", "plan", model, "--ranks", "4", "--json", "--quantization", "nf4"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == plan(model, ranks=[4], quantization="nf4").as_dict()
+    done = subprocess.run([*command, "--seq-len", str(length)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == plan(model, ranks=[4], quantization="nf4", seq_len=length).as_dict()
     assert done.stderr == ""

@@ -24,10 +24,16 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; see '{self.prog} --help'")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 failed while running, 2 the request was wrong."""
+def main(arguments: Sequence[str] | None = None, *, own_process: bool = False) -> int:
+    """Run a command and return its exit code: 0 done, 1 failed while running, 2 the request was wrong.
+
+    Args:
+        arguments: the command's; None for the process's.
+        own_process: whether the process ends with the command.
+    """
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        options.own_process = own_process
         options.run(options)
         return 0
     except RankwiseError as error:
@@ -40,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """Run `main` as a process of its own."""
-    code = main()
+    code = main(own_process=True)
     if sys.argv[1:2] == ["plan"]:
         # What planning imports is half a million objects, and to free them one by one at the end takes a quarter of a
         # second. Nothing else is open.

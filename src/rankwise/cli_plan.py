@@ -1,17 +1,13 @@
 """The command ``rankwise plan``: its options are the fields of its request."""
 
 import argparse
-import gc
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rankwise.plan_config import PlanConfig, make_plan_config
-
-UNNEEDED = ("bitsandbytes", "scipy", "sklearn")
+from rankwise.quick_imports import quick_imports
 
 
 def add_plan_command(commands: Any) -> None:
@@ -46,7 +42,7 @@ def _plan(options: argparse.Namespace) -> None:
         from rankwise.report.figure_files import check_plot_path
 
         check_plot_path(options.plot)
-    with _quick_imports():
+    with quick_imports() if options.own_process else nullcontext():
         from rankwise.planning import plan
 
         result = plan(config=config)
@@ -63,26 +59,3 @@ def _plan(options: argparse.Namespace) -> None:
     print_plan(result)
     if options.plot is not None:
         print(f"Plot: {options.plot}")
-
-
-@contextmanager
-def _quick_imports() -> Iterator[None]:
-    """Import the big libraries without what planning does not use: two seconds of six.
-
-    bitsandbytes compiles kernels when it is imported; transformers takes scipy for object detection and sklearn for
-    assisted generation. To the libraries they are not installed, until this process ends, which is soon.
-    """
-    gc.disable()  # half a million new objects, none of them garbage, now or at the end
-    hidden = [name for name in UNNEEDED if name not in sys.modules and "peft" not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: as if not installed
-    try:
-        import peft
-        import transformers
-
-        _ = peft.get_peft_model, transformers.AutoModelForCausalLM
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-        gc.freeze()
-        gc.enable()

@@ -81,6 +81,7 @@ def load_meta_model(
     """
     import torch
     import transformers
+    from transformers.initialization import no_init_weights
 
     config, untied = _read_config(name, num_labels, trust_remote_code)
     _check_heads(name, config)
@@ -95,7 +96,8 @@ def load_meta_model(
     notes: list[str] = []
 
     def build(implementation: str) -> Any:
-        with quiet_libraries(), torch.device("meta"):
+        # On meta even values that nobody sees are computed, operation by operation in Python.
+        with quiet_libraries(), torch.device("meta"), no_init_weights():
             return auto_class.from_config(
                 config, dtype=dtype, attn_implementation=implementation, trust_remote_code=trust_remote_code
             )
