@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -136,3 +137,23 @@ def test_once_trains_the_largest_rank_and_cuts_the_others() -> None:
     for cut in cuts:
         assert cut.cut_from == f"r32-lr{cut.learning_rate:g}-seed{cut.seed}"
         assert cut.lora_alpha == cut.rank  # the scaling stays
+
+
+def test_once_searches_no_rate_where_the_first_one_learns() -> None:
+    _, trials = run(strategy("once", seeds=2, rates="auto"), lambda rank: 0.5)
+    trained = [trial for trial in trials if trial.cut_from is None]
+    assert [trial.seed for trial in trained] == [0, 1]
+    assert {trial.learning_rate for trial in trained} == {5e-4}  # 1e-3 at rank 4 and falling with the cube root
+
+
+@pytest.mark.parametrize("diverging", [0, 1])
+def test_once_searches_rates_where_a_seed_diverges(diverging: int) -> None:
+    asked = strategy("once", seeds=2, rates="auto")
+    first = asked.propose(NOTHING)[0]
+    before = [evidence_of(replace(first, seed=seed), lambda rank: 0.5, 1e-3) for seed in range(diverging)]
+    lost = evidence_of(replace(first, seed=diverging), lambda rank: 0.5, 1e-3).assign(diverged=True)
+    _, trials = run(asked, lambda rank: 0.5, pd.concat([*before, lost]))
+    trained = [trial for trial in trials if trial.cut_from is None and trial.learning_rate != first.learning_rate]
+    rates = [trial.learning_rate for trial in trained if trial.seed == 0]
+    assert min(rates) < first.learning_rate
+    assert {trial.seed for trial in trained} == {0, 1}

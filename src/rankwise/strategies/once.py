@@ -11,7 +11,10 @@ from rankwise.strategies.rates import count_trials, missing, rate_of_first_seed
 
 
 class Once(Strategy):
-    """Trains the largest rank alone, at its own learning rate, and cuts each of its adapters to all smaller ranks.
+    """Trains the largest rank alone, at one learning rate, and cuts each of its adapters to all smaller ranks.
+
+    The rate is where the search of the other strategies starts; rates are searched for only where that learns nothing
+    or diverges. Cuts of one adapter share its rate, so no rank is favoured by it.
 
     A cut is a trial of its own rank, and of the seed and learning rate of what it is cut from. It answers which rank to
     *keep*: what the change that was learned needs. Which rank to *train* at it does not ask: a rank trained by itself
@@ -22,7 +25,7 @@ class Once(Strategy):
         """Return the cuts of a trained adapter, or else the trials to train."""
         largest = self.ranks[-1]
         search = self.rate_search([largest])
-        if first := self.missing_trials(search.wanted(evidence), evidence):
+        if first := self.missing_trials(search.wanted_of_one(evidence), evidence):
             return first
         rate = rate_of_first_seed(evidence, largest)
         if rate is None:
@@ -37,7 +40,8 @@ class Once(Strategy):
     def expected_trials(self, evidence: pd.DataFrame) -> int:
         """Return the trials complete, the search's usual remainder, the other seeds', and the cuts of all seeds'."""
         own = evidence[evidence["rank"] == self.ranks[-1]]
-        left = self.rate_search(self.ranks[-1:]).left(evidence)
+        search = self.rate_search(self.ranks[-1:])
+        left = len(missing(search.wanted_of_one(evidence), evidence))
         seeds = self.seeds - 1 - own.loc[own["seed"] > 0, "seed"].nunique()
         cuts = (len(self.ranks) - 1) * self.seeds - (count_trials(evidence) - count_trials(own))
         return count_trials(evidence) + left + seeds + max(0, cuts)

@@ -55,6 +55,18 @@ class RateSearch:
             return self._search(evidence)
         return [(rank, rate, 0) for rank in self.ranks for rate in self.learning_rate]
 
+    def wanted_of_one(self, evidence: pd.DataFrame) -> list[Asked]:
+        """Return what is wanted of one rank alone: its start rate, and the search only where that learns nothing."""
+        rank = self.ranks[-1]
+        if self.learning_rate != AUTO:
+            return self.wanted(evidence)
+        start = (rank, _round(self._start(rank)), 0)
+        own = of_rank(evidence, rank)
+        own = own[own["learning_rate"] == start[1]]  # of every seed: a later one may diverge
+        if own.empty or not (own["diverged"].any() or self._nothing_learnt(_first_seed(own))):
+            return [start]
+        return [start, *self.wanted(evidence)]
+
     def left(self, evidence: pd.DataFrame) -> int:
         """Return how many trials the search usually still takes."""
         first = _first_seed(evidence)
@@ -87,8 +99,7 @@ class RateSearch:
         way wherever it was interrupted.
         """
         first = _first_seed(evidence)
-        start = START_RATE * (START_RANK / rank) ** START_EXPONENT / self.alpha.scaling(rank)
-        middle = round(math.log(start / UNIT_RATE, STEP))
+        middle = round(math.log(self._start(rank) / UNIT_RATE, STEP))
         rates = {step: _on_grid(step) for step in (middle - 1, middle, middle + 1)}
         while True:
             wanted = [rates[step] for step in sorted(rates)]
@@ -107,6 +118,9 @@ class RateSearch:
             if set(more) <= set(rates):
                 return wanted
             rates.update({step: _on_grid(step) for step in more})
+
+    def _start(self, rank: int) -> float:
+        return START_RATE * (START_RANK / rank) ** START_EXPONENT / self.alpha.scaling(rank)
 
     def _nothing_learnt(self, evidence: pd.DataFrame) -> bool:
         """Whether no rate's loss is below guessing by more than two standard errors over the examples."""
