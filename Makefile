@@ -8,11 +8,11 @@ demo: .venv/samples
 	$(BIN)/rankwise sweep
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The slow part: pretrained models, long simulations, more architectures.
 slow: .venv/dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: .venv/dev
 	$(BIN)/ruff check .
