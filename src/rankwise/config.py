@@ -122,8 +122,8 @@ class SweepConfig:
     )
     data: Path | None = _option(
         None,
-        "Training data: CSV, TSV, JSON lines, Parquet, or a directory that datasets saved. Default: the Rotten "
-        "Tomatoes sample.",
+        "Training data: CSV, TSV, JSON lines, Parquet, a directory that datasets saved, or a hub's data set as "
+        "OWNER/NAME, OWNER/NAME:SPLIT or OWNER/NAME:CONFIG:SPLIT. Default: the Rotten Tomatoes sample.",
         _optional(lambda value: check_path("data", value)),
     )
     eval_data: Path | None = _option(

@@ -60,3 +60,46 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     reviews(42).save_to_disk(tmp_path / "other")
     assert first != file_fingerprint(tmp_path / "other")
     assert first == file_fingerprint(tmp_path / "moved")
+
+
+@pytest.mark.parametrize(
+    ("data", "asked"),
+    [
+        ("owner/reviews", ("owner/reviews", None, "train")),
+        ("owner/reviews:test", ("owner/reviews", None, "test")),
+        ("owner/all-sets:re.views:test", ("owner/all-sets", "re.views", "test")),
+    ],
+)
+def test_a_hub_id_is_loaded_by_the_library(
+    data: str, asked: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def load(name: str, config: str | None, split: str) -> datasets.Dataset:
+        calls.append((name, config, split))
+        return reviews()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = load_task(SweepConfig(data=Path(data)))
+    assert set(calls) == {asked}
+    assert task.objective.label_names == ("bad", "good")
+    first = file_fingerprint(Path(data))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: reviews(42))
+    assert file_fingerprint(Path(data)) != first
+
+
+def test_a_hub_out_of_reach_is_one_line() -> None:
+    with pytest.raises(
+        RequestError, match="data 'owner/reviews:test': no such file, and no data set of a hub"
+    ) as raised:
+        read_table(Path("owner/reviews:test"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["reviews", "a/b/c", "owner/reviews.csv", "owner/reviews:a:b:c", "../reviews", "/tmp/x"]
+)
+def test_what_is_no_hub_id_is_a_missing_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked for a data set"))
+    with pytest.raises(RequestError, match=r"no such file|allowed endings"):
+        read_table(Path(name))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
-from rankwise.tasks.saved_datasets import is_saved_dataset, read_saved_dataset
+from rankwise.tasks.saved_datasets import is_hub_id, is_saved_dataset, read_hub_dataset, read_saved_dataset
 
 FORMATS = {
     ".csv": "CSV",
@@ -19,7 +19,7 @@ FORMATS = {
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV, TSV, JSON lines or Parquet file, as the ending of its name says, or a saved data set's directory.
+    """Read a CSV, TSV, JSON lines or Parquet file, as the ending of its name says, or a data set: saved, or a hub's.
 
     An empty cell is missing; words such as ``NA`` or ``None`` are texts like any other.
 
@@ -28,6 +28,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     if path.is_dir() and is_saved_dataset(path):
         return _checked(read_saved_dataset(path), path)
+    if path.suffix.lower() not in FORMATS and is_hub_id(path):
+        return _checked(read_hub_dataset(path), path)
     if not path.is_file():
         what = "is a directory, and no data set that datasets saved" if path.is_dir() else "no such file"
         raise RequestError(f"data {str(path)!r}: {what}")
@@ -125,7 +127,10 @@ def check_labels(values: pd.Series, path: Path) -> list[str]:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes; of the names and bytes of all files, for a directory."""
+    """Return the SHA-256 of a file's bytes; of the names and bytes of all files, for a directory; of a hub's rows."""
+    if is_hub_id(path):
+        table = read_table(path)
+        return hashlib.sha256(table.to_json(orient="split").encode()).hexdigest()
     if path.is_dir():
         parts = [f"{one.relative_to(path)} {file_fingerprint(one)}" for one in sorted(path.rglob("*")) if one.is_file()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

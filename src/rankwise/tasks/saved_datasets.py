@@ -1,10 +1,14 @@
-"""Data sets of Hugging Face's datasets, as ``save_to_disk`` leaves them."""
+"""Data sets of Hugging Face's datasets: as ``save_to_disk`` leaves them, or from a hub."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from rankwise.errors import RequestError, some
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -21,13 +25,7 @@ def read_saved_dataset(path: Path) -> pd.DataFrame:
     Raises:
         RequestError: datasets is not installed, the directory holds several splits, or it cannot be read.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise RequestError(
-            f"data {str(path)!r} is a saved data set, and the package datasets, which reads it, is missing: "
-            "pip install 'rankwise[datasets]'"
-        ) from None
+    datasets = _library(f"data {str(path)!r} is a saved data set")
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
@@ -37,9 +35,50 @@ def read_saved_dataset(path: Path) -> pd.DataFrame:
         raise RequestError(
             f"data {str(path)!r} holds the splits {some(splits)}; give one, as in {str(path / splits[0])!r}"
         )
+    return _as_table(loaded)
+
+
+def is_hub_id(path: Path) -> bool:
+    """Whether a path that is not there may be ``OWNER/NAME``, ``OWNER/NAME:SPLIT`` or ``OWNER/NAME:CONFIG:SPLIT``."""
+    return not path.exists() and HUB_ID.fullmatch(path.as_posix()) is not None
+
+
+def read_hub_dataset(path: Path) -> pd.DataFrame:
+    """Read one split from a hub, or from what was loaded from it before.
+
+    Args:
+        path: for which `is_hub_id` holds. Without a split, ``train``.
+
+    Raises:
+        RequestError: datasets is not installed, or there is no such data set, configuration or split in reach.
+    """
+    datasets = _library(f"data {str(path)!r} is no file, and may be a hub's data set")
+    name, *rest = path.as_posix().split(":")
+    config, split = (rest[0] if len(rest) > 1 else None), (rest[-1] if rest else "train")
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"data {str(path)!r}: no such file, and no data set of a hub in reach: {reason}") from None
+    return _as_table(loaded)
+
+
+def _library(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise RequestError(
+            f"{what}, and the package datasets, which reads it, is missing: pip install 'rankwise[datasets]'"
+        ) from None
+    return datasets
+
+
+def _as_table(loaded: Any) -> pd.DataFrame:
+    from datasets import ClassLabel
+
     table: pd.DataFrame = loaded.to_pandas()
     for name, feature in loaded.features.items():
-        if isinstance(feature, datasets.ClassLabel):  # -1 and None stand for an unknown class
+        if isinstance(feature, ClassLabel):  # -1 and None stand for an unknown class
             table[name] = [
                 feature.int2str(int(value)) if pd.notna(value) and value >= 0 else None for value in table[name]
             ]
