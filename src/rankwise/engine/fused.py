@@ -1,5 +1,6 @@
 """The fused engine: trials over one frozen base, without padding, each exactly as it would train alone."""
 
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from rankwise.lora.adapter import Adapter
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.base import Encoded
 
-SOLO_STEPS = 5  # after a pack's training, trial by trial, to see what each would take alone
+SOLO_STEPS = 9  # after a pack's training, trial by trial, to see what each would take alone
 
 
 def lower_precision(base: BaseModel) -> torch.dtype | None:
@@ -192,8 +193,11 @@ class FusedEngine:
         return peak_live_bytes(step, [*resident_tensors(self.base.model), *trainee.tensors()])
 
     def _seconds_alone(self, model: PackedModel, trainees: Sequence[Trainee]) -> list[float]:
-        """Return what each trial's steps would take alone, on all cores, from a few more steps, the trials in turns."""
-        spent = [[0.0, 0.0] for _ in trainees]  # seconds and tokens
+        """Return what each trial's steps would take alone, on all cores, from a few more steps, the trials in turns.
+
+        A step's time for a token is taken at its median: one step that something else delays would move a mean.
+        """
+        spent: list[list[float]] = [[] for _ in trainees]  # seconds for a token, step by step
         shares = [len(trainee.steps) / trainee.total_steps for trainee in trainees]
         for turn in range(SOLO_STEPS):
             for trainee, own in zip(trainees, spent, strict=True):
@@ -202,10 +206,9 @@ class FusedEngine:
                 (loss,) = self._gradients(model, [trainee], [batch])
                 trainee.update(loss)
                 _wait(model.device)
-                own[0] += time.perf_counter() - start
-                own[1] += sum(self.examples.lengths[row] for row in batch)
+                own.append((time.perf_counter() - start) / sum(self.examples.lengths[row] for row in batch))
         tokens = self.recipe.epochs * sum(self.examples.lengths)
-        return [share * tokens * own[0] / own[1] for share, own in zip(shares, spent, strict=True)]
+        return [share * tokens * statistics.median(own) for share, own in zip(shares, spent, strict=True)]
 
 
 def pass_tokens(device: torch.device) -> int:
