@@ -153,7 +153,7 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     Known(run.engine.engine, directory / "grid" / "trials", run.store), run.store.adapter_directory
                 )
                 run_strategy(
-                    make_strategy(run),
+                    make_strategy(run, run.guess_loss),
                     engine,
                     run.store,
                     {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},

@@ -114,7 +114,7 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
         run.config.margin,
         run.config.confidence,
         histories=read_histories(run.store.directory),
-        guess_loss=run.task.guess_loss,
+        guess_loss=run.guess_loss,
         # A share's margin is a point; of errors in the labels' own units it is a share of their size.
         score_margin=default_margin(objective.score, evidence["score"].to_numpy())[0],
         wording=Wording(objective.unit.partition(" per ")[0], objective.guess),

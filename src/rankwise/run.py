@@ -58,6 +58,10 @@ class Silent:
         """Drop it."""
 
 
+UNTRAINED = "untrained.json"
+"""In a sweep directory: what the base does without an adapter."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A sweep at work: its directory is held until the end of the ``with`` block."""
@@ -81,6 +85,23 @@ class Run:
         from rankwise.engine.cutting import CuttingEngine
 
         return CuttingEngine(_engine(self), self.store.adapter_directory)
+
+    @cached_property
+    def guess_loss(self) -> float | None:
+        """The held-out loss that says nothing is learnt: of guessing, or of the base as it is where no guess is known.
+
+        A base whose head is drawn anew guesses too, badly, and says nothing.
+        """
+        if self.task.guess_loss is not None or self.base.fresh:
+            return self.task.guess_loss
+        known = self.store.read_json(UNTRAINED)
+        if known is None:
+            from rankwise.engine.fresh import untrained_adapter
+
+            (scored,) = self.engine.score([untrained_adapter(self.base)])
+            known = {"held_out_loss": float(scored["loss"].mean())}
+            self.store.write_json(UNTRAINED, known)
+        return float(known["held_out_loss"])
 
     def encode(self, part: str) -> Encoded:
         """Tokenise a part of the data, and say how many texts were cut, or cut so short that nothing is left to learn.
@@ -166,7 +187,7 @@ def run_trials(run: Run) -> str | None:
     from rankwise.strategies.base import run as run_strategy
 
     config = run.config
-    strategy = make_strategy(run)
+    strategy = make_strategy(run, run.guess_loss)
 
     def report(finished: "FinishedTrial | None" = None) -> None:
         if finished is not None:
@@ -194,8 +215,8 @@ def run_trials(run: Run) -> str | None:
     )
 
 
-def make_strategy(run: Run) -> "Strategy":
-    """Return the strategy asked for."""
+def make_strategy(run: Run, guess_loss: float | None) -> "Strategy":
+    """Return the strategy asked for; `guess_loss` tells it where nothing is learnt."""
     from rankwise.strategies import strategies
 
     config = run.config
@@ -206,7 +227,7 @@ def make_strategy(run: Run) -> "Strategy":
         parse_alpha_policy(config.lora_alpha),
         config.margin,
         config.confidence,
-        run.task.guess_loss,
+        guess_loss,
     )
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import rankwise
 from rankwise.engine.base_model import BaseModel, load_base
 from rankwise.engine.evaluate import evaluate
-from rankwise.engine.fresh import put_on_adapter, saved_modules
+from rankwise.engine.fresh import put_on_adapter, saved_modules, untrained_adapter
 from rankwise.engine.fused import FusedEngine
 from rankwise.engine.packed_model import packed_model, why_not
 from rankwise.engine.reference import ReferenceEngine, score_adapter
@@ -180,6 +180,28 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
     card = (out / "best" / "README.md").read_text()
     assert "AutoModelForCausalLM.from_pretrained(base)" in card
     assert "| token accuracy |" in card
+
+
+@every_architecture
+def test_an_untrained_adapter_changes_nothing(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    (scored,) = FusedEngine(base, train, held_out, RECIPE).score([untrained_adapter(base)])
+    assert list(scored["loss"]) == pytest.approx(plain_losses(base.model, held_out), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+def test_a_sweep_that_learns_nothing_says_so_beside_the_untouched_base(engine: str, tmp_path: Path) -> None:
+    data, out = tmp_path / "dialogues.jsonl", tmp_path / "out"
+    pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
+    request = {
+        "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4), "learning_rate": 1e-12,
+        "engine": engine, "out": out,
+    }  # fmt: skip
+    result = rankwise.sweep(**request)
+    (untrained,) = json.loads((out / "untrained.json").read_text()).values()
+    assert result.decision.verdict == "undetermined"
+    assert f"the base without an adapter gives {untrained:.4f}" in result.decision.reason
+    assert result.evidence["loss"].mean() == pytest.approx(untrained, rel=1e-6)
 
 
 def test_planning_times_dialogues_of_which_some_are_left_out(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from transformers import set_seed
 
 from rankwise.engine.base_model import BaseModel
 from rankwise.engine.trial import Trial
+from rankwise.lora.adapter import Adapter
+from rankwise.lora.libraries import quiet_libraries
 
 
 def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
@@ -59,6 +61,18 @@ def put_on_adapter(
             modules_to_save=list(base.trained_in_full) or None,
         ),
     )
+
+
+def untrained_adapter(base: BaseModel) -> Adapter:
+    """Return an adapter of rank 1 that changes nothing: its B is zero, and modules trained in full are as they are."""
+    trial = Trial(rank=1, seed=0, learning_rate=1.0, lora_alpha=1.0, use_rslora=False)
+    with quiet_libraries():
+        model = put_on_adapter(base, trial, saved_modules(base))
+        try:
+            state = {name: tensor.clone() for name, tensor in adapter_state(model).items()}
+            return Adapter(state, json_config(model))
+        finally:
+            model.unload()
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
