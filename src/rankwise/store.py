@@ -328,7 +328,11 @@ def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mappin
 
 
 def _over_tokens(evidence: pd.DataFrame) -> dict[str, float]:
-    """Return means over all tokens, where examples have numbers of tokens: a long example then counts for more."""
+    """Return means over all tokens, where examples have numbers of tokens: a long example then counts for more.
+
+    The exact match is that of greedy decoding without decoding: where every token of a completion is the model's first
+    choice behind the ones before it, decoding writes just those tokens, and elsewhere it leaves them at the first miss.
+    """
     if "tokens" not in evidence or evidence.empty:
         return {}
     share = evidence["tokens"] / evidence["tokens"].sum()  # (N,)
@@ -337,6 +341,7 @@ def _over_tokens(evidence: pd.DataFrame) -> dict[str, float]:
         "eval_token_loss": loss,
         "eval_perplexity": math.exp(min(loss, 700.0)),
         "eval_token_accuracy": float((share * evidence["score"]).sum()),
+        "eval_exact_match": float((evidence["score"] == 1.0).mean()),
     }
 
 

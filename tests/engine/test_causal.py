@@ -21,7 +21,7 @@ from rankwise.engine.packed_model import packed_model, why_not
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trainee import Trainee
 from rankwise.errors import RequestError
-from rankwise.store import read_summaries
+from rankwise.store import _over_tokens, read_summaries
 from rankwise.tasks.base import IGNORED, Encoded
 from rankwise.tasks.objectives import Completions
 from tests.engine.test_fused import RECIPE, TRIALS, assert_same_training
@@ -202,6 +202,30 @@ def test_a_sweep_that_learns_nothing_says_so_beside_the_untouched_base(engine: s
     assert result.decision.verdict == "undetermined"
     assert f"the base without an adapter gives {untrained:.4f}" in result.decision.reason
     assert result.evidence["loss"].mean() == pytest.approx(untrained, rel=1e-6)
+
+
+@every_architecture
+def test_exact_match_is_that_of_greedy_decoding(tiny: Tiny) -> None:
+    """What the model itself writes matches; with another last token, or another first one, it does not."""
+    base, _, held_out = tiny
+    inputs, labels, places = [], [], []
+    for row, changed in ((0, None), (1, -1), (2, 0), (3, None)):
+        prompt = held_out.input_ids[row][:4]
+        asked = torch.tensor([prompt])
+        written = base.model.generate(  # type: ignore[operator]
+            input_ids=asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=5,
+            pad_token_id=0,
+        )[0, len(prompt):].tolist()  # fmt: skip
+        if changed is not None:
+            written[changed] = (written[changed] + 1) % len(base.tokenizer)
+        inputs.append(prompt + written)
+        labels.append(written)
+        places.append(list(range(len(prompt) - 1, len(prompt) + len(written) - 1)))
+    table = evaluate(
+        base.model, base.tokenizer, Encoded((0, 1, 2, 3), inputs, tuple(labels), places=places), base.objective
+    )
+    assert _over_tokens(table)["eval_exact_match"] == 0.5
+    assert list(table["score"] == 1.0) == [True, False, False, True]
 
 
 def test_planning_times_dialogues_of_which_some_are_left_out(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def check(sweep: Path, trial: str, read: Callable[[str], list[tuple[int, float]]
         assert [step for step, _ in got] == [row["step"] for row in steps]
         assert [value for _, value in got] == pytest.approx([row[key] for row in steps], rel=1e-6)
     ends = {key: name for key, name in END_METRICS.items() if key in last}
-    assert set(END_METRICS) - set(ends) == {"eval_perplexity"}  # which only causal language models have
+    assert set(END_METRICS) - set(ends) == {"eval_perplexity", "eval_exact_match"}  # of causal language models alone
     for key, name in ends.items():
         ((step, value),) = read(name)
         assert (step, value) == (steps[-1]["step"], pytest.approx(last[key], rel=1e-6))

@@ -17,6 +17,7 @@ END_METRICS = {
     "eval_loss": "eval/loss",
     "eval_score": "eval/score",
     "eval_perplexity": "eval/perplexity",
+    "eval_exact_match": "eval/exact_match",
     "trainable_params": "cost/trainable_params",
     "adapter_bytes": "cost/adapter_bytes",
     "train_seconds": "cost/train_seconds",
