@@ -151,3 +151,19 @@ def test_a_sweep_leaves_configs_only_for_a_selected_rank(swept: Path, tmp_path: 
     (tmp_path / "export" / "trl.yaml").write_text("of an earlier decision")
     write_exports(tmp_path, None, analyze(swept).decision)
     assert not (tmp_path / "export").exists()
+
+
+def test_a_hub_data_set_is_named_as_each_tool_names_it(tmp_path: Path) -> None:
+    files = export_files(replace(PLAIN, data="org/chats:short:test"))
+    *_, data = parse_with_trl(files["trl.yaml"], tmp_path)
+    (named,) = data.datasets
+    assert (named.path, named.name, named.split, named.data_files) == ("org/chats", "short", "test", None)
+    (axolotl,) = yaml.safe_load(files["axolotl.yaml"])["datasets"]
+    assert (axolotl["path"], axolotl["name"], axolotl["split"]) == ("org/chats", "short", "test")
+    assert "ds_type" not in axolotl
+    (described,) = json.loads(files["dataset_info.json"]).values()
+    # https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md
+    assert (described["hf_hub_url"], described["subset"], described["split"]) == ("org/chats", "short", "test")
+    whole = export_files(replace(PLAIN, data="org/chats"))
+    assert json.loads(whole["dataset_info.json"])["sweep_data"].keys() & {"subset", "split"} == {"split"}
+    assert not any("datasets saved" in text for text in (*files.values(), *whole.values()))

@@ -60,7 +60,10 @@ def axolotl_config(setup: TrainingSetup) -> str:
 
 
 def _dataset(setup: TrainingSetup) -> dict[str, Any]:
-    where = {"path": setup.data, "ds_type": setup.data_kind}
+    where: dict[str, Any] = {"path": setup.data, "ds_type": setup.data_kind}
+    if setup.hub_data is not None:
+        name, config, split = setup.hub_data
+        where = {"path": name, **({} if config is None else {"name": config}), "split": split}
     if setup.data_format == "messages":
         return {**where, "type": "chat_template", "field_messages": "messages"}
     if setup.data_format == "prompt-completion":

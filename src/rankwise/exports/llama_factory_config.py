@@ -52,8 +52,11 @@ def llama_factory_config(setup: TrainingSetup) -> str:
 
 
 def dataset_info(setup: TrainingSetup) -> str:
-    """Return ``dataset_info.json``, which names LLaMA-Factory the data's file and columns."""
+    """Return ``dataset_info.json``, which names LLaMA-Factory the data and their columns."""
     described: dict[str, Any] = {"file_name": setup.data}
+    if setup.hub_data is not None:
+        name, config, split = setup.hub_data
+        described = {"hf_hub_url": name, **({} if config is None else {"subset": config}), "split": split}
     if setup.data_format == "messages":
         described |= {
             "formatting": "sharegpt",

@@ -2,14 +2,18 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from rankwise.engine.trial import Recipe
 from rankwise.errors import RequestError
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.store import read_json
+from rankwise.tasks.saved_datasets import hub_parts, is_hub_id
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
 DATA_FORMATS = ("messages", "prompt-completion", "alpaca", "text")
@@ -94,6 +98,11 @@ class TrainingSetup:
         suffix = Path(self.data or "").suffix.lower()
         return {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}.get(suffix, "json")
 
+    @property
+    def hub_data(self) -> tuple[str, str | None, str] | None:
+        """Name, configuration and split of a hub's data set; None where the data are files."""
+        return hub_parts(Path(self.data)) if self.data is not None and is_hub_id(Path(self.data)) else None
+
 
 def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     """Read how a trial of a sweep was trained, or, where it is a cut, the trial that it was cut from.
@@ -125,7 +134,7 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         loraplus_ratio=settings.get("loraplus_ratio", 1.0),
         quantization=settings.get("quantization", "none"),
         target_modules=_targets(settings["target_modules"], adapter["target_modules"]),
-        modules_to_save=tuple(dict.fromkeys(adapter["modules_to_save"] or ())),
+        modules_to_save=_saved_in_full(trials / trial_name / "adapter", adapter["modules_to_save"] or ()),
         learning_rate=trained["learning_rate"],
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
@@ -144,6 +153,13 @@ def _needed(path: Path) -> dict[str, Any]:
     if content is None:
         raise RequestError(f"{str(path)!r} is missing; run the sweep to its end first")
     return content
+
+
+def _saved_in_full(adapter: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of which the adapter's file holds something: PEFT lists every name that a head may have."""
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        keys = list(file.keys())
+    return tuple(name for name in dict.fromkeys(names) if any(f".{name}." in key for key in keys))
 
 
 def _absolute(path: str) -> str:

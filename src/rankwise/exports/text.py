@@ -38,7 +38,7 @@ def origin(setup: TrainingSetup) -> list[str]:
         )
     if (setup.data or "").endswith(".tsv"):
         lines.append("The data are tab-separated, which this tool does not read: save them as JSON lines first.")
-    elif setup.data is not None and not Path(setup.data).suffix:
+    elif setup.data is not None and setup.hub_data is None and not Path(setup.data).suffix:
         lines.append("The data are a directory that datasets saved: save them as JSON lines first.")
     return lines
 

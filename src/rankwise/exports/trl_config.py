@@ -50,7 +50,11 @@ def trl_config(setup: TrainingSetup) -> str:
 
 def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
     """Return the data's settings, and what to know about them."""
-    data: dict[str, Any] = {"datasets": [{"path": setup.data_kind, "data_files": setup.data, "split": "train"}]}
+    where: dict[str, Any] = {"path": setup.data_kind, "data_files": setup.data, "split": "train"}
+    if setup.hub_data is not None:
+        name, config, split = setup.hub_data
+        where = {"path": name, **({} if config is None else {"name": config}), "split": split}
+    data = {"datasets": [where]}
     if setup.data_format == "messages":
         return {**data, "assistant_only_loss": True}, []
     if setup.data_format == "alpaca":

@@ -43,6 +43,12 @@ def is_hub_id(path: Path) -> bool:
     return not path.exists() and HUB_ID.fullmatch(path.as_posix()) is not None
 
 
+def hub_parts(path: Path) -> tuple[str, str | None, str]:
+    """Return name, configuration and split of a hub's data set."""
+    name, *rest = path.as_posix().split(":")
+    return name, rest[0] if len(rest) > 1 else None, rest[-1] if rest else "train"
+
+
 def read_hub_dataset(path: Path) -> pd.DataFrame:
     """Read one split from a hub, or from what was loaded from it before.
 
@@ -53,8 +59,7 @@ def read_hub_dataset(path: Path) -> pd.DataFrame:
         RequestError: datasets is not installed, or there is no such data set, configuration or split in reach.
     """
     datasets = _library(f"data {str(path)!r} is no file, and may be a hub's data set")
-    name, *rest = path.as_posix().split(":")
-    config, split = (rest[0] if len(rest) > 1 else None), (rest[-1] if rest else "train")
+    name, config, split = hub_parts(path)
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
