@@ -58,7 +58,13 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(
     data, out = swept.parent / "reviews.csv", tmp_path / "out"
     kept: dict[str, int] = {}
     for complete in moments:
-        process = subprocess.Popen(command(tiny_model, data, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command(tiny_model, data, out),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         stop_after(process, out, complete, with_signal)
         errors = process.stderr.read().decode() if process.stderr else ""
         assert "Traceback" not in errors
