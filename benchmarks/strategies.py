@@ -162,10 +162,13 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 )
             decision = rankwise.sweep(config, progress=progress).decision  # nothing is left to train
             with open_run(config, progress) as run:
-                ranks = worth_of_ranks(run, {row.rank: row.learning_rate for row in decision.table})
+                rates = {row.rank: row.learning_rate for row in decision.table if row.learning_rate is not None}
+                held_out = worth_held_out(run, rates)
+                chosen = choice_of(held_out, decision.rank)
+                ranks = with_test_scores(run, held_out if name == "grid" else [chosen])
                 choices[name] = {
                     "verdict": decision.verdict,
-                    **choice_of(ranks, decision.rank),
+                    **choice_of(ranks, chosen["rank"]),
                     "trials": int((run.store.summaries()["train_seconds"] > 0).sum()),
                     "seconds": run.store.seconds_spent(),
                 }
@@ -191,29 +194,37 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": shown, "grid": gold, "choices": choices}
 
 
-def worth_of_ranks(run: Run, rates: dict[int, float | None]) -> list[dict[str, Any]]:
-    """Score every rank's adapters, all seeds, at its own rate; return the means over seeds."""
-    from rankwise.engine.fused import FusedEngine
-    from rankwise.engine.trial import Recipe
-
-    test = run.encode("test")
-    engine = FusedEngine(run.base, test, test, Recipe(epochs=1, batch_size=8))
+def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
+    """Return every rank's means over its seeds, at its own rate, on the held-out part."""
     trials = run.store.summaries()
     rows = []
     for rank, rate in rates.items():
         own = trials[(trials["rank"] == rank) & (trials["learning_rate"] == rate)]
-        scored = engine.score([read_adapter(run.store.adapter_directory(name)) for name in own["name"]])
         rows.append(
             {
                 "rank": rank,
                 "learning_rate": rate,
                 "held_out_loss": float(own["eval_loss"].mean()),
                 "held_out_score": float(own["eval_score"].mean()),
-                "test_loss": float(pd.concat(scored)["loss"].mean()),
-                "test_score": float(pd.concat(scored)["score"].mean()),
             }
         )
     return rows
+
+
+def with_test_scores(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Score these ranks' adapters, all seeds, on the test part; return the rows with the means."""
+    from rankwise.engine.fused import FusedEngine
+    from rankwise.engine.trial import Recipe
+
+    test = run.encode("test")
+    engine = FusedEngine(run.base, test, test, Recipe(epochs=1, batch_size=8))
+    trials = run.store.summaries()
+    scored = []
+    for row in rows:
+        own = trials[(trials["rank"] == row["rank"]) & (trials["learning_rate"] == row["learning_rate"])]
+        table = pd.concat(engine.score([read_adapter(run.store.adapter_directory(name)) for name in own["name"]]))
+        scored.append({**row, "test_loss": float(table["loss"].mean()), "test_score": float(table["score"].mean())})
+    return scored
 
 
 def choice_of(ranks: Sequence[dict[str, Any]], rank: int | None) -> dict[str, Any]:

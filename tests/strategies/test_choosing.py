@@ -143,6 +143,7 @@ def test_once_searches_no_rate_where_the_first_one_learns() -> None:
     _, trials = run(strategy("once", seeds=2, rates="auto"), lambda rank: 0.5)
     trained = [trial for trial in trials if trial.cut_from is None]
     assert [trial.seed for trial in trained] == [0, 1]
+    assert strategy("once", seeds=2, rates="auto").propose(NOTHING) == trained  # at once
     assert {trial.learning_rate for trial in trained} == {5e-4}  # 1e-3 at rank 4 and falling with the cube root
 
 

@@ -25,7 +25,11 @@ class Once(Strategy):
         """Return the cuts of a trained adapter, or else the trials to train."""
         largest = self.ranks[-1]
         search = self.rate_search([largest])
-        if first := self.missing_trials(search.wanted_of_one(evidence), evidence):
+        asked = search.wanted_of_one(evidence)
+        if first := self.missing_trials(asked, evidence):
+            if len(asked) == 1:  # no rate to choose, so the other seeds may train beside the first
+                asked = [(largest, asked[0][1], seed) for seed in range(self.seeds)]
+                return self.missing_trials(asked, evidence)
             return first
         rate = rate_of_first_seed(evidence, largest)
         if rate is None:
