@@ -9,7 +9,7 @@ import pytest
 from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
 from rankwise.tasks.loading import load_task
-from rankwise.tasks.readers import file_fingerprint, read_table
+from rankwise.tasks.readers import file_fingerprint, is_hub_id, read_table
 
 
 def reviews(count: int = 40) -> datasets.Dataset:
@@ -103,3 +103,4 @@ def test_what_is_no_hub_id_is_a_missing_file(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked for a data set"))
     with pytest.raises(RequestError, match=r"no such file|allowed endings"):
         read_table(Path(name))
+    assert not is_hub_id(Path(name))  # which fingerprints and exports ask

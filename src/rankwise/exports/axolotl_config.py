@@ -3,7 +3,7 @@
 from typing import Any
 
 from rankwise.exports.setup import TrainingSetup
-from rankwise.exports.text import adapter_only, origin, trains_causal_lms, without, yaml_text
+from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
 
 
 def axolotl_config(setup: TrainingSetup) -> str:
@@ -60,10 +60,7 @@ def axolotl_config(setup: TrainingSetup) -> str:
 
 
 def _dataset(setup: TrainingSetup) -> dict[str, Any]:
-    where: dict[str, Any] = {"path": setup.data, "ds_type": setup.data_kind}
-    if setup.hub_data is not None:
-        name, config, split = setup.hub_data
-        where = {"path": name, **({} if config is None else {"name": config}), "split": split}
+    where = data_source(setup, {"path": setup.data, "ds_type": setup.data_kind})
     if setup.data_format == "messages":
         return {**where, "type": "chat_template", "field_messages": "messages"}
     if setup.data_format == "prompt-completion":

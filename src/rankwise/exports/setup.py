@@ -13,7 +13,8 @@ from rankwise.engine.trial import Recipe
 from rankwise.errors import RequestError
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.store import read_json
-from rankwise.tasks.saved_datasets import hub_parts, is_hub_id
+from rankwise.tasks.readers import is_hub_id
+from rankwise.tasks.saved_datasets import hub_parts
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
 DATA_FORMATS = ("messages", "prompt-completion", "alpaca", "text")

@@ -43,6 +43,14 @@ def origin(setup: TrainingSetup) -> list[str]:
     return lines
 
 
+def data_source(setup: TrainingSetup, files: dict[str, Any]) -> dict[str, Any]:
+    """Return a hub's data set under the names that `datasets.load_dataset` has for its parts, else ``files``."""
+    if setup.hub_data is None:
+        return files
+    name, config, split = setup.hub_data
+    return {"path": name, **({} if config is None else {"name": config}), "split": split}
+
+
 def adapter_only(setup: TrainingSetup, tool: str) -> list[str]:
     """Say that a tool does not train the sweep's task, and what that means for the file."""
     return [

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rankwise.exports.setup import TrainingSetup
-from rankwise.exports.text import adapter_only, origin, trains_causal_lms, without, yaml_text
+from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
 
 
 def trl_config(setup: TrainingSetup) -> str:
@@ -50,11 +50,8 @@ def trl_config(setup: TrainingSetup) -> str:
 
 def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
     """Return the data's settings, and what to know about them."""
-    where: dict[str, Any] = {"path": setup.data_kind, "data_files": setup.data, "split": "train"}
-    if setup.hub_data is not None:
-        name, config, split = setup.hub_data
-        where = {"path": name, **({} if config is None else {"name": config}), "split": split}
-    data = {"datasets": [where]}
+    files = {"path": setup.data_kind, "data_files": setup.data, "split": "train"}
+    data = {"datasets": [data_source(setup, files)]}
     if setup.data_format == "messages":
         return {**data, "assistant_only_loss": True}, []
     if setup.data_format == "alpaca":

@@ -1,13 +1,14 @@
 """Tables of texts and labels, read from files and checked row by row."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
-from rankwise.tasks.saved_datasets import is_hub_id, is_saved_dataset, read_hub_dataset, read_saved_dataset
+from rankwise.tasks.saved_datasets import is_saved_dataset, read_hub_dataset, read_saved_dataset
 
 FORMATS = {
     ".csv": "CSV",
@@ -16,6 +17,16 @@ FORMATS = {
     ".ndjson": "JSON lines",
     ".parquet": "Parquet",
 }
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
+
+
+def is_hub_id(path: Path) -> bool:
+    """Whether a path may be ``OWNER/NAME``, ``OWNER/NAME:SPLIT`` or ``OWNER/NAME:CONFIG:SPLIT``.
+
+    What is there is no id, nor is a name with a file's ending: that file is missing.
+    """
+    known_ending = path.suffix.lower() in FORMATS
+    return not known_ending and not path.exists() and HUB_ID.fullmatch(path.as_posix()) is not None
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -28,7 +39,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     if path.is_dir() and is_saved_dataset(path):
         return _checked(read_saved_dataset(path), path)
-    if path.suffix.lower() not in FORMATS and is_hub_id(path):
+    if is_hub_id(path):
         return _checked(read_hub_dataset(path), path)
     if not path.is_file():
         what = "is a directory, and no data set that datasets saved" if path.is_dir() else "no such file"

@@ -1,14 +1,11 @@
 """Data sets of Hugging Face's datasets: as ``save_to_disk`` leaves them, or from a hub."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from rankwise.errors import RequestError, some
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -38,11 +35,6 @@ def read_saved_dataset(path: Path) -> pd.DataFrame:
     return _as_table(loaded)
 
 
-def is_hub_id(path: Path) -> bool:
-    """Whether a path that is not there may be ``OWNER/NAME``, ``OWNER/NAME:SPLIT`` or ``OWNER/NAME:CONFIG:SPLIT``."""
-    return not path.exists() and HUB_ID.fullmatch(path.as_posix()) is not None
-
-
 def hub_parts(path: Path) -> tuple[str, str | None, str]:
     """Return name, configuration and split of a hub's data set."""
     name, *rest = path.as_posix().split(":")
@@ -53,7 +45,7 @@ def read_hub_dataset(path: Path) -> pd.DataFrame:
     """Read one split from a hub, or from what was loaded from it before.
 
     Args:
-        path: for which `is_hub_id` holds. Without a split, ``train``.
+        path: for which `rankwise.tasks.readers.is_hub_id` holds. Without a split, ``train``.
 
     Raises:
         RequestError: datasets is not installed, or there is no such data set, configuration or split in reach.
