@@ -202,10 +202,23 @@ def test_help_loads_no_torch() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
-def test_command_as_a_process(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"quantization": "nf4"}, {"gradient_checkpointing": True, "memory": "1MB"}])
+def test_command_as_a_process(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """What the command leaves out when it imports, planning does not miss."""
     model, length = write_config(tmp_path, name), 64
-    command = [sys.executable, "-m", "rankwise.cli", "plan", model, "--ranks", "4", "--json", "--quantization", "nf4"]
-    done = subprocess.run([*command, "--seq-len", str(length)], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == plan(model, ranks=[4], quantization="nf4", seq_len=length).as_dict()
+    command = [sys.executable, "-m", "rankwise.cli", "plan", model, "--ranks", "4", "--json", "--seq-len", str(length)]
+    for field, value in changes.items():
+        command += [f"--{field.replace('_', '-')}", *([] if value is True else [value])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == plan(model, ranks=[4], seq_len=length, **changes).as_dict()
     assert done.stderr == ""
+
+
+def test_checkpointing_as_a_process_loads_no_compiler(tmp_path: Path) -> None:
+    """Loading it takes as long as all the rest of a plan."""
+    code = (
+        "import sys; from rankwise.cli import main;"
+        f"main(['plan', {write_config(tmp_path, 'llama')!r}, '--gradient-checkpointing'], own_process=True);"
+        "sys.exit('sympy' in sys.modules or 'torch._dynamo.eval_frame' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -163,11 +163,16 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
             "PyTorch has no fused attention kernel for this model, precision and device, and keeps the scores "
             "(grouped keys in fp32, or before capability 8.0); --attention flash plans for one, with repeated keys"
         )
-    limits, savings = None, []
+    limits, savings = None, list[Saving]()
     if room is not None:
+        free = room
+
+        def find() -> dict[str, Any]:
+            return {"savings": [asdict(saving) for saving in find_savings(planner, free, config.ranks[0])]}
+
+        found = None if rows[0].fits else beside(find)
         limits = find_limits(planner, room, config.ranks, max(sides.values()), longest)
-        if not rows[0].fits:
-            savings = find_savings(planner, room, config.ranks[0])
+        savings = [] if found is None else [Saving(**saving) for saving in found()["savings"]]
     peaks = {config.quantization: [row.memory.peak_allocated for row in rows], **others()}
     return Plan(
         config=request,

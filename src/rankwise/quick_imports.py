@@ -17,12 +17,13 @@ HIDDEN = ("bitsandbytes", "scipy", "sklearn")
 assisted generation."""
 
 DYNAMO = "torch._dynamo"
+DYNAMO_CONFIG = "torch._dynamo.config"
 MASKS = "torch._dynamo._trace_wrapped_higher_order_op"
 MODELS = "transformers.models"
 SHAPES = "torch.fx.experimental.symbolic_shapes"
 SYMBOLS = "sympy"
 FUNCTIONS = "torch.utils._sympy.functions"
-WAITING = (DYNAMO, MASKS, SHAPES, SYMBOLS, FUNCTIONS, MODELS)
+WAITING = (DYNAMO, DYNAMO_CONFIG, MASKS, SHAPES, SYMBOLS, FUNCTIONS, MODELS)
 
 OF_PLAIN_SIZES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious"), bool),
@@ -43,8 +44,8 @@ def quick_imports() -> Iterator[None]:
     """Import torch, transformers and PEFT for planning, and plan within.
 
     - `HIDDEN` is not there.
-    - torch._dynamo, which transformers loads to mark functions that it must not compile, is there for marks alone.
-      Nothing is compiled here.
+    - torch._dynamo, which transformers loads to mark functions that it must not compile, is there for marks alone, and
+      for what gradient checkpointing reads of its configuration. Nothing is compiled here.
     - The symbols for unknown sizes, and sympy with them, are not there: every size is known (`OF_PLAIN_SIZES`).
     - torch.distributed says that it is not built in. Else DTensor is loaded, which needs them.
     - transformers reads the directories of all its models when it is imported, and once more for the package
@@ -58,6 +59,8 @@ def quick_imports() -> Iterator[None]:
 
     waiting = {name: _Waiting(name) for name in WAITING}
     vars(waiting[DYNAMO]).update(dict.fromkeys(("assume_constant_result", "allow_in_graph", "disable"), _unmarked))
+    vars(waiting[DYNAMO_CONFIG]).update(error_on_nested_fx_trace=True)  # as it is in the real one
+    vars(waiting[DYNAMO]).update(config=waiting[DYNAMO_CONFIG])
     vars(waiting[MASKS]).update(TransformGetItemToIndex=lambda: waiting[MASKS].real().TransformGetItemToIndex())
     vars(waiting[SHAPES]).update(OF_PLAIN_SIZES)
     vars(waiting[SYMBOLS]).update(Basic=type("Basic", (), {}))  # nothing is one

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LENGTH_STEP = 128
 """Lengths are tried in multiples of this: kernels pad to it."""
 MOST = 1 << 24
+UNTRACED = {"optimizer", "batch_size", "seq_len"}
+"""Fields of a request that change no model and no trace of given sizes."""
 
 
 class Planner:
@@ -63,7 +65,10 @@ class Planner:
 
     def changed(self, **changes: object) -> "Planner":
         """Return a planner for the same model and another request."""
-        return Planner(self.skeleton, replace(self.config, **changes), self.device)  # type: ignore[arg-type]
+        other = Planner(self.skeleton, replace(self.config, **changes), self.device)  # type: ignore[arg-type]
+        if changes.keys() <= UNTRACED:
+            other._traced, other._model = self._traced, self._model
+        return other
 
     def _over(
         self, values: list[int], place: Callable[[int], tuple[int, int | None, int | None]]
