@@ -92,6 +92,26 @@ def test_escalate_starts_at_the_second_smallest_without_an_8() -> None:
     assert {trial.rank for trial in strategy("escalate", (16, 32)).propose(NOTHING)} == {32}
 
 
+def test_escalate_searches_a_learning_rate_for_its_first_rank_alone() -> None:
+    """The others take over their neighbour's, falling as the cube root of the rank."""
+    _, trials = run(strategy("escalate", rates="auto"), lambda rank: 0.5)
+    rates = {rank: {trial.learning_rate for trial in trials if trial.rank == rank} for rank in (8, 16, 4, 2)}
+    assert len(rates[8]) > 2
+    (best,) = {trial.learning_rate for trial in trials if trial.rank == 8 and trial.seed == 1}
+    for rank in (16, 4, 2):
+        (taken,) = rates[rank]
+        assert taken == pytest.approx(best * (8 / rank) ** (1 / 3), rel=5e-3)
+
+
+def test_escalate_searches_again_where_the_neighbour_only_diverged() -> None:
+    asked = strategy("escalate", (4, 8), rates="auto")
+    evidence = NOTHING
+    while trials := [trial for trial in asked.propose(evidence) if trial.rank == 8]:
+        rows = evidence_of(trials[0], from_8, 1e-3).assign(diverged=True)
+        evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
+    assert len({trial.learning_rate for trial in asked.propose(evidence) if trial.rank == 4}) == 3
+
+
 def test_race_stops_as_soon_as_the_decision_stands() -> None:
     evidence, trials = run(strategy("race", seeds=6), from_8)
     assert {trial.seed for trial in trials} == {0, 1}  # never before a second seed

@@ -8,7 +8,7 @@ from rankwise.decide.evidence import read_runs
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.rates import at_found_rates, count_trials, rate_of_first_seed
+from rankwise.strategies.rates import at_found_rates, count_trials, of_rank, rate_of_first_seed
 
 START = 8  # where it begins, if it is among the ranks: PEFT's default
 
@@ -16,8 +16,9 @@ START = 8  # where it begins, if it is among the ranks: PEFT's default
 class Escalate(Strategy):
     """Trains few ranks: one to start from, those above it while they gain, those below it while they lose nothing.
 
-    Every rank that it comes to finds its own learning rate and is trained with all seeds, from its own initial values:
-    an adapter is not grown from that of the rank before, so that ranks differ in nothing else.
+    The first rank searches for its learning rate; each further one takes over its neighbour's, changed as the search's
+    start changes with the rank. Every rank is trained with all seeds, from its own initial values: an adapter is not
+    grown from that of the rank before, so that ranks differ in nothing else.
 
     It starts at `START`, or else at the second smallest rank. It goes up while the rank below is shown to be worse by
     more than the margin, or underfits (`rankwise.decide.diagnose`). Where it stopped, it looks at the next rank down,
@@ -34,8 +35,9 @@ class Escalate(Strategy):
         if not trials:
             return count_trials(evidence)
         rank = visited[-1]
-        seeds = evidence.loc[(evidence["rank"] == rank) & (evidence["seed"] > 0), "seed"].nunique()
-        search = self.rate_search([rank]).left(evidence)
+        own = of_rank(evidence, rank)
+        seeds = own.loc[own["seed"] > 0, "seed"].nunique()
+        search = self.rate_search([rank]).left(evidence) if len(visited) == 1 else int(own.empty)
         return count_trials(evidence) + max(len(trials), search + self.seeds - 1 - seeds)
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
@@ -47,7 +49,7 @@ class Escalate(Strategy):
         while top + 1 < len(self.ranks):
             lower, upper = self.ranks[top], self.ranks[top + 1]
             visited.append(upper)
-            if trials := self._missing_of(upper, evidence):
+            if trials := self._missing_of(upper, evidence, beside=lower):
                 return visited, trials
             if not self._gains(at_found_rates(evidence, [lower, upper], self.seeds), lower):
                 break
@@ -55,15 +57,18 @@ class Escalate(Strategy):
         for rank in reversed(self.ranks[:top]):
             if rank not in visited:
                 visited.append(rank)
-                if trials := self._missing_of(rank, evidence):
+                if trials := self._missing_of(rank, evidence, beside=self.ranks[self.ranks.index(rank) + 1]):
                     return visited, trials
             if not self._suffices(at_found_rates(evidence, visited, self.seeds), rank):
                 break
         return visited, []
 
-    def _missing_of(self, rank: int, evidence: pd.DataFrame) -> list[Trial]:
-        search = self.rate_search([rank])
-        if first := self.missing_trials(search.wanted(evidence), evidence):
+    def _missing_of(self, rank: int, evidence: pd.DataFrame, beside: int | None = None) -> list[Trial]:
+        if beside is None:
+            wanted = self.rate_search([rank]).wanted(evidence)
+        else:
+            wanted = self.rate_search(self.ranks).wanted_beside(evidence, rank, beside)
+        if first := self.missing_trials(wanted, evidence):
             return first
         rate = rate_of_first_seed(evidence, rank)
         if rate is None:
