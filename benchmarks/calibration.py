@@ -9,6 +9,9 @@ error), how often the smallest rank that is right, how often it is undetermined,
 intervals; then the wrong and right choices of three rules that always choose: the best mean, one standard error
 (Breiman et al. 1984, section 3.4.3) and kneedle (Satopaa et al. 2011).
 
+A second table tells the same of ``--strategy race``, which looks at the evidence after every seed from the second on,
+and of one look at all seeds.
+
 In the scenarios with a search some ranks try several learning rates with the first seed, all equally good in truth,
 and stand at the one that rankwise takes; ranks that try a single rate have no such luck.
 """
@@ -28,6 +31,7 @@ from rich.table import Table
 from rankwise import select
 from rankwise.decide import best_learning_rate
 from rankwise.decide.compare import Comparison
+from rankwise.strategies.race import FIRST_LOOK
 
 MARGIN = 0.02
 CONFIDENCE = 0.95
@@ -120,6 +124,17 @@ SCENARIOS = (
     Scenario("1 seed, seeds matter", (BEYOND, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.01, assumed=False),
 )
 
+RACES = tuple(
+    Scenario(f"{name}, up to {seeds} seeds", losses, seeds=seeds, seed_sd=sd, example_sd=0.03, replications=2)
+    for name, losses, sd in (
+        ("one of two just beyond", (BEYOND, 0.5), 0.01),
+        ("all but one of 4 just beyond", (BEYOND,) * 3 + (0.5,), 0.01),
+        ("the same, seeds matter less", (BEYOND,) * 3 + (0.5,), 0.005),
+        ("plateau from the 3rd rank", plateau(2), 0.01),
+    )
+    for seeds in (3, 6, 10)
+)
+
 
 def draw(scenario: Scenario, generator: np.random.Generator) -> dict[int, np.ndarray]:
     """Draw one sweep's losses: for each rank (S, N)."""
@@ -163,6 +178,21 @@ def rankwise_choice(values: dict[int, np.ndarray]) -> tuple[int | None, Comparis
     comparison = Comparison(values, {rank: range(len(losses)) for rank, losses in values.items()})
     fit = [rank for rank in comparison.ranks if comparison.worst(rank, CONFIDENCE)[0] <= MARGIN]
     return (fit[0] if fit else None), comparison
+
+
+def race_choice(values: dict[int, np.ndarray]) -> tuple[int | None, int]:
+    """Choose as `rankwise.strategies.race` does; return the choice and the trials that it took."""
+    most = min(len(losses) for losses in values.values())
+    racing = list(values)
+    seen: dict[int, np.ndarray] = {}
+    choice = None
+    for seeds in range(FIRST_LOOK, most + 1):
+        seen.update({rank: values[rank][:seeds] for rank in racing})
+        choice, comparison = rankwise_choice(dict(sorted(seen.items())))
+        racing = [rank for rank in racing if not comparison.is_shown_worse(rank, MARGIN, CONFIDENCE)]
+        if choice is not None or len(racing) < 2:
+            break
+    return choice, sum(len(losses) for losses in seen.values())
 
 
 def best_mean(values: dict[int, np.ndarray]) -> int | None:
@@ -236,6 +266,32 @@ def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: C
     console.print(table)
 
 
+def print_races(scenarios: Sequence[Scenario], replications: int, console: Console) -> None:
+    """Print a row for each scenario: the race, and the decision from all seeds."""
+    table = Table(title="Looking after every seed, and once at the end; per cent, and trials as a share of all")
+    table.add_column("scenario")
+    for column in ("race wrong", "right", "open", "trials", "at the end wrong", "right", "open"):
+        table.add_column(column, justify="right")
+    for number, scenario in enumerate(scenarios):
+        generator = np.random.default_rng([2026, 1000 + number])
+        good = [
+            rank
+            for rank, loss in zip(scenario.ranks, scenario.losses, strict=True)
+            if loss <= min(scenario.losses) + MARGIN
+        ]
+        rows = []
+        for _ in range(scenario.replications * replications):
+            values = draw(scenario, generator)
+            raced, trials = race_choice(values)
+            share = trials / sum(len(losses) for losses in values.values())
+            row: list[float] = []
+            for choice in (raced, rankwise_choice(values)[0]):
+                row += [choice is not None and choice not in good, choice == good[0], choice is None]
+            rows.append([*row[:3], share, *row[3:]])
+        table.add_row(scenario.name, *(f"{100 * cell:.1f}" for cell in np.mean(rows, axis=0)))
+    console.print(table)
+
+
 def print_time(console: Console) -> None:
     """Print how long a large decision takes."""
     generator = np.random.default_rng(0)
@@ -254,6 +310,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=150)
     print_scenarios(SCENARIOS, options.replications, console)
+    print_races(RACES, options.replications, console)
     print_time(console)
 
 

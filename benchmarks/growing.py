@@ -1,0 +1,122 @@
+"""Going up a rank: grow the trained adapter and go on, or start anew at the higher rank?
+
+    python benchmarks/growing.py [--lower 8] [--upper 16] [--seeds 3]
+
+The built-in task, one epoch at a time. An adapter of the lower rank is trained for an epoch, and then for another one,
+as it is and grown to the upper rank. Beside them the upper rank from its own initial values, for one epoch and for
+two. Whatever goes on starts its schedule and optimizer anew. Prints the mean held-out loss of each way and its gain
+over the lower rank's first epoch and over its second, paired over examples and seeds.
+"""
+
+import argparse
+from collections.abc import Mapping
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rankwise.config import SweepConfig
+from rankwise.decide.compare import Comparison
+from rankwise.engine.base_model import BaseModel, load_base
+from rankwise.engine.fresh import saved_modules
+from rankwise.engine.fused import FusedEngine
+from rankwise.engine.packed_model import packed_model
+from rankwise.engine.trainee import PREFIX, Trainee
+from rankwise.engine.trial import Recipe, Trial
+from rankwise.lora import grow
+from rankwise.lora.adapter import Adapter
+from rankwise.lora.libraries import quiet_libraries
+from rankwise.tasks import samples
+from rankwise.tasks.base import Encoded
+from rankwise.tasks.classification import encode
+from rankwise.tasks.loading import load_task
+
+CONFIDENCE = 0.95
+RECIPE = Recipe(epochs=1, batch_size=8)
+
+
+def main() -> None:
+    """Train everything and print it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lower", type=int, default=8)
+    parser.add_argument("--upper", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of both ranks, in every epoch")
+    parser.add_argument("--train-examples", type=int, default=1000)
+    options = parser.parse_args()
+    task = load_task(SweepConfig(train_examples=options.train_examples))
+    low, high = options.lower, options.upper
+    losses: dict[str, list[np.ndarray]] = {}
+    with quiet_libraries():
+        base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [low, high])
+        train, _ = encode(task.train, base.tokenizer, 64)
+        held_out, _ = encode(task.held_out, base.tokenizer, 64)
+        for seed in range(options.seeds):
+
+            def learn(rank: int, epochs: int = 1, start: Adapter | None = None, seed: int = seed) -> Adapter:
+                trial = Trial(rank=rank, seed=seed, learning_rate=options.learning_rate, lora_alpha=rank)
+                return train_from(base, train, trial, epochs, start)
+
+            first = learn(low)
+            ways = {
+                f"r = {low}, one epoch": first,
+                f"r = {low}, and a second epoch": learn(low, start=first),
+                f"r = {low}, grown to {high}, and a second epoch": learn(high, start=grow(first, high, seed)),
+                f"r = {high} from the start, one epoch": learn(high),
+                f"r = {high} from the start, two epochs": learn(high, epochs=2),
+            }
+            engine = FusedEngine(base, train, held_out, RECIPE)
+            for name, table in zip(ways, engine.score(list(ways.values())), strict=True):
+                losses.setdefault(name, []).append(table["loss"].to_numpy())
+    show(losses, options.seeds)
+
+
+def train_from(base: BaseModel, examples: Encoded, trial: Trial, epochs: int, start: Adapter | None) -> Adapter:
+    """Train a trial, from an adapter of its rank where one is given; return what it has become."""
+    recipe = Recipe(epochs=epochs, batch_size=RECIPE.batch_size)
+    trainee = Trainee(trial, base, saved_modules(base), recipe, examples)
+    if start is not None:
+        put_in(trainee, start)
+    engine = FusedEngine(base, examples, examples, recipe)
+    with packed_model(base) as model:
+        base.model.train()
+        while not trainee.finished:
+            (loss,) = engine._gradients(model, [trainee], [trainee.next_batch()])
+            trainee.update(loss)
+    return Adapter(trainee.adapter(), trainee.adapter_config)
+
+
+def put_in(trainee: Trainee, adapter: Adapter) -> None:
+    """Let a trial begin with an adapter's values instead of its own."""
+    for name, own in trainee.factors.items():
+        own.a.copy_(adapter.tensors[f"{PREFIX}{name}.lora_A.weight"])
+        own.bt.copy_(adapter.tensors[f"{PREFIX}{name}.lora_B.weight"].t())
+    for name, module in trainee.head.items():
+        start = f"{PREFIX}{name}."
+        module.load_state_dict({k.removeprefix(start): v for k, v in adapter.tensors.items() if k.startswith(start)})
+
+
+def show(losses: Mapping[str, list[np.ndarray]], seeds: int) -> None:
+    """Print a row for each way, and how far it lies below the lower rank's first epoch and its second."""
+    names = list(losses)
+    ways = Comparison(
+        {number: np.stack(own) for number, own in enumerate(losses.values())},
+        {number: range(seeds) for number in range(len(names))},
+    )
+    console = Console(width=130)
+    table = Table(title=f"Held-out loss, mean over {seeds} seeds; gains with their {CONFIDENCE:.0%} intervals")
+    table.add_column("way")
+    for column in ("held-out loss", f"gain over {names[0]}", f"gain over {names[1]}"):
+        table.add_column(column, justify="right")
+    for number, name in enumerate(names):
+        cells = []
+        for other in (0, 1):
+            gain = ways.difference(other, number)
+            low, high = gain.interval(CONFIDENCE)
+            cells.append("" if other == number else f"{gain.mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+        table.add_row(name, f"{ways.values[number].mean():.4f}", *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
