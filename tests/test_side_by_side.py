@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import rankwise
 from rankwise.cli import main
 from rankwise.errors import RequestError
+from rankwise.report.side_by_side import write_side_by_side_plot
 from rankwise.side_by_side import Line, read_lines
 from rankwise.store import read_evidence
 from tests.conftest import make_reviews
@@ -69,8 +71,17 @@ def test_the_command_prints_and_draws_them(
 
 
 def test_what_cannot_be_side_by_side(directories: list[Path], swept: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="differ in data: losses on other data cannot be compared"):
+    with pytest.raises(RequestError, match="differ in data: their losses cannot be compared"):
         read_lines([directories[0], swept])
+    other = tmp_path / "other"
+    shutil.copytree(directories[1], other)
+    sweep = json.loads((other / "sweep.json").read_text())
+    sweep["task"]["loss"] = "squared error"
+    (other / "sweep.json").write_text(json.dumps(sweep))
+    with pytest.raises(RequestError, match="differ in loss"):
+        read_lines([directories[0], other])
+    write_side_by_side_plot(read_lines([other]), tmp_path / "plot.html")
+    assert "Held-out loss, squared error" in (tmp_path / "plot.html").read_text()
     with pytest.raises(RequestError, match="holds no finished sweep: it has no sweep"):
         read_lines([directories[0], tmp_path])
     arguments: list[Any] = ["report", directories[0], "--plot", tmp_path / "plot.html"]

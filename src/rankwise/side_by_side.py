@@ -12,6 +12,7 @@ from rankwise.store import read_evidence, read_json
 
 SAME = ("data", "eval_data")  # of the fingerprints: losses on other examples cannot be compared
 SAME_SETTINGS = ("train_examples",)
+SAME_TASK = ("loss",)  # its unit
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,17 @@ class Line:
 
     Attributes:
         label: what distinguishes it: the settings that are not the same in all sweeps.
+        unit: of its losses.
         directory: its own.
         rank: the decision's; None if undetermined.
         table: the decision's rows, as in ``decision.json``.
-        spread: how far the ranks' held-out losses lie apart, each rank at its own learning rate, first seed, nats;
+        spread: how far the ranks' held-out losses lie apart, each rank at its own learning rate, first seed;
             None where a rank diverged.
         spread_at: the same with all ranks at one learning rate, for each rate that every rank was tried at.
     """
 
     label: str
+    unit: str
     directory: Path
     rank: int | None
     table: tuple[dict[str, Any], ...]
@@ -43,7 +46,7 @@ class Line:
     @classmethod
     def from_dict(cls, written: Mapping[str, Any]) -> "Line":
         """Return a line from what `as_dict` gave."""
-        values = {name: written[name] for name in ("label", "rank", "spread")}
+        values = {name: written[name] for name in ("label", "unit", "rank", "spread")}
         rates = {one["learning_rate"]: one["spread"] for one in written["spread_at"]}
         return cls(directory=Path(written["directory"]), table=tuple(written["table"]), spread_at=rates, **values)
 
@@ -52,7 +55,7 @@ def read_lines(directories: Sequence[Path]) -> list[Line]:
     """Read finished sweeps of one task.
 
     Raises:
-        RequestError: a directory holds no finished sweep, or they are not of the same data.
+        RequestError: a directory holds no finished sweep, or they are not of the same data and loss.
     """
     sweeps, decisions = [], []
     for directory in directories:
@@ -62,17 +65,18 @@ def read_lines(directories: Sequence[Path]) -> list[Line]:
             raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {missing}")
         sweeps.append(sweep)
         decisions.append(decision)
-        for part, names in (("fingerprints", SAME), ("settings", SAME_SETTINGS)):
+        for part, names in (("fingerprints", SAME), ("settings", SAME_SETTINGS), ("task", SAME_TASK)):
             for name in names:
                 if sweep[part].get(name) != sweeps[0][part].get(name):
                     raise RequestError(
-                        f"{str(directory)!r} and {str(directories[0])!r} differ in {name}: losses on other data cannot "
-                        "be compared"
+                        f"{str(directory)!r} and {str(directories[0])!r} differ in {name}: their losses cannot be "
+                        "compared"
                     )
     lines = []
+    unit = sweeps[0]["task"]["loss"]
     for directory, label, decision in zip(directories, _labels(directories, sweeps), decisions, strict=True):
         own, at_rate = _spreads(read_evidence(directory), decision["table"])
-        lines.append(Line(label, directory, decision["rank"], tuple(decision["table"]), own, at_rate))
+        lines.append(Line(label, unit, directory, decision["rank"], tuple(decision["table"]), own, at_rate))
     return lines
 
 

@@ -43,7 +43,8 @@ def print_side_by_side(lines: Sequence[Line], console: Console | None = None) ->
 
 def write_side_by_side_plot(lines: Sequence[Line], path: Path) -> None:
     """Draw quality and learning rate against rank, a line for each sweep, to .html or .png."""
-    drawn = make_subplots(1, 2, subplot_titles=("Held-out loss, nats per example", "Learning rate it was reached at"))
+    titles = (f"Held-out loss, {lines[0].unit}", "Learning rate it was reached at")
+    drawn = make_subplots(1, 2, subplot_titles=titles)
     for index, line in enumerate(lines):
         rows = [row for row in line.table if row["loss_mean"] is not None]
         ranks, colour = [row["rank"] for row in rows], COLOURS[index % len(COLOURS)]
