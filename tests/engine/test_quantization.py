@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import bitsandbytes
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from rankwise.engine import quantization
 from rankwise.engine.base_model import load_base
 from rankwise.engine.fused import FusedEngine
 from rankwise.engine.packed_model import why_not
-from rankwise.engine.quantization import resident_tensors
+from rankwise.engine.quantization import keep_as_loaded, resident_tensors
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.errors import RequestError
@@ -57,11 +59,26 @@ def test_both_engines_train_alike_and_peft_loads_the_adapter(name: str, kind: st
     plain = AutoModelForSequenceClassification.from_pretrained(
         base.name, num_labels=2, dtype=torch.float32, pad_token_id=0, quantization_config=bits
     )
+    keep_as_loaded(plain)
     model = PeftModel.from_pretrained(plain, saved).eval()
     with torch.inference_mode():
         for tokens, label, loss in zip(held_out.input_ids, held_out.labels, packed[0].evidence["loss"], strict=True):
             logits = model(input_ids=torch.tensor([tokens])).logits[0].double()
             np.testing.assert_allclose(-torch.log_softmax(logits, 0)[label].item(), loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", [FusedEngine, ReferenceEngine])
+@pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])
+def test_evaluating_leaves_the_base_as_it_is(
+    engine: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the processor has AVX512-BF16, bitsandbytes would change it, and the next trial with it."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    base, train, held_out = load_tiny("llama", tmp_path, quantization=kind)
+    few = train.take(list(range(16)))
+    trials = list(engine(base, few, held_out, RECIPE).train([TRIALS[0], TRIALS[0]]))
+    assert trials[0].steps == trials[1].steps
+    assert trials[0].evidence.equals(trials[1].evidence)
 
 
 def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: Path) -> None:

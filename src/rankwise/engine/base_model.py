@@ -10,7 +10,7 @@ from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import nn
 
-from rankwise.engine.quantization import check_quantization, is_quantized, loading_arguments
+from rankwise.engine.quantization import check_quantization, is_quantized, keep_as_loaded, loading_arguments
 from rankwise.errors import RequestError
 from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.lora.targets import check_ranks, find_targets
@@ -123,6 +123,7 @@ def load_base(
     model.requires_grad_(False)
     if quantization != "none":
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # what is not quantised to fp32
+        keep_as_loaded(model)
     if objective.task_type == "CAUSAL_LM":
         _check_causal(name, model, fresh)
     heads = [head for head in head_names if hasattr(model, head) and head not in fresh]

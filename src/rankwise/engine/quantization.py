@@ -56,6 +56,18 @@ def is_quantized(module: nn.Module) -> bool:
     return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
+def keep_as_loaded(model: nn.Module) -> None:
+    """Let 4-bit layers stay as they were loaded.
+
+    On a CPU with AVX512-BF16 bitsandbytes rounds a layer's scales to bf16 and lays its weights out anew, in place, the
+    first time that it evaluates. From then on its products are in bf16 and have no gradient: the trials that train
+    after the first evaluation would have another base than those before, and one that lets nothing learn.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            vars(module)["support_avx512bf16_for_cpu"] = False
+
+
 def resident_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield what a frozen model keeps in memory: parameters, buffers, and the scales of quantised weights."""
     yield from model.parameters()
