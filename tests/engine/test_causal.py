@@ -1,6 +1,7 @@
 """Supervised fine-tuning in both engines, against plain transformers and PEFT."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import rankwise
+from rankwise.config import SweepConfig
 from rankwise.engine.base_model import BaseModel, load_base
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fresh import put_on_adapter, saved_modules, untrained_adapter
@@ -21,6 +23,7 @@ from rankwise.engine.packed_model import packed_model, why_not
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trainee import Trainee
 from rankwise.errors import RequestError
+from rankwise.run import Silent, open_run
 from rankwise.store import _over_tokens, read_summaries
 from rankwise.tasks.base import IGNORED, Encoded
 from rankwise.tasks.objectives import Completions
@@ -180,6 +183,27 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
     card = (out / "best" / "README.md").read_text()
     assert "AutoModelForCausalLM.from_pretrained(base)" in card
     assert "| token accuracy |" in card
+
+
+@pytest.mark.parametrize(
+    ("strategy", "quantization"), [("once", "none"), ("once", "nf4"), ("escalate", "nf4"), ("race", "int8")]
+)
+def test_every_strategy_tunes_a_language_model(strategy: str, quantization: str, tmp_path: Path) -> None:
+    """What it keeps scores in PEFT as the evidence says."""
+    data, out = tmp_path / "dialogues.jsonl", tmp_path / "out"
+    pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
+    config = SweepConfig(
+        model=str(save_tiny_lm("llama", tmp_path)), data=data, ranks=(2, 4, 8), strategy=strategy,
+        quantization=quantization, learning_rate=(1e-2,), epochs=2, margin=5.0, out=out,
+    )  # fmt: skip
+    result = rankwise.sweep(config)
+    assert (result.decision.rank, result.decision.question) == (2, "keep" if strategy == "once" else "train")
+    assert json.loads((out / "best" / "adapter_config.json").read_text())["r"] == 2
+    kept = json.loads((out / "decision.json").read_text())["test"]["trial"]
+    stored = pd.read_parquet(out / "trials" / kept / "evidence.parquet").sort_values("example_id")
+    with open_run(replace(config, out=tmp_path / "again"), Silent()) as run:
+        again = score_adapter(run.base, out / "best", run.encode("held_out")).sort_values("example_id")
+    np.testing.assert_allclose(again["loss"], stored["loss"], rtol=1e-4)
 
 
 @every_architecture
