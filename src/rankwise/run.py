@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rankwise.config import SweepConfig
 from rankwise.environment import environment
 from rankwise.errors import RequestError
+from rankwise.lora.libraries import quiet_libraries
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, load_arguments, model_fingerprint
 from rankwise.report.tracking import report_trials, require_trackers
@@ -133,9 +134,10 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     task = load_task(config)
     name = _model_name(config)
     check_model_files(name)
-    fit = _fit(name, config, task)
-    from rankwise.engine.base_model import load_base
+    with quiet_libraries():  # PEFT imports bitsandbytes, which on some processors asks for one more package
+        from rankwise.engine.base_model import load_base
 
+    fit = _fit(name, config, task)
     base = load_base(
         name, task.objective, config.target_modules, config.ranks, config.trust_remote_code, config.quantization
     )
