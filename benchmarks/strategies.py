@@ -57,8 +57,8 @@ class Task:
 TASKS = {
     "rotten-tomatoes-1000": Task("rotten-tomatoes", 1000, 64),
     "rotten-tomatoes-4000": Task("rotten-tomatoes", 4000, 64),
-    "imdb-1000": Task("imdb", 1000, 192),
     "source-1000": Task("source", 1000, 64),
+    "imdb-600": Task("imdb", 600, 128),
 }
 
 
