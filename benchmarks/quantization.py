@@ -4,9 +4,9 @@
     python benchmarks/quantization.py --print benchmarks/results/quantization.json
 
 Sweeps the built-in task once for each quantisation, each rank at its own learning rate. Every sweep is kept in --out,
-and the same command goes on where it stopped. Writes --results; prints the decisions side by side, then memory as
-`rankwise plan` tells it beforehand and as measured, and time. The plan is for PEFT with padded batches, which is what
---engine reference trains; the fused engine needs less for activations.
+and the same command goes on where it stopped, or with more --seeds. Writes --results; prints the decisions side by
+side, then memory as `rankwise plan` tells it beforehand and as measured, and time. The plan is for PEFT with padded
+batches, which is what --engine reference trains; the fused engine needs less for activations.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     for kind, directory in zip(kinds, directories, strict=True):
         with ProgressBar() as progress:
             progress.note(f"quantization {kind}")
-            config = rankwise.SweepConfig(**settings, quantization=kind, out=directory)
+            config = rankwise.SweepConfig(**settings, quantization=kind, extend=True, out=directory)
             rankwise.sweep(config, progress=progress)
     lines = [line.as_dict() for line in read_lines(directories)]
     memory = {kind: planned_and_frozen(kind, rankwise.SweepConfig(**settings)) for kind in kinds}
