@@ -13,6 +13,9 @@ from rankwise.report.words import figure
 from rankwise.side_by_side import Line
 
 COLOURS = ("#2563eb", "#d97706", "#15803d", "#7c3aed", "#dc2626", "#0891b2", "#6b7280", "#be185d")
+# Lines that lie on one another are told apart by these.
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square-open", "diamond-open", "x-thin-open")
 
 
 def print_side_by_side(lines: Sequence[Line], console: Console | None = None) -> None:
@@ -51,7 +54,10 @@ def write_side_by_side_plot(lines: Sequence[Line], path: Path) -> None:
         means = [row["loss_mean"] for row in rows]
         bars = [(row["loss_ci"][1] - row["loss_ci"][0]) / 2 if row["loss_ci"] else None for row in rows]
         common = {"x": ranks, "mode": "lines+markers", "name": line.label, "legendgroup": line.label}
-        look = {"line": {"color": colour}, "marker": {"size": 9}}
+        look = {
+            "line": {"color": colour, "dash": DASHES[index % len(DASHES)]},
+            "marker": {"size": 9 + 2 * (index % len(SYMBOLS)), "symbol": SYMBOLS[index % len(SYMBOLS)]},
+        }
         drawn.add_trace(
             go.Scatter(**common, **look, y=means, error_y={"type": "data", "array": bars, "thickness": 1}), 1, 1
         )
