@@ -4,8 +4,9 @@
 
 The built-in task, one epoch at a time. An adapter of the lower rank is trained for an epoch, and then for another one,
 as it is and grown to the upper rank. Beside them the upper rank from its own initial values, for one epoch and for
-two. Whatever goes on starts its schedule and optimizer anew. Prints the mean held-out loss of each way and its gain
-over the lower rank's first epoch and over its second, paired over examples and seeds.
+two. Whatever goes on starts its schedule and optimizer anew, and sees the examples in the first epoch's order again.
+Prints the mean held-out loss of each way and its gain over the lower rank's first epoch and over its second, paired
+over examples and seeds; how much a seed matters is taken to be the same for all ways.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from rankwise.decide.compare import Comparison
 from rankwise.engine.base_model import BaseModel, load_base
 from rankwise.engine.fresh import saved_modules
 from rankwise.engine.fused import FusedEngine
+from rankwise.engine.loaded import Loaded
 from rankwise.engine.packed_model import packed_model
-from rankwise.engine.trainee import PREFIX, Trainee
+from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.lora import grow
 from rankwise.lora.adapter import Adapter
@@ -76,7 +78,12 @@ def train_from(base: BaseModel, examples: Encoded, trial: Trial, epochs: int, st
     recipe = Recipe(epochs=epochs, batch_size=RECIPE.batch_size)
     trainee = Trainee(trial, base, saved_modules(base), recipe, examples)
     if start is not None:
-        put_in(trainee, start)
+        loaded = Loaded(base, start)
+        for name, own in trainee.factors.items():
+            own.a.copy_(loaded.factors[name].a)
+            own.bt.copy_(loaded.factors[name].bt)
+        for name, module in trainee.head.items():
+            module.load_state_dict(loaded.head[name].state_dict())
     engine = FusedEngine(base, examples, examples, recipe)
     with packed_model(base) as model:
         base.model.train()
@@ -84,16 +91,6 @@ def train_from(base: BaseModel, examples: Encoded, trial: Trial, epochs: int, st
             (loss,) = engine._gradients(model, [trainee], [trainee.next_batch()])
             trainee.update(loss)
     return Adapter(trainee.adapter(), trainee.adapter_config)
-
-
-def put_in(trainee: Trainee, adapter: Adapter) -> None:
-    """Let a trial begin with an adapter's values instead of its own."""
-    for name, own in trainee.factors.items():
-        own.a.copy_(adapter.tensors[f"{PREFIX}{name}.lora_A.weight"])
-        own.bt.copy_(adapter.tensors[f"{PREFIX}{name}.lora_B.weight"].t())
-    for name, module in trainee.head.items():
-        start = f"{PREFIX}{name}."
-        module.load_state_dict({k.removeprefix(start): v for k, v in adapter.tensors.items() if k.startswith(start)})
 
 
 def show(losses: Mapping[str, list[np.ndarray]], seeds: int) -> None:

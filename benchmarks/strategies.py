@@ -102,7 +102,7 @@ def main() -> None:
     if options.known is not None:
         show(json.loads(options.known.read_text()))
         return
-    results: dict[str, Any] = {"environment": environment(), "tasks": {}}
+    results: dict[str, Any] = {"tasks": {}}
     if options.results.exists():  # tasks that were run before
         results["tasks"] = json.loads(options.results.read_text())["tasks"]
     for name in options.tasks.split(","):
@@ -114,7 +114,7 @@ def main() -> None:
             "train_examples": task.train_examples,
             "max_length": task.max_length,
         }
-        results["tasks"][name] = run_task(options.out / name, settings)
+        results["tasks"][name] = {**run_task(options.out / name, settings), "environment": environment()}
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     show(results)

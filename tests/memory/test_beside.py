@@ -2,6 +2,7 @@ import os
 import threading
 
 import pytest
+import torch
 
 from rankwise.errors import RequestError
 from rankwise.memory.beside import beside
@@ -28,6 +29,11 @@ def test_it_does_not_fork_beside_another_thread() -> None:
     finally:
         stop.set()
         other.join()
+
+
+def test_it_does_not_fork_where_autograd_has_an_accelerator_s_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert beside(lambda: {"pid": os.getpid()})() == {"pid": os.getpid()}
 
 
 def test_a_killed_process_is_made_up_for() -> None:

@@ -103,6 +103,16 @@ def test_escalate_searches_a_learning_rate_for_its_first_rank_alone() -> None:
         assert taken == pytest.approx(best * (8 / rank) ** (1 / 3), rel=5e-3)
 
 
+def test_escalate_foretells_every_given_rate_of_the_rank_it_has_come_to() -> None:
+    asked = strategy("escalate", rates=(1e-3, 2e-3, 4e-3))
+    whole, trials = run(asked, lambda rank: 0.5)
+    of_one = 3 + 2  # rates, and two more seeds at one of them
+    assert len(trials) == 4 * of_one  # 8, 16, 4, 2
+    for complete in range(len(trials)):
+        rank_complete = -(-(complete + 1) // of_one) * of_one
+        assert asked.expected_trials(whole.iloc[: complete * EXAMPLES]) == rank_complete
+
+
 def test_escalate_searches_again_where_the_neighbour_only_diverged() -> None:
     asked = strategy("escalate", (4, 8), rates="auto")
     evidence = NOTHING

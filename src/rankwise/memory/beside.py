@@ -8,6 +8,8 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
 
+import torch
+
 from rankwise.errors import RequestError
 
 
@@ -15,7 +17,8 @@ def beside(task: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     """Begin a task in a forked process and return a function that waits for its result.
 
     A fork knows all that this process knows, imported libraries included. It is taken only where it is safe and helps:
-    on Linux, with no other Python thread and a second core. Elsewhere the task runs when its result is asked for.
+    on Linux, with no other Python thread, a second core, and no accelerator, whose presence gives autograd threads that
+    a fork lacks. Elsewhere the task runs when its result is asked for.
 
     Args:
         task: returns JSON values.
@@ -24,6 +27,8 @@ def beside(task: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
         RequestError: by the returned function, where the task raised it.
     """
     if not sys.platform.startswith("linux") or threading.active_count() > 1 or (os.cpu_count() or 1) < 2:
+        return task
+    if torch.accelerator.is_available():
         return task
     context = get_context("fork")
     here, there = context.Pipe(duplex=False)

@@ -39,7 +39,7 @@ class Planner:
         self.evaluation = evaluation
         self.kernels: set[str] = set()
         self._traced: dict[tuple[int, int, int], TracedStep] = {}
-        self._model: tuple[int, Any] = (0, None)  # the last one made, with its rank
+        self._models: dict[int, Any] = {}  # the last one made, by its rank
 
     def memory(self, rank: int, batch_size: int | None = None, seq_len: int | None = None) -> StepMemory:
         """Return a step's memory, traced."""
@@ -65,9 +65,10 @@ class Planner:
 
     def changed(self, **changes: object) -> "Planner":
         """Return a planner for the same model and another request."""
-        other = Planner(self.skeleton, replace(self.config, **changes), self.device)  # type: ignore[arg-type]
+        config = replace(self.config, **changes)  # type: ignore[arg-type]
+        other = Planner(self.skeleton, config, self.device, evaluation=self.evaluation)
         if changes.keys() <= UNTRACED:
-            other._traced, other._model = self._traced, self._model
+            other._traced, other._models = self._traced, self._models
         return other
 
     def _over(
@@ -86,11 +87,13 @@ class Planner:
         key = (rank, batch_size or self.config.batch_size, seq_len or self.config.seq_len)
         if key not in self._traced:
             config = replace(self.config, batch_size=key[1], seq_len=key[2])
-            if self._model[0] != rank:
-                model = training_model(self.skeleton, self.config, rank, on_cpu=self.device.capability == 0)
-                self._model = (rank, model)
+            if rank not in self._models:
+                self._models.clear()
+                self._models[rank] = training_model(
+                    self.skeleton, self.config, rank, on_cpu=self.device.capability == 0
+                )
             self._traced[key] = trace_step(
-                self.skeleton, config, self._model[1], self.device, evaluation=self.evaluation
+                self.skeleton, config, self._models[rank], self.device, evaluation=self.evaluation
             )
         self.kernels |= self._traced[key].kernels
         return self._traced[key]

@@ -8,7 +8,7 @@ from rankwise.decide.evidence import read_runs
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.rates import at_found_rates, count_trials, of_rank, rate_of_first_seed
+from rankwise.strategies.rates import at_found_rates, count_trials, rate_of_first_seed
 
 START = 8  # where it begins, if it is among the ranks: PEFT's default
 
@@ -35,9 +35,10 @@ class Escalate(Strategy):
         if not trials:
             return count_trials(evidence)
         rank = visited[-1]
-        own = of_rank(evidence, rank)
-        seeds = own.loc[own["seed"] > 0, "seed"].nunique()
-        search = self.rate_search([rank]).left(evidence) if len(visited) == 1 else int(own.empty)
+        seeds = evidence.loc[(evidence["rank"] == rank) & (evidence["seed"] > 0), "seed"].nunique()
+        search = sum(trial.seed == 0 for trial in trials)
+        if len(visited) == 1:
+            search = max(search, self.rate_search([rank]).left(evidence))
         return count_trials(evidence) + max(len(trials), search + self.seeds - 1 - seeds)
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
@@ -64,10 +65,8 @@ class Escalate(Strategy):
         return visited, []
 
     def _missing_of(self, rank: int, evidence: pd.DataFrame, beside: int | None = None) -> list[Trial]:
-        if beside is None:
-            wanted = self.rate_search([rank]).wanted(evidence)
-        else:
-            wanted = self.rate_search(self.ranks).wanted_beside(evidence, rank, beside)
+        search = self.rate_search([rank])
+        wanted = search.wanted(evidence) if beside is None else search.wanted_beside(evidence, beside)
         if first := self.missing_trials(wanted, evidence):
             return first
         rate = rate_of_first_seed(evidence, rank)

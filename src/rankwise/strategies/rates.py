@@ -67,14 +67,15 @@ class RateSearch:
             return [start]
         return [start, *self.wanted(evidence)]
 
-    def wanted_beside(self, evidence: pd.DataFrame, rank: int, found: int) -> list[Asked]:
-        """Return what is wanted of a rank beside one whose rate is found: that rate, as the start falls with the rank.
+    def wanted_beside(self, evidence: pd.DataFrame, found: int) -> list[Asked]:
+        """Return what is wanted of one rank beside another whose rate is found: that rate, changed as the start does.
 
-        A neighbour of which every rate diverged tells nothing, and the rank searches for itself.
+        Beside a rank of which every rate diverged it searches for itself.
         """
+        rank = self.ranks[-1]
         rate = rate_of_first_seed(evidence, found)
         if self.learning_rate != AUTO or rate is None:
-            return RateSearch([rank], self.learning_rate, self.alpha, self.guess_loss).wanted(evidence)
+            return self.wanted(evidence)
         rate *= self._start(rank) / self._start(found)
         return [(rank, lowered, 0) for lowered in self._lowered(of_rank(evidence, rank), rate)]
 
