@@ -23,7 +23,9 @@ def print_side_by_side(lines: Sequence[Line], console: Console | None = None) ->
     console = console or Console()
     if console.width < 100 and not console.is_terminal:
         console = Console(file=console.file, width=140)
-    table = Table(title="Held-out loss at each rank's own learning rate (95% interval)", title_justify="left")
+    table = Table(
+        title=f"Held-out loss, {lines[0].unit}, at each rank's own learning rate (95% interval)", title_justify="left"
+    )
     table.add_column("rank", justify="right")
     for line in lines:
         table.add_column(line.label, justify="right", overflow="fold")
