@@ -58,7 +58,7 @@ TASKS = {
     "rotten-tomatoes-1000": Task("rotten-tomatoes", 1000, 64),
     "rotten-tomatoes-4000": Task("rotten-tomatoes", 4000, 64),
     "source-1000": Task("source", 1000, 64),
-    "imdb-600": Task("imdb", 600, 128),
+    "imdb-1500": Task("imdb", 1500, 128),
 }
 
 
