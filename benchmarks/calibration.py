@@ -73,6 +73,12 @@ class Scenario:
         """4, 8, 16, ..."""
         return [4 * 2**power for power in range(len(self.losses))]
 
+    @property
+    def right(self) -> list[int]:
+        """Ranks whose true loss is within the margin of the lowest."""
+        pairs = zip(self.ranks, self.losses, strict=True)
+        return [rank for rank, loss in pairs if loss <= min(self.losses) + MARGIN]
+
 
 def plateau(at: int, of: int = 4, step: float = 0.04) -> tuple[float, ...]:
     """Fall by a step with each doubling until the plateau begins at the rank numbered ``at``."""
@@ -220,7 +226,7 @@ def kneedle(values: dict[int, np.ndarray]) -> int | None:
 def simulate(scenario: Scenario, replications: int, generator: np.random.Generator) -> dict[str, float]:
     """Return the shares of wrong, right and open choices, and the coverage of the ranks' intervals."""
     truth = dict(zip(scenario.ranks, scenario.losses, strict=True))
-    right = [rank for rank, loss in truth.items() if loss <= min(truth.values()) + MARGIN]
+    right = scenario.right
     rules = {"best mean": best_mean, "one SE": one_standard_error, "kneedle": kneedle}
     counts: dict[str, float] = dict.fromkeys(
         [f"{name} {what}" for name in ("rankwise", *rules) for what in ("wrong", "right")] + ["open", "covered"], 0.0
@@ -274,19 +280,14 @@ def print_races(scenarios: Sequence[Scenario], replications: int, console: Conso
         table.add_column(column, justify="right")
     for number, scenario in enumerate(scenarios):
         generator = np.random.default_rng([2026, 1000 + number])
-        good = [
-            rank
-            for rank, loss in zip(scenario.ranks, scenario.losses, strict=True)
-            if loss <= min(scenario.losses) + MARGIN
-        ]
-        rows = []
+        rows, right = [], scenario.right
         for _ in range(scenario.replications * replications):
             values = draw(scenario, generator)
             raced, trials = race_choice(values)
             share = trials / sum(len(losses) for losses in values.values())
             row: list[float] = []
             for choice in (raced, rankwise_choice(values)[0]):
-                row += [choice is not None and choice not in good, choice == good[0], choice is None]
+                row += [choice is not None and choice not in right, choice == right[0], choice is None]
             rows.append([*row[:3], share, *row[3:]])
         table.add_row(scenario.name, *(f"{100 * cell:.1f}" for cell in np.mean(rows, axis=0)))
     console.print(table)
