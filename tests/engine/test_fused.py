@@ -82,8 +82,15 @@ def test_training_is_that_of_peft_and_the_trainer(tiny: Tiny) -> None:
 
 @every_architecture
 def test_gradients_are_those_of_peft(tiny: Tiny) -> None:
+    assert_gradients_of_peft(*tiny)
+
+
+def test_gradients_are_those_of_peft_where_keys_are_no_target(tmp_path: Path) -> None:
+    assert_gradients_of_peft(*load_tiny("bert", tmp_path, targets=["query", "value"]))
+
+
+def assert_gradients_of_peft(base: BaseModel, train: Encoded, held_out: Encoded) -> None:
     """In float64, on a batch of very different lengths."""
-    base, train, held_out = tiny
     by_length = sorted(range(len(train)), key=train.lengths.__getitem__)
     batch = [by_length[0], by_length[-1], by_length[5], by_length[len(by_length) // 2], by_length[-2]]
     base.model.double()

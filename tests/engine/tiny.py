@@ -68,13 +68,17 @@ def cores(count: int) -> Iterator[None]:
 
 
 def load_tiny(
-    name: str, directory: Path, ranks: tuple[int, ...] = (4,), quantization: str = "none"
+    name: str,
+    directory: Path,
+    ranks: tuple[int, ...] = (4,),
+    quantization: str = "none",
+    targets: list[str] | None = None,
 ) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny base with 400 training and 40 held-out reviews."""
     data = directory / "reviews.csv"
     make_reviews(800).to_csv(data, index=False)
     task = load_task(SweepConfig(data=data))
-    model, targets = str(save_tiny(name, directory)), TARGETS.get(name, ["all-linear"])
+    model, targets = str(save_tiny(name, directory)), targets or TARGETS.get(name, ["all-linear"])
     base = load_base(model, task.objective, targets, ranks, quantization=quantization)
     train, held_out = (
         encode(part, base.tokenizer, 64)[0].take(range(count))

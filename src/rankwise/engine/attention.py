@@ -55,7 +55,7 @@ def packed_attention(
     kv_heads = key.shape[1]
     scaling = width**-0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    by_block = zip(*(_regrouped(tensor, packing) for tensor in (query, key, value)), strict=True)
+    by_block = zip(*(regrouped(tensor, packing) for tensor in (query, key, value)), strict=True)
     outputs = []
     for block, key_mask, (q, k, v) in zip(packing.blocks, packing.key_masks, by_block, strict=True):
         if kv_heads != heads:
@@ -66,7 +66,7 @@ def packed_attention(
     return _Ungroup.apply(flat, packing.by_head(heads)).view(1, tokens, heads, -1), None
 
 
-def _regrouped(states: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
+def regrouped(states: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
     """Bring (1, h, T, d) into the blocks' (n, h, L, d)."""
     heads, width = states.shape[1], states.shape[3]
     rows = _Regroup.apply(states.transpose(1, 2).reshape(-1, width), packing.by_head(heads))  # (P h, d)

@@ -1,7 +1,6 @@
 """A frozen model on packed tokens, with the adapters and heads of several trials."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
@@ -12,6 +11,7 @@ from torch import nn
 
 from rankwise.engine import attention
 from rankwise.engine.base_model import BaseModel
+from rankwise.engine.closing import Speaking, closing_early
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused_linear import Factors, Stretches, fused_layers, is_fusable
 from rankwise.engine.heads import Head, find_head
@@ -20,18 +20,6 @@ from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.base import Encoded
 
 CLOSE = 1e-3  # of the largest logit: what packed and padded logits may differ by; rounding is a thousandth of it
-
-
-class _Speaking(threading.local):
-    """The tokens that speak for a pass's sequences, for the thread that runs it.
-
-    Attributes:
-        rows: their places, (N,).
-        give: says whose they are.
-    """
-
-    rows: torch.Tensor
-    give: Callable[[], None]
 
 
 class Adapted(Protocol):
@@ -46,6 +34,8 @@ class PackedModel:
 
     Attributes:
         device: of the base.
+        speaking: what `rankwise.engine.closing` is told in every pass.
+        closes_early: whether the model's last hidden states are those of the speaking tokens alone.
     """
 
     def __init__(self, base: BaseModel, head: Head, stretches: Stretches, autocast: torch.dtype | None) -> None:
@@ -54,13 +44,13 @@ class PackedModel:
         self.stretches = stretches
         self.autocast = autocast
         self.device = next(base.model.parameters()).device
+        self.speaking = Speaking()
+        self.closes_early = False
         positions = [
             module.padding_idx
             for name, module in base.model.named_modules()
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         ]
-        self.closing = _after_last_attention(base.model)
-        self._speaking = _Speaking()
         # RoBERTa counts positions from behind the padding index.
         self.first_position = max((index + 1 for index in positions if index is not None), default=0)
 
@@ -78,14 +68,14 @@ class PackedModel:
         self._give(trials, [sum(part.lengths) for part in parts])
         on = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         speakers, counts = self._speakers(packing, parts)  # (N,) and K
-        self._speaking.rows, self._speaking.give = speakers, partial(self._give, trials, counts)
+        self.speaking.rows, self.speaking.give = speakers, partial(self._give, trials, counts)
         with packed(packing), on:
             hidden = self.model.base_model(  # type: ignore[operator]
                 input_ids=packing.input_ids,
                 position_ids=packing.position_ids + self.first_position,
                 **self._segments(parts),
             ).last_hidden_state[0]  # (T, H)
-            if self.closing is None:
+            if not self.closes_early:
                 hidden = hidden.index_select(0, speakers)  # (N, H)
             by_trial = hidden.split(counts)
             logits = []
@@ -109,23 +99,6 @@ class PackedModel:
         segments = [own for part in parts for one in part.token_type_ids or () for own in one]
         return {"token_type_ids": torch.tensor([segments], device=self.device)} if segments else {}
 
-    @contextmanager
-    def closing_early(self) -> Iterator[None]:
-        """Go on with the speaking tokens alone behind the last block's attention: nothing looks at the others."""
-        if self.closing is None:
-            yield
-            return
-
-        def narrow(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            self._speaking.give()
-            return tuple(tensor.index_select(1, self._speaking.rows) for tensor in inputs)  # (1, T, H) to (1, N, H)
-
-        hook = self.closing.register_forward_pre_hook(narrow)
-        try:
-            yield
-        finally:
-            hook.remove()
-
     def _give(self, trials: Sequence[Adapted], rows: Sequence[int]) -> None:
         """Say whose the rows are that linear layers will see, each trial's so many."""
         self.stretches.factors = [trial.factors for trial in trials if trial.factors]
@@ -133,18 +106,6 @@ class PackedModel:
 
     def _module(self, trial: Adapted, name: str) -> nn.Module:
         return trial.head[name] if name in trial.head else self.model.get_submodule(name)
-
-
-def _after_last_attention(model: nn.Module) -> nn.Module | None:
-    """Return what comes right behind the last attention, if it takes attention's output and the residual as BERT does.
-
-    Decoders and DistilBERT add the residual in between, in code that no hook reaches.
-    """
-    blocks = getattr(getattr(getattr(model, "base_model", None), "encoder", None), "layer", None)
-    output = (
-        getattr(getattr(blocks[-1], "attention", None), "output", None) if isinstance(blocks, nn.ModuleList) else None
-    )
-    return output if type(output).__name__.endswith("SelfOutput") else None
 
 
 @contextmanager
@@ -167,7 +128,7 @@ def packed_model(base: BaseModel, autocast: torch.dtype | None = None) -> Iterat
             config._attn_implementation = attention.NAME
         try:
             model = PackedModel(base, head, stretches, autocast)
-            with model.closing_early():
+            with closing_early(base.model, stretches, model.speaking, head.token == "first") as model.closes_early:
                 yield model
         finally:
             for key, config in configs.items():

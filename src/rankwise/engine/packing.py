@@ -55,6 +55,7 @@ class Packing:
         self.first = torch.tensor(starts, device=device)  # (n,)
         self.last = torch.tensor(ends, device=device) - 1  # (n,)
         by_length = sorted(range(len(sequences)), key=self.lengths.__getitem__)
+        self.order = torch.tensor(by_length, device=device)  # (n,)
         groups = _group([self.lengths[row] for row in by_length])
         self.blocks: list[Block] = []
         self._pieces = []
