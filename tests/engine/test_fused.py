@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from rankwise.config import SweepConfig
 from rankwise.engine.base_model import BaseModel, load_base
+from rankwise.engine.closing import FirstTokenAttention
 from rankwise.engine.fresh import put_on_adapter, saved_modules
 from rankwise.engine.fused import FusedEngine
 from rankwise.engine.packed_model import packed_model, why_not
@@ -131,15 +132,28 @@ def assert_gradients_of_peft(base: BaseModel, train: Encoded, held_out: Encoded)
 @pytest.mark.parametrize("tiny", ["bert", "llama", "gemma2"], indirect=True)
 def test_company_and_padding_change_no_logit(tiny: Tiny) -> None:
     base, train, _ = tiny
-    trainee = Trainee(TRIALS[0], base, saved_modules(base), RECIPE, train)
+    trainee, other_trainee = (Trainee(trial, base, saved_modules(base), RECIPE, train) for trial in TRIALS[:2])
+    for seed, one in enumerate((trainee, other_trainee)):  # B is 0 in a fresh adapter
+        torch.manual_seed(seed)
+        one.flat.add_(torch.randn_like(one.flat) * 0.05)
     part = train.take(range(24))
     with torch.inference_mode(), packed_model(base) as model:
         (together,) = model.logits([trainee], [part])
         one_by_one = torch.cat([model.logits([trainee], [part.take([row])])[0] for row in range(24)])
         backwards = model.logits([trainee], [part.take(range(23, -1, -1))])[0].flip(0)
-        with_others = model.logits([trainee] * 2, [train.take(range(30, 37)), part])[1]
+        with_others = model.logits([other_trainee, trainee], [train.take(range(30, 37)), part])[1]
     for other in (one_by_one, backwards, with_others):
         torch.testing.assert_close(other, together, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiny", ["bert", "roberta", "electra"], indirect=True)
+def test_the_last_attention_is_asked_for_the_first_token_alone(tiny: Tiny) -> None:
+    base = tiny[0]
+    attention = base.model.base_model.encoder.layer[-1].attention
+    with packed_model(base) as model:
+        assert isinstance(attention.self, FirstTokenAttention)
+        assert model.closes_early
+    assert not isinstance(attention.self, FirstTokenAttention)
 
 
 def test_a_trial_that_diverges_leaves_its_company_alone(tiny: Tiny) -> None:

@@ -21,7 +21,7 @@ class Speaking(threading.local):
 
     Attributes:
         rows: their places, (N,).
-        give: says whose they are.
+        give: tells the model's `Stretches` that linear layers see these rows from here on, not all tokens.
     """
 
     rows: torch.Tensor
@@ -30,13 +30,14 @@ class Speaking(threading.local):
 
 @contextmanager
 def closing_early(model: nn.Module, stretches: Stretches, speaking: Speaking, first: bool) -> Iterator[bool]:
-    """Go on with the speaking tokens alone behind the last block's attention: nothing looks at the others.
+    """Go on with the speaking tokens alone from the last block's attention on: nothing looks at the others.
 
     Args:
         model: on packed tokens, its targets `FusedLinear` layers.
         stretches: of these.
         speaking: is read in every pass.
-        first: whether a sequence's first token alone speaks for it; the last attention then asks for nothing else.
+        first: whether a sequence's first token alone speaks for it; the last attention, where it is BERT's own, is then
+            asked for nothing else.
 
     Yields:
         Whether the model's last hidden states are those of the speaking tokens, (1, N, H), and not of all.
@@ -54,11 +55,11 @@ def closing_early(model: nn.Module, stretches: Stretches, speaking: Speaking, fi
             context = context.index_select(1, speaking.rows)
         return context, residual.index_select(1, speaking.rows)  # (1, N, H) each
 
-    hook = attention.output.register_forward_pre_hook(narrow)
     original = attention.self
-    if early:
-        attention.self = FirstTokenAttention(original, stretches, speaking)
+    hook = attention.output.register_forward_pre_hook(narrow)
     try:
+        if early:
+            attention.self = FirstTokenAttention(original, stretches, speaking)
         yield True
     finally:
         attention.self = original
@@ -92,7 +93,7 @@ class FirstTokenAttention(nn.Module):
         query = self.original.query(hidden_states.index_select(1, self.speaking.rows))[0]  # (N, H)
         query = (query * self.original.scaling).unflatten(-1, (-1, width)).transpose(0, 1)  # (h, N, d)
         heads, count, _d = query.shape
-        asked = self._backwards(self.original.key, query).transpose(0, 1)  # (N, h, H)
+        asked = self._through_transposed(self.original.key, query).transpose(0, 1)  # (N, h, H)
         by_block = asked.index_select(0, packing.order).split([len(block.lengths) for block in packing.blocks])
         gathered = []
         states = regrouped(hidden_states[:, None], packing)  # (n, 1, L, H) each
@@ -101,11 +102,11 @@ class FirstTokenAttention(nn.Module):
             if key_mask is not None:
                 scores = scores + key_mask[:, 0].to(scores.dtype)
             gathered.append(torch.bmm(scores.softmax(-1).to(x.dtype), x))  # (n, h, H)
-        mixed = torch.cat(gathered).index_select(0, packing.order.argsort())  # (N, h, H)
+        mixed = torch.cat(gathered).index_select(0, packing.place_in_order)  # (N, h, H)
         context = self._by_head(self.original.value, mixed.transpose(0, 1), width)  # (h, N, d)
         return context.transpose(0, 1).reshape(1, count, heads * width), None
 
-    def _backwards(self, layer: nn.Module, query: torch.Tensor) -> torch.Tensor:
+    def _through_transposed(self, layer: nn.Module, query: torch.Tensor) -> torch.Tensor:
         """Return each head's query times the head's rows of the layer's weight, (h, N, d) to (h, N, H)."""
         heads, _, width = query.shape
         weight = _frozen(layer).weight.view(heads, width, -1)  # (h, d, H)
@@ -158,6 +159,7 @@ def _can_ask_first(attention: Any) -> bool:
     """Whether `FirstTokenAttention` can stand in: BERT's code, and keys and values of plain weights."""
     return (
         type(attention).__name__ in AS_BERT
+        and type(attention).__module__.startswith("transformers.models.")
         and not attention.is_causal
         and all(type(_frozen(layer)) is nn.Linear for layer in (attention.key, attention.value))
     )

@@ -55,7 +55,8 @@ class Packing:
         self.first = torch.tensor(starts, device=device)  # (n,)
         self.last = torch.tensor(ends, device=device) - 1  # (n,)
         by_length = sorted(range(len(sequences)), key=self.lengths.__getitem__)
-        self.order = torch.tensor(by_length, device=device)  # (n,)
+        self.order = torch.tensor(by_length, device=device)  # (n,): sequences as the blocks have them
+        self.place_in_order = self.order.argsort()  # (n,): where the blocks have a sequence
         groups = _group([self.lengths[row] for row in by_length])
         self.blocks: list[Block] = []
         self._pieces = []
