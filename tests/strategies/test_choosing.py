@@ -169,12 +169,28 @@ def test_once_trains_the_largest_rank_and_cuts_the_others() -> None:
         assert cut.lora_alpha == cut.rank  # the scaling stays
 
 
-def test_once_searches_no_rate_where_the_first_one_learns() -> None:
-    _, trials = run(strategy("once", seeds=2, rates="auto"), lambda rank: 0.5)
-    trained = [trial for trial in trials if trial.cut_from is None]
-    assert [trial.seed for trial in trained] == [0, 1]
-    assert strategy("once", seeds=2, rates="auto").propose(NOTHING) == trained  # at once
-    assert {trial.learning_rate for trial in trained} == {5e-4}  # 1e-3 at rank 4 and falling with the cube root
+@pytest.mark.parametrize(
+    ("losses", "trained"),
+    [  # the start is 1e-3 at rank 4 and falls with the cube root
+        ({5e-4: 0.5, 2e-3: 0.6}, [(5e-4, 0), (2e-3, 0), (5e-4, 1)]),
+        (
+            {5e-4: 0.9, 2e-3: 0.7, 8e-3: 0.6, 0.032: 0.8},
+            [(5e-4, 0), (2e-3, 0), (8e-3, 0), (0.032, 0), (8e-3, 1)],
+        ),
+    ],
+)
+def test_once_leaps_to_higher_rates_while_that_gains(
+    losses: dict[float, float], trained: list[tuple[float, int]]
+) -> None:
+    asked = strategy("once", seeds=2, rates="auto")
+    assert [trial.learning_rate for trial in asked.propose(NOTHING)] == [5e-4, 2e-3]  # both may train at once
+    evidence, done = NOTHING, []
+    while trials := asked.propose(evidence):
+        rows = evidence_of(trials[0], lambda rank: losses[trials[0].learning_rate], 1e-3)
+        evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
+        done.append(trials[0])
+    assert [(trial.learning_rate, trial.seed) for trial in done if trial.cut_from is None] == trained
+    assert {trial.learning_rate for trial in done if trial.cut_from is not None} == {trained[-1][0]}
 
 
 @pytest.mark.parametrize("diverging", [0, 1])

@@ -13,8 +13,9 @@ from rankwise.strategies.rates import count_trials, missing, rate_of_first_seed
 class Once(Strategy):
     """Trains the largest rank alone, at one learning rate, and cuts each of its adapters to all smaller ranks.
 
-    The rate is where the search of the other strategies starts; rates are searched for only where that learns nothing
-    or diverges. Cuts of one adapter share its rate, so no rank is favoured by it.
+    The first seed tries the rate where the search of the other strategies starts and four times that, and goes on
+    upwards while it gains: too low a rate leaves an adapter of which nothing can be said. The whole search is made only
+    where the start learns nothing or diverges. Cuts of one adapter share its rate, so no rank is favoured by it.
 
     A cut is a trial of its own rank, and of the seed and learning rate of what it is cut from. It answers which rank to
     *keep*: what the change that was learned needs. Which rank to *train* at it does not ask: a rank trained by itself

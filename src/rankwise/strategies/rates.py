@@ -19,6 +19,7 @@ START_RANK = 4
 START_EXPONENT = 1 / 3  # the start falls with the rank as r ** -START_EXPONENT
 UNIT_RATE = 1e-3  # the search's rates are this times a whole power of STEP
 STEP = 2.0  # between neighbouring rates of the search
+LEAP = 4.0  # between the rates of a rank that is trained alone
 MOST_RATES = 8  # that the search tries for one rank
 
 
@@ -56,16 +57,26 @@ class RateSearch:
         return [(rank, rate, 0) for rank in self.ranks for rate in self.learning_rate]
 
     def wanted_of_one(self, evidence: pd.DataFrame) -> list[Asked]:
-        """Return what is wanted of one rank alone: its start rate, and the search only where that learns nothing."""
+        """Return what is wanted of one rank alone: its start rate, and leaps upwards for as long as each is better.
+
+        The whole search is made only where the start learns nothing or diverges.
+        """
         rank = self.ranks[-1]
         if self.learning_rate != AUTO:
             return self.wanted(evidence)
-        start = (rank, _round(self._start(rank)), 0)
         own = of_rank(evidence, rank)
-        own = own[own["learning_rate"] == start[1]]  # of every seed: a later one may diverge
-        if own.empty or not (own["diverged"].any() or self._nothing_learnt(_first_seed(own))):
-            return [start]
-        return [start, *self.wanted(evidence)]
+        rates = [_round(self._start(rank))]
+        start = own[own["learning_rate"] == rates[0]]  # of every seed: a later one may diverge
+        if not start.empty and (start["diverged"].any() or self._nothing_learnt(_first_seed(start))):
+            return [(rank, rates[0], 0), *self.wanted(evidence)]
+        best: float | None = rates[0]
+        while best == rates[-1] and len(rates) < MOST_RATES:
+            rates.append(_round(rates[0] * LEAP ** len(rates)))
+            known = _first_seed(own[own["learning_rate"].isin(rates)])
+            if known["learning_rate"].nunique() < len(rates):
+                break
+            best = best_learning_rate(known)
+        return [(rank, rate, 0) for rate in rates]
 
     def wanted_beside(self, evidence: pd.DataFrame, found: int) -> list[Asked]:
         """Return what is wanted of one rank beside another whose rate is found: that rate, changed as the start does.
