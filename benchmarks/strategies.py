@@ -3,7 +3,7 @@
     python benchmarks/strategies.py [--tasks rotten-tomatoes-1000,...] [--ranks 2,4,8,16,32,64] [--seeds 3] [--out DIR]
     python benchmarks/strategies.py --print benchmarks/results/strategies.json
 
-Every rank at its own learning rate by search; `once`, which has no search, takes two seeds. The gold grid trains
+Every rank at its own learning rate by search; `once` looks for one upwards, and takes two seeds. The gold grid trains
 every rank with every seed. The other strategies see nothing but the evidence of the trials that they ask for:
 where the grid has such a trial it is taken over, costs included, since it would come out the same; what is missing is
 trained. So a strategy's cost is what it would have cost alone. Everything is kept in --out, and the same
