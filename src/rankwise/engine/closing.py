@@ -92,19 +92,20 @@ class FirstTokenAttention(nn.Module):
         self.speaking.give()
         query = self.original.query(hidden_states.index_select(1, self.speaking.rows))[0]  # (N, H)
         query = (query * self.original.scaling).unflatten(-1, (-1, width)).transpose(0, 1)  # (h, N, d)
-        heads, count, _d = query.shape
         asked = self._through_transposed(self.original.key, query).transpose(0, 1)  # (N, h, H)
         by_block = asked.index_select(0, packing.order).split([len(block.lengths) for block in packing.blocks])
         gathered = []
-        states = regrouped(hidden_states[:, None], packing)  # (n, 1, L, H) each
-        for key_mask, own, (x,) in zip(packing.key_masks, by_block, (s.unbind(1) for s in states), strict=True):
+        for key_mask, own, states in zip(
+            packing.key_masks, by_block, regrouped(hidden_states[:, None], packing), strict=True
+        ):
+            x = states[:, 0]  # (n, L, H)
             scores = torch.bmm(own, x.transpose(1, 2))  # (n, h, L)
             if key_mask is not None:
                 scores = scores + key_mask[:, 0].to(scores.dtype)
             gathered.append(torch.bmm(scores.softmax(-1).to(x.dtype), x))  # (n, h, H)
-        mixed = torch.cat(gathered).index_select(0, packing.place_in_order)  # (N, h, H)
+        mixed = torch.cat(gathered).index_select(0, packing.order.argsort())  # (N, h, H)
         context = self._by_head(self.original.value, mixed.transpose(0, 1), width)  # (h, N, d)
-        return context.transpose(0, 1).reshape(1, count, heads * width), None
+        return context.transpose(0, 1).flatten(1)[None], None
 
     def _through_transposed(self, layer: nn.Module, query: torch.Tensor) -> torch.Tensor:
         """Return each head's query times the head's rows of the layer's weight, (h, N, d) to (h, N, H)."""

@@ -54,9 +54,7 @@ class Packing:
         self.position_ids = torch.tensor([places], device=device)  # (1, T)
         self.first = torch.tensor(starts, device=device)  # (n,)
         self.last = torch.tensor(ends, device=device) - 1  # (n,)
-        by_length = sorted(range(len(sequences)), key=self.lengths.__getitem__)
-        self.order = torch.tensor(by_length, device=device)  # (n,): sequences as the blocks have them
-        self.place_in_order = self.order.argsort()  # (n,): where the blocks have a sequence
+        self._by_length = by_length = sorted(range(len(sequences)), key=self.lengths.__getitem__)
         groups = _group([self.lengths[row] for row in by_length])
         self.blocks: list[Block] = []
         self._pieces = []
@@ -88,6 +86,11 @@ class Packing:
         place = torch.empty(self.tokens * heads, dtype=torch.long)
         place[source[is_real]] = torch.arange(len(source))[is_real]
         return HeadIndex(source.to(self.device), place.to(self.device), (~is_real).nonzero()[:, 0].to(self.device))
+
+    @cached_property
+    def order(self) -> torch.Tensor:
+        """Return the sequences in the order in which the blocks have them, (n,)."""
+        return torch.tensor(self._by_length, device=self.device)
 
     @cached_property
     def key_masks(self) -> list[torch.Tensor | None]:
