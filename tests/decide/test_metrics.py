@@ -5,8 +5,11 @@ from rankwise.decide.metrics import find_metrics, higher_is_better
 
 @pytest.mark.parametrize(
     "metric",
-    ["loss", "eval_loss", "val/nll", "test nll", "perplexity", "eval_ppl", "WER", "word_error_rate", "mse", "test/bpb"],
-)
+    [
+        "loss", "eval_loss", "val/nll", "test nll", "perplexity", "eval_ppl", "WER", "word_error_rate", "mse",
+        "test/bpb", "loss_val", "final_eval_loss", "mean_negative_log_likelihood", "negative_log_likelihood_loss",
+    ],
+)  # fmt: skip
 def test_lower_is_better(metric: str) -> None:
     assert higher_is_better(metric) is False
 
@@ -16,6 +19,7 @@ def test_lower_is_better(metric: str) -> None:
     [
         "accuracy", "eval_accuracy", "test accuracy", "F1", "f1_macro", "BLEU", "rouge1", "rougeL", "ROUGE-L",
         "exact_match", "em", "score", "pearson", "pass@1", "ndcg@10", "matthews_correlation", "cider",
+        "accuracy_test", "log_likelihood", "neg_mean_squared_error",
     ],
 )  # fmt: skip
 def test_higher_is_better(metric: str) -> None:
@@ -44,6 +48,18 @@ def test_validation_comes_before_test_data_and_both_before_a_bare_loss() -> None
     assert left_out == ["loss", "eval_runtime"]
     assert find_metrics(["test_loss", "loss"])[0] == {"test_loss": "loss"}
     assert find_metrics(["loss"])[0] == {"loss": "loss"}
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("loss_train", "loss_val"),
+        ("final_train_loss", "final_eval_loss"),
+        ("nll_in_training_mode", "nll_holdout"),
+    ],
+)
+def test_what_was_measured_on_training_data_is_no_metric(train: str, held_out: str) -> None:
+    assert [name for name, own in find_metrics([train, held_out])[0].items() if own != "train_loss"] == [held_out]
 
 
 def test_the_metric_asked_for_is_found_whatever_its_name() -> None:

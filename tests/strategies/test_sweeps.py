@@ -14,6 +14,7 @@ from rankwise.config import make_config
 from rankwise.engine.cutting import CuttingEngine
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import read_adapter, spectrum, truncate
+from rankwise.importers.results import read_results
 from rankwise.run import Silent, open_run
 from rankwise.store import read_evidence, read_json, trained_at
 from tests.conftest import make_reviews
@@ -66,7 +67,8 @@ def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(once: Path, requ
 def test_a_cut_at_the_trained_rank_is_the_trained_adapter(
     once: Path, request_of: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
-    from rankwise.run import _engine
+    from rankwise.importers.results import read_results
+from rankwise.run import _engine
 
     trained = next(path for path in sorted((once / "trials").glob("r8-*")))
     adapter = read_adapter(trained / "adapter")
@@ -141,6 +143,13 @@ def test_cuts_beside_adapters_of_several_ranks_answer_no_question() -> None:
     assert trained_at(trials[trials["rank"] != 4]) == 8
     with pytest.raises(rankwise.RequestError, match="cuts beside adapters trained at ranks 4, 8"):
         trained_at(trials)
+
+
+def test_the_trials_of_once_are_read_as_what_they_are(once: Path) -> None:
+    assert rankwise.analyze(once).decision.question == "keep"
+    found = read_results([once / "trials"])
+    assert set(found.evidence["rank"]) == {8}
+    assert sum("it is a cut of another trial's adapter" in note for note in found.notes) == 4
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ HIGHER = {
     "accuracy", "acc", "f1", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum", "meteor", "cider", "nist", "spice",
     "chrf", "comet", "bleurt", "bertscore", "em", "exact", "score", "reward", "pearson", "pearsonr", "spearman",
     "spearmanr", "correlation", "mcc", "matthews", "kappa", "auc", "auroc", "auprc", "precision", "recall", "map",
-    "mrr", "ndcg", "r2", "pass", "correct", "similarity", "likelihood", "winrate", "iou",
+    "mrr", "ndcg", "r2", "pass", "correct", "similarity", "winrate", "iou",
 }  # fmt: skip
 NEGATIVE = {"neg", "negative"}  # of an error, as in scikit-learn's neg_mean_squared_error: more is better
 CORRELATIONS = {"pearson", "pearsonr", "spearman", "spearmanr", "correlation", "mcc", "matthews"}  # from -1 to 1
@@ -41,18 +41,25 @@ def snake(name: str) -> str:
     return re.sub(r"[^0-9a-z@]+", "_", name.lower()).strip("_")
 
 
-def split_prefix(name: str) -> tuple[str, str]:
-    """Split a metric's name into its part of the data and its bare name, ``("test", "nll")``; the part may be ""."""
-    plain = snake(name)
-    for prefix in (*VALIDATION, *TEST, *TRAIN):
-        if plain.startswith(f"{prefix}_"):
-            return prefix, plain[len(prefix) + 1 :]
-    return "", plain
+def split_part(name: str) -> tuple[str, str]:
+    """Split a metric's name into its part of the data and its bare name; the part may be "".
+
+    ``test/nll`` and ``nll_test`` are ``("test", "nll")``, and ``final_eval_loss`` is ``("eval", "loss")``. Any other
+    name that speaks of training is of the training data too, whatever else it says.
+    """
+    plain = snake(name).removeprefix("final_")
+    for part in (*VALIDATION, *TEST, *TRAIN):
+        if plain.startswith(f"{part}_"):
+            return part, plain[len(part) + 1 :]
+        if plain.endswith(f"_{part}"):
+            return part, plain[: -len(part) - 1]
+    words = plain.split("_")
+    return next(((part, plain) for part in TRAIN if part in words), ("", plain))
 
 
 def is_held_out(name: str) -> bool:
     """Whether a name says that it was measured on validation or test data, as ``eval_loss`` and ``test/nll`` do."""
-    return split_prefix(name)[0] in (*VALIDATION, *TEST)
+    return split_part(name)[0] in (*VALIDATION, *TEST)
 
 
 def higher_is_better(metric: str) -> bool | None:
@@ -61,12 +68,14 @@ def higher_is_better(metric: str) -> bool | None:
     False for losses, perplexity and errors; True for accuracy, F1, BLEU, ROUGE, exact match, correlations and the
     like. The part of the data (``eval_``, ``test/``) and a trailing number (``rouge1``, ``pass@1``) do not matter.
     """
-    bare = split_prefix(metric)[1]
+    bare = split_part(metric)[1]
     if bare in LOSSES:
         return False
     words = _words(bare)
     if words & SPREAD:
         return None
+    if "likelihood" in words:
+        return not words & NEGATIVE
     if words & LOWER:
         return bool(words & NEGATIVE)
     return True if words & HIGHER else None
@@ -79,7 +88,7 @@ def whole_share(metric: str, values: np.ndarray) -> float | None:
         metric: its name.
         values: finite, (n,), at least one.
     """
-    words = _words(split_prefix(metric)[1])
+    words = _words(split_part(metric)[1])
     least, most = values.min(), values.max()
     if (-1 if words & CORRELATIONS else 0) <= least and most <= 1:
         return 1
@@ -105,7 +114,7 @@ def find_metrics(names: Iterable[str], asked: str | None = None) -> tuple[dict[s
     names = list(names)
     found: dict[str, str] = {}
     for name in sorted(names, key=_precedence):  # stable
-        part, bare = split_prefix(name)
+        part, bare = split_part(name)
         if part in TRAIN:
             own = "train_loss" if bare in LOSSES else ""
         elif bare in LOSSES:
@@ -126,7 +135,7 @@ def find_metrics(names: Iterable[str], asked: str | None = None) -> tuple[dict[s
 
 
 def _precedence(name: str) -> int:
-    part = split_prefix(name)[0]
+    part = split_part(name)[0]
     return 0 if part in VALIDATION else 1 if part in TEST else 2
 
 

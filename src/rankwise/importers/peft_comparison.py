@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.decide.metrics import TEST, find_metrics, split_prefix
+from rankwise.decide.metrics import TEST, find_metrics, split_part
 from rankwise.importers.part import Part, history, is_scalar, known_settings, last_step, last_values
 
 
@@ -41,7 +41,7 @@ def read_comparison(path: Path, content: dict[str, Any], metric: str | None = No
         return "its peft_config has no r"
     logged = content["train_info"].get("metrics")
     rows = [row for row in logged if isinstance(row, dict)] if isinstance(logged, list) else []
-    final = [row for row in rows if any(split_prefix(name)[0] in TEST for name in row)]
+    final = [row for row in rows if any(split_part(name)[0] in TEST for name in row)]
     if not final:
         return "it has no test metric"
     optimizer = train.get("optimizer_kwargs")

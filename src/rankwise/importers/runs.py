@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.decide.metrics import TRAIN, find_metrics, is_held_out, split_prefix
+from rankwise.decide.metrics import TRAIN, find_metrics, is_held_out, split_part
 from rankwise.importers.part import (
     Part,
     history,
@@ -110,6 +110,8 @@ def _read_run(run: Path, name: str, metric: str | None) -> Part | str:
     kind = _look_up(configs, ("peft_type",), ("lora", "peft", "adapter"))
     if kind is not None and str(kind).upper() != "LORA":
         return f"its peft_type is {kind}, not LORA"
+    if any("cut_from" in config for config in configs):
+        return "it is a cut of another trial's adapter; name the sweep's own directory"
     rank = _look_up(configs, RANK_NAMES, ("lora", "peft", "adapter", "model", "default"))
     if rank is None:
         return f"no rank ({', '.join(RANK_NAMES)}) in {' or '.join(CONFIGS)}"
@@ -189,4 +191,4 @@ def _from_name(name: str, words: Sequence[str]) -> str | None:
 def _evaluated(values: Mapping[str, float]) -> list[str]:
     """Return the names of held-out metrics in a log: those that say so, else those that are not the training's."""
     said = [name for name in values if is_held_out(name)]
-    return said or [name for name in values if name != "loss" and split_prefix(name)[0] not in TRAIN]
+    return said or [name for name in values if name != "loss" and split_part(name)[0] not in TRAIN]
