@@ -102,6 +102,15 @@ def test_a_question_after_the_last_answer_is_not_told(tokenizer: Any) -> None:
     assert told(encode_one(Dialogue(TURNS[:3]), tokenizer), tokenizer) == ["Yes:\n    indeed\n<|end|>"]
 
 
+def test_a_turn_that_opens_the_dialogue_answers_nothing(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML
+    greeting = ("assistant", "Hello!")
+    assert told(encode_one(Dialogue((greeting, *TURNS)), tokenizer), tokenizer) == told(
+        encode_one(Dialogue(TURNS), tokenizer), tokenizer
+    )
+    assert len(encode_one(Dialogue((greeting, TURNS[0])), tokenizer)) == 0  # nothing to learn
+
+
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
 def test_completions_are_told_to_their_end(tokenizer: Any, blank: str) -> None:
     dialogue = Dialogue(prompt=f"def f(x):{blank}", completion="    return x")
@@ -192,6 +201,18 @@ def test_columns_tell_the_task_and_flags_overrule_them(tmp_path: Path) -> None:
     assert pairs.train.inputs[0] == Dialogue(prompt="t0", completion="y")
     plain = load_task(SweepConfig(data=path, task="sft", text_column="q", allow_duplicates=True, eval_data=path))
     assert plain.train.inputs[0] == Dialogue(prompt="", completion="x")
+
+
+def test_a_column_of_texts_that_is_named_comes_before_dialogues(tmp_path: Path) -> None:
+    path = tmp_path / "alpaca.csv"
+    columns = {name: [f"{name} {n}" for n in range(20)] for name in ("instruction", "output", "text")}
+    pd.DataFrame(columns).to_csv(path, index=False)
+    task = load_task(SweepConfig(data=path, task="sft", text_column="text"))
+    assert task.train.inputs[0] == Dialogue(prompt="", completion="text 0")
+    with pytest.raises(RequestError, match="text_column 'txt' is not in"):
+        load_task(SweepConfig(data=path, task="sft", text_column="txt"))
+    with pytest.raises(RequestError, match="text_column 'text' and prompt_column 'instruction'"):
+        load_task(SweepConfig(data=path, task="sft", text_column="text", prompt_column="instruction"))
 
 
 @pytest.mark.parametrize(

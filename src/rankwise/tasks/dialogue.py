@@ -77,7 +77,17 @@ def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
     """Return the shape that columns named in the config, or conventional names, tell; None if none does.
 
     A column of texts alone tells nothing (see `plain_text`): it may be anything.
+
+    Raises:
+        RequestError: columns of two shapes are named.
     """
+    if config.text_column is not None:
+        for setting in ("messages_column", "prompt_column", "completion_column"):
+            if (other := getattr(config, setting)) is not None:
+                raise RequestError(
+                    f"text_column {config.text_column!r} and {setting} {other!r} both name the dialogues; name one"
+                )
+        return None
     named = config.prompt_column is not None or config.completion_column is not None
     messages = config.messages_column or (None if named else find_column(table, MESSAGES_NAMES))
     if messages is not None:

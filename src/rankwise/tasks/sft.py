@@ -109,19 +109,21 @@ def _chat_tokens(dialogue: Dialogue, tokenizer: Any, row: int) -> tuple[list[int
 
 
 def _assistant_spans(text: str, messages: list[dict[str, str]], tokenizer: Any) -> list[Span]:
-    """Return where in a rendered dialogue the assistant's turns are, the last alone if the others cannot be found."""
+    """Return where in a rendered dialogue the assistant's turns are, the last alone if the others cannot be found.
+
+    A turn that opens the dialogue answers nothing, and templates have no prompt to put before it: it is left out.
+    """
     spans: list[Span] = []
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index > 0]
+    last = max(answers, default=0)
+    for index in answers:
         before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False) if index < last else text
         if index == last < len(messages) - 1:  # someone speaks after the assistant
             whole = tokenizer.apply_chat_template(messages[: last + 1], tokenize=False)
         if text.startswith(before) and text.startswith(whole):
             spans.append((len(before), len(before) + len(_to_end(whole[len(before) :], tokenizer.eos_token))))
-    if not spans:
+    if answers and not spans:
         raise RequestError("the model's chat template does not write what the assistant says behind its own prompt")
     return spans
 
