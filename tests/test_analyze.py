@@ -117,6 +117,14 @@ def test_scores_in_percent_and_correlations(
     assert any(f"{name} is in percent" in note for note in found.notes) == in_percent
 
 
+def test_percent_is_not_taken_times_a_hundred(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, values in (("shares.csv", (0.8, 0.82)), ("percent.csv", (80.0, 82.0))):
+        assert main(["analyze", str(conflict(tmp_path / name, accuracy=values))]) == 0
+        out = capsys.readouterr().out
+        assert "80.0" in out
+        assert "8000" not in out
+
+
 def test_a_metric_that_is_not_asked_is_named(tmp_path: Path) -> None:
     found = rankwise.analyze(conflict(tmp_path / "one.csv", reward=(150.0, 900.0)))
     assert (found.score, found.decision.confirmation) == (None, None)

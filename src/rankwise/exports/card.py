@@ -8,7 +8,7 @@ from rankwise.decide import Decision
 from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
 from rankwise.model_files import load_arguments
 from rankwise.report.terminal import cells, sentences
-from rankwise.report.words import signed
+from rankwise.report.words import is_share, signed
 from rankwise.store import write_whole
 from rankwise.tasks.samples import HUB_ID
 
@@ -92,7 +92,13 @@ def _table(decision: Decision, score: str) -> tuple[str, list[str]]:
     rows = []
     for row in decision.table:
         bound = "" if row.worst_difference is None else signed(row.worst_difference)
-        rows.append({**cells(row, decision.metric, score), "seeds": str(row.seeds), "at most above the best": bound})
+        rows.append(
+            {
+                **cells(row, decision.metric, score, is_share(score)),
+                "seeds": str(row.seeds),
+                "at most above the best": bound,
+            }
+        )
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     header = f"| {' | '.join(names)} |\n|{' ---: |' * len(names)}"
     lines = []

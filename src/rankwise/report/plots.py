@@ -56,6 +56,7 @@ def _quality(
 ) -> go.Figure:
     """Mean against rank, with intervals; the chosen rank stands out."""
     means = [row[f"{what}_mean"] for row in rows]
+    bounds = [row[f"{what}_ci"] for row in rows]  # None where nothing says how far a mean may vary
     colours = [GREEN if row["rank"] == decision["rank"] else BLUE for row in rows]
     figure = go.Figure(
         go.Scatter(
@@ -63,8 +64,8 @@ def _quality(
             y=means,
             error_y={
                 "type": "data",
-                "array": [row[f"{what}_ci"][1] - row[f"{what}_mean"] for row in rows],
-                "arrayminus": [row[f"{what}_mean"] - row[f"{what}_ci"][0] for row in rows],
+                "array": [ci and ci[1] - mean for mean, ci in zip(means, bounds, strict=True)],
+                "arrayminus": [ci and mean - ci[0] for mean, ci in zip(means, bounds, strict=True)],
                 "color": GREY,
             },
             mode="lines+markers",

@@ -92,7 +92,9 @@ def print_decision(decision: Decision, console: Console | None = None, *, score:
     console = console or Console()
     if console.width < 100 and not console.is_terminal:
         console = Console(file=console.file, width=120)
-    rows = [cells(row, decision.metric, score) for row in decision.table]
+    # Others' accuracies may be in percent already.
+    percent = is_share(score) and all(row.score_mean is None or row.score_mean <= 1 for row in decision.table)
+    rows = [cells(row, decision.metric, score, percent) for row in decision.table]
     table = Table(title=f"{_title(decision)}, {decision.confidence:.0%} intervals", title_justify="left")
     # What nobody measured gets no column: others' results are often a single number for each rank.
     names = [name for name in rows[0] if any(row[name] for row in rows)]
@@ -133,9 +135,9 @@ def sentences(decision: Decision, score: str) -> list[str]:
     return lines + [f"Note: {note}" for note in [*decision.warnings, *([] if time is None else [time])]]
 
 
-def cells(row: RankRow, metric: str, score: str) -> dict[str, str]:
-    """Return a row's cells by their column, empty where nothing was measured."""
-    gain, percent = row.gain_over_previous, is_share(score)
+def cells(row: RankRow, metric: str, score: str, percent: bool) -> dict[str, str]:
+    """Return a row's cells by their column, empty where nothing was measured; ``percent`` is how to write a score."""
+    gain = row.gain_over_previous
     gained, gained_ci = (None, None) if gain is None else (gain.score, gain.score_ci)
     if gain is not None and metric == "loss":
         gained, gained_ci = gain.loss, gain.loss_ci

@@ -48,8 +48,10 @@ def share(value: float, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4f}"
 
 
-def interval(bounds: "Interval", *, percent: bool = False, sign: bool = False) -> str:
-    """Write an interval in brackets."""
+def interval(bounds: "Interval | None", *, percent: bool = False, sign: bool = False) -> str:
+    """Write an interval in brackets; empty where there is none."""
+    if bounds is None:
+        return ""
     low, high = bounds
     if percent:
         return f"[{100 * low:.1f}, {100 * high:.1f}]"
