@@ -119,6 +119,7 @@ def test_seeds_not_shared_and_one_each_tell_nothing() -> None:
     decision = select(pd.DataFrame(rows))
     assert decision.verdict == "undetermined"
     assert "share no seed" in decision.reason
+    assert "larger margin" not in decision.reason  # which would not help
     json.dumps(decision.as_dict(), allow_nan=False)
 
 

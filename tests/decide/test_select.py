@@ -319,6 +319,9 @@ class TestBestLearningRate:
         assert best_learning_rate(self.rates({1e-3: [0.6, 0.7], 2e-3: [np.nan]})) == 1e-3
         assert best_learning_rate(self.rates({2e-3: [np.nan]})) is None
 
+    def test_aggregates_without_a_common_seed_are_judged_by_their_means(self) -> None:
+        assert best_learning_rate(self.rates({1e-4: [0.9], 1e-3: [0.5]}, {1e-4: [0], 1e-3: [1]})) == 1e-3
+
     def test_only_seeds_that_every_rate_has_count(self) -> None:
         both = self.rates({1e-3: [0.6, 0.62], 2e-3: [0.5, 0.51]}, {1e-3: [0], 2e-3: [0, 1]})
         both.loc[both["seed"] == 1, "loss"] = 0.9

@@ -193,6 +193,21 @@ def test_once_leaps_to_higher_rates_while_that_gains(
     assert {trial.learning_rate for trial in done if trial.cut_from is not None} == {trained[-1][0]}
 
 
+def test_cuts_of_a_rate_that_diverges_later_do_not_count() -> None:
+    """Rank 2's cut at the rate that is out looks best of all; the trained rank stands at the other rate."""
+    cut = Trial(rank=2, seed=0, learning_rate=4e-3, lora_alpha=2.0, cut_from="r8-lr0.004-seed0")
+    rows = [evidence_of(cut, lambda rank: 0.1, 1e-3)]
+    for seed in range(2):
+        lost = Trial(rank=8, seed=seed, learning_rate=4e-3, lora_alpha=8.0)
+        rows.append(evidence_of(lost, lambda rank: 0.1, 1e-3).assign(diverged=seed == 1))
+        for rank, loss in ((2, 0.7), (8, 0.5)):
+            trial = Trial(rank=rank, seed=seed, learning_rate=1e-3, lora_alpha=float(rank))
+            rows.append(evidence_of(trial, lambda rank, loss=loss: loss, 1e-3))
+    decision = decide(read_runs(pd.concat(rows), trained_at=8), MARGIN, CONFIDENCE, trained_at=8)
+    assert decision.rank == 8
+    assert [row.learning_rate for row in decision.table] == [1e-3, 1e-3]
+
+
 @pytest.mark.parametrize("diverging", [0, 1])
 def test_once_searches_rates_where_a_seed_diverges(diverging: int) -> None:
     asked = strategy("once", seeds=2, rates="auto")

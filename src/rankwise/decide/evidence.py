@@ -40,8 +40,16 @@ class Runs:
     diverged: int
 
 
-def read_runs(evidence: pd.DataFrame, metric: str = "loss", higher_is_better: bool | None = None) -> list[Runs]:
+def read_runs(
+    evidence: pd.DataFrame,
+    metric: str = "loss",
+    higher_is_better: bool | None = None,
+    trained_at: int | None = None,
+) -> list[Runs]:
     """Turn a table of evidence into arrays, ranks ascending; see `rankwise.select` for the columns.
+
+    Where the smaller ranks are cuts, only those count that are cut at the rate that the trained rank is judged by: with
+    others rates would be compared, not ranks.
 
     Raises:
         RequestError: a column is missing, a value is not what its column holds (a positive whole number for a rank, a
@@ -55,9 +63,12 @@ def read_runs(evidence: pd.DataFrame, metric: str = "loss", higher_is_better: bo
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
     # The metric itself stands where scores stand, unless it is the loss.
     score = "score" if metric == "loss" else metric
-    runs = [
-        _runs_of(int(rank), evidence[evidence["rank"] == rank], score) for rank in sorted(evidence["rank"].unique())
-    ]
+    ranks = sorted(evidence["rank"].unique())
+    if trained_at is not None:
+        trained = evidence["rank"] == trained_at
+        rate = best_learning_rate(evidence[trained], "cost")
+        evidence = evidence[trained | (evidence["learning_rate"] == rate)]
+    runs = [_runs_of(int(rank), evidence[evidence["rank"] == rank], score) for rank in ranks]
     alive = [run for run in runs if run.seeds]
     for run in alive[1:]:
         if not np.array_equal(run.examples, alive[0].examples):
@@ -90,10 +101,13 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
         usable = usable[usable["seed"].isin(shared)]
     unit = "example_id" if usable["example_id"].nunique() > 1 else "seed"
     costs = usable.pivot_table(index=unit, columns="learning_rate", values=cost)  # (N, L)
-    behind = costs.to_numpy() - costs.to_numpy()[:, [costs.mean().to_numpy().argmin()]]  # (N, L), of means
+    best = int(costs.mean().to_numpy().argmin())
+    if unit == "seed" and not shared:
+        return rates[best]  # there is nothing to pair
+    behind = costs.to_numpy() - costs.to_numpy()[:, [best]]  # (N, L), of means
     # The standard error of a single unit is not a number; nothing is near then but the best itself.
     error = behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))
-    near = behind.mean(0) <= error  # (L,), true for the best; not a number where seeds differ, so not near
+    near = behind.mean(0) <= error  # (L,), true for the best
     return rates[int(near.argmax())]
 
 

@@ -15,10 +15,17 @@ from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
-from rankwise.decide.sentences import LEARN_FIRST, NOTHING_WOULD, Wording, warnings_of, why, why_not, why_nothing
+from rankwise.decide.sentences import (
+    LEARN_FIRST,
+    NOTHING_WOULD,
+    PLAIN,
+    Wording,
+    warnings_of,
+    why,
+    why_not,
+    why_nothing,
+)
 from rankwise.errors import RequestError
-
-PLAIN = Wording()
 
 
 def select(
@@ -85,7 +92,7 @@ def select(
         noise = check_number("noise", noise, above=0)
     if guess_loss is not None:
         guess_loss = check_number("guess_loss", guess_loss, above=0)
-    runs = read_runs(evidence, metric, higher_is_better)
+    runs = read_runs(evidence, metric, higher_is_better, trained_at)
     if len(runs) < 2:
         raise RequestError(f"evidence holds {len(runs)} rank; at least two are needed to compare")
     warning = None
@@ -136,7 +143,8 @@ def decide(
         reason = why_nothing(losses, means, guess_loss, wording)
     else:
         reason = why_not(costs, worst, metric, margin, confidence, wording)
-        if worst and len(runs) > 1:
+        # Where no bound is finite the reason says what to do.
+        if len(runs) > 1 and any(math.isfinite(bound) for bound, _ in worst.values()):
             following = next_step(costs, margin, confidence)
             reason += "" if following else NOTHING_WOULD
     scores = compare(runs, "score", noise if metric != "loss" else None)

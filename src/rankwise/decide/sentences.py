@@ -38,6 +38,14 @@ class Wording:
         return ("held-out loss", f" {self.unit}", "above") if metric == "loss" else (metric, "", "worse than")
 
 
+PLAIN = Wording()
+
+
+def wording_of(loss: str, guess: str) -> Wording:
+    """Return the wording of a task whose loss is measured in this, ``nats per example``, and can be guessed so."""
+    return Wording(loss.partition(" per ")[0], guess)
+
+
 def why(
     rank: int,
     costs: Comparison,
