@@ -118,6 +118,19 @@ def test_a_sweep_that_learns_nothing_chooses_no_rank(tiny_model: Path, reviews: 
     assert (result.decision.verdict, result.best) == ("undetermined", None)
     # 120 reviews, one class in every other: the held-out part holds as many of each
     assert "guessing by the classes' shares gives 0.6931" in result.decision.reason
+    again = rankwise.analyze(tmp_path / "out", margin=0.5).decision
+    assert (again.verdict, again.reason) == ("undetermined", result.decision.reason)
+
+
+def test_a_single_held_out_example_gets_its_report_all_the_same(
+    tiny_model: Path, reviews: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone.csv"
+    pd.DataFrame({"text": ["neither of the others"], "label": [pd.read_csv(reviews)["label"].iloc[0]]}).to_csv(alone)
+    result = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "out"), eval_data=alone, seeds=1)
+    assert result.decision.verdict == "undetermined"
+    assert "nothing says how much it would vary" in result.decision.reason
+    assert all(f"{row.loss_mean:.4f}" in result.report.read_text() for row in result.decision.table)
 
 
 def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def analyze(
         noise=noise,
         score_margin=check_number("score_margin", score_margin, above=0) * whole,
         histories=imported.train_loss,
+        guess_loss=imported.guess_loss,
+        wording=imported.wording,
         trained_at=None if imported.summaries is None else trained_at(imported.summaries),
     )
     if imported.summaries is not None:

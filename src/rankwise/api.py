@@ -14,7 +14,7 @@ from rankwise.decide.decision import TestScore
 from rankwise.decide.evidence import read_runs
 from rankwise.decide.metrics import default_margin
 from rankwise.decide.select import decide
-from rankwise.decide.sentences import Wording
+from rankwise.decide.sentences import wording_of
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.errors import RequestError
 from rankwise.run import Progress, Run, Silent, open_run, run_trials
@@ -108,7 +108,8 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
     objective = run.task.objective
-    runs = read_runs(evidence)
+    trained_at = run.config.ranks[-1] if run.config.strategy == "once" else None
+    runs = read_runs(evidence, trained_at=trained_at)
     decision = decide(  # a strategy that was stopped early may have come to one rank only
         runs,
         run.config.margin,
@@ -117,15 +118,16 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
         guess_loss=run.guess_loss,
         # A share's margin is a point; of errors in the labels' own units it is a share of their size.
         score_margin=default_margin(objective.score, evidence["score"].to_numpy())[0],
-        wording=Wording(objective.unit.partition(" per ")[0], objective.guess),
-        trained_at=run.config.ranks[-1] if run.config.strategy == "once" else None,
+        wording=wording_of(objective.unit, objective.guess),
+        trained_at=trained_at,
     )
     decision = decision.with_costs(
         {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
     )
     if left_out is not None:  # which comes before any further seed
         decision = replace(decision, next=None, warnings=(left_out, *decision.warnings))
-    if decision.next is not None and decision.next.held_out_examples == len(run.task.held_out):
+    judged_on = max(one.examples.size for one in runs)  # texts that max_length leaves nothing of are not among them
+    if decision.next is not None and decision.next.held_out_examples == judged_on:
         advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
         decision = replace(decision, next=replace(decision.next, advice=advice))
     chosen, uneven = None, None

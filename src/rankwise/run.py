@@ -13,7 +13,7 @@ from rankwise.lora.libraries import quiet_libraries
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, load_arguments, model_fingerprint
 from rankwise.report.tracking import report_trials, require_trackers
-from rankwise.store import SweepStore, refuse_bad_directory
+from rankwise.store import UNTRAINED, SweepStore, refuse_bad_directory
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Task
 from rankwise.tasks.loading import load_task
@@ -57,10 +57,6 @@ class Silent:
 
     def trial(self, finished: "FinishedTrial") -> None:
         """Drop it."""
-
-
-UNTRAINED = "untrained.json"
-"""In a sweep directory: what the base does without an adapter."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +282,8 @@ def sweep_request(config: SweepConfig, task: Task) -> dict[str, Any]:
             "examples": task.objective.describe(),
             "task_type": task.objective.task_type,
             "loss": task.objective.unit,
+            "guess": task.objective.guess,
+            "guess_loss": task.guess_loss,
             "score": task.objective.score,
             "data_format": task.data_format,
             "label_names": list(task.objective.settings.get("id2label", {}).values()),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial-"
 UNEVEN_DIRECTORY = "best-uneven"
+UNTRAINED = "untrained.json"  # what the base does without an adapter
 COSTS = ("trainable_params", "adapter_bytes", "train_seconds", "pack_seconds", "pack_size", "peak_memory_bytes")
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 
@@ -236,6 +237,12 @@ def read_summaries(directory: Path) -> pd.DataFrame:
         last = (trial / "metrics.jsonl").read_text().splitlines()[-1]
         rows.append({"name": trial.name, **(read_json(trial / "config.json") or {}), **json.loads(last)})
     return pd.DataFrame(rows)
+
+
+def known_guess(directory: Path) -> float | None:
+    """Return the held-out loss that says nothing is learnt, as a sweep found it: a guess's, or the untrained base's."""
+    guess = (read_json(directory / "sweep.json") or {}).get("task", {}).get("guess_loss")
+    return guess if guess is not None else (read_json(directory / UNTRAINED) or {}).get("held_out_loss")
 
 
 def trained_at(summaries: pd.DataFrame) -> int | None:

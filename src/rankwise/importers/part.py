@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.decide.columns import is_number
+from rankwise.decide.sentences import PLAIN, Wording
 from rankwise.errors import RequestError
 
 # Settings that move results as much as a rank does; runs that differ in them do not compare ranks alone.
@@ -36,6 +37,8 @@ class Part:
         step: of a run, the step of the evaluation that counts, if known.
         is_run: whether it is a single run, not a table or a sweep.
         settings: those of SETTINGS that are known, as JSON text.
+        guess_loss: of a sweep, the held-out loss that says nothing is learnt, where it is known.
+        wording: of a sweep, how sentences speak of its loss.
     """
 
     origin: str
@@ -47,6 +50,8 @@ class Part:
     step: int | None = None
     is_run: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    guess_loss: float | None = None
+    wording: Wording = PLAIN
 
 
 def known_settings(config: Mapping[str, Any]) -> dict[str, str]:

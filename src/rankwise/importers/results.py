@@ -9,6 +9,7 @@ import pandas as pd
 
 from rankwise.decide.columns import as_numbers
 from rankwise.decide.metrics import snake
+from rankwise.decide.sentences import PLAIN, Wording, wording_of
 from rankwise.errors import RequestError, some
 from rankwise.importers.join import (
     KEY,
@@ -22,7 +23,7 @@ from rankwise.importers.part import Part, history, read_lines, read_object
 from rankwise.importers.peft_comparison import is_comparison, read_comparison
 from rankwise.importers.runs import CONFIGS, DEPTH, read_runs
 from rankwise.importers.table import read_result_table
-from rankwise.store import COSTS, EVIDENCE_COLUMNS, read_evidence, read_json, read_summaries
+from rankwise.store import COSTS, EVIDENCE_COLUMNS, known_guess, read_evidence, read_json, read_summaries
 from rankwise.tasks.readers import FORMATS
 
 SWEEP_SCORE = "accuracy"  # what a sweep's score is where it does not say
@@ -46,6 +47,8 @@ class Imported:
         summaries: columns ``rank``, ``learning_rate``, ``cut_from`` and those of `rankwise.store.COSTS`, a row per
             trial, where sweeps of rankwise are among the results, else None.
         notes: what was guessed or left out, to be said aloud.
+        guess_loss: the held-out loss that says nothing is learnt, where all results are sweeps that agree on it.
+        wording: how sentences speak of the loss.
     """
 
     evidence: pd.DataFrame
@@ -53,6 +56,8 @@ class Imported:
     train_loss: pd.DataFrame | None
     summaries: pd.DataFrame | None
     notes: tuple[str, ...]
+    guess_loss: float | None
+    wording: Wording
 
 
 def read_results(
@@ -107,7 +112,11 @@ def read_results(
     evidence = evidence.reset_index(drop=True)
     measured = [part.summaries for part in parts if part.summaries is not None]
     summaries = pd.concat(measured, ignore_index=True) if measured else None
-    return Imported(evidence, tuple(metrics), _histories(parts), summaries, tuple(dict.fromkeys(notes)))
+    guesses = {(part.guess_loss, part.wording) for part in parts}
+    guess_loss, wording = guesses.pop() if len(guesses) == 1 else (None, PLAIN)
+    return Imported(
+        evidence, tuple(metrics), _histories(parts), summaries, tuple(dict.fromkeys(notes)), guess_loss, wording
+    )
 
 
 def _read_path(path: Path, columns: dict[str, str | None], metric: str | None) -> tuple[list[Part], list[str]]:
@@ -166,13 +175,16 @@ def _read_sweep(directory: Path) -> Part:
     if rows.empty:
         raise RequestError(f"sweep {str(directory)!r} has no complete trial yet; run it first")
     known = [frame for frame in histories if frame is not None]
-    score = snake((read_json(directory / "sweep.json") or {}).get("task", {}).get("score", SWEEP_SCORE))
+    task = (read_json(directory / "sweep.json") or {}).get("task", {})
+    score = snake(task.get("score", SWEEP_SCORE))
     return Part(
         origin=str(directory),
         rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
         names={"loss": "loss", "score": score},
         train_loss=pd.concat(known, ignore_index=True) if known else None,
         summaries=summaries.reindex(columns=["rank", "learning_rate", "cut_from", *COSTS]).dropna(subset=list(COSTS)),
+        guess_loss=known_guess(directory),
+        wording=wording_of(task.get("loss", Wording.unit), task.get("guess", Wording.guess)),
     )
 
 

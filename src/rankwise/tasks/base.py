@@ -158,8 +158,11 @@ class Task:
 
     @property
     def guess_loss(self) -> float | None:
-        """Held-out loss of guessing without looking, None if there is no such guess."""
-        return self.objective.guess_loss(self.held_out.labels)
+        """Held-out loss of guessing without looking, None if there is no such guess, or it is never wrong.
+
+        It is never wrong where all labels are the same; no adapter could be below it.
+        """
+        return self.objective.guess_loss(self.held_out.labels) or None
 
 
 def evidence_frame(ids: Sequence[int], measured: dict[str, np.ndarray]) -> pd.DataFrame:
