@@ -13,8 +13,8 @@ import rankwise
 from rankwise.config import make_config
 from rankwise.engine.cutting import CuttingEngine
 from rankwise.engine.reference import score_adapter
-from rankwise.lora import read_adapter, spectrum, truncate
 from rankwise.importers.results import read_results
+from rankwise.lora import read_adapter, spectrum, truncate
 from rankwise.run import Silent, open_run
 from rankwise.store import read_evidence, read_json, trained_at
 from tests.conftest import make_reviews
@@ -67,8 +67,7 @@ def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(once: Path, requ
 def test_a_cut_at_the_trained_rank_is_the_trained_adapter(
     once: Path, request_of: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
-    from rankwise.importers.results import read_results
-from rankwise.run import _engine
+    from rankwise.run import _engine
 
     trained = next(path for path in sorted((once / "trials").glob("r8-*")))
     adapter = read_adapter(trained / "adapter")
