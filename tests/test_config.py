@@ -51,6 +51,7 @@ def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
         ({"epochs": 0}, ["epochs", "at least 1"]),
         ({"batch_size": "x"}, ["batch_size", "'x'"]),
         ({"learning_rate": "nan"}, ["learning_rate", "'nan'", "above 0"]),
+        ({"learning_rate": "atuo"}, ["learning_rate", "'atuo'", "'auto'"]),
         ({"learning_rate": float("inf")}, ["learning_rate", "inf"]),
         ({"learning_rate": "-1e-3"}, ["learning_rate", "above 0"]),
         ({"lora_alpha": "32"}, ["'32'", "fixed:32"]),

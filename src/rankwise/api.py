@@ -139,10 +139,10 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
         if decision.trained_at not in (None, decision.rank):
             cut, uneven = try_uneven(decision, runs, trials, run.store, run.engine)
             decision = replace(decision, uneven=cut)
-    run.store.hand_over(chosen)
-    run.store.offer(uneven)
     if chosen is not None and len(run.task.test):
         decision = replace(decision, test=_test_score(run, chosen))
+    run.store.hand_over(chosen)
+    run.store.offer(uneven)
     run.store.write_json("decision.json", decision.as_dict())
     write_exports(run.store.directory, chosen, decision)
     write_report(run.store.directory)

@@ -43,7 +43,10 @@ def _whole_items(name: str, value: object, *, at_least: int) -> tuple[int, ...]:
 def _learning_rate(value: object) -> Literal["auto"] | tuple[float, ...]:
     if isinstance(value, str) and value.strip().lower() == AUTO:
         return AUTO
-    rates = [check_number("learning_rate", item, above=0, below=10) for item in _items(value)]
+    try:
+        rates = [check_number("learning_rate", item, above=0, below=10) for item in _items(value)]
+    except RequestError as error:
+        raise RequestError(f"{error}, or {AUTO!r}") from None
     if not rates:
         raise RequestError("learning_rate: none given; allowed is 'auto', a rate, or several such as 1e-3,2e-3,4e-3")
     return tuple(sorted(set(rates)))

@@ -13,7 +13,7 @@ from rankwise.strategies.rates import count_trials, missing, rate_of_first_seed
 class Once(Strategy):
     """Trains the largest rank alone, at one learning rate, and cuts each of its adapters to all smaller ranks.
 
-    The first seed tries the rate where the search of the other strategies starts and four times that, and goes on
+    The first seed tries about the rate where the search of the other strategies starts and four times that, and goes on
     upwards while it gains: too low a rate leaves an adapter of which nothing can be said. The whole search is made only
     where the start learns nothing or diverges. Cuts of one adapter share its rate, so no rank is favoured by it.
 
@@ -48,7 +48,9 @@ class Once(Strategy):
         search = self.rate_search(self.ranks[-1:])
         left = len(missing(search.wanted_of_one(evidence), evidence))
         seeds = self.seeds - 1 - own.loc[own["seed"] > 0, "seed"].nunique()
-        cuts = (len(self.ranks) - 1) * self.seeds - (count_trials(evidence) - count_trials(own))
+        # Cuts of a rate that has diverged since do not count.
+        made = evidence["learning_rate"] == rate_of_first_seed(evidence, self.ranks[-1])
+        cuts = (len(self.ranks) - 1) * self.seeds - count_trials(evidence[made & (evidence["rank"] < self.ranks[-1])])
         return count_trials(evidence) + left + seeds + max(0, cuts)
 
     def _cuts(self, trained: Trial, evidence: pd.DataFrame) -> list[Trial]:

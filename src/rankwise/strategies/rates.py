@@ -20,7 +20,7 @@ START_EXPONENT = 1 / 3  # the start falls with the rank as r ** -START_EXPONENT
 UNIT_RATE = 1e-3  # the search's rates are this times a whole power of STEP
 STEP = 2.0  # between neighbouring rates of the search
 LEAP = 4.0  # between the rates of a rank that is trained alone
-MOST_RATES = 8  # that the search tries for one rank
+MOST_RATES = 8  # at which the search for one rank widens no more
 
 
 class RateSearch:
