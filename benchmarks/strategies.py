@@ -188,6 +188,8 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     "trials": int((run.store.summaries()["train_seconds"] > 0).sum()),
                     "seconds": run.store.seconds_spent(),
                 }
+                if name == "once":
+                    choices[name]["spent"] = spent_by_once(run.store.summaries(), seeds)
                 if name == "grid":
                     gold = ranks
                     summaries = run.store.summaries()
@@ -209,6 +211,22 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
         del row["scores"]
     files = {name: settings[name] and settings[name].name for name in ("model", "data")}
     return {"settings": {**settings, **files}, "grid": gold, "choices": choices}
+
+
+def spent_by_once(trials: pd.DataFrame, seeds: int) -> dict[str, float]:
+    """Return the seconds of its parts, and the least that one training for each seed would take, the rate known.
+
+    The least is so many times the cheapest training and its scoring, and the scoring of all cuts.
+    """
+    cut = trials["train_seconds"] == 0
+    training = (trials["pack_seconds"] / trials["pack_size"])[~cut]
+    scoring, cuts = trials.loc[~cut, "eval_seconds"], float(trials.loc[cut, "eval_seconds"].sum())
+    return {
+        "training": float(training.sum()),
+        "scoring": float(scoring.sum()),
+        "scoring_cuts": cuts,
+        "least": seeds * float(training.min() + scoring.min()) + cuts,
+    }
 
 
 def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
@@ -312,6 +330,11 @@ def show(results: dict[str, Any]) -> None:
                 f"{choice['seconds'] / grid['seconds']:.1%}",
             )
         console.print(table)
+        spent = {part: f"{seconds / grid['seconds']:.1%}" for part, seconds in task["choices"]["once"]["spent"].items()}
+        console.print(
+            f"once: trainings {spent['training']}, scoring them {spent['scoring']}, scoring their cuts "
+            f"{spent['scoring_cuts']}. Had it known the rate and trained each seed beside another: {spent['least']}.\n"
+        )
     console.print(
         "Losses above the grid's best rank, and points of test score above the grid's choice, are of the seeds that "
         "both have; +-: standard error over the examples. Test score: mean over the choice's seeds on examples that no "

@@ -139,7 +139,7 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
         if decision.trained_at not in (None, decision.rank):
             cut, uneven = try_uneven(decision, runs, trials, run.store, run.engine)
             decision = replace(decision, uneven=cut)
-    if chosen is not None and len(run.task.test):
+    if chosen is not None and len(run.task.test) > 1:  # one example would say nothing, and its interval be nothing
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.hand_over(chosen)
     run.store.offer(uneven)
