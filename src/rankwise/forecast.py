@@ -98,7 +98,7 @@ def dry_run(config: SweepConfig | None = None, *, progress: Progress | None = No
     ):
         known = read_json(config.out / "sweep.json")
         if known is not None:
-            refuse_difference(config.out, known, sweep_request(config, run.task), config.extend)
+            refuse_difference(config.out, known, sweep_request(config, run.task, run.base), config.extend)
         evidence = read_evidence(config.out)
         strategy = make_strategy(run, run.task.guess_loss)
         first = [trial for trial in strategy.propose(evidence) if trial.cut_from is None]

@@ -137,7 +137,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     base = load_base(
         name, task.objective, config.target_modules, config.ranks, config.trust_remote_code, config.quantization
     )
-    store = SweepStore(config.out, sweep_request(config, task), extend=config.extend)
+    store = SweepStore(config.out, sweep_request(config, task, base), extend=config.extend)
     for note in task.notes:
         progress.note(note)
     progress.note(
@@ -261,7 +261,7 @@ def _model_name(config: SweepConfig) -> str:
     return config.model if config.model is not None else str(samples.minilm_directory())
 
 
-def sweep_request(config: SweepConfig, task: Task) -> dict[str, Any]:
+def sweep_request(config: SweepConfig, task: Task, base: "BaseModel") -> dict[str, Any]:
     """Return what defines a sweep: files count by content, so that a moved file is the same file."""
     settings = {**config.as_dict(), "max_length": max_length(config, task)}
     # What permits, bounds, speeds up or reports a sweep does not define one.
@@ -285,7 +285,8 @@ def sweep_request(config: SweepConfig, task: Task) -> dict[str, Any]:
             "guess": task.objective.guess,
             "guess_loss": task.guess_loss,
             "score": task.objective.score,
-            "data_format": task.data_format,
+            "data_layout": None if task.layout is None else task.layout.as_dict(),
+            "chat_template": bool(base.tokenizer.chat_template),  # which decides how instructions are written
             "label_names": list(task.objective.settings.get("id2label", {}).values()),
             "train_examples": len(task.train),
             "held_out_examples": len(task.held_out),

@@ -3,6 +3,13 @@
 from dataclasses import replace
 
 from rankwise.exports.setup import TrainingSetup
+from rankwise.tasks.layout import Layout, read_layout
+
+
+def usual(data_format: str) -> Layout | None:
+    """Return data under the usual names, as sweeps are read that kept the format alone."""
+    return read_layout({"data_format": data_format})
+
 
 PLAIN = TrainingSetup(
     task_type="CAUSAL_LM",
@@ -26,14 +33,17 @@ PLAIN = TrainingSetup(
     max_length=256,
     seed=1,
     data="/data/train.jsonl",
-    data_format="messages",
+    layout=usual("messages"),
+    chat_template=True,
 )
 SETUPS = {
     "plain": PLAIN,
-    "rslora": replace(PLAIN, use_rslora=True, target_modules=("q_proj", "v_proj"), data_format="alpaca"),
-    "dora": replace(PLAIN, use_dora=True, data_format="prompt-completion", data="/data/train.parquet"),
-    "nf4": replace(PLAIN, quantization="nf4", data_format="text", keep_rank=4),
+    "rslora": replace(
+        PLAIN, use_rslora=True, target_modules=("q_proj", "v_proj"), layout=usual("alpaca"), chat_template=False
+    ),
+    "dora": replace(PLAIN, use_dora=True, layout=usual("prompt-completion"), data="/data/train.parquet"),
+    "nf4": replace(PLAIN, quantization="nf4", layout=usual("text"), keep_rank=4),
     "nf4-dq": replace(PLAIN, quantization="nf4-dq", init="pissa"),
     "int8": replace(PLAIN, quantization="int8", loraplus_ratio=16.0),
-    "classification": replace(PLAIN, task_type="SEQ_CLS", data_format=None, modules_to_save=("classifier",)),
+    "classification": replace(PLAIN, task_type="SEQ_CLS", layout=None, modules_to_save=("classifier",)),
 }

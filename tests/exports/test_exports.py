@@ -5,15 +5,19 @@ test_own_parsers.py runs their parsers where they are installed.
 """
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
+from rankwise.config import SweepConfig
 from rankwise.exports import export_files
 from rankwise.exports.setup import TrainingSetup, read_setup
+from tests.engine.tiny import save_tiny_lm
 from tests.exports.setups import PLAIN, SETUPS
 
 SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
@@ -167,3 +171,27 @@ def test_a_hub_data_set_is_named_as_each_tool_names_it(tmp_path: Path) -> None:
     whole = export_files(replace(PLAIN, data="org/chats"))
     assert json.loads(whole["dataset_info.json"])["sweep_data"].keys() & {"subset", "split"} == {"split"}
     assert not any("datasets saved" in text for text in (*files.values(), *whole.values()))
+
+
+def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> None:
+    from rankwise.run import Silent, open_run
+
+    data, lm = tmp_path / "data.jsonl", tmp_path / "lm"
+    talk = [[{"from": "human", "value": f"the film {n}"}, {"from": "gpt", "value": f"was {n}"}] for n in range(20)]
+    pd.DataFrame({"conversations": talk}).to_json(data, orient="records", lines=True)
+    config = SweepConfig(model=str(save_tiny_lm("llama", lm)), data=data, ranks=(2, 4), out=tmp_path / "out")
+    with open_run(config, Silent()):
+        kept_task = json.loads((tmp_path / "out" / "sweep.json").read_text())["task"]
+
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    sweep = json.loads((swept / "sweep.json").read_text())
+    for task, keys, column, template in (
+        (kept_task, (("from", "value"),), "conversations", True),
+        ({"data_format": "messages"}, (("role", "content"),), "messages", None),  # of an earlier rankwise
+    ):
+        (copy / "sweep.json").write_text(json.dumps({**sweep, "task": task}))
+        setup = read_setup(copy, trial)
+        assert setup.layout is not None
+        assert (setup.layout.keys, setup.layout.columns, setup.chat_template) == (keys, {"messages": column}, template)

@@ -33,7 +33,8 @@ def test_dialogues_are_read_from_a_split(tmp_path: Path) -> None:
         for number in range(30)
     ]
     datasets.Dataset.from_dict({"messages": turns}).save_to_disk(tmp_path / "saved")
-    assert load_task(SweepConfig(data=tmp_path / "saved")).data_format == "messages"
+    layout = load_task(SweepConfig(data=tmp_path / "saved")).layout
+    assert layout is not None and layout.data_format == "messages"
 
 
 def test_several_splits_are_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.dialogue import Dialogue
+from rankwise.tasks.layout import Layout
 from rankwise.tasks.loading import load_task
 from rankwise.tasks.parts import all_examples
 from rankwise.tasks.sft import encode
@@ -45,9 +46,8 @@ TURNS = (
 TEXTS = ["Say it. Why? Because indeed, yes: under the table", "def f(x):\n    return x", "assistant user system"]
 
 
-@pytest.fixture
-def tokenizer() -> Any:
-    """A byte-level BPE tokenizer, whose offsets leave blanks out, as those of GPT-2, Llama 3 and SmolLM do."""
+def byte_level_tokenizer() -> Any:
+    """Return a byte-level BPE tokenizer, whose offsets leave blanks out, as those of GPT-2, Llama 3 and SmolLM do."""
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     bpe.decoder = ByteLevelDecoder()
@@ -57,6 +57,11 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False
     )
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return byte_level_tokenizer()
 
 
 def encode_one(dialogue: Dialogue, tokenizer: Any, max_length: int = 200) -> Encoded:
@@ -245,3 +250,48 @@ def test_messages_without_a_template_and_templates_that_refuse(tokenizer: Any) -
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(RequestError, match=r"row 1: .*roles must alternate"):
         encode_one(Dialogue(TURNS), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "layout"),
+    [
+        (
+            [{"conversations": turns} for turns in SHAREGPT],
+            {},
+            Layout(
+                "messages",
+                {"messages": "conversations"},
+                (("from", "value"),),
+                {"user": ("human",), "assistant": ("gpt",)},
+            ),
+        ),
+        (
+            [{"Talk": str(turns).replace("'", '"')} for turns in (*MESSAGES[:5], *SHAREGPT[5:])],
+            {"messages_column": "Talk"},
+            Layout(
+                "messages",
+                {"messages": "Talk"},
+                (("role", "content"), ("from", "value")),
+                {"user": ("user", "human"), "assistant": ("assistant", "gpt")},
+                as_text=True,
+            ),
+        ),
+        (
+            [{"Instruction": f"q{n}", "response": f"a{n}"} for n in range(10)],
+            {},
+            Layout("alpaca", {"instruction": "Instruction", "output": "response"}),
+        ),
+        (
+            [{"question": f"q{n}", "say": f"a{n}"} for n in range(10)],
+            {"completion_column": "say"},
+            Layout("prompt-completion", {"prompt": "question", "completion": "say"}),
+        ),
+        ([{"content": f"t{n}"} for n in range(10)], {"task": "sft"}, Layout("text", {"text": "content"})),
+    ],
+)
+def test_the_names_that_a_file_has_are_kept(
+    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], layout: Layout
+) -> None:
+    path = tmp_path / "data.jsonl"
+    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    assert load_task(SweepConfig(data=path, **settings)).layout == layout

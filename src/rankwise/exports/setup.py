@@ -13,11 +13,11 @@ from rankwise.engine.trial import Recipe
 from rankwise.errors import RequestError
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.store import read_json
+from rankwise.tasks.layout import Layout, read_layout
 from rankwise.tasks.readers import is_hub_id
 from rankwise.tasks.saved_datasets import hub_parts
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
-DATA_FORMATS = ("messages", "prompt-completion", "alpaca", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,9 @@ class TrainingSetup:
         max_length: tokens kept of an example.
         seed: of the trial whose adapter was chosen.
         data: the training data's path; None for a built-in sample.
-        data_format: of a causal LM's data: one of DATA_FORMATS; None for another task.
+        layout: how a causal LM's data are held; None for another task.
+        chat_template: whether the tokenizer has one, which makes chats of Alpaca's instructions; None where the sweep
+            did not keep it.
     """
 
     task_type: str
@@ -70,12 +72,18 @@ class TrainingSetup:
     max_length: int
     seed: int
     data: str | None
-    data_format: str | None
+    layout: Layout | None
+    chat_template: bool | None
 
     @property
     def everywhere(self) -> bool:
         """Whether every linear layer but the output gets an adapter."""
         return self.target_modules == ALL_LINEAR
+
+    @property
+    def data_format(self) -> str | None:
+        """How a causal LM's data hold their examples; None for another task."""
+        return None if self.layout is None else self.layout.data_format
 
     @property
     def training_arguments(self) -> dict[str, Any]:
@@ -145,7 +153,8 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         max_length=settings["max_length"],
         seed=trained["seed"],
         data=None if sweep["paths"]["data"] is None else _absolute(sweep["paths"]["data"]),
-        data_format=sweep["task"].get("data_format"),
+        layout=read_layout(sweep["task"]),
+        chat_template=sweep["task"].get("chat_template"),
     )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import pandas as pd
 
+from rankwise.tasks.layout import Layout
+
 if TYPE_CHECKING:
     import torch
 
@@ -143,8 +145,7 @@ class Task:
         held_out: what ranks are judged by.
         test: what no decision sees, scored once for the chosen rank; empty where held-out data was given.
         notes: what was settled by itself and should be said aloud.
-        data_format: how instruction data hold their dialogues, see `rankwise.tasks.dialogue.Shape`; None for another
-            task.
+        layout: how a file holds instruction data; None for another task.
     """
 
     name: str
@@ -154,7 +155,7 @@ class Task:
     held_out: Examples
     test: Examples
     notes: tuple[str, ...] = ()
-    data_format: str | None = None
+    layout: Layout | None = None
 
     @property
     def guess_loss(self) -> float | None:

@@ -1,7 +1,7 @@
 """Instruction data in the shapes that people have, read as dialogues: who says what, and what is to be learnt."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 from rankwise.config import SweepConfig
 from rankwise.errors import RequestError, some
 from rankwise.tasks.columns import TEXT_NAMES
+from rankwise.tasks.layout import KEYS, Layout
 from rankwise.tasks.readers import check_texts, find_column, pick_column
 
 MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue")
@@ -51,13 +52,13 @@ class Shape:
     """How a table holds dialogues.
 
     Attributes:
-        columns: that it uses.
+        columns: that it uses, see `rankwise.tasks.layout.Layout`.
         name: in a note.
         data_format: ``messages``, ``prompt-completion``, ``alpaca`` or ``text``, as other tools are told.
         make: from a table with those columns and its path to a dialogue for each row.
     """
 
-    columns: tuple[str, ...]
+    columns: Mapping[str, str]
     name: str
     data_format: str
     make: Callable[[pd.DataFrame, Path], list[Dialogue]]
@@ -68,9 +69,15 @@ class Shape:
         Raises:
             RequestError: a column is missing, or rows hold something else; they are named.
         """
-        for column in self.columns:
+        for column in self.columns.values():
             pick_column(table, column, (), "", path)
         return self.make(table, path)
+
+    def layout(self, table: pd.DataFrame) -> Layout:
+        """Return what other tools have to be told of a table that `read` takes."""
+        if self.data_format == "messages":
+            return _layout_of_messages(table[self.columns["messages"]])
+        return Layout(self.data_format, self.columns)
 
 
 def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
@@ -91,11 +98,16 @@ def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
     named = config.prompt_column is not None or config.completion_column is not None
     messages = config.messages_column or (None if named else find_column(table, MESSAGES_NAMES))
     if messages is not None:
-        return Shape((messages,), "messages", "messages", lambda table, path: _from_messages(table[messages], path))
+        return Shape(
+            {"messages": messages},
+            "messages",
+            "messages",
+            lambda table, path: _from_messages(table[messages], path),
+        )
     instruction, output = find_column(table, ("instruction",)), find_column(table, OUTPUT_NAMES)
     if not named and instruction is not None and output is not None:
         more = find_column(table, ("input",))
-        columns = (instruction, output) if more is None else (instruction, more, output)
+        columns = {"instruction": instruction, **({} if more is None else {"input": more}), "output": output}
         return Shape(
             columns,
             "instructions",
@@ -107,7 +119,7 @@ def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
     if prompt is None or completion is None or prompt == completion:
         return None
     return Shape(
-        (prompt, completion),
+        {"prompt": prompt, "completion": completion},
         "prompts and completions",
         "prompt-completion",
         lambda table, path: [
@@ -127,7 +139,7 @@ def plain_text(config: SweepConfig, table: pd.DataFrame, path: Path) -> Shape:
     """
     column = pick_column(table, config.text_column, TEXT_NAMES, "text", path)
     return Shape(
-        (column,),
+        {"text": column},
         "texts",
         "text",
         lambda table, path: [Dialogue(prompt="", completion=text) for text in check_texts(table[column], path)],
@@ -166,8 +178,40 @@ def _from_messages(values: pd.Series, path: Path) -> list[Dialogue]:
     return dialogues
 
 
+def _layout_of_messages(values: pd.Series) -> Layout:
+    """Say how messages are written that `_from_messages` can read."""
+    keys: dict[tuple[str, str], None] = {}
+    roles: dict[str, dict[str, None]] = {}
+    for value in values:
+        for message in _messages(value) or ():
+            used = _keys(message)
+            keys[used] = None
+            name = message[used[0]]
+            roles.setdefault(ROLES.get(name, name), {})[name] = None
+    return Layout(
+        "messages",
+        {"messages": str(values.name)},
+        tuple(keys),
+        {role: tuple(names) for role, names in roles.items()},
+        any(isinstance(value, str) for value in values),
+    )
+
+
 def _turns(value: object) -> tuple[tuple[str, str], ...] | None:
     """Read a list of messages, or its JSON; None if it is none."""
+    messages = _messages(value)
+    if messages is None:
+        return None
+    turns = []
+    for message in messages:
+        role, content = (message.get(key) for key in _keys(message))
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        turns.append((ROLES.get(role, role), content))
+    return tuple(turns)
+
+
+def _messages(value: object) -> Sequence[dict[str, Any]] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -176,12 +220,10 @@ def _turns(value: object) -> tuple[tuple[str, str], ...] | None:
     value = value.tolist() if hasattr(value, "tolist") else value  # Parquet gives arrays
     if not isinstance(value, Sequence) or isinstance(value, str):
         return None
-    turns = []
-    for message in value:
-        if not isinstance(message, dict):
-            return None
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            return None
-        turns.append((ROLES.get(role, role), content))
-    return tuple(turns)
+    return value if all(isinstance(message, dict) for message in value) else None
+
+
+def _keys(message: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the keys that a message has for who speaks and what is said: ShareGPT's if not the usual ones."""
+    role, content = KEYS
+    return role if role in message else "from", content if content in message else "value"

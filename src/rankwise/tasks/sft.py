@@ -34,8 +34,8 @@ def load_sft(config: SweepConfig, table: pd.DataFrame, path: Path) -> Task:
         held_out = all_examples(others, [None] * len(others))
         parts = given_parts(examples, held_out, config.eval_data, config.allow_duplicates, "dialogues")
     train, held_out, test, notes = parts
-    said = f"{shape.name} from column {', '.join(map(repr, shape.columns))} of {path.name}"
-    task = Task(path.name, Completions(), encode, train, held_out, test, (said, *notes), shape.data_format)
+    said = f"{shape.name} from column {', '.join(map(repr, shape.columns.values()))} of {path.name}"
+    task = Task(path.name, Completions(), encode, train, held_out, test, (said, *notes), shape.layout(table))
     return limit_train(task, config.train_examples, [""] * len(train))
 
 
