@@ -4,7 +4,7 @@ Both pin versions of torch and transformers that differ from this project's, so 
 To renew the file, in an environment of its own:
 
     pip install -e . && pip install --no-deps axolotl llamafactory
-    pip install addict fire omegaconf pillow datasets trl
+    pip install addict colorama fire omegaconf pillow datasets trl
     DISABLE_VERSION_CHECK=1 python -m tests.exports.read_schemas
 """
 
@@ -56,10 +56,38 @@ def llama_factory_fields() -> dict[str, list[str]]:
     return found
 
 
+def axolotl_dataset_fields() -> dict[str, list[str]]:
+    """Return what Axolotl's pydantic models allow an item of ``datasets``, and a prompt described in its ``type``."""
+    from axolotl.utils.schemas.datasets import SFTDataset, UserDefinedPrompterType
+
+    models = {"": SFTDataset, "type.": UserDefinedPrompterType}
+    return {
+        f"{prefix}{name}": sorted(set(kinds(item.annotation)))
+        for prefix, model in models.items()
+        for name, item in model.model_fields.items()
+    }
+
+
+def llama_factory_dataset_fields() -> dict[str, list[str]]:
+    """Return what LLaMA-Factory reads of an item of ``dataset_info.json`` and of its ``columns`` and ``tags``."""
+    from llamafactory.data.parser import DatasetAttr
+
+    hints = typing.get_type_hints(DatasetAttr)
+    return {item.name: sorted(set(kinds(hints[item.name]))) for item in fields(DatasetAttr)}
+
+
 if __name__ == "__main__":
     content = {
-        "axolotl": {"version": version("axolotl"), "fields": axolotl_fields()},
-        "llamafactory": {"version": version("llamafactory"), "fields": llama_factory_fields()},
+        "axolotl": {
+            "version": version("axolotl"),
+            "fields": axolotl_fields(),
+            "dataset": axolotl_dataset_fields(),
+        },
+        "llamafactory": {
+            "version": version("llamafactory"),
+            "fields": llama_factory_fields(),
+            "dataset": llama_factory_dataset_fields(),
+        },
     }
     FILE.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")).replace('],"', '],\n"') + "\n")
     print(f"{FILE}: {[len(part['fields']) for part in content.values()]}", file=sys.stderr)

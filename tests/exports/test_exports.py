@@ -18,6 +18,7 @@ from rankwise.config import SweepConfig
 from rankwise.exports import export_files
 from rankwise.exports.setup import TrainingSetup, read_setup
 from tests.engine.tiny import save_tiny_lm
+from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
 from tests.exports.setups import PLAIN, SETUPS
 
 SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
@@ -36,14 +37,78 @@ def setup(request: pytest.FixtureRequest) -> TrainingSetup:
     return SETUPS[request.param]
 
 
-@pytest.mark.parametrize(("file", "package"), [("axolotl.yaml", "axolotl"), ("llama_factory.yaml", "llamafactory")])
-def test_every_setting_is_known_and_of_its_type(setup: TrainingSetup, file: str, package: str) -> None:
-    known = SCHEMAS[package]["fields"]
-    for name, value in yaml.safe_load(export_files(setup)[file]).items():
+def assert_known(settings: dict[str, Any], known: dict[str, list[str]]) -> None:
+    for name, value in settings.items():
         kinds = known[name]
         assert f"={value}" in kinds or KINDS[type(value)] in kinds or (isinstance(value, int) and "number" in kinds), (
             f"{name}: {value!r} is none of {kinds}"
         )
+
+
+@pytest.mark.parametrize(("file", "package"), [("axolotl.yaml", "axolotl"), ("llama_factory.yaml", "llamafactory")])
+def test_every_setting_is_known_and_of_its_type(setup: TrainingSetup, file: str, package: str) -> None:
+    assert_known(yaml.safe_load(export_files(setup)[file]), SCHEMAS[package]["fields"])
+
+
+@pytest.mark.parametrize(("name", "template"), CASES)
+def test_data_are_described_by_names_that_tool_and_file_know(name: str, template: bool, tmp_path: Path) -> None:
+    """Of names of columns, keys and roles the file has them, unless the description says to change it first."""
+    setup, _ = kept(name, tmp_path, template=template)
+    files, row = export_files(setup), json.loads((tmp_path / "data.jsonl").read_text().splitlines()[0])
+
+    (axolotl,) = yaml.safe_load(files["axolotl.yaml"])["datasets"]
+    own = axolotl["type"] if isinstance(axolotl["type"], dict) else {}
+    assert_known(axolotl | {f"type.{key}": value for key, value in own.items()}, SCHEMAS["axolotl"]["dataset"])
+    (described,) = json.loads(files["dataset_info.json"]).values()
+    parts = [
+        described.get("columns", {}),
+        described.get("tags", {}),
+        {"formatting": described.get("formatting", "alpaca")},
+    ]
+    for part in parts:
+        assert_known(part, SCHEMAS["llamafactory"]["dataset"])
+
+    changed = {tool for tool in ("axolotl.yaml", "llama_factory.yaml") if asks_for(files[tool]) is not None}
+    assert changed == CHANGED.get((name, template), set())
+    if "axolotl.yaml" not in changed:
+        fields = {**axolotl, **own}
+        assert {value for key, value in fields.items() if key.startswith("field")} <= row.keys()
+        if axolotl["type"] == "chat_template":
+            keys = axolotl.get("message_property_mappings", {"role": "role", "content": "content"})
+            first = row[axolotl["field_messages"]]
+            first = (json.loads(first) if isinstance(first, str) else first)[0]
+            assert set(keys.values()) == first.keys()
+            assert first[keys["role"]] in axolotl.get("roles", {"user": ["user"]})["user"]
+    if "llama_factory.yaml" not in changed:
+        assert set(described["columns"].values()) <= row.keys()
+        if "tags" in described:
+            tags, messages = described["tags"], row[described["columns"]["messages"]]
+            assert messages[0].keys() == {tags["role_tag"], tags["content_tag"]}
+            assert [message[tags["role_tag"]] for message in messages] == [tags["user_tag"], tags["assistant_tag"]] * 2
+
+
+def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> None:
+    from rankwise.run import Silent, open_run
+
+    data, lm = tmp_path / "data.jsonl", tmp_path / "lm"
+    talk = [[{"from": "human", "value": f"the film {n}"}, {"from": "gpt", "value": f"was {n}"}] for n in range(20)]
+    pd.DataFrame({"conversations": talk}).to_json(data, orient="records", lines=True)
+    config = SweepConfig(model=str(save_tiny_lm("llama", lm)), data=data, ranks=(2, 4), out=tmp_path / "out")
+    with open_run(config, Silent()):
+        kept_task = json.loads((tmp_path / "out" / "sweep.json").read_text())["task"]
+
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    sweep = json.loads((swept / "sweep.json").read_text())
+    for task, keys, column, template in (
+        (kept_task, (("from", "value"),), "conversations", True),
+        ({"data_format": "messages"}, (("role", "content"),), "messages", None),  # of an earlier rankwise
+    ):
+        (copy / "sweep.json").write_text(json.dumps({**sweep, "task": task}))
+        setup = read_setup(copy, trial)
+        assert setup.layout is not None
+        assert (setup.layout.keys, setup.layout.columns, setup.chat_template) == (keys, {"messages": column}, template)
 
 
 def parse_with_trl(text: str, tmp_path: Path, *more: str) -> tuple[Any, ...]:
@@ -173,25 +238,63 @@ def test_a_hub_data_set_is_named_as_each_tool_names_it(tmp_path: Path) -> None:
     assert not any("datasets saved" in text for text in (*files.values(), *whole.values()))
 
 
-def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> None:
-    from rankwise.run import Silent, open_run
+def trained_with_trl(text: str, tokenizer: Any, tmp_path: Path) -> list[dict[str, Any]]:
+    """Return the examples that ``trl sft --config`` trains on."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import SFTTrainer, get_dataset
 
-    data, lm = tmp_path / "data.jsonl", tmp_path / "lm"
-    talk = [[{"from": "human", "value": f"the film {n}"}, {"from": "gpt", "value": f"was {n}"}] for n in range(20)]
-    pd.DataFrame({"conversations": talk}).to_json(data, orient="records", lines=True)
-    config = SweepConfig(model=str(save_tiny_lm("llama", lm)), data=data, ranks=(2, 4), out=tmp_path / "out")
-    with open_run(config, Silent()):
-        kept_task = json.loads((tmp_path / "out" / "sweep.json").read_text())["task"]
+    _, training, _, data = parse_with_trl(text, tmp_path, "--output_dir", str(tmp_path / "adapter"))
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    training.report_to = []
+    trainer = SFTTrainer(model, training, train_dataset=get_dataset(data)["train"], processing_class=tokenizer)
+    return [{name: row[name] for name in ("input_ids", "labels")} for row in trainer.train_dataset]
 
-    copy = tmp_path / "copy"
-    shutil.copytree(swept, copy)
-    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
-    sweep = json.loads((swept / "sweep.json").read_text())
-    for task, keys, column, template in (
-        (kept_task, (("from", "value"),), "conversations", True),
-        ({"data_format": "messages"}, (("role", "content"),), "messages", None),  # of an earlier rankwise
-    ):
-        (copy / "sweep.json").write_text(json.dumps({**sweep, "task": task}))
-        setup = read_setup(copy, trial)
-        assert setup.layout is not None
-        assert (setup.layout.keys, setup.layout.columns, setup.chat_template) == (keys, {"messages": column}, template)
+
+CHANGED = {  # what cannot be told to a tool
+    ("sharegpt, several names", True): {"llama_factory.yaml"},
+    ("two pairs of keys", True): {"axolotl.yaml", "llama_factory.yaml"},
+    ("messages as text", True): {"llama_factory.yaml"},
+}
+READ_BY_TRL = [
+    ("messages beside a prompt", True),
+    ("prompts", True),
+    ("prompts", False),
+    ("texts", True),
+    ("texts", False),
+]
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(("name", "template"), READ_BY_TRL)
+def test_trl_trains_on_what_rankwise_trained_on(name: str, template: bool, tmp_path: Path) -> None:
+    setup, rows = kept(name, tmp_path, template=template)
+    text = export_files(setup)["trl.yaml"]
+    assert asks_for(text) is None
+    trained = trained_with_trl(text, tokenizer_for(template), tmp_path)
+    assert len(trained) == COUNT
+    for row in rows:
+        theirs, ours = trained[row["row"]], row["labels"]
+        assert theirs["input_ids"] == row["input_ids"]
+        # Of plain text no model is told the first token, which nothing comes before.
+        assert theirs["labels"][1:] == ours[1:]
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [case for case in CASES if case not in READ_BY_TRL],
+)
+def test_what_trl_cannot_read_is_said_and_not_misread(name: str, template: bool, tmp_path: Path) -> None:
+    from trl import get_dataset
+
+    setup, _ = kept(name, tmp_path, template=template)
+    text = export_files(setup)["trl.yaml"]
+    asked = asks_for(text)
+    assert asked is not None and setup.layout is not None
+    for column in setup.layout.columns.values():
+        assert repr(column) in asked
+    *_, data = parse_with_trl(text, tmp_path)
+    if name not in ("two pairs of keys", "messages as text"):  # whose column has the name that TRL wants
+        with pytest.raises(ValueError, match="not in the dataset"):
+            get_dataset(data)

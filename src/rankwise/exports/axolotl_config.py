@@ -1,9 +1,13 @@
 """Axolotl: the YAML file that ``axolotl train`` takes."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from rankwise.exports.data import layout_of, save_messages
 from rankwise.exports.setup import TrainingSetup
 from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
+from rankwise.tasks.dialogue import ALPACA, ALPACA_WITH_INPUT
+from rankwise.tasks.layout import KEYS, Layout
 
 
 def axolotl_config(setup: TrainingSetup) -> str:
@@ -53,19 +57,42 @@ def axolotl_config(setup: TrainingSetup) -> str:
     }
     if setup.loraplus_ratio != 1.0:
         training["loraplus_lr_ratio"] = setup.loraplus_ratio
+    dataset, notes = _dataset(setup)
     return yaml_text(
-        ["axolotl train axolotl.yaml", *origin(setup)],
-        [{"base_model": setup.base_model}, adapter, training, {"datasets": [_dataset(setup)]}],
+        ["axolotl train axolotl.yaml", *origin(setup), *notes],
+        [{"base_model": setup.base_model}, adapter, training, {"datasets": [dataset]}],
     )
 
 
-def _dataset(setup: TrainingSetup) -> dict[str, Any]:
-    where = data_source(setup, {"path": setup.data, "ds_type": setup.data_kind})
-    if setup.data_format == "messages":
-        return {**where, "type": "chat_template", "field_messages": "messages"}
-    if setup.data_format == "prompt-completion":
-        own = {"field_instruction": "prompt", "field_output": "completion", "format": "{instruction}"}
-        return {**where, "type": {**own, "no_input_format": "{instruction}"}}
-    if setup.data_format == "text":
-        return {**where, "type": "completion", "field": "text"}
-    return {**where, "type": "alpaca"}
+def _dataset(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
+    """Return the data's settings, and what to know about them."""
+    where, layout = data_source(setup, {"path": setup.data, "ds_type": setup.data_kind}), layout_of(setup)
+    columns = layout.columns
+    if layout.data_format == "messages":
+        column = columns["messages"]
+        if len(layout.keys) > 1:
+            return {**where, **_chats(column)}, [save_messages(layout, "Axolotl", column)]
+        return {**where, **_chats(column, layout)}, []
+    if layout.data_format == "alpaca":
+        formats = {"format": ALPACA_WITH_INPUT, "no_input_format": ALPACA}
+        return {**where, "type": _completions(columns, "instruction", "output") | formats}, []
+    if layout.data_format == "prompt-completion":
+        return {**where, "type": _completions(columns, "prompt", "completion")}, []
+    return {**where, "type": "completion", "field": columns["text"]}, []
+
+
+def _chats(column: str, layout: Layout | None = None) -> dict[str, Any]:
+    """Return settings for messages in a column, with the layout's names of keys and roles, or the usual ones."""
+    settings: dict[str, Any] = {"type": "chat_template", "field_messages": column}
+    if layout is not None and layout.keys != (KEYS,):
+        settings["message_property_mappings"] = dict(zip(KEYS, layout.keys[0], strict=True))
+    if layout is not None and layout.renames_roles:
+        settings["roles"] = {role: list(names) for role, names in layout.roles.items()}
+    return settings
+
+
+def _completions(columns: Mapping[str, str], prompt: str, completion: str) -> dict[str, Any]:
+    """Return a prompt of the file's own columns."""
+    named = {"field_instruction": columns[prompt], "field_output": columns[completion]}
+    more = {"field_input": columns["input"]} if "input" in columns else {}
+    return {**named, **more, "format": "{instruction}", "no_input_format": "{instruction}"}

@@ -3,10 +3,14 @@
 import json
 from typing import Any
 
+from rankwise.errors import some
+from rankwise.exports.data import layout_of, save_messages
 from rankwise.exports.setup import TrainingSetup
 from rankwise.exports.text import adapter_only, origin, trains_causal_lms, without, yaml_text
+from rankwise.tasks.layout import KEYS, Layout
 
 DATASET = "sweep_data"
+ROLES = ("user", "assistant", "system")
 
 
 def llama_factory_config(setup: TrainingSetup) -> str:
@@ -34,7 +38,7 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         if setup.quantization != "int8":
             model |= {"quantization_type": "nf4", "double_quantization": setup.quantization == "nf4-dq"}
     training: dict[str, Any] = {
-        "stage": "pt" if setup.data_format == "text" else "sft",
+        "stage": "pt" if layout_of(setup).data_format == "text" else "sft",
         "do_train": True,
         **setup.training_arguments,
         "gradient_accumulation_steps": 1,
@@ -46,6 +50,7 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         [
             "llamafactory-cli train llama_factory.yaml, from this directory: dataset_info.json describes the data.",
             *origin(setup),
+            *_notes(setup),
         ],
         [model, adapter, training, {"dataset": DATASET, "dataset_dir": "."}],
     )
@@ -57,22 +62,39 @@ def dataset_info(setup: TrainingSetup) -> str:
     if setup.hub_data is not None:
         name, config, split = setup.hub_data
         described = {"hf_hub_url": name, **({} if config is None else {"subset": config}), "split": split}
-    if setup.data_format == "messages":
+    layout = layout_of(setup)
+    columns = layout.columns
+    if layout.data_format == "messages":
+        role, content = layout.keys[0] if _reads_messages(layout) else KEYS
+        names = layout.roles if _reads_messages(layout) else {}
+        tags = {f"{who}_tag": names.get(who, (who,))[0] for who in ROLES}
         described |= {
             "formatting": "sharegpt",
-            "columns": {"messages": "messages"},
-            "tags": {
-                "role_tag": "role",
-                "content_tag": "content",
-                "user_tag": "user",
-                "assistant_tag": "assistant",
-                "system_tag": "system",
-            },
+            "columns": {"messages": columns["messages"]},
+            "tags": {"role_tag": role, "content_tag": content, **tags},
         }
-    elif setup.data_format == "prompt-completion":
-        described |= {"columns": {"prompt": "prompt", "response": "completion"}}
-    elif setup.data_format == "text":
-        described |= {"columns": {"prompt": "text"}}
+    elif layout.data_format == "alpaca":
+        named = {"prompt": "instruction", "query": "input", "response": "output"}
+        described |= {"columns": {theirs: columns[ours] for theirs, ours in named.items() if ours in columns}}
+    elif layout.data_format == "prompt-completion":
+        described |= {"columns": {"prompt": columns["prompt"], "response": columns["completion"]}}
     else:
-        described |= {"columns": {"prompt": "instruction", "query": "input", "response": "output"}}
+        described |= {"columns": {"prompt": columns["text"]}}
     return json.dumps({DATASET: described}, indent=2) + "\n"
+
+
+def _reads_messages(layout: Layout) -> bool:
+    """Whether messages need no rewriting: lists, with one pair of keys and one name for each role."""
+    return not layout.as_text and len(layout.keys) == 1 and all(len(names) == 1 for names in layout.roles.values())
+
+
+def _notes(setup: TrainingSetup) -> list[str]:
+    """Return what to know about the data."""
+    layout = layout_of(setup)
+    if layout.data_format != "messages":
+        return []
+    notes = [] if _reads_messages(layout) else [save_messages(layout, "LLaMA-Factory", layout.columns["messages"])]
+    others = [role for role in layout.roles if role not in ROLES]
+    if others:
+        notes.append(f"LLaMA-Factory leaves out dialogues with roles beside {', '.join(ROLES)}: here {some(others)}.")
+    return notes

@@ -81,11 +81,6 @@ class TrainingSetup:
         return self.target_modules == ALL_LINEAR
 
     @property
-    def data_format(self) -> str | None:
-        """How a causal LM's data hold their examples; None for another task."""
-        return None if self.layout is None else self.layout.data_format
-
-    @property
     def training_arguments(self) -> dict[str, Any]:
         """The training by the names of transformers' TrainingArguments, which TRL and LLaMA-Factory build upon."""
         return {

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from rankwise.exports.data import layout_of, quoted, save_messages
 from rankwise.exports.setup import TrainingSetup
 from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
+from rankwise.tasks.layout import KEYS
 
 
 def trl_config(setup: TrainingSetup) -> str:
@@ -49,11 +51,31 @@ def trl_config(setup: TrainingSetup) -> str:
 
 
 def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
-    """Return the data's settings, and what to know about them."""
-    files = {"path": setup.data_kind, "data_files": setup.data, "split": "train"}
-    data = {"datasets": [data_source(setup, files)]}
-    if setup.data_format == "messages":
-        return {**data, "assistant_only_loss": True}, []
-    if setup.data_format == "alpaca":
-        return data, ["TRL wants columns prompt and completion: rename or join instruction, input and output first."]
-    return data, []
+    """Return the data's settings, and what to know about them.
+
+    TRL goes by the names of columns, and by those of others too: a column ``prompt`` beside messages is taken for a
+    prompt. So the columns that it is to read are named.
+    """
+    files, layout = {"path": setup.data_kind, "data_files": setup.data, "split": "train"}, layout_of(setup)
+
+    def reads(*columns: str) -> dict[str, Any]:
+        return {"datasets": [{**data_source(setup, files), "columns": list(columns)}]}
+
+    if layout.data_format == "messages":
+        # TRL rewrites ShareGPT's keys in a column conversations, but refuses them with assistant_only_loss.
+        named = layout.columns["messages"] == "messages" and layout.keys == (KEYS,)
+        readable = named and not layout.renames_roles and not layout.as_text
+        notes = [] if readable else [save_messages(layout, "TRL", "messages")]
+        return {**reads("messages"), "assistant_only_loss": True}, notes
+    if layout.data_format == "alpaca":
+        note = (
+            f"TRL wants columns prompt and completion. Save {quoted(layout)} so first: as prompt what goes before the "
+            "answer in Stanford Alpaca's prompt, on which rankwise trained and which axolotl.yaml holds in full."
+        )
+        return reads("prompt", "completion"), [note]
+    if layout.data_format == "prompt-completion":
+        named = tuple(layout.columns.values()) == ("prompt", "completion")
+        note = f"TRL wants columns prompt and completion: rename {quoted(layout)} first."
+        return reads("prompt", "completion"), [] if named else [note]
+    column = layout.columns["text"]
+    return {**reads(column), "dataset_text_field": column}, []
