@@ -87,6 +87,26 @@ def test_data_are_described_by_names_that_tool_and_file_know(name: str, template
             assert [message[tags["role_tag"]] for message in messages] == [tags["user_tag"], tags["assistant_tag"]] * 2
 
 
+def test_instructions_get_the_prompt_that_rankwise_trained(tmp_path: Path) -> None:
+    """A chat where the tokenizer has a template, Stanford Alpaca's prompt elsewhere, and a word where nobody knows."""
+    chat, plain = (export_files(kept("alpaca", tmp_path, template=template)[0]) for template in (True, False))
+    (dataset,) = yaml.safe_load(chat["axolotl.yaml"])["datasets"]
+    assert (dataset["type"], dataset["field_messages"]) == ("chat_template", "messages")
+    assert "template" not in yaml.safe_load(chat["llama_factory.yaml"])
+    assert yaml.safe_load(chat["trl.yaml"])["datasets"][0]["columns"] == ["messages"]
+    (dataset,) = yaml.safe_load(plain["axolotl.yaml"])["datasets"]
+    written = dataset["type"]["format"].format(instruction="Add.", input="1, 2")
+    assert written.startswith("Below is an instruction that describes a task, paired with an input")
+    assert written.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n")
+    assert yaml.safe_load(plain["llama_factory.yaml"])["template"] == "alpaca"
+
+    unknown = export_files(replace(kept("alpaca", tmp_path, template=False)[0], chat_template=None))
+    for name in ("trl.yaml", "axolotl.yaml", "llama_factory.yaml"):
+        assert yaml.safe_load(unknown[name]) == yaml.safe_load(plain[name])
+        assert "did not keep whether the tokenizer has a chat template" in " ".join(unknown[name].split("\n# "))
+        assert "did not keep" not in plain[name]
+
+
 def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> None:
     from rankwise.run import Silent, open_run
 
@@ -255,6 +275,8 @@ CHANGED = {  # what cannot be told to a tool
     ("sharegpt, several names", True): {"llama_factory.yaml"},
     ("two pairs of keys", True): {"axolotl.yaml", "llama_factory.yaml"},
     ("messages as text", True): {"llama_factory.yaml"},
+    ("alpaca", True): {"axolotl.yaml"},
+    ("alpaca without inputs", True): {"axolotl.yaml"},
 }
 READ_BY_TRL = [
     ("messages beside a prompt", True),

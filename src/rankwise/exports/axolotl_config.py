@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rankwise.exports.data import layout_of, save_messages
+from rankwise.exports.data import layout_of, save_chats, save_messages, unknown_template
 from rankwise.exports.setup import TrainingSetup
 from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
 from rankwise.tasks.dialogue import ALPACA, ALPACA_WITH_INPUT
@@ -73,9 +73,11 @@ def _dataset(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
         if len(layout.keys) > 1:
             return {**where, **_chats(column)}, [save_messages(layout, "Axolotl", column)]
         return {**where, **_chats(column, layout)}, []
+    if layout.data_format == "alpaca" and setup.chat_template:
+        return {**where, **_chats("messages")}, [save_chats(layout, "Axolotl")]
     if layout.data_format == "alpaca":
         formats = {"format": ALPACA_WITH_INPUT, "no_input_format": ALPACA}
-        return {**where, "type": _completions(columns, "instruction", "output") | formats}, []
+        return {**where, "type": _completions(columns, "instruction", "output") | formats}, unknown_template(setup)
     if layout.data_format == "prompt-completion":
         return {**where, "type": _completions(columns, "prompt", "completion")}, []
     return {**where, "type": "completion", "field": columns["text"]}, []
@@ -92,7 +94,7 @@ def _chats(column: str, layout: Layout | None = None) -> dict[str, Any]:
 
 
 def _completions(columns: Mapping[str, str], prompt: str, completion: str) -> dict[str, Any]:
-    """Return a prompt of the file's own columns."""
-    named = {"field_instruction": columns[prompt], "field_output": columns[completion]}
+    """Return a prompt of the file's own columns, to which nothing is added: not even a column ``system``."""
+    named = {"field_instruction": columns[prompt], "field_output": columns[completion], "system_format": ""}
     more = {"field_input": columns["input"]} if "input" in columns else {}
     return {**named, **more, "format": "{instruction}", "no_input_format": "{instruction}"}

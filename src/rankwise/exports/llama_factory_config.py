@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from rankwise.errors import some
-from rankwise.exports.data import layout_of, save_messages
+from rankwise.exports.data import layout_of, save_messages, unknown_template
 from rankwise.exports.setup import TrainingSetup
 from rankwise.exports.text import adapter_only, origin, trains_causal_lms, without, yaml_text
 from rankwise.tasks.layout import KEYS, Layout
@@ -46,13 +46,14 @@ def llama_factory_config(setup: TrainingSetup) -> str:
     }
     if setup.loraplus_ratio != 1.0:
         training["loraplus_lr_ratio"] = setup.loraplus_ratio
+    template, notes = _template(setup)
     return yaml_text(
         [
             "llamafactory-cli train llama_factory.yaml, from this directory: dataset_info.json describes the data.",
             *origin(setup),
-            *_notes(setup),
+            *notes,
         ],
-        [model, adapter, training, {"dataset": DATASET, "dataset_dir": "."}],
+        [model, adapter, training, {"dataset": DATASET, "dataset_dir": ".", **template}],
     )
 
 
@@ -88,13 +89,29 @@ def _reads_messages(layout: Layout) -> bool:
     return not layout.as_text and len(layout.keys) == 1 and all(len(names) == 1 for names in layout.roles.values())
 
 
-def _notes(setup: TrainingSetup) -> list[str]:
-    """Return what to know about the data."""
+def _template(setup: TrainingSetup) -> tuple[dict[str, str], list[str]]:
+    """Return how examples become text, if not by the tokenizer's chat template, and what to know about the data."""
     layout = layout_of(setup)
-    if layout.data_format != "messages":
-        return []
-    notes = [] if _reads_messages(layout) else [save_messages(layout, "LLaMA-Factory", layout.columns["messages"])]
-    others = [role for role in layout.roles if role not in ROLES]
-    if others:
-        notes.append(f"LLaMA-Factory leaves out dialogues with roles beside {', '.join(ROLES)}: here {some(others)}.")
-    return notes
+    if layout.data_format == "messages":
+        notes = [] if _reads_messages(layout) else [save_messages(layout, "LLaMA-Factory", layout.columns["messages"])]
+        others = [role for role in layout.roles if role not in ROLES]
+        if others:
+            notes.append(
+                f"LLaMA-Factory leaves out dialogues with roles beside {', '.join(ROLES)}: here {some(others)}."
+            )
+        return {}, notes
+    if layout.data_format == "prompt-completion":
+        return {"template": "empty"}, [
+            "LLaMA-Factory's template empty writes prompts and completions as they are, but no end-of-sequence token, "
+            f"which rankwise trained: write the tokenizer's behind each text in {layout.columns['completion']!r}."
+        ]
+    if layout.data_format == "text":
+        return {}, []
+    notes = []
+    if "input" in layout.columns:
+        between = "a blank line" if setup.chat_template else "Stanford Alpaca's heading for inputs"
+        notes = [
+            f"Between {layout.columns['instruction']!r} and {layout.columns['input']!r}, LLaMA-Factory puts a line "
+            f"break; rankwise put {between}."
+        ]
+    return {} if setup.chat_template else {"template": "alpaca"}, [*notes, *unknown_template(setup)]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rankwise.exports.data import layout_of, quoted, save_messages
+from rankwise.exports.data import layout_of, quoted, save_chats, save_messages, unknown_template
 from rankwise.exports.setup import TrainingSetup
 from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
 from rankwise.tasks.layout import KEYS
@@ -67,12 +67,14 @@ def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
         readable = named and not layout.renames_roles and not layout.as_text
         notes = [] if readable else [save_messages(layout, "TRL", "messages")]
         return {**reads("messages"), "assistant_only_loss": True}, notes
+    if layout.data_format == "alpaca" and setup.chat_template:
+        return {**reads("messages"), "assistant_only_loss": True}, [save_chats(layout, "TRL")]
     if layout.data_format == "alpaca":
         note = (
             f"TRL wants columns prompt and completion. Save {quoted(layout)} so first: as prompt what goes before the "
             "answer in Stanford Alpaca's prompt, on which rankwise trained and which axolotl.yaml holds in full."
         )
-        return reads("prompt", "completion"), [note]
+        return reads("prompt", "completion"), [note, *unknown_template(setup)]
     if layout.data_format == "prompt-completion":
         named = tuple(layout.columns.values()) == ("prompt", "completion")
         note = f"TRL wants columns prompt and completion: rename {quoted(layout)} first."
