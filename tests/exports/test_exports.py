@@ -79,6 +79,7 @@ def test_data_are_described_by_names_that_tool_and_file_know(name: str, template
             first = (json.loads(first) if isinstance(first, str) else first)[0]
             assert set(keys.values()) == first.keys()
             assert first[keys["role"]] in axolotl.get("roles", {"user": ["user"]})["user"]
+    assert yaml.safe_load(files["llama_factory.yaml"])["packing"] is False
     if "llama_factory.yaml" not in changed:
         assert set(described["columns"].values()) <= row.keys()
         if "tags" in described:

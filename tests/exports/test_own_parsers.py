@@ -119,13 +119,13 @@ def test_llama_factory_trains_on_what_rankwise_trained_on(
     _let_llama_factory_in(monkeypatch)
     from llamafactory.data.loader import get_dataset
     from llamafactory.data.template import get_template_and_fix_tokenizer
-    from llamafactory.hparams.parser import _parse_train_args
+    from llamafactory.hparams.parser import get_train_args
 
     setup, rows = kept(name, tmp_path, template=template)
     files, tokenizer = export_files(setup), tokenizer_for(template)
     (tmp_path / "dataset_info.json").write_text(files["dataset_info.json"])
-    config = yaml.safe_load(files["llama_factory.yaml"]) | {"dataset_dir": str(tmp_path)}
-    model, data, training, finetuning, _ = _parse_train_args(config)
+    config = yaml.safe_load(files["llama_factory.yaml"]) | {"dataset_dir": str(tmp_path), "use_cpu": True}
+    model, data, training, finetuning, _ = get_train_args(config)
     form = get_template_and_fix_tokenizer(tokenizer, data)
     if asks_for(files["llama_factory.yaml"]) is not None:
         assert name in ("sharegpt, several names", "two pairs of keys", "messages as text")

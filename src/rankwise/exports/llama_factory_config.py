@@ -43,6 +43,7 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         **setup.training_arguments,
         "gradient_accumulation_steps": 1,
         "cutoff_len": setup.max_length,
+        "packing": False,  # which stage pt would turn on
     }
     if setup.loraplus_ratio != 1.0:
         training["loraplus_lr_ratio"] = setup.loraplus_ratio
