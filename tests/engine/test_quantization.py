@@ -67,6 +67,19 @@ def test_both_engines_train_alike_and_peft_loads_the_adapter(name: str, kind: st
             np.testing.assert_allclose(-torch.log_softmax(logits, 0)[label].item(), loss, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("bert", "int8")])
+def test_bf16_products_come_close_to_fp32(name: str, kind: str, tmp_path: Path) -> None:
+    """Quantised layers give back the precision of their input, which is fp32 after a norm, under autocast too."""
+    base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
+    (exact,) = FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
+    (rough,) = FusedEngine(base, train, held_out, RECIPE, autocast=torch.bfloat16).train(TRIALS[:1])
+    exact_losses, losses = ([row["train_loss"] for row in one.steps] for one in (exact, rough))
+    assert losses != exact_losses
+    assert losses == pytest.approx(exact_losses, rel=5e-3)
+    assert list(rough.evidence["loss"]) == pytest.approx(list(exact.evidence["loss"]), rel=5e-3)
+    assert all(value.dtype == torch.float32 for value in rough.adapter.values())
+
+
 @pytest.mark.parametrize("engine", [FusedEngine, ReferenceEngine])
 @pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])
 def test_evaluating_leaves_the_base_as_it_is(

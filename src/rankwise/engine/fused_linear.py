@@ -79,6 +79,9 @@ class _Apply(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, trigger: torch.Tensor, base: nn.Module, factors: list[Factors], bounds: Sequence[int]
     ) -> torch.Tensor:
         y = base(x)  # (T, d_out)
+        if torch.is_autocast_enabled(x.device.type):
+            # bitsandbytes' layers give back the precision of x, which is fp32 after a norm; the rest is lower.
+            y = y.to(torch.get_autocast_dtype(x.device.type))
         ctx.dtype_of_x = x.dtype
         x = x.to(y.dtype)
         lows = []
