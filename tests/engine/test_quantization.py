@@ -22,6 +22,9 @@ from rankwise.engine.quantization import keep_as_loaded, resident_tensors
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.errors import RequestError
+from rankwise.tasks import samples
+from rankwise.tasks.classification import encode
+from rankwise.tasks.loading import load_task
 from rankwise.tasks.objectives import Classes
 from tests.engine.test_fused import assert_same_training
 from tests.engine.tiny import load_tiny
@@ -78,6 +81,18 @@ def test_bf16_products_come_close_to_fp32(name: str, kind: str, tmp_path: Path) 
     assert losses == pytest.approx(exact_losses, rel=5e-3)
     assert list(rough.evidence["loss"]) == pytest.approx(list(exact.evidence["loss"]), rel=5e-3)
     assert all(value.dtype == torch.float32 for value in rough.adapter.values())
+
+
+def test_rounding_to_bf16_is_not_taken_for_a_base_that_cannot_run_packed() -> None:
+    """On a GPU with bf16 a 4-bit base computes in it, and the logits of one example move with its batch's shape."""
+    task = load_task(SweepConfig())
+    base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="nf4")
+    layers = [module for module in base.model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        layer.compute_dtype = torch.bfloat16
+    examples = encode(task.train.take(range(40)), base.tokenizer, 128)[0]
+    assert [why_not(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [None] * 5
+    assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("engine", [FusedEngine, ReferenceEngine])

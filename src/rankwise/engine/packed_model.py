@@ -16,6 +16,7 @@ from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused_linear import Factors, Stretches, fused_layers, is_fusable
 from rankwise.engine.heads import Head, find_head
 from rankwise.engine.packing import Packing, packed
+from rankwise.engine.quantization import computing_in_fp32
 from rankwise.lora.libraries import quiet_libraries
 from rankwise.tasks.base import Encoded
 
@@ -159,7 +160,7 @@ def why_not(base: BaseModel, examples: Encoded) -> str | None:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), quiet_libraries():
+        with torch.inference_mode(), quiet_libraries(), computing_in_fp32(model):
             padded = padded_logits(model, base.tokenizer, two)  # (M, outputs)
             try:
                 with packed_model(base) as packed_base:

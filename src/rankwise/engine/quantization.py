@@ -1,6 +1,7 @@
 """The frozen base in few bits, by bitsandbytes (QLoRA, Dettmers et al. 2023)."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -66,6 +67,23 @@ def keep_as_loaded(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+@contextmanager
+def computing_in_fp32(model: nn.Module) -> Iterator[None]:
+    """Let 4-bit layers compute in fp32 until the end of the ``with`` block.
+
+    In bf16 the logits of one example move by several percent with the shape of its batch, by rounding alone.
+    """
+    layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    before = [layer.compute_dtype for layer in layers]
+    try:
+        for layer in layers:
+            layer.compute_dtype = torch.float32
+        yield
+    finally:
+        for layer, dtype in zip(layers, before, strict=True):
+            layer.compute_dtype = dtype
 
 
 def resident_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
