@@ -17,6 +17,8 @@ import yaml
 from rankwise.config import SweepConfig
 from rankwise.exports import export_files
 from rankwise.exports.setup import TrainingSetup, read_setup
+from rankwise.lora import read_adapter, write_adapter
+from rankwise.lora.original_base import for_original_base
 from tests.engine.tiny import save_tiny_lm
 from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
 from tests.exports.setups import PLAIN, SETUPS
@@ -228,6 +230,20 @@ def test_the_exported_python_trains_what_the_sweep_trained(swept: Path, tiny_mod
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "optim", "weight_decay",
                  "max_grad_norm", "lr_scheduler_type", "warmup_steps", "seed"):  # fmt: skip
         assert getattr(names["training_arguments"], name) == getattr(own, name), name
+
+
+def test_an_adapter_saved_at_twice_its_rank_is_exported_as_it_was_trained(swept: Path, tmp_path: Path) -> None:
+    """As PiSSA's and OLoRA's are, for the base as it is."""
+    name = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    shutil.copytree(swept, tmp_path / "out")
+    saved = tmp_path / "out" / "trials" / name / "adapter"
+    adapter = read_adapter(saved)
+    shutil.rmtree(saved)
+    write_adapter(for_original_base(adapter, adapter), saved)
+    on_disk = json.loads((saved / "adapter_config.json").read_text())
+    assert (on_disk["r"], on_disk["lora_alpha"]) == (4, 4)
+    config = run(export_files(read_setup(tmp_path / "out", name))["peft_config.py"])["lora_config"]
+    assert (config.r, config.lora_alpha, config.use_rslora) == (2, 2, False)  # lora_alpha r, the default
 
 
 def test_a_sweep_leaves_configs_only_for_a_selected_rank(swept: Path, tmp_path: Path) -> None:

@@ -131,8 +131,9 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         base_model=_absolute(sweep["paths"]["model"] or adapter["base_model_name_or_path"]),
         rank=trained["rank"],
         keep_rank=keep,
-        lora_alpha=adapter["lora_alpha"],
-        use_rslora=adapter["use_rslora"],
+        # Not the adapter's: with PiSSA and OLoRA that is saved for the original base, at twice the rank.
+        lora_alpha=trained["lora_alpha"],
+        use_rslora=trained["use_rslora"],
         use_dora=adapter["use_dora"],
         init=settings.get("init", "default"),
         loraplus_ratio=settings.get("loraplus_ratio", 1.0),
