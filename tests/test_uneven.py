@@ -10,12 +10,14 @@ import pytest
 from peft import PeftModel
 
 import rankwise
+from rankwise import uneven
 from rankwise.config import make_config
 from rankwise.decide.evidence import read_runs
 from rankwise.decide.select import decide
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
 from rankwise.lora.adapter import pairs
+from rankwise.lora.original_base import for_original_base
 from rankwise.run import Run, Silent, open_run
 from rankwise.store import UNEVEN_DIRECTORY, read_json
 from rankwise.uneven import try_uneven
@@ -68,9 +70,31 @@ def test_it_is_offered_only_where_it_is_shown_to_be_better(
     assert found.gain_ci[0] < found.gain < found.gain_ci[1]
     assert (adapter is engine.scored[0]) is better
     assert dict(found.ranks) == {pair.name: pair.rank for pair in pairs(engine.scored[0])}
-    for uneven, name in zip(engine.scored, cuts["name"], strict=True):
+    for own, name in zip(engine.scored, cuts["name"], strict=True):
         same_size = read_adapter(run.store.adapter_directory(name))
-        assert entries(uneven) <= entries(same_size) == found.entries
+        assert entries(own) <= entries(same_size) == found.entries
+
+
+def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
+    request_of: dict[str, Any], decision: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PiSSA's and OLoRA's are, for the base as it is."""
+
+    def doubled(directory: Path) -> Adapter:
+        adapter = read_adapter(directory)
+        none = Adapter({name: tensor * 0 for name, tensor in adapter.tensors.items()}, adapter.config)
+        return for_original_base(adapter, none)
+
+    monkeypatch.setattr(uneven, "read_adapter", doubled)
+    with open_run(make_config(request_of), Silent()) as run:
+        runs, summaries = read_runs(run.store.evidence()), run.store.summaries()
+        cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
+        judged, engine = decide(runs, 0.5, 0.95, trained_at=TRAINED), Scoring(run, cuts, 0.0)
+        found, _ = try_uneven(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
+        uniform = read_adapter(run.store.adapter_directory(cuts["name"].iloc[0]))
+    assert found is not None
+    assert found.entries == entries(uniform)
+    assert entries(engine.scored[0]) <= entries(uniform)
 
 
 def entries(adapter: Adapter) -> int:

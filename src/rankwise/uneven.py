@@ -37,9 +37,10 @@ def try_uneven(
         that the best of ``cuts`` is made from.
     """
     rank = decision.rank
-    assert rank is not None and decision.trained_at is not None
+    assert rank is not None
     found = [spectrum(read_adapter(store.adapter_directory(name))) for name in cuts["cut_from"]]
-    entries = found[0].params // decision.trained_at * rank
+    # The adapter's own rank, which is twice that of the trial where it was saved for the original base (PiSSA, OLoRA).
+    entries = found[0].params // found[0].largest_rank * rank
     ranks = [ranks_by_budget(one, entries) for one in found]
     if all(set(own.values()) == {rank} for own in ranks):
         return None, None
