@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes
@@ -16,9 +17,9 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from rankwise.config import SweepConfig
 from rankwise.engine import quantization
 from rankwise.engine.base_model import load_base
-from rankwise.engine.fused import FusedEngine
+from rankwise.engine.fused import FusedEngine, lower_precision
 from rankwise.engine.packed_model import why_not
-from rankwise.engine.quantization import keep_as_loaded, resident_tensors
+from rankwise.engine.quantization import keep_as_loaded, loading_arguments, resident_tensors
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.errors import RequestError
@@ -107,6 +108,19 @@ def test_evaluating_leaves_the_base_as_it_is(
     trials = list(engine(base, few, held_out, RECIPE).train([TRIALS[0], TRIALS[0]]))
     assert trials[0].steps == trials[1].steps
     assert trials[0].evidence.equals(trials[1].evidence)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_a_gpu_that_emulates_bf16_computes_in_fp32(
+    native: bool, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch counts emulation, as on T4 and V100, as support unless it is asked not to."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    on_cuda: Any = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    assert lower_precision(SimpleNamespace(model=on_cuda)) is expected  # type: ignore[arg-type]
+    config = loading_arguments("nf4", ())["quantization_config"]
+    assert config.bnb_4bit_compute_dtype == (expected or torch.float32)
 
 
 def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rankwise.engine.fresh import saved_modules
 from rankwise.engine.loaded import Loaded
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.packed_model import Adapted, PackedModel, packed_model
-from rankwise.engine.quantization import resident_tensors
+from rankwise.engine.quantization import has_fast_bf16, resident_tensors
 from rankwise.engine.side_by_side import side_by_side
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
@@ -29,8 +29,8 @@ SOLO_STEPS = 9  # after a pack's training, trial by trial, to see what each woul
 
 def lower_precision(base: BaseModel) -> torch.dtype | None:
     """Return the precision for a base's products where its device has a fast lower one; None for fp32."""
-    device = next(base.model.parameters()).device
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    on_cuda = next(base.model.parameters()).device.type == "cuda"
+    return torch.bfloat16 if on_cuda and has_fast_bf16() else None
 
 
 class FusedEngine:

@@ -24,6 +24,11 @@ def check_quantization(quantization: str) -> None:
         )
 
 
+def has_fast_bf16() -> bool:
+    """Whether the GPU has bfloat16 itself: on those before Ampere PyTorch emulates it, and calls that supported."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
     """Return what ``from_pretrained`` needs to load a base in few bits; nothing for ``"none"``.
 
@@ -41,12 +46,11 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
     skip = list(keep) or None
     if quantization == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)}
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=quantization == "nf4-dq",
-        bnb_4bit_compute_dtype=torch.bfloat16 if has_bf16 else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if has_fast_bf16() else torch.float32,
         llm_int8_skip_modules=skip,  # of 4-bit layers as well
     )
     return {"quantization_config": config}
