@@ -19,7 +19,7 @@ from rankwise.exports import export_files
 from rankwise.exports.setup import TrainingSetup, read_setup
 from rankwise.lora import read_adapter, write_adapter
 from rankwise.lora.original_base import for_original_base
-from tests.engine.tiny import save_tiny_lm
+from tests.engine.tiny import GROUPED, save_tiny_lm
 from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
 from tests.exports.setups import PLAIN, SETUPS
 
@@ -164,6 +164,26 @@ def test_trl_reads_what_it_is_given(name: str, tmp_path: Path) -> None:
     assert model.load_in_4bit == (name == "nf4")
     assert data.datasets[0].data_files == setup.data
     assert data.datasets[0].path == ("parquet" if name == "dora" else "json")
+
+
+@pytest.mark.parametrize(
+    "target", ["q_proj", "self_attn.q_proj", "model.layers.1.self_attn.q_proj", "lm_head"], ids=lambda name: name
+)
+def test_trl_adapts_the_layers_of_a_single_name(target: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from trl import get_peft_config
+
+    def adapted(config: LoraConfig) -> set[str]:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **GROUPED, vocab_size=8))
+        inject_adapter_in_model(config, model)
+        return {name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")}
+
+    text = export_files(replace(PLAIN, target_modules=(target,)))["trl.yaml"]
+    _, _, model, _ = parse_with_trl(text, tmp_path)
+    expected = adapted(LoraConfig(target_modules=[target]))
+    assert expected
+    assert adapted(get_peft_config(model)) == expected
 
 
 def test_a_classification_gives_trl_the_adapter_alone_and_says_why(tmp_path: Path) -> None:

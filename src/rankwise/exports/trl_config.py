@@ -1,5 +1,6 @@
 """TRL: the YAML file that ``trl sft --config`` takes."""
 
+import re
 from typing import Any
 
 from rankwise.exports.data import layout_of, quoted, save_chats, save_messages, unknown_template
@@ -18,14 +19,12 @@ def trl_config(setup: TrainingSetup) -> str:
     )
     if lacking is not None:
         return lacking
-    # TRL gives PEFT a single item as a text, which is how PEFT takes "all-linear".
-    targets = ["all-linear"] if setup.everywhere else list(setup.target_modules)
     adapter: dict[str, Any] = {
         "use_peft": True,
         "lora_r": setup.rank,
         "lora_alpha": int(setup.lora_alpha),
         "lora_dropout": 0.0,
-        "lora_target_modules": targets,
+        "lora_target_modules": _targets(setup),
         "use_rslora": setup.use_rslora,
         "use_dora": setup.use_dora,
     }
@@ -48,6 +47,15 @@ def trl_config(setup: TrainingSetup) -> str:
         ["trl sft --config trl.yaml", *origin(setup), *notes],
         [{"model_name_or_path": setup.base_model, **quantizations[setup.quantization]}, adapter, training, data],
     )
+
+
+def _targets(setup: TrainingSetup) -> list[str]:
+    """Return the targets: TRL gives PEFT a single one as a text, which is a regular expression or "all-linear"."""
+    if setup.everywhere:
+        return ["all-linear"]
+    if len(setup.target_modules) == 1:
+        return [rf"(.*\.)?{re.escape(setup.target_modules[0])}"]
+    return list(setup.target_modules)
 
 
 def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
