@@ -2,14 +2,26 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
+from rankwise.engine.base_model import load_base
+from rankwise.engine.fused import FusedEngine
+from rankwise.engine.quantization import is_quantized, keep_as_loaded
+from rankwise.engine.trial import Recipe, Trial
+from rankwise.exports.card import _code
+from rankwise.lora import Adapter, write_adapter
 from rankwise.store import read_evidence
+from tests.engine.tiny import load_tiny
+from tests.exports.setups import PLAIN
 
 
 def test_the_hub_reads_the_metadata(swept: Path) -> None:
@@ -23,8 +35,6 @@ def test_the_hub_reads_the_metadata(swept: Path) -> None:
 
 
 def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
-    from dataclasses import replace
-
     from rankwise.analysis import analyze
     from rankwise.exports.card import write_card
     from rankwise.exports.setup import read_setup
@@ -75,3 +85,28 @@ def test_the_code_of_the_card_gives_the_losses_of_the_evidence(swept: Path) -> N
         with torch.no_grad():
             logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()  # type: ignore[operator]
         np.testing.assert_allclose(row.loss, -torch.log_softmax(logits, 0)[int(label)].item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_code_loads_a_quantised_base_in_its_bits(kind: str, tmp_path: Path) -> None:
+    """And leaves what was trained in full as it is, such as a pooler that the checkpoint lacks."""
+    plain, train, held_out = load_tiny("bert", tmp_path)
+    weights = {key: value for key, value in plain.model.base_model.state_dict().items() if "pooler" not in key}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(plain.name, plain.objective, "all-linear", [4], quantization=kind)
+    recipe, trial = Recipe(epochs=1, batch_size=8), Trial(rank=4, seed=3, learning_rate=1e-2, lora_alpha=4)
+    (finished,) = FusedEngine(base, train.take(range(80)), held_out, recipe).train([trial])
+    write_adapter(Adapter(finished.adapter, finished.adapter_config), tmp_path / "best")
+    setup = replace(
+        PLAIN, task_type="SEQ_CLS", base_model=base.name, quantization=kind, modules_to_save=base.trained_in_full
+    )
+    names: dict[str, Any] = {}
+    exec(_code(setup, ("0", "1")).replace('"."', repr(str(tmp_path / "best"))), names)
+    model = names["model"]
+    assert all(is_quantized(model.base_model.model.get_submodule(target).base_layer) for target in base.targets)
+    keep_as_loaded(model)
+    for row in range(8):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([held_out.input_ids[row]])).logits[0].double()
+        loss = -torch.log_softmax(logits, 0)[held_out.labels[row]].item()
+        np.testing.assert_allclose(loss, finished.evidence["loss"][row], rtol=1e-4)

@@ -134,7 +134,7 @@ def _training(setup: TrainingSetup, sweep: Mapping[str, Any]) -> list[tuple[str,
 
 
 def _code(setup: TrainingSetup, label_names: Sequence[str]) -> str:
-    """Return Python that loads the adapter onto its base."""
+    """Return Python that loads the adapter onto its base, quantised as in the sweep."""
     kind, (place, file) = CLASSES[setup.task_type], load_arguments(setup.base_model)
     given = "".join(f", {key}={value!r}" for key, value in file.items())
     options = given
@@ -142,10 +142,16 @@ def _code(setup: TrainingSetup, label_names: Sequence[str]) -> str:
         options += ", num_labels=1"
     if label_names:
         options += f", num_labels={len(label_names)}, id2label={dict(enumerate(label_names))!r}"
+    imports, bits = f"AutoTokenizer, {kind}", ""
+    if setup.bits:  # an adapter belongs to the base in the bits that it was trained on
+        imports = f"{imports}, BitsAndBytesConfig"
+        bits = f"bits = BitsAndBytesConfig({', '.join(f'{key}={value!r}' for key, value in setup.bits.items())})\n"
+        options += ", quantization_config=bits"
     return (
         f"from peft import PeftModel\n"
-        f"from transformers import AutoTokenizer, {kind}\n\n"
+        f"from transformers import {imports}\n\n"
         f"base = {place!r}\n"
+        f"{bits}"
         f"tokenizer = AutoTokenizer.from_pretrained(base{given})\n"
         f"model = {kind}.from_pretrained(base{options})\n"
         f'model = PeftModel.from_pretrained(model, ".")  # the directory of this file\n'

@@ -31,29 +31,16 @@ def peft_config(setup: TrainingSetup) -> str:
             f"LoRA+: B learns at {setup.loraplus_ratio:g} times this rate, by "
             f"peft.optimizers.create_loraplus_optimizer with loraplus_lr_ratio={setup.loraplus_ratio:g}."
         )
-    quantized = _quantization(setup.quantization)
-    names = "TrainingArguments" if quantized is None else "BitsAndBytesConfig, TrainingArguments"
+    names = "BitsAndBytesConfig, TrainingArguments" if setup.bits else "TrainingArguments"
     parts = [
         comment(notes),
         f"from peft import LoraConfig\nfrom transformers import {names}\n",
         _call("lora_config", "LoraConfig", adapter),
         _call("training_arguments", "TrainingArguments", setup.training_arguments),
     ]
-    if quantized is not None:
-        parts.append(_call("quantization_config", "BitsAndBytesConfig", quantized))
+    if setup.bits:
+        parts.append(_call("quantization_config", "BitsAndBytesConfig", setup.bits))
     return "\n".join(parts)
-
-
-def _quantization(name: str) -> dict[str, object] | None:
-    if name == "none":
-        return None
-    if name == "int8":
-        return {"load_in_8bit": True}
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": name == "nf4-dq",
-    }
 
 
 def _call(name: str, function: str, arguments: dict[str, object]) -> str:

@@ -81,6 +81,25 @@ class TrainingSetup:
         return self.target_modules == ALL_LINEAR
 
     @property
+    def bits(self) -> dict[str, Any]:
+        """The base's precision by the names of transformers' BitsAndBytesConfig; nothing for a base in fp32.
+
+        Modules trained in full stay as they are; where there are none, the output layer does, as transformers has it.
+        """
+        if self.quantization == "none":
+            return {}
+        bits: dict[str, Any] = {"load_in_8bit": True}
+        if self.quantization != "int8":
+            bits = {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": self.quantization == "nf4-dq",
+            }
+        if self.modules_to_save:
+            bits["llm_int8_skip_modules"] = list(self.modules_to_save)  # of 4-bit layers as well
+        return bits
+
+    @property
     def training_arguments(self) -> dict[str, Any]:
         """The training by the names of transformers' TrainingArguments, which TRL and LLaMA-Factory build upon."""
         return {
