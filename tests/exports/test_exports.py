@@ -216,6 +216,17 @@ def test_quantised_bases_are_asked_for_as_bitsandbytes_names_them() -> None:
     assert run(export_files(SETUPS["int8"])["peft_config.py"])["quantization_config"].load_in_8bit
 
 
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_CLS"])
+@pytest.mark.parametrize(
+    ("kind", "adapter", "key"), [("int8", "lora", "load_in_8bit"), ("nf4", "qlora", "load_in_4bit")]
+)
+def test_axolotl_is_told_of_the_bits_whatever_the_task(kind: str, adapter: str, key: str, task: str) -> None:
+    setup = replace(PLAIN, quantization=kind, task_type=task, data_format=None if task == "SEQ_CLS" else "messages")
+    settings = yaml.safe_load(export_files(setup)["axolotl.yaml"])
+    assert settings["adapter"] == adapter  # Axolotl takes qlora for 4 bits alone, and with load_in_4bit alone
+    assert {name for name in settings if name.startswith("load_in")} == {key}
+
+
 def test_an_adapter_to_cut_is_trained_at_its_own_rank() -> None:
     files = export_files(SETUPS["nf4"])  # trained at 8, kept at 4
     assert yaml.safe_load(files["axolotl.yaml"])["lora_r"] == 8

@@ -15,8 +15,9 @@ def axolotl_config(setup: TrainingSetup) -> str:
     lacking = without(setup, "Axolotl")
     if lacking is not None:
         return lacking
+    four_bits = setup.quantization in ("nf4", "nf4-dq")
     adapter: dict[str, Any] = {
-        "adapter": "lora" if setup.quantization == "none" else "qlora",
+        "adapter": "qlora" if four_bits else "lora",
         "lora_r": setup.rank,
         "lora_alpha": int(setup.lora_alpha),
         "lora_dropout": 0.0,
@@ -31,13 +32,13 @@ def axolotl_config(setup: TrainingSetup) -> str:
         adapter["peft_use_dora"] = True
     if setup.init != "default":
         adapter["peft_init_lora_weights"] = setup.init
+    if setup.quantization == "int8":
+        adapter["load_in_8bit"] = True
+    if four_bits:  # without which Axolotl refuses the adapter
+        adapter["load_in_4bit"] = True
+        adapter["bnb_config_kwargs"] = {"bnb_4bit_use_double_quant": setup.quantization == "nf4-dq"}
     if not trains_causal_lms(setup):
         return yaml_text([*adapter_only(setup, "Axolotl"), *origin(setup)[:1]], [adapter])
-    if setup.quantization == "int8":
-        adapter |= {"adapter": "lora", "load_in_8bit": True}
-    elif setup.quantization != "none":
-        adapter |= {"load_in_4bit": True}
-        adapter |= {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": setup.quantization == "nf4-dq"}}
     training: dict[str, Any] = {
         "learning_rate": setup.learning_rate,
         "num_epochs": setup.epochs,
