@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from rankwise.config import SweepConfig
@@ -19,7 +20,7 @@ from rankwise.exports import export_files
 from rankwise.exports.setup import TrainingSetup, read_setup
 from rankwise.lora import read_adapter, write_adapter
 from rankwise.lora.original_base import for_original_base
-from tests.engine.tiny import GROUPED, save_tiny_lm
+from tests.engine.tiny import GROUPED, load_tiny, save_tiny_lm
 from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
 from tests.exports.setups import PLAIN, SETUPS
 
@@ -208,6 +209,43 @@ def test_what_a_tool_cannot_express_is_said_and_not_left_out() -> None:
     assert "the initialisation olora" in olora["llama_factory.yaml"]
     assert yaml.safe_load(olora["axolotl.yaml"])["peft_init_lora_weights"] == "olora"
     assert run(olora["peft_config.py"])["lora_config"].init_lora_weights == "olora"
+
+
+def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
+    """From exported Python and PEFT's own defaults the same A as the reference engine's."""
+    from peft import get_peft_model, initialize_lora_eva_weights
+
+    from rankwise.engine.fresh import put_on_adapter, saved_modules
+    from rankwise.engine.inits import EVA_BATCH
+    from rankwise.engine.order import epoch_batches
+    from rankwise.engine.reference import ReferenceEngine
+    from rankwise.engine.trial import Recipe, Trial
+
+    def drawn(model: Any) -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in model.state_dict().items() if ".lora_A." in name}
+
+    base, train, held_out = load_tiny("llama", tmp_path)
+    engine = ReferenceEngine(base, train, held_out, Recipe(epochs=1, batch_size=8, init="eva"))
+    trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4)
+    model = put_on_adapter(base, trial, saved_modules(base), init="eva")
+    engine._draw_from_data(model, trial)
+    expected = drawn(model)
+    model.unload()
+
+    text = export_files(replace(PLAIN, init="eva", rank=4, task_type="SEQ_CLS", data_format=None))["peft_config.py"]
+    assert "initialize_lora_eva_weights" in text
+    model = get_peft_model(base.model, run(text)["lora_config"])
+    batches = [engine._padded(rows) for rows in epoch_batches(train.lengths, EVA_BATCH, trial.seed, 0)]
+    initialize_lora_eva_weights(model, [dict(batch) for batch in batches if len(batch["labels"]) == EVA_BATCH])
+    ours = drawn(model)
+    model.unload()
+    assert ours.keys() == expected.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, expected[name], rtol=0.0, atol=1e-5)
+    for name in ("trl.yaml", "axolotl.yaml", "llama_factory.yaml"):
+        other = export_files(replace(PLAIN, init="eva"))[name]
+        assert yaml.safe_load(other) is None
+        assert "the initialisation eva" in other
 
 
 def test_quantised_bases_are_asked_for_as_bitsandbytes_names_them() -> None:

@@ -12,7 +12,8 @@ from rankwise.tasks.layout import KEYS, Layout
 
 def axolotl_config(setup: TrainingSetup) -> str:
     """Return ``axolotl.yaml``: fields of Axolotl's AxolotlInputConfig."""
-    lacking = without(setup, "Axolotl")
+    # EVA is nothing without the call that draws its values from the data.
+    lacking = without(setup, "Axolotl", the_initialisation_eva=setup.init == "eva")
     if lacking is not None:
         return lacking
     four_bits = setup.quantization in ("nf4", "nf4-dq")

@@ -3,9 +3,6 @@
 from rankwise.exports.setup import TrainingSetup
 from rankwise.exports.text import comment, origin
 
-# As rankwise.config names initialisations: PEFT's value of init_lora_weights.
-INIT_LORA_WEIGHTS: dict[str, bool | str] = {"default": True}
-
 
 def peft_config(setup: TrainingSetup) -> str:
     """Return ``peft_config.py``: ``lora_config``, ``training_arguments`` and, if quantised, ``quantization_config``."""
@@ -23,7 +20,7 @@ def peft_config(setup: TrainingSetup) -> str:
     if setup.use_dora:
         adapter["use_dora"] = True
     if setup.init != "default":
-        adapter["init_lora_weights"] = INIT_LORA_WEIGHTS.get(setup.init, setup.init)
+        adapter["init_lora_weights"] = setup.init
     notes = [f"Base model: {setup.base_model}. Texts are cut at {setup.max_length} tokens.", *origin(setup)]
     notes.append("get_peft_model(model, lora_config) puts the adapter on; Trainer takes training_arguments.")
     if setup.loraplus_ratio != 1.0:
@@ -31,16 +28,32 @@ def peft_config(setup: TrainingSetup) -> str:
             f"LoRA+: B learns at {setup.loraplus_ratio:g} times this rate, by "
             f"peft.optimizers.create_loraplus_optimizer with loraplus_lr_ratio={setup.loraplus_ratio:g}."
         )
+    from_peft = "LoraConfig"
+    if setup.init == "eva":
+        # As the sweep has it: every layer keeps its rank, and all tokens count.
+        adapter["eva_config"] = _Code("EvaConfig(rho=1.0, use_label_mask=False)")
+        from_peft = "EvaConfig, LoraConfig"
+        notes.append(
+            "EVA: before training call peft.initialize_lora_eva_weights(model, batches) with padded batches of "
+            "training examples, none smaller than the rank: the config alone leaves A random. Where a target sees one "
+            "row for each sequence, as BERT's pooler does, it needs a prepare_layer_inputs_fn too."
+        )
     names = "BitsAndBytesConfig, TrainingArguments" if setup.bits else "TrainingArguments"
     parts = [
         comment(notes),
-        f"from peft import LoraConfig\nfrom transformers import {names}\n",
+        f"from peft import {from_peft}\nfrom transformers import {names}\n",
         _call("lora_config", "LoraConfig", adapter),
         _call("training_arguments", "TrainingArguments", setup.training_arguments),
     ]
     if setup.bits:
         parts.append(_call("quantization_config", "BitsAndBytesConfig", setup.bits))
     return "\n".join(parts)
+
+
+class _Code(str):
+    """A value that is written as it is: Python, not a text."""
+
+    __repr__ = str.__str__
 
 
 def _call(name: str, function: str, arguments: dict[str, object]) -> str:
