@@ -27,7 +27,7 @@ from rankwise.run import Silent, open_run
 from rankwise.store import _over_tokens, read_summaries
 from rankwise.tasks.base import IGNORED, Encoded
 from rankwise.tasks.objectives import Completions
-from tests.engine.test_fused import RECIPE, TRIALS, assert_same_training
+from tests.engine.test_fused import RECIPE, TRIALS, assert_logits_in_fp32, assert_same_training
 from tests.engine.tiny import cores, load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2", "gpt_neox", "opt"]
@@ -79,6 +79,17 @@ def test_training_is_that_of_peft_and_the_trainer(tiny: Tiny) -> None:
         assert_same_training(one, other)
     assert alone[0].adapter_config["task_type"] == "CAUSAL_LM"
     assert not any("lm_head" in key or "embed" in key for key in alone[0].adapter)
+
+
+def test_bf16_products_leave_held_out_logits_in_fp32(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    assert_logits_in_fp32(base, held_out, base.model.lm_head)
+    exact, rough = (
+        next(iter(FusedEngine(base, train, held_out, RECIPE, autocast=lower).train(TRIALS[:1])))
+        for lower in (None, torch.bfloat16)
+    )
+    losses = [row["train_loss"] for row in exact.steps]
+    assert [row["train_loss"] for row in rough.steps] == pytest.approx(losses, rel=0.01)
 
 
 def test_gradients_are_those_of_peft(tiny: Tiny) -> None:

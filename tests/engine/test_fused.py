@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,6 +228,29 @@ def test_bf16_products_come_close_to_fp32(tiny: Tiny) -> None:
     assert figures(rough, "train_loss") != figures(exact, "train_loss")
     assert figures(rough, "train_loss") == pytest.approx(figures(exact, "train_loss"), rel=0.05)
     assert all(value.dtype == torch.float32 for value in rough.adapter.values())
+
+
+@pytest.mark.parametrize("tiny", ["bert", "llama"], indirect=True)
+def test_bf16_products_leave_logits_in_fp32(tiny: Tiny) -> None:
+    base, _, held_out = tiny
+    head = base.model.score if hasattr(base.model, "score") else base.model.classifier
+    assert_logits_in_fp32(base, held_out, head)
+
+
+def assert_logits_in_fp32(base: BaseModel, held_out: Encoded, head: torch.nn.Linear) -> None:
+    """Against the head's own product in float64, of what it was given under autocast."""
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.inference_mode(), packed_model(base, torch.bfloat16) as model:
+            bare: Any = SimpleNamespace(factors={}, head={})
+            (logits,) = model.logits([bare], [held_out])
+    finally:
+        hook.remove()
+    bias = None if head.bias is None else head.bias.double()
+    expected = torch.nn.functional.linear(seen[0].double(), head.weight.double(), bias)
+    torch.testing.assert_close(logits.double(), expected.view(logits.shape), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(logits, logits.bfloat16().float())
 
 
 @pytest.mark.parametrize(("name", "reason"), [("deberta-v2", "pooler"), ("mpnet", "MPNetForSequenceClassification")])

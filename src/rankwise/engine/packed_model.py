@@ -1,7 +1,7 @@
 """A frozen model on packed tokens, with the adapters and heads of several trials."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
@@ -67,10 +67,9 @@ class PackedModel:
         """
         packing = Packing([tokens for part in parts for tokens in part.input_ids], self.device)
         self._give(trials, [sum(part.lengths) for part in parts])
-        on = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         speakers, counts = self._speakers(packing, parts)  # (N,) and K
         self.speaking.rows, self.speaking.give = speakers, partial(self._give, trials, counts)
-        with packed(packing), on:
+        with packed(packing), self._autocast():
             hidden = self.model.base_model(  # type: ignore[operator]
                 input_ids=packing.input_ids,
                 position_ids=packing.position_ids + self.first_position,
@@ -78,12 +77,25 @@ class PackedModel:
             ).last_hidden_state[0]  # (T, H)
             if not self.closes_early:
                 hidden = hidden.index_select(0, speakers)  # (N, H)
-            by_trial = hidden.split(counts)
+        with self._head_precision():
             logits = []
-            for trial, rows in zip(trials, by_trial, strict=True):
+            for trial, rows in zip(trials, hidden.split(counts), strict=True):
                 self._give([trial], [len(rows)])  # the head's layers may be targets as well, as BERT's pooler is
-                logits.append(self.head.logits({name: self._module(trial, name) for name in self.head.names}, rows))
+                modules = {name: self._module(trial, name) for name in self.head.names}
+                logits.append(self.head.logits(modules, rows if self.autocast is None else rows.float()))
         return logits if self.autocast is None else [own.float() for own in logits]
+
+    def _head_precision(self) -> AbstractContextManager[Any]:
+        """Return the context for a head: that of fp32, or logits would be rounded before losses are taken from them.
+
+        Only a language model's head keeps the lower precision while it trains: over a whole vocabulary its product is
+        a large part of a step. Neither takes more memory, since weights and logits are there in fp32 in any case.
+        """
+        lower = self.head.token == "places" and torch.is_grad_enabled()
+        return self._autocast() if lower else nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def _speakers(self, packing: Packing, parts: Sequence[Encoded]) -> tuple[torch.Tensor, list[int]]:
         """Return the tokens that go to the head, (N,), and how many of them each trial has."""
