@@ -17,6 +17,7 @@ from rankwise.tasks.base import Encoded
 from rankwise.tasks.dialogue import Dialogue
 from rankwise.tasks.layout import Layout
 from rankwise.tasks.loading import load_task
+from rankwise.tasks.objectives import Classes
 from rankwise.tasks.parts import all_examples
 from rankwise.tasks.sft import encode
 
@@ -295,3 +296,29 @@ def test_the_names_that_a_file_has_are_kept(
     path = tmp_path / "data.jsonl"
     pd.DataFrame(rows).to_json(path, orient="records", lines=True)
     assert load_task(SweepConfig(data=path, **settings)).layout == layout
+@pytest.mark.parametrize("label", ["category", "score", "rating", "sentiment"])
+def test_instruction_data_with_labels_are_instruction_data(label: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    turns = [{"role": role, "content": content} for role, content in TURNS]
+    labels = [row % 2 + 0.5 for row in range(20)] if label == "rating" else [str(row % 2) for row in range(20)]
+    for columns in (
+        {"messages": [[*turns, {"role": "assistant", "content": f"{row}"}] for row in range(20)]},
+        {"instruction": [f"say {row}" for row in range(20)], "input": [""] * 20, "output": ["yes"] * 20},
+    ):
+        pd.DataFrame({**columns, label: labels}).to_json(path, orient="records", lines=True)
+        assert load_task(SweepConfig(data=path)).data_format == ("messages" if "messages" in columns else "alpaca")
+
+
+def test_labels_that_are_named_or_beside_plain_texts_are_classes(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    texts = [f"say {row}" for row in range(20)]
+    alpaca = pd.DataFrame({"instruction": texts, "output": ["yes"] * 20, "category": ["a", "b"] * 10})
+    alpaca.to_csv(path, index=False)
+    for named in ({"text_column": "instruction"}, {"text_column": "instruction", "label_column": "category"}):
+        assert load_task(SweepConfig(data=path, **named)).objective == Classes(("a", "b"))
+    for name in ("conversation", "dialogue"):
+        pd.DataFrame({"text": texts, name: range(20), "label": ["a", "b"] * 10}).to_csv(path, index=False)
+        assert load_task(SweepConfig(data=path)).objective == Classes(("a", "b"))
+    rated = pd.DataFrame({"question": texts, "answer": ["yes"] * 20, "text": texts, "rating": ["a", "b"] * 10})
+    rated.to_csv(path, index=False)
+    assert load_task(SweepConfig(data=path)).objective == Classes(("a", "b"))
