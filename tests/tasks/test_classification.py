@@ -37,6 +37,19 @@ def test_train_examples_take_from_the_training_part_only(reviews: Path) -> None:
     assert sum(part.train.labels) == 10
 
 
+def test_train_examples_with_a_class_of_one_row(tmp_path: Path) -> None:
+    """A class of three rows has one in each part."""
+    path = tmp_path / "reviews.csv"
+    reviews = make_reviews(63)
+    reviews.loc[60:, "label"] = 2
+    reviews.to_csv(path, index=False)
+    task = load_task(SweepConfig(data=path, train_examples=5))
+    assert len(task.train) == 5
+    assert set(task.train.labels) == {0, 1, 2}
+    with pytest.raises(RequestError, match=r"^train_examples 2: the training data has 3 classes.*give 3 or more$"):
+        load_task(SweepConfig(data=path, train_examples=2))
+
+
 def test_held_out_data_of_its_own(reviews: Path, tmp_path: Path) -> None:
     other = tmp_path / "held.jsonl"
     make_reviews(30, seed=1).astype({"label": str}).to_json(other, orient="records", lines=True)

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.tasks.split import stratified_split
+from rankwise.tasks.split import stratified_part, stratified_split
 
 
 def test_parts_are_disjoint_complete_and_stratified() -> None:
@@ -33,3 +33,19 @@ def test_a_small_class_is_in_every_part_or_refused() -> None:
 def test_too_few_without_classes_are_counted() -> None:
     with pytest.raises(RequestError, match=r"^2 different dialogues: at least 3 are needed"):
         stratified_split(["", ""], [0.2, 0.1], 0, "different dialogues")
+
+
+def test_a_part_keeps_shares_and_never_exceeds_its_size() -> None:
+    labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 9 + ["d"]
+    assert Counter(labels[row] for row in stratified_part(labels, 50, 0)) == {"a": 30, "b": 15, "c": 4, "d": 1}
+    for most in range(4, 100):
+        rows = stratified_part(labels, most, 0)
+        kept = Counter(labels[row] for row in rows)
+        assert len(rows) == len(set(rows)) <= most
+        assert len(kept) == 4
+        assert all(abs(kept[name] - most * labels.count(name) / 100) <= 1.5 for name in "ab")
+
+
+def test_a_part_of_even_classes_is_that_of_the_split() -> None:
+    labels = ["a", "b"] * 50  # so that parts chosen by earlier versions stay as they are
+    assert stratified_part(labels, 20, 0) == stratified_split(labels, [0.2], 0)[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rankwise.errors import RequestError
 from rankwise.tasks.base import Examples, Task
-from rankwise.tasks.split import stratified_split
+from rankwise.tasks.split import stratified_part, stratified_split
 
 HELD_OUT_SHARE = 0.2  # of a data file that comes without held-out data
 TEST_SHARE = 0.1  # of such a file; no decision sees it
@@ -69,8 +69,17 @@ def given_parts(train: Examples, held_out: Examples, path: Path, allow_duplicate
 
 
 def limit_train(task: Task, limit: int | None, strata: Sequence[str]) -> Task:
-    """Keep a stratified part of the training examples; ``strata`` are those of the training examples."""
+    """Keep a stratified part of the training examples; ``strata`` are those of the training examples.
+
+    Raises:
+        RequestError: there are more strata than examples to keep.
+    """
     if limit is None or limit >= len(task.train):
         return task
-    _, kept = stratified_split(strata, [limit / len(task.train)], SPLIT_SEED)
-    return replace(task, train=task.train.take(kept))
+    classes = len(set(strata))
+    if limit < classes:
+        raise RequestError(
+            f"train_examples {limit}: the training data has {classes} classes, of each of which one example is kept at "
+            f"least; give {classes} or more"
+        )
+    return replace(task, train=task.train.take(stratified_part(strata, limit, SPLIT_SEED)))

@@ -46,3 +46,25 @@ def stratified_split(
             start += size
         parts[0].extend(rows_of_class[start:].tolist())
     return [sorted(part) for part in parts]
+
+
+def stratified_part(labels: Sequence[str], most: int, seed: int) -> list[int]:
+    """Choose at most so many rows, with the shares of the classes kept, and of each class one at least.
+
+    Args:
+        labels: the class of each row, (N,).
+        most: no fewer than there are classes.
+        seed: of the shuffle within each class.
+
+    Returns:
+        Row numbers in ascending order.
+    """
+    generator = np.random.default_rng(seed)
+    codes = np.asarray(labels)
+    rows = [generator.permutation(np.flatnonzero(codes == name)) for name in np.unique(codes)]  # (n,) each
+    shares = [most / len(codes) * len(own) for own in rows]
+    sizes = [max(1, round(share)) for share in shares]
+    while sum(sizes) > most:  # rounded up, or a class too small for a share of its own
+        large = [index for index, size in enumerate(sizes) if size > 1]
+        sizes[max(large, key=lambda index: sizes[index] - shares[index])] -= 1
+    return sorted(row for own, size in zip(rows, sizes, strict=True) for row in own[:size].tolist())
