@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, training_args
 
 from rankwise.config import SweepConfig
 from rankwise.engine.base_model import BaseModel, load_base
@@ -71,6 +71,14 @@ def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Task) -> None:
         assert row["train_loss"] == pytest.approx(loss.item(), rel=1e-4), step
         assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-3), step
     assert len(finished.steps) == len(batches)
+
+
+def test_a_base_on_the_cpu_trains_there_beside_apple_s_gpu(
+    tiny_model: Path, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(tiny_model, task)
+    monkeypatch.setattr(training_args, "is_torch_mps_available", lambda: True)
+    assert engine._arguments(TRIAL, str(tmp_path)).device.type == "cpu"
 
 
 def test_a_trial_depends_on_nothing_but_itself(tiny_model: Path, task: Task) -> None:

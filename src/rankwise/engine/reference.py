@@ -161,6 +161,10 @@ class ReferenceEngine:
         return _collator(self.base)([self.examples.features(row) for row in rows])
 
     @property
+    def _device(self) -> torch.device:
+        return next(self.base.model.parameters()).device
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of a trial."""
         return self.steps_per_epoch * self.recipe.epochs
@@ -182,6 +186,7 @@ class ReferenceEngine:
             logging_nan_inf_filter=False,
             save_strategy="no",
             report_to="none",
+            use_cpu=self._device.type == "cpu",  # where bitsandbytes keeps a base, even beside Apple's GPU
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
