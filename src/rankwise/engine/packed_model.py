@@ -151,7 +151,8 @@ def packed_model(base: BaseModel, autocast: torch.dtype | None = None) -> Iterat
 def why_not(base: BaseModel, examples: Encoded) -> str | None:
     """Say why a base cannot run packed; None if it can.
 
-    The last word has a trial run: a shortest and a longest example, packed and padded, must give the same logits.
+    The last word has a trial run: a shortest example and one of median length, packed and padded, must give the same
+    logits.
 
     Args:
         base: the frozen base, without adapters.
