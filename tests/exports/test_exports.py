@@ -232,7 +232,7 @@ def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
     expected = drawn(model)
     model.unload()
 
-    text = export_files(replace(PLAIN, init="eva", rank=4, task_type="SEQ_CLS", data_format=None))["peft_config.py"]
+    text = export_files(replace(PLAIN, init="eva", rank=4, task_type="SEQ_CLS", layout=None))["peft_config.py"]
     assert "initialize_lora_eva_weights" in text
     model = get_peft_model(base.model, run(text)["lora_config"])
     batches = [engine._padded(rows) for rows in epoch_batches(train.lengths, EVA_BATCH, trial.seed, 0)]
@@ -259,7 +259,7 @@ def test_quantised_bases_are_asked_for_as_bitsandbytes_names_them() -> None:
     ("kind", "adapter", "key"), [("int8", "lora", "load_in_8bit"), ("nf4", "qlora", "load_in_4bit")]
 )
 def test_axolotl_is_told_of_the_bits_whatever_the_task(kind: str, adapter: str, key: str, task: str) -> None:
-    setup = replace(PLAIN, quantization=kind, task_type=task, data_format=None if task == "SEQ_CLS" else "messages")
+    setup = replace(PLAIN, quantization=kind, task_type=task, layout=None if task == "SEQ_CLS" else PLAIN.layout)
     settings = yaml.safe_load(export_files(setup)["axolotl.yaml"])
     assert settings["adapter"] == adapter  # Axolotl takes qlora for 4 bits alone, and with load_in_4bit alone
     assert {name for name in settings if name.startswith("load_in")} == {key}

@@ -296,6 +296,8 @@ def test_the_names_that_a_file_has_are_kept(
     path = tmp_path / "data.jsonl"
     pd.DataFrame(rows).to_json(path, orient="records", lines=True)
     assert load_task(SweepConfig(data=path, **settings)).layout == layout
+
+
 @pytest.mark.parametrize("label", ["category", "score", "rating", "sentiment"])
 def test_instruction_data_with_labels_are_instruction_data(label: str, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
@@ -306,7 +308,9 @@ def test_instruction_data_with_labels_are_instruction_data(label: str, tmp_path:
         {"instruction": [f"say {row}" for row in range(20)], "input": [""] * 20, "output": ["yes"] * 20},
     ):
         pd.DataFrame({**columns, label: labels}).to_json(path, orient="records", lines=True)
-        assert load_task(SweepConfig(data=path)).data_format == ("messages" if "messages" in columns else "alpaca")
+        assert load_task(SweepConfig(data=path)).layout.data_format == (
+            "messages" if "messages" in columns else "alpaca"
+        )
 
 
 def test_labels_that_are_named_or_beside_plain_texts_are_classes(tmp_path: Path) -> None:
