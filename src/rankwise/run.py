@@ -13,13 +13,14 @@ from rankwise.lora.libraries import quiet_libraries
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.model_files import check_model_files, load_arguments, model_fingerprint
 from rankwise.report.tracking import report_trials, require_trackers
-from rankwise.store import UNTRAINED, SweepStore, refuse_bad_directory
+from rankwise.store import UNTRAINED, SweepStore, known_guess, refuse_bad_directory
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Task
 from rankwise.tasks.loading import load_task
 from rankwise.tasks.readers import file_fingerprint
 
 if TYPE_CHECKING:
+    from rankwise.decide.evidence import Guess
     from rankwise.engine.base_model import BaseModel
     from rankwise.engine.cutting import CuttingEngine
     from rankwise.engine.trial import Engine, FinishedTrial
@@ -84,21 +85,21 @@ class Run:
         return CuttingEngine(_engine(self), self.store.adapter_directory)
 
     @cached_property
-    def guess_loss(self) -> float | None:
+    def guess_loss(self) -> "Guess | None":
         """The held-out loss that says nothing is learnt: of guessing, or of the base as it is where no guess is known.
 
         A base whose head is drawn anew guesses too, badly, and says nothing.
         """
         if self.task.guess_loss is not None or self.base.fresh:
             return self.task.guess_loss
-        known = self.store.read_json(UNTRAINED)
+        known = known_guess(self.store.directory)
         if known is None:
             from rankwise.engine.fresh import untrained_adapter
 
             (scored,) = self.engine.score([untrained_adapter(self.base)])
-            known = {"held_out_loss": float(scored["loss"].mean())}
-            self.store.write_json(UNTRAINED, known)
-        return float(known["held_out_loss"])
+            self.store.write_json(UNTRAINED, {name: scored[name].tolist() for name in ("example_id", "loss")})
+            known = known_guess(self.store.directory)
+        return known
 
     def encode(self, part: str) -> Encoded:
         """Tokenise a part of the data, and say how many texts were cut, or cut so short that nothing is left to learn.
@@ -213,7 +214,7 @@ def run_trials(run: Run) -> str | None:
     )
 
 
-def make_strategy(run: Run, guess_loss: float | None) -> "Strategy":
+def make_strategy(run: Run, guess_loss: "Guess | None") -> "Strategy":
     """Return the strategy asked for; `guess_loss` tells it where nothing is learnt."""
     from rankwise.strategies import strategies
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from rankwise.errors import RankwiseError, RequestError, some
 
 if TYPE_CHECKING:
+    from rankwise.decide.evidence import Guess
     from rankwise.engine.trial import FinishedTrial
     from rankwise.lora.adapter import Adapter
 
@@ -239,10 +240,15 @@ def read_summaries(directory: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def known_guess(directory: Path) -> float | None:
+def known_guess(directory: Path) -> "Guess | None":
     """Return the held-out loss that says nothing is learnt, as a sweep found it: a guess's, or the untrained base's."""
     guess = (read_json(directory / "sweep.json") or {}).get("task", {}).get("guess_loss")
-    return guess if guess is not None else (read_json(directory / UNTRAINED) or {}).get("held_out_loss")
+    if guess is not None:
+        return float(guess)
+    base = read_json(directory / UNTRAINED) or {}
+    if "loss" in base:
+        return pd.Series(base["loss"], index=base["example_id"], dtype=float)
+    return base.get("held_out_loss")  # all that an earlier rankwise kept
 
 
 def trained_at(summaries: pd.DataFrame) -> int | None:

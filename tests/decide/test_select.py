@@ -234,17 +234,51 @@ def test_a_score_that_contradicts_the_loss_is_reported() -> None:
 
 def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
     guess = float(np.log(2))
-    evidence = make_evidence([guess + 0.005] * 4, example_noise=0.05)
+    evidence = make_evidence([guess + 0.05] * 4, example_noise=0.05)
     assert select(evidence).rank == 4  # they are alike indeed
     decision = select(evidence, guess_loss=guess)
     assert (decision.verdict, decision.rank, decision.next, decision.diagnosis) == ("undetermined", None, None, ())
     assert "No rank is shown to have learnt anything" in decision.reason
     assert "guessing by the classes' shares gives 0.6931" in decision.reason
-    assert "raise the learning rate" in decision.warnings[0]
+    assert "lower ones where losses lie above" in decision.warnings[0]
+    below = select(make_evidence([guess - 0.005] * 4, example_noise=0.5), guess_loss=guess)
+    assert below.verdict == "undetermined"
+    assert "more seeds or held-out examples" in below.warnings[0]
     # One rank that learns is enough to choose by.
     learnt = make_evidence([guess, guess, guess, 0.5], example_noise=0.05)
     assert select(learnt, guess_loss=guess) == select(learnt)
     assert select(learnt, guess_loss=guess).rank == 32
+
+
+def test_what_the_base_does_is_compared_example_by_example() -> None:
+    """Examples differ by far more than is learnt, and every one of them gains."""
+    generator = np.random.default_rng(0)
+    base = pd.Series(np.linspace(1, 5, 10), index=range(100, 110))
+    rows = [
+        {"rank": rank, "seed": seed, "example_id": example, "loss": loss - 0.2 + 0.005 * generator.normal()}
+        for rank in (4, 8)
+        for seed in range(2)
+        for example, loss in base.items()
+    ]
+    evidence = pd.DataFrame(rows)
+    assert select(evidence, guess_loss=float(base.mean())).verdict == "undetermined"
+    assert select(evidence, guess_loss=base).rank == 4
+    rounded = evidence.assign(loss=evidence["example_id"].map(base) - 1e-6 * generator.random(len(evidence)))
+    assert select(rounded, guess_loss=base).verdict == "undetermined"  # a millionth may be rounding
+    with pytest.raises(RequestError, match="guess_loss: 2 of 10 held-out examples have none"):
+        select(evidence, guess_loss=base.iloc[2:])
+
+
+def test_the_largest_rank_is_said_to_be_the_largest() -> None:
+    assert any("try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.7, 0.5])).warnings)
+    assert not any("try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.5, 0.5])).warnings)
+
+
+def test_a_loss_of_which_more_is_better_is_refused() -> None:
+    with pytest.raises(RequestError, match="higher_is_better true"):
+        select(make_evidence([0.5] * 4), higher_is_better=True)
+    with pytest.raises(RequestError, match="evidence None: allowed is a pandas DataFrame"):
+        select(None)  # type: ignore[arg-type]
 
 
 def test_rows_may_come_in_any_order() -> None:
@@ -321,6 +355,11 @@ class TestBestLearningRate:
 
     def test_aggregates_without_a_common_seed_are_judged_by_their_means(self) -> None:
         assert best_learning_rate(self.rates({1e-4: [0.9], 1e-3: [0.5]}, {1e-4: [0], 1e-3: [1]})) == 1e-3
+
+    def test_of_rates_that_cannot_be_told_apart_the_one_with_more_seeds(self) -> None:
+        alike = {1e-3: [0.5, 0.7], 2e-3: [0.7, 0.5]}
+        assert best_learning_rate(self.rates(alike, {1e-3: [0], 2e-3: [0, 1, 2]})) == 2e-3
+        assert best_learning_rate(self.rates(alike)) == 1e-3
 
     def test_only_seeds_that_every_rate_has_count(self) -> None:
         both = self.rates({1e-3: [0.6, 0.62], 2e-3: [0.5, 0.51]}, {1e-3: [0], 2e-3: [0, 1]})

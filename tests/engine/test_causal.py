@@ -189,7 +189,8 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path), out / "best")
     assert model.peft_config["default"].task_type == "CAUSAL_LM"
     exported = yaml.safe_load((out / "export" / "trl.yaml").read_text())
-    assert exported["datasets"] == [{"path": "json", "data_files": str(data), "split": "train"}]
+    files = {"path": "json", "data_files": str(data), "split": "train"}
+    assert exported["datasets"] == [{**files, "columns": ["messages"]}]
     assert (exported["assistant_only_loss"], exported["max_length"]) == (True, 1024)
     card = (out / "best" / "README.md").read_text()
     assert "AutoModelForCausalLM.from_pretrained(base)" in card
@@ -233,7 +234,9 @@ def test_a_sweep_that_learns_nothing_says_so_beside_the_untouched_base(engine: s
         "engine": engine, "out": out,
     }  # fmt: skip
     result = rankwise.sweep(**request)
-    (untrained,) = json.loads((out / "untrained.json").read_text()).values()
+    base = json.loads((out / "untrained.json").read_text())
+    untrained = np.mean(base["loss"])
+    assert sorted(base["example_id"]) == sorted(result.evidence["example_id"].unique())
     assert result.decision.verdict == "undetermined"
     assert f"the base without an adapter gives {untrained:.4f}" in result.decision.reason
     assert result.evidence["loss"].mean() == pytest.approx(untrained, rel=1e-6)

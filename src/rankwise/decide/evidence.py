@@ -11,6 +11,9 @@ from rankwise.decide.metrics import higher_is_better as by_name
 from rankwise.errors import RequestError, nearest, shown, some
 
 KEY = ["rank", "learning_rate", "seed", "example_id"]
+Guess = float | pd.Series
+"""Held-out loss that says nothing is learnt, nats: its mean, or each example's, indexed by ``example_id``."""
+LEAST_GAIN = 1e-4  # share of that loss that has to be gained: less may be rounding, and is nothing to compare ranks by
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def read_runs(
     """
     evidence = _checked(evidence, check_text("metric", metric))
     upwards = by_name(metric) if higher_is_better is None else check_flag("higher_is_better", higher_is_better)
+    if upwards and metric == "loss":
+        raise RequestError("higher_is_better true: allowed for 'loss' is false; rename the column if it is no loss")
     if upwards is None:
         raise RequestError(f"metric {metric!r}: its name does not say which way is better; state higher_is_better")
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
@@ -82,10 +87,10 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     The best has the lowest mean cost; a smaller rate whose cost is within one standard error of it (paired over
     examples, or over seeds where results are aggregates) is preferred, because the best of one seed often lies next to
     rates at which another seed collapses. That is the one-standard-error rule (Breiman et al. 1984, section 3.4.3),
-    applied to every rank alike.
+    applied to every rank alike. Of rates that cannot be told from the best, those with the most seeds come first.
 
-    Rates are compared on the seeds that every rate has been tried with, so that a rate run with more seeds is
-    neither favoured nor punished for them. A rate with a diverged trial is out.
+    Rates are compared on the seeds that every rate has been tried with, so that more seeds make none look better or
+    worse. A rate with a diverged trial is out.
 
     Args:
         evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and ``diverged``.
@@ -96,7 +101,9 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     rates = sorted(float(rate) for rate in usable["learning_rate"].unique())
     if len(rates) < 2:
         return rates[0] if rates else None
-    shared = set.intersection(*(set(seeds) for seeds in usable.groupby("learning_rate")["seed"].unique()))
+    by_rate = usable.groupby("learning_rate")["seed"]
+    count = by_rate.nunique().to_numpy()  # (L,), of all seeds
+    shared = set.intersection(*(set(seeds) for seeds in by_rate.unique()))
     if shared:
         usable = usable[usable["seed"].isin(shared)]
     unit = "example_id" if usable["example_id"].nunique() > 1 else "seed"
@@ -108,10 +115,26 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     # The standard error of a single unit is not a number; nothing is near then but the best itself.
     error = behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))
     near = behind.mean(0) <= error  # (L,), true for the best
-    return rates[int(near.argmax())]
+    return rates[int((near * count).argmax())]
+
+
+def guessed(guess: Guess, examples: np.ndarray) -> np.ndarray | float:
+    """Return the loss that says nothing is learnt, of each of these examples where it is known so, (N,).
+
+    Raises:
+        RequestError: an example has none.
+    """
+    if not isinstance(guess, pd.Series):
+        return guess
+    losses = guess.reindex(examples).to_numpy(dtype=float)
+    if np.isnan(losses).any():
+        raise RequestError(f"guess_loss: {int(np.isnan(losses).sum())} of {len(losses)} held-out examples have none")
+    return losses
 
 
 def _checked(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
+    if not isinstance(evidence, pd.DataFrame):
+        raise RequestError(f"evidence {shown(evidence)}: allowed is a pandas DataFrame")
     if "rank" not in evidence.columns:
         raise RequestError(f"evidence lacks the column rank; it has: {some(evidence.columns, 12)}")
     if metric not in evidence.columns:

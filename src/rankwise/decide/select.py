@@ -12,14 +12,15 @@ from rankwise.checks import check_number
 from rankwise.decide.compare import Comparison, compare
 from rankwise.decide.decision import Confirmation, Decision, Gain, Interval, RankRow
 from rankwise.decide.diagnose import diagnose
-from rankwise.decide.evidence import Runs, read_runs
+from rankwise.decide.evidence import LEAST_GAIN, Guess, Runs, guessed, read_runs
 from rankwise.decide.further import detectable_difference, next_step
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
 from rankwise.decide.sentences import (
-    LEARN_FIRST,
     NOTHING_WOULD,
     PLAIN,
     Wording,
+    larger_may_be_better,
+    learn_first,
     warnings_of,
     why,
     why_not,
@@ -38,7 +39,7 @@ def select(
     noise: float | None = None,
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
-    guess_loss: float | None = None,
+    guess_loss: Guess | None = None,
     wording: Wording = PLAIN,
     trained_at: int | None = None,
 ) -> Decision:
@@ -65,7 +66,8 @@ def select(
         histories: training losses, ``rank``, ``seed``, ``learning_rate``, ``step``, ``train_loss``; they tell
             underfitting from overfitting.
         guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: ranks that
-            do not get clearly below it have learnt nothing, and are not chosen from.
+            do not get clearly below it have learnt nothing, and are not chosen from. A series indexed by
+            ``example_id``, such as the base's own losses, is compared example by example.
         wording: how the decision's sentences speak of the loss.
         trained_at: the ranks below this one were not trained: they are cuts of adapters of this rank, so that the
             answer is which rank to keep. Whether a rank underfits is then no question.
@@ -90,7 +92,7 @@ def select(
     score_margin = check_number("score_margin", score_margin, above=0)
     if noise is not None:
         noise = check_number("noise", noise, above=0)
-    if guess_loss is not None:
+    if guess_loss is not None and not isinstance(guess_loss, pd.Series):
         guess_loss = check_number("guess_loss", guess_loss, above=0)
     runs = read_runs(evidence, metric, higher_is_better, trained_at)
     if len(runs) < 2:
@@ -122,7 +124,7 @@ def decide(
     noise: float | None = None,
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
-    guess_loss: float | None = None,
+    guess_loss: Guess | None = None,
     wording: Wording = PLAIN,
     trained_at: int | None = None,
 ) -> Decision:
@@ -133,14 +135,14 @@ def decide(
     worst = {run.rank: costs.worst(run.rank, confidence) for run in runs} if costs.noise_is_known else {}
     # The noise that was stated is that of the metric.
     losses = compare(runs, "loss", noise if metric == "loss" else None)
-    means = {run.rank: losses.mean_interval(run.rank, confidence) for run in runs} if losses else {}
-    nothing_learnt = guess_loss is not None and bool(means) and min(high for _, high in means.values()) >= guess_loss
+    above = {} if guess_loss is None else _above(runs, guess_loss, noise if metric == "loss" else None, confidence)
+    nothing_learnt = bool(above) and min(bound for _, bound in above.values()) >= 0
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
     following = None
     if fit:
         reason = why(fit[0], costs, worst[fit[0]], metric, margin, confidence, wording, trained_at)
-    elif worst and losses and guess_loss is not None and nothing_learnt:
-        reason = why_nothing(losses, means, guess_loss, wording)
+    elif worst and losses and nothing_learnt:
+        reason = why_nothing(losses, above, wording)
     else:
         reason = why_not(costs, worst, metric, margin, confidence, wording)
         # Where no bound is finite the reason says what to do.
@@ -151,9 +153,11 @@ def decide(
     confirmation = None
     if metric == "loss" and fit and scores and scores.noise_is_known:
         confirmation = _confirmation(scores, fit[0], score_margin, confidence)
-    warnings = warnings_of(all_runs, noise, trained_at)
+    warnings = warnings_of(all_runs, noise, trained_at, rates_differ=not nothing_learnt)
     if nothing_learnt:
-        warnings.insert(0, LEARN_FIRST)
+        warnings.insert(0, learn_first(above, wording))
+    if fit and trained_at is None and (further := larger_may_be_better(costs, fit[0], margin)):
+        warnings.append(further)
     if confirmation is not None and confirmation.status == "contradicts":
         warnings.append(confirmation.reason)
     return Decision(
@@ -175,6 +179,26 @@ def decide(
         question="train" if trained_at is None else "keep",
         trained_at=trained_at,
     )
+
+
+def _above(
+    runs: Sequence[Runs], guess_loss: Guess, noise: float | None, confidence: float
+) -> dict[int, tuple[float, float]]:
+    """Return how far each rank's held-out loss lies above guessing: its mean, and the interval's upper end.
+
+    The least gain that counts as one is on the upper end.
+    """
+    least = LEAST_GAIN * float(np.mean(guessed(guess_loss, runs[0].examples))) if runs else 0.0
+    over = [
+        replace(run, loss=None if run.loss is None else run.loss - guessed(guess_loss, run.examples)) for run in runs
+    ]
+    losses = compare(over, "loss", noise)
+    if losses is None:
+        return {}
+    return {
+        rank: (float(values.mean()), losses.mean_interval(rank, confidence)[1] + least)
+        for rank, values in losses.values.items()
+    }
 
 
 def _rows(

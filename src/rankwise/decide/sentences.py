@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.decide.compare import Comparison
-from rankwise.decide.decision import Interval
 from rankwise.decide.evidence import Runs
 from rankwise.decide.further import MOST_EXAMPLES, MOST_SEEDS
 from rankwise.errors import some
@@ -13,11 +12,6 @@ from rankwise.errors import some
 NOTHING_WOULD = (
     f" Up to {MOST_SEEDS} seeds and {MOST_EXAMPLES} times the held-out examples would not settle it if the differences "
     "seen persist; a larger margin would."
-)
-
-LEARN_FIRST = (
-    "Ranks can be compared once something is learnt: raise the learning rate, the number of epochs or the training "
-    "data until a rank's loss is clearly below guessing."
 )
 
 
@@ -100,18 +94,54 @@ def why_not(
     )
 
 
-def why_nothing(losses: Comparison, means: dict[int, Interval], guess_loss: float, wording: Wording) -> str:
-    """Say that no rank is shown to have learnt anything; ``means`` holds the intervals of the ranks' losses."""
-    rank = min(means, key=lambda r: means[r][1])
+def why_nothing(losses: Comparison, above: dict[int, tuple[float, float]], wording: Wording) -> str:
+    """Say that no rank is shown to have learnt anything; ``above`` is each rank's loss over guessing, and its bound."""
+    rank = min(above, key=lambda r: above[r][1])
+    loss, (difference, bound) = float(losses.values[rank].mean()), above[rank]
+    guess = loss - difference
     return (
         f"No rank is shown to have learnt anything: the nearest is rank {rank}, whose held-out loss of "
-        f"{losses.values[rank].mean():.4f} {wording.unit} may be up to {means[rank][1]:.4f}, and {wording.guess} "
-        f"gives {guess_loss:.4f}."
+        f"{loss:.4f} {wording.unit} may be up to {guess + bound:.4f}, and {wording.guess} gives {guess:.4f}."
     )
 
 
-def warnings_of(all_runs: Sequence[Runs], noise: float | None, trained_at: int | None) -> list[str]:
-    """Say what a reader should know before relying on the decision."""
+def learn_first(above: dict[int, tuple[float, float]], wording: Wording) -> str:
+    """Say what may help where no rank is shown to have learnt anything."""
+    if min(difference for difference, _ in above.values()) < 0:
+        return (
+            f"Some loss is below what {wording.guess} gives: more seeds or held-out examples may show it, longer "
+            "training or other learning rates may make it clearer."
+        )
+    return (
+        "Ranks can be compared once something is learnt: try other learning rates, lower ones where losses lie above "
+        f"what {wording.guess} gives and higher ones where they do not move from it, more epochs or more training data."
+    )
+
+
+def larger_may_be_better(costs: Comparison, rank: int, margin: float) -> str | None:
+    """Say that ranks above the chosen one may be better still: it is the largest, and better than the one before."""
+    if rank != costs.ranks[-1] or len(costs.ranks) < 2:
+        return None
+    smaller = costs.ranks[-2]
+    if costs.difference(smaller, rank).mean <= margin:
+        return None
+    return (
+        f"Rank {rank} is the largest tried, and better than rank {smaller} by more than the margin: larger ranks may "
+        f"be better still; try {2 * rank}."
+    )
+
+
+def warnings_of(
+    all_runs: Sequence[Runs], noise: float | None, trained_at: int | None, *, rates_differ: bool
+) -> list[str]:
+    """Say what a reader should know before relying on the decision.
+
+    Args:
+        all_runs: ranks ascending.
+        noise: that was stated.
+        trained_at: the trained rank, where the others are cuts.
+        rates_differ: whether some rates may be said to be better than others: not where nothing is learnt.
+    """
     warnings: list[str] = []
     per_example = any(len(run.examples) > 1 for run in all_runs)
     if noise is None and per_example and max(len(run.seeds) for run in all_runs) == 1:
@@ -130,14 +160,14 @@ def warnings_of(all_runs: Sequence[Runs], noise: float | None, trained_at: int |
             "confounded, and what looks like an effect of rank may be one of the rate, unless each rate is the best of "
             "several tried for its rank (docs/learning-rate.md)."
         )
-    if trained_at is None and len(rates) == 1:
+    if trained_at is None and len(rates) == 1 and len(all_runs) > 1:
         warnings.append(
             "One learning rate only, or none recorded: rank and learning rate are confounded. With lora_alpha = r a "
             "larger rank learns faster at the same rate, and what looks like an effect of rank may be one of the rate: "
             "on the built-in task, at one rate, rank 32 looked 0.17 nats better than rank 4, and 0.00 with each at its "
             "own (docs/learning-rate.md). Try several rates for each rank."
         )
-    for run in all_runs:
+    for run in all_runs if rates_differ else ():
         if len(run.rates) > 1 and run.learning_rate in (run.rates[0], run.rates[-1]):
             side, end = ("below", "lowest") if run.learning_rate == run.rates[0] else ("above", "highest")
             rate = f"the {end} learning rate tried for it ({run.learning_rate:g})"

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.decide.columns import is_number
+from rankwise.decide.evidence import Guess
 from rankwise.decide.sentences import PLAIN, Wording
 from rankwise.errors import RequestError
 
@@ -50,7 +51,7 @@ class Part:
     step: int | None = None
     is_run: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
-    guess_loss: float | None = None
+    guess_loss: Guess | None = None
     wording: Wording = PLAIN
 
 

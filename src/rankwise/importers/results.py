@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.decide.columns import as_numbers
+from rankwise.decide.evidence import Guess
 from rankwise.decide.metrics import snake
 from rankwise.decide.sentences import PLAIN, Wording, wording_of
 from rankwise.errors import RequestError, some
@@ -47,7 +48,7 @@ class Imported:
         summaries: columns ``rank``, ``learning_rate``, ``cut_from`` and those of `rankwise.store.COSTS`, a row per
             trial, where sweeps of rankwise are among the results, else None.
         notes: what was guessed or left out, to be said aloud.
-        guess_loss: the held-out loss that says nothing is learnt, where all results are sweeps that agree on it.
+        guess_loss: the held-out loss that says nothing is learnt, of a single sweep that knows it.
         wording: how sentences speak of the loss.
     """
 
@@ -56,7 +57,7 @@ class Imported:
     train_loss: pd.DataFrame | None
     summaries: pd.DataFrame | None
     notes: tuple[str, ...]
-    guess_loss: float | None
+    guess_loss: Guess | None
     wording: Wording
 
 
@@ -112,8 +113,7 @@ def read_results(
     evidence = evidence.reset_index(drop=True)
     measured = [part.summaries for part in parts if part.summaries is not None]
     summaries = pd.concat(measured, ignore_index=True) if measured else None
-    guesses = {(part.guess_loss, part.wording) for part in parts}
-    guess_loss, wording = guesses.pop() if len(guesses) == 1 else (None, PLAIN)
+    guess_loss, wording = (parts[0].guess_loss, parts[0].wording) if len(parts) == 1 else (None, PLAIN)
     return Imported(
         evidence, tuple(metrics), _histories(parts), summaries, tuple(dict.fromkeys(notes)), guess_loss, wording
     )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from rankwise.decide.evidence import Guess
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora.scaling import AlphaPolicy
 from rankwise.store import SweepStore
@@ -25,7 +26,7 @@ class Strategy(ABC):
         alpha: gives each rank its ``lora_alpha``.
         margin: of the decision, for strategies that judge on the way.
         confidence: likewise.
-        guess_loss: held-out loss of guessing, nats, where it is known.
+        guess_loss: held-out loss that says nothing is learnt, nats, where it is known.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Strategy(ABC):
         alpha: AlphaPolicy,
         margin: float,
         confidence: float,
-        guess_loss: float | None = None,
+        guess_loss: Guess | None = None,
     ) -> None:
         self.ranks = list(ranks)
         self.seeds = seeds

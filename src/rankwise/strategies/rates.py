@@ -9,6 +9,7 @@ import pandas as pd
 
 from rankwise.config import AUTO
 from rankwise.decide import best_learning_rate
+from rankwise.decide.evidence import LEAST_GAIN, Guess, guessed
 from rankwise.lora.scaling import AlphaPolicy
 
 Asked = tuple[int, float, int]
@@ -35,7 +36,7 @@ class RateSearch:
         ranks: ascending.
         learning_rate: ``"auto"``, or the rates to try.
         alpha: gives each rank its ``lora_alpha``.
-        guess_loss: held-out loss of guessing, nats, where it is known.
+        guess_loss: held-out loss that says nothing is learnt, nats, where it is known.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class RateSearch:
         ranks: Sequence[int],
         learning_rate: Literal["auto"] | Sequence[float],
         alpha: AlphaPolicy,
-        guess_loss: float | None = None,
+        guess_loss: Guess | None = None,
     ) -> None:
         self.ranks = list(ranks)
         self.learning_rate = learning_rate
@@ -149,8 +150,10 @@ class RateSearch:
         """Whether no rate's loss is below guessing by more than two standard errors over the examples."""
         if self.guess_loss is None:
             return False
-        losses = evidence[~evidence["diverged"]].groupby("learning_rate")["loss"]
-        return bool((losses.mean() + 2 * losses.sem() >= self.guess_loss).all())
+        usable = evidence[~evidence["diverged"]]
+        guess = guessed(self.guess_loss, usable["example_id"].to_numpy())
+        by_rate = (usable["loss"] - (1 - LEAST_GAIN) * guess).groupby(usable["learning_rate"])
+        return bool((by_rate.mean() + 2 * by_rate.sem() >= 0).all())
 
     def _lowered(self, evidence: pd.DataFrame, rate: float) -> list[float]:
         """Return a rate, and lower ones for as long as those above have diverged."""
