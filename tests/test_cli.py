@@ -89,7 +89,7 @@ def test_undetermined_says_what_to_run_and_that_can_be_run(fast: list[object], t
     done = rankwise(*fast)
     assert done.returncode == 0
     assert "Chosen rank: undetermined" in done.stdout
-    assert "raise the learning rate" in " ".join(done.stdout.split())
+    assert "try other learning rates" in " ".join(done.stdout.split())
     content = json.loads((tmp_path / "out/decision.json").read_text())
     assert content["verdict"] == "undetermined"
     fast[fast.index("--seeds") + 1] = "2"

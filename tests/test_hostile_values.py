@@ -78,7 +78,7 @@ ANALYZE_ALLOWED: dict[str, set[str]] = {
     "margin": {"null", "fraction"},
     "confidence": {"fraction"},
     "noise": {"null", "fraction"},
-    "higher_is_better": {"null", "true"},
+    "higher_is_better": {"null"},
     "score_margin": {"fraction"},
     "rank_column": {"null"},
     "seed_column": {"null"},
