@@ -1,5 +1,7 @@
 """The report in a real browser that reaches no network."""
 
+import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +31,13 @@ def rendered(page: Path, profile: Path, *, width: int = 1240) -> str:
         "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def labels(page: str, plot: str, axis: str) -> list[str]:
+    """Return the ticks' labels of an axis, as a plot was drawn."""
+    start = page.index(f'id="plot-{plot}"')
+    drawn = page[start : page.find("</svg></div>", start)]
+    return re.findall(rf'<g class="{axis}tick"><text[^>]*>([^<]*)</text>', drawn)
 
 
 class Body(HTMLParser):
@@ -77,6 +86,40 @@ def test_the_page_shows_decision_table_and_plots(swept: Path, tmp_path: Path) ->
         start = page.index(f'id="plot-{name}"')
         drawn = page[start : page.find("</svg></div>", start)]
         assert len(re.findall(r'<path class="point', drawn)) == marks, name
+
+
+def with_intervals(swept: Path, copy: Path, *, score: list[float], score_ci: list[float], loss_ci: list[float]) -> Path:
+    """Return the report of a copy of a sweep whose ranks have these scores, and these intervals about any mean."""
+    shutil.copytree(swept, copy)
+    decision = read_json(copy / "decision.json")
+    assert decision is not None
+    for row, mean in zip(decision["table"], score, strict=True):
+        row |= {"score_mean": mean, "score_ci": score_ci, "loss_ci": loss_ci}
+    decision["test"] |= {"score_ci": score_ci, "loss_ci": loss_ci}
+    (copy / "decision.json").write_text(json.dumps(decision))
+    return write_report(copy)
+
+
+def test_intervals_hold_only_what_is_possible(swept: Path, tmp_path: Path) -> None:
+    report = with_intervals(swept, tmp_path / "copy", score=[0.98] * 3, score_ci=[0.94, 1.02], loss_ci=[-0.5, 1.5])
+    text, _ = read(report.read_text())
+    assert text.count("[94.0, 100.0]") == text.count("[0.000, 1.500]") == 4  # three ranks, and the test examples
+    assert "102.0" not in text and "[-0.500" not in text
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("score", "score_ci"), [([1.0, 0.98, 0.97], [0.94, 1.02]), ([0.65] * 3, [-1.2, 2.5]), ([0.0] * 3, [0.0, 0.0])]
+)
+def test_the_axis_of_shares_has_only_shares(
+    swept: Path, tmp_path: Path, score: list[float], score_ci: list[float]
+) -> None:
+    report = with_intervals(swept, tmp_path / "copy", score=score, score_ci=score_ci, loss_ci=[-0.5, 1.5])
+    page = rendered(report, tmp_path / "profile")
+    for name, most in (("score", 100), ("loss", math.inf)):
+        ticks = [float(tick.removesuffix("%").replace("−", "-")) for tick in labels(page, name, "y")]
+        assert len(ticks) > 2
+        assert all(0 <= tick <= most for tick in ticks), ticks
 
 
 @needs_browser

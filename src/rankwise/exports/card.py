@@ -8,7 +8,7 @@ from rankwise.decide import Decision
 from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
 from rankwise.model_files import load_arguments
 from rankwise.report.terminal import cells, sentences
-from rankwise.report.words import is_share, signed
+from rankwise.report.words import signed
 from rankwise.store import write_whole
 from rankwise.tasks.samples import HUB_ID
 
@@ -90,11 +90,11 @@ def _front_matter(decision: Decision, setup: TrainingSetup, sweep: Mapping[str, 
 def _table(decision: Decision, score: str) -> tuple[str, list[str]]:
     """Return the head and the rows of the ranks' table in Markdown, the chosen rank in bold."""
     rows = []
-    for row in decision.table:
+    for row, texts in zip(decision.table, cells(decision, score), strict=True):
         bound = "" if row.worst_difference is None else signed(row.worst_difference)
         rows.append(
             {
-                **cells(row, decision.metric, score, is_share(score)),
+                **texts,
                 "seeds": str(row.seeds),
                 "at most above the best": bound,
             }

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rankwise.errors import RequestError
 from rankwise.report import plots
-from rankwise.report.words import interval, is_share, plain_bytes, seconds, share, signed, training_time
+from rankwise.report.words import interval, is_share, limits, plain_bytes, seconds, share, signed, training_time
 from rankwise.store import read_evidence, read_json, read_summaries, write_whole
 
 
@@ -29,13 +29,16 @@ def write_report(directory: Path) -> Path:
     )
     environment.filters.update(bytes=plain_bytes, seconds=seconds, signed=signed, interval=interval, share=share)
     trials, evidence = read_summaries(directory), read_evidence(directory)
+    score = sweep["task"]["score"]
     page = environment.get_template("report.html.j2").render(
         decision=decision,
         training_time=training_time(decision["table"]),
         sweep=sweep,
         trials=_trial_rows(trials),
-        plots=plots.draw(decision, evidence, sweep["task"]["loss"], sweep["task"]["score"]),
-        percent=is_share(sweep["task"]["score"]),
+        plots=plots.draw(decision, evidence, sweep["task"]["loss"], score),
+        percent=is_share(score),
+        losses=limits("loss", [row["loss_mean"] for row in decision["table"]]),
+        scores=limits(score, [row["score_mean"] for row in decision["table"]]),
         plotly=plots.library(),
     )
     path = directory / "report.html"

@@ -1,13 +1,14 @@
 """The report's plots, as HTML fragments that share one copy of plotly.js."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rankwise.report.words import is_share
+from rankwise.report.words import clip, is_share, limits
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
 HEIGHT = 340
@@ -32,8 +33,8 @@ def draw(decision: dict[str, Any], evidence: pd.DataFrame, loss: str, score: str
         return {}
     figures = {
         "compared": compared(rows, decision),
-        "loss": _quality(rows, decision, "loss", f"Held-out loss, {loss}"),
-        "score": _quality(rows, decision, "score", f"Held-out {score}", is_share(score)),
+        "loss": _quality(rows, decision, "loss", "loss", f"Held-out loss, {loss}"),
+        "score": _quality(rows, decision, "score", score, f"Held-out {score}", is_share(score)),
         "gain": _gain(rows, decision),
         "seconds": _cost(rows, "train_seconds", 1.0, "Training time of one trial, s"),
         "memory": _cost(rows, "peak_memory_bytes", 2.0**20, "Peak memory of a training step, MiB"),
@@ -52,11 +53,13 @@ def draw(decision: dict[str, Any], evidence: pd.DataFrame, loss: str, score: str
 
 
 def _quality(
-    rows: list[dict[str, Any]], decision: dict[str, Any], what: str, title: str, percent: bool = False
+    rows: list[dict[str, Any]], decision: dict[str, Any], what: str, name: str, title: str, percent: bool = False
 ) -> go.Figure:
-    """Mean against rank, with intervals; the chosen rank stands out."""
+    """Mean against rank, with what is possible of its interval; the chosen rank stands out."""
     means = [row[f"{what}_mean"] for row in rows]
-    bounds = [row[f"{what}_ci"] for row in rows]  # None where nothing says how far a mean may vary
+    within = limits(name, means)
+    # None where nothing says how far a mean may vary
+    bounds = [row[f"{what}_ci"] and clip(row[f"{what}_ci"], within) for row in rows]
     colours = [GREEN if row["rank"] == decision["rank"] else BLUE for row in rows]
     figure = go.Figure(
         go.Scatter(
@@ -73,7 +76,19 @@ def _quality(
             marker={"size": 11, "color": colours},
         )
     )
+    if percent:  # plotly's own range would have ticks beyond 100 %
+        ends = [end for pair in bounds if pair for end in pair]
+        figure.update_yaxes(range=_share_range([*means, *ends]))
     return _styled(figure, rows, title, percent)
+
+
+def _share_range(values: Sequence[float]) -> list[float]:
+    """Return an axis' range for shares: room for a marker beyond 0 and 1, but for no tick."""
+    low, high = min(values), max(values)
+    span = max(high - low, 0.02)
+    low = max(0.0, min(low, high - span))
+    high = max(high, low + span)
+    return [low - 0.06 * span, high + 0.06 * span]
 
 
 def compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:

@@ -8,8 +8,9 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
+from rankwise.decide import Interval
 from rankwise.report.figure_files import write_figure
-from rankwise.report.words import figure
+from rankwise.report.words import clip, figure, limits
 from rankwise.side_by_side import Line
 
 COLOURS = ("#2563eb", "#d97706", "#15803d", "#7c3aed", "#dc2626", "#0891b2", "#6b7280", "#be185d")
@@ -29,8 +30,9 @@ def print_side_by_side(lines: Sequence[Line], console: Console | None = None) ->
     table.add_column("rank", justify="right")
     for line in lines:
         table.add_column(line.label, justify="right", overflow="fold")
+    possible = _possible(lines)
     for rank in _ranks(lines):
-        table.add_row(str(rank), *(_cell(line, rank) for line in lines))
+        table.add_row(str(rank), *(_cell(line, rank, possible) for line in lines))
     table.add_section()
     table.add_row("chosen", *("undetermined" if line.rank is None else str(line.rank) for line in lines))
     spreads = ["" if line.spread is None else f"{line.spread:.4f}" for line in lines]
@@ -50,19 +52,24 @@ def write_side_by_side_plot(lines: Sequence[Line], path: Path) -> None:
     """Draw quality and learning rate against rank, a line for each sweep, to .html or .png."""
     titles = (f"Held-out loss, {lines[0].unit}", "Learning rate it was reached at")
     drawn = make_subplots(1, 2, subplot_titles=titles)
+    possible = _possible(lines)
     for index, line in enumerate(lines):
         rows = [row for row in line.table if row["loss_mean"] is not None]
         ranks, colour = [row["rank"] for row in rows], COLOURS[index % len(COLOURS)]
         means = [row["loss_mean"] for row in rows]
-        bars = [(row["loss_ci"][1] - row["loss_ci"][0]) / 2 if row["loss_ci"] else None for row in rows]
+        bounds = [row["loss_ci"] and clip(row["loss_ci"], possible) for row in rows]
+        bars = {
+            "type": "data",
+            "array": [pair and pair[1] - mean for mean, pair in zip(means, bounds, strict=True)],
+            "arrayminus": [pair and mean - pair[0] for mean, pair in zip(means, bounds, strict=True)],
+            "thickness": 1,
+        }
         common = {"x": ranks, "mode": "lines+markers", "name": line.label, "legendgroup": line.label}
         look = {
             "line": {"color": colour, "dash": DASHES[index % len(DASHES)]},
             "marker": {"size": 9 + 2 * (index % len(SYMBOLS)), "symbol": SYMBOLS[index % len(SYMBOLS)]},
         }
-        drawn.add_trace(
-            go.Scatter(**common, **look, y=means, error_y={"type": "data", "array": bars, "thickness": 1}), 1, 1
-        )
+        drawn.add_trace(go.Scatter(**common, **look, y=means, error_y=bars), 1, 1)
         rates = [row["learning_rate"] for row in rows]
         drawn.add_trace(go.Scatter(**common, **look, y=rates, showlegend=False), 1, 2)
     ranks = _ranks(lines)
@@ -76,7 +83,11 @@ def _ranks(lines: Sequence[Line]) -> list[int]:
     return sorted({row["rank"] for line in lines for row in line.table})
 
 
-def _cell(line: Line, rank: int) -> str:
+def _possible(lines: Sequence[Line]) -> Interval:
+    return limits("loss", [row["loss_mean"] for line in lines for row in line.table])
+
+
+def _cell(line: Line, rank: int, possible: Interval) -> str:
     rows = [row for row in line.table if row["rank"] == rank]
     if not rows:
         return ""
@@ -84,4 +95,4 @@ def _cell(line: Line, rank: int) -> str:
     if row["loss_mean"] is None:
         return "diverged"
     at = "" if row["learning_rate"] is None else f" at {row['learning_rate']:g}"
-    return f"{figure(row['loss_mean'], row['loss_ci'])}{at}"
+    return f"{figure(row['loss_mean'], row['loss_ci'], within=possible)}{at}"

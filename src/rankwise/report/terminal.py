@@ -7,8 +7,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rankwise.decide import Decision, RankRow
-from rankwise.report.words import figure, interval, is_share, plain_bytes, seconds, share, training_time
+from rankwise.decide import Decision
+from rankwise.report.words import (
+    figure,
+    interval,
+    is_share,
+    limits,
+    of_differences,
+    plain_bytes,
+    seconds,
+    share,
+    training_time,
+)
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
@@ -92,16 +102,16 @@ def print_decision(decision: Decision, console: Console | None = None, *, score:
     console = console or Console()
     if console.width < 100 and not console.is_terminal:
         console = Console(file=console.file, width=120)
-    # Others' accuracies may be in percent already.
-    percent = is_share(score) and all(row.score_mean is None or row.score_mean <= 1 for row in decision.table)
-    rows = [cells(row, decision.metric, score, percent) for row in decision.table]
+    rows = cells(decision, score)
     table = Table(title=f"{_title(decision)}, {decision.confidence:.0%} intervals", title_justify="left")
     # What nobody measured gets no column: others' results are often a single number for each rank.
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for row, texts in zip(decision.table, rows, strict=True):
-        table.add_row(*(texts[name] for name in names), style="bold green" if row.rank == decision.rank else None)
+        # An interval in brackets stands below its figure, rather than broken where the column happens to end.
+        lines = (texts[name].replace(" [", "\n[") for name in names)
+        table.add_row(*lines, style="bold green" if row.rank == decision.rank else None)
     console.print(table)
     for line in sentences(decision, score):
         console.print(line, highlight=False, markup=False)
@@ -122,9 +132,11 @@ def sentences(decision: Decision, score: str) -> list[str]:
         lines.append(decision.uneven.reason)
     if decision.test is not None:
         test, percent = decision.test, is_share(score)
+        loss_ci = interval(test.loss_ci, within=limits("loss", [test.loss]))
+        score_ci = interval(test.score_ci, percent=percent, within=limits(score, [test.score]))
         lines.append(
-            f"On {test.examples} test examples that no decision saw: loss {test.loss:.4f} {interval(test.loss_ci)}, "
-            f"{score} {share(test.score, percent)} {interval(test.score_ci, percent=percent)}."
+            f"On {test.examples} test examples that no decision saw: loss {test.loss:.4f} {loss_ci}, "
+            f"{score} {share(test.score, percent)} {score_ci}."
         )
     # That a rank suffices is the usual case; the report has the numbers of all.
     telling = [one for one in decision.diagnosis if one.verdict not in ("rank suffices", "open")]
@@ -135,20 +147,38 @@ def sentences(decision: Decision, score: str) -> list[str]:
     return lines + [f"Note: {note}" for note in [*decision.warnings, *([] if time is None else [time])]]
 
 
-def cells(row: RankRow, metric: str, score: str, percent: bool) -> dict[str, str]:
-    """Return a row's cells by their column, empty where nothing was measured; ``percent`` is how to write a score."""
-    gain = row.gain_over_previous
-    gained, gained_ci = (None, None) if gain is None else (gain.score, gain.score_ci)
-    if gain is not None and metric == "loss":
-        gained, gained_ci = gain.loss, gain.loss_ci
-    dead = "diverged" if not row.seeds else ""
-    return {
-        "rank": str(row.rank),
-        "trainable": "" if row.trainable_params is None else f"{row.trainable_params:,}",
-        "learning rate": "" if row.learning_rate is None else f"{row.learning_rate:g}",
-        "held-out loss": figure(row.loss_mean, row.loss_ci) or (dead if metric == "loss" else ""),
-        score: figure(row.score_mean, row.score_ci, percent=percent) or (dead if metric != "loss" else ""),
-        "train": "" if row.train_seconds is None else seconds(row.train_seconds),
-        "peak memory": "" if row.peak_memory_bytes is None else plain_bytes(row.peak_memory_bytes),
-        f"gain in {metric if metric == 'loss' else score}": figure(gained, gained_ci, sign=True),
-    }
+def cells(decision: Decision, score: str) -> list[dict[str, str]]:
+    """Return each row's cells by their column, empty where nothing was measured.
+
+    Args:
+        decision: whose table it is.
+        score: what the task score is called.
+    """
+    losses = limits("loss", [row.loss_mean for row in decision.table])
+    scores = limits(score, [row.score_mean for row in decision.table])
+    # Others' accuracies may be in percent already.
+    percent = is_share(score) and all(row.score_mean is None or row.score_mean <= 1 for row in decision.table)
+    by_loss = decision.metric == "loss"
+    rows = []
+    for row in decision.table:
+        gained, gained_ci = None, None
+        if row.gain_over_previous is not None:
+            gain = row.gain_over_previous
+            gained, gained_ci = (gain.loss, gain.loss_ci) if by_loss else (gain.score, gain.score_ci)
+        dead = "diverged" if not row.seeds else ""
+        rows.append(
+            {
+                "rank": str(row.rank),
+                "trainable": "" if row.trainable_params is None else f"{row.trainable_params:,}",
+                "learning rate": "" if row.learning_rate is None else f"{row.learning_rate:g}",
+                "held-out loss": figure(row.loss_mean, row.loss_ci, within=losses) or (dead if by_loss else ""),
+                score: figure(row.score_mean, row.score_ci, percent=percent, within=scores)
+                or (dead if not by_loss else ""),
+                "train": "" if row.train_seconds is None else seconds(row.train_seconds),
+                "peak memory": "" if row.peak_memory_bytes is None else plain_bytes(row.peak_memory_bytes),
+                f"gain in {'loss' if by_loss else score}": figure(
+                    gained, gained_ci, sign=True, within=of_differences(losses if by_loss else scores)
+                ),
+            }
+        )
+    return rows

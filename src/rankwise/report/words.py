@@ -1,12 +1,14 @@
 """Numbers as people read them."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.decide import Interval
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+ANYTHING = (-math.inf, math.inf)
 
 
 def plain_bytes(count: float) -> str:
@@ -27,15 +29,59 @@ def signed(value: float) -> str:
     return f"{value:+.4f}"
 
 
-def figure(value: float | None, bounds: "Interval | None" = None, *, percent: bool = False, sign: bool = False) -> str:
-    """Write a figure with the half-width of its interval, which is symmetric; empty where there is none."""
+def limits(metric: str, means: Iterable[float | None]) -> "Interval":
+    """Return the least and the most that a metric can be, as far as its name tells and its means do not refute it.
+
+    Args:
+        metric: its name; ``"loss"`` is a log-loss or a squared error.
+        means: all that are known of it, which tell whether a share is in percent.
+    """
+    from rankwise.decide.metrics import LOWER, NEGATIVE, PERCENT, snake  # loads pandas, which plans do without
+
+    known, words = [mean for mean in means if mean is not None], set(snake(metric).split("_"))
+    least, most = ANYTHING
+    if words & NEGATIVE:
+        most = 0.0
+    elif words & PERCENT:
+        least, most = 0.0, 1.0 if all(mean <= 1 for mean in known) else 100.0
+    elif metric == "loss" or words & LOWER:
+        least = 0.0
+    return (least, most) if all(least <= mean <= most for mean in known) else ANYTHING
+
+
+def of_differences(within: "Interval") -> "Interval":
+    """Return the least and the most that the difference of two values can be."""
+    apart = within[1] - within[0]
+    return -apart, apart
+
+
+def clip(bounds: "Interval", within: "Interval") -> "Interval":
+    """Return what of an interval is possible: the bounds are a mean's and its error's, which know of no limits."""
+    return max(within[0], bounds[0]), min(within[1], bounds[1])
+
+
+def figure(
+    value: float | None,
+    bounds: "Interval | None" = None,
+    *,
+    percent: bool = False,
+    sign: bool = False,
+    within: "Interval" = ANYTHING,
+) -> str:
+    """Write a figure with the half-width of its interval, or with the interval where a part of that is impossible.
+
+    Empty where there is no figure.
+    """
     if value is None:
         return ""
     shown = f"{100 * value:.1f}" if percent else f"{value:{'+' if sign else ''}.4f}"
-    if bounds is not None:
-        half = (bounds[1] - bounds[0]) / 2
-        shown += f" ± {100 * half:.1f}" if percent else f" ± {half:.3f}"
-    return f"{shown} %" if percent else shown
+    unit = " %" if percent else ""
+    if bounds is None:
+        return shown + unit
+    if clip(bounds, within) != tuple(bounds):
+        return f"{shown}{unit} {interval(bounds, percent=percent, sign=sign, within=within)}"
+    half = (bounds[1] - bounds[0]) / 2
+    return f"{shown} ± {100 * half:.1f}{unit}" if percent else f"{shown} ± {half:.3f}"
 
 
 def is_share(score: str) -> bool:
@@ -48,11 +94,13 @@ def share(value: float, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4f}"
 
 
-def interval(bounds: "Interval | None", *, percent: bool = False, sign: bool = False) -> str:
-    """Write an interval in brackets; empty where there is none."""
+def interval(
+    bounds: "Interval | None", *, percent: bool = False, sign: bool = False, within: "Interval" = ANYTHING
+) -> str:
+    """Write what of an interval is possible in brackets; empty where there is none."""
     if bounds is None:
         return ""
-    low, high = bounds
+    low, high = clip(bounds, within)
     if percent:
         return f"[{100 * low:.1f}, {100 * high:.1f}]"
     return f"[{low:+.3f}, {high:+.3f}]" if sign else f"[{low:.3f}, {high:.3f}]"
