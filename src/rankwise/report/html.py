@@ -39,6 +39,8 @@ def write_report(directory: Path) -> Path:
         percent=is_share(score),
         losses=limits("loss", [row["loss_mean"] for row in decision["table"]]),
         scores=limits(score, [row["score_mean"] for row in decision["table"]]),
+        paired=plots.PAIRED,
+        at_rates=plots.AT_RATES,
         plotly=plots.library(),
     )
     path = directory / "report.html"

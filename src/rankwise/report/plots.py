@@ -1,7 +1,7 @@
 """The report's plots, as HTML fragments that share one copy of plotly.js."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,9 @@ from rankwise.report.words import clip, is_share, limits
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
 HEIGHT = 340
+# Titles by which the page speaks of a plot: where it stands depends on the page's width.
+PAIRED = "Loss above the best other rank's, paired"
+AT_RATES = "Held-out loss against learning rate"
 
 
 def library() -> str:
@@ -116,7 +119,7 @@ def compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
             )
         )
     _margin_line(figure, decision)
-    return _styled(figure, rows, "Loss above the best other rank's, paired")
+    return _styled(figure, rows, PAIRED)
 
 
 def _margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
@@ -181,15 +184,20 @@ def _rates(evidence: pd.DataFrame, loss: str) -> go.Figure:
                 marker={"size": 9},
             )
         )
-    _styled(figure, [], f"Held-out loss against learning rate, {loss}")
+    _styled(figure, [], f"{AT_RATES}, {loss}")
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.1})
-    low, high = means["learning_rate"].min(), means["learning_rate"].max()
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
-    return figure.update_xaxes(
-        title="learning rate", type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
-    )
+    return figure.update_xaxes(title="learning rate", type="log", **rate_ticks(means["learning_rate"]))
+
+
+def rate_ticks(rates: Iterable[float], most: int = 5) -> dict[str, Any]:
+    """Return ticks at the rates tried, ascending on a log axis, without those whose labels would meet."""
+    tried = sorted({float(rate) for rate in rates})
+    apart = math.log(tried[-1] / tried[0]) / most
+    ticks = tried[:1]
+    for rate in tried[1:]:
+        if math.log(rate / ticks[-1]) >= apart:
+            ticks.append(rate)
+    return {"tickvals": ticks, "ticktext": [f"{rate:.3g}" for rate in ticks]}
 
 
 def _styled(figure: go.Figure, rows: list[dict[str, Any]], title: str, percent: bool = False) -> go.Figure:
