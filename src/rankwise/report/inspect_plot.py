@@ -12,7 +12,8 @@ from rankwise.report.figure_files import write_figure
 from rankwise.report.plots import ORANGE
 from rankwise.report.words import common_start
 
-COLUMNS = 3
+COLUMNS = 2  # a third one's titles would meet its neighbours' in a narrow window
+FEW = 8  # directions, each of which has a tick: plotly would put some at 1.5 too
 
 
 def write_inspection_plot(inspection: Inspection, path: Path) -> None:
@@ -82,7 +83,7 @@ def similarity_figure(inspection: Inspection) -> go.Figure:
         for kind, found in kinds.items()
     ]
     height = 150 + 280 * rows
-    figure = make_subplots(rows, COLUMNS, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=80 / height)
+    figure = make_subplots(rows, COLUMNS, subplot_titles=titles, horizontal_spacing=0.16, vertical_spacing=80 / height)
     highest = 0.0
     for index, found in enumerate(kinds.values()):
         i, j = (min(one.shape[side] for one in found) for side in (0, 1))
@@ -99,11 +100,13 @@ def similarity_figure(inspection: Inspection) -> go.Figure:
             index // COLUMNS + 1,
             index % COLUMNS + 1,
         )
-    title = f"Subspace similarity of A: {_name(inspection.adapter)} (i) and {_name(inspection.other)} (j)"
+    title = f"Subspace similarity of A:<br>{_name(inspection.adapter)} (i) and {_name(inspection.other)} (j)"
     figure.update_layout(**_layout(title))
-    figure.update_annotations(font_size=12)
+    figure.update_annotations(font_size=11)
     figure.update_xaxes(title={"text": "j", "standoff": 4}, constrain="domain", showgrid=False)
     figure.update_yaxes(title={"text": "i", "standoff": 4}, showgrid=False)
+    if max(max(one.shape) for found in kinds.values() for one in found) <= FEW:
+        figure.update_xaxes(dtick=1, tick0=1).update_yaxes(dtick=1, tick0=1)
     return figure.update_layout(
         height=height,
         coloraxis={

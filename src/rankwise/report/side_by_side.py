@@ -10,9 +10,11 @@ from rich.table import Table
 
 from rankwise.decide import Interval
 from rankwise.report.figure_files import write_figure
+from rankwise.report.plots import rate_ticks
 from rankwise.report.words import clip, figure, limits
 from rankwise.side_by_side import Line
 
+HEIGHT = 760
 COLOURS = ("#2563eb", "#d97706", "#15803d", "#7c3aed", "#dc2626", "#0891b2", "#6b7280", "#be185d")
 # Lines that lie on one another are told apart by these.
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -49,9 +51,12 @@ def print_side_by_side(lines: Sequence[Line], console: Console | None = None) ->
 
 
 def write_side_by_side_plot(lines: Sequence[Line], path: Path) -> None:
-    """Draw quality and learning rate against rank, a line for each sweep, to .html or .png."""
+    """Draw quality and learning rate against rank, a line for each sweep, to .html or .png.
+
+    One stands above the other, so that a narrow window has room for both.
+    """
     titles = (f"Held-out loss, {lines[0].unit}", "Learning rate it was reached at")
-    drawn = make_subplots(1, 2, subplot_titles=titles)
+    drawn = make_subplots(2, 1, subplot_titles=titles, vertical_spacing=0.16)
     possible = _possible(lines)
     for index, line in enumerate(lines):
         rows = [row for row in line.table if row["loss_mean"] is not None]
@@ -71,12 +76,20 @@ def write_side_by_side_plot(lines: Sequence[Line], path: Path) -> None:
         }
         drawn.add_trace(go.Scatter(**common, **look, y=means, error_y=bars), 1, 1)
         rates = [row["learning_rate"] for row in rows]
-        drawn.add_trace(go.Scatter(**common, **look, y=rates, showlegend=False), 1, 2)
+        drawn.add_trace(go.Scatter(**common, **look, y=rates, showlegend=False), 2, 1)
     ranks = _ranks(lines)
     drawn.update_xaxes(title="rank", type="log", tickvals=ranks, ticktext=[str(rank) for rank in ranks])
-    drawn.update_yaxes(type="log", col=2)
-    drawn.update_layout(template="plotly_white", legend={"orientation": "h", "y": -0.2}, font={"size": 13})
-    write_figure(drawn, path)
+    tried = [row["learning_rate"] for line in lines for row in line.table if row["learning_rate"] is not None]
+    drawn.update_yaxes(type="log", row=2, **(rate_ticks(tried, most=8) if tried else {}))
+    drawn.update_layout(
+        template="plotly_white",
+        height=HEIGHT,
+        margin={"l": 70, "r": 20, "t": 50, "b": 50},
+        legend={"orientation": "h", "y": -0.1},
+        font={"family": "system-ui, sans-serif", "size": 13},
+    )
+    drawn.update_annotations(font_size=14)
+    write_figure(drawn, path, height=HEIGHT)
 
 
 def _ranks(lines: Sequence[Line]) -> list[int]:
