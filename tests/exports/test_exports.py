@@ -135,6 +135,37 @@ def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> Non
         assert (setup.layout.keys, setup.layout.columns, setup.chat_template) == (keys, {"messages": column}, template)
 
 
+def test_files_say_that_the_data_hold_more_than_the_sweep_trained_on(swept: Path, tmp_path: Path) -> None:
+    """Of the rows that a file names: not where the held-out examples came from elsewhere, if nothing was left out."""
+    parts = {"train_examples": 50, "held_out_examples": 120, "test_examples": 60}
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    sweep = json.loads((swept / "sweep.json").read_text())
+
+    def said(limit: int | None, eval_data: str | None) -> list[str]:
+        written = {
+            **sweep,
+            "task": {**sweep["task"], **parts, "data_format": "messages"},
+            "settings": {**sweep["settings"], "train_examples": limit},
+            "paths": {**sweep["paths"], "eval_data": eval_data},
+        }
+        (copy / "sweep.json").write_text(json.dumps(written))
+        files = export_files(replace(read_setup(copy, trial), task_type="CAUSAL_LM"))
+        files.pop("dataset_info.json")
+        return [" ".join(text.split("\n# ")) for text in files.values()]
+
+    for limit in (None, 50):
+        for text in said(limit, None):
+            assert "The sweep trained on 50 examples of the data; of the rest, 120 judged the ranks and 60 the" in text
+            assert "trains on all, in more steps: set the warm-up to the same share of those, 30 %." in text
+    for text in said(50, "other.csv"):
+        assert "The sweep trained on 50 examples and was allowed no more; the data may hold others." in text
+        assert "same share of those, 30 %." in text
+    for limit in (None, 80):
+        assert not any("The sweep trained on" in text for text in said(limit, "other.csv"))
+
+
 def parse_with_trl(text: str, tmp_path: Path, *more: str) -> tuple[Any, ...]:
     """Read a file as ``trl sft --config`` does."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser

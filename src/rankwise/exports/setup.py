@@ -42,10 +42,15 @@ class TrainingSetup:
         batch_size: examples in a batch.
         steps: optimizer steps in all.
         warmup_steps: steps over which the learning rate rises.
+        warmup_share: the share of all steps that these are, before they were rounded up.
         max_grad_norm: gradients are clipped to it.
         max_length: tokens kept of an example.
         seed: of the trial whose adapter was chosen.
         data: the training data's path; None for a built-in sample.
+        train_examples: of these data, that the sweep trained on; None where it did not keep how many.
+        held_out_examples: of the same data, that judged the ranks; 0 where they came from elsewhere.
+        test_examples: of the same data, that judged the chosen adapter.
+        limited: whether the sweep was allowed no more than `train_examples`, so that the data may hold more.
         layout: how a causal LM's data are held; None for another task.
         chat_template: whether the tokenizer has one, which makes chats of Alpaca's instructions; None where the sweep
             did not keep it.
@@ -68,10 +73,15 @@ class TrainingSetup:
     batch_size: int
     steps: int
     warmup_steps: int
+    warmup_share: float
     max_grad_norm: float
     max_length: int
     seed: int
     data: str | None
+    train_examples: int | None
+    held_out_examples: int
+    test_examples: int
+    limited: bool
     layout: Layout | None
     chat_template: bool | None
 
@@ -145,6 +155,7 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     adapter = _needed(trials / trial_name / "adapter" / "adapter_config.json")
     steps = json.loads((trials / trial_name / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     settings, recipe = sweep["settings"], Recipe(epochs=trained["epochs"], batch_size=trained["batch_size"])
+    task, split = sweep["task"], sweep["paths"]["eval_data"] is None
     return TrainingSetup(
         task_type=adapter["task_type"],
         base_model=_absolute(sweep["paths"]["model"] or adapter["base_model_name_or_path"]),
@@ -164,12 +175,17 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         batch_size=recipe.batch_size,
         steps=steps,
         warmup_steps=math.ceil(recipe.warmup_share * steps),
+        warmup_share=recipe.warmup_share,
         max_grad_norm=recipe.max_grad_norm,
         max_length=settings["max_length"],
         seed=trained["seed"],
         data=None if sweep["paths"]["data"] is None else _absolute(sweep["paths"]["data"]),
-        layout=read_layout(sweep["task"]),
-        chat_template=sweep["task"].get("chat_template"),
+        train_examples=task.get("train_examples"),
+        held_out_examples=task.get("held_out_examples", 0) if split else 0,
+        test_examples=task.get("test_examples", 0) if split else 0,
+        limited=settings.get("train_examples") is not None and settings["train_examples"] == task.get("train_examples"),
+        layout=read_layout(task),
+        chat_template=task.get("chat_template"),
     )
 
 

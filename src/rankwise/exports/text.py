@@ -28,8 +28,9 @@ def origin(setup: TrainingSetup) -> list[str]:
     """Say what the values are."""
     lines = [
         f"Rank {setup.rank}, as rankwise selected it, at the best of the learning rates tried for this rank.",
-        f"The rate rises over the first {setup.warmup_steps} of {setup.steps} steps and falls to 0: with more or less "
-        "data, keep that share.",
+        f"The rate rises over the first {setup.warmup_steps} of {setup.steps} steps ({100 * setup.warmup_share:g} %, "
+        "rounded up) and falls to 0: with more or less data, keep that share.",
+        *_left_out(setup),
     ]
     if setup.keep_rank is not None:
         lines[0] = (
@@ -41,6 +42,27 @@ def origin(setup: TrainingSetup) -> list[str]:
     elif setup.data is not None and setup.hub_data is None and not Path(setup.data).suffix:
         lines.append("The data are a directory that datasets saved: save them as JSON lines first.")
     return lines
+
+
+def _left_out(setup: TrainingSetup) -> list[str]:
+    """Say that the data hold more than the sweep trained on, which a tool that is given the data does not know."""
+    others = setup.held_out_examples + setup.test_examples
+    if setup.data is None or setup.train_examples is None or not (others or setup.limited):
+        return []
+    then = (
+        "A tool that is given the data trains on all, in more steps: set the warm-up to the same share of those, "
+        f"{100 * setup.warmup_share:g} %."
+    )
+    if not others:
+        return [
+            f"The sweep trained on {setup.train_examples} examples and was allowed no more; the data may hold others. "
+            f"{then}"
+        ]
+    tested = f" and {setup.test_examples} the chosen adapter" if setup.test_examples else ""
+    return [
+        f"The sweep trained on {setup.train_examples} examples of the data; of the rest, {setup.held_out_examples} "
+        f"judged the ranks{tested}. {then} What it has trained on judges it no more."
+    ]
 
 
 def data_source(setup: TrainingSetup, files: dict[str, Any]) -> dict[str, Any]:
