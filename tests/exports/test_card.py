@@ -43,8 +43,11 @@ def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
     decision = json.loads((swept / "decision.json").read_text())
     setup = replace(read_setup(swept, decision["test"]["trial"]), base_model="org/base")
     (swept.parent / "card").mkdir()
-    write_card(swept.parent / "card", analyze(swept, margin=0.5).decision, setup, sweep)
-    data = ModelCard.load(swept.parent / "card" / "README.md").data
+    decided = replace(analyze(swept, margin=0.5).decision, margin=0.123456)
+    write_card(swept.parent / "card", decided, setup, sweep)
+    card = ModelCard.load(swept.parent / "card" / "README.md")
+    assert "within the margin of 0.123 for" in card.text
+    data = card.data
     assert data.base_model == "org/base"
     assert "base_model:adapter:org/base" in data.tags
 

@@ -140,6 +140,15 @@ def test_texts_of_the_user_are_text_not_markup(swept: Path, tmp_path: Path) -> N
     assert loads == []
 
 
+def test_a_margin_has_the_digits_that_the_reason_has(swept: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    decision = read_json(copy / "decision.json")
+    (copy / "decision.json").write_text(json.dumps({**(decision or {}), "margin": 0.00253393}))
+    text, _ = read(write_report(copy).read_text())
+    assert "the margin is 0.00253 nats per example." in text
+
+
 def test_the_report_is_rebuilt_from_the_directory(swept: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(swept, copy)
