@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from rankwise.report.figure_files import write_figure
-from rankwise.report.inspect_plot import similarity_figure
+from rankwise.report.inspect_plot import similarity_figure, spectra_figure
 from rankwise.report.side_by_side import print_side_by_side, write_side_by_side_plot
 from rankwise.side_by_side import Line
 from tests.report.test_html import needs_browser, rendered
@@ -63,5 +63,24 @@ def test_titles_and_ticks_of_layers_compared_keep_apart(tmp_path: Path, width: i
     ]
     names = {"adapter": Path("sweep-of-reviews/best"), "other": Path("sweep-of-ratings/best")}
     figure = similarity_figure(SimpleNamespace(overlaps=found, **names))  # type: ignore[arg-type]
+    write_figure(figure, tmp_path / "plot.html")
+    assert overlaps(tmp_path / "plot.html", tmp_path / "profile", width) == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1280])
+def test_title_legend_and_ticks_of_spectra_keep_apart(tmp_path: Path, width: int) -> None:
+    layers = [
+        SimpleNamespace(
+            pair=SimpleNamespace(name=f"bert.encoder.layer.{depth}.attention.output.dense", rank=4),
+            energy=np.array([0.6, 0.9, 0.98, 1.0]),
+            rank_for=lambda share: 4,
+            effective_rank=2.5,
+            stable_rank=1.6,
+        )
+        for depth in range(6)
+    ]
+    spectrum = SimpleNamespace(layers=layers, largest_rank=4)
+    figure = spectra_figure(SimpleNamespace(spectrum=spectrum, adapter=Path("sweep-of-reviews/best")))  # type: ignore[arg-type]
     write_figure(figure, tmp_path / "plot.html")
     assert overlaps(tmp_path / "plot.html", tmp_path / "profile", width) == []

@@ -64,8 +64,9 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
             )
         )
     figure.update_layout(**_layout(f"Energy that a cut of each layer keeps: {_name(inspection.adapter)}"))
+    # In a narrow window the legend has a line for each of its three marks, below the title.
     figure.update_layout(
-        height=150 + max(18 * len(names), 120), legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
+        height=175 + max(18 * len(names), 180), margin_t=115, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
     )
     figure.update_yaxes(autorange="reversed", tickfont={"size": 11}, showgrid=False, dtick=1)
     return figure.update_xaxes(title="rank", showgrid=False, zeroline=False, range=[0.5, largest + 0.5])
