@@ -39,6 +39,16 @@ def test_limits_are_the_most_that_fits(tmp_path: Path) -> None:
     assert one.memory(limits.rank).needed <= room
 
 
+@pytest.mark.parametrize(("rank", "checkpointing"), [(1, False), (3, False), (64, True)])
+def test_one_rank_has_the_limit_that_several_have(tmp_path: Path, rank: int, checkpointing: bool) -> None:
+    settings = {"device": "T4", "gradient_checkpointing": checkpointing}
+    config = request(write_config(tmp_path, "llama"), "llama", ranks=(rank,), **settings)
+    one = planner(config)
+    room = one.memory(23).needed
+    assert one.memory(24).needed > room  # traced, so that no line through other ranks is trusted
+    assert find_limits(one, room, (rank,), highest_rank=64, longest=None).rank == 23
+
+
 def test_limits_stop_where_the_model_does(tmp_path: Path) -> None:
     config = request(write_config(tmp_path, "bert", max_position_embeddings=512), "bert")
     one = planner(config)

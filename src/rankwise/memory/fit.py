@@ -47,11 +47,14 @@ class Planner:
 
     def by_rank(self, ranks: Sequence[int]) -> dict[int, StepMemory]:
         """Return a step's memory by rank: the lowest and the highest rank traced, the others in between."""
-        at = self.over_ranks(min(ranks), max(ranks))
+        low, high = min(ranks), max(ranks)
+        at = self.memory if low == high else self.over_ranks(low, high)
         return {rank: at(rank) for rank in ranks}
 
     def over_ranks(self, low: int, high: int) -> Callable[[int], StepMemory]:
         """Return a function that tells a step's memory at any rank."""
+        if low == high:  # one point tells nothing of the others; and a trace at rank 1 is of another form
+            low, high = (high // 2, high) if high > 3 else (2, 4)
         return self._over([low, high], lambda rank: (rank, None, None))
 
     def over_batches(self, rank: int) -> Callable[[int], StepMemory]:
