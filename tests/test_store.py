@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RankwiseError, RequestError
-from rankwise.store import EVIDENCE_COLUMNS, SweepStore
+from rankwise.store import EVIDENCE_COLUMNS, SweepStore, read_histories
 
 REQUEST = {
     "settings": {"ranks": [4, 8], "seeds": 2, "learning_rate": "auto"},
@@ -68,6 +69,35 @@ def test_a_diverged_trial_is_kept_as_such(tmp_path: Path) -> None:
         assert store.summaries()["diverged"].tolist() == [True]
         line = (store.trials_directory / "r4-lr0.001-seed0" / "metrics.jsonl").read_text().splitlines()[0]
         assert json.loads(line)["train_loss"] is None
+
+
+@pytest.mark.parametrize("file", ["evidence.parquet", "metrics.jsonl", "config.json"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut short"])
+def test_a_broken_trial_is_named_with_what_to_do(tmp_path: Path, file: str, damage: str) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(4), {})
+        store.add(finished(8), {})
+        path = store.trials_directory / "r8-lr0.001-seed0" / file
+        content = path.read_bytes()
+        path.unlink()
+        if damage != "gone":
+            path.write_bytes(b"" if damage == "empty" else content[: len(content) - 20])
+        reads = {"evidence.parquet": [store.evidence]}.get(
+            file, [store.summaries, lambda: read_histories(store.directory)]
+        )
+        for read in reads:
+            with pytest.raises(RankwiseError, match=rf"trial '.*r8-.*' cannot be read: .*{file}.*delete") as refused:
+                read()
+            assert "\n" not in str(refused.value)
+
+
+def test_a_trial_without_its_adapter_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(8), {})
+        shutil.rmtree(store.trials_directory / "r8-lr0.001-seed0" / "adapter")
+        with pytest.raises(RankwiseError, match=r"r8-lr0.001-seed0' cannot be read: .*adapter/; delete"):
+            store.hand_over("r8-lr0.001-seed0")
+        assert not (store.directory / "best").exists()
 
 
 def test_leftovers_of_a_killed_run_do_not_count(tmp_path: Path) -> None:

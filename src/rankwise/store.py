@@ -137,8 +137,15 @@ class SweepStore:
         return sorted(path.name for path in self.trials_directory.iterdir() if not path.name.startswith("."))
 
     def adapter_directory(self, trial_name: str) -> Path:
-        """Return where a trial's adapter lies, in PEFT's format."""
-        return self.trials_directory / trial_name / "adapter"
+        """Return where a trial's adapter lies, in PEFT's format.
+
+        Raises:
+            RankwiseError: it is not there.
+        """
+        path = self.trials_directory / trial_name / "adapter"
+        if not path.is_dir():
+            raise _unreadable(path.parent, "it has no directory adapter/")
+        return path
 
     def evidence(self) -> pd.DataFrame:
         """Return the held-out results of all complete trials, a row each per example (columns EVIDENCE_COLUMNS)."""
@@ -164,7 +171,11 @@ class SweepStore:
         write_whole(self.directory / name, _json_bytes(content))
 
     def hand_over(self, trial_name: str | None) -> Path | None:
-        """Make ``best/`` a copy of a trial's adapter, or remove it where no rank was selected."""
+        """Make ``best/`` a copy of a trial's adapter, or remove it where no rank was selected.
+
+        Raises:
+            RankwiseError: the adapter is not there, or ``best/`` cannot be written.
+        """
         best, partial = self.directory / "best", self.directory / f"{PARTIAL}best"
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -224,20 +235,68 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_evidence(directory: Path) -> pd.DataFrame:
-    """Return the evidence of a sweep directory's complete trials (columns EVIDENCE_COLUMNS)."""
-    frames = [pd.read_parquet(trial / "evidence.parquet") for trial in _trials(directory)]
+    """Return the evidence of a sweep directory's complete trials (columns EVIDENCE_COLUMNS).
+
+    Raises:
+        RankwiseError: a trial's file is missing or broken.
+    """
+    frames = []
+    for trial in _trials(directory):
+        try:
+            frames.append(pd.read_parquet(trial / "evidence.parquet"))
+        except (OSError, ValueError) as error:  # pyarrow's are one or the other
+            raise _unreadable(trial, f"evidence.parquet: {error}") from None
     if not frames:
         return pd.DataFrame({name: [] for name in EVIDENCE_COLUMNS})
     return pd.concat(frames, ignore_index=True)
 
 
 def read_summaries(directory: Path) -> pd.DataFrame:
-    """Return a row for each complete trial: its config and the last line of its metrics."""
-    rows = []
-    for trial in _trials(directory):
-        last = (trial / "metrics.jsonl").read_text().splitlines()[-1]
-        rows.append({"name": trial.name, **(read_json(trial / "config.json") or {}), **json.loads(last)})
+    """Return a row for each complete trial: its config and the last line of its metrics.
+
+    Raises:
+        RankwiseError: a trial's file is missing or broken.
+    """
+    rows = [{"name": trial.name, **read_trial_config(trial), **read_metrics(trial)[-1]} for trial in _trials(directory)]
     return pd.DataFrame(rows)
+
+
+def read_trial_config(trial: Path) -> dict[str, Any]:
+    """Return what a trial was, of its directory.
+
+    Raises:
+        RankwiseError: its ``config.json`` is missing or broken.
+    """
+    try:
+        config = read_json(trial / "config.json")
+    except RequestError as error:
+        raise _unreadable(trial, error) from None
+    if not isinstance(config, dict):
+        raise _unreadable(trial, "it has no config.json" if config is None else "config.json is no JSON object")
+    return config
+
+
+def read_metrics(trial: Path) -> list[dict[str, Any]]:
+    """Return a row for each step of a trial, of its directory, and last the summary.
+
+    Raises:
+        RankwiseError: its ``metrics.jsonl`` is missing or broken.
+    """
+    try:
+        rows = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise _unreadable(trial, f"metrics.jsonl: {error}") from None
+    whole = rows and all(isinstance(row, dict) for row in rows)
+    if not whole or "trainable_params" not in rows[-1]:  # the summary is written last
+        raise _unreadable(trial, "metrics.jsonl ends before its last line")
+    return rows
+
+
+def _unreadable(trial: Path, reason: object) -> RankwiseError:
+    return RankwiseError(
+        f"trial {str(trial)!r} cannot be read: {' '.join(str(reason).split())}; "
+        "delete its directory, and the sweep's own command trains it again"
+    )
 
 
 def known_guess(directory: Path) -> "Guess | None":
@@ -294,14 +353,18 @@ def read_histories(directory: Path) -> pd.DataFrame:
     """Return training losses of a sweep directory's complete trials, a row per step.
 
     Columns ``rank``, ``seed``, ``learning_rate``, ``step``, ``train_loss`` (nats).
+
+    Raises:
+        RankwiseError: a trial's file is missing or broken.
     """
     rows = []
     for trial in _trials(directory):
-        config = read_json(trial / "config.json") or {}
+        config = read_trial_config(trial)
         key = {name: config[name] for name in ("rank", "seed", "learning_rate")}
-        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
         rows += [
-            {**key, "step": line["step"], "train_loss": line["train_loss"]} for line in lines if "train_loss" in line
+            {**key, "step": line["step"], "train_loss": line["train_loss"]}
+            for line in read_metrics(trial)
+            if "train_loss" in line
         ]
     return pd.DataFrame(rows, columns=["rank", "seed", "learning_rate", "step", "train_loss"])
 

@@ -11,7 +11,7 @@ from rankwise.decide.columns import as_numbers
 from rankwise.decide.evidence import Guess
 from rankwise.decide.metrics import snake
 from rankwise.decide.sentences import PLAIN, Wording, wording_of
-from rankwise.errors import RequestError, some
+from rankwise.errors import RankwiseError, RequestError, some
 from rankwise.importers.join import (
     KEY,
     UNKNOWN,
@@ -167,7 +167,7 @@ def _read_sweep(directory: Path) -> Part:
             trial = read_json(log.parent / "config.json") or {}
             identity = {name: trial[name] for name in KEY[:3] if name in trial}
             histories.append(history(list(read_lines(log)), ("train_loss",), identity))
-    except (OSError, ValueError, IndexError) as error:  # pyarrow's errors are the first two; a log may be empty
+    except (OSError, ValueError, RankwiseError) as error:
         raise RequestError(f"sweep {str(directory)!r} cannot be read: {' '.join(str(error).split())}") from None
     missing = [name for name in EVIDENCE_COLUMNS if name not in rows.columns]
     if missing:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RequestError
-from rankwise.store import read_json, write_whole
+from rankwise.store import read_json, read_metrics, read_trial_config, write_whole
 
 REPORTED = "reported.json"
 STEP_METRICS = {"train_loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm"}
@@ -50,10 +50,10 @@ class TrackedTrial:
 
 def read_trial(directory: Path) -> TrackedTrial:
     """Read a trial's directory."""
-    *steps, last = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    *steps, last = read_metrics(directory)
     return TrackedTrial(
         name=directory.name,
-        config=read_json(directory / "config.json") or {},
+        config=read_trial_config(directory),
         steps=[(row["step"], _named(row, STEP_METRICS)) for row in steps],
         result=_named(last, END_METRICS),
     )
