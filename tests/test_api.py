@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,11 +148,21 @@ def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path
     assert len(result.evidence) == 2 * 30
 
 
+def test_public_names_are_shown_before_they_are_used() -> None:
+    code = "import rankwise, sys; print(*dir(rankwise)); sys.exit('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"sweep", "plan", "select", "SweepConfig", "__version__"} <= set(shown)
+
+
 def test_one_rank_has_nothing_to_be_compared_with(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="rank 2 alone"):
         rankwise.sweep(**{**settings(tiny_model, reviews, tmp_path / "out"), "ranks": (2,)})
     with pytest.raises(RequestError, match="either a config or its fields"):
         rankwise.sweep(SweepConfig(), ranks=(2, 4))
+    for call in (rankwise.sweep, rankwise.dry_run):
+        for config in ("tinybert", {"ranks": [4, 8]}, {}):
+            with pytest.raises(RequestError, match=r"config .*allowed is a SweepConfig; .*model="):
+                call(config)  # type: ignore[operator]
     assert not (tmp_path / "out").exists()
 
 

@@ -206,6 +206,8 @@ def test_version_and_help_load_no_torch() -> None:
         done = subprocess.run([sys.executable, "-c", code.format(option)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
+    done = subprocess.run([sys.executable, "-m", "rankwise", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"rankwise {__version__}\n"
     done = subprocess.run([sys.executable, "-c", "import rankwise, sys; assert 'torch' not in sys.modules"])
     assert done.returncode == 0
 

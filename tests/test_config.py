@@ -1,5 +1,8 @@
+import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from rankwise.config import SweepConfig, make_config, read_yaml
@@ -12,6 +15,24 @@ def test_text_and_python_values_mean_the_same() -> None:
     )
     values = SweepConfig(ranks=(4, 8, 16), seeds=3, learning_rate=(1e-3, 2e-3), target_modules=("query", "value"))
     assert text == values
+
+
+@pytest.mark.parametrize("ranks", [np.array([4, 8]), {8, 4}, range(4, 9, 4), (r for r in (4, 8)), pd.Series([4, 8])])
+def test_ranks_are_taken_from_any_several_values(ranks: object) -> None:
+    config = SweepConfig(ranks=ranks)  # type: ignore[arg-type]
+    assert config.ranks == (4, 8)
+    assert json.dumps(config.as_dict()["ranks"]) == "[4, 8]"
+
+
+@pytest.mark.parametrize("ranks", [{4: 8}, np.array([[4, 8]]), None])
+def test_ranks_that_are_no_values_are_refused(ranks: object) -> None:
+    with pytest.raises(RequestError, match=r"rank .*allowed is a whole number"):
+        SweepConfig(ranks=ranks)  # type: ignore[arg-type]
+
+
+def test_a_set_of_names_has_one_order() -> None:
+    names = {"value", "query", "key", "dense"}
+    assert SweepConfig(target_modules=names).target_modules == ("dense", "key", "query", "value")  # type: ignore[arg-type]
 
 
 def test_target_modules_are_a_group_a_regex_or_names() -> None:

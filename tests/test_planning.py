@@ -8,6 +8,7 @@ import pytest
 
 import rankwise
 from rankwise.cli import main
+from rankwise.errors import RequestError
 from rankwise.plan_config import PlanConfig, make_plan_config
 from rankwise.planning import plan
 from tests.architectures import write_config
@@ -84,6 +85,12 @@ def test_command_and_call_are_the_same_request() -> None:
     )
     assert text == values
     assert rankwise.PlanConfig is PlanConfig and rankwise.plan is plan
+
+
+@pytest.mark.parametrize("config", ["llama", {"ranks": [4]}, {}])
+def test_something_else_than_a_request_is_refused(config: Any) -> None:
+    with pytest.raises(RequestError, match=r"config .*allowed is a PlanConfig"):
+        plan(config=config)
 
 
 @pytest.mark.parametrize("name", ["a.html", "b.png"])

@@ -67,3 +67,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'rankwise' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Name what can be used, though none of it is imported yet, so that completion and ``dir`` show it."""
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from rankwise.checks import check_config
 from rankwise.config import SweepConfig, make_config
 from rankwise.decide import Decision
 from rankwise.decide.decision import TestScore
@@ -88,11 +89,11 @@ def requested(config: SweepConfig | None, settings: Mapping[str, Any]) -> SweepC
     """Return a sweep's request from a config or its fields.
 
     Raises:
-        RequestError: both are given, a field is not allowed, or there are no ranks to compare.
+        RequestError: both are given, the config is none, a field is not allowed, or there are no ranks to compare.
     """
     if config is not None and settings:
         raise RequestError("give either a config or its fields, not both")
-    config = config or make_config(settings)
+    config = make_config(settings) if config is None else check_config(config, SweepConfig)
     if len(config.ranks) < 2:
         raise RequestError(
             f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"

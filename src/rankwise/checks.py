@@ -3,9 +3,11 @@
 import math
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from rankwise.errors import RequestError, shown
 
+T = TypeVar("T")
 LARGEST = 2**53  # a float holds every whole number up to it
 
 
@@ -60,6 +62,20 @@ def check_path(name: str, value: object) -> Path:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise RequestError(f"{name} {shown(value)}: allowed is the path of a file or directory, as a text")
     return Path(value)
+
+
+def check_config(value: object, kind: type[T]) -> T:
+    """Return ``value`` if it is a whole request, and not a model's name or a mapping in its place.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if isinstance(value, kind):
+        return value
+    raise RequestError(
+        f"config {shown(value)}: allowed is a {kind.__name__}; give settings by their names, as in "
+        "model='path/to/model', ranks=[4, 8], and a mapping as **settings"
+    )
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -1,6 +1,6 @@
 """What a sweep is asked to do: the one source for command-line options, YAML keys and Python arguments."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,17 @@ STRATEGIES = ("grid", "once", "escalate", "race")
 
 
 def _items(value: object) -> list[object]:
-    """Split ``"4,8"``, or take a sequence or a single value as it is."""
+    """Split ``"4,8"``, or take several values or a single one as they are: a list, a set, an array."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value) if isinstance(value, Sequence) else [value]
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        return [value]
+    if isinstance(value, Set):  # in an order that the next process has too
+        return sorted(value, key=str)
+    try:
+        return list(value)
+    except TypeError:  # an array of no dimension
+        return [value]
 
 
 def _whole_items(name: str, value: object, *, at_least: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rankwise.checks import check_config
 from rankwise.errors import RequestError
 from rankwise.lora.count import (
     ParamCount,
@@ -129,7 +130,9 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
     """
     if config is not None and (settings or model is not None):
         raise RequestError("give either a config or its fields, not both")
-    config = config or make_plan_config({**settings, **({} if model is None else {"model": model})})
+    if config is None:
+        config = make_plan_config({**settings, **({} if model is None else {"model": model})})
+    config = check_config(config, PlanConfig)
     device, room = chosen_device(config)
     meta = load_meta_model(
         config.model,

@@ -22,6 +22,10 @@ def test_the_total_is_over_layers_of_both_factors() -> None:
     assert isinstance(estimate_lora_params(64, 2, 3), int)
 
 
+def test_whole_numbers_written_otherwise_count_the_same() -> None:
+    assert estimate_lora_params("4096", "8", 32.0, modules_per_layer="2") == 4_194_304  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

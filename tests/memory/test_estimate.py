@@ -59,6 +59,11 @@ def test_compression_against_full_fine_tuning() -> None:
     assert estimate["memory_ratio"] > 7  # 16 bytes a weight against 2
 
 
+def test_whole_numbers_written_otherwise_count_the_same() -> None:
+    text = estimate_training_memory("8", "4096", "32", batch_size="2", seq_len="64")  # type: ignore[arg-type]
+    assert text == estimate_training_memory(8, 4096, 32, batch_size=2, seq_len=64)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

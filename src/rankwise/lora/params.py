@@ -37,11 +37,8 @@ def estimate_lora_params(layer_dim: int, rank: int, num_layers: int = 32, *, mod
     """
     from rankwise.checks import check_whole
 
-    for name, value in (
-        ("layer_dim", layer_dim),
-        ("num_layers", num_layers),
-        ("modules_per_layer", modules_per_layer),
-    ):
-        check_whole(name, value, at_least=1)
-    check_whole("rank", rank, at_least=1, at_most=layer_dim)
+    layer_dim = check_whole("layer_dim", layer_dim, at_least=1)
+    num_layers = check_whole("num_layers", num_layers, at_least=1)
+    modules_per_layer = check_whole("modules_per_layer", modules_per_layer, at_least=1)
+    rank = check_whole("rank", rank, at_least=1, at_most=layer_dim)
     return num_layers * modules_per_layer * adapter_params([(layer_dim, layer_dim)], rank)

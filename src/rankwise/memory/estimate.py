@@ -73,9 +73,12 @@ def estimate_training_memory(
         raise RequestError(
             f"precision {precision!r}: allowed are {', '.join(WEIGHT_BYTES)}{nearest(str(precision), WEIGHT_BYTES)}"
         )
-    check_whole("batch_size", batch_size, at_least=1)
-    check_whole("seq_len", seq_len, at_least=1)
-    check_whole("modules_per_layer", modules_per_layer, at_least=1, at_most=BLOCK_MATRICES)
+    layer_dim = check_whole("layer_dim", layer_dim, at_least=1)
+    num_layers = check_whole("num_layers", num_layers, at_least=1)
+    rank = check_whole("rank", rank, at_least=1, at_most=layer_dim)
+    batch_size = check_whole("batch_size", batch_size, at_least=1)
+    seq_len = check_whole("seq_len", seq_len, at_least=1)
+    modules_per_layer = check_whole("modules_per_layer", modules_per_layer, at_least=1, at_most=BLOCK_MATRICES)
     lora_params = estimate_lora_params(layer_dim, rank, num_layers, modules_per_layer=modules_per_layer)
     base_params = num_layers * BLOCK_MATRICES * layer_dim**2
     heads = max(1, layer_dim // 128) if num_heads is None else check_whole("num_heads", num_heads, at_least=1)
