@@ -57,9 +57,16 @@ def test_table_says_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     for words in ("trainable parameters", "NF4", "int8", "The largest rank that fits", "The largest batch"):
         assert words in text
-    assert main(["plan", model, "--ranks", "4", "--memory", "500MB", "--gradient-checkpointing"]) == 0
+    assert (
+        main(["plan", model, "--ranks", "4", "--memory", "500MB", "--device", "H100", "--gradient-checkpointing"]) == 0
+    )
     text = capsys.readouterr().out
-    assert "No rank fits" in text and "What to change first" in text and "--seq-len 256 saves" in text
+    assert (
+        "No rank fits" in text
+        and "Memory: " in text
+        and "What to change first" in text
+        and "--seq-len 256 saves" in text
+    )
 
 
 def test_command_and_call_are_the_same_request() -> None:
@@ -71,7 +78,7 @@ def test_command_and_call_are_the_same_request() -> None:
             "target_modules": "q_proj,v_proj",
             "rank_pattern": "q_proj=2",
             "precision": "FP16",
-            "memory": "1kb",
+            "memory": "2MB",
         }
     )
     values = PlanConfig(
@@ -81,7 +88,7 @@ def test_command_and_call_are_the_same_request() -> None:
         target_modules=["q_proj", "v_proj"],  # type: ignore[arg-type]
         rank_pattern={"q_proj": 2},  # type: ignore[arg-type]
         precision="fp16",
-        memory=1000,
+        memory=2_000_000,
     )
     assert text == values
     assert rankwise.PlanConfig is PlanConfig and rankwise.plan is plan
@@ -124,6 +131,7 @@ def test_bars_add_up_to_the_peak_and_the_context(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--device", "RTX-4091"], ["RTX-4091", "did you mean 'RTX-4090'"]),
+        (["--memory", "24"], ["memory '24'", "did you mean 24GB?"]),
         (["--memory", "lots"], ["memory", "'lots'", "24GB"]),
         (["--ranks", "0"], ["rank 0", "at least 1"]),
         (["--precision", "fp8"], ["precision 'fp8'", "fp32, bf16, fp16"]),

@@ -79,8 +79,9 @@ def _limits(plan: Plan) -> list[str]:
         return []
     limits = plan.limits
     context = plan.rows[0].memory.context
+    whose = plan.config.device if plan.config.memory is None else None  # less than the device has is not its size
     lines = [
-        f"{plan.config.device or 'Memory'}: {plain_bytes(plan.room)}, of which the driver's context takes about "
+        f"{whose or 'Memory'}: {plain_bytes(plan.room)}, of which the driver's context takes about "
         f"{plain_bytes(context)}."
     ]
     if any(row.margin is not None and 0 <= row.margin < plan.room / 10 for row in plan.rows):
