@@ -129,6 +129,27 @@ def test_another_request_is_refused_with_the_difference_named(tmp_path: Path, re
         pass
 
 
+def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
+    before, out = changed(margin=0.02, confidence=0.95), tmp_path / "my sweep"
+    SweepStore(out, before).__exit__(None, None, None)
+    for settings, options in (
+        ({"margin": 0.1}, "--margin 0.1 --confidence 0.95"),
+        ({"confidence": 0.9}, "--margin 0.02 --confidence 0.9"),
+        ({"margin": 0.1, "confidence": 0.9}, "--margin 0.1 --confidence 0.9"),
+    ):
+        with pytest.raises(RequestError) as refused:
+            SweepStore(out, changed(**{**before["settings"], **settings}))
+        assert str(refused.value).endswith(f"without training: rankwise analyze '{out}' {options}")
+    # Trials of another request are no evidence for this one.
+    for other in (
+        changed(**{**before["settings"], "margin": 0.1, "ranks": [4, 16]}),
+        {**changed(**{**before["settings"], "margin": 0.1}), "fingerprints": {"model": "a", "data": "c"}},
+    ):
+        with pytest.raises(RequestError, match="another request") as refused:
+            SweepStore(out, other)
+        assert "analyze" not in str(refused.value)
+
+
 def test_extending_takes_more_seeds_and_nothing_else(tmp_path: Path) -> None:
     SweepStore(tmp_path, REQUEST).__exit__(None, None, None)
     for request in (changed(seeds=1), changed(seeds=4, ranks=[4, 16])):

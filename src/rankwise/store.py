@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial-"
 UNEVEN_DIRECTORY = "best-uneven"
+DECIDING = ("margin", "confidence")  # settings that change no trial, at most which are run
 UNTRAINED = "untrained.json"  # what the base does without an adapter
 COSTS = ("trainable_params", "adapter_bytes", "train_seconds", "pack_seconds", "pack_size", "peak_memory_bytes")
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
@@ -389,6 +391,7 @@ def _trials(directory: Path) -> list[Path]:
 
 def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
     """Refuse to go on with a sweep under another request; versions and hardware may differ."""
+    anew = _decide_anew(directory, known, request)
     for part in ("settings", "fingerprints"):
         for name in {**known.get(part, {}), **request[part]}:
             before, now = known.get(part, {}).get(name), request[part].get(name)
@@ -399,8 +402,18 @@ def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mappin
             remedy = "; or add the new ones with --extend" if more_seeds else ""
             raise RequestError(
                 f"out {str(directory)!r} holds a sweep with another request: {name} {values}; "
-                f"give the same request, or another out{remedy}"
+                f"give the same request, or another out{remedy}{anew}"
             )
+
+
+def _decide_anew(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+    """Return the command that decides from a sweep's trials where nothing but how to decide differs, else nothing."""
+    before, now = known.get("settings", {}), request["settings"]
+    differing = {name for name in {**before, **now} if before.get(name) != now.get(name)}
+    if not differing or not differing <= set(DECIDING) or known.get("fingerprints") != request["fingerprints"]:
+        return ""
+    options = " ".join(f"--{name} {now[name]}" for name in DECIDING)  # all: the sweep's may not be the defaults
+    return f"; or decide anew without training: rankwise analyze {shlex.quote(str(directory))} {options}"
 
 
 def _over_tokens(evidence: pd.DataFrame) -> dict[str, float]:
