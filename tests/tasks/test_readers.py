@@ -50,6 +50,33 @@ def test_files_that_cannot_serve(tmp_path: Path, name: str, content: str | None,
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "separator", "words"),
+    [
+        ("data.csv", ";", r"separated by ';', .*read_csv\('data.csv', sep=';'\)"),
+        ("data.csv", "\t", "separated by a tab, .*; name it data.tsv$"),
+        ("data.tsv", ",", "separated by ',', .*; name it data.csv$"),
+        ("data.tsv", ";", r"separated by ';', .* sep='\\t'"),
+    ],
+)
+@pytest.mark.parametrize("text", ["fine", "fine, good, better", "worth 3,5"])
+def test_another_separator_is_named(tmp_path: Path, name: str, separator: str, words: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"text{separator}label\nbad{separator}0\n{text}{separator}1\n")
+    with pytest.raises(RequestError, match=words) as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)
+    assert "cannot be read" not in str(caught.value)
+
+
+def test_other_signs_in_a_table_are_no_separators(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,a;b\nx;y,1\n")
+    assert list(read_table(path).columns) == ["text", "a;b"]
+    path.write_text("text\nx;y\n")
+    assert read_table(path)["text"].tolist() == ["x;y"]
+
+
 def test_columns_are_found_by_name_and_named_when_absent() -> None:
     table, path = pd.DataFrame({"Sentence": ["a"], "Sentiment": [1], "id": [7]}), Path("x.csv")
     assert pick_column(table, None, ("text", "sentence"), "text", path) == "Sentence"

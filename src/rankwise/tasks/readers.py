@@ -17,6 +17,7 @@ FORMATS = {
     ".ndjson": "JSON lines",
     ".parquet": "Parquet",
 }
+SEPARATORS = {";": "';'", "\t": "a tab", ",": "','"}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
 
 
@@ -57,11 +58,34 @@ def read_table(path: Path) -> pd.DataFrame:
             table = pd.read_parquet(path)
         else:
             separator = "," if kind == "CSV" else "\t"
+            _refuse_other_separator(path, kind, separator)
             # low_memory=False: one type for a whole column, so that a text that is all digits stays a text.
             table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False)
+    except RequestError:
+        raise
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
         raise RequestError(f"data {str(path)!r} cannot be read as {kind}: {' '.join(str(error).split())}") from None
     return _checked(table, path)
+
+
+def _refuse_other_separator(path: Path, kind: str, separator: str) -> None:
+    """Refuse a table whose first line has none of its separators but another's, as European spreadsheets write it.
+
+    Raises:
+        RequestError: saying how to get a table that is read.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline()
+    others = [sign for sign in SEPARATORS if sign in header]
+    if separator in header or not others:
+        return
+    ending = {",": ".csv", "\t": ".tsv"}.get(others[0])
+    save = f"pandas.read_csv({path.name!r}, sep=';').to_csv('new-{path.name}', sep={separator!r}, index=False)"
+    remedy = f"name it {path.stem}{ending}" if ending else f"write it anew: {save}"
+    raise RequestError(
+        f"data {str(path)!r}: its columns seem to be separated by {SEPARATORS[others[0]]}, and those of {kind} are by "
+        f"{SEPARATORS[separator]}; {remedy}"
+    )
 
 
 def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
