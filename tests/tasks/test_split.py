@@ -30,6 +30,14 @@ def test_a_small_class_is_in_every_part_or_refused() -> None:
         stratified_split(labels[:-1], [0.1, 0.1], 0)
 
 
+def test_numbers_that_make_poor_classes_may_be_to_predict() -> None:
+    with pytest.raises(RequestError, match=r"at least 3 examples .*; if these are numbers to predict: --task regress"):
+        stratified_split([str(number) for number in range(-20, 20)], [0.2, 0.1], 0)
+    for labels in (["0", "1", "1", "1"], ["1", "2", "3", "4", "five"]):
+        with pytest.raises(RequestError, match=r"parts$"):
+            stratified_split(labels, [0.2, 0.1], 0)
+
+
 def test_too_few_without_classes_are_counted() -> None:
     with pytest.raises(RequestError, match=r"^2 different dialogues: at least 3 are needed"):
         stratified_split(["", ""], [0.2, 0.1], 0, "different dialogues")

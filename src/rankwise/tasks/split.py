@@ -1,10 +1,14 @@
 """A fixed, stratified split."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from rankwise.errors import RequestError, some
+
+MANY = 5
+"""From so many whole numbers on, labels may be a scale, such as ratings, and no classes."""
 
 
 def stratified_split(
@@ -34,8 +38,12 @@ def stratified_split(
         raise RequestError(f"{len(labels)} {what}: at least {least} are needed to be split into {least} parts")
     if small:
         rows = [f"{name!r} has {count}" for name, count in small.items()]
+        names = set(map(str, labels))
+        numbers = len(names) >= MANY and all(re.fullmatch(r"-?\d+", name) for name in names)
+        hint = "; if these are numbers to predict: --task regression" if numbers else ""
         raise RequestError(
             f"class {some(rows)}: each class needs at least {len(parts)} {what} to be split into {len(parts)} parts"
+            f"{hint}"
         )
     for name in np.unique(codes):
         rows_of_class = generator.permutation(np.flatnonzero(codes == name))  # (n,)
