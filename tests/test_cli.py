@@ -190,6 +190,7 @@ def test_models_that_cannot_serve(fast: list[object], tiny_model: Path, tmp_path
     assert "has no weights" in refuse(capfd, *change(fast, "--model", model))
     (model / "pytorch_model.bin").write_bytes(b"")
     assert "pickle only (pytorch_model.bin)" in refuse(capfd, *change(fast, "--model", model))
+    assert "model './absent': no such directory" in refuse(capfd, *change(fast, "--model", "./absent"))
 
 
 def test_version_and_help_load_no_torch() -> None:

@@ -189,6 +189,10 @@ def test_models_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
         assert main(["plan", str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+    for path in ("./absent", "../absent", "~/absent", ".absent"):  # the names of paths, not of a hub
+        assert main(["plan", path]) == 2
+        error = capsys.readouterr().err
+        assert f"model '{path}': no such directory" in error and error.count("\n") == 1
 
 
 def test_rank_that_adds_nothing_is_noted(tmp_path: Path) -> None:

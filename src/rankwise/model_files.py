@@ -9,6 +9,7 @@ from pathlib import Path
 from rankwise.errors import RequestError
 
 GGUF = ".gguf"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # what begins with a dot is a path
 PIECE = 1 << 20  # bytes hashed at either end of a weights file
 
 
@@ -24,7 +25,7 @@ def check_model_files(name: str) -> None:
             raise RequestError(f"model {name!r} is a GGUF file, which needs a package: pip install 'rankwise[gguf]'")
         return
     if not path.is_dir():
-        if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        if path.exists() or not HUB_ID.fullmatch(name):
             what = "is a file, not a directory" if path.exists() else "no such directory"
             raise RequestError(
                 f"model {name!r}: {what}; allowed is a directory with config.json, a GGUF file, or a hub id"

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
 from rankwise.lora.libraries import first_sentence, quiet_libraries
-from rankwise.model_files import check_model_files, load_arguments
+from rankwise.model_files import HUB_ID, check_model_files, load_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +138,7 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
     directory, (place, file) = Path(name), load_arguments(name)
     if file:
         check_model_files(name)
-    elif directory.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    elif directory.exists() or not HUB_ID.fullmatch(name):
         if not directory.is_dir():
             what = "is a file, not a directory" if directory.exists() else "no such directory"
             raise RequestError(
