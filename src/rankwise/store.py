@@ -296,7 +296,7 @@ def read_metrics(trial: Path) -> list[dict[str, Any]]:
 
 def _unreadable(trial: Path, reason: object) -> RankwiseError:
     return RankwiseError(
-        f"trial {str(trial)!r} cannot be read: {' '.join(str(reason).split())}; "
+        f"trial {str(trial)!r} cannot be read: {' '.join(str(reason).split()).rstrip('.')}; "
         "delete its directory, and the sweep's own command trains it again"
     )
 
