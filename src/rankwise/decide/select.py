@@ -293,5 +293,7 @@ def _confirmation(scores: Comparison, rank: int, margin: float, confidence: floa
         reason = f"The score confirms: rank {rank} scores at most {max(0.0, bound):.4f} below the best other rank."
     else:
         status = "cannot tell"
-        reason = f"The score cannot tell at its margin of {margin:g}: rank {rank} may lie {bound:.4f} below {against}."
+        reason = (
+            f"The score cannot tell at its margin of {margin:.3g}: rank {rank} may lie {bound:.4f} below {against}."
+        )
     return Confirmation(metric="score", margin=margin, status=status, bound=bound, against=against, reason=reason)
