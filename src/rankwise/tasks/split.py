@@ -28,7 +28,6 @@ def stratified_split(
     Raises:
         RequestError: a class has fewer rows than there are parts.
     """
-    generator = np.random.default_rng(seed)
     parts: list[list[int]] = [[] for _ in range(1 + len(fractions))]
     codes = np.asarray(labels)
     small = {str(name): int(count) for name, count in zip(*np.unique(codes, return_counts=True), strict=True)}
@@ -45,8 +44,7 @@ def stratified_split(
             f"class {some(rows)}: each class needs at least {len(parts)} {what} to be split into {len(parts)} parts"
             f"{hint}"
         )
-    for name in np.unique(codes):
-        rows_of_class = generator.permutation(np.flatnonzero(codes == name))  # (n,)
+    for rows_of_class in _shuffled(labels, seed):
         start = 0
         for part, fraction in enumerate(fractions, start=1):
             size = max(1, round(fraction * len(rows_of_class)))
@@ -67,12 +65,16 @@ def stratified_part(labels: Sequence[str], most: int, seed: int) -> list[int]:
     Returns:
         Row numbers in ascending order.
     """
-    generator = np.random.default_rng(seed)
-    codes = np.asarray(labels)
-    rows = [generator.permutation(np.flatnonzero(codes == name)) for name in np.unique(codes)]  # (n,) each
-    shares = [most / len(codes) * len(own) for own in rows]
+    rows = _shuffled(labels, seed)
+    shares = [most / len(labels) * len(own) for own in rows]
     sizes = [max(1, round(share)) for share in shares]
     while sum(sizes) > most:  # rounded up, or a class too small for a share of its own
         large = [index for index, size in enumerate(sizes) if size > 1]
         sizes[max(large, key=lambda index: sizes[index] - shares[index])] -= 1
     return sorted(row for own, size in zip(rows, sizes, strict=True) for row in own[:size].tolist())
+
+
+def _shuffled(labels: Sequence[str], seed: int) -> list[np.ndarray]:
+    """Return the shuffled rows of each class, (n,) each."""
+    generator, codes = np.random.default_rng(seed), np.asarray(labels)
+    return [generator.permutation(np.flatnonzero(codes == name)) for name in np.unique(codes)]
