@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from rankwise.report.words import clip, is_share, limits
+
+if TYPE_CHECKING:
+    from rankwise.decide import Interval
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
 HEIGHT = 340
@@ -61,28 +64,32 @@ def _quality(
     """Mean against rank, with what is possible of its interval; the chosen rank stands out."""
     means = [row[f"{what}_mean"] for row in rows]
     within = limits(name, means)
-    # None where nothing says how far a mean may vary
-    bounds = [row[f"{what}_ci"] and clip(row[f"{what}_ci"], within) for row in rows]
+    intervals = [row[f"{what}_ci"] for row in rows]
     colours = [GREEN if row["rank"] == decision["rank"] else BLUE for row in rows]
     figure = go.Figure(
         go.Scatter(
             x=[row["rank"] for row in rows],
             y=means,
-            error_y={
-                "type": "data",
-                "array": [ci and ci[1] - mean for mean, ci in zip(means, bounds, strict=True)],
-                "arrayminus": [ci and mean - ci[0] for mean, ci in zip(means, bounds, strict=True)],
-                "color": GREY,
-            },
+            error_y={**error_bars(means, intervals, within), "color": GREY},
             mode="lines+markers",
             line={"color": GREY, "width": 1},
             marker={"size": 11, "color": colours},
         )
     )
     if percent:  # plotly's own range would have ticks beyond 100 %
-        ends = [end for pair in bounds if pair for end in pair]
+        ends = [end for ci in intervals if ci for end in clip(ci, within)]
         figure.update_yaxes(range=_share_range([*means, *ends]))
     return _styled(figure, rows, title, percent)
+
+
+def error_bars(means: Sequence[float], intervals: Sequence["Interval | None"], within: "Interval") -> dict[str, Any]:
+    """Return plotly's error bars, of what of intervals is possible; none where nothing says how far a mean may vary."""
+    bounds = [ci and clip(ci, within) for ci in intervals]
+    return {
+        "type": "data",
+        "array": [ci and ci[1] - mean for mean, ci in zip(means, bounds, strict=True)],
+        "arrayminus": [ci and mean - ci[0] for mean, ci in zip(means, bounds, strict=True)],
+    }
 
 
 def _share_range(values: Sequence[float]) -> list[float]:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from rankwise.decide import Interval
 from rankwise.report.figure_files import write_figure
-from rankwise.report.plots import rate_ticks
-from rankwise.report.words import clip, figure, limits
+from rankwise.report.plots import error_bars, rate_ticks
+from rankwise.report.words import figure, limits
 from rankwise.side_by_side import Line
 
 HEIGHT = 760
@@ -32,9 +32,9 @@ def print_side_by_side(lines: Sequence[Line], console: Console | None = None) ->
     table.add_column("rank", justify="right")
     for line in lines:
         table.add_column(line.label, justify="right", overflow="fold")
-    possible = _possible(lines)
+    within = _within(lines)
     for rank in _ranks(lines):
-        table.add_row(str(rank), *(_cell(line, rank, possible) for line in lines))
+        table.add_row(str(rank), *(_cell(line, rank, within) for line in lines))
     table.add_section()
     table.add_row("chosen", *("undetermined" if line.rank is None else str(line.rank) for line in lines))
     spreads = ["" if line.spread is None else f"{line.spread:.4f}" for line in lines]
@@ -57,18 +57,12 @@ def write_side_by_side_plot(lines: Sequence[Line], path: Path) -> None:
     """
     titles = (f"Held-out loss, {lines[0].unit}", "Learning rate it was reached at")
     drawn = make_subplots(2, 1, subplot_titles=titles, vertical_spacing=0.16)
-    possible = _possible(lines)
+    within = _within(lines)
     for index, line in enumerate(lines):
         rows = [row for row in line.table if row["loss_mean"] is not None]
         ranks, colour = [row["rank"] for row in rows], COLOURS[index % len(COLOURS)]
         means = [row["loss_mean"] for row in rows]
-        bounds = [row["loss_ci"] and clip(row["loss_ci"], possible) for row in rows]
-        bars = {
-            "type": "data",
-            "array": [pair and pair[1] - mean for mean, pair in zip(means, bounds, strict=True)],
-            "arrayminus": [pair and mean - pair[0] for mean, pair in zip(means, bounds, strict=True)],
-            "thickness": 1,
-        }
+        bars = {**error_bars(means, [row["loss_ci"] for row in rows], within), "thickness": 1}
         common = {"x": ranks, "mode": "lines+markers", "name": line.label, "legendgroup": line.label}
         look = {
             "line": {"color": colour, "dash": DASHES[index % len(DASHES)]},
@@ -96,11 +90,11 @@ def _ranks(lines: Sequence[Line]) -> list[int]:
     return sorted({row["rank"] for line in lines for row in line.table})
 
 
-def _possible(lines: Sequence[Line]) -> Interval:
+def _within(lines: Sequence[Line]) -> Interval:
     return limits("loss", [row["loss_mean"] for line in lines for row in line.table])
 
 
-def _cell(line: Line, rank: int, possible: Interval) -> str:
+def _cell(line: Line, rank: int, within: Interval) -> str:
     rows = [row for row in line.table if row["rank"] == rank]
     if not rows:
         return ""
@@ -108,4 +102,4 @@ def _cell(line: Line, rank: int, possible: Interval) -> str:
     if row["loss_mean"] is None:
         return "diverged"
     at = "" if row["learning_rate"] is None else f" at {row['learning_rate']:g}"
-    return f"{figure(row['loss_mean'], row['loss_ci'], within=possible)}{at}"
+    return f"{figure(row['loss_mean'], row['loss_ci'], within=within)}{at}"
