@@ -188,13 +188,12 @@ def _above(
 
     The least gain that counts as one is on the upper end.
     """
-    least = LEAST_GAIN * float(np.mean(guessed(guess_loss, runs[0].examples))) if runs else 0.0
-    over = [
-        replace(run, loss=None if run.loss is None else run.loss - guessed(guess_loss, run.examples)) for run in runs
-    ]
+    guess = guessed(guess_loss, runs[0].examples) if runs else 0.0  # all were scored on the same
+    over = [replace(run, loss=None if run.loss is None else run.loss - guess) for run in runs]
     losses = compare(over, "loss", noise)
     if losses is None:
         return {}
+    least = LEAST_GAIN * float(np.mean(guess))
     return {
         rank: (float(values.mean()), losses.mean_interval(rank, confidence)[1] + least)
         for rank, values in losses.values.items()
