@@ -391,7 +391,6 @@ def _trials(directory: Path) -> list[Path]:
 
 def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
     """Refuse to go on with a sweep under another request; versions and hardware may differ."""
-    anew = _decide_anew(directory, known, request)
     for part in ("settings", "fingerprints"):
         for name in {**known.get(part, {}), **request[part]}:
             before, now = known.get(part, {}).get(name), request[part].get(name)
@@ -399,10 +398,10 @@ def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mappin
             if before == now or (more_seeds and extend):
                 continue
             values = f"is {now}, was {before}" if part == "settings" else "is not the same as before"
-            remedy = "; or add the new ones with --extend" if more_seeds else ""
+            remedy = "; or add the new ones with --extend" if more_seeds else _decide_anew(directory, known, request)
             raise RequestError(
                 f"out {str(directory)!r} holds a sweep with another request: {name} {values}; "
-                f"give the same request, or another out{remedy}{anew}"
+                f"give the same request, or another out{remedy}"
             )
 
 
