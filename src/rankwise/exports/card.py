@@ -92,13 +92,7 @@ def _table(decision: Decision, score: str) -> tuple[str, list[str]]:
     rows = []
     for row, texts in zip(decision.table, cells(decision, score), strict=True):
         bound = "" if row.worst_difference is None else signed(row.worst_difference)
-        rows.append(
-            {
-                **texts,
-                "seeds": str(row.seeds),
-                "at most above the best": bound,
-            }
-        )
+        rows.append({**texts, "seeds": str(row.seeds), "at most above the best": bound})
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     header = f"| {' | '.join(names)} |\n|{' ---: |' * len(names)}"
     lines = []
