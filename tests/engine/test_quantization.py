@@ -17,12 +17,14 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from rankwise.config import SweepConfig
 from rankwise.engine import quantization
 from rankwise.engine.base_model import load_base
+from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused import FusedEngine, lower_precision
 from rankwise.engine.packed_model import why_not
 from rankwise.engine.quantization import keep_as_loaded, loading_arguments, resident_tensors
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.errors import RequestError
+from rankwise.lora.adapter import Adapter
 from rankwise.tasks import samples
 from rankwise.tasks.classification import encode
 from rankwise.tasks.loading import load_task
@@ -94,6 +96,49 @@ def test_rounding_to_bf16_is_not_taken_for_a_base_that_cannot_run_packed() -> No
     examples = encode(task.train.take(range(40)), base.tokenizer, 128)[0]
     assert [why_not(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [None] * 5
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
+
+
+def test_rounding_inputs_to_8_bits_is_not_taken_for_a_base_that_cannot_run_packed() -> None:
+    """By that rounding alone a nudge of embeddings by parts in ten million moves 8-bit MiniLM's logits by percents."""
+    task = load_task(SweepConfig())
+    base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="int8")
+    examples = encode(task.train.take(range(40)), base.tokenizer, 128)[0]
+    assert [why_not(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [None] * 5
+
+    base.model.eval()
+    with torch.inference_mode():
+        plain = padded_logits(base.model, base.tokenizer, examples)
+        hook = base.model.base_model.embeddings.register_forward_hook(lambda *args: args[2] * (1 + 2e-7))
+        nudged = padded_logits(base.model, base.tokenizer, examples)
+        hook.remove()
+    assert (nudged - plain).abs().max() > 0.01 * plain.abs().max()  # the layers round as before the check
+
+
+@pytest.mark.slow
+def test_both_engines_train_an_8_bit_minilm_alike() -> None:
+    task = load_task(SweepConfig())
+    base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="int8")
+    train, held_out = (
+        encode(part.take(range(0, len(part), len(part) // count)), base.tokenizer, 128)[0]
+        for part, count in ((task.train, 200), (task.held_out, 100))
+    )
+    (expected,) = ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
+    packed = list(FusedEngine(base, train, held_out, RECIPE, pack_size=2).train(TRIALS))
+    losses, expected_losses = ([row["train_loss"] for row in one.steps] for one in (packed[0], expected))
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    # In eval mode inputs are rounded to 8 bits, and single logits with them.
+    mean, expected_mean = (one.evidence["loss"].mean() for one in (packed[0], expected))
+    assert mean == pytest.approx(expected_mean, abs=2e-3)
+
+
+def test_a_trial_does_not_decide_which_columns_of_another_are_in_8_bits(tmp_path: Path) -> None:
+    base, train, held_out = load_tiny("bert", tmp_path, quantization="int8")
+    engine = FusedEngine(base, train.take(range(16)), held_out, RECIPE)
+    (trained,) = engine.train(TRIALS[:1])
+    usual = Adapter(trained.adapter, trained.adapter_config)
+    wild = Adapter({name: 1e3 * value for name, value in trained.adapter.items()}, trained.adapter_config)
+    together, alone = engine.score([usual, wild]), engine.score([usual])
+    assert together[0].equals(alone[0])
 
 
 @pytest.mark.parametrize("engine", [FusedEngine, ReferenceEngine])

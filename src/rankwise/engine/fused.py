@@ -16,7 +16,7 @@ from rankwise.engine.fresh import saved_modules
 from rankwise.engine.loaded import Loaded
 from rankwise.engine.measure import peak_live_bytes
 from rankwise.engine.packed_model import Adapted, PackedModel, packed_model
-from rankwise.engine.quantization import has_fast_bf16, resident_tensors
+from rankwise.engine.quantization import has_fast_bf16, mixes_rows, resident_tensors
 from rankwise.engine.side_by_side import side_by_side
 from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
@@ -72,6 +72,8 @@ class FusedEngine:
         self.pack_size = pack_size
         self.autocast = autocast
         self.train_share = share_of_training(recipe, train, held_out)
+        self._one_by_one = mixes_rows(base.model)
+        self._pass_tokens = 0 if self._one_by_one else pass_tokens(next(base.model.parameters()).device)
         self._saved = saved_modules(base)
         self._telling = threading.Lock()
 
@@ -83,7 +85,7 @@ class FusedEngine:
             yield from finished
 
     def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
-        """Score adapters in one pass over the held-out examples."""
+        """Score adapters on the held-out examples."""
         loaded = [Loaded(self.base, adapter) for adapter in adapters]
         with packed_model(self.base, self.autocast) as model:
             return self._evaluate(model, loaded)
@@ -137,7 +139,7 @@ class FusedEngine:
         while not stop.is_set() and (active := [trainee for trainee in trainees if not trainee.finished]):
             batches = [trainee.next_batch() for trainee in active]
             tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
-            for part in _passes(tokens, pass_tokens(model.device)):
+            for part in _passes(tokens, self._pass_tokens):
                 group = active[part]
                 for trainee, loss in zip(group, self._gradients(model, group, batches[part]), strict=True):
                     trainee.update(loss)
@@ -167,7 +169,9 @@ class FusedEngine:
         return torch.stack(losses).tolist()
 
     def _evaluate(self, model: PackedModel, trials: Sequence[Adapted]) -> list[pd.DataFrame]:
-        """Score every held-out example with every trial, one pass for all of them."""
+        """Score every held-out example with every trial, one pass for all of them where they leave each other alone."""
+        if self._one_by_one and len(trials) > 1:
+            return [rows for trial in trials for rows in self._evaluate(model, [trial])]
         examples = self.held_out
         self.base.model.eval()
         results = [Results(examples) for _ in trials]

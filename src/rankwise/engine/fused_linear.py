@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankwise.engine.quantization import dequantized, is_quantized
+
 
 @dataclass
 class Factors:
@@ -120,16 +122,10 @@ def is_fusable(layer: nn.Module) -> bool:
 
 def frozen_weight(base: Any) -> torch.Tensor:
     """Return a layer's weight, (d_out, d_in), out of its quantised form where it has one."""
-    kind = type(base).__name__
+    if is_quantized(base):
+        return dequantized(base)
     weight: torch.Tensor = base.weight
-    if kind == "Conv1D":
-        return weight.t()
-    if kind in ("Linear4bit", "Linear8bitLt"):
-        from peft.utils.integrations import dequantize_bnb_weight
-
-        dequantized: torch.Tensor = dequantize_bnb_weight(base.weight, state=getattr(base, "state", None))
-        return dequantized
-    return weight
+    return weight.t() if type(base).__name__ == "Conv1D" else weight
 
 
 @contextmanager

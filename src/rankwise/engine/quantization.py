@@ -1,12 +1,14 @@
 """The frozen base in few bits, by bitsandbytes (QLoRA, Dettmers et al. 2023)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from rankwise.errors import RequestError
 
@@ -62,32 +64,70 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def keep_as_loaded(model: nn.Module) -> None:
-    """Let 4-bit layers stay as they were loaded.
+    """Let quantised layers stay as they are from here on.
 
-    On a CPU with AVX512-BF16 bitsandbytes rounds a layer's scales to bf16 and lays its weights out anew, in place, the
-    first time that it evaluates. From then on its products are in bf16 and have no gradient: the trials that train
-    after the first evaluation would have another base than those before, and one that lets nothing learn.
+    On a CPU with AVX512-BF16 bitsandbytes rounds a 4-bit layer's scales to bf16 and lays its weights out anew, in
+    place, the first time that it evaluates. From then on its products are in bf16 and have no gradient: the trials that
+    train after the first evaluation would have another base than those before, and one that lets nothing learn. What an
+    8-bit layer moves in its first pass is moved now, or two threads might move it at once.
     """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            vars(module)["support_avx512bf16_for_cpu"] = False
+    layers: list[Any] = [module for module in model.modules() if is_quantized(module)]
+    for layer in layers:
+        if type(layer).__name__ == "Linear4bit":
+            vars(layer)["support_avx512bf16_for_cpu"] = False
+        elif layer.weight.CB is not None:
+            layer.init_8bit_state()
 
 
 @contextmanager
 def computing_in_fp32(model: nn.Module) -> Iterator[None]:
-    """Let 4-bit layers compute in fp32 until the end of the ``with`` block.
+    """Let quantised layers compute in fp32, 8-bit ones with inputs as they are, until the end of the ``with`` block.
 
-    In bf16 the logits of one example move by several percent with the shape of its batch, by rounding alone.
+    In bf16 the logits of one example move by several percent with the shape of its batch, by rounding alone, and so
+    they do with inputs rounded to 8 bits.
     """
-    layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
-    before = [layer.compute_dtype for layer in layers]
+    with ExitStack() as stack:
+        for layer in filter(is_quantized, model.modules()):
+            if type(layer).__name__ == "Linear4bit":
+                stack.enter_context(_attribute(layer, "compute_dtype", torch.float32))
+            else:
+                stack.enter_context(_attribute(layer, "forward", partial(_unrounded, layer)))
+        yield
+
+
+@contextmanager
+def _attribute(layer: nn.Module, name: str, value: Any) -> Iterator[None]:
+    own = vars(layer)
+    before = own.get(name)  # a method is the class's, unless something has hooked itself in
+    own[name] = value
     try:
-        for layer in layers:
-            layer.compute_dtype = torch.float32
         yield
     finally:
-        for layer, dtype in zip(layers, before, strict=True):
-            layer.compute_dtype = dtype
+        if before is None:
+            del own[name]
+        else:
+            own[name] = before
+
+
+def _unrounded(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, dequantized(layer).to(x.dtype), layer.bias)
+
+
+def dequantized(layer: Any) -> torch.Tensor:
+    """Return the weight of a quantised layer, (d_out, d_in)."""
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    weight: torch.Tensor = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    return weight
+
+
+def mixes_rows(model: nn.Module) -> bool:
+    """Whether what a layer makes of one row depends on the others in the same product.
+
+    8-bit layers take a column in which any row has an outlier out of the 8 bits for all rows (LLM.int8(), Dettmers et
+    al. 2022, section 3.2).
+    """
+    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
 def resident_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
