@@ -55,13 +55,19 @@ def packed_attention(
     kv_heads = key.shape[1]
     scaling = width**-0.5 if scaling is None else scaling
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    masks = [
+        _mask(block, key_mask, causal, sliding_window, query)
+        for block, key_mask in zip(packing.blocks, packing.key_masks, strict=True)
+    ]
+    if softcap is not None or (query.device.type == "cpu" and packing.blocks[-1].longest < LONG):
+        return _Attend.apply(query, key, value, packing, masks, causal, scaling, softcap), None
     by_block = zip(*(regrouped(tensor, packing) for tensor in (query, key, value)), strict=True)
     outputs = []
-    for block, key_mask, (q, k, v) in zip(packing.blocks, packing.key_masks, by_block, strict=True):
+    for mask, (q, k, v) in zip(masks, by_block, strict=True):
         if kv_heads != heads:
             k, v = (tensor.repeat_interleave(heads // kv_heads, 1) for tensor in (k, v))
-        mask = _mask(block, key_mask, causal, sliding_window, q)
-        outputs.append(_attend(q, k, v, mask, causal, scaling, softcap).reshape(-1, v.shape[-1]))
+        own = scaled_dot_product_attention(q, k, v, mask, is_causal=causal and mask is None, scale=scaling)
+        outputs.append(own.reshape(-1, v.shape[-1]))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # (P h, d)
     return _Ungroup.apply(flat, packing.by_head(heads)).view(1, tokens, heads, -1), None
 
@@ -91,30 +97,90 @@ def _mask(
     return mask
 
 
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scaling: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Return softmax(q k^T) v of one block, (n, h, L, d)."""
-    count, heads, length, _ = q.shape
-    if softcap is None and (length >= LONG or q.device.type != "cpu"):
-        return scaled_dot_product_attention(q, k, v, mask, is_causal=causal and mask is None, scale=scaling)
-    # Short sequences: a batched product of contiguous matrices takes a CPU a third of the time that its flash kernel
-    # does.
-    flat_q, flat_k, flat_v = (tensor.flatten(0, 1) for tensor in (q, k, v))  # (n h, L, d)
-    scores = torch.bmm(flat_q * scaling, flat_k.transpose(1, 2))  # (n h, L, L)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if causal and mask is None:
-        mask = torch.full((length, length), hide(q.dtype), dtype=q.dtype, device=q.device).triu(1)
-    if mask is not None:
-        scores.view(count, heads, length, length).add_(mask)
-    return torch.bmm(scores.softmax(-1), flat_v).view(count, heads, length, -1)
+class _Attend(torch.autograd.Function):
+    """softmax(q k^T) v within each sequence, by products of contiguous matrices, block by block.
+
+    For short sequences this takes a CPU a third of the time of its flash kernel. Rows go straight from token order into
+    blocks and back, and every product writes to its place in a block: autograd's own copies cost as much as some of the
+    products. The heads that share a key are one matrix with it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        packing: Packing,
+        masks: list[torch.Tensor | None],
+        causal: bool,
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Attend, (1, h, T, d) and twice (1, h_kv, T, d) to (1, T, h, d)."""
+        heads, tokens = query.shape[1:3]
+        q, k, v = (_grouped(tensor.transpose(1, 2), packing) for tensor in (query, key, value))  # (P h, d), (P h_kv, d)
+        out = v.new_empty(len(q), v.shape[-1])
+        probabilities, bends = [], []
+        in_blocks = zip(*(_matrices(rows, key.shape[1], packing) for rows in (q, k, v, out)), strict=True)
+        for block, mask, (own_q, own_k, own_v, own_out) in zip(packing.blocks, masks, in_blocks, strict=True):
+            # (n h_kv, g L, d) with g = h / h_kv heads to a key, twice (n h_kv, L, d), (n h_kv, g L, d)
+            length = block.longest
+            if causal and mask is None:
+                mask = torch.full((length, length), hide(q.dtype), dtype=q.dtype, device=q.device).triu(1)
+            scores = q.new_empty(*own_q.shape[:2], length)  # (n h_kv, g L, L)
+            scores.baddbmm_(own_q, own_k.transpose(1, 2), beta=0.0, alpha=scaling)
+            if softcap is not None:
+                bends.append(scores.div_(softcap).tanh_().clone())
+                scores.mul_(softcap)
+            if mask is not None:
+                scores.view(-1, heads, length, length).add_(mask)
+            probabilities.append(scores.softmax(-1).to(v.dtype))
+            torch.bmm(probabilities[-1], own_v, out=own_out)
+        ctx.save_for_backward(q, k, v, out, *probabilities, *bends)
+        ctx.packing, ctx.kv_heads, ctx.scaling = packing, key.shape[1], scaling
+        return out.index_select(0, packing.by_head(heads).place).view(1, tokens, heads, -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        packing, kv_heads = ctx.packing, ctx.kv_heads
+        q, k, v, out, *rest = ctx.saved_tensors
+        probabilities, bends = rest[: len(packing.blocks)], rest[len(packing.blocks) :]
+        heads = grad.shape[2]
+        dout = _grouped(grad, packing)  # (P h, d)
+        dout.index_fill_(0, packing.by_head(heads).empty, 0.0)
+        # The sum of p dp over keys is that of out dout over d (FlashAttention, Dao et al. 2022, appendix B.2).
+        shared = (out * dout).sum(-1, keepdim=True)  # (P h, 1)
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        in_blocks = zip(
+            *(_matrices(rows, kv_heads, packing) for rows in (q, k, v, dout, shared, dq, dk, dv)), strict=True
+        )
+        for place, (p, (own_q, own_k, own_v, own_dout, own_shared, own_dq, own_dk, own_dv)) in enumerate(
+            zip(probabilities, in_blocks, strict=True)
+        ):
+            torch.bmm(p.transpose(1, 2), own_dout, out=own_dv)
+            dscores = torch.bmm(own_dout, own_v.transpose(1, 2)).sub_(own_shared).mul_(p)  # (n h_kv, g L, L)
+            if bends:
+                dscores.mul_(1 - bends[place] ** 2)
+            own_dq.baddbmm_(dscores, own_k, beta=0.0, alpha=ctx.scaling)
+            own_dk.baddbmm_(dscores.transpose(1, 2), own_q, beta=0.0, alpha=ctx.scaling)
+        grads = [
+            rows.index_select(0, packing.by_head(count).place).view(1, packing.tokens, count, -1).transpose(1, 2)
+            for rows, count in ((dq, heads), (dk, kv_heads), (dv, kv_heads))
+        ]
+        return *grads, None, None, None, None, None
+
+
+def _grouped(states: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Bring (1, T, h, d) into the blocks' order, head by head, (P h, d)."""
+    return states.reshape(-1, states.shape[-1]).index_select(0, packing.by_head(states.shape[2]).source)
+
+
+def _matrices(rows: torch.Tensor, kv_heads: int, packing: Packing) -> list[torch.Tensor]:
+    """Show (P h, d) as each block's matrices of a key's heads, (n h_kv, g L, d)."""
+    pieces = rows.split([len(rows) // packing.places * len(block.lengths) * block.longest for block in packing.blocks])
+    counts = [len(block.lengths) * kv_heads for block in packing.blocks]
+    return [piece.view(count, -1, piece.shape[-1]) for piece, count in zip(pieces, counts, strict=True)]
 
 
 class _Regroup(torch.autograd.Function):

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,8 +67,7 @@ class FusedLinear(nn.Module):
         """Return ``x W^T + b + s (x A^T) B^T``, (..., d_in) to (..., d_out)."""
         now = self.stretches
         factors = [trial[self.name] for trial in now.factors]
-        y = _Apply.apply(x.reshape(-1, x.shape[-1]), now.trigger, self.base, factors, now.bounds)
-        return y.view(*x.shape[:-1], -1)
+        return _Apply.apply(x, now.trigger, self.base, factors, now.bounds)
 
 
 class _Apply(torch.autograd.Function):
@@ -80,16 +80,16 @@ class _Apply(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, trigger: torch.Tensor, base: nn.Module, factors: list[Factors], bounds: Sequence[int]
     ) -> torch.Tensor:
-        y = base(x)  # (T, d_out)
+        y = base(x)  # (..., d_out)
         if torch.is_autocast_enabled(x.device.type):
             # bitsandbytes' layers give back the precision of x, which is fp32 after a norm; the rest is lower.
             y = y.to(torch.get_autocast_dtype(x.device.type))
-        ctx.dtype_of_x = x.dtype
-        x = x.to(y.dtype)
+        ctx.like = x.shape, x.dtype
+        x, rows = x.reshape(-1, x.shape[-1]).to(y.dtype), y.view(-1, y.shape[-1])  # (T, d_in), (T, d_out)
         lows = []
-        for own, start, stop in zip(factors, bounds, bounds[1:], strict=False):
-            low = x[start:stop] @ own.a.to(y.dtype).t()  # (T_k, r)
-            y[start:stop].addmm_(low, own.bt.to(y.dtype), alpha=own.scaling)
+        for own, x_k, y_k in zip(factors, _stretches(x, bounds), _stretches(rows, bounds), strict=False):
+            low = x_k @ own.a.to(y.dtype).t()  # (T_k, r)
+            y_k.addmm_(low, own.bt.to(y.dtype), alpha=own.scaling)
             lows.append(low)
         ctx.save_for_backward(x, *lows)
         ctx.base, ctx.factors, ctx.bounds = base, factors, bounds
@@ -97,15 +97,26 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-        x, *lows = ctx.saved_tensors
+        x, *lows = ctx.saved_tensors  # (T, d_in), (T_k, r) each
+        shape, dtype = ctx.like
+        dy = dy.reshape(-1, dy.shape[-1])  # (T, d_out)
         dx = dy @ frozen_weight(ctx.base).to(dy.dtype) if ctx.needs_input_grad[0] else None  # (T, d_in)
-        for own, low, start, stop in zip(ctx.factors, lows, ctx.bounds, ctx.bounds[1:], strict=False):
-            dlow = dy[start:stop] @ own.bt.to(dy.dtype).t()  # (T_k, r)
-            _add_product(own.bt_grad, low.t(), dy[start:stop], own.scaling)
-            _add_product(own.a_grad, dlow.t(), x[start:stop], own.scaling)
-            if dx is not None:
-                dx[start:stop].addmm_(dlow, own.a.to(dy.dtype), alpha=own.scaling)
-        return None if dx is None else dx.to(ctx.dtype_of_x), None, None, None, None
+        inputs, outputs = _stretches(x, ctx.bounds), _stretches(dy, ctx.bounds)
+        dlows = []
+        for own, low, x_k, dy_k in zip(ctx.factors, lows, inputs, outputs, strict=False):
+            dlows.append(dy_k @ own.bt.to(dy.dtype).t())  # (T_k, r)
+            _add_product(own.bt_grad, low.t(), dy_k, own.scaling)
+            _add_product(own.a_grad, dlows[-1].t(), x_k, own.scaling)
+        if dx is None:
+            return None, None, None, None, None
+        for own, dlow, dx_k in zip(ctx.factors, dlows, _stretches(dx, ctx.bounds), strict=False):
+            dx_k.addmm_(dlow, own.a.to(dy.dtype), alpha=own.scaling)
+        return dx.view(shape).to(dtype), None, None, None, None
+
+
+def _stretches(rows: torch.Tensor, bounds: Sequence[int]) -> Sequence[torch.Tensor]:
+    """Return each trial's rows, views of (T, ...)."""
+    return (rows,) if len(bounds) == 2 else [rows[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _add_product(grad: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
