@@ -12,6 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.engine.fused_linear import Factors, fused_layers, is_fusable
 
 D_IN, D_OUT, RANK, TOKENS = 64, 128, 4, 12
+RANKS = {"q_proj": 4, "k_proj": 2, "v_proj": 3}
+ALPHAS = {"q_proj": 4.0, "k_proj": 8.0, "v_proj": 1.0}
 
 
 def frozen(kind: str) -> nn.Module:
@@ -60,3 +62,55 @@ def test_output_and_gradients_are_peft_s(kind: str) -> None:
     torch.testing.assert_close(ours_x.grad, theirs_x.grad, **close)
     torch.testing.assert_close(own.a_grad, layer.lora_A["default"].weight.grad, **close)
     torch.testing.assert_close(own.bt_grad.t(), layer.lora_B["default"].weight.grad, **close)
+
+
+class Attention(nn.Module):
+    """Named as modelling code names them; keys and values may be of another input than queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(D_IN, D_OUT, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return self.q_proj(x).sin() * self.k_proj(z) + self.v_proj(z)
+
+
+@pytest.mark.parametrize("names", [("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj"), ("q_proj", "v_proj")])
+@pytest.mark.parametrize("other_input", [False, True])
+def test_layers_of_one_input_are_each_peft_s(names: tuple[str, ...], other_input: bool) -> None:
+    """They are computed together, with a rank and a scaling for each, on the stretches of two trials."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention()).double().requires_grad_(False)
+    ranks, alphas = ({f"0.{name}": own[name] for name in names} for own in (RANKS, ALPHAS))
+
+    def draw(name: str) -> Factors:
+        a, bt = torch.randn(ranks[name], D_IN).double(), torch.randn(ranks[name], D_OUT).double()
+        return Factors(a, bt, torch.zeros_like(a), torch.zeros_like(bt), alphas[name] / ranks[name])
+
+    trials = [{name: draw(name) for name in ranks} for _ in range(2)]
+    x = torch.randn(TOKENS, D_IN).double()
+    z = torch.randn(TOKENS, D_IN).double() if other_input else x
+    direction = torch.randn(TOKENS, D_OUT).double()
+    inputs = [value.clone().requires_grad_() for value in (x, z)]
+    with fused_layers(model, list(ranks)) as stretches:
+        stretches.factors, stretches.bounds = trials, [0, 5, TOKENS]
+        ours = model[0](inputs[0], inputs[1] if other_input else inputs[0])
+        ours.backward(direction)
+
+    config = LoraConfig(r=1, target_modules=list(names), rank_pattern=ranks, alpha_pattern=alphas)
+    inject_adapter_in_model(config, model)
+    for trial, rows in zip(trials, (slice(0, 5), slice(5, TOKENS)), strict=True):
+        layers: dict[str, Any] = {name: model.get_submodule(name) for name in trial}
+        for name, layer in layers.items():
+            layer.lora_A["default"].weight = nn.Parameter(trial[name].a.clone())
+            layer.lora_B["default"].weight = nn.Parameter(trial[name].bt.t().clone())
+        own = [value[rows].clone().requires_grad_() for value in (x, z)]
+        theirs = model[0](own[0], own[1] if other_input else own[0])
+        theirs.backward(direction[rows])
+        torch.testing.assert_close(ours[rows], theirs)
+        for ours_in, theirs_in in zip(inputs[: 1 + other_input], own, strict=False):
+            assert ours_in.grad is not None
+            torch.testing.assert_close(ours_in.grad[rows], theirs_in.grad)
+        for name, layer in layers.items():
+            torch.testing.assert_close(trial[name].a_grad, layer.lora_A["default"].weight.grad)
+            torch.testing.assert_close(trial[name].bt_grad.t(), layer.lora_B["default"].weight.grad)

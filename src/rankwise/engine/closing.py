@@ -85,6 +85,8 @@ class FirstTokenAttention(nn.Module):
         self.original = original
         self.stretches = stretches
         self.speaking = speaking
+        if isinstance(original.query, FusedLinear):
+            original.query.group = [original.query]  # key and value are not asked
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         """Return what each sequence's first token gathers, (1, T, H) to (1, N, H), and no weights."""
