@@ -178,9 +178,9 @@ def _grouped(states: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 def _matrices(rows: torch.Tensor, kv_heads: int, packing: Packing) -> list[torch.Tensor]:
     """Show (P h, d) as each block's matrices of a key's heads, (n h_kv, g L, d)."""
-    heads = len(rows) // packing.places
-    pieces = rows.split([heads * len(block.lengths) * block.longest for block in packing.blocks])
-    counts = [len(block.lengths) * kv_heads for block in packing.blocks]
+    blocks, heads = packing.blocks, len(rows) // packing.places
+    pieces = rows.split([heads * len(block.lengths) * block.longest for block in blocks]) if len(blocks) > 1 else [rows]
+    counts = [len(block.lengths) * kv_heads for block in blocks]
     return [piece.view(count, -1, piece.shape[-1]) for piece, count in zip(pieces, counts, strict=True)]
 
 
