@@ -73,7 +73,7 @@ def test_both_engines_train_alike_and_peft_loads_the_adapter(name: str, kind: st
             np.testing.assert_allclose(-torch.log_softmax(logits, 0)[label].item(), loss, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("bert", "int8")])
+@pytest.mark.parametrize(("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("gemma2", "nf4"), ("bert", "int8")])
 def test_bf16_products_come_close_to_fp32(name: str, kind: str, tmp_path: Path) -> None:
     """Quantised layers give back the precision of their input, which is fp32 after a norm, under autocast too."""
     base, train, held_out = load_tiny(name, tmp_path, quantization=kind)

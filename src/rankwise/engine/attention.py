@@ -60,6 +60,9 @@ def packed_attention(
         for block, key_mask in zip(packing.blocks, packing.key_masks, strict=True)
     ]
     if softcap is not None or (query.device.type == "cpu" and packing.blocks[-1].longest < LONG):
+        if torch.is_autocast_enabled(query.device.type):  # products that write to their place do not cast by themselves
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return _Attend.apply(query, key, value, packing, masks, causal, scaling, softcap), None
     by_block = zip(*(regrouped(tensor, packing) for tensor in (query, key, value)), strict=True)
     outputs = []
