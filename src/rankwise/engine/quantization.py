@@ -75,7 +75,7 @@ def keep_as_loaded(model: nn.Module) -> None:
     for layer in layers:
         if type(layer).__name__ == "Linear4bit":
             vars(layer)["support_avx512bf16_for_cpu"] = False
-        elif layer.weight.CB is not None:
+        elif hasattr(layer, "init_8bit_state") and layer.weight.CB is not None:  # PEFT's layers have the same name
             layer.init_8bit_state()
 
 
