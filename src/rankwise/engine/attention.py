@@ -79,8 +79,14 @@ def regrouped(states: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
     """Bring (1, h, T, d) into the blocks' (n, h, L, d)."""
     heads, width = states.shape[1], states.shape[3]
     rows = _Regroup.apply(states.transpose(1, 2).reshape(-1, width), packing.by_head(heads))  # (P h, d)
-    shapes = [(len(block.lengths), heads, block.longest, width) for block in packing.blocks]
-    pieces = rows.split([math.prod(shape[:3]) for shape in shapes])
+    return _in_blocks(rows, packing)
+
+
+def _in_blocks(rows: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
+    """Show rows in the blocks' order, (P h, d), as the blocks' (n, h, L, d)."""
+    heads = len(rows) // packing.places
+    shapes = [(len(block.lengths), heads, block.longest, rows.shape[1]) for block in packing.blocks]
+    pieces = rows.split([math.prod(shape[:3]) for shape in shapes]) if len(shapes) > 1 else [rows]
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
@@ -178,10 +184,7 @@ def _grouped(states: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 def _matrices(rows: torch.Tensor, kv_heads: int, packing: Packing) -> list[torch.Tensor]:
     """Show (P h, d) as each block's matrices of a key's heads, (n h_kv, g L, d)."""
-    blocks, heads = packing.blocks, len(rows) // packing.places
-    pieces = rows.split([heads * len(block.lengths) * block.longest for block in blocks]) if len(blocks) > 1 else [rows]
-    counts = [len(block.lengths) * kv_heads for block in blocks]
-    return [piece.view(count, -1, piece.shape[-1]) for piece, count in zip(pieces, counts, strict=True)]
+    return [piece.view(len(piece) * kv_heads, -1, piece.shape[-1]) for piece in _in_blocks(rows, packing)]
 
 
 class _Regroup(torch.autograd.Function):
