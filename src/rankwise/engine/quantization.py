@@ -59,8 +59,9 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module is a quantised linear layer of bitsandbytes."""
-    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    """Whether a module is a quantised linear layer of bitsandbytes; PEFT's adapters around them have the same names."""
+    kind = type(module)
+    return kind.__name__ in ("Linear4bit", "Linear8bitLt") and kind.__module__.startswith("bitsandbytes.")
 
 
 def keep_as_loaded(model: nn.Module) -> None:
@@ -75,7 +76,7 @@ def keep_as_loaded(model: nn.Module) -> None:
     for layer in layers:
         if type(layer).__name__ == "Linear4bit":
             vars(layer)["support_avx512bf16_for_cpu"] = False
-        elif hasattr(layer, "init_8bit_state") and layer.weight.CB is not None:  # PEFT's layers have the same name
+        elif layer.weight.CB is not None:
             layer.init_8bit_state()
 
 
