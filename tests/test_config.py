@@ -96,6 +96,7 @@ def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
         ({"target_modules": "attention,mlp"}, ["'attention'", "stands alone"]),
         ({"target_modules": "query["}, ["'query['", "not a regular expression"]),
         ({"eval_data": "held.csv"}, ["eval_data", "data"]),
+        ({"data": "all.csv", "allow_duplicates": True}, ["allow_duplicates", "eval_data, which is missing"]),
     ],
 )
 def test_bad_values_are_refused_in_one_line(settings: dict[str, object], words: list[str]) -> None:

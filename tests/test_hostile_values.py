@@ -57,7 +57,6 @@ ALLOWED: dict[str, set[str]] = {
     "confidence": {"fraction"},
     "trust_remote_code": {"true"},
     "extend": {"true"},
-    "allow_duplicates": {"true"},
     "out": PATHS,
     "report_to": {"empty", "blank", "empty list"},  # to none
 }
@@ -79,7 +78,7 @@ ANALYZE_ALLOWED: dict[str, set[str]] = {
     "confidence": {"fraction"},
     "noise": {"null", "fraction"},
     "higher_is_better": {"null"},
-    "score_margin": {"fraction"},
+    "score_margin": {"null", "fraction"},
     "rank_column": {"null"},
     "seed_column": {"null"},
     "learning_rate_column": {"null"},

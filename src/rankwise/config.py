@@ -281,6 +281,8 @@ class SweepConfig:
         alone = [name for name in ("eval_data", *columns) if getattr(self, name) is not None]
         if self.data is None and alone:
             raise RequestError(f"{alone[0]} goes with data, which is missing")
+        if self.allow_duplicates and self.eval_data is None:
+            raise RequestError("allow_duplicates goes with eval_data, which is missing")
         if self.engine == "fused":
             if self.use_dora:
                 raise RequestError("use_dora: the fused engine trains plain LoRA only; add --engine reference")
