@@ -135,6 +135,18 @@ def test_a_metric_that_is_not_asked_is_named(tmp_path: Path) -> None:
     assert not any("not asked" in note for note in rankwise.analyze(tmp_path / "one.csv", metric="reward").notes)
 
 
+def test_a_score_margin_without_a_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = str(conflict(tmp_path / "runs.csv", accuracy=(0.6, 0.8)))
+    for options, said in (([], False), (["--metric", "accuracy"], True)):
+        assert main(["analyze", table, "--score-margin", "0.02", *options]) == 0
+        assert ("score_margin is not used" in capsys.readouterr().err) == said
+    alone = str(conflict(tmp_path / "alone.csv"))
+    assert main(["analyze", alone, "--score-margin", "0.02"]) == 0
+    assert "score_margin is not used" in capsys.readouterr().err
+    assert main(["analyze", alone]) == 0
+    assert "score_margin" not in capsys.readouterr().err
+
+
 def test_the_command_says_what_it_guessed_and_decides(gpt2: Path) -> None:
     done = run("analyze", gpt2, "--margin", "0.005", "--noise", "0.0005")
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ def analyze(
     confidence: float = 0.95,
     noise: float | None = None,
     higher_is_better: bool | None = None,
-    score_margin: float = SHARE_MARGIN,
+    score_margin: float | None = None,
     rank_column: str | None = None,
     seed_column: str | None = None,
     learning_rate_column: str | None = None,
@@ -57,7 +57,8 @@ def analyze(
         confidence: of the decision.
         noise: standard deviation over seeds of one trial's mean, where you know it.
         higher_is_better: of the metric, where its name does not tell.
-        score_margin: what the chosen rank may be worse in a second metric, as a share: 0.01 is a point of percent.
+        score_margin: what the chosen rank may be worse in a second metric, as a share; by default 0.01, a point of
+            percent.
         rank_column: a table's column of ranks; by default found by its name, and so for the others.
         seed_column: its column of seeds.
         learning_rate_column: its column of learning rates.
@@ -84,6 +85,9 @@ def analyze(
     imported = read_results([check_path("results", path) for path in paths], **names)
     metric = imported.metrics[0]  # the one asked for, by its name in the evidence
     evidence, score, whole, said = _with_score(imported, metric)
+    share = SHARE_MARGIN if score_margin is None else check_number("score_margin", score_margin, above=0)
+    if score_margin is not None and (metric != "loss" or score is None):
+        said.append(f"score_margin is not used: no second metric is asked whether it agrees with {metric}")
     decision = select(
         evidence,
         metric=metric,
@@ -91,7 +95,7 @@ def analyze(
         confidence=confidence,
         higher_is_better=higher_is_better,
         noise=noise,
-        score_margin=check_number("score_margin", score_margin, above=0) * whole,
+        score_margin=share * whole,
         histories=imported.train_loss,
         guess_loss=imported.guess_loss,
         wording=imported.wording,

@@ -35,7 +35,6 @@ def add_analyze_command(commands: Any) -> None:
     analyze.add_argument(
         "--score-margin",
         metavar="X",
-        default="0.01",
         help="what the rank may be worse in a second metric, as a share (a point of percent is 0.01). Default: 0.01.",
     )
     way = analyze.add_mutually_exclusive_group()
@@ -53,11 +52,11 @@ def add_analyze_command(commands: Any) -> None:
 
 def _analyze(options: argparse.Namespace) -> None:
     numbers = {
-        "margin": None if options.margin is None else check_number("margin", options.margin, above=0),
-        "confidence": check_number("confidence", options.confidence, above=0, below=1),
-        "noise": None if options.noise is None else check_number("noise", options.noise, above=0),
-        "score_margin": check_number("score_margin", options.score_margin, above=0),
+        name: check_number(name, value, above=0)
+        for name in ("margin", "noise", "score_margin")
+        if (value := getattr(options, name)) is not None
     }
+    confidence = check_number("confidence", options.confidence, above=0, below=1)
     from rankwise.analysis import analyze
 
     found = analyze(
@@ -68,7 +67,8 @@ def _analyze(options: argparse.Namespace) -> None:
         seed_column=options.seed_column,
         learning_rate_column=options.learning_rate_column,
         example_column=options.example_column,
-        **numbers,  # type: ignore[arg-type]
+        confidence=confidence,
+        **numbers,
     )
     for note in found.notes:
         print(note, file=sys.stderr)

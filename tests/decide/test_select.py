@@ -232,6 +232,15 @@ def test_a_score_that_contradicts_the_loss_is_reported() -> None:
     assert select(evidence, score_margin=0.2).confirmation.status == "confirms"  # type: ignore[union-attr]
 
 
+def test_a_score_that_is_no_lower_is_called_so() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
+    evidence["score"] = np.where(evidence["rank"] == 4, 1.0, (evidence["example_id"] % 10 > 0).astype(float))
+    confirmation = select(evidence).confirmation
+    assert confirmation is not None
+    assert confirmation.bound < 0
+    assert confirmation.reason == "The score confirms: rank 4 scores no lower than the best other rank."
+
+
 def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
     guess = float(np.log(2))
     evidence = make_evidence([guess + 0.05] * 4, example_noise=0.05)

@@ -289,7 +289,8 @@ def _confirmation(scores: Comparison, rank: int, margin: float, confidence: floa
         reason = f"The score contradicts the loss: rank {best} scores {ahead[best].mean:.4f} higher than rank {rank}."
     elif bound <= margin:
         status = "confirms"
-        reason = f"The score confirms: rank {rank} scores at most {max(0.0, bound):.4f} below the best other rank."
+        below = f"at most {bound:.4f} below" if bound >= 0.0001 else "no lower than"
+        reason = f"The score confirms: rank {rank} scores {below} the best other rank."
     else:
         status = "cannot tell"
         reason = (
