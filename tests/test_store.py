@@ -41,6 +41,12 @@ def changed(**settings: Any) -> dict[str, Any]:
     return {**REQUEST, "settings": {**REQUEST["settings"], **settings}}
 
 
+def begin(directory: Path, request: dict[str, Any]) -> None:
+    """Leave a sweep with one complete trial."""
+    with SweepStore(directory, request) as store:
+        store.add(finished(), {})
+
+
 def test_a_trial_is_kept_whole(tmp_path: Path) -> None:
     with SweepStore(tmp_path / "out", REQUEST) as store:
         store.add(finished(), {"epochs": 1})
@@ -120,7 +126,7 @@ def test_leftovers_of_a_killed_run_do_not_count(tmp_path: Path) -> None:
     ],
 )
 def test_another_request_is_refused_with_the_difference_named(tmp_path: Path, request_: Any, words: str) -> None:
-    SweepStore(tmp_path, REQUEST).__exit__(None, None, None)
+    begin(tmp_path, REQUEST)
     before = (tmp_path / "sweep.json").read_bytes()
     with pytest.raises(RequestError, match=words):
         SweepStore(tmp_path, request_)
@@ -129,9 +135,19 @@ def test_another_request_is_refused_with_the_difference_named(tmp_path: Path, re
         pass
 
 
+def test_a_sweep_without_a_trial_leaves_its_place_to_another(tmp_path: Path) -> None:
+    with SweepStore(tmp_path, REQUEST) as store:
+        store.write_json("untrained.json", {"example_id": [1], "loss": [0.5]})
+    with SweepStore(tmp_path, REQUEST) as store:  # the same goes on
+        assert store.read_json("untrained.json") is not None
+    with SweepStore(tmp_path, changed(ranks=[4, 16])) as store:
+        assert store.read_json("sweep.json") == changed(ranks=[4, 16])
+        assert store.read_json("untrained.json") is None
+
+
 def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
     before, out = changed(margin=0.02, confidence=0.95), tmp_path / "my sweep"
-    SweepStore(out, before).__exit__(None, None, None)
+    begin(out, before)
     for settings, options in (
         ({"margin": 0.1}, "--margin 0.1 --confidence 0.95"),
         ({"confidence": 0.9}, "--margin 0.02 --confidence 0.9"),
@@ -151,7 +167,7 @@ def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
 
 
 def test_extending_takes_more_seeds_and_nothing_else(tmp_path: Path) -> None:
-    SweepStore(tmp_path, REQUEST).__exit__(None, None, None)
+    begin(tmp_path, REQUEST)
     for request in (changed(seeds=1), changed(seeds=4, ranks=[4, 16])):
         with pytest.raises(RequestError, match="another request"):
             SweepStore(tmp_path, request, extend=True)

@@ -14,7 +14,7 @@ from rankwise.api import requested
 from rankwise.config import SweepConfig
 from rankwise.lora.scaling import parse_alpha_policy
 from rankwise.run import Progress, Run, Silent, make_strategy, max_length, open_run, sweep_request
-from rankwise.store import read_evidence, read_json, refuse_bad_directory, refuse_difference
+from rankwise.store import is_begun, read_evidence, refuse_bad_directory
 from rankwise.strategies.rates import count_trials
 
 MEASURED_BATCHES = 4
@@ -96,9 +96,7 @@ def dry_run(config: SweepConfig | None = None, *, progress: Progress | None = No
         tempfile.TemporaryDirectory(prefix="rankwise-") as scratch,
         open_run(replace(config, out=Path(scratch) / "sweep"), progress or Silent()) as run,
     ):
-        known = read_json(config.out / "sweep.json")
-        if known is not None:
-            refuse_difference(config.out, known, sweep_request(config, run.task, run.base), config.extend)
+        is_begun(config.out, sweep_request(config, run.task, run.base), config.extend)
         evidence = read_evidence(config.out)
         strategy = make_strategy(run, run.task.guess_loss)
         first = [trial for trial in strategy.propose(evidence) if trial.cut_from is None]

@@ -38,7 +38,7 @@ class SweepStore:
     Args:
         directory: the sweep directory, made if it is not there.
         request: what defines the sweep: its settings and the fingerprints of model and data. An existing directory
-            must have been made by the same request.
+            must have been made by the same request, or hold no trial yet.
         extend: allow the request to have more seeds than the directory's. A trial depends on nothing but itself, so
             the extended sweep equals one that had them from the start.
 
@@ -62,10 +62,10 @@ class SweepStore:
         for leftover in self.trials_directory.glob(f"{PARTIAL}*"):
             shutil.rmtree(leftover)
         try:
-            known = self.read_json("sweep.json")
-            if known is not None:
-                refuse_difference(directory, known, request, extend)
-            if known is None or extend:
+            begun = is_begun(directory, request, extend)
+            if not begun:
+                (directory / UNTRAINED).unlink(missing_ok=True)
+            if not begun or extend:
                 self.write_json("sweep.json", request)
         except RankwiseError:
             self._lock.release()
@@ -389,7 +389,27 @@ def _trials(directory: Path) -> list[Path]:
     return sorted(path for path in (directory / "trials").glob("*") if not path.name.startswith("."))
 
 
-def refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
+def is_begun(directory: Path, request: Mapping[str, Any], extend: bool) -> bool:
+    """Whether a directory holds the sweep of a request, which then goes on.
+
+    A sweep that was refused, or stopped, before it had a trial leaves its place to any other.
+
+    Raises:
+        RequestError: it holds trials of another request.
+    """
+    known = read_json(directory / "sweep.json")
+    if known is None:
+        return False
+    try:
+        _refuse_difference(directory, known, request, extend)
+    except RequestError:
+        if _trials(directory):
+            raise
+        return False
+    return True
+
+
+def _refuse_difference(directory: Path, known: Mapping[str, Any], request: Mapping[str, Any], extend: bool) -> None:
     """Refuse to go on with a sweep under another request; versions and hardware may differ."""
     for part in ("settings", "fingerprints"):
         for name in {**known.get(part, {}), **request[part]}:
