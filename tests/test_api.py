@@ -10,7 +10,9 @@ import torch
 
 import rankwise
 from rankwise import RequestError, SweepConfig
+from rankwise.api import _scores
 from rankwise.config import make_config
+from rankwise.decide.evidence import read_runs
 from rankwise.run import Silent, open_run
 from tests.conftest import make_reviews
 from tests.engine.tiny import save_tiny
@@ -217,3 +219,13 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def test_scores_of_rejected_rates_have_no_say_in_the_score_s_margin() -> None:
+    rows = [
+        {"rank": rank, "learning_rate": rate, "seed": 0, "example_id": example, "loss": loss, "score": -40.0 * loss}
+        for rank in (4, 8)
+        for rate, loss in ((1e-3, 0.05), (1e-2, 1e4))
+        for example in range(3)
+    ]
+    assert set(_scores(read_runs(pd.DataFrame(rows)))) == {-2.0}

@@ -1,18 +1,19 @@
 """The main job, from a request to a decision on disk: the Python call behind ``rankwise sweep``."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_config
 from rankwise.config import SweepConfig, make_config
 from rankwise.decide import Decision
 from rankwise.decide.decision import TestScore
-from rankwise.decide.evidence import read_runs
+from rankwise.decide.evidence import Runs, read_runs
 from rankwise.decide.metrics import default_margin
 from rankwise.decide.select import decide
 from rankwise.decide.sentences import wording_of
@@ -118,7 +119,7 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
         histories=read_histories(run.store.directory),
         guess_loss=run.guess_loss,
         # A share's margin is a point; of errors in the labels' own units it is a share of their size.
-        score_margin=default_margin(objective.score, evidence["score"].to_numpy())[0],
+        score_margin=default_margin(objective.score, _scores(runs))[0],
         wording=wording_of(objective.unit, objective.guess),
         trained_at=trained_at,
     )
@@ -140,7 +141,7 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
         if decision.trained_at not in (None, decision.rank):
             cut, uneven = try_uneven(decision, runs, trials, run.store, run.engine)
             decision = replace(decision, uneven=cut)
-    if chosen is not None and len(run.task.test) > 1:  # one example would say nothing, and its interval be nothing
+    if chosen is not None:
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.hand_over(chosen)
     run.store.offer(uneven)
@@ -150,14 +151,24 @@ def _conclude(run: Run, left_out: str | None) -> Sweep:
     return Sweep(decision, evidence, run.store.directory, run.task.objective.score)
 
 
-def _test_score(run: Run, chosen: str) -> TestScore:
-    """Score the chosen adapter on the test part, once: a score that is there already is kept."""
+def _scores(runs: Sequence[Runs]) -> np.ndarray:
+    """Return the scores that ranks are judged by: of a rate that was tried and left an error says nothing."""
+    return np.concatenate([run.score.ravel() for run in runs if run.score is not None] or [np.empty(0)])
+
+
+def _test_score(run: Run, chosen: str) -> TestScore | None:
+    """Score the chosen adapter on the test part, once: a score that is there already is kept.
+
+    None where there are not two examples to score: one would say nothing, and its interval be nothing.
+    """
     known = (run.store.read_json("decision.json") or {}).get("test")
     if known and known["trial"] == chosen:
         return TestScore(**{**known, "loss_ci": tuple(known["loss_ci"]), "score_ci": tuple(known["score_ci"])})
+    if len(run.task.test) < 2 or len(examples := run.encode("test")) < 2:
+        return None
     from rankwise.engine.reference import score_adapter
 
-    results = score_adapter(run.base, run.store.adapter_directory(chosen), run.encode("test"))
+    results = score_adapter(run.base, run.store.adapter_directory(chosen), examples)
     loss, score = (results[name].to_numpy()[None] for name in ("loss", "score"))  # (1, N)
     return TestScore(
         trial=chosen,

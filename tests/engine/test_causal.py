@@ -26,6 +26,7 @@ from rankwise.errors import RequestError
 from rankwise.run import Silent, open_run
 from rankwise.store import _over_tokens, read_summaries
 from rankwise.tasks.base import IGNORED, Encoded
+from rankwise.tasks.loading import load_task
 from rankwise.tasks.objectives import Completions
 from tests.engine.test_fused import RECIPE, TRIALS, assert_logits_in_fp32, assert_same_training
 from tests.engine.tiny import cores, load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
@@ -283,3 +284,19 @@ def test_a_length_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> Non
     model = save_tiny_lm("llama", tmp_path)
     with pytest.raises(RequestError, match="max_length 5 leaves nothing to learn of any train text"):
         rankwise.sweep(model=str(model), data=data, ranks=(2, 4), max_length=5, out=tmp_path / "out")
+    larger = rankwise.sweep(
+        model=str(model), data=data, ranks=(2, 4), max_length=64, seeds=1, learning_rate=1e-3, out=tmp_path / "out"
+    )
+    assert json.loads((larger.directory / "sweep.json").read_text())["settings"]["max_length"] == 64
+
+
+def test_a_test_part_with_nothing_left_to_tell_is_left_out(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    table = pd.DataFrame({"prompt": [f"the film {n}" for n in range(20)], "completion": "good"})
+    table.to_csv(data, index=False)
+    test = load_task(SweepConfig(data=data)).test
+    table.loc[list(test.ids), "prompt"] = [f"the film {n} " * 9 for n in test.ids]
+    table.to_csv(data, index=False)
+    settings = {"ranks": (2, 4), "seeds": 2, "learning_rate": 1e-3, "margin": 10.0, "max_length": 12}
+    result = rankwise.sweep(model=str(save_tiny_lm("llama", tmp_path)), data=data, out=tmp_path / "out", **settings)
+    assert (result.decision.rank, result.decision.test) == (2, None)
