@@ -30,6 +30,12 @@ def test_critical_values_of_dunnett_s_table() -> None:
     assert [round(dunnett_critical(k, np.inf, 0.95), 2) for k in (1, 2, 3)] == [1.64, 1.92, 2.06]
 
 
+@pytest.mark.parametrize("df", [1, 3])
+@pytest.mark.parametrize("confidence", [0.01, 0.03, 0.5, 0.99])
+def test_one_comparison_is_student_s_at_any_confidence(df: int, confidence: float) -> None:
+    assert dunnett_critical(1, df, confidence) == pytest.approx(stats.t.ppf(confidence, df), rel=1e-3, abs=1e-6)
+
+
 def test_variance_components_are_those_that_made_the_data() -> None:
     generator = np.random.default_rng(0)
     seeds, examples, repeats = 4, 50, 4000

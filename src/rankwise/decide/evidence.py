@@ -56,8 +56,8 @@ def read_runs(
 
     Raises:
         RequestError: a column is missing, a value is not what its column holds (a positive whole number for a rank, a
-            finite number for a metric, true or false for ``diverged``), a row stands twice, ranks were not scored on
-            the same examples, or it is not known which way the metric is better.
+            finite number for a metric, true or false for ``diverged``), a row stands twice, ranks or their rates were
+            not scored on the same examples, or it is not known which way the metric is better.
     """
     evidence = _checked(evidence, check_text("metric", metric))
     upwards = by_name(metric) if higher_is_better is None else check_flag("higher_is_better", higher_is_better)
@@ -95,6 +95,9 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     Args:
         evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and ``diverged``.
         cost: the column to compare by, smaller is better.
+
+    Raises:
+        RequestError: rates were scored on different examples.
     """
     gone = evidence.loc[evidence["diverged"], "learning_rate"].unique()
     usable = evidence[~evidence["learning_rate"].isin(gone)]
@@ -111,6 +114,9 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     best = int(costs.mean().to_numpy().argmin())
     if unit == "seed" and not shared:
         return rates[best]  # there is nothing to pair
+    if costs.isna().any(axis=None):
+        ranks = some(sorted(usable["rank"].unique()))
+        raise RequestError(f"evidence of rank {ranks}: its learning rates were not scored on the same examples")
     behind = costs.to_numpy() - costs.to_numpy()[:, [best]]  # (N, L), of means
     # The standard error of a single unit is not a number; nothing is near then but the best itself.
     error = behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))

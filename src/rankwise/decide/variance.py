@@ -207,6 +207,8 @@ def dunnett_critical(comparisons: int, df: float, confidence: float) -> float:
         return float((inner @ weights).mean()) - confidence
 
     low, high = -10.0, 10.0
+    while excess(low) > 0:
+        low *= 2
     while excess(high) < 0:
         high *= 2
     return float(optimize.brentq(excess, low, high, xtol=1e-6))
