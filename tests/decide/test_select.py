@@ -259,6 +259,25 @@ def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
     assert select(learnt, guess_loss=guess).rank == 32
 
 
+def test_a_rank_that_learnt_nothing_is_chosen_with_a_warning() -> None:
+    guess = float(np.log(2))
+    quiet = {"examples": 2000, "seed_noise": 0.0005, "example_noise": 0.05}
+    words = "Rank 4 itself is not shown to get below"
+    for gain, warned in ((0.0, True), (0.1, False)):
+        losses = [guess + 0.001 - gain, *[guess - 0.01 - gain] * 3]
+        decision = select(make_evidence(losses, **quiet), guess_loss=guess)
+        assert decision.rank == 4
+        assert any(words in warning for warning in decision.warnings) == warned
+
+
+def test_rates_that_were_scored_on_other_examples_are_refused() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
+    better = evidence.assign(learning_rate=2e-3, loss=evidence["loss"] - 0.1)
+    both = pd.concat([evidence.assign(learning_rate=1e-3), better[better["example_id"] > 5]])
+    with pytest.raises(RequestError, match="evidence of rank 4: its learning rates were not scored on the same"):
+        select(both)
+
+
 def test_what_the_base_does_is_compared_example_by_example() -> None:
     """Examples differ by far more than is learnt, and every one of them gains."""
     generator = np.random.default_rng(0)

@@ -21,6 +21,7 @@ from rankwise.decide.sentences import (
     Wording,
     larger_may_be_better,
     learn_first,
+    less_than_the_margin,
     warnings_of,
     why,
     why_not,
@@ -65,9 +66,9 @@ def select(
         score_margin: what the chosen rank may be worse in ``score``.
         histories: training losses, ``rank``, ``seed``, ``learning_rate``, ``step``, ``train_loss``; they tell
             underfitting from overfitting.
-        guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: ranks that
-            do not get clearly below it have learnt nothing, and are not chosen from. A series indexed by
-            ``example_id``, such as the base's own losses, is compared example by example.
+        guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: where no
+            rank gets clearly below it, nothing was learnt and no rank is chosen. A series indexed by ``example_id``,
+            such as the base's own losses, is compared example by example.
         wording: how the decision's sentences speak of the loss.
         trained_at: the ranks below this one were not trained: they are cuts of adapters of this rank, so that the
             answer is which rank to keep. Whether a rank underfits is then no question.
@@ -156,6 +157,8 @@ def decide(
     warnings = warnings_of(all_runs, noise, trained_at, rates_differ=not nothing_learnt)
     if nothing_learnt:
         warnings.insert(0, learn_first(above, wording))
+    if fit and fit[0] in above and above[fit[0]][1] >= 0:
+        warnings.append(less_than_the_margin(fit[0], margin, wording))
     if fit and trained_at is None and (further := larger_may_be_better(costs, fit[0], margin)):
         warnings.append(further)
     if confirmation is not None and confirmation.status == "contradicts":

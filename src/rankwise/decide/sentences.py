@@ -118,6 +118,14 @@ def learn_first(above: dict[int, tuple[float, float]], wording: Wording) -> str:
     )
 
 
+def less_than_the_margin(rank: int, margin: float, wording: Wording) -> str:
+    """Say that the chosen rank is not shown to have learnt anything itself: others did, by less than the margin."""
+    return (
+        f"Rank {rank} itself is not shown to get below what {wording.guess} gives: it is chosen because others gain no "
+        f"more than the margin of {margin:.3g}, which may be all that there is to learn; try a smaller margin."
+    )
+
+
 def larger_may_be_better(costs: Comparison, rank: int, margin: float) -> str | None:
     """Say that ranks above the chosen one may be better still: it is the largest, and better than the one before."""
     if rank != costs.ranks[-1] or len(costs.ranks) < 2:
