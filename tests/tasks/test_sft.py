@@ -219,6 +219,25 @@ def test_a_column_of_texts_that_is_named_comes_before_dialogues(tmp_path: Path) 
         load_task(SweepConfig(data=path, task="sft", text_column="txt"))
     with pytest.raises(RequestError, match="text_column 'text' and prompt_column 'instruction'"):
         load_task(SweepConfig(data=path, task="sft", text_column="text", prompt_column="instruction"))
+    with pytest.raises(RequestError, match="messages_column 'text' and completion_column 'output'"):
+        load_task(SweepConfig(data=path, messages_column="text", completion_column="output"))
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("sft", "text_pair_column"),
+        ("sft", "label_column"),
+        ("classification", "messages_column"),
+        ("regression", "completion_column"),
+    ],
+)
+def test_columns_that_a_task_does_not_read_are_refused(task: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    columns = {name: [f"{name} {n}" for n in range(20)] for name in ("text", "more")}
+    pd.DataFrame({**columns, "label": [0.5, 1.5] * 10}).to_csv(path, index=False)
+    with pytest.raises(RequestError, match=f"{name} 'more' is not read for task {task}"):
+        load_task(SweepConfig(data=path, task=task, text_column="text", **{name: "more"}))
 
 
 @pytest.mark.parametrize(

@@ -88,12 +88,12 @@ def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
     Raises:
         RequestError: columns of two shapes are named.
     """
-    if config.text_column is not None:
+    for alone in ("text_column", "messages_column"):
         for setting in ("messages_column", "prompt_column", "completion_column"):
-            if (other := getattr(config, setting)) is not None:
-                raise RequestError(
-                    f"text_column {config.text_column!r} and {setting} {other!r} both name the dialogues; name one"
-                )
+            one, other = getattr(config, alone), getattr(config, setting)
+            if one is not None and other is not None and setting != alone:
+                raise RequestError(f"{alone} {one!r} and {setting} {other!r} both name the dialogues; name one")
+    if config.text_column is not None:
         return None
     named = config.prompt_column is not None or config.completion_column is not None
     messages = config.messages_column or (None if named else find_column(table, MESSAGES_NAMES))

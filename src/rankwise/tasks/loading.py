@@ -14,6 +14,9 @@ from rankwise.tasks.readers import find_column, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
 
+ANSWERS = ("messages_column", "prompt_column", "completion_column")
+FOREIGN = {"classification": ANSWERS, "regression": ANSWERS, "sft": ("label_column", "text_pair_column")}
+"""Columns that a task does not read."""
 LOADERS = {"classification": load_classification, "regression": load_regression, "sft": load_sft}
 
 
@@ -28,7 +31,14 @@ def load_task(config: SweepConfig) -> Task:
             raise RequestError(f"task {config.task!r} goes with data, which is missing; the sample is classification")
         return load_sample(config)
     table = read_table(config.data)
-    return LOADERS[_kind(config, table, config.data)](config, table, config.data)
+    kind = _kind(config, table, config.data)
+    for name in FOREIGN[kind]:
+        if (column := getattr(config, name)) is not None:
+            others = "messages_column, or prompt_column and completion_column" if kind == "sft" else "text_column"
+            raise RequestError(
+                f"{name} {column!r} is not read for task {kind}; what it learns from is named by {others}"
+            )
+    return LOADERS[kind](config, table, config.data)
 
 
 def _kind(config: SweepConfig, table: pd.DataFrame, path: Path) -> str:
