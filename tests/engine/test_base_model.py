@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rankwise.engine.base_model import load_base
 from rankwise.errors import RequestError
@@ -65,6 +66,13 @@ def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
         base.model(input_ids=torch.full((1, base.longest + 1), 5))
 
 
+def without_special_tokens(directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    for file in directory.glob("*tok*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(directory)
+
+
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
@@ -75,6 +83,7 @@ def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
         (lambda d: (d / "config.json").write_text('{"model_type": "nonesuch"}'), "cannot be loaded.*nonesuch"),
         (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
         (lambda d: [file.unlink() for file in d.glob("tok*")], "has no tokenizer"),
+        (without_special_tokens, "neither a padding nor an end-of-sequence token"),
     ],
 )
 def test_models_that_cannot_serve(tiny_model: Path, tmp_path: Path, break_it: Any, words: str) -> None:

@@ -111,6 +111,11 @@ def load_base(
         # transformers makes one up, to which every word is unknown, where the files are missing.
         raise RequestError(f"model {name!r} has no tokenizer: save one beside it (tokenizer.save_pretrained)")
     if tokenizer.pad_token is None:  # decoders often have none
+        if tokenizer.eos_token is None:
+            raise RequestError(
+                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; set one "
+                "(tokenizer.pad_token = ...) and save it again"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
