@@ -122,6 +122,16 @@ def test_escalate_searches_again_where_the_neighbour_only_diverged() -> None:
     assert len({trial.learning_rate for trial in asked.propose(evidence) if trial.rank == 4}) == 3
 
 
+def test_escalate_gives_more_seeds_to_ranks_that_it_would_no_longer_visit() -> None:
+    """With one seed it had climbed to 32, by luck; with three it turns at 16."""
+    turned, trials = run(strategy("escalate"), lambda rank: 0.5)
+    assert 32 not in ranks_in_order(trials)
+    stray = evidence_of(replace(trials[0], rank=32, seed=0, lora_alpha=32.0), lambda rank: 0.5, 1e-3)
+    extended, more = run(strategy("escalate"), lambda rank: 0.5, pd.concat([turned, stray], ignore_index=True))
+    assert [(trial.rank, trial.seed) for trial in more] == [(32, 1), (32, 2)]
+    assert (extended.groupby("rank")["seed"].nunique() == 3).all()
+
+
 def test_race_stops_as_soon_as_the_decision_stands() -> None:
     evidence, trials = run(strategy("race", seeds=6), from_8)
     assert {trial.seed for trial in trials} == {0, 1}  # never before a second seed
@@ -206,6 +216,14 @@ def test_cuts_of_a_rate_that_diverges_later_do_not_count() -> None:
     decision = decide(read_runs(pd.concat(rows), trained_at=8), MARGIN, CONFIDENCE, trained_at=8)
     assert decision.rank == 8
     assert [row.learning_rate for row in decision.table] == [1e-3, 1e-3]
+
+
+def test_once_asks_again_for_a_first_seed_that_is_gone() -> None:
+    asked = strategies()["once"](RANKS, 2, "auto", parse_alpha_policy("r"), MARGIN, CONFIDENCE, 0.7)
+    start, leap = asked.propose(NOTHING)
+    left = [(replace(start, seed=1), 0.5), (leap, 0.6)]
+    evidence = pd.concat([evidence_of(trial, lambda rank, loss=loss: loss, 1e-3) for trial, loss in left])
+    assert asked.propose(evidence) == [start]
 
 
 @pytest.mark.parametrize("diverging", [0, 1])

@@ -20,6 +20,9 @@ class Escalate(Strategy):
     start changes with the rank. Every rank is trained with all seeds, from its own initial values: an adapter is not
     grown from that of the rank before, so that ranks differ in nothing else.
 
+    More seeds may turn it back from ranks that it went on to with fewer. Those then get the other seeds too: a decision
+    compares all that is there.
+
     It starts at `START`, or else at the second smallest rank. It goes up while the rank below is shown to be worse by
     more than the margin, or underfits (`rankwise.decide.diagnose`). Where it stopped, it looks at the next rank down,
     and goes on down while that is shown to be within the margin of every rank tried so far.
@@ -62,13 +65,19 @@ class Escalate(Strategy):
                     return visited, trials
             if not self._suffices(at_found_rates(evidence, visited, self.seeds), rank):
                 break
+        for rank in self.ranks:
+            if rank not in visited and (evidence["rank"] == rank).any():
+                visited.append(rank)
+                if trials := self._other_seeds(rank, evidence):
+                    return visited, trials
         return visited, []
 
     def _missing_of(self, rank: int, evidence: pd.DataFrame, beside: int | None = None) -> list[Trial]:
         search = self.rate_search([rank])
         wanted = search.wanted(evidence) if beside is None else search.wanted_beside(evidence, beside)
-        if first := self.missing_trials(wanted, evidence):
-            return first
+        return self.missing_trials(wanted, evidence) or self._other_seeds(rank, evidence)
+
+    def _other_seeds(self, rank: int, evidence: pd.DataFrame) -> list[Trial]:
         rate = rate_of_first_seed(evidence, rank)
         if rate is None:
             return []

@@ -68,8 +68,9 @@ class RateSearch:
         own = of_rank(evidence, rank)
         rates = [_round(self._start(rank))]
         start = own[own["learning_rate"] == rates[0]]  # of every seed: a later one may diverge
-        if not start.empty and (start["diverged"].any() or self._nothing_learnt(_first_seed(start))):
-            return [(rank, rates[0], 0), *self.wanted(evidence)]
+        first = _first_seed(start)
+        if start["diverged"].any() or (not first.empty and self._nothing_learnt(first)):
+            return list(dict.fromkeys([(rank, rates[0], 0), *self.wanted(evidence)]))
         best: float | None = rates[0]
         while best == rates[-1] and len(rates) < MOST_RATES:
             rates.append(_round(rates[0] * LEAP ** len(rates)))
