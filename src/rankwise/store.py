@@ -40,7 +40,7 @@ class SweepStore:
         request: what defines the sweep: its settings and the fingerprints of model and data. An existing directory
             must have been made by the same request, or hold no trial yet.
         extend: allow the request to have more seeds than the directory's. A trial depends on nothing but itself, so
-            the extended sweep equals one that had them from the start.
+            each is what it would be in a sweep that had them from the start.
 
     Raises:
         RequestError: the directory cannot be used, belongs to another request, or is in use.

@@ -260,7 +260,7 @@ def test_runs_that_cannot_be_told_apart(tmp_path: Path) -> None:
     save_tinker_run(tmp_path / "b", 4, 0.6)
     line = refused(tmp_path)
     assert "1 rows repeat another, such as rank 4, seed 0, learning rate 0.001 (a, b)" in line
-    assert 'give each run its own seed, such as {"seed": 1} in its args.json' in line
+    assert 'say in its args.json what sets it apart: {"seed": 1}, or another learning rate' in line
     save_json(tmp_path / "b" / "args.json", {"seed": 1})
     assert read_results([tmp_path]).evidence["seed"].tolist() == [0, 1]
 

@@ -97,7 +97,10 @@ def refuse_repeats(parts: list[Part], evidence: pd.DataFrame) -> None:
     if differ := differences([one, other]):
         fix = f"they differ in {some(differ)}; give runs that differ in their rank only"
     elif one.is_run and other.is_run:
-        fix = 'keep one of them, or give each run its own seed, such as {"seed": 1} in its args.json'
+        fix = (
+            'keep one of them, or say in its args.json what sets it apart: {"seed": 1}, or another learning rate, such '
+            'as {"learning_rate": 1e-4}'
+        )
     else:
         fix = "keep one of each, a run's last step, or name the column that tells them apart: seed_column"
         fix += "" if "example_id" in key else " or example_column"
