@@ -18,6 +18,7 @@ from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Task
 from rankwise.tasks.loading import load_task
 from rankwise.tasks.readers import file_fingerprint
+from rankwise.tasks.sft import marks_answers
 
 if TYPE_CHECKING:
     from rankwise.decide.evidence import Guess
@@ -288,6 +289,7 @@ def sweep_request(config: SweepConfig, task: Task, base: "BaseModel") -> dict[st
             "score": task.objective.score,
             "data_layout": None if task.layout is None else task.layout.as_dict(),
             "chat_template": bool(base.tokenizer.chat_template),  # which decides how instructions are written
+            "answers_marked": marks_answers(base.tokenizer),  # without which TRL finds them in few templates
             "label_names": list(task.objective.settings.get("id2label", {}).values()),
             "train_examples": len(task.train),
             "held_out_examples": len(task.held_out),

@@ -86,7 +86,7 @@ def kept(name: str, directory: Path, *, template: bool) -> tuple[TrainingSetup, 
     task = load_task(SweepConfig(data=path, **settings))
     assert task.layout is not None
     sweep = json.loads(json.dumps({"data_layout": task.layout.as_dict()}))
-    setup = replace(PLAIN, data=str(path), layout=read_layout(sweep), chat_template=template)
+    setup = replace(PLAIN, data=str(path), layout=read_layout(sweep), chat_template=template, answers_marked=template)
     encoded, _ = task.encoder(task.train, tokenizer, PLAIN.max_length)
     rows = []
     for row, tokens, places in zip(encoded.ids, encoded.input_ids, encoded.places, strict=True):

@@ -40,6 +40,7 @@ PLAIN = TrainingSetup(
     limited=False,
     layout=usual("messages"),
     chat_template=True,
+    answers_marked=True,
 )
 SETUPS = {
     "plain": PLAIN,

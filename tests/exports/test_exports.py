@@ -23,6 +23,7 @@ from rankwise.lora.original_base import for_original_base
 from tests.engine.tiny import GROUPED, load_tiny, save_tiny_lm
 from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
 from tests.exports.setups import PLAIN, SETUPS
+from tests.tasks.test_sft import CHATML, MARKED
 
 SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
 KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -125,14 +126,15 @@ def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> Non
     shutil.copytree(swept, copy)
     trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
     sweep = json.loads((swept / "sweep.json").read_text())
-    for task, keys, column, template in (
-        (kept_task, (("from", "value"),), "conversations", True),
-        ({"data_format": "messages"}, (("role", "content"),), "messages", None),  # of an earlier rankwise
+    for task, keys, column, template, marked in (
+        (kept_task, (("from", "value"),), "conversations", True, False),
+        ({"data_format": "messages"}, (("role", "content"),), "messages", None, None),  # of an earlier rankwise
     ):
         (copy / "sweep.json").write_text(json.dumps({**sweep, "task": task}))
         setup = read_setup(copy, trial)
         assert setup.layout is not None
-        assert (setup.layout.keys, setup.layout.columns, setup.chat_template) == (keys, {"messages": column}, template)
+        assert (setup.layout.keys, setup.layout.columns) == (keys, {"messages": column})
+        assert (setup.chat_template, setup.answers_marked) == (template, marked)
 
 
 def test_files_say_that_the_data_hold_more_than_the_sweep_trained_on(swept: Path, tmp_path: Path) -> None:
@@ -417,6 +419,26 @@ def test_trl_trains_on_what_rankwise_trained_on(name: str, template: bool, tmp_p
         assert theirs["input_ids"] == row["input_ids"]
         # Of plain text no model is told the first token, which nothing comes before.
         assert theirs["labels"][1:] == ours[1:]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_template_without_marks_is_refused_by_trl_unless_it_gets_them(tmp_path: Path) -> None:
+    """As the file says, and with them TRL trains on what rankwise found without."""
+    setup, rows = kept("messages beside a prompt", tmp_path, template=True)
+    text, tokenizer = export_files(replace(setup, answers_marked=False))["trl.yaml"], tokenizer_for(True)
+    assert "not training-compatible" not in export_files(setup)["trl.yaml"]
+    assert yaml.safe_load(text) == yaml.safe_load(export_files(setup)["trl.yaml"])
+    said = " ".join(text.split("\n# "))
+    assert "in a copy of the template put {% generation %} and {% endgeneration %} around what the assistant" in said
+    assert "name that file, say marked.jinja, as chat_template_path here" in said
+    assert "may have none" in export_files(replace(setup, answers_marked=None))["trl.yaml"]
+
+    tokenizer.chat_template = CHATML
+    with pytest.raises(ValueError, match="not training-compatible"):
+        trained_with_trl(text, tokenizer, tmp_path)
+    (tmp_path / "marked.jinja").write_text(MARKED)
+    trained = trained_with_trl(f"{text}chat_template_path: {tmp_path / 'marked.jinja'}\n", tokenizer, tmp_path)
+    assert [trained[row["row"]]["labels"] for row in rows] == [row["labels"] for row in rows]
 
 
 @pytest.mark.usefixtures("own_cache")

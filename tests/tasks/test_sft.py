@@ -19,7 +19,7 @@ from rankwise.tasks.layout import Layout
 from rankwise.tasks.loading import load_task
 from rankwise.tasks.objectives import Classes
 from rankwise.tasks.parts import all_examples
-from rankwise.tasks.sft import encode
+from rankwise.tasks.sft import encode, marks_answers
 
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"
@@ -96,6 +96,18 @@ def test_what_is_told_is_what_a_template_itself_marks(tokenizer: Any) -> None:
     found = encode_one(Dialogue(TURNS), tokenizer)
     tokenizer.chat_template = MARKED
     assert encode_one(Dialogue(TURNS), tokenizer) == found
+
+
+def test_marks_are_found_in_the_template_that_chats_take(tokenizer: Any) -> None:
+    for template, marked in (
+        (None, False),
+        (CHATML, False),
+        (MARKED, True),
+        ({"default": MARKED, "tool_use": CHATML}, True),
+        ({"tool_use": MARKED}, False),
+    ):
+        tokenizer.chat_template = template
+        assert marks_answers(tokenizer) is marked
 
 
 def test_a_template_that_rewrites_earlier_turns_leaves_the_last(tokenizer: Any) -> None:

@@ -54,6 +54,8 @@ class TrainingSetup:
         layout: how a causal LM's data are held; None for another task.
         chat_template: whether the tokenizer has one, which makes chats of Alpaca's instructions; None where the sweep
             did not keep it.
+        answers_marked: whether that template itself marks what the assistant says; None where the sweep did not keep
+            it.
     """
 
     task_type: str
@@ -84,6 +86,7 @@ class TrainingSetup:
     limited: bool
     layout: Layout | None
     chat_template: bool | None
+    answers_marked: bool | None
 
     @property
     def everywhere(self) -> bool:
@@ -186,6 +189,7 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         limited=settings.get("train_examples") is not None and settings["train_examples"] == task.get("train_examples"),
         layout=read_layout(task),
         chat_template=task.get("chat_template"),
+        answers_marked=task.get("answers_marked"),
     )
 
 

@@ -74,9 +74,9 @@ def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
         named = layout.columns["messages"] == "messages" and layout.keys == (KEYS,)
         readable = named and not layout.renames_roles and not layout.as_text
         notes = [] if readable else [save_messages(layout, "TRL", "messages")]
-        return {**reads("messages"), "assistant_only_loss": True}, notes
+        return {**reads("messages"), "assistant_only_loss": True}, [*notes, *_unmarked(setup)]
     if layout.data_format == "alpaca" and setup.chat_template:
-        return {**reads("messages"), "assistant_only_loss": True}, [save_chats(layout, "TRL")]
+        return {**reads("messages"), "assistant_only_loss": True}, [save_chats(layout, "TRL"), *_unmarked(setup)]
     if layout.data_format == "alpaca":
         note = (
             f"TRL wants columns prompt and completion. Save {quoted(layout)} so first: as prompt what goes before the "
@@ -89,3 +89,20 @@ def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
         return reads("prompt", "completion"), [] if named else [note]
     column = layout.columns["text"]
     return {**reads(column), "dataset_text_field": column}, []
+
+
+def _unmarked(setup: TrainingSetup) -> list[str]:
+    """Say what TRL needs to train on the answers of chats alone, where the tokenizer may not have it."""
+    if setup.answers_marked:
+        return []
+    own = "has no marks" if setup.answers_marked is False else "may have none, which this sweep did not keep"
+    return [
+        "With assistant_only_loss TRL trains on what the assistant says, as rankwise did. It refuses chat templates "
+        f"that neither mark that by {{% generation %}} nor are among those it knows, and this tokenizer's {own}. If "
+        "TRL calls it not training-compatible: in a copy of the template put {% generation %} and {% endgeneration %} "
+        "around what the assistant says and the token that ends it, and name that file, say marked.jinja, as "
+        "chat_template_path here.",
+        "Without assistant_only_loss TRL would train on the questions too. Where each dialogue has one answer, "
+        "columns prompt and completion, each a list of messages, need neither it nor marks, but then the blanks that "
+        "a template writes behind an answer are trained as well.",
+    ]

@@ -75,6 +75,14 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded
     return Encoded(tuple(ids), input_ids, tuple(labels), places=places), cut
 
 
+def marks_answers(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a chat template that itself marks what the assistant says."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # by name, of which chats take one
+        template = template.get("default")
+    return template is not None and GENERATION.search(template) is not None
+
+
 def _tokens(dialogue: Dialogue, tokenizer: Any, row: int) -> tuple[list[int], list[bool]]:
     """Return a dialogue's tokens, and for each whether it is to be told."""
     if dialogue.turns and tokenizer.chat_template:
@@ -99,7 +107,7 @@ def _chat_tokens(dialogue: Dialogue, tokenizer: Any, row: int) -> tuple[list[int
 
     messages = [{"role": role, "content": content} for role, content in dialogue.turns]
     try:
-        if GENERATION.search(tokenizer.get_chat_template()):
+        if marks_answers(tokenizer):
             marked = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
             return list(marked["input_ids"]), [bool(told) for told in marked["assistant_masks"]]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
