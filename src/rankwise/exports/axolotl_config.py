@@ -5,7 +5,7 @@ from typing import Any
 
 from rankwise.exports.data import layout_of, save_chats, save_messages, unknown_template
 from rankwise.exports.setup import TrainingSetup
-from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
+from rankwise.exports.text import adapter_only, data_source, gguf_base, origin, trains_causal_lms, without, yaml_text
 from rankwise.tasks.dialogue import ALPACA, ALPACA_WITH_INPUT
 from rankwise.tasks.layout import KEYS, Layout
 
@@ -61,8 +61,8 @@ def axolotl_config(setup: TrainingSetup) -> str:
         training["loraplus_lr_ratio"] = setup.loraplus_ratio
     dataset, notes = _dataset(setup)
     return yaml_text(
-        ["axolotl train axolotl.yaml", *origin(setup), *notes],
-        [{"base_model": setup.base_model}, adapter, training, {"datasets": [dataset]}],
+        ["axolotl train axolotl.yaml", *origin(setup), *gguf_base(setup, "Axolotl"), *notes],
+        [{"base_model": setup.base_directory}, adapter, training, {"datasets": [dataset]}],
     )
 
 

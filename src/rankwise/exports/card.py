@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.decide import Decision
-from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
+from rankwise.exports.setup import CAUSAL_LM, CLASSES, TrainingSetup
 from rankwise.model_files import load_arguments
 from rankwise.report.terminal import cells, sentences
 from rankwise.report.words import signed
@@ -13,7 +13,6 @@ from rankwise.store import write_whole
 from rankwise.tasks.samples import HUB_ID
 
 PIPELINES = {"SEQ_CLS": "text-classification", CAUSAL_LM: "text-generation"}
-CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", CAUSAL_LM: "AutoModelForCausalLM"}
 
 
 def write_card(

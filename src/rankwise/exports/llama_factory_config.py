@@ -6,7 +6,7 @@ from typing import Any
 from rankwise.errors import some
 from rankwise.exports.data import layout_of, save_messages, unknown_template
 from rankwise.exports.setup import TrainingSetup
-from rankwise.exports.text import adapter_only, origin, trains_causal_lms, without, yaml_text
+from rankwise.exports.text import adapter_only, gguf_base, origin, trains_causal_lms, without, yaml_text
 from rankwise.tasks.layout import KEYS, Layout
 
 DATASET = "sweep_data"
@@ -32,7 +32,7 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         adapter["pissa_init"] = True
     if not trains_causal_lms(setup):
         return yaml_text([*adapter_only(setup, "LLaMA-Factory"), *origin(setup)[:1]], [adapter])
-    model: dict[str, Any] = {"model_name_or_path": setup.base_model}
+    model: dict[str, Any] = {"model_name_or_path": setup.base_directory}
     if setup.quantization != "none":
         model |= {"quantization_method": "bnb", "quantization_bit": 8 if setup.quantization == "int8" else 4}
         if setup.quantization != "int8":
@@ -52,6 +52,7 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         [
             "llamafactory-cli train llama_factory.yaml, from this directory: dataset_info.json describes the data.",
             *origin(setup),
+            *gguf_base(setup, "LLaMA-Factory"),
             *notes,
         ],
         [model, adapter, training, {"dataset": DATASET, "dataset_dir": ".", **template}],

@@ -1,11 +1,12 @@
 """The whole training for PEFT and transformers, as Python: every task."""
 
-from rankwise.exports.setup import TrainingSetup
+from rankwise.exports.setup import CAUSAL_LM, CLASSES, TrainingSetup
 from rankwise.exports.text import comment, origin
+from rankwise.model_files import load_arguments
 
 
 def peft_config(setup: TrainingSetup) -> str:
-    """Return ``peft_config.py``: ``lora_config``, ``training_arguments`` and, if quantised, ``quantization_config``."""
+    """Return ``peft_config.py``: ``base``, ``lora_config``, ``training_arguments``, perhaps ``quantization_config``."""
     adapter: dict[str, object] = {
         "task_type": setup.task_type,
         "r": setup.rank,
@@ -21,7 +22,14 @@ def peft_config(setup: TrainingSetup) -> str:
         adapter["use_dora"] = True
     if setup.init != "default":
         adapter["init_lora_weights"] = setup.init
-    notes = [f"Base model: {setup.base_model}. Texts are cut at {setup.max_length} tokens.", *origin(setup)]
+    bits = ", quantization_config=quantization_config" if setup.bits or setup.from_gguf else ""
+    labels = "" if setup.task_type == CAUSAL_LM else ", with the labels that best/README.md gives it"
+    notes = [
+        f"{CLASSES[setup.task_type]}.from_pretrained(**base{bits}) loads the base{labels}; "
+        "AutoTokenizer.from_pretrained(**base) its tokenizer. "
+        f"Texts are cut at {setup.max_length} tokens.",
+        *origin(setup),
+    ]
     notes.append("get_peft_model(model, lora_config) puts the adapter on; Trainer takes training_arguments.")
     if setup.loraplus_ratio != 1.0:
         notes.append(
@@ -38,15 +46,22 @@ def peft_config(setup: TrainingSetup) -> str:
             "training examples, none smaller than the rank: the config alone leaves A random. Where a target sees one "
             "row for each sequence, as BERT's pooler does, it needs a prepare_layer_inputs_fn too."
         )
-    names = "BitsAndBytesConfig, TrainingArguments" if setup.bits else "TrainingArguments"
+    quantization = ("BitsAndBytesConfig", setup.bits) if setup.bits else None
+    if setup.from_gguf:
+        # Else it may stay packed, and transformers lets no such model be trained or written.
+        quantization = ("GgufConfig", {"dequantize": True})
+        notes.append("GgufConfig unpacks the GGUF file: leave it out where transformers has none yet and always does.")
+    place, file = load_arguments(setup.base_model)
+    names = "TrainingArguments" if quantization is None else f"{quantization[0]}, TrainingArguments"
     parts = [
         comment(notes),
         f"from peft import {from_peft}\nfrom transformers import {names}\n",
+        _call("base", "dict", {"pretrained_model_name_or_path": place, **file}),
         _call("lora_config", "LoraConfig", adapter),
         _call("training_arguments", "TrainingArguments", setup.training_arguments),
     ]
-    if setup.bits:
-        parts.append(_call("quantization_config", "BitsAndBytesConfig", setup.bits))
+    if quantization is not None:
+        parts.append(_call("quantization_config", *quantization))
     return "\n".join(parts)
 
 

@@ -12,12 +12,15 @@ from safetensors import safe_open
 from rankwise.engine.trial import Recipe
 from rankwise.errors import RequestError
 from rankwise.lora.targets import ALL_LINEAR
+from rankwise.model_files import load_arguments
 from rankwise.store import read_json
 from rankwise.tasks.layout import Layout, read_layout
 from rankwise.tasks.readers import is_hub_id
 from rankwise.tasks.saved_datasets import hub_parts
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
+CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", CAUSAL_LM: "AutoModelForCausalLM"}
+SAVED_BASE = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class TrainingSetup:
 
     Attributes:
         task_type: PEFT's name of the task.
-        base_model: a directory or a hub id.
+        base_model: a directory, a GGUF file or a hub id.
         rank: r to train at.
         keep_rank: r to cut the trained adapter to; None where it is kept as it is.
         lora_alpha: for `rank`.
@@ -87,6 +90,16 @@ class TrainingSetup:
     layout: Layout | None
     chat_template: bool | None
     answers_marked: bool | None
+
+    @property
+    def from_gguf(self) -> bool:
+        """Whether the base is a GGUF file."""
+        return bool(load_arguments(self.base_model)[1])
+
+    @property
+    def base_directory(self) -> str:
+        """The base for tools that load no GGUF file: such a base has to be written to a directory first."""
+        return SAVED_BASE if self.from_gguf else self.base_model
 
     @property
     def everywhere(self) -> bool:

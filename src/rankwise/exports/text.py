@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
+from rankwise.exports.setup import CAUSAL_LM, SAVED_BASE, TrainingSetup
 
 WIDTH = 110
 
@@ -42,6 +42,16 @@ def origin(setup: TrainingSetup) -> list[str]:
     elif setup.data is not None and setup.hub_data is None and not Path(setup.data).suffix:
         lines.append("The data are a directory that datasets saved: save them as JSON lines first.")
     return lines
+
+
+def gguf_base(setup: TrainingSetup, tool: str) -> list[str]:
+    """Say how a base becomes one that a tool loads, which loads no GGUF files."""
+    if not setup.from_gguf:
+        return []
+    return [
+        f"The base is a GGUF file, which {tool} does not load. First load it and its tokenizer as peft_config.py says "
+        f"and write both into one directory, each by save_pretrained({SAVED_BASE!r}): that directory is the base here."
+    ]
 
 
 def _left_out(setup: TrainingSetup) -> list[str]:

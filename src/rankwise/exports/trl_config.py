@@ -5,7 +5,7 @@ from typing import Any
 
 from rankwise.exports.data import layout_of, quoted, save_chats, save_messages, unknown_template
 from rankwise.exports.setup import TrainingSetup
-from rankwise.exports.text import adapter_only, data_source, origin, trains_causal_lms, without, yaml_text
+from rankwise.exports.text import adapter_only, data_source, gguf_base, origin, trains_causal_lms, without, yaml_text
 from rankwise.tasks.layout import KEYS
 
 
@@ -44,8 +44,8 @@ def trl_config(setup: TrainingSetup) -> str:
     }
     data, notes = _data(setup)
     return yaml_text(
-        ["trl sft --config trl.yaml", *origin(setup), *notes],
-        [{"model_name_or_path": setup.base_model, **quantizations[setup.quantization]}, adapter, training, data],
+        ["trl sft --config trl.yaml", *origin(setup), *gguf_base(setup, "TRL"), *notes],
+        [{"model_name_or_path": setup.base_directory, **quantizations[setup.quantization]}, adapter, training, data],
     )
 
 
