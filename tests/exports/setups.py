@@ -14,6 +14,7 @@ def usual(data_format: str) -> Layout | None:
 PLAIN = TrainingSetup(
     task_type="CAUSAL_LM",
     base_model="org/model",
+    trust_remote_code=False,
     rank=8,
     keep_rank=None,
     lora_alpha=16,
@@ -50,6 +51,6 @@ SETUPS = {
     "dora": replace(PLAIN, use_dora=True, layout=usual("prompt-completion"), data="/data/train.parquet"),
     "nf4": replace(PLAIN, quantization="nf4", layout=usual("text"), keep_rank=4),
     "nf4-dq": replace(PLAIN, quantization="nf4-dq", init="pissa"),
-    "int8": replace(PLAIN, quantization="int8", loraplus_ratio=16.0),
+    "int8": replace(PLAIN, trust_remote_code=True, quantization="int8", loraplus_ratio=16.0),
     "classification": replace(PLAIN, task_type="SEQ_CLS", layout=None, modules_to_save=("classifier",)),
 }

@@ -113,3 +113,9 @@ def test_the_code_loads_a_quantised_base_in_its_bits(kind: str, tmp_path: Path) 
             logits = model(input_ids=torch.tensor([held_out.input_ids[row]])).logits[0].double()
         loss = -torch.log_softmax(logits, 0)[held_out.labels[row]].item()
         np.testing.assert_allclose(loss, finished.evidence["loss"][row], rtol=1e-4)
+
+
+def test_the_code_of_the_card_trusts_the_base_as_the_sweep_did() -> None:
+    for trusted, times in ((False, 0), (True, 2)):  # tokenizer and model
+        code = _code(replace(PLAIN, trust_remote_code=trusted), ())
+        assert code.count("from_pretrained(base, trust_remote_code=True)") == times

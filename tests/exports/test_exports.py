@@ -303,6 +303,22 @@ def test_a_base_in_a_gguf_file_is_written_as_a_directory_first(tmp_path: Path) -
     assert "GGUF" not in "".join(export_files(PLAIN).values())
 
 
+def test_code_of_the_base_runs_where_the_sweep_let_it(swept: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    sweep = json.loads((swept / "sweep.json").read_text())
+    for trusted in (False, True):
+        settings = {**sweep["settings"], "trust_remote_code": trusted}
+        (copy / "sweep.json").write_text(json.dumps({**sweep, "settings": settings}))
+        files = export_files(replace(PLAIN, trust_remote_code=read_setup(copy, trial).trust_remote_code))
+        _, training, *_ = parse_with_trl(files["trl.yaml"], tmp_path)  # gives it to the model too
+        assert training.trust_remote_code == trusted
+        for name in ("axolotl.yaml", "llama_factory.yaml"):
+            assert yaml.safe_load(files[name]).get("trust_remote_code", False) == trusted
+        assert run(files["peft_config.py"])["base"].get("trust_remote_code", False) == trusted
+
+
 @pytest.mark.slow
 def test_a_base_in_a_gguf_file_can_be_written_and_trained_as_the_exported_python_loads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -62,7 +62,7 @@ def axolotl_config(setup: TrainingSetup) -> str:
     dataset, notes = _dataset(setup)
     return yaml_text(
         ["axolotl train axolotl.yaml", *origin(setup), *gguf_base(setup, "Axolotl"), *notes],
-        [{"base_model": setup.base_directory}, adapter, training, {"datasets": [dataset]}],
+        [{"base_model": setup.base_directory, **setup.remote_code}, adapter, training, {"datasets": [dataset]}],
     )
 
 

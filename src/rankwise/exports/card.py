@@ -6,7 +6,6 @@ from typing import Any
 
 from rankwise.decide import Decision
 from rankwise.exports.setup import CAUSAL_LM, CLASSES, TrainingSetup
-from rankwise.model_files import load_arguments
 from rankwise.report.terminal import cells, sentences
 from rankwise.report.words import signed
 from rankwise.store import write_whole
@@ -128,8 +127,8 @@ def _training(setup: TrainingSetup, sweep: Mapping[str, Any]) -> list[tuple[str,
 
 def _code(setup: TrainingSetup, label_names: Sequence[str]) -> str:
     """Return Python that loads the adapter onto its base, quantised as in the sweep."""
-    kind, (place, file) = CLASSES[setup.task_type], load_arguments(setup.base_model)
-    given = "".join(f", {key}={value!r}" for key, value in file.items())
+    kind, (place, both) = CLASSES[setup.task_type], setup.loading
+    given = "".join(f", {key}={value!r}" for key, value in both.items())
     options = given
     if not label_names and setup.task_type != CAUSAL_LM:  # a regression's head gives one number
         options += ", num_labels=1"

@@ -32,7 +32,7 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         adapter["pissa_init"] = True
     if not trains_causal_lms(setup):
         return yaml_text([*adapter_only(setup, "LLaMA-Factory"), *origin(setup)[:1]], [adapter])
-    model: dict[str, Any] = {"model_name_or_path": setup.base_directory}
+    model: dict[str, Any] = {"model_name_or_path": setup.base_directory, **setup.remote_code}
     if setup.quantization != "none":
         model |= {"quantization_method": "bnb", "quantization_bit": 8 if setup.quantization == "int8" else 4}
         if setup.quantization != "int8":

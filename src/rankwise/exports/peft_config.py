@@ -2,7 +2,6 @@
 
 from rankwise.exports.setup import CAUSAL_LM, CLASSES, TrainingSetup
 from rankwise.exports.text import comment, origin
-from rankwise.model_files import load_arguments
 
 
 def peft_config(setup: TrainingSetup) -> str:
@@ -51,12 +50,12 @@ def peft_config(setup: TrainingSetup) -> str:
         # Else it may stay packed, and transformers lets no such model be trained or written.
         quantization = ("GgufConfig", {"dequantize": True})
         notes.append("GgufConfig unpacks the GGUF file: leave it out where transformers has none yet and always does.")
-    place, file = load_arguments(setup.base_model)
+    place, options = setup.loading
     names = "TrainingArguments" if quantization is None else f"{quantization[0]}, TrainingArguments"
     parts = [
         comment(notes),
         f"from peft import {from_peft}\nfrom transformers import {names}\n",
-        _call("base", "dict", {"pretrained_model_name_or_path": place, **file}),
+        _call("base", "dict", {"pretrained_model_name_or_path": place, **options}),
         _call("lora_config", "LoraConfig", adapter),
         _call("training_arguments", "TrainingArguments", setup.training_arguments),
     ]

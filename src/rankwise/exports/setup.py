@@ -30,6 +30,7 @@ class TrainingSetup:
     Attributes:
         task_type: PEFT's name of the task.
         base_model: a directory, a GGUF file or a hub id.
+        trust_remote_code: whether Python code that comes with the base is run.
         rank: r to train at.
         keep_rank: r to cut the trained adapter to; None where it is kept as it is.
         lora_alpha: for `rank`.
@@ -63,6 +64,7 @@ class TrainingSetup:
 
     task_type: str
     base_model: str
+    trust_remote_code: bool
     rank: int
     keep_rank: int | None
     lora_alpha: float
@@ -100,6 +102,17 @@ class TrainingSetup:
     def base_directory(self) -> str:
         """The base for tools that load no GGUF file: such a base has to be written to a directory first."""
         return SAVED_BASE if self.from_gguf else self.base_model
+
+    @property
+    def remote_code(self) -> dict[str, bool]:
+        """The permission to run the base's code, which every tool names alike; nothing where the sweep had none."""
+        return {"trust_remote_code": True} if self.trust_remote_code else {}
+
+    @property
+    def loading(self) -> tuple[str, dict[str, Any]]:
+        """What ``from_pretrained`` takes for the base and its tokenizer: a directory or hub id, and options."""
+        place, file = load_arguments(self.base_model)
+        return place, {**file, **self.remote_code}
 
     @property
     def everywhere(self) -> bool:
@@ -175,6 +188,7 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     return TrainingSetup(
         task_type=adapter["task_type"],
         base_model=_absolute(sweep["paths"]["model"] or adapter["base_model_name_or_path"]),
+        trust_remote_code=settings.get("trust_remote_code", False),
         rank=trained["rank"],
         keep_rank=keep,
         # Not the adapter's: with PiSSA and OLoRA that is saved for the original base, at twice the rank.

@@ -43,9 +43,10 @@ def trl_config(setup: TrainingSetup) -> str:
         "packing": False,
     }
     data, notes = _data(setup)
+    base = {"model_name_or_path": setup.base_directory, **setup.remote_code}
     return yaml_text(
         ["trl sft --config trl.yaml", *origin(setup), *gguf_base(setup, "TRL"), *notes],
-        [{"model_name_or_path": setup.base_directory, **quantizations[setup.quantization]}, adapter, training, data],
+        [base | quantizations[setup.quantization], adapter, training, data],
     )
 
 
