@@ -94,6 +94,14 @@ def test_data_are_described_by_names_that_tool_and_file_know(name: str, template
             assert [message[tags["role_tag"]] for message in messages] == [tags["user_tag"], tags["assistant_tag"]] * 2
 
 
+def test_long_examples_are_cut_and_not_dropped() -> None:
+    files = export_files(PLAIN)
+    axolotl = yaml.safe_load(files["axolotl.yaml"])
+    assert (axolotl["sequence_len"], axolotl["excess_length_strategy"]) == (PLAIN.max_length, "truncate")
+    for name, cuts in (("plain", True), ("nf4", False)):  # of texts the end, as rankwise
+        assert ("shortens prompt and answer" in export_files(SETUPS[name])["llama_factory.yaml"]) == cuts
+
+
 def test_instructions_get_the_prompt_that_rankwise_trained(tmp_path: Path) -> None:
     """A chat where the tokenizer has a template, Stanford Alpaca's prompt elsewhere, and a word where nobody knows."""
     chat, plain = (export_files(kept("alpaca", tmp_path, template=template)[0]) for template in (True, False))

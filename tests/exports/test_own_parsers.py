@@ -28,6 +28,7 @@ def test_axolotl_validates_the_config(name: str) -> None:
     valid = validate_config(DictDefault(config))
     assert (valid.lora_r, valid.lora_alpha, valid.learning_rate) == (setup.rank, setup.lora_alpha, setup.learning_rate)
     assert (valid.warmup_steps, valid.lr_scheduler) == (setup.warmup_steps, "linear")
+    assert valid.excess_length_strategy == "truncate"
     assert bool(valid.lora_target_linear) == setup.everywhere
     assert bool(valid.peft_use_rslora) == setup.use_rslora
     assert bool(valid.load_in_4bit) == setup.quantization.startswith("nf4")

@@ -51,6 +51,7 @@ def axolotl_config(setup: TrainingSetup) -> str:
         "lr_scheduler": "linear",
         "warmup_steps": setup.warmup_steps,
         "sequence_len": setup.max_length,
+        "excess_length_strategy": "truncate",  # Axolotl would drop what is longer
         "sample_packing": False,
         "val_set_size": 0.0,
         "bf16": "auto",

@@ -48,6 +48,11 @@ def llama_factory_config(setup: TrainingSetup) -> str:
     if setup.loraplus_ratio != 1.0:
         training["loraplus_lr_ratio"] = setup.loraplus_ratio
     template, notes = _template(setup)
+    if training["stage"] == "sft":
+        notes.append(
+            "rankwise cut the end off examples that are too long; LLaMA-Factory shortens prompt and answer, each at "
+            "its end, so that more of the answer stays."
+        )
     return yaml_text(
         [
             "llamafactory-cli train llama_factory.yaml, from this directory: dataset_info.json describes the data.",
