@@ -24,6 +24,7 @@ PLAIN = TrainingSetup(
     loraplus_ratio=1.0,
     quantization="none",
     target_modules="all-linear",
+    conv1d=(),
     modules_to_save=(),
     learning_rate=5e-05,
     epochs=2,

@@ -17,9 +17,11 @@ import torch
 import yaml
 
 from rankwise.config import SweepConfig
+from rankwise.engine.fused import FusedEngine
+from rankwise.engine.trial import Recipe, Trial
 from rankwise.exports import export_files
 from rankwise.exports.setup import TrainingSetup, read_setup
-from rankwise.lora import read_adapter, write_adapter
+from rankwise.lora import Adapter, read_adapter, write_adapter
 from rankwise.lora.original_base import for_original_base
 from rankwise.tasks import samples
 from tests.engine.tiny import GROUPED, load_tiny, save_tiny_lm
@@ -262,7 +264,6 @@ def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
     from rankwise.engine.inits import EVA_BATCH
     from rankwise.engine.order import epoch_batches
     from rankwise.engine.reference import ReferenceEngine
-    from rankwise.engine.trial import Recipe, Trial
 
     def drawn(model: Any) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in model.state_dict().items() if ".lora_A." in name}
@@ -381,7 +382,6 @@ def test_the_exported_python_trains_what_the_sweep_trained(swept: Path, tiny_mod
 
     from rankwise.engine.base_model import load_base
     from rankwise.engine.reference import ReferenceEngine
-    from rankwise.engine.trial import Recipe, Trial
     from rankwise.tasks.base import Encoded
     from rankwise.tasks.objectives import Classes
 
@@ -415,6 +415,32 @@ def test_an_adapter_saved_at_twice_its_rank_is_exported_as_it_was_trained(swept:
     assert (on_disk["r"], on_disk["lora_alpha"]) == (4, 4)
     config = run(export_files(read_setup(tmp_path / "out", name))["peft_config.py"])["lora_config"]
     assert (config.r, config.lora_alpha, config.use_rslora) == (2, 2, False)  # lora_alpha r, the default
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_layers_that_no_word_for_all_finds_are_named(kind: str, swept: Path, tmp_path: Path) -> None:
+    """GPT-2's are transformers' Conv1D, of which Axolotl and LLaMA-Factory find none themselves."""
+    from peft import LoraConfig, get_peft_model
+
+    base, train, held_out = load_tiny(kind, tmp_path)
+    trial = Trial(rank=2, seed=0, learning_rate=1e-3, lora_alpha=2)
+    (finished,) = FusedEngine(base, train.take(range(8)), held_out, Recipe(epochs=1, batch_size=8)).train([trial])
+    name = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    shutil.copytree(swept, tmp_path / "out")
+    saved = tmp_path / "out" / "trials" / name / "adapter"
+    shutil.rmtree(saved)
+    write_adapter(Adapter(finished.adapter, finished.adapter_config), saved)
+    files = export_files(read_setup(tmp_path / "out", name))
+    axolotl, llama_factory = (yaml.safe_load(files[name]) for name in ("axolotl.yaml", "llama_factory.yaml"))
+    assert yaml.safe_load(files["trl.yaml"])["lora_target_modules"] == ["all-linear"]  # PEFT's own, which finds them
+    if kind == "llama":
+        assert (axolotl["lora_target_linear"], llama_factory["lora_target"]) == (True, "all")
+        return
+    assert "lora_target_linear" not in axolotl
+    for names in (axolotl["lora_target_modules"], llama_factory["lora_target"].split(",")):
+        model = get_peft_model(base.model, LoraConfig(target_modules=names))
+        assert set(model.targeted_module_names) == set(base.targets)
+        model.unload()
 
 
 def test_a_sweep_leaves_configs_only_for_a_selected_rank(swept: Path, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ def axolotl_config(setup: TrainingSetup) -> str:
         "lora_alpha": int(setup.lora_alpha),
         "lora_dropout": 0.0,
     }
-    if setup.everywhere:
+    if setup.named_targets is None:
         adapter["lora_target_linear"] = True
     else:
-        adapter["lora_target_modules"] = list(setup.target_modules)
+        adapter["lora_target_modules"] = setup.named_targets
     if setup.use_rslora:
         adapter["peft_use_rslora"] = True
     if setup.use_dora:

@@ -24,7 +24,7 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         "lora_rank": setup.rank,
         "lora_alpha": int(setup.lora_alpha),
         "lora_dropout": 0.0,
-        "lora_target": "all" if setup.everywhere else ",".join(setup.target_modules),
+        "lora_target": "all" if setup.named_targets is None else ",".join(setup.named_targets),
         "use_rslora": setup.use_rslora,
         "use_dora": setup.use_dora,
     }

@@ -40,6 +40,7 @@ class TrainingSetup:
         loraplus_ratio: LoRA+: learning rate of B divided by that of A; 1 for plain LoRA.
         quantization: of the frozen base: ``"none"``, ``"int8"``, ``"nf4"`` or ``"nf4-dq"``.
         target_modules: ``"all-linear"``, or names, or all layers by their full names.
+        conv1d: the last parts of the target layers' names where they are GPT-2's Conv1D; else empty.
         modules_to_save: trained in full beside the adapter.
         learning_rate: the best of those tried for this rank; it rises linearly, then falls linearly to 0.
         epochs: passes over the training data.
@@ -74,6 +75,7 @@ class TrainingSetup:
     loraplus_ratio: float
     quantization: str
     target_modules: str | tuple[str, ...]
+    conv1d: tuple[str, ...]
     modules_to_save: tuple[str, ...]
     learning_rate: float
     epochs: int
@@ -118,6 +120,11 @@ class TrainingSetup:
     def everywhere(self) -> bool:
         """Whether every linear layer but the output gets an adapter."""
         return self.target_modules == ALL_LINEAR
+
+    @property
+    def named_targets(self) -> list[str] | None:
+        """The targets' names for a tool whose word for all layers finds no Conv1D; None where that word does."""
+        return (list(self.conv1d) or None) if self.everywhere else list(self.target_modules)
 
     @property
     def bits(self) -> dict[str, Any]:
@@ -199,6 +206,8 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         loraplus_ratio=settings.get("loraplus_ratio", 1.0),
         quantization=settings.get("quantization", "none"),
         target_modules=_targets(settings["target_modules"], adapter["target_modules"]),
+        # With which PEFT notes that it met Conv1D.
+        conv1d=_last_parts(adapter["target_modules"]) if adapter.get("fan_in_fan_out") else (),
         modules_to_save=_saved_in_full(trials / trial_name / "adapter", adapter["modules_to_save"] or ()),
         learning_rate=trained["learning_rate"],
         epochs=recipe.epochs,
@@ -232,6 +241,10 @@ def _saved_in_full(adapter: Path, names: Sequence[str]) -> tuple[str, ...]:
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
     return tuple(name for name in dict.fromkeys(names) if any(f".{name}." in key for key in keys))
+
+
+def _last_parts(layers: list[str]) -> tuple[str, ...]:
+    return tuple(sorted({layer.rsplit(".", 1)[-1] for layer in layers}))
 
 
 def _absolute(path: str) -> str:
