@@ -256,6 +256,15 @@ def test_what_a_tool_cannot_express_is_said_and_not_left_out() -> None:
     assert run(olora["peft_config.py"])["lora_config"].init_lora_weights == "olora"
 
 
+def test_pissa_is_exact_and_for_the_base_as_it_is() -> None:
+    text = export_files(replace(PLAIN, init="pissa"))["llama_factory.yaml"]
+    settings = {name: value for name, value in yaml.safe_load(text).items() if name.startswith("pissa")}
+    assert settings == {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True}
+    assert_known(settings, SCHEMAS["llamafactory"]["fields"])
+    assert "take the adapter in adapter/pissa_converted" in " ".join(text.split("\n# "))
+    assert "pissa" not in export_files(PLAIN)["llama_factory.yaml"]
+
+
 def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
     """From exported Python and PEFT's own defaults the same A as the reference engine's."""
     from peft import get_peft_model, initialize_lora_eva_weights

@@ -29,7 +29,8 @@ def llama_factory_config(setup: TrainingSetup) -> str:
         "use_dora": setup.use_dora,
     }
     if setup.init == "pissa":
-        adapter["pissa_init"] = True
+        # Exact, and not of few steps; converted for the base as it is, as the sweep's adapter is.
+        adapter |= {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True}
     if not trains_causal_lms(setup):
         return yaml_text([*adapter_only(setup, "LLaMA-Factory"), *origin(setup)[:1]], [adapter])
     model: dict[str, Any] = {"model_name_or_path": setup.base_directory, **setup.remote_code}
@@ -48,6 +49,11 @@ def llama_factory_config(setup: TrainingSetup) -> str:
     if setup.loraplus_ratio != 1.0:
         training["loraplus_lr_ratio"] = setup.loraplus_ratio
     template, notes = _template(setup)
+    if setup.init == "pissa":
+        notes.append(
+            f"For the base as it is on disk, take the adapter in {training['output_dir']}/pissa_converted: the other "
+            "one goes with a base that PiSSA changed."
+        )
     if training["stage"] == "sft":
         notes.append(
             "rankwise cut the end off examples that are too long; LLaMA-Factory shortens prompt and answer, each at "
