@@ -265,6 +265,12 @@ def test_pissa_is_exact_and_for_the_base_as_it_is() -> None:
     assert "pissa" not in export_files(PLAIN)["llama_factory.yaml"]
 
 
+def test_data_that_llama_factory_does_not_read_by_their_name_are_said() -> None:
+    for ending, said in ((".ndjson", True), (".jsonl", False)):
+        text = export_files(replace(PLAIN, data=f"/data/train{ending}"))["llama_factory.yaml"]
+        assert ("reads no file that ends in .ndjson: rename it" in text) == said
+
+
 def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
     """From exported Python and PEFT's own defaults the same A as the reference engine's."""
     from peft import get_peft_model, initialize_lora_eva_weights

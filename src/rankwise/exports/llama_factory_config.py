@@ -54,6 +54,8 @@ def llama_factory_config(setup: TrainingSetup) -> str:
             f"For the base as it is on disk, take the adapter in {training['output_dir']}/pissa_converted: the other "
             "one goes with a base that PiSSA changed."
         )
+    if (setup.data or "").endswith(".ndjson"):
+        notes.append("LLaMA-Factory reads no file that ends in .ndjson: rename it to .jsonl, in dataset_info.json too.")
     if training["stage"] == "sft":
         notes.append(
             "rankwise cut the end off examples that are too long; LLaMA-Factory shortens prompt and answer, each at "
