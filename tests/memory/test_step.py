@@ -41,6 +41,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
         ("gpt2", {"gradient_checkpointing": True, "seq_len": 128}),
         ("llama", {"use_dora": True}),
         ("llama", {"modules_to_save": "lm_head", "target_modules": "q_proj"}),
+        ("llama", {"modules_to_save": "embed_tokens,lm_head", "precision": "bf16"}),
         ("bert", {"bias": "all"}),
         ("mixtral", {"gradient_checkpointing": True}),
         ("llama", {"quantization": "nf4"}),

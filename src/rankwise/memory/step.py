@@ -78,7 +78,7 @@ class TracedStep:
         evaluation: a forward pass without gradients; None where it was not asked for.
         resident: what is there before, as (bytes, whether it trains, how many of it the whole model has).
         inputs: bytes of each tensor of the batch.
-        shapes: of the trainable parameters, as (shape, how many of it the whole model has).
+        shapes: of the trainable parameters, as (shape, bytes of a number, how many of it the whole model has).
         kernels: names of the attention kernels.
         largest_dequantized: see `StepMemory`.
     """
@@ -87,7 +87,7 @@ class TracedStep:
     evaluation: Record | None
     resident: tuple[tuple[int, bool, int], ...]
     inputs: tuple[int, ...]
-    shapes: tuple[tuple[tuple[int, ...], int], ...]
+    shapes: tuple[tuple[tuple[int, ...], int, int], ...]
     kernels: frozenset[str]
     largest_dequantized: int
 
@@ -176,7 +176,7 @@ def trace_step(
         resident=_resident(model, skeleton),
         inputs=tuple(tensor.nbytes for tensor in inputs.values()),
         shapes=tuple(
-            (tuple(parameter.shape), skeleton.repeats(name))
+            (tuple(parameter.shape), parameter.itemsize, skeleton.repeats(name))
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ),
@@ -239,7 +239,7 @@ def step_between(points: Sequence[tuple[int, TracedStep]], at: int) -> TracedSte
         ),
         inputs=tuple(line(sizes) for sizes in zip(*(step.inputs for step in steps), strict=True)),
         shapes=tuple(
-            (tuple(line(sides) for sides in zip(*(shape for shape, _ in same), strict=True)), same[0][1])
+            (tuple(line(sides) for sides in zip(*(shape for shape, *_ in same), strict=True)), *same[0][1:])
             for same in zip(*(step.shapes for step in steps), strict=True)
         ),
         kernels=frozenset().union(*(step.kernels for step in steps)),
