@@ -75,13 +75,34 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "decoder_start_token_id": 1,
     },
 }
+TEXT = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 1000}
+VISION = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
+OF_PARTS: dict[str, dict[str, Any]] = {  # whose settings lie in configs of their own
+    "gemma3": {
+        "text_config": {**TEXT, "hidden_size": 64, "num_hidden_layers": 24, "intermediate_size": 96},
+        "vision_config": {**VISION, "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 56},
+    },
+    "qwen3_5": {
+        "text_config": {
+            **TEXT,
+            "hidden_size": 64,
+            "num_hidden_layers": 16,
+            "intermediate_size": 96,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+        "vision_config": {**VISION, "depth": 2, "out_hidden_size": 64},
+    },
+}
 OWN_TARGETS = {"distilbert": ("q_lin", "v_lin")}  # PEFT cannot adapt pre_classifier, which all-linear names
 
 
 def write_config(directory: Path, name: str, **changes: Any) -> str:
     """Write an architecture's config.json and return the directory as a model's name."""
     directory.mkdir(parents=True, exist_ok=True)
-    content = {"model_type": name, **ARCHITECTURES[name], **changes}
+    content = {"model_type": name, **{**ARCHITECTURES, **OF_PARTS}[name], **changes}
     (directory / "config.json").write_text(json.dumps(content))
     return str(directory)
 

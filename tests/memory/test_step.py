@@ -15,7 +15,7 @@ from rankwise.memory.fit import Planner
 from rankwise.memory.setup import DTYPES
 from rankwise.memory.step import StepMemory
 from rankwise.plan_config import PlanConfig
-from tests.architectures import ARCHITECTURES, measured_peak, real_model, request, write_config
+from tests.architectures import ARCHITECTURES, OF_PARTS, measured_peak, real_model, request, write_config
 
 
 def planner(config: PlanConfig) -> Planner:
@@ -23,6 +23,20 @@ def planner(config: PlanConfig) -> Planner:
     meta = load_meta_model(config.model, DTYPES[config.precision], task_type=config.task_type, attention=attention)
     device = CPU if config.device == "cpu" else find_device(config.device)
     return Planner(make_skeleton(meta, config), config, device)
+
+
+@pytest.mark.parametrize("name", OF_PARTS)
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_CLS"])
+def test_models_of_parts(name: str, task_type: str, tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, name), name, task_type=task_type, target_modules=r".*\.(q_proj|up_proj)")
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
+
+
+def test_classifiers_that_alternate_attention(tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "gemma2"), "gemma2", task_type="SEQ_CLS")
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -85,10 +85,10 @@ def load_meta_model(
     config, untied = _read_config(name, num_labels, trust_remote_code)
     _check_heads(name, config)
     task = _task_type(config) if task_type == "auto" else task_type
-    if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SPEECH_SEQ2SEQ"):
-        config.use_cache = False  # no training step keeps keys and values
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = 0  # heads of decoders look for the last token that is not padding
+    _use_no_cache(config)
+    for part in (config, config.get_text_config()):
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = 0  # heads of decoders look for the last token that is not padding
     if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id
     auto_class: Any = getattr(transformers, AUTO_CLASSES[task])
@@ -117,6 +117,16 @@ def load_meta_model(
         raise RequestError(f"model {name!r} cannot be built as {task}: {first_sentence(error)}") from None
     model.requires_grad_(False)
     return MetaModel(model, name, task, attention, notes)
+
+
+def _use_no_cache(config: Any) -> None:
+    """Let a model keep no keys and values: no training step does. A model of several parts asks each part's config."""
+    from transformers import PretrainedConfig
+
+    config.use_cache = False
+    for part in vars(config).values():
+        if isinstance(part, PretrainedConfig):
+            _use_no_cache(part)
 
 
 def _untie_output(model: Any) -> None:
