@@ -181,6 +181,26 @@ def test_configs_that_cannot_be(
         assert word in output.err
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("deepseek_v3", {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16}),
+        ("glm4_moe_lite", {}),  # its widths are all its class's
+        ("qwen3", {}),
+    ],
+)
+def test_heads_of_a_width_of_their_own_need_not_divide(name: str, written: dict[str, int], tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 5, "num_key_value_heads": 5, "vocab_size": 100}
+    config = {"model_type": name, **sizes, "num_hidden_layers": 1, "intermediate_size": 96, **written}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (row,) = plan(str(tmp_path), ranks=[4], seq_len=8, target_modules="o_proj").rows
+    real = AutoConfig.from_pretrained(tmp_path)
+    width = getattr(real, "v_head_dim", None) or real.head_dim
+    assert row.params.trainable == 4 * (5 * width + 64)
+
+
 def test_models_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()

@@ -30,6 +30,7 @@ ENDINGS = (  # of an architecture's class name
     ("ForTokenClassification", "TOKEN_CLS"),
     ("ForImageClassification", "IMAGE_CLS"),
 )
+HEAD_WIDTHS = ("head_dim", "kv_lora_rank")  # with these, heads need not divide the width (MLA: DeepSeek-V2, 2024)
 
 
 @dataclass
@@ -180,6 +181,8 @@ def _check_written_config(path: Path, trust_remote_code: bool) -> None:
         close = difflib.get_close_matches(str(kind), known, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise RequestError(f"config {str(path)!r}: model_type {kind!r} is not one that transformers knows{hint}")
+    if kind in known:  # some write no more than what differs from their class
+        content = {**{key: getattr(CONFIG_MAPPING[kind], key, None) for key in HEAD_WIDTHS}, **content}
     _check_heads(str(path.parent), SimpleNamespace(**content))
 
 
@@ -189,7 +192,7 @@ def _check_heads(name: str, config: Any) -> None:
     groups = getattr(config, "num_key_value_heads", None)
     if not isinstance(heads, int) or not isinstance(width, int):
         return
-    if heads < 1 or (width % heads and not getattr(config, "head_dim", None)):
+    if heads < 1 or (width % heads and not any(getattr(config, key, None) for key in HEAD_WIDTHS)):
         raise RequestError(
             f"model {name!r}: hidden_size {width} cannot be divided by num_attention_heads {heads}"
             f"{_nearest_divisor(width, heads)}"
