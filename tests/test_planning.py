@@ -168,6 +168,7 @@ def test_bad_requests(options: list[str], words: list[str], tmp_path: Path, caps
         ({"num_key_value_heads": 3}, ["num_attention_heads 4", "num_key_value_heads 3"]),
         ({"num_attention_heads": 0}, ["num_attention_heads 0"]),
         ({"vocab_size": "many"}, ["vocab_size"]),
+        ({"pad_token_id": 1000}, ["pad_token_id must be below vocab_size"]),
     ],
     ids=str,
 )

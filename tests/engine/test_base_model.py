@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ def without_special_tokens(directory: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(directory)
 
 
+def change_config(directory: Path, **changes: Any) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
@@ -82,6 +88,7 @@ def without_special_tokens(directory: Path) -> None:
         (lambda d: (d / "model.safetensors").write_bytes(b"broken"), "cannot be loaded"),
         (lambda d: (d / "config.json").write_text('{"model_type": "nonesuch"}'), "cannot be loaded.*nonesuch"),
         (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda d: change_config(d, pad_token_id=1 << 20), "cannot be loaded: pad_token_id must be below vocab_size"),
         (lambda d: [file.unlink() for file in d.glob("tok*")], "has no tokenizer"),
         (without_special_tokens, "neither a padding nor an end-of-sequence token"),
     ],

@@ -105,7 +105,7 @@ def load_base(
                 if not wrongly:
                     break
                 keep = (*keep, *wrongly)
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
             raise RequestError(f"model {name!r} cannot be loaded: {first_sentence(error)}") from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # transformers makes one up, to which every word is unknown, where the files are missing.

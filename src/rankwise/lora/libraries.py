@@ -5,6 +5,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+IN_CONFIG_WORDS = {"Padding_idx must be within num_embeddings": "pad_token_id must be below vocab_size"}
+"""Messages of PyTorch whose cause is in a model's config, and what it is called there."""
+
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
@@ -32,4 +35,5 @@ def quiet_libraries() -> Iterator[None]:
 
 def first_sentence(error: Exception) -> str:
     """Return an error's first sentence as one line."""
-    return " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+    text = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+    return IN_CONFIG_WORDS.get(text, text)

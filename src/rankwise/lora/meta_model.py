@@ -114,7 +114,16 @@ def load_meta_model(
         model.tie_weights()
         if untied:
             _untie_output(model)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ZeroDivisionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        ZeroDivisionError,
+        AssertionError,
+    ) as error:
         raise RequestError(f"model {name!r} cannot be built as {task}: {first_sentence(error)}") from None
     model.requires_grad_(False)
     return MetaModel(model, name, task, attention, notes)
