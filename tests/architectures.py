@@ -9,9 +9,9 @@ from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
 from rankwise.engine.measure import peak_live_bytes
-from rankwise.lora.count import lora_config, make_skeleton
+from rankwise.lora.count import TRAINED_HEADS, lora_config, make_skeleton
 from rankwise.lora.meta_model import load_meta_model, quiet_libraries
-from rankwise.memory.setup import DTYPES, TRAINED_HEADS, training_batch
+from rankwise.memory.setup import DTYPES, training_batch
 from rankwise.plan_config import PlanConfig
 
 BASE = {

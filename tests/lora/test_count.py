@@ -6,12 +6,15 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from rankwise.engine.base_model import load_base
 from rankwise.errors import RequestError
 from rankwise.lora.count import ParamCount, count_params, lora_config, make_skeleton, put_on_adapter
 from rankwise.lora.meta_model import load_meta_model, quiet_libraries
 from rankwise.lora.params import estimate_lora_params
 from rankwise.plan_config import PlanConfig
+from rankwise.tasks.objectives import Classes
 from tests.architectures import ARCHITECTURES, real_model, request, write_config
+from tests.engine.tiny import save_tiny
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_params.json").read_text())["rows"]
 
@@ -84,6 +87,34 @@ def test_settings_count_as_peft_counts_them(name: str, settings: dict[str, Any],
     config = request(write_config(tmp_path, name), name, **settings)
     params = count(config)
     assert (params.trainable, params.all) == count_by_peft(config).get_nb_trainable_parameters()
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_default_targets_count_as_the_sweep_trains_them(name: str, tmp_path: Path) -> None:
+    from rankwise.engine.fresh import put_on_adapter as put_on_trial
+    from rankwise.engine.fresh import saved_modules
+    from rankwise.engine.trial import Trial
+
+    base = load_base(str(save_tiny(name, tmp_path)), Classes(("bad", "good")), "all-linear", [4])
+    trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4.0, use_rslora=False)
+    trained = {
+        key.replace(".modules_to_save.default", "").removeprefix("base_model.model."): parameter.numel()
+        for key, parameter in put_on_trial(base, trial, saved_modules(base)).named_parameters()
+        if parameter.requires_grad
+    }
+    params = count(PlanConfig(model=str(tmp_path), ranks=(4,), task_type="SEQ_CLS"))
+    assert params.trainable == sum(trained.values())
+    for layer in params.layers:
+        assert layer.params == sum(size for key, size in trained.items() if key.startswith(f"{layer.name}."))
+
+
+def test_token_classifier_gets_no_adapter_on_its_head(tmp_path: Path) -> None:
+    layers = {
+        layer.name: layer.params
+        for layer in count(request(write_config(tmp_path, "bert"), "bert", task_type="TOKEN_CLS")).layers
+    }
+    assert layers["classifier"] == (128 + 1) * 2
+    assert len(layers) == 6 * 6 + 1
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
         ("llama", {"modules_to_save": "lm_head", "target_modules": "q_proj"}),
         ("llama", {"modules_to_save": "embed_tokens,lm_head", "precision": "bf16"}),
         ("bert", {"bias": "all"}),
+        ("distilbert", {"target_modules": "all-linear"}),
         ("mixtral", {"gradient_checkpointing": True}),
         ("llama", {"quantization": "nf4"}),
         ("llama", {"quantization": "nf4", "use_dora": True}),

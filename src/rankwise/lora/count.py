@@ -1,6 +1,7 @@
 """Exact parameter counts: PEFT puts the adapter on a model without weights, and its own parameters are counted."""
 
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rankwise.plan_config import PlanConfig
 
 PEFT_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS")
+TRAINED_HEADS = ("classifier", "score")  # PEFT trains modules of these names for classification
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,28 @@ def make_skeleton(meta: MetaModel, config: "PlanConfig") -> Skeleton:
     return Skeleton(meta, cut_stacks(meta.model, is_like))
 
 
+def trained_heads(task_type: str) -> tuple[str, ...]:
+    """Return the endings of modules that PEFT trains in full for a task, asked or not."""
+    return TRAINED_HEADS if task_type in ("SEQ_CLS", "TOKEN_CLS") else ()
+
+
 def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
-    """Return PEFT's config of a request."""
+    """Return PEFT's config of a request.
+
+    What is trained in full gets no adapter, or PEFT refuses: it takes every name with such an ending, as DistilBERT's
+    ``pre_classifier``, but counts them, too, to ``all-linear``.
+    """
     from peft import LoraConfig
 
     targets = config.target_modules
+    in_full = "|".join(map(re.escape, (*config.modules_to_save, *trained_heads(task_type))))
     policy = parse_alpha_policy(config.lora_alpha)
     return LoraConfig(
         r=rank,
         lora_alpha=policy.alpha(rank),  # type: ignore[arg-type]  # PEFT takes fractions as well
         use_rslora=policy.use_rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=rf".*({in_full})(\..*)?" if in_full and targets == "all-linear" else None,
         modules_to_save=list(config.modules_to_save) or None,
         rank_pattern=dict(config.rank_pattern),
         bias=config.bias,  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import RequestError
-from rankwise.lora.count import Skeleton, put_on_adapter
+from rankwise.lora.count import Skeleton, put_on_adapter, trained_heads
 from rankwise.lora.libraries import first_sentence, quiet_libraries
 from rankwise.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rankwise.plan_config import PlanConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRAINED_HEADS = ("classifier", "score")  # PEFT trains modules of these names for classification
 POSITIONS = ("wpe", "embed_positions", "position_embeddings")  # names of learned positions
 
 
@@ -31,8 +30,7 @@ def training_model(skeleton: Skeleton, config: "PlanConfig", rank: int, on_cpu: 
         if config.quantization != "none":
             from peft import prepare_model_for_kbit_training
 
-            heads = TRAINED_HEADS if task in ("SEQ_CLS", "TOKEN_CLS") else ()
-            keep = (*config.modules_to_save, *heads)
+            keep = (*config.modules_to_save, *trained_heads(task))
             quantize(model, config.quantization, dtype, on_cpu, keep)
             prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
             for module in model.modules():
