@@ -142,6 +142,9 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     store = SweepStore(config.out, sweep_request(config, task, base), extend=config.extend)
     for note in task.notes:
         progress.note(note)
+    if fit.unknown:
+        kept = "" if config.max_memory is None else ", max_memory is not kept to"
+        progress.note(f"memory is not checked{kept}, and one trial trains at a time: {fit.unknown}")
     progress.note(
         f"{task.name}: {task.objective.describe()}; {len(task.train)} training, {len(task.held_out)} held-out "
         f"and {len(task.test)} test examples"

@@ -196,6 +196,35 @@ def test_a_gpu_trains_what_fits_without_being_told(tmp_path: Path) -> None:
     assert how_many_fit(config, lambda: 1000, machine=(device, one.needed + 2 * more)).at_once == 3
 
 
+@pytest.mark.parametrize("max_memory", [None, "1GB"])
+def test_sweep_says_that_its_memory_is_not_known(
+    max_memory: str | None, tiny_model: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rankwise.memory import fit
+    from rankwise.run import Silent, open_run
+
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.texts: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.texts.append(text)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RequestError("this model's forward pass depends on values. No more of that")
+
+    config = SweepConfig(model=str(tiny_model), data=reviews, ranks=(4,), out=tmp_path / "out", max_memory=max_memory)
+    for planned in (True, False):
+        if not planned:
+            monkeypatch.setattr(fit, "Planner", fail)
+        with open_run(replace(config, out=tmp_path / str(planned)), notes := Notes()) as run:
+            found = [text for text in notes.texts if text.startswith("memory is not checked")]
+            assert bool(run.fit.needed) == planned
+        assert len(found) == (not planned)
+    assert found[0].endswith(", and one trial trains at a time: this model's forward pass depends on values")
+    assert ("max_memory is not kept to" in found[0]) == (max_memory is not None)
+
+
 def test_sweep_refuses_before_it_trains(tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rankwise.memory import fit
     from rankwise.run import Silent, open_run

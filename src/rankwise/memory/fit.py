@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
 from rankwise.lora.count import Skeleton
+from rankwise.lora.libraries import first_sentence
 from rankwise.memory.devices import CPU, GENERIC, Device, find_device
 from rankwise.memory.setup import training_model
 from rankwise.memory.step import StepMemory, TracedStep, step_between, trace_step
@@ -261,12 +262,14 @@ class Fit:
         needed: bytes that a trial of each rank needs, the base included; empty where nothing could be planned.
         length: tokens of the sequences that this is for.
         room: bytes that may be used.
+        unknown: why nothing could be planned; empty where it could.
     """
 
     at_once: int = 1
     needed: dict[int, int] = field(default_factory=dict)
     length: int = 0
     room: int = 0
+    unknown: str = ""
 
 
 def how_many_fit(
@@ -284,7 +287,7 @@ def how_many_fit(
         machine: the device and the bytes free on it; default: this machine's.
 
     Returns:
-        One trial at once, and no needs, for a model that cannot be planned: loading tells whether it trains.
+        One trial at once, no needs, and why, for a model that cannot be planned: loading tells whether it trains.
 
     Raises:
         RequestError: naming a rank, what it needs, what there is, and what fits.
@@ -315,8 +318,8 @@ def how_many_fit(
         if _at_once(needs, room) < most:
             length = min(longest_text(), length)
             needs = planner.changed(seq_len=length).by_rank(config.ranks)
-    except Exception:
-        return Fit()
+    except Exception as error:
+        return Fit(unknown=first_sentence(error))
     too_large = [rank for rank in config.ranks if needs[rank].needed > room]
     if too_large:
         fitting = [rank for rank in config.ranks if rank not in too_large]
