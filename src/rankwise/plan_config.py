@@ -65,7 +65,9 @@ class PlanConfig:
         "bf16", "Of the base weights and the computation: fp32, bf16 or fp16.", _choice("precision", PRECISIONS)
     )
     quantization: str = _option(
-        "none", "Of the frozen linear layers: none, int8, nf4 or nf4-dq.", _choice("quantization", QUANTIZATIONS)
+        "none",
+        "Of the frozen linear layers: none (as on disk), int8, nf4 or nf4-dq.",
+        _choice("quantization", QUANTIZATIONS),
     )
     optimizer: str = _option("adamw", f"One of {', '.join(OPTIMIZERS)}.", _choice("optimizer", OPTIMIZERS))
     gradient_checkpointing: bool = _option(

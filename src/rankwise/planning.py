@@ -9,6 +9,7 @@ from rankwise.checks import check_config
 from rankwise.errors import RequestError
 from rankwise.lora.count import (
     ParamCount,
+    as_on_disk,
     count_params,
     make_skeleton,
     put_on_adapter,
@@ -143,9 +144,10 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
         trust_remote_code=config.trust_remote_code,
     )
     longest = 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
-    request, config = config, with_groups_named(config, meta.model)
+    request, on_disk = as_on_disk(config, meta)
+    config = with_groups_named(request, meta.model)
     skeleton = make_skeleton(meta, config)
-    notes = list(meta.notes)
+    notes = [*meta.notes, *on_disk]
     planner = Planner(skeleton, config, device)
     others = beside(lambda: _peaks(planner, [name for name in COMPARED if name != config.quantization]))
     counts = {}

@@ -93,6 +93,26 @@ def with_groups_named(config: "PlanConfig", model: "nn.Module") -> "PlanConfig":
     return replace(config, target_modules=group_pattern(model, str(targets))) if targets in GROUPS else config
 
 
+def as_on_disk(config: "PlanConfig", meta: MetaModel) -> tuple["PlanConfig", list[str]]:
+    """Return a request that plans a quantised checkpoint in the bits that loading gives it, and notes about that."""
+    written = getattr(meta.config, "quantization_config", None)
+    if not isinstance(written, dict):
+        return config, []
+    method = str(written.get("quant_method", "bitsandbytes"))
+    if method == "bitsandbytes" and written.get("load_in_8bit"):
+        stored = "int8"
+    elif method == "bitsandbytes" and written.get("load_in_4bit"):
+        stored = "nf4-dq" if written.get("bnb_4bit_use_double_quant") else "nf4"  # FP4 takes the same
+    else:
+        planned = "is not quantised" if config.quantization == "none" else f"is {config.quantization}"
+        return config, [f"the checkpoint is quantised on disk by {method}; the figures are for a base that {planned}"]
+    if config.quantization == "none":
+        return replace(config, quantization=stored), [f"the checkpoint is {stored} on disk, and is planned so"]
+    if config.quantization == stored:
+        return config, []
+    return config, [f"the checkpoint is {stored} on disk; the figures are for a base that is {config.quantization}"]
+
+
 def make_skeleton(meta: MetaModel, config: "PlanConfig") -> Skeleton:
     """Cut a model (in place) as far as the adapter allows: blocks that it treats differently are kept."""
     from peft.tuners.tuners_utils import check_target_module_exists

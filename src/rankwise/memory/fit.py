@@ -294,7 +294,7 @@ def how_many_fit(
     """
     import torch
 
-    from rankwise.lora.count import make_skeleton, with_groups_named
+    from rankwise.lora.count import as_on_disk, make_skeleton, with_groups_named
     from rankwise.lora.meta_model import load_meta_model
     from rankwise.memory.setup import DTYPES, longest_input
 
@@ -309,7 +309,7 @@ def how_many_fit(
             trust_remote_code=config.trust_remote_code,
         )
         positions = longest_input(meta.model) or config.seq_len
-        config = with_groups_named(config, meta.model)
+        config = with_groups_named(as_on_disk(config, meta)[0], meta.model)
         skeleton = make_skeleton(meta, config)
         length = min(config.seq_len, positions)
         planner = Planner(skeleton, replace(config, seq_len=length), device)

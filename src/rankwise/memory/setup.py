@@ -30,7 +30,9 @@ def training_model(skeleton: Skeleton, config: "PlanConfig", rank: int, on_cpu: 
         if config.quantization != "none":
             from peft import prepare_model_for_kbit_training
 
-            keep = (*config.modules_to_save, *trained_heads(task))
+            written = getattr(model.config, "quantization_config", None) or {}  # of a checkpoint quantised on disk
+            unquantized = written.get("llm_int8_skip_modules") or ()
+            keep = (*config.modules_to_save, *trained_heads(task), *unquantized)
             quantize(model, config.quantization, dtype, on_cpu, keep)
             prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
             for module in model.modules():
