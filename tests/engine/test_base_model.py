@@ -8,9 +8,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rankwise.engine.base_model import load_base
+from rankwise.engine.fresh import put_on_adapter, saved_modules
+from rankwise.engine.trial import Trial
 from rankwise.errors import RequestError
 from rankwise.tasks.objectives import Classes
 from tests.conftest import save_tokenizer
+from tests.engine.tiny import save_tiny
 
 LABELS = ("bad", "good")
 
@@ -28,6 +31,24 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(tiny_model: Path
     base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
     assert set(base.fresh) == {"bert.pooler", "classifier"}
     assert not any("pooler" in name for name in base.targets)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    directory = save_tiny("distilbert", tmp_path)
+    AutoModelForSequenceClassification.from_pretrained(directory).save_pretrained(directory)
+    base = load_base(str(directory), Classes(LABELS), "all-linear", [4], quantization=quantization)
+    assert not base.fresh
+    trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4.0, use_rslora=False)
+    model = put_on_adapter(base, trial, saved_modules(base))
+    trained = {
+        name.removeprefix("base_model.model.").split(".modules_to_save")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora" not in name
+    }
+    assert trained == set(base.trained_in_full) == {"pre_classifier", "classifier"}
 
 
 def test_there_is_no_dropout_anywhere(tiny_model: Path) -> None:

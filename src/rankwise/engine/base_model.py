@@ -18,7 +18,8 @@ from rankwise.model_files import check_model_files, load_arguments
 from rankwise.tasks.base import Objective
 
 AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
-HEAD_NAMES = {"SEQ_CLS": ("classifier", "score"), "CAUSAL_LM": ()}  # which PEFT trains and saves by itself
+# Endings of modules that PEFT trains and saves by itself, DistilBERT's pre_classifier among them.
+HEAD_NAMES: dict[str, tuple[str, ...]] = {"SEQ_CLS": ("classifier", "score"), "CAUSAL_LM": ()}
 
 
 @dataclass
@@ -76,7 +77,7 @@ def load_base(
     place, file = load_arguments(name)
     auto_class = getattr(transformers, AUTO_CLASSES[objective.task_type])
     head_names = HEAD_NAMES[objective.task_type]
-    keep: tuple[str, ...] = head_names
+    keep = head_names
     with quiet_libraries():
         try:
             # Fresh weights are drawn again for each seed; this seed only makes loading repeatable.
@@ -131,7 +132,7 @@ def load_base(
         keep_as_loaded(model)
     if objective.task_type == "CAUSAL_LM":
         _check_causal(name, model, fresh)
-    heads = [head for head in head_names if hasattr(model, head) and head not in fresh]
+    heads = [name for name, _ in model.named_children() if name.endswith(head_names) and name not in fresh]
     trained_in_full = (*fresh, *heads)
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
