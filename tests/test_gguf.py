@@ -31,6 +31,8 @@ def test_a_gguf_file_is_a_model_where_its_package_is_there(tmp_path: Path, monke
 def test_smollm2_loads_answers_and_runs_packed() -> None:
     from rankwise.engine.base_model import load_base
     from rankwise.engine.packed_model import why_not
+    from rankwise.engine.reference import ReferenceEngine
+    from rankwise.engine.trial import Recipe, Trial
     from rankwise.tasks.dialogue import Dialogue
     from rankwise.tasks.objectives import Completions
     from rankwise.tasks.parts import all_examples
@@ -47,4 +49,10 @@ def test_smollm2_loads_answers_and_runs_packed() -> None:
     answer = base.model.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert "Paris" in base.tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :])
     dialogues = [Dialogue((("user", "What is 1 + 1?"), ("assistant", said))) for said in ("2", "It is 2, I think.")]
-    assert why_not(base, encode(all_examples(dialogues, [None] * 2), base.tokenizer, 64)[0]) is None
+    examples, _ = encode(all_examples(dialogues, [None] * 2), base.tokenizer, 64)
+    assert why_not(base, examples) is None
+    # Trainer refuses a base that transformers takes for quantised.
+    engine = ReferenceEngine(base, examples, examples, Recipe(epochs=1, batch_size=2))
+    (finished,) = engine.train([Trial(rank=4, seed=0, learning_rate=1e-4, lora_alpha=4)])
+    assert [step["step"] for step in finished.steps] == [1]
+    assert not finished.diverged

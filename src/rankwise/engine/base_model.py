@@ -97,7 +97,7 @@ def load_base(
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     trust_remote_code=trust_remote_code,
-                    **loading_arguments(quantization, keep),
+                    **(_unpacking() if file and quantization == "none" else loading_arguments(quantization, keep)),
                 )
                 absent = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
                 fresh = _topmost_modules(model, absent)
@@ -174,6 +174,17 @@ def _longest_input(model: nn.Module, tokenizer: Any) -> int:
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
     return min(limit for limit in limits if isinstance(limit, int))
+
+
+def _unpacking() -> dict[str, Any]:
+    """Return what lets transformers unpack a GGUF file: else it takes the base for quantised, and trains no such model.
+
+    Versions without that setting always unpack.
+    """
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:
