@@ -5,13 +5,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from rankwise.engine.base_model import load_base
+from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fresh import put_on_adapter, saved_modules
 from rankwise.engine.trial import Trial
 from rankwise.errors import RequestError
+from rankwise.tasks.base import Encoded
 from rankwise.tasks.objectives import Classes
+from tests.architectures import OF_PARTS
 from tests.conftest import save_tokenizer
 from tests.engine.tiny import save_tiny
 
@@ -35,8 +38,6 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(tiny_model: Path
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
-
     directory = save_tiny("distilbert", tmp_path)
     AutoModelForSequenceClassification.from_pretrained(directory).save_pretrained(directory)
     base = load_base(str(directory), Classes(LABELS), "all-linear", [4], quantization=quantization)
@@ -77,6 +78,19 @@ def roberta(directory: Path) -> None:
         vocab_size=save_tokenizer(directory), intermediate_size=16, max_position_embeddings=34, pad_token_id=1, **sizes
     )
     RobertaModel(config).save_pretrained(directory)
+
+
+def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("gemma3", **OF_PARTS["gemma3"])
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = None
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    base = load_base(str(tmp_path), Classes(LABELS), "all-linear", [4])
+    examples = Encoded((0, 1), [[5, 6, 7], [5, 6, 7, 8, 9]], (0, 1))
+    both = padded_logits(base.model, base.tokenizer, examples)  # (2, 2)
+    alone = torch.cat([padded_logits(base.model, base.tokenizer, examples.take([row])) for row in (0, 1)])
+    torch.testing.assert_close(both, alone)
 
 
 def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:

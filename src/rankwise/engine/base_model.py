@@ -118,8 +118,9 @@ def load_base(
                 "(tokenizer.pad_token = ...) and save it again"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    for part in (model.config, model.config.get_text_config()):  # a model of several parts asks the latter
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = tokenizer.pad_token_id
     tokenizer.padding_side = "right"  # so that places in a sequence stay where they are
     if "token_type_ids" not in inspect.signature(model.base_model.forward).parameters:
         tokenizer.model_input_names = [key for key in tokenizer.model_input_names if key != "token_type_ids"]
