@@ -118,7 +118,7 @@ def print_cpu(console: Console, pretrained: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, settings) in enumerate(cases):
             directory = Path(scratch) / str(number)
-            config = request(write_config(directory, name), name, **settings)
+            config = request(write_config(directory, name), **settings)
             errors.append(compare(table, name, settings, config, directory, None))
         for name, settings, config, weights in pretrained_cases(Path(scratch)) if pretrained else []:
             errors.append(compare(table, name, settings, config, Path(scratch) / "quantized", weights))
@@ -180,7 +180,7 @@ def print_slope(console: Console) -> None:
         for low, high, tokens in ((8, 32, 64), (16, 64, 2)):
             rows, measured = {}, {}
             for rank in (low, high):
-                config = request(model, "llama", ranks=(rank,), seq_len=tokens)
+                config = request(model, ranks=(rank,), seq_len=tokens)
                 (rows[rank],) = plan(config=config).rows
                 measured[rank] = measured_peak(real_model(config, Path(scratch), rank), config)
             params = rows[high].params.trainable - rows[low].params.trainable

@@ -56,7 +56,7 @@ def test_gpt3_as_in_the_lora_paper() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equals_peft_on_the_whole_model(name: str, tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, name), name)
+    config = request(write_config(tmp_path, name))
     params, peft_model = count(config), count_by_peft(config)
     assert (params.trainable, params.all) == peft_model.get_nb_trainable_parameters()
     assert sum(layer.params for layer in params.layers) == params.trainable
@@ -84,7 +84,7 @@ def test_equals_peft_on_the_whole_model(name: str, tmp_path: Path) -> None:
     ids=str,
 )
 def test_settings_count_as_peft_counts_them(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, name), name, **settings)
+    config = request(write_config(tmp_path, name), **settings)
     params = count(config)
     assert (params.trainable, params.all) == count_by_peft(config).get_nb_trainable_parameters()
 
@@ -111,7 +111,7 @@ def test_default_targets_count_as_the_sweep_trains_them(name: str, tmp_path: Pat
 def test_token_classifier_gets_no_adapter_on_its_head(tmp_path: Path) -> None:
     layers = {
         layer.name: layer.params
-        for layer in count(request(write_config(tmp_path, "bert"), "bert", task_type="TOKEN_CLS")).layers
+        for layer in count(request(write_config(tmp_path, "bert"), task_type="TOKEN_CLS")).layers
     }
     assert layers["classifier"] == (128 + 1) * 2
     assert len(layers) == 6 * 6 + 1
@@ -129,7 +129,7 @@ def test_token_classifier_gets_no_adapter_on_its_head(tmp_path: Path) -> None:
     ids=str,
 )
 def test_adapter_file_has_the_size_that_was_told(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, name, num_hidden_layers=12, n_layer=12), name, **settings)
+    config = request(write_config(tmp_path, name, num_hidden_layers=12, n_layer=12), **settings)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
     meta = load_meta_model(config.model, dtype)
     skeleton = make_skeleton(meta, config)
@@ -140,7 +140,7 @@ def test_adapter_file_has_the_size_that_was_told(name: str, settings: dict[str, 
 
 
 def test_layers_are_named_as_in_the_model(tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, "llama"), "llama", target_modules="q_proj", modules_to_save="lm_head")
+    config = request(write_config(tmp_path, "llama"), target_modules="q_proj", modules_to_save="lm_head")
     layers = {layer.name: layer.params for layer in count(config).layers}
     assert layers == {
         "lm_head": 128 * 1000,
@@ -159,6 +159,6 @@ def test_layers_are_named_as_in_the_model(tmp_path: Path) -> None:
 )
 def test_targets_that_match_nothing(settings: dict[str, Any], words: list[str], tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
-        count(request(write_config(tmp_path, "llama"), "llama", **settings))
+        count(request(write_config(tmp_path, "llama"), **settings))
     for word in words:
         assert word in str(caught.value)

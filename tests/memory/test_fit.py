@@ -23,7 +23,7 @@ def planner(config: PlanConfig) -> Planner:
 
 
 def test_limits_are_the_most_that_fits(tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, "llama"), "llama", ranks=(4, 8, 16), device="T4")
+    config = request(write_config(tmp_path, "llama"), ranks=(4, 8, 16), device="T4")
     one = planner(config)
     room = one.memory(8, batch_size=10).needed + 1000
     limits = find_limits(one, room, config.ranks, highest_rank=64, longest=None)
@@ -42,7 +42,7 @@ def test_limits_are_the_most_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rank", "checkpointing"), [(1, False), (3, False), (64, True)])
 def test_one_rank_has_the_limit_that_several_have(tmp_path: Path, rank: int, checkpointing: bool) -> None:
     settings = {"device": "T4", "gradient_checkpointing": checkpointing}
-    config = request(write_config(tmp_path, "llama"), "llama", ranks=(rank,), **settings)
+    config = request(write_config(tmp_path, "llama"), ranks=(rank,), **settings)
     one = planner(config)
     room = one.memory(23).needed
     assert one.memory(24).needed > room  # traced, so that no line through other ranks is trusted
@@ -50,7 +50,7 @@ def test_one_rank_has_the_limit_that_several_have(tmp_path: Path, rank: int, che
 
 
 def test_limits_stop_where_the_model_does(tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, "bert", max_position_embeddings=512), "bert")
+    config = request(write_config(tmp_path, "bert", max_position_embeddings=512))
     one = planner(config)
     longest = longest_input(one.skeleton.meta.model)
     assert longest == 512
@@ -61,13 +61,13 @@ def test_limits_stop_where_the_model_does(tmp_path: Path) -> None:
 
 
 def test_nothing_fits_nothing(tmp_path: Path) -> None:
-    one = planner(request(write_config(tmp_path, "llama"), "llama"))
+    one = planner(request(write_config(tmp_path, "llama")))
     limits = find_limits(one, 1000, (8,), highest_rank=64, longest=None)
     assert (limits.rank, limits.batch_size, limits.seq_len) == (None, None, None)
 
 
 def test_savings_are_the_differences_they_say(tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, "llama"), "llama", device="T4", batch_size=8, seq_len=256)
+    config = request(write_config(tmp_path, "llama"), device="T4", batch_size=8, seq_len=256)
     one = planner(config)
     now = one.memory(8).needed
     savings = {saving.change: saving for saving in find_savings(one, now // 2, 8)}
@@ -140,7 +140,7 @@ def test_numbers_of_no_unit_are_not_taken_for_so_few_bytes(number: object, meant
 
 
 def _training(tmp_path: Path, **settings: Any) -> PlanConfig:
-    return request(write_config(tmp_path, "bert"), "bert", ranks=(4, 64), seq_len=200, task_type="SEQ_CLS", **settings)
+    return request(write_config(tmp_path, "bert"), ranks=(4, 64), seq_len=200, task_type="SEQ_CLS", **settings)
 
 
 def test_sweep_that_fits_is_not_refused(tmp_path: Path) -> None:
