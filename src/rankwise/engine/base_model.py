@@ -12,14 +12,12 @@ from torch import nn
 
 from rankwise.engine.quantization import check_quantization, is_quantized, keep_as_loaded, loading_arguments
 from rankwise.errors import RequestError
+from rankwise.lora.count import trained_heads
 from rankwise.lora.libraries import first_sentence, quiet_libraries
+from rankwise.lora.meta_model import AUTO_CLASSES
 from rankwise.lora.targets import check_ranks, find_targets
 from rankwise.model_files import check_model_files, load_arguments
 from rankwise.tasks.base import Objective
-
-AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
-# Endings of modules that PEFT trains and saves by itself, DistilBERT's pre_classifier among them.
-HEAD_NAMES: dict[str, tuple[str, ...]] = {"SEQ_CLS": ("classifier", "score"), "CAUSAL_LM": ()}
 
 
 @dataclass
@@ -76,8 +74,7 @@ def load_base(
     check_quantization(quantization)
     place, file = load_arguments(name)
     auto_class = getattr(transformers, AUTO_CLASSES[objective.task_type])
-    head_names = HEAD_NAMES[objective.task_type]
-    keep = head_names
+    endings = keep = trained_heads(objective.task_type)
     with quiet_libraries():
         try:
             # Fresh weights are drawn again for each seed; this seed only makes loading repeatable.
@@ -133,7 +130,7 @@ def load_base(
         keep_as_loaded(model)
     if objective.task_type == "CAUSAL_LM":
         _check_causal(name, model, fresh)
-    heads = [name for name, _ in model.named_children() if name.endswith(head_names) and name not in fresh]
+    heads = [name for name, _ in model.named_children() if name.endswith(endings) and name not in fresh]
     trained_in_full = (*fresh, *heads)
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.decide import Decision
-from rankwise.exports.setup import CAUSAL_LM, CLASSES, TrainingSetup
+from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
+from rankwise.lora.meta_model import AUTO_CLASSES
 from rankwise.report.terminal import cells, sentences
 from rankwise.report.words import signed
 from rankwise.store import write_whole
@@ -127,7 +128,7 @@ def _training(setup: TrainingSetup, sweep: Mapping[str, Any]) -> list[tuple[str,
 
 def _code(setup: TrainingSetup, label_names: Sequence[str]) -> str:
     """Return Python that loads the adapter onto its base, quantised as in the sweep."""
-    kind, (place, both) = CLASSES[setup.task_type], setup.loading
+    kind, (place, both) = AUTO_CLASSES[setup.task_type], setup.loading
     given = "".join(f", {key}={value!r}" for key, value in both.items())
     options = given
     if not label_names and setup.task_type != CAUSAL_LM:  # a regression's head gives one number

@@ -1,7 +1,8 @@
 """The whole training for PEFT and transformers, as Python: every task."""
 
-from rankwise.exports.setup import CAUSAL_LM, CLASSES, TrainingSetup
+from rankwise.exports.setup import CAUSAL_LM, TrainingSetup
 from rankwise.exports.text import comment, origin
+from rankwise.lora.meta_model import AUTO_CLASSES
 
 
 def peft_config(setup: TrainingSetup) -> str:
@@ -24,7 +25,7 @@ def peft_config(setup: TrainingSetup) -> str:
     bits = ", quantization_config=quantization_config" if setup.bits or setup.from_gguf else ""
     labels = "" if setup.task_type == CAUSAL_LM else ", with the labels that best/README.md gives it"
     notes = [
-        f"{CLASSES[setup.task_type]}.from_pretrained(**base{bits}) loads the base{labels}; "
+        f"{AUTO_CLASSES[setup.task_type]}.from_pretrained(**base{bits}) loads the base{labels}; "
         "AutoTokenizer.from_pretrained(**base) its tokenizer. "
         f"Texts are cut at {setup.max_length} tokens.",
         *origin(setup),

@@ -19,7 +19,6 @@ from rankwise.tasks.readers import is_hub_id
 from rankwise.tasks.saved_datasets import hub_parts
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
-CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", CAUSAL_LM: "AutoModelForCausalLM"}
 SAVED_BASE = "base"
 
 
