@@ -134,9 +134,7 @@ class SweepStore:
 
     def trial_names(self) -> list[str]:
         """Return the names of the complete trials."""
-        if not self.trials_directory.is_dir():
-            return []
-        return sorted(path.name for path in self.trials_directory.iterdir() if not path.name.startswith("."))
+        return [trial.name for trial in _trials(self.directory)]
 
     def adapter_directory(self, trial_name: str) -> Path:
         """Return where a trial's adapter lies, in PEFT's format.

@@ -115,8 +115,8 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     if unit == "seed" and not shared:
         return rates[best]  # there is nothing to pair
     if costs.isna().any(axis=None):
-        ranks = some(sorted(usable["rank"].unique()))
-        raise RequestError(f"evidence of rank {ranks}: its learning rates were not scored on the same examples")
+        rank = int(usable["rank"].iloc[0])
+        raise RequestError(f"evidence of rank {rank}: its learning rates were not scored on the same examples")
     behind = costs.to_numpy() - costs.to_numpy()[:, [best]]  # (N, L), of means
     # The standard error of a single unit is not a number; nothing is near then but the best itself.
     error = behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))
