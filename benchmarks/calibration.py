@@ -30,12 +30,14 @@ from rich.table import Table
 
 from rankwise import select
 from rankwise.decide import best_learning_rate
-from rankwise.decide.compare import Comparison
+from rankwise.decide.pairwise import Comparison
 from rankwise.strategies.race import FIRST_LOOK
 
 MARGIN = 0.02
 CONFIDENCE = 0.95
-BEYOND = 0.5 + MARGIN * 1.001  # a loss just beyond the margin above 0.5: where a wrong choice is easiest
+BEYOND = (
+    0.5 + MARGIN * 1.001
+)  # a loss just beyond the margin above 0.5: where a wrong choice is easiest
 
 
 @dataclass(frozen=True)
@@ -98,22 +100,33 @@ SCENARIOS = (
     Scenario("heavy tails, few examples", (BEYOND, 0.5, 0.5, 0.5), tails="heavy", examples=60),
     Scenario("few examples (40)", (BEYOND, 0.5, 0.5, 0.5), examples=40),
     Scenario("aggregates, 5 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=5, examples=1, example_sd=0.0),
-    Scenario("1 seed, seeds do nothing", (BEYOND, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.0, shared_sd=0.0),
+    Scenario(
+        "1 seed, seeds do nothing", (BEYOND, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.0, shared_sd=0.0
+    ),
     Scenario("2 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=2),
     Scenario("5 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=5),
     Scenario("10 seeds", (BEYOND, 0.5, 0.5, 0.5), seeds=10),
     Scenario("seeds matter little", (BEYOND, 0.5, 0.5, 0.5), seed_sd=0.0005, shared_sd=0.0005),
-    Scenario("seeds matter much", (BEYOND, 0.5, 0.5, 0.5), seed_sd=0.03, shared_sd=0.0, example_sd=0.02),
+    Scenario(
+        "seeds matter much", (BEYOND, 0.5, 0.5, 0.5), seed_sd=0.03, shared_sd=0.0, example_sd=0.02
+    ),
     Scenario("seeds matter, alike for all", (BEYOND, 0.5, 0.5, 0.5), shared_sd=0.05),
     Scenario("unequal seeds (2, 3, 5, 5)", (BEYOND, 0.5, 0.5, 0.5), seeds=(2, 3, 5, 5)),
     Scenario("3 ranks", (BEYOND, 0.5, 0.5)),
     Scenario("8 ranks", (BEYOND,) * 4 + (0.5,) * 4),
     *(
-        Scenario(f"all but one, {ranks} ranks, 2 seeds", (BEYOND,) * (ranks - 1) + (0.5,), seeds=2, replications=4)
+        Scenario(
+            f"all but one, {ranks} ranks, 2 seeds",
+            (BEYOND,) * (ranks - 1) + (0.5,),
+            seeds=2,
+            replications=4,
+        )
         for ranks in (2, 3, 4)
     ),
     Scenario("the same, 2 ranks, noisier", (BEYOND, 0.5), seeds=2, seed_sd=0.01, replications=4),
-    Scenario("the same, 3 ranks, noisier", (BEYOND, BEYOND, 0.5), seeds=2, seed_sd=0.01, replications=4),
+    Scenario(
+        "the same, 3 ranks, noisier", (BEYOND, BEYOND, 0.5), seeds=2, seed_sd=0.01, replications=4
+    ),
     *(
         Scenario(
             f"search {'/'.join(map(str, rates))}, {seeds} seeds",
@@ -126,12 +139,24 @@ SCENARIOS = (
         )
         for rates, seeds in (((3, 1), 2), ((3, 1), 3), ((3, 1), 5), ((3, 1, 3), 2))
     ),
-    Scenario("small ranks noisier", (BEYOND, 0.5, 0.5, 0.5), seed_sd=(0.02, 0.01, 0.005, 0.005), assumed=False),
+    Scenario(
+        "small ranks noisier",
+        (BEYOND, 0.5, 0.5, 0.5),
+        seed_sd=(0.02, 0.01, 0.005, 0.005),
+        assumed=False,
+    ),
     Scenario("1 seed, seeds matter", (BEYOND, 0.5, 0.5, 0.5), seeds=1, seed_sd=0.01, assumed=False),
 )
 
 RACES = tuple(
-    Scenario(f"{name}, up to {seeds} seeds", losses, seeds=seeds, seed_sd=sd, example_sd=0.03, replications=2)
+    Scenario(
+        f"{name}, up to {seeds} seeds",
+        losses,
+        seeds=seeds,
+        seed_sd=sd,
+        example_sd=0.03,
+        replications=2,
+    )
     for name, losses, sd in (
         ("one of two just beyond", (BEYOND, 0.5), 0.01),
         ("all but one of 4 just beyond", (BEYOND,) * 3 + (0.5,), 0.01),
@@ -144,7 +169,11 @@ RACES = tuple(
 
 def draw(scenario: Scenario, generator: np.random.Generator) -> dict[int, np.ndarray]:
     """Draw one sweep's losses: for each rank (S, N)."""
-    counts = (scenario.seeds,) * len(scenario.losses) if isinstance(scenario.seeds, int) else scenario.seeds
+    counts = (
+        (scenario.seeds,) * len(scenario.losses)
+        if isinstance(scenario.seeds, int)
+        else scenario.seeds
+    )
     most, ranks, examples = max(counts), len(scenario.losses), scenario.examples
 
     def noise(*shape: int) -> np.ndarray:
@@ -161,7 +190,9 @@ def draw(scenario: Scenario, generator: np.random.Generator) -> dict[int, np.nda
     values = np.reshape(scenario.losses, (-1, 1, 1)) + own + alike + by_example + rest  # (R, S, N)
     for row, rates in enumerate(scenario.rates or ()):
         # Each rate is a trial of its own; what an example does to the rank is the same at all of them.
-        trials = np.reshape(scenario.seed_sd, (-1, 1))[row % np.size(scenario.seed_sd)] * generator.normal(size=rates)
+        trials = np.reshape(scenario.seed_sd, (-1, 1))[
+            row % np.size(scenario.seed_sd)
+        ] * generator.normal(size=rates)
         again = scenario.example_sd * noise(rates, examples)  # (L, N)
         seen = values[row, 0] - own[row, 0] - rest[row, 0] + trials[:, None] + again  # (L, N)
         values[row, 0] = seen[rate_taken(seen)]
@@ -175,7 +206,9 @@ def rate_taken(losses: np.ndarray) -> int:
     index = pd.MultiIndex.from_product(
         [range(len(losses)), range(losses.shape[1])], names=["learning_rate", "example_id"]
     )
-    table = pd.DataFrame({"loss": losses.ravel(), "seed": 0, "diverged": False}, index=index).reset_index()
+    table = pd.DataFrame(
+        {"loss": losses.ravel(), "seed": 0, "diverged": False}, index=index
+    ).reset_index()
     return int(best_learning_rate(table) or 0)
 
 
@@ -195,7 +228,9 @@ def race_choice(values: dict[int, np.ndarray]) -> tuple[int | None, int]:
     for seeds in range(FIRST_LOOK, most + 1):
         seen.update({rank: values[rank][:seeds] for rank in racing})
         choice, comparison = rankwise_choice(dict(sorted(seen.items())))
-        racing = [rank for rank in racing if not comparison.is_shown_worse(rank, MARGIN, CONFIDENCE)]
+        racing = [
+            rank for rank in racing if not comparison.is_shown_worse(rank, MARGIN, CONFIDENCE)
+        ]
         if choice is not None or len(racing) < 2:
             break
     return choice, sum(len(losses) for losses in seen.values())
@@ -219,17 +254,23 @@ def kneedle(values: dict[int, np.ndarray]) -> int | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         means = [float(losses.mean()) for losses in values.values()]
-        knee = KneeLocator(np.log2(list(values)), means, curve="convex", direction="decreasing").knee
+        knee = KneeLocator(
+            np.log2(list(values)), means, curve="convex", direction="decreasing"
+        ).knee
     return None if knee is None else round(2**knee)
 
 
-def simulate(scenario: Scenario, replications: int, generator: np.random.Generator) -> dict[str, float]:
+def simulate(
+    scenario: Scenario, replications: int, generator: np.random.Generator
+) -> dict[str, float]:
     """Return the shares of wrong, right and open choices, and the coverage of the ranks' intervals."""
     truth = dict(zip(scenario.ranks, scenario.losses, strict=True))
     right = scenario.right
     rules = {"best mean": best_mean, "one SE": one_standard_error, "kneedle": kneedle}
     counts: dict[str, float] = dict.fromkeys(
-        [f"{name} {what}" for name in ("rankwise", *rules) for what in ("wrong", "right")] + ["open", "covered"], 0.0
+        [f"{name} {what}" for name in ("rankwise", *rules) for what in ("wrong", "right")]
+        + ["open", "covered"],
+        0.0,
     )
 
     def count(name: str, choice: int | None) -> None:
@@ -264,9 +305,15 @@ def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: C
     for column in columns:
         table.add_column(column, justify="right")
     for number, scenario in enumerate(scenarios):
-        found = simulate(scenario, scenario.replications * replications, np.random.default_rng([2026, number]))
+        found = simulate(
+            scenario, scenario.replications * replications, np.random.default_rng([2026, number])
+        )
         keys = ["rankwise wrong", "rankwise right", "open", "covered"]
-        keys += [f"{rule} {what}" for rule in ("best mean", "one SE", "kneedle") for what in ("wrong", "right")]
+        keys += [
+            f"{rule} {what}"
+            for rule in ("best mean", "one SE", "kneedle")
+            for what in ("wrong", "right")
+        ]
         cells = [f"{100 * found[key]:.1f}" for key in keys]
         table.add_row(scenario.name if scenario.assumed else f"({scenario.name})", *cells)
     console.print(table)
@@ -274,7 +321,9 @@ def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: C
 
 def print_races(scenarios: Sequence[Scenario], replications: int, console: Console) -> None:
     """Print a row for each scenario: the race, and the decision from all seeds."""
-    table = Table(title="Looking after every seed, and once at the end; per cent, and trials as a share of all")
+    table = Table(
+        title="Looking after every seed, and once at the end; per cent, and trials as a share of all"
+    )
     table.add_column("scenario")
     for column in ("race wrong", "right", "open", "trials", "at the end wrong", "right", "open"):
         table.add_column(column, justify="right")
@@ -287,7 +336,11 @@ def print_races(scenarios: Sequence[Scenario], replications: int, console: Conso
             share = trials / sum(len(losses) for losses in values.values())
             row: list[float] = []
             for choice in (raced, rankwise_choice(values)[0]):
-                row += [choice is not None and choice not in right, choice == right[0], choice is None]
+                row += [
+                    choice is not None and choice not in right,
+                    choice == right[0],
+                    choice is None,
+                ]
             rows.append([*row[:3], share, *row[3:]])
         table.add_row(scenario.name, *(f"{100 * cell:.1f}" for cell in np.mean(rows, axis=0)))
     console.print(table)
@@ -297,11 +350,17 @@ def print_time(console: Console) -> None:
     """Print how long a large decision takes."""
     generator = np.random.default_rng(0)
     ranks, seeds, examples = [2**power for power in range(8)], range(10), range(10_000)
-    index = pd.MultiIndex.from_product([ranks, seeds, examples], names=["rank", "seed", "example_id"])
-    evidence = pd.DataFrame({"loss": generator.normal(0.5, 0.3, len(index)), "score": 1.0}, index=index).reset_index()
+    index = pd.MultiIndex.from_product(
+        [ranks, seeds, examples], names=["rank", "seed", "example_id"]
+    )
+    evidence = pd.DataFrame(
+        {"loss": generator.normal(0.5, 0.3, len(index)), "score": 1.0}, index=index
+    ).reset_index()
     start = time.perf_counter()
     select(evidence)
-    console.print(f"8 ranks x 10 seeds x 10,000 examples: a decision takes {time.perf_counter() - start:.2f} s")
+    console.print(
+        f"8 ranks x 10 seeds x 10,000 examples: a decision takes {time.perf_counter() - start:.2f} s"
+    )
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rankwise.config import SweepConfig
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.lora import read_adapter, spectrum, truncate, write_adapter
-from rankwise.report.terminal import ProgressBar
-from rankwise.run import Run, open_run
+from rankwise.report.decision_table import ProgressBar
+from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.run import Run, open_run
 
 CASES = {  # name: (rank, learning rate, target modules)
     "query-value": (8, 2e-3, ("query", "value")),
@@ -36,7 +36,11 @@ def main() -> None:
         table.add_column(name, justify="right")
     for name, (rank, rate, targets) in CASES.items():
         config = SweepConfig(
-            ranks=(rank,), seeds=1, learning_rate=(rate,), target_modules=targets, out=options.out / name
+            ranks=(rank,),
+            seeds=1,
+            learning_rate=(rate,),
+            target_modules=targets,
+            out=options.out / name,
         )
         with ProgressBar() as progress, open_run(config, progress) as run:
             trained = train(run, Trial(rank=rank, seed=0, learning_rate=rate, lora_alpha=rank))
@@ -49,7 +53,9 @@ def train(run: Run, trial: Trial) -> Path:
     if trial.name not in run.store.trial_names():
         run.progress.plan(0, 1)
         recipe = Recipe(epochs=run.config.epochs, batch_size=run.config.batch_size)
-        engine = ReferenceEngine(run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work)
+        engine = ReferenceEngine(
+            run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work
+        )
         for finished in engine.train([trial]):
             run.store.add(finished, {})
             run.progress.trial(finished)
@@ -67,7 +73,14 @@ def add_rows(table: Table, run: Run, trained: Path, name: str) -> None:
             evidence = score_adapter(run.base, Path(scratch) / "cut", held_out)
         energy = found.energy_at({layer.pair.name: rank for layer in found.layers})
         loss, accuracy = evidence["loss"].mean(), evidence["score"].mean()
-        table.add_row(name, str(rank), f"{energy:.1%}", f"{loss:.4f}", f"{accuracy:.1%}", end_section=rank == ranks[-1])
+        table.add_row(
+            name,
+            str(rank),
+            f"{energy:.1%}",
+            f"{loss:.4f}",
+            f"{accuracy:.1%}",
+            end_section=rank == ranks[-1],
+        )
 
 
 if __name__ == "__main__":

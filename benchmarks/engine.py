@@ -19,22 +19,27 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 
-from rankwise.config import SweepConfig
-from rankwise.engine.base_model import BaseModel, load_base
-from rankwise.engine.fresh import saved_modules
-from rankwise.engine.fused import FusedEngine
-from rankwise.engine.measure import peak_live_bytes
-from rankwise.engine.packed_model import packed_model
+from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.fused.engine import FusedEngine
+from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.training_state import Trainee
+from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.engine.reference import ReferenceEngine
-from rankwise.engine.trainee import Trainee
 from rankwise.engine.trial import Recipe, Trial
-from rankwise.lora.libraries import quiet_libraries
+from rankwise.models.base_model import BaseModel, load_base
+from rankwise.models.compat import quiet_libraries
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 
 BATCH = 32
 RECIPE = Recipe(epochs=1, batch_size=BATCH)
@@ -71,8 +76,12 @@ def useful_flop(tokens: int, rank: int) -> int:
     The first block's query, key and value need no gradient of their input. Attention, norms and the head come on top
     and are not counted. The same for every way, though the fused engine leaves out `LEFT_OUT` of it.
     """
-    base = BLOCKS * sum(count * d_in * d_out for count, (d_in, d_out) in zip(COUNTS, LAYERS, strict=True))
-    adapters = BLOCKS * sum(count * rank * (d_in + d_out) for count, (d_in, d_out) in zip(COUNTS, LAYERS, strict=True))
+    base = BLOCKS * sum(
+        count * d_in * d_out for count, (d_in, d_out) in zip(COUNTS, LAYERS, strict=True)
+    )
+    adapters = BLOCKS * sum(
+        count * rank * (d_in + d_out) for count, (d_in, d_out) in zip(COUNTS, LAYERS, strict=True)
+    )
     return tokens * 2 * (2 * base - 3 * 384 * 384 + 3 * adapters)
 
 
@@ -80,7 +89,11 @@ def sgemm_peak(tokens: int) -> float:
     """Measure the machine's own product of fp32 matrices at the layers' sizes, in FLOP/s, as a step weighs them."""
     flop = seconds = 0.0
     for count, (d_in, d_out) in zip(COUNTS, LAYERS, strict=True):
-        x, weight, y = torch.randn(tokens, d_in), torch.randn(d_out, d_in), torch.empty(tokens, d_out)
+        x, weight, y = (
+            torch.randn(tokens, d_in),
+            torch.randn(d_out, d_in),
+            torch.empty(tokens, d_out),
+        )
         times = []
         for _ in range(30):
             start = time.perf_counter()
@@ -91,13 +104,25 @@ def sgemm_peak(tokens: int) -> float:
     return flop / seconds
 
 
-def with_trainer(examples: Encoded, tokenizer: Any, batch: int, dropout: float, sampling: str) -> float:
+def with_trainer(
+    examples: Encoded, tokenizer: Any, batch: int, dropout: float, sampling: str
+) -> float:
     """Train r = 8 as tutorials write it; return the seconds of ``trainer.train()``."""
-    settings: dict[str, Any] = {} if dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model = AutoModelForSequenceClassification.from_pretrained(samples.minilm_directory(), num_labels=2, **settings)
+    settings: dict[str, Any] = (
+        {} if dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(
+        samples.minilm_directory(), num_labels=2, **settings
+    )
     adapted = get_peft_model(
         model,
-        LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear"),
+        LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=8,
+            lora_alpha=8,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+        ),
     )
     rows = [
         {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": label}
@@ -115,7 +140,10 @@ def with_trainer(examples: Encoded, tokenizer: Any, batch: int, dropout: float, 
             disable_tqdm=True,
         )
         trainer = Trainer(
-            model=adapted, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer)
+            model=adapted,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=DataCollatorWithPadding(tokenizer),
         )
         return float(trainer.train().metrics["train_runtime"])
 
@@ -126,10 +154,14 @@ def ways_of_training(base: BaseModel, examples: Encoded, recipe: Recipe) -> list
 
     def fused(ranks: Sequence[int]) -> float:
         engine = FusedEngine(base, examples, few, recipe, pack_size=len(ranks))
-        return next(iter(engine.train([trial(rank, seed) for seed, rank in enumerate(ranks)]))).pack_seconds
+        return next(
+            iter(engine.train([trial(rank, seed) for seed, rank in enumerate(ranks)]))
+        ).pack_seconds
 
     def reference() -> float:
-        return next(iter(ReferenceEngine(base, examples, few, recipe).train([trial(8)]))).train_seconds
+        return next(
+            iter(ReferenceEngine(base, examples, few, recipe).train([trial(8)]))
+        ).train_seconds
 
     def tutorial(dropout: float, sampling: str) -> float:
         return with_trainer(examples, base.tokenizer, recipe.batch_size, dropout, sampling)
@@ -147,7 +179,9 @@ def ways_of_training(base: BaseModel, examples: Encoded, recipe: Recipe) -> list
     ]
 
 
-def compare(base: BaseModel, examples: Encoded, recipe: Recipe, rounds: int, console: Console) -> None:
+def compare(
+    base: BaseModel, examples: Encoded, recipe: Recipe, rounds: int, console: Console
+) -> None:
     """Let all ways take turns and print the table."""
     ways = ways_of_training(base, examples, recipe)
     peaks = []
@@ -194,12 +228,17 @@ def step_cost(
 ) -> tuple[float, int]:
     """Return a pack's seconds per step in one pass, the median of some, and peak bytes on long sentences."""
     engine = FusedEngine(base, examples, examples, recipe)
-    trainees = [Trainee(trial(r, s), base, saved_modules(base), recipe, examples) for s, r in enumerate(ranks)]
+    trainees = [
+        Trainee(trial(r, s), base, saved_modules(base), recipe, examples)
+        for s, r in enumerate(ranks)
+    ]
     with packed_model(base) as model:
 
         def step() -> None:
             batches = [trainee.next_batch() for trainee in trainees]
-            for trainee, loss in zip(trainees, engine._gradients(model, trainees, batches), strict=True):
+            for trainee, loss in zip(
+                trainees, engine._gradients(model, trainees, batches), strict=True
+            ):
                 trainee.update(loss)
 
         times = []
@@ -207,7 +246,9 @@ def step_cost(
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
-        longest = sorted(range(len(examples)), key=examples.lengths.__getitem__)[-recipe.batch_size :]
+        longest = sorted(range(len(examples)), key=examples.lengths.__getitem__)[
+            -recipe.batch_size :
+        ]
 
         def longest_step() -> None:
             engine._gradients(model, trainees, [longest] * len(trainees))
@@ -215,20 +256,31 @@ def step_cost(
                 trainee.optimizer.step()
 
         kept = [tensor for trainee in trainees for tensor in trainee.tensors()]
-        peak = peak_live_bytes(longest_step, [*base.model.parameters(), *base.model.buffers(), *kept])
+        peak = peak_live_bytes(
+            longest_step, [*base.model.parameters(), *base.model.buffers(), *kept]
+        )
     return statistics.median(times[1:]), peak
 
 
 def growth(base: BaseModel, examples: Encoded, console: Console) -> None:
     """Print how time and memory of a step grow with trials, length and rank."""
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    table = Table(title=f"A pack's step, r = 8, batches of {BATCH} sentences; base {weights / 2**20:.0f} MiB")
-    for name in ("trials", "ms per step and trial", "peak of live tensors, MiB", "MiB per trial beside the base"):
+    table = Table(
+        title=f"A pack's step, r = 8, batches of {BATCH} sentences; base {weights / 2**20:.0f} MiB"
+    )
+    for name in (
+        "trials",
+        "ms per step and trial",
+        "peak of live tensors, MiB",
+        "MiB per trial beside the base",
+    ):
         table.add_column(name, justify="right")
     for count in (1, 2, 4, 8, 16):
         seconds, peak = step_cost(base, examples, RECIPE, (8,) * count, 5)
         own = (peak - weights) / count
-        table.add_row(str(count), f"{seconds / count * 1e3:.0f}", f"{peak / 2**20:.0f}", f"{own / 2**20:.0f}")
+        table.add_row(
+            str(count), f"{seconds / count * 1e3:.0f}", f"{peak / 2**20:.0f}", f"{own / 2**20:.0f}"
+        )
     console.print(table)
 
     table = Table(title="A step alone on 8 sequences of equal length, r = 8")
@@ -236,12 +288,19 @@ def growth(base: BaseModel, examples: Encoded, console: Console) -> None:
         table.add_column(name, justify="right")
     eight = replace(RECIPE, batch_size=8)
     for length in (16, 32, 64, 128, 256, 512):
-        sequences = [[101 + (7 * row + place) % 20000 for place in range(length)] for row in range(64)]
+        sequences = [
+            [101 + (7 * row + place) % 20000 for place in range(length)] for row in range(64)
+        ]
         same = Encoded(tuple(range(64)), sequences, tuple(row % 2 for row in range(64)))
         seconds, _ = step_cost(base, same, eight, (8,), 5)
         tokens = 8 * length
         rate = useful_flop(tokens, 8) / seconds
-        table.add_row(str(length), f"{seconds * 1e3:.0f}", f"{seconds / tokens * 1e6:.0f}", f"{rate / 1e9:.0f}")
+        table.add_row(
+            str(length),
+            f"{seconds * 1e3:.0f}",
+            f"{seconds / tokens * 1e6:.0f}",
+            f"{rate / 1e9:.0f}",
+        )
     console.print(table)
 
     table = Table(title=f"A step alone, batches of {BATCH} sentences")
@@ -268,7 +327,9 @@ def main() -> None:
         base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [8])
         examples, _ = encode(task.train, base.tokenizer, 128)
         if not options.skip_comparison:
-            compare(base, examples, replace(RECIPE, batch_size=options.batch), options.rounds, console)
+            compare(
+                base, examples, replace(RECIPE, batch_size=options.batch), options.rounds, console
+            )
         if not options.skip_growth:
             growth(base, examples, console)
 

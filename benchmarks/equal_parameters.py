@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 import rankwise
-from rankwise.environment import environment
-from rankwise.report.terminal import ProgressBar
-from rankwise.report.words import figure
-from rankwise.side_by_side import read_lines
+from rankwise.formatting import figure
+from rankwise.report.compare_sweeps import read_lines
+from rankwise.report.decision_table import ProgressBar
+from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
 
 RESULTS = Path(__file__).parent / "results" / "equal_parameters.json"
@@ -39,7 +39,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("equal-parameters-out"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
-        "--print", dest="known", type=Path, metavar="RESULTS", help="print these results, sweep nothing"
+        "--print",
+        dest="known",
+        type=Path,
+        metavar="RESULTS",
+        help="print these results, sweep nothing",
     )
     options = parser.parse_args()
     if options.known is not None:
@@ -52,7 +56,9 @@ def main() -> None:
     for group, directory in zip(GROUPS, directories, strict=True):
         with ProgressBar() as progress:
             progress.note(f"{group}: ranks {', '.join(map(str, ranks[group]))}")
-            config = rankwise.SweepConfig(**settings, ranks=ranks[group], target_modules=group, out=directory)
+            config = rankwise.SweepConfig(
+                **settings, ranks=ranks[group], target_modules=group, out=directory
+            )
             rankwise.sweep(config, progress=progress)
     lines = dict(zip(GROUPS, (line.as_dict() for line in read_lines(directories)), strict=True))
     results = {"settings": settings, "environment": environment(), "ranks": ranks, "lines": lines}
@@ -65,9 +71,13 @@ def equal_ranks(ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Return each group's ranks with the parameters that all-linear has at the given ones, or just fewer."""
     lora: dict[str, int] = {}  # parameters for each unit of rank
     for group in GROUPS:
-        plan = rankwise.plan(str(samples.minilm_directory()), ranks=[1, 2], target_modules=group, task_type="SEQ_CLS")
+        plan = rankwise.plan(
+            str(samples.minilm_directory()), ranks=[1, 2], target_modules=group, task_type="SEQ_CLS"
+        )
         lora[group] = plan.rows[1].params.trainable - plan.rows[0].params.trainable
-    return {group: tuple(rank * lora["all-linear"] // lora[group] for rank in ranks) for group in GROUPS}
+    return {
+        group: tuple(rank * lora["all-linear"] // lora[group] for rank in ranks) for group in GROUPS
+    }
 
 
 def show(results: dict[str, Any]) -> None:
@@ -77,7 +87,10 @@ def show(results: dict[str, Any]) -> None:
     for group in GROUPS:
         table.add_column(group, justify="right")
     rows = {
-        group: [next(row for row in results["lines"][group]["table"] if row["rank"] == rank) for rank in ranks]
+        group: [
+            next(row for row in results["lines"][group]["table"] if row["rank"] == rank)
+            for rank in ranks
+        ]
         for group, ranks in results["ranks"].items()
     }
     for budget in range(len(rows[GROUPS[0]])):

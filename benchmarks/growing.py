@@ -16,22 +16,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rankwise.config import SweepConfig
-from rankwise.decide.compare import Comparison
-from rankwise.engine.base_model import BaseModel, load_base
-from rankwise.engine.fresh import saved_modules
-from rankwise.engine.fused import FusedEngine
-from rankwise.engine.loaded import Loaded
-from rankwise.engine.packed_model import packed_model
-from rankwise.engine.trainee import Trainee
+from rankwise.decide.pairwise import Comparison
+from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.fused.engine import FusedEngine
+from rankwise.engine.fused.loaded import Loaded
+from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.training_state import Trainee
 from rankwise.engine.trial import Recipe, Trial
 from rankwise.lora import grow
 from rankwise.lora.adapter import Adapter
-from rankwise.lora.libraries import quiet_libraries
+from rankwise.models.base_model import BaseModel, load_base
+from rankwise.models.compat import quiet_libraries
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 
 CONFIDENCE = 0.95
 RECIPE = Recipe(epochs=1, batch_size=8)
@@ -43,27 +43,37 @@ def main() -> None:
     parser.add_argument("--lower", type=int, default=8)
     parser.add_argument("--upper", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of both ranks, in every epoch")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, help="of both ranks, in every epoch"
+    )
     parser.add_argument("--train-examples", type=int, default=1000)
     options = parser.parse_args()
     task = load_task(SweepConfig(train_examples=options.train_examples))
     low, high = options.lower, options.upper
     losses: dict[str, list[np.ndarray]] = {}
     with quiet_libraries():
-        base = load_base(str(samples.minilm_directory()), task.objective, ["all-linear"], [low, high])
+        base = load_base(
+            str(samples.minilm_directory()), task.objective, ["all-linear"], [low, high]
+        )
         train, _ = encode(task.train, base.tokenizer, 64)
         held_out, _ = encode(task.held_out, base.tokenizer, 64)
         for seed in range(options.seeds):
 
-            def learn(rank: int, epochs: int = 1, start: Adapter | None = None, seed: int = seed) -> Adapter:
-                trial = Trial(rank=rank, seed=seed, learning_rate=options.learning_rate, lora_alpha=rank)
+            def learn(
+                rank: int, epochs: int = 1, start: Adapter | None = None, seed: int = seed
+            ) -> Adapter:
+                trial = Trial(
+                    rank=rank, seed=seed, learning_rate=options.learning_rate, lora_alpha=rank
+                )
                 return train_from(base, train, trial, epochs, start)
 
             first = learn(low)
             ways = {
                 f"r = {low}, one epoch": first,
                 f"r = {low}, and a second epoch": learn(low, start=first),
-                f"r = {low}, grown to {high}, and a second epoch": learn(high, start=grow(first, high, seed)),
+                f"r = {low}, grown to {high}, and a second epoch": learn(
+                    high, start=grow(first, high, seed)
+                ),
                 f"r = {high} from the start, one epoch": learn(high),
                 f"r = {high} from the start, two epochs": learn(high, epochs=2),
             }
@@ -73,7 +83,9 @@ def main() -> None:
     show(losses, options.seeds)
 
 
-def train_from(base: BaseModel, examples: Encoded, trial: Trial, epochs: int, start: Adapter | None) -> Adapter:
+def train_from(
+    base: BaseModel, examples: Encoded, trial: Trial, epochs: int, start: Adapter | None
+) -> Adapter:
     """Train a trial, from an adapter of its rank where one is given; return what it has become."""
     recipe = Recipe(epochs=epochs, batch_size=RECIPE.batch_size)
     trainee = Trainee(trial, base, saved_modules(base), recipe, examples)
@@ -101,7 +113,9 @@ def show(losses: Mapping[str, list[np.ndarray]], seeds: int) -> None:
         {number: range(seeds) for number in range(len(names))},
     )
     console = Console(width=130)
-    table = Table(title=f"Held-out loss, mean over {seeds} seeds; gains with their {CONFIDENCE:.0%} intervals")
+    table = Table(
+        title=f"Held-out loss, mean over {seeds} seeds; gains with their {CONFIDENCE:.0%} intervals"
+    )
     table.add_column("way")
     for column in ("held-out loss", f"gain over {names[0]}", f"gain over {names[1]}"):
         table.add_column(column, justify="right")

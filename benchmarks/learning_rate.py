@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rankwise.config import SweepConfig
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Recipe, Trial
-from rankwise.report.terminal import ProgressBar
-from rankwise.run import Run, open_run
+from rankwise.report.decision_table import ProgressBar
+from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.run import Run, open_run
 
 RANKS = (4, 8, 16, 32)
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
@@ -31,7 +31,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("learning-rate-out"))
     options = parser.parse_args()
     config = SweepConfig(
-        ranks=RANKS, seeds=options.seeds, learning_rate=RATES, out=options.out / f"warmup-{options.warmup:g}"
+        ranks=RANKS,
+        seeds=options.seeds,
+        learning_rate=RATES,
+        out=options.out / f"warmup-{options.warmup:g}",
     )
     with ProgressBar() as progress, open_run(config, progress) as run:
         train_missing(run, options.warmup)
@@ -50,7 +53,9 @@ def train_missing(run: Run, warmup: float) -> None:
     missing = [trial for trial in trials if trial.name not in run.store.trial_names()]
     run.progress.plan(len(trials) - len(missing), len(trials))
     recipe = Recipe(epochs=config.epochs, batch_size=config.batch_size, warmup_share=warmup)
-    engine = ReferenceEngine(run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work)
+    engine = ReferenceEngine(
+        run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work
+    )
     for finished in engine.train(missing):
         run.store.add(finished, {"warmup_share": warmup})
         run.progress.trial(finished)

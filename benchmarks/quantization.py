@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 import rankwise
-from rankwise.environment import environment
-from rankwise.report.side_by_side import print_side_by_side
-from rankwise.report.terminal import ProgressBar
-from rankwise.report.words import plain_bytes, seconds
-from rankwise.side_by_side import Line, read_lines
+from rankwise.formatting import plain_bytes, seconds
+from rankwise.report.compare_sweeps import Line, read_lines
+from rankwise.report.compare_sweeps_table import print_side_by_side
+from rankwise.report.decision_table import ProgressBar
+from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
 
@@ -42,13 +42,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("quantization-out"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
-        "--print", dest="known", type=Path, metavar="RESULTS", help="print these results, sweep nothing"
+        "--print",
+        dest="known",
+        type=Path,
+        metavar="RESULTS",
+        help="print these results, sweep nothing",
     )
     options = parser.parse_args()
     if options.known is not None:
         show(json.loads(options.known.read_text()))
         return
-    settings = {name: getattr(options, name) for name in ("ranks", "seeds", "train_examples", "max_length", "engine")}
+    settings = {
+        name: getattr(options, name)
+        for name in ("ranks", "seeds", "train_examples", "max_length", "engine")
+    }
     settings["learning_rate"] = options.learning_rate
     kinds = options.quantizations.split(",")
     directories = [options.out / kind for kind in kinds]
@@ -67,12 +74,16 @@ def main() -> None:
 
 def planned_and_frozen(kind: str, config: rankwise.SweepConfig) -> dict[str, Any]:
     """Return what the plan says of a batch of the longest texts, and the bytes of the base as it is loaded."""
-    from rankwise.engine.base_model import load_base
-    from rankwise.engine.quantization import resident_tensors
+    from rankwise.models.base_model import load_base
+    from rankwise.models.quantization import resident_tensors
 
     model, task = str(samples.minilm_directory()), load_task(config)
     base = load_base(model, task.objective, config.target_modules, config.ranks, quantization=kind)
-    longest = max(task.encoder(task.train, base.tokenizer, config.max_length or task.objective.max_length)[0].lengths)
+    longest = max(
+        task.encoder(task.train, base.tokenizer, config.max_length or task.objective.max_length)[
+            0
+        ].lengths
+    )
     plan = rankwise.plan(
         model,
         ranks=config.ranks,
@@ -97,8 +108,18 @@ def show(results: dict[str, Any]) -> None:
     """Print the decisions, memory and time."""
     lines = [Line.from_dict(one) for one in results["lines"]]
     print_side_by_side(lines)
-    table = Table(title=f"Memory and time, {results['settings']['engine']} engine", title_justify="left")
-    for name in ("base", "rank", "frozen base: plan", "measured", "step: plan", "measured", "training"):
+    table = Table(
+        title=f"Memory and time, {results['settings']['engine']} engine", title_justify="left"
+    )
+    for name in (
+        "base",
+        "rank",
+        "frozen base: plan",
+        "measured",
+        "step: plan",
+        "measured",
+        "training",
+    ):
         table.add_column(name, justify="right")
     for line, (kind, memory) in zip(lines, results["memory"].items(), strict=True):
         for row in line.table:

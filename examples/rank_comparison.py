@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise import RankExperiment, estimate_training_memory, run_rank_comparison
-from rankwise.report.terminal import ProgressBar
+from rankwise.report.decision_table import ProgressBar
 
 RANKS = (4, 8, 16, 32, 64)
 
 
 def estimates(console: Console) -> None:
     """Print the memory of a training step, rank by rank."""
-    table = Table(title="Estimated: 32 blocks of width 4096, adapters on 2 matrices a block, 1 x 512 tokens")
+    table = Table(
+        title="Estimated: 32 blocks of width 4096, adapters on 2 matrices a block, 1 x 512 tokens"
+    )
     for name in (
         "rank",
         "adapter parameters",
@@ -45,8 +47,19 @@ def estimates(console: Console) -> None:
 
 def experiments(console: Console, results: list[RankExperiment]) -> None:
     """Print what the trained ranks gave."""
-    table = Table(title="Measured: MiniLM-L6 on Rotten Tomatoes sentences, each rank at its own learning rate")
-    for name in ("rank", "alpha", "trainable", "learning rate", "accuracy", "loss", "seconds", "peak MiB"):
+    table = Table(
+        title="Measured: MiniLM-L6 on Rotten Tomatoes sentences, each rank at its own learning rate"
+    )
+    for name in (
+        "rank",
+        "alpha",
+        "trainable",
+        "learning rate",
+        "accuracy",
+        "loss",
+        "seconds",
+        "peak MiB",
+    ):
         table.add_column(name, justify="right")
     for one in results:
         table.add_row(
@@ -66,7 +79,9 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1, help="trials per rank (default 1)")
-    parser.add_argument("--train-examples", type=int, help="train on this many sentences (default: the sample's)")
+    parser.add_argument(
+        "--train-examples", type=int, help="train on this many sentences (default: the sample's)"
+    )
     options = parser.parse_args()
     console = Console()
     estimates(console)

@@ -28,7 +28,11 @@ def telegram(sentence: str) -> str:
         for word in sentence.replace(" '", "'").split()
         if word.lower() not in DROPPED
     ]
-    kept = [word for place, word in enumerate(said) if word != "STOP" or (place > 0 and said[place - 1] != "STOP")]
+    kept = [
+        word
+        for place, word in enumerate(said)
+        if word != "STOP" or (place > 0 and said[place - 1] != "STOP")
+    ]
     return " ".join(kept if kept[-1:] == ["STOP"] else [*kept, "STOP"])
 
 
@@ -52,16 +56,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Which rank does a style need?")
     parser.add_argument("--out", type=Path, default=Path("style-sweep"), help="sweep directory")
     parser.add_argument("--ranks", default="2,4,8,16,32,64")
-    parser.add_argument("--sentences", type=int, default=240, help="of which 7 in 10 are trained on")
+    parser.add_argument(
+        "--sentences", type=int, default=240, help="of which 7 in 10 are trained on"
+    )
     options = parser.parse_args()
     data = options.out.with_suffix(".jsonl")
     dialogues(options.sentences).to_json(data, orient="records", lines=True)
 
-    from rankwise.report.terminal import ProgressBar, print_decision
+    from rankwise.report.decision_table import ProgressBar, print_decision
 
     with ProgressBar() as progress:
         result = rankwise.sweep(
-            model=samples.smollm2_file(), data=data, ranks=options.ranks, out=options.out, progress=progress
+            model=samples.smollm2_file(),
+            data=data,
+            ranks=options.ranks,
+            out=options.out,
+            progress=progress,
         )
     print_decision(result.decision, score=result.score)
     print(f"Report: {result.report}")

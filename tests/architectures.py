@@ -8,11 +8,11 @@ import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
-from rankwise.engine.measure import peak_live_bytes
-from rankwise.lora.count import TRAINED_HEADS, lora_config, make_skeleton
-from rankwise.lora.meta_model import load_meta_model, quiet_libraries
-from rankwise.memory.setup import DTYPES, training_batch
-from rankwise.plan_config import PlanConfig
+from rankwise.engine.peak_memory import peak_live_bytes
+from rankwise.planning.config import PlanConfig
+from rankwise.planning.memory.setup import DTYPES, training_batch
+from rankwise.planning.meta_model import load_meta_model, quiet_libraries
+from rankwise.planning.params import TRAINED_HEADS, lora_config, make_skeleton
 
 BASE = {
     "hidden_size": 128,
@@ -79,8 +79,18 @@ TEXT = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "voc
 VISION = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
 OF_PARTS: dict[str, dict[str, Any]] = {  # whose settings lie in configs of their own
     "gemma3": {
-        "text_config": {**TEXT, "hidden_size": 64, "num_hidden_layers": 24, "intermediate_size": 96},
-        "vision_config": {**VISION, "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 56},
+        "text_config": {
+            **TEXT,
+            "hidden_size": 64,
+            "num_hidden_layers": 24,
+            "intermediate_size": 96,
+        },
+        "vision_config": {
+            **VISION,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "image_size": 56,
+        },
     },
     "qwen3_5": {
         "text_config": {
@@ -112,7 +122,9 @@ def request(model: str, **settings: Any) -> PlanConfig:
     return PlanConfig(model=model, **{"target_modules": "all-linear", **values, **settings})
 
 
-def real_model(config: PlanConfig, directory: Path, rank: int, weights: nn.Module | None = None) -> PeftModel:
+def real_model(
+    config: PlanConfig, directory: Path, rank: int, weights: nn.Module | None = None
+) -> PeftModel:
     """Return a real model with its adapter, set up for training as the libraries' guides do.
 
     Args:
@@ -165,13 +177,17 @@ def _quantized(model: Any, attention: str, config: PlanConfig, directory: Path) 
 def measured_peak(model: PeftModel, config: PlanConfig) -> int:
     """Run two real training steps on the CPU and return the second one's peak of live bytes."""
     attention = "eager" if config.attention == "eager" else "sdpa"
-    meta = load_meta_model(config.model, DTYPES[config.precision], task_type=config.task_type, attention=attention)
+    meta = load_meta_model(
+        config.model, DTYPES[config.precision], task_type=config.task_type, attention=attention
+    )
     shapes = training_batch(make_skeleton(meta, config), config)
     batch = {name: torch.ones(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes.items()}
     for name in ("input_ids", "labels"):
         if name in batch and batch[name].dim() == 2:
             batch[name] = torch.randint(3, 1000, batch[name].shape)
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad]
+    )
 
     def step() -> None:
         output = model(**batch)
@@ -180,7 +196,12 @@ def measured_peak(model: PeftModel, config: PlanConfig) -> int:
 
     step()
     optimizer.zero_grad(set_to_none=True)
-    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    states = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    ]
     resident = [*model.parameters(), *model.buffers(), *batch.values(), *states, *_scales(model)]
     return peak_live_bytes(step, resident)
 

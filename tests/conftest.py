@@ -52,7 +52,9 @@ def save_tokenizer(directory: Path) -> int:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -112,7 +114,14 @@ def swept(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("swept")
     data, out = directory / "reviews.csv", directory / "out"
     make_reviews(400).to_csv(data, index=False)
-    sweep(model=str(tiny_model), data=data, ranks=(2, 4, 8), learning_rate=(5e-3, 1e-2), margin=0.5, out=out)
+    sweep(
+        model=str(tiny_model),
+        data=data,
+        ranks=(2, 4, 8),
+        learning_rate=(5e-3, 1e-2),
+        margin=0.5,
+        out=out,
+    )
     return out
 
 

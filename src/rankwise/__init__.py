@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 from rankwise._version import __version__
 
 if TYPE_CHECKING:
-    from rankwise.analysis import Analysis, analyze
-    from rankwise.api import Sweep, sweep
-    from rankwise.comparison import RankExperiment, run_rank_comparison
-    from rankwise.config import SweepConfig
+    from rankwise.analysis.analyze import Analysis, analyze
     from rankwise.decide import Decision, select
     from rankwise.errors import RankwiseError, RequestError
-    from rankwise.forecast import DryRun, dry_run
-    from rankwise.lora.params import estimate_lora_params
-    from rankwise.memory.estimate import estimate_training_memory
-    from rankwise.plan_config import PlanConfig
-    from rankwise.planning import Plan, plan
+    from rankwise.planning.config import PlanConfig
+    from rankwise.planning.estimates import estimate_training_memory
+    from rankwise.planning.params_estimate import estimate_lora_params
+    from rankwise.planning.plan import Plan, plan
+    from rankwise.sweeps.api import Sweep, sweep
+    from rankwise.sweeps.config import SweepConfig
+    from rankwise.sweeps.dry_run import DryRun, dry_run
+    from rankwise.sweeps.rank_comparison import RankExperiment, run_rank_comparison
 
 __all__ = [
     "Analysis",
@@ -41,24 +41,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Analysis": "rankwise.analysis",
+    "Analysis": "rankwise.analysis.analyze",
     "Decision": "rankwise.decide",
-    "DryRun": "rankwise.forecast",
-    "Plan": "rankwise.planning",
-    "PlanConfig": "rankwise.plan_config",
-    "RankExperiment": "rankwise.comparison",
+    "DryRun": "rankwise.sweeps.dry_run",
+    "Plan": "rankwise.planning.plan",
+    "PlanConfig": "rankwise.planning.config",
+    "RankExperiment": "rankwise.sweeps.rank_comparison",
     "RankwiseError": "rankwise.errors",
     "RequestError": "rankwise.errors",
-    "Sweep": "rankwise.api",
-    "SweepConfig": "rankwise.config",
-    "analyze": "rankwise.analysis",
-    "dry_run": "rankwise.forecast",
-    "estimate_lora_params": "rankwise.lora.params",
-    "estimate_training_memory": "rankwise.memory.estimate",
-    "plan": "rankwise.planning",
-    "run_rank_comparison": "rankwise.comparison",
+    "Sweep": "rankwise.sweeps.api",
+    "SweepConfig": "rankwise.sweeps.config",
+    "analyze": "rankwise.analysis.analyze",
+    "dry_run": "rankwise.sweeps.dry_run",
+    "estimate_lora_params": "rankwise.planning.params_estimate",
+    "estimate_training_memory": "rankwise.planning.estimates",
+    "plan": "rankwise.planning.plan",
+    "run_rank_comparison": "rankwise.sweeps.rank_comparison",
     "select": "rankwise.decide",
-    "sweep": "rankwise.api",
+    "sweep": "rankwise.sweeps.api",
 }
 
 

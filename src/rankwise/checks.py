@@ -21,7 +21,9 @@ def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGE
     if not number.is_integer() or not at_least <= number <= at_most:
         # The largest of all is worth a word only to whom it stops.
         bound = f" and at most {at_most}" if at_most != LARGEST or number > at_most else ""
-        given = shown(value).strip("'") if number.is_integer() else shown(value)  # "0" is the number, "x" is not
+        given = (
+            shown(value).strip("'") if number.is_integer() else shown(value)
+        )  # "0" is the number, "x" is not
         raise RequestError(f"{name} {given}: allowed is a whole number, at least {at_least}{bound}")
     return int(number)
 
@@ -46,7 +48,11 @@ def check_text(name: str, value: object) -> str:
         RequestError: it is something else; a number is not taken for its digits.
     """
     if not isinstance(value, str) or not value.strip():
-        hint = f"; write {value!r} in quotes" if isinstance(value, int) and abs(value) <= LARGEST else ""
+        hint = (
+            f"; write {value!r} in quotes"
+            if isinstance(value, int) and abs(value) <= LARGEST
+            else ""
+        )
         raise RequestError(f"{name} {shown(value)}: allowed is a text that is not blank{hint}")
     return value
 
@@ -60,7 +66,9 @@ def check_path(name: str, value: object) -> Path:
     if isinstance(value, os.PathLike):
         return Path(value)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise RequestError(f"{name} {shown(value)}: allowed is the path of a file or directory, as a text")
+        raise RequestError(
+            f"{name} {shown(value)}: allowed is the path of a file or directory, as a text"
+        )
     return Path(value)
 
 

@@ -15,7 +15,9 @@ PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_sweeps.j
 
 def gpt2() -> pd.DataFrame:
     table = PUBLISHED["gpt2_medium_e2e"]
-    return pd.DataFrame(table["rows"], columns=table["columns"]).rename(columns={"val_loss": "loss"})
+    return pd.DataFrame(table["rows"], columns=table["columns"]).rename(
+        columns={"val_loss": "loss"}
+    )
 
 
 def test_one_number_for_each_rank_decides_nothing() -> None:
@@ -54,7 +56,14 @@ def test_reruns_under_other_library_versions_do_not_support_the_larger_rank() ->
 def test_seeds_that_do_not_differ_tell_nothing(second: float) -> None:
     """Copies of one result, or results rounded until all ranks move alike."""
     shift = second - 0.80
-    rows = [(4, 0, 0.80), (4, 1, second), (8, 0, 0.81), (8, 1, 0.81 + shift), (16, 0, 0.79), (16, 1, 0.79 + shift)]
+    rows = [
+        (4, 0, 0.80),
+        (4, 1, second),
+        (8, 0, 0.81),
+        (8, 1, 0.81 + shift),
+        (16, 0, 0.79),
+        (16, 1, 0.79 + shift),
+    ]
     table = pd.DataFrame(rows, columns=["rank", "seed", "accuracy"])
     decision = select(table, metric="accuracy", margin=0.02)
     assert (decision.verdict, decision.next) == ("undetermined", None)
@@ -156,7 +165,9 @@ def test_other_metrics_go_the_way_that_is_better(
     assert decision.table[1].loss_mean is None
     gain = decision.table[1].gain_over_previous
     assert gain is not None
-    better = abs(values[8] - values[4])  # rank 8 is better than rank 4, whichever way the metric goes
+    better = abs(
+        values[8] - values[4]
+    )  # rank 8 is better than rank 4, whichever way the metric goes
     assert gain.score == pytest.approx(better, abs=0.002)
     assert gain.score_ci == pytest.approx((better, better), abs=0.005)
 
@@ -183,8 +194,13 @@ def test_what_the_evidence_could_have_seen() -> None:
     cleared = []
     for rng in range(300):
         table = seeded({4: 0.5, 8: 0.5}, 4, 0.01, rng=rng)
-        margin = 0.01 * np.sqrt(2 / 4) * (2.353 + 0.978)  # of the true noise, at 3 degrees of freedom
+        margin = (
+            0.01 * np.sqrt(2 / 4) * (2.353 + 0.978)
+        )  # of the true noise, at 3 degrees of freedom
         cleared.append(select(table, margin=margin).table[0].non_inferior)
     assert np.mean(cleared) == pytest.approx(0.8, abs=0.07)
-    detectable = [select(seeded({4: 0.5, 8: 0.5}, 4, 0.01, rng=rng)).detectable_difference for rng in range(300)]
+    detectable = [
+        select(seeded({4: 0.5, 8: 0.5}, 4, 0.01, rng=rng)).detectable_difference
+        for rng in range(300)
+    ]
     assert np.median([value for value in detectable if value]) == pytest.approx(margin, rel=0.15)

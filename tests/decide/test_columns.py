@@ -17,11 +17,20 @@ def table(**columns: Any) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"seed": [0, np.nan, 0, 1]}, r"seed nan in 1 of 4 rows \(row 1\); allowed are whole numbers"),
+        (
+            {"seed": [0, np.nan, 0, 1]},
+            r"seed nan in 1 of 4 rows \(row 1\); allowed are whole numbers",
+        ),
         ({"seed": ["a", "b", "a", "b"]}, r"seed 'a', 'b' in 4 of 4 rows"),
         ({"seed": [0, 0.5, 0, 1]}, r"seed 0.5 in 1 of 4 rows \(row 1\)"),
-        ({"loss": [0.5, "high", 0.4, 0.45]}, r"loss 'high' in 1 of 4 rows \(row 1\); allowed are finite numbers"),
-        ({"learning_rate": [1e-3, np.nan, np.nan, 1e-3]}, r"learning_rate nan in 2 of 4 rows \(row 1, 2\)"),
+        (
+            {"loss": [0.5, "high", 0.4, 0.45]},
+            r"loss 'high' in 1 of 4 rows \(row 1\); allowed are finite numbers",
+        ),
+        (
+            {"learning_rate": [1e-3, np.nan, np.nan, 1e-3]},
+            r"learning_rate nan in 2 of 4 rows \(row 1, 2\)",
+        ),
         ({"learning_rate": -1.0}, r"learning_rate -1.0 in 4 of 4 rows"),
         (
             {"diverged": [False, None, False, False]},

@@ -8,7 +8,9 @@ from tests.decide.test_select import make_evidence
 STEPS = 60
 
 
-def histories(train: dict[int, float], *, noise: float = 0.02, growing: bool = False) -> pd.DataFrame:
+def histories(
+    train: dict[int, float], *, noise: float = 0.02, growing: bool = False
+) -> pd.DataFrame:
     """Training losses that fall to a level of each rank; batches are the same for all ranks."""
     generator = np.random.default_rng(0)
     rows = []
@@ -18,7 +20,15 @@ def histories(train: dict[int, float], *, noise: float = 0.02, growing: bool = F
             for step in range(STEPS):
                 share = step / STEPS if growing else 1.0
                 loss = 0.7 + share * (level - 0.7) + batches[step] + noise * generator.normal()
-                rows.append({"rank": rank, "seed": seed, "learning_rate": 1e-3, "step": step + 1, "train_loss": loss})
+                rows.append(
+                    {
+                        "rank": rank,
+                        "seed": seed,
+                        "learning_rate": 1e-3,
+                        "step": step + 1,
+                        "train_loss": loss,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -30,7 +40,10 @@ def verdicts(losses: list[float], train: dict[int, float] | None) -> list[str]:
 
 
 def test_a_rank_that_fits_worse_in_training_and_outside_is_to_be_raised() -> None:
-    assert verdicts([0.6, 0.5, 0.5], {4: 0.55, 8: 0.4, 16: 0.4}) == ["raise the rank", "rank suffices"]
+    assert verdicts([0.6, 0.5, 0.5], {4: 0.55, 8: 0.4, 16: 0.4}) == [
+        "raise the rank",
+        "rank suffices",
+    ]
 
 
 def test_fitting_better_and_doing_worse_outside_is_overfitting() -> None:

@@ -28,14 +28,25 @@ def test_higher_is_better(metric: str) -> None:
 
 @pytest.mark.parametrize(
     "metric",
-    ["quality", "epoch", "eval_runtime", "eval_samples_per_second", "lora_alpha", "loss_std", "accuracy_ci_low", "n"],
+    [
+        "quality",
+        "epoch",
+        "eval_runtime",
+        "eval_samples_per_second",
+        "lora_alpha",
+        "loss_std",
+        "accuracy_ci_low",
+        "n",
+    ],
 )
 def test_a_name_may_not_tell(metric: str) -> None:
     assert higher_is_better(metric) is None
 
 
 def test_metrics_are_told_from_other_columns() -> None:
-    found, left_out = find_metrics(["epoch", "BLEU", "lora_alpha", "val_loss", "train_loss", "ROUGE-L"])
+    found, left_out = find_metrics(
+        ["epoch", "BLEU", "lora_alpha", "val_loss", "train_loss", "ROUGE-L"]
+    )
     assert list(found.items()) == [
         ("val_loss", "loss"), ("BLEU", "bleu"), ("ROUGE-L", "rouge_l"), ("train_loss", "train_loss"),
     ]  # fmt: skip
@@ -59,7 +70,9 @@ def test_validation_comes_before_test_data_and_both_before_a_bare_loss() -> None
     ],
 )
 def test_what_was_measured_on_training_data_is_no_metric(train: str, held_out: str) -> None:
-    assert [name for name, own in find_metrics([train, held_out])[0].items() if own != "train_loss"] == [held_out]
+    assert [
+        name for name, own in find_metrics([train, held_out])[0].items() if own != "train_loss"
+    ] == [held_out]
 
 
 def test_the_metric_asked_for_is_found_whatever_its_name() -> None:

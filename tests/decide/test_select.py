@@ -8,8 +8,8 @@ import pytest
 
 from rankwise import RequestError, select
 from rankwise.decide import best_learning_rate
-from rankwise.decide.compare import Comparison
 from rankwise.decide.evidence import Runs, read_runs
+from rankwise.decide.pairwise import Comparison
 from rankwise.decide.select import decide
 
 RANKS = (4, 8, 16, 32)
@@ -27,20 +27,26 @@ def make_losses(
     """Draw losses (R, S, N) with known true losses, and noise of examples, of trials and of both together."""
     generator = generator or np.random.default_rng(0)
     shared = generator.normal(size=(1, 1, examples)) * example_noise
-    own = generator.normal(size=(len(losses), 1, examples)) * example_noise / 3  # how a rank differs on an example
+    own = (
+        generator.normal(size=(len(losses), 1, examples)) * example_noise / 3
+    )  # how a rank differs on an example
     trial = generator.normal(size=(len(losses), seeds, 1)) * seed_noise
     rest = generator.normal(size=(len(losses), seeds, examples)) * example_noise / 3
     values = np.reshape(losses, (-1, 1, 1)) + shared + own + trial + rest  # (R, S, N)
     return values
 
 
-def make_evidence(losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: Any) -> pd.DataFrame:
+def make_evidence(
+    losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: Any
+) -> pd.DataFrame:
     """Put `make_losses` into a table."""
     values = make_losses(losses, **sizes)  # (R, S, N)
     levels = [ranks, range(values.shape[1]), range(values.shape[2])]
     index = pd.MultiIndex.from_product(levels, names=["rank", "seed", "example_id"])
     frame = pd.DataFrame({"loss": values.reshape(-1)}, index=index).reset_index()
-    return frame.assign(score=(frame["loss"] < 0.7).astype(float), learning_rate=1e-3, diverged=False)
+    return frame.assign(
+        score=(frame["loss"] < 0.7).astype(float), learning_rate=1e-3, diverged=False
+    )
 
 
 def make_runs(losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: Any) -> list[Runs]:
@@ -102,7 +108,13 @@ def test_what_is_advised_settles_it_in_four_cases_of_five(examples: int, seed_no
     generator = np.random.default_rng(1)
     settled = []
     for _ in range(100):
-        first = make_runs([0.55, 0.5, 0.5, 0.5], seeds=2, examples=examples, seed_noise=seed_noise, generator=generator)
+        first = make_runs(
+            [0.55, 0.5, 0.5, 0.5],
+            seeds=2,
+            examples=examples,
+            seed_noise=seed_noise,
+            generator=generator,
+        )
         advice = decide(first, margin=0.02, confidence=0.95).next
         if advice is None:
             continue
@@ -126,7 +138,9 @@ def test_what_is_advised_settles_it_in_four_cases_of_five(examples: int, seed_no
 )
 def test_a_rank_that_is_truly_worse_is_seldom_chosen(losses: list[float], seeds: int) -> None:
     generator = np.random.default_rng(7)
-    worse = [rank for rank, loss in zip((4, 8, 16, 32), losses, strict=True) if loss > min(losses) + 0.02]
+    worse = [
+        rank for rank, loss in zip((4, 8, 16, 32), losses, strict=True) if loss > min(losses) + 0.02
+    ]
     wrong, replications = 0, 400
     for _ in range(replications):
         noise = 0.004 if seeds > 1 else 0.0  # one seed cannot tell
@@ -142,8 +156,12 @@ def test_two_seeds_do_not_make_a_wrong_choice_more_likely(ranks: int) -> None:
     generator = np.random.default_rng(11)
     losses, wrong, replications = [0.5201] * (ranks - 1) + [0.5], 0, 3000
     for _ in range(replications):
-        values = make_losses(losses, seeds=2, examples=100, seed_noise=0.01, example_noise=0.15, generator=generator)
-        comparison = Comparison(dict(zip(RANKS, values, strict=False)), {rank: (0, 1) for rank in RANKS[:ranks]})
+        values = make_losses(
+            losses, seeds=2, examples=100, seed_noise=0.01, example_noise=0.15, generator=generator
+        )
+        comparison = Comparison(
+            dict(zip(RANKS, values, strict=False)), {rank: (0, 1) for rank in RANKS[:ranks]}
+        )
         wrong += min(comparison.worst(rank, 0.95)[0] for rank in RANKS[: ranks - 1]) <= 0.02
     # 5 % and two Monte Carlo standard errors
     assert wrong / replications <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / replications)
@@ -153,7 +171,9 @@ def test_intervals_cover_the_true_means_and_gains() -> None:
     generator = np.random.default_rng(3)
     truth, covered, gains, replications = [0.55, 0.52, 0.50], 0, 0, 600
     for _ in range(replications):
-        runs = make_runs(truth, ranks=(4, 8, 16), examples=100, seed_noise=0.02, generator=generator)
+        runs = make_runs(
+            truth, ranks=(4, 8, 16), examples=100, seed_noise=0.02, generator=generator
+        )
         table = decide(runs, margin=0.02, confidence=0.95).table
         for row, loss in zip(table, truth, strict=True):
             assert row.loss_ci is not None
@@ -188,7 +208,8 @@ def test_diverged_trials_put_their_learning_rate_out() -> None:
 
 def test_every_trial_diverged() -> None:
     rows = [
-        {"rank": rank, "seed": 0, "example_id": -1, "loss": np.nan, "score": 0, "diverged": True} for rank in (4, 8)
+        {"rank": rank, "seed": 0, "example_id": -1, "loss": np.nan, "score": 0, "diverged": True}
+        for rank in (4, 8)
     ]
     decision = select(pd.DataFrame(rows))
     assert (decision.verdict, decision.rank) == ("undetermined", None)
@@ -226,7 +247,9 @@ def test_a_rate_of_its_own_for_each_rank_is_warned_of_unless_rates_were_searched
 
 def test_a_score_that_contradicts_the_loss_is_reported() -> None:
     evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
-    evidence["score"] = np.where(evidence["rank"] == 32, 1.0, (evidence["example_id"] % 10 > 0).astype(float))
+    evidence["score"] = np.where(
+        evidence["rank"] == 32, 1.0, (evidence["example_id"] % 10 > 0).astype(float)
+    )
     warnings = select(evidence).warnings
     assert any("rank 32 scores 0.1000 higher" in warning for warning in warnings)
     assert select(evidence, score_margin=0.2).confirmation.status == "confirms"  # type: ignore[union-attr]
@@ -234,11 +257,16 @@ def test_a_score_that_contradicts_the_loss_is_reported() -> None:
 
 def test_a_score_that_is_no_lower_is_called_so() -> None:
     evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
-    evidence["score"] = np.where(evidence["rank"] == 4, 1.0, (evidence["example_id"] % 10 > 0).astype(float))
+    evidence["score"] = np.where(
+        evidence["rank"] == 4, 1.0, (evidence["example_id"] % 10 > 0).astype(float)
+    )
     confirmation = select(evidence).confirmation
     assert confirmation is not None
     assert confirmation.bound < 0
-    assert confirmation.reason == "The score confirms: rank 4 scores no lower than the best other rank."
+    assert (
+        confirmation.reason
+        == "The score confirms: rank 4 scores no lower than the best other rank."
+    )
 
 
 def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
@@ -246,7 +274,12 @@ def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
     evidence = make_evidence([guess + 0.05] * 4, example_noise=0.05)
     assert select(evidence).rank == 4  # they are alike indeed
     decision = select(evidence, guess_loss=guess)
-    assert (decision.verdict, decision.rank, decision.next, decision.diagnosis) == ("undetermined", None, None, ())
+    assert (decision.verdict, decision.rank, decision.next, decision.diagnosis) == (
+        "undetermined",
+        None,
+        None,
+        (),
+    )
     assert "No rank is shown to have learnt anything" in decision.reason
     assert "guessing by the classes' shares gives 0.6931" in decision.reason
     assert "lower ones where losses lie above" in decision.warnings[0]
@@ -274,7 +307,9 @@ def test_rates_that_were_scored_on_other_examples_are_refused() -> None:
     evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
     better = evidence.assign(learning_rate=2e-3, loss=evidence["loss"] - 0.1)
     both = pd.concat([evidence.assign(learning_rate=1e-3), better[better["example_id"] > 5]])
-    with pytest.raises(RequestError, match="evidence of rank 4: its learning rates were not scored on the same"):
+    with pytest.raises(
+        RequestError, match="evidence of rank 4: its learning rates were not scored on the same"
+    ):
         select(both)
 
 
@@ -283,7 +318,12 @@ def test_what_the_base_does_is_compared_example_by_example() -> None:
     generator = np.random.default_rng(0)
     base = pd.Series(np.linspace(1, 5, 10), index=range(100, 110))
     rows = [
-        {"rank": rank, "seed": seed, "example_id": example, "loss": loss - 0.2 + 0.005 * generator.normal()}
+        {
+            "rank": rank,
+            "seed": seed,
+            "example_id": example,
+            "loss": loss - 0.2 + 0.005 * generator.normal(),
+        }
         for rank in (4, 8)
         for seed in range(2)
         for example, loss in base.items()
@@ -291,15 +331,21 @@ def test_what_the_base_does_is_compared_example_by_example() -> None:
     evidence = pd.DataFrame(rows)
     assert select(evidence, guess_loss=float(base.mean())).verdict == "undetermined"
     assert select(evidence, guess_loss=base).rank == 4
-    rounded = evidence.assign(loss=evidence["example_id"].map(base) - 1e-6 * generator.random(len(evidence)))
+    rounded = evidence.assign(
+        loss=evidence["example_id"].map(base) - 1e-6 * generator.random(len(evidence))
+    )
     assert select(rounded, guess_loss=base).verdict == "undetermined"  # a millionth may be rounding
     with pytest.raises(RequestError, match="guess_loss: 2 of 10 held-out examples have none"):
         select(evidence, guess_loss=base.iloc[2:])
 
 
 def test_the_largest_rank_is_said_to_be_the_largest() -> None:
-    assert any("try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.7, 0.5])).warnings)
-    assert not any("try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.5, 0.5])).warnings)
+    assert any(
+        "try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.7, 0.5])).warnings
+    )
+    assert not any(
+        "try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.5, 0.5])).warnings
+    )
 
 
 def test_a_loss_of_which_more_is_better_is_refused() -> None:
@@ -325,16 +371,28 @@ def test_a_rank_with_fewer_seeds_is_compared_on_those_it_has() -> None:
     ("change", "words"),
     [
         (lambda e: e.drop(columns="rank"), "lacks the column rank; it has: seed, example_id"),
-        (lambda e: e.rename(columns={"loss": "los"}), r"'loss' is not in the evidence \(did you mean 'los'\?\)"),
-        (lambda e: e.assign(rank=e["rank"] + 0.5), r"rank 4.5, 8.5, 16.5, 32.5 in 6000 of 6000 rows"),
+        (
+            lambda e: e.rename(columns={"loss": "los"}),
+            r"'loss' is not in the evidence \(did you mean 'los'\?\)",
+        ),
+        (
+            lambda e: e.assign(rank=e["rank"] + 0.5),
+            r"rank 4.5, 8.5, 16.5, 32.5 in 6000 of 6000 rows",
+        ),
         (lambda e: e[e["rank"] == 4], "holds 1 rank; at least two"),
-        (lambda e: e.assign(loss=np.where(e.index == 7, np.inf, e["loss"])), r"loss inf in 1 of 6000 rows \(row 7\)"),
+        (
+            lambda e: e.assign(loss=np.where(e.index == 7, np.inf, e["loss"])),
+            r"loss inf in 1 of 6000 rows \(row 7\)",
+        ),
         (lambda e: pd.concat([e, e.head(1)]), "1 rows repeat"),
         (
             lambda e: e[(e["rank"] != 4) | (e["seed"] != 1) | (e["example_id"] < 100)],
             "rank 4: its seeds were not scored",
         ),
-        (lambda e: e[(e["rank"] != 4) | (e["example_id"] < 100)], "ranks 4 and 8 were not scored on the same"),
+        (
+            lambda e: e[(e["rank"] != 4) | (e["example_id"] < 100)],
+            "ranks 4 and 8 were not scored on the same",
+        ),
     ],
 )
 def test_evidence_that_cannot_serve(change, words: str) -> None:  # type: ignore[no-untyped-def]
@@ -343,7 +401,14 @@ def test_evidence_that_cannot_serve(change, words: str) -> None:  # type: ignore
 
 
 @pytest.mark.parametrize(
-    "settings", [{"margin": -0.1}, {"margin": np.nan}, {"confidence": 0}, {"confidence": 1.2}, {"guess_loss": -1}]
+    "settings",
+    [
+        {"margin": -0.1},
+        {"margin": np.nan},
+        {"confidence": 0},
+        {"confidence": 1.2},
+        {"guess_loss": -1},
+    ],
 )
 def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
     with pytest.raises(RequestError, match=next(iter(settings))):
@@ -351,7 +416,9 @@ def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
 
 
 def test_the_decision_is_plain_json() -> None:
-    content = json.loads(json.dumps(select(make_evidence([0.5, 0.5, 0.5, 0.5])).as_dict(), allow_nan=False))
+    content = json.loads(
+        json.dumps(select(make_evidence([0.5, 0.5, 0.5, 0.5])).as_dict(), allow_nan=False)
+    )
     assert {
         "verdict", "rank", "metric", "margin", "confidence", "reason", "next", "warnings", "table",
     } <= set(content)  # fmt: skip
@@ -362,9 +429,17 @@ def test_the_decision_is_plain_json() -> None:
 
 
 class TestBestLearningRate:
-    def rates(self, losses: dict[float, list[float]], seeds: dict[float, list[int]] | None = None) -> pd.DataFrame:
+    def rates(
+        self, losses: dict[float, list[float]], seeds: dict[float, list[int]] | None = None
+    ) -> pd.DataFrame:
         rows = [
-            {"learning_rate": rate, "seed": seed, "example_id": i, "loss": loss, "diverged": not np.isfinite(loss)}
+            {
+                "learning_rate": rate,
+                "seed": seed,
+                "example_id": i,
+                "loss": loss,
+                "diverged": not np.isfinite(loss),
+            }
             for rate, values in losses.items()
             for seed in (seeds or {}).get(rate, [0])
             for i, loss in enumerate(values)
@@ -372,17 +447,25 @@ class TestBestLearningRate:
         return pd.DataFrame(rows)
 
     def test_the_lowest_loss(self) -> None:
-        assert best_learning_rate(self.rates({1e-3: [0.6, 0.7], 2e-3: [0.3, 0.41], 4e-3: [0.5, 0.6]})) == 2e-3
+        assert (
+            best_learning_rate(self.rates({1e-3: [0.6, 0.7], 2e-3: [0.3, 0.41], 4e-3: [0.5, 0.6]}))
+            == 2e-3
+        )
 
     def test_the_smaller_of_two_that_cannot_be_told_apart(self) -> None:
-        assert best_learning_rate(self.rates({1e-3: [0.2, 0.9, 0.5], 2e-3: [0.9, 0.1, 0.5]})) == 1e-3
+        assert (
+            best_learning_rate(self.rates({1e-3: [0.2, 0.9, 0.5], 2e-3: [0.9, 0.1, 0.5]})) == 1e-3
+        )
 
     def test_a_rate_that_diverged_is_out(self) -> None:
         assert best_learning_rate(self.rates({1e-3: [0.6, 0.7], 2e-3: [np.nan]})) == 1e-3
         assert best_learning_rate(self.rates({2e-3: [np.nan]})) is None
 
     def test_aggregates_without_a_common_seed_are_judged_by_their_means(self) -> None:
-        assert best_learning_rate(self.rates({1e-4: [0.9], 1e-3: [0.5]}, {1e-4: [0], 1e-3: [1]})) == 1e-3
+        assert (
+            best_learning_rate(self.rates({1e-4: [0.9], 1e-3: [0.5]}, {1e-4: [0], 1e-3: [1]}))
+            == 1e-3
+        )
 
     def test_of_rates_that_cannot_be_told_apart_the_one_with_more_seeds(self) -> None:
         alike = {1e-3: [0.5, 0.7], 2e-3: [0.7, 0.5]}

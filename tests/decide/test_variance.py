@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rankwise.decide.compare import Comparison
+from rankwise.decide.pairwise import Comparison
 from rankwise.decide.variance import (
     NOTHING_KNOWN,
     Spread,
@@ -33,7 +33,9 @@ def test_critical_values_of_dunnett_s_table() -> None:
 @pytest.mark.parametrize("df", [1, 3])
 @pytest.mark.parametrize("confidence", [0.01, 0.03, 0.5, 0.99])
 def test_one_comparison_is_student_s_at_any_confidence(df: int, confidence: float) -> None:
-    assert dunnett_critical(1, df, confidence) == pytest.approx(stats.t.ppf(confidence, df), rel=1e-3, abs=1e-6)
+    assert dunnett_critical(1, df, confidence) == pytest.approx(
+        stats.t.ppf(confidence, df), rel=1e-3, abs=1e-6
+    )
 
 
 def test_variance_components_are_those_that_made_the_data() -> None:
@@ -63,13 +65,19 @@ def test_interaction_is_free_of_what_a_seed_does_to_all_ranks() -> None:
     generator = np.random.default_rng(0)
     found = []
     for _ in range(3000):
-        means = generator.normal(size=(3, 1)) + 10 * generator.normal(size=4) + 0.2 * generator.normal(size=(3, 4))
+        means = (
+            generator.normal(size=(3, 1))
+            + 10 * generator.normal(size=4)
+            + 0.2 * generator.normal(size=(3, 4))
+        )
         means[2, 3] = np.nan  # a rank with fewer seeds
         found.append(seed_variance(means))
     assert {variance.own_df for variance in found} == {2 * 3 - 1}
     assert np.mean([variance.own for variance in found]) == pytest.approx(0.2**2, rel=0.05)
     assert np.mean([variance.shared for variance in found]) == pytest.approx(10**2, rel=0.05)
-    assert np.mean([variance.within for variance in found]) == pytest.approx(10**2 + 0.2**2, rel=0.05)
+    assert np.mean([variance.within for variance in found]) == pytest.approx(
+        10**2 + 0.2**2, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.9, 1.0])
@@ -80,7 +88,9 @@ def test_a_rank_s_interval_covers_its_mean(shared: float, seeds: int) -> None:
     covered, replications = 0, 4000
     for _ in range(replications):
         alike = np.sqrt(shared) * generator.normal(size=seeds)
-        values = (alike + np.sqrt(1 - shared) * generator.normal(size=(4, seeds)))[..., None]  # (R, S, 1)
+        values = (alike + np.sqrt(1 - shared) * generator.normal(size=(4, seeds)))[
+            ..., None
+        ]  # (R, S, 1)
         low, high = mean_interval(values[0], seed_variance(values.mean(2)), 0.95)
         covered += low <= 0 <= high
     assert 0.94 <= covered / replications <= 0.975
@@ -94,7 +104,9 @@ def test_the_interval_of_one_trial_is_student_s() -> None:
 
 def test_equal_means_over_seeds_are_not_certain() -> None:
     """What seed and example do together shows in the examples, and is in the means as well."""
-    first = np.array([[0.2, 0.4, 0.6, 0.8], [0.8, 0.6, 0.4, 0.2]])  # (S, N): means equal over seeds and examples
+    first = np.array(
+        [[0.2, 0.4, 0.6, 0.8], [0.8, 0.6, 0.4, 0.2]]
+    )  # (S, N): means equal over seeds and examples
     rest = 4 * (0.3**2 + 0.1**2) / 3 / 8  # of all 8 values, with 3 degrees of freedom
     seeds = seed_variance(np.full((2, 2), 0.5))
     low, high = mean_interval(first, seeds, 0.9)

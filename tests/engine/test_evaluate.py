@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rankwise.config import SweepConfig
-from rankwise.engine.base_model import load_base
 from rankwise.engine.evaluate import evaluate
+from rankwise.models.base_model import load_base
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.classification import encode
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 
 
 def test_scores_are_those_of_each_text_alone(tiny_model: Path, reviews: Path) -> None:
@@ -17,7 +17,11 @@ def test_scores_are_those_of_each_text_alone(tiny_model: Path, reviews: Path) ->
     table = evaluate(base.model, base.tokenizer, held_out, base.objective)
     assert list(table["example_id"]) == list(held_out.ids)
     with torch.no_grad():
-        for row, (tokens, label) in enumerate(zip(held_out.input_ids, held_out.labels, strict=True)):
+        for row, (tokens, label) in enumerate(
+            zip(held_out.input_ids, held_out.labels, strict=True)
+        ):
             logits = base.model(input_ids=torch.tensor([tokens])).logits[0].double()
-            np.testing.assert_allclose(table["loss"][row], -torch.log_softmax(logits, 0)[label].item(), rtol=1e-5)
+            np.testing.assert_allclose(
+                table["loss"][row], -torch.log_softmax(logits, 0)[label].item(), rtol=1e-5
+            )
             assert table["score"][row] == float(logits.argmax() == label)

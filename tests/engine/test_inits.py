@@ -11,15 +11,15 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
-from rankwise.engine.base_model import BaseModel
-from rankwise.engine.fresh import put_on_adapter, saved_modules
-from rankwise.engine.fused import FusedEngine
+from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial
 from rankwise.errors import RequestError
-from rankwise.lora.libraries import quiet_libraries
+from rankwise.models.base_model import BaseModel
+from rankwise.models.compat import quiet_libraries
 from rankwise.tasks.base import Encoded
-from tests.engine.test_fused import assert_same_training
+from tests.engine.fused.test_engine import assert_same_training
 from tests.engine.tiny import load_tiny
 
 RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
@@ -32,7 +32,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return load_tiny("bert", tmp_path_factory.mktemp("bert"))
 
 
-@pytest.mark.parametrize("changes", [{"loraplus_ratio": 16.0}, {"init": "gaussian"}, {"init": "orthogonal"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"loraplus_ratio": 16.0}, {"init": "gaussian"}, {"init": "orthogonal"}], ids=str
+)
 def test_the_fused_engine_trains_as_the_reference(tiny: Tiny, changes: dict[str, object]) -> None:
     recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]
     (fused,) = FusedEngine(*tiny, recipe).train([TRIAL])
@@ -44,11 +46,15 @@ def test_the_fused_engine_trains_as_the_reference(tiny: Tiny, changes: dict[str,
         torch.testing.assert_close(value, reference.adapter[key], rtol=1e-3, atol=1e-5)
 
 
-def held_out_losses(finished: FinishedTrial, base: BaseModel, held_out: Encoded, directory: Path) -> list[float]:
+def held_out_losses(
+    finished: FinishedTrial, base: BaseModel, held_out: Encoded, directory: Path
+) -> list[float]:
     """Put the saved adapter on the checkpoint as it is on disk, with PEFT alone."""
     save_file(finished.adapter, directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text(json.dumps(finished.adapter_config))
-    plain = AutoModelForSequenceClassification.from_pretrained(base.name, num_labels=2, dtype=torch.float32)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base.name, num_labels=2, dtype=torch.float32
+    )
     model = PeftModel.from_pretrained(plain, directory).eval()
     losses = []
     with torch.inference_mode():
@@ -67,7 +73,11 @@ def test_the_saved_adapter_is_for_the_base_as_it_is_on_disk(
     tiny: Tiny, changes: dict[str, object], rank_on_disk: int, tmp_path: Path
 ) -> None:
     base, train, held_out = tiny
-    before = {key: value.clone() for key, value in base.model.state_dict().items() if "classifier" not in key}
+    before = {
+        key: value.clone()
+        for key, value in base.model.state_dict().items()
+        if "classifier" not in key
+    }
     engine = ReferenceEngine(base, train, held_out, replace(RECIPE, **changes))  # type: ignore[arg-type]
     first, again = engine.train([TRIAL, replace(TRIAL, use_rslora=True)])
     assert all(torch.equal(base.model.state_dict()[key], value) for key, value in before.items())
@@ -119,7 +129,9 @@ def test_eva_with_too_little_data_is_refused(tiny: Tiny) -> None:
 
 def test_gpt2_s_layers_with_pissa_and_olora(tmp_path: Path) -> None:
     base, train, held_out = load_tiny("gpt2", tmp_path)
-    (finished,) = ReferenceEngine(base, train, held_out, replace(RECIPE, init="pissa")).train([TRIAL])
+    (finished,) = ReferenceEngine(base, train, held_out, replace(RECIPE, init="pissa")).train(
+        [TRIAL]
+    )
     (tmp_path / "adapter").mkdir()
     assert held_out_losses(finished, base, held_out, tmp_path / "adapter") == pytest.approx(
         list(finished.evidence["loss"]), rel=1e-4, abs=1e-5

@@ -10,15 +10,15 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, training_args
 
-from rankwise.config import SweepConfig
-from rankwise.engine.base_model import BaseModel, load_base
-from rankwise.engine.fresh import put_on_adapter, saved_modules
-from rankwise.engine.order import epoch_batches
+from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.batches import epoch_batches
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.models.base_model import BaseModel, load_base
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
 from rankwise.tasks.classification import encode
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews, save_tokenizer
 
 RECIPE = Recipe(epochs=2, batch_size=8)
@@ -27,7 +27,9 @@ TRIAL = Trial(rank=4, seed=3, learning_rate=5e-3, lora_alpha=4)
 
 def engine_for(model: Path, task: Task, recipe: Recipe = RECIPE) -> ReferenceEngine:
     base = load_base(str(model), task.objective, ["all-linear"], [4])
-    train, held_out = (encode(part, base.tokenizer, base.longest)[0] for part in (task.train, task.held_out))
+    train, held_out = (
+        encode(part, base.tokenizer, base.longest)[0] for part in (task.train, task.held_out)
+    )
     return ReferenceEngine(base, train, held_out, recipe)
 
 
@@ -48,13 +50,19 @@ def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Task) -> None:
     initial = put_on_adapter(engine.base, TRIAL, saved_modules(engine.base)).state_dict()
     fresh = load_base(base.name, task.objective, ["all-linear"], [4])
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=4, lora_alpha=4, target_modules="all-linear", modules_to_save=["classifier"]
+        task_type=TaskType.SEQ_CLS,
+        r=4,
+        lora_alpha=4,
+        target_modules="all-linear",
+        modules_to_save=["classifier"],
     )
     model = get_peft_model(fresh.model, config)
     model.load_state_dict(initial)
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=TRIAL.learning_rate, weight_decay=0.0)
-    batches = [b for epoch in range(2) for b in epoch_batches(examples.lengths, 8, TRIAL.seed, epoch)]
+    batches = [
+        b for epoch in range(2) for b in epoch_batches(examples.lengths, 8, TRIAL.seed, epoch)
+    ]
     warmup = math.ceil(0.3 * len(batches))
     for step, (batch, row) in enumerate(zip(batches, finished.steps, strict=True)):
         share = step / warmup if step < warmup else (len(batches) - step) / (len(batches) - warmup)
@@ -63,7 +71,9 @@ def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Task) -> None:
         total = torch.zeros(())
         for example in batch:  # one at a time, so without padding
             logits = model(input_ids=torch.tensor([examples.input_ids[example]])).logits
-            total = total + torch.nn.functional.cross_entropy(logits, torch.tensor([examples.labels[example]]))
+            total = total + torch.nn.functional.cross_entropy(
+                logits, torch.tensor([examples.labels[example]])
+            )
         loss = total / len(batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, RECIPE.max_grad_norm)
@@ -89,7 +99,9 @@ def test_a_trial_depends_on_nothing_but_itself(tiny_model: Path, task: Task) -> 
     for finished in (after, again):
         assert finished.steps == alone.steps
         assert finished.evidence.equals(alone.evidence)
-        assert all(torch.equal(finished.adapter[key], value) for key, value in alone.adapter.items())
+        assert all(
+            torch.equal(finished.adapter[key], value) for key, value in alone.adapter.items()
+        )
 
 
 def test_the_seed_sets_head_adapter_and_order(tiny_model: Path, task: Task) -> None:
@@ -110,12 +122,22 @@ def test_the_seed_sets_head_adapter_and_order(tiny_model: Path, task: Task) -> N
 
 def test_it_learns_and_the_base_stays_as_it_was(tiny_model: Path, tmp_path: Path) -> None:
     make_reviews(600).to_csv(tmp_path / "more.csv", index=False)
-    engine = engine_for(tiny_model, load_task(SweepConfig(data=tmp_path / "more.csv")), Recipe(epochs=4, batch_size=8))
-    before = {key: value.clone() for key, value in engine.base.model.state_dict().items() if "classifier" not in key}
+    engine = engine_for(
+        tiny_model,
+        load_task(SweepConfig(data=tmp_path / "more.csv")),
+        Recipe(epochs=4, batch_size=8),
+    )
+    before = {
+        key: value.clone()
+        for key, value in engine.base.model.state_dict().items()
+        if "classifier" not in key
+    }
     finished = train_one(engine, Trial(rank=4, seed=0, learning_rate=2e-2, lora_alpha=4))
     guessing = math.sqrt(0.25 / len(finished.evidence))  # standard error of a coin's score
     assert finished.evidence["score"].mean() > 0.5 + 5 * guessing
-    assert all(torch.equal(engine.base.model.state_dict()[key], value) for key, value in before.items())
+    assert all(
+        torch.equal(engine.base.model.state_dict()[key], value) for key, value in before.items()
+    )
 
 
 def test_counts_and_times(tiny_model: Path, task: Task) -> None:
@@ -124,7 +146,9 @@ def test_counts_and_times(tiny_model: Path, task: Task) -> None:
     engine.on_work = shares.append
     finished = train_one(engine)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2)
-    peft = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, r=4, target_modules="all-linear"))
+    peft = get_peft_model(
+        base, LoraConfig(task_type=TaskType.SEQ_CLS, r=4, target_modules="all-linear")
+    )
     assert finished.trainable_params == peft.get_nb_trainable_parameters()[0]
     assert sum(shares) == pytest.approx(1.0)
     assert finished.train_seconds > 0
@@ -133,7 +157,9 @@ def test_counts_and_times(tiny_model: Path, task: Task) -> None:
     assert finished.peak_memory_bytes > weights + 12 * finished.trainable_params
 
 
-def test_a_trial_that_diverges_is_recorded_and_the_next_one_runs(tiny_model: Path, task: Task) -> None:
+def test_a_trial_that_diverges_is_recorded_and_the_next_one_runs(
+    tiny_model: Path, task: Task
+) -> None:
     engine = engine_for(tiny_model, task)
     wild = Trial(rank=4, seed=0, learning_rate=1e30, lora_alpha=4)
     diverged, fine = engine.train([wild, TRIAL])
@@ -148,7 +174,9 @@ def bert_without_pooler(directory: Path) -> None:
     from transformers import BertConfig, BertModel
 
     sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = BertModel(BertConfig(vocab_size=save_tokenizer(directory), intermediate_size=32, **sizes))
+    model = BertModel(
+        BertConfig(vocab_size=save_tokenizer(directory), intermediate_size=32, **sizes)
+    )
     model.save_pretrained(directory)
     weights = {key: value for key, value in model.state_dict().items() if "pooler" not in key}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
@@ -191,7 +219,9 @@ def test_a_saved_adapter_scores_the_same_in_peft(name: str, tmp_path: Path) -> N
     (tmp_path / "model").mkdir()
     ARCHITECTURES[name](tmp_path / "model")
     engine = engine_for(tmp_path / "model", task)
-    finished = train_one(engine, Trial(rank=4, seed=1, learning_rate=1e-2, lora_alpha=8, use_rslora=True))
+    finished = train_one(
+        engine, Trial(rank=4, seed=1, learning_rate=1e-2, lora_alpha=8, use_rslora=True)
+    )
     adapter = tmp_path / "adapter"
     save(finished, adapter)
     torch.manual_seed(99)  # the head drawn at loading must not matter
@@ -200,8 +230,14 @@ def test_a_saved_adapter_scores_the_same_in_peft(name: str, tmp_path: Path) -> N
     model = PeftModel.from_pretrained(base, adapter).eval()
     held_out = engine.held_out
     with torch.no_grad():
-        logits = [model(input_ids=torch.tensor([tokens])).logits[0].double() for tokens in held_out.input_ids]
-    losses = [-torch.log_softmax(row, 0)[label].item() for row, label in zip(logits, held_out.labels, strict=True)]
+        logits = [
+            model(input_ids=torch.tensor([tokens])).logits[0].double()
+            for tokens in held_out.input_ids
+        ]
+    losses = [
+        -torch.log_softmax(row, 0)[label].item()
+        for row, label in zip(logits, held_out.labels, strict=True)
+    ]
     np.testing.assert_allclose(finished.evidence["loss"], losses, rtol=1e-4)
     table = score_adapter(engine.base, adapter, held_out)
     np.testing.assert_allclose(table["loss"], finished.evidence["loss"], rtol=1e-6)

@@ -8,13 +8,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
-from rankwise.config import SweepConfig
-from rankwise.engine.base_model import BaseModel, load_base
+from rankwise.models.base_model import BaseModel, load_base
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews, save_tokenizer
 
 SIZE = {
@@ -30,8 +35,19 @@ PACKABLE: dict[str, dict[str, Any]] = {
     "bert": SIZE,
     "roberta": SIZE,
     "electra": {**SIZE, "embedding_size": 24},
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 80},
-    "modernbert": {**SIZE, "num_hidden_layers": 4, "local_attention": 8, "global_attn_every_n_layers": 2},
+    "distilbert": {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 48,
+        "max_position_embeddings": 80,
+    },
+    "modernbert": {
+        **SIZE,
+        "num_hidden_layers": 4,
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
     "gpt_neox": SIZE,
     "opt": {**SIZE, "ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -40,17 +56,35 @@ PACKABLE: dict[str, dict[str, Any]] = {
     "qwen2": GROUPED,
     "qwen3": WIDE_HEADS,
     "gemma": WIDE_HEADS,
-    "gemma2": {**WIDE_HEADS, "num_hidden_layers": 4, "sliding_window": 5, "attn_logit_softcapping": 2.0},
+    "gemma2": {
+        **WIDE_HEADS,
+        "num_hidden_layers": 4,
+        "sliding_window": 5,
+        "attn_logit_softcapping": 2.0,
+    },
     "phi": SIZE,
 }
-TARGETS = {"distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]}  # PEFT cannot adapt pre_classifier
+TARGETS = {
+    "distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]
+}  # PEFT cannot adapt pre_classifier
 
 
 def save_tiny(name: str, directory: Path, **changes: Any) -> Path:
     """Save a tiny base without a head, and its tokenizer."""
     torch.manual_seed(0)
-    special = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
-    settings = {**PACKABLE.get(name, SIZE), **special, "vocab_size": save_tokenizer(directory), **changes}
+    special = {
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "bos_token_id": 2,
+        "sep_token_id": 3,
+        "eos_token_id": 3,
+    }
+    settings = {
+        **PACKABLE.get(name, SIZE),
+        **special,
+        "vocab_size": save_tokenizer(directory),
+        **changes,
+    }
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(name, **settings))
     model.base_model.save_pretrained(directory)
     return directory
@@ -96,9 +130,17 @@ CHAT = (
 def save_tiny_lm(name: str, directory: Path, **changes: Any) -> Path:
     """Save a tiny causal language model, whose tokenizer ends texts with [SEP] and has a chat template."""
     torch.manual_seed(0)
-    special = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    special = {
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "bos_token_id": 2,
+        "sep_token_id": 3,
+        "eos_token_id": 3,
+    }
     settings = {**PACKABLE[name], **special, "vocab_size": save_tokenizer(directory), **changes}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **settings)).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **settings)).save_pretrained(
+        directory
+    )
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.eos_token, tokenizer.chat_template = "[SEP]", CHAT
     tokenizer.save_pretrained(directory)
@@ -114,16 +156,25 @@ def make_dialogues(count: int, seed: int = 0) -> list[dict[str, Any]]:
         turns = []
         for _ in range(chooser.randint(1, 2)):
             asked = next(texts)
-            turns += [("user", asked), ("assistant", " ".join(asked.split()[: chooser.randint(1, 4)]))]
-        dialogues.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+            turns += [
+                ("user", asked),
+                ("assistant", " ".join(asked.split()[: chooser.randint(1, 4)])),
+            ]
+        dialogues.append(
+            {"messages": [{"role": role, "content": content} for role, content in turns]}
+        )
     return dialogues
 
 
-def load_tiny_lm(name: str, directory: Path, ranks: tuple[int, ...] = (4,)) -> tuple[BaseModel, Encoded, Encoded]:
+def load_tiny_lm(
+    name: str, directory: Path, ranks: tuple[int, ...] = (4,)
+) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny causal language model with 400 training and 40 held-out dialogues."""
     data = directory / "dialogues.jsonl"
     pd.DataFrame(make_dialogues(600)).to_json(data, orient="records", lines=True)
     task = load_task(SweepConfig(data=data))
     base = load_base(str(save_tiny_lm(name, directory)), task.objective, ["all-linear"], ranks)
-    train, held_out = (task.encoder(part, base.tokenizer, 64)[0] for part in (task.train, task.held_out))
+    train, held_out = (
+        task.encoder(part, base.tokenizer, 64)[0] for part in (task.train, task.held_out)
+    )
     return base, train.take(range(400)), held_out.take(range(40))

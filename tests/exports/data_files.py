@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.config import SweepConfig
-from rankwise.exports.setup import TrainingSetup
+from rankwise.exports.recipe import TrainingSetup
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.layout import read_layout
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 from tests.exports.setups import PLAIN
 from tests.tasks.test_sft import MARKED, byte_level_tokenizer
 
@@ -21,14 +21,22 @@ COUNT = 10
 
 def _talk(n: int, role: str, content: str, user: str, assistant: str) -> list[dict[str, str]]:
     """Return a dialogue of two questions."""
-    said = [(user, f"Say {n}."), (assistant, f"Yes {n}"), (user, "Why?"), (assistant, f"Because {n}")]
+    said = [
+        (user, f"Say {n}."),
+        (assistant, f"Yes {n}"),
+        (user, "Why?"),
+        (assistant, f"Because {n}"),
+    ]
     return [{role: who, content: what} for who, what in said]
 
 
 # A row of each file, by its number, beside which other columns stand that nobody asked for; and the sweep's settings.
 FILES: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
     "messages beside a prompt": (
-        lambda n: {"prompt": "not this", "messages": _talk(n, "role", "content", "user", "assistant")},
+        lambda n: {
+            "prompt": "not this",
+            "messages": _talk(n, "role", "content", "user", "assistant"),
+        },
         {},
     ),
     "messages in a named column": (
@@ -36,40 +44,71 @@ FILES: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
         {"messages_column": "talk"},
     ),
     "sharegpt": (lambda n: {"conversations": _talk(n, "from", "value", "human", "gpt")}, {}),
-    "sharegpt, roles of chats": (lambda n: {"conversations": _talk(n, "from", "value", "user", "assistant")}, {}),
-    "sharegpt, another name": (lambda n: {"conversations": _talk(n, "from", "value", "human", "bot")}, {}),
+    "sharegpt, roles of chats": (
+        lambda n: {"conversations": _talk(n, "from", "value", "user", "assistant")},
+        {},
+    ),
+    "sharegpt, another name": (
+        lambda n: {"conversations": _talk(n, "from", "value", "human", "bot")},
+        {},
+    ),
     "sharegpt, several names": (
-        lambda n: {"conversations": _talk(n, "from", "value", "human", "gpt" if n % 2 else "chatgpt")},
+        lambda n: {
+            "conversations": _talk(n, "from", "value", "human", "gpt" if n % 2 else "chatgpt")
+        },
         {},
     ),
     "two pairs of keys": (
-        lambda n: {"messages": _talk(n, *(("role", "content") if n % 2 else ("from", "value")), "user", "assistant")},
+        lambda n: {
+            "messages": _talk(
+                n, *(("role", "content") if n % 2 else ("from", "value")), "user", "assistant"
+            )
+        },
         {},
     ),
     "messages as text": (
         lambda n: {"messages": json.dumps(_talk(n, "role", "content", "user", "assistant"))},
         {},
     ),
-    "questions": (lambda n: {"system": "not this", "question": f"Say {n}: ", "answer": f"Yes {n}"}, {}),
+    "questions": (
+        lambda n: {"system": "not this", "question": f"Say {n}: ", "answer": f"Yes {n}"},
+        {},
+    ),
     "named prompts": (
         lambda n: {"ask": f"Say {n}: ", "say": f"Yes {n}"},
         {"prompt_column": "ask", "completion_column": "say"},
     ),
     "prompts": (lambda n: {"prompt": f"Say {n}: ", "completion": f"Yes {n}"}, {}),
     "alpaca": (
-        lambda n: {"system": "not this", "instruction": "Say.", "input": f"it {n}" * (n % 2), "output": f"Yes {n}"},
+        lambda n: {
+            "system": "not this",
+            "instruction": "Say.",
+            "input": f"it {n}" * (n % 2),
+            "output": f"Yes {n}",
+        },
         {},
     ),
     "alpaca without inputs": (lambda n: {"instruction": f"Say {n}.", "response": f"Yes {n}"}, {}),
     "texts": (lambda n: {"prompt": "not this", "content": f"Say it {n}"}, {"task": "sft"}),
 }
 
-CHATS = {name for name, (make, _) in FILES.items() if {"messages", "conversations", "talk"} & set(make(0))}
+CHATS = {
+    name
+    for name, (make, _) in FILES.items()
+    if {"messages", "conversations", "talk"} & set(make(0))
+}
 # Each file with a chat template, and without one where its examples are text without one.
-CASES = [(name, template) for name in FILES for template in (True, False) if template or name not in CHATS]
+CASES = [
+    (name, template)
+    for name in FILES
+    for template in (True, False)
+    if template or name not in CHATS
+]
 
 
-def kept(name: str, directory: Path, *, template: bool) -> tuple[TrainingSetup, list[dict[str, Any]]]:
+def kept(
+    name: str, directory: Path, *, template: bool
+) -> tuple[TrainingSetup, list[dict[str, Any]]]:
     """Return the setup that a sweep of a file leaves, and what rankwise trains of its rows.
 
     Args:
@@ -86,7 +125,13 @@ def kept(name: str, directory: Path, *, template: bool) -> tuple[TrainingSetup, 
     task = load_task(SweepConfig(data=path, **settings))
     assert task.layout is not None
     sweep = json.loads(json.dumps({"data_layout": task.layout.as_dict()}))
-    setup = replace(PLAIN, data=str(path), layout=read_layout(sweep), chat_template=template, answers_marked=template)
+    setup = replace(
+        PLAIN,
+        data=str(path),
+        layout=read_layout(sweep),
+        chat_template=template,
+        answers_marked=template,
+    )
     encoded, _ = task.encoder(task.train, tokenizer, PLAIN.max_length)
     rows = []
     for row, tokens, places in zip(encoded.ids, encoded.input_ids, encoded.places, strict=True):

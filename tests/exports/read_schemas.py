@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("schemas.json")
-KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+KINDS = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    list: "array",
+    dict: "object",
+}
 
 
 def kinds(hint: Any) -> list[str]:
@@ -42,7 +49,10 @@ def axolotl_fields() -> dict[str, list[str]]:
     """Return what Axolotl's pydantic model allows each setting."""
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
-    return {name: sorted(set(kinds(item.annotation))) for name, item in AxolotlInputConfig.model_fields.items()}
+    return {
+        name: sorted(set(kinds(item.annotation)))
+        for name, item in AxolotlInputConfig.model_fields.items()
+    }
 
 
 def llama_factory_fields() -> dict[str, list[str]]:
@@ -52,7 +62,9 @@ def llama_factory_fields() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for part in _TRAIN_ARGS:
         hints = typing.get_type_hints(part)
-        found |= {item.name: sorted(set(kinds(hints[item.name]))) for item in fields(part) if item.init}
+        found |= {
+            item.name: sorted(set(kinds(hints[item.name]))) for item in fields(part) if item.init
+        }
     return found
 
 
@@ -89,5 +101,7 @@ if __name__ == "__main__":
             "dataset": llama_factory_dataset_fields(),
         },
     }
-    FILE.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")).replace('],"', '],\n"') + "\n")
+    FILE.write_text(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).replace('],"', '],\n"') + "\n"
+    )
     print(f"{FILE}: {[len(part['fields']) for part in content.values()]}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rankwise.exports.setup import TrainingSetup
+from rankwise.exports.recipe import TrainingSetup
 from rankwise.tasks.layout import Layout, read_layout
 
 
@@ -47,11 +47,19 @@ PLAIN = TrainingSetup(
 SETUPS = {
     "plain": PLAIN,
     "rslora": replace(
-        PLAIN, use_rslora=True, target_modules=("q_proj", "v_proj"), layout=usual("alpaca"), chat_template=False
+        PLAIN,
+        use_rslora=True,
+        target_modules=("q_proj", "v_proj"),
+        layout=usual("alpaca"),
+        chat_template=False,
     ),
-    "dora": replace(PLAIN, use_dora=True, layout=usual("prompt-completion"), data="/data/train.parquet"),
+    "dora": replace(
+        PLAIN, use_dora=True, layout=usual("prompt-completion"), data="/data/train.parquet"
+    ),
     "nf4": replace(PLAIN, quantization="nf4", layout=usual("text"), keep_rank=4),
     "nf4-dq": replace(PLAIN, quantization="nf4-dq", init="pissa"),
     "int8": replace(PLAIN, trust_remote_code=True, quantization="int8", loraplus_ratio=16.0),
-    "classification": replace(PLAIN, task_type="SEQ_CLS", layout=None, modules_to_save=("classifier",)),
+    "classification": replace(
+        PLAIN, task_type="SEQ_CLS", layout=None, modules_to_save=("classifier",)
+    ),
 }

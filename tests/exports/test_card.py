@@ -13,13 +13,13 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
-from rankwise.engine.base_model import load_base
-from rankwise.engine.fused import FusedEngine
-from rankwise.engine.quantization import is_quantized, keep_as_loaded
+from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.trial import Recipe, Trial
-from rankwise.exports.card import _code
+from rankwise.exports.model_card import _code
 from rankwise.lora import Adapter, write_adapter
-from rankwise.store import read_evidence
+from rankwise.models.base_model import load_base
+from rankwise.models.quantization import is_quantized, keep_as_loaded
+from rankwise.store.directory import read_evidence
 from tests.engine.tiny import load_tiny
 from tests.exports.setups import PLAIN
 
@@ -27,17 +27,24 @@ from tests.exports.setups import PLAIN
 def test_the_hub_reads_the_metadata(swept: Path) -> None:
     decision = json.loads((swept / "decision.json").read_text())
     data = ModelCard.load(swept / "best" / "README.md", ignore_metadata_errors=False).data
-    assert (data.library_name, data.pipeline_tag, data.metrics) == ("peft", "text-classification", ["accuracy"])
+    assert (data.library_name, data.pipeline_tag, data.metrics) == (
+        "peft",
+        "text-classification",
+        ["accuracy"],
+    )
     assert {"lora", "transformers", "rankwise"} <= set(data.tags)
     assert data.base_model is None  # a directory, which is no model of the hub's
     results = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert results == {name: round(decision["test"][key], 4) for name, key in (("accuracy", "score"), ("loss", "loss"))}
+    assert results == {
+        name: round(decision["test"][key], 4)
+        for name, key in (("accuracy", "score"), ("loss", "loss"))
+    }
 
 
 def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
-    from rankwise.analysis import analyze
-    from rankwise.exports.card import write_card
-    from rankwise.exports.setup import read_setup
+    from rankwise.analysis.analyze import analyze
+    from rankwise.exports.model_card import write_card
+    from rankwise.exports.recipe import read_setup
 
     sweep = json.loads((swept / "sweep.json").read_text())
     decision = json.loads((swept / "decision.json").read_text())
@@ -61,7 +68,11 @@ def test_the_card_carries_the_evidence(swept: Path) -> None:
     assert "95% confidence" in text
     for package, version in sweep["environment"]["versions"].items():
         assert f"- {package} {version}" in text
-    rows = [line.strip("| ").replace("*", "").split(" | ") for line in text.splitlines() if re.match(r"\| \**\d", line)]
+    rows = [
+        line.strip("| ").replace("*", "").split(" | ")
+        for line in text.splitlines()
+        if re.match(r"\| \**\d", line)
+    ]
     assert [int(row[0]) for row in rows] == [2, 4, 8]
     for row, known in zip(rows, decision["table"], strict=True):
         assert row[1] == f"{known['trainable_params']:,}"
@@ -73,7 +84,9 @@ def test_the_card_carries_the_evidence(swept: Path) -> None:
 
 
 def test_the_code_of_the_card_gives_the_losses_of_the_evidence(swept: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (swept / "best" / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (swept / "best" / "README.md").read_text(), re.DOTALL
+    )
     names: dict[str, object] = {}
     exec(code.replace('"."', repr(str(swept / "best"))), names)
     model, tokenizer = names["model"], names["tokenizer"]
@@ -87,26 +100,42 @@ def test_the_code_of_the_card_gives_the_losses_of_the_evidence(swept: Path) -> N
         text, label = table.loc[row.example_id, ["text", "label"]]
         with torch.no_grad():
             logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()  # type: ignore[operator]
-        np.testing.assert_allclose(row.loss, -torch.log_softmax(logits, 0)[int(label)].item(), rtol=1e-4)
+        np.testing.assert_allclose(
+            row.loss, -torch.log_softmax(logits, 0)[int(label)].item(), rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_the_code_loads_a_quantised_base_in_its_bits(kind: str, tmp_path: Path) -> None:
     """And leaves what was trained in full as it is, such as a pooler that the checkpoint lacks."""
     plain, train, held_out = load_tiny("bert", tmp_path)
-    weights = {key: value for key, value in plain.model.base_model.state_dict().items() if "pooler" not in key}
+    weights = {
+        key: value
+        for key, value in plain.model.base_model.state_dict().items()
+        if "pooler" not in key
+    }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     base = load_base(plain.name, plain.objective, "all-linear", [4], quantization=kind)
-    recipe, trial = Recipe(epochs=1, batch_size=8), Trial(rank=4, seed=3, learning_rate=1e-2, lora_alpha=4)
+    recipe, trial = (
+        Recipe(epochs=1, batch_size=8),
+        Trial(rank=4, seed=3, learning_rate=1e-2, lora_alpha=4),
+    )
     (finished,) = FusedEngine(base, train.take(range(80)), held_out, recipe).train([trial])
     write_adapter(Adapter(finished.adapter, finished.adapter_config), tmp_path / "best")
     setup = replace(
-        PLAIN, task_type="SEQ_CLS", base_model=base.name, quantization=kind, modules_to_save=base.trained_in_full
+        PLAIN,
+        task_type="SEQ_CLS",
+        base_model=base.name,
+        quantization=kind,
+        modules_to_save=base.trained_in_full,
     )
     names: dict[str, Any] = {}
     exec(_code(setup, ("0", "1")).replace('"."', repr(str(tmp_path / "best"))), names)
     model = names["model"]
-    assert all(is_quantized(model.base_model.model.get_submodule(target).base_layer) for target in base.targets)
+    assert all(
+        is_quantized(model.base_model.model.get_submodule(target).base_layer)
+        for target in base.targets
+    )
     keep_as_loaded(model)
     for row in range(8):
         with torch.no_grad():

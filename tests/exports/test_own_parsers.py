@@ -19,14 +19,20 @@ TRAINED = [name for name, setup in SETUPS.items() if setup.task_type == "CAUSAL_
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_axolotl_validates_the_config(name: str) -> None:
-    pytest.importorskip("axolotl", reason="pins another torch; tests/exports/read_schemas.py says how to install it")
+    pytest.importorskip(
+        "axolotl", reason="pins another torch; tests/exports/read_schemas.py says how to install it"
+    )
     from axolotl.utils.config import validate_config
     from axolotl.utils.dict import DictDefault
 
     setup = SETUPS[name]
     config = yaml.safe_load(export_files(setup)["axolotl.yaml"])
     valid = validate_config(DictDefault(config))
-    assert (valid.lora_r, valid.lora_alpha, valid.learning_rate) == (setup.rank, setup.lora_alpha, setup.learning_rate)
+    assert (valid.lora_r, valid.lora_alpha, valid.learning_rate) == (
+        setup.rank,
+        setup.lora_alpha,
+        setup.learning_rate,
+    )
     assert (valid.warmup_steps, valid.lr_scheduler) == (setup.warmup_steps, "linear")
     assert valid.excess_length_strategy == "truncate"
     assert bool(valid.lora_target_linear) == setup.everywhere
@@ -36,7 +42,8 @@ def test_axolotl_validates_the_config(name: str) -> None:
 
 def _let_llama_factory_in(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
-        "llamafactory", reason="pins another torch; tests/exports/read_schemas.py says how to install it"
+        "llamafactory",
+        reason="pins another torch; tests/exports/read_schemas.py says how to install it",
     )
     monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
     sound = ModuleType("torchaudio")  # which its readers of text import as well
@@ -55,15 +62,24 @@ def test_llama_factory_parses_the_config_and_finds_the_data(
     setup = SETUPS[name]
     assert setup.layout is not None
     files = export_files(setup)
-    model, data, training, finetuning, _ = _parse_train_args(yaml.safe_load(files["llama_factory.yaml"]))
+    model, data, training, finetuning, _ = _parse_train_args(
+        yaml.safe_load(files["llama_factory.yaml"])
+    )
     assert (finetuning.lora_rank, finetuning.lora_alpha) == (setup.rank, setup.lora_alpha)
     assert finetuning.lora_target == (["all"] if setup.everywhere else list(setup.target_modules))
-    assert (training.learning_rate, training.warmup_steps) == (setup.learning_rate, setup.warmup_steps)
+    assert (training.learning_rate, training.warmup_steps) == (
+        setup.learning_rate,
+        setup.warmup_steps,
+    )
     assert model.quantization_bit == {"none": None, "int8": 8}.get(setup.quantization, 4)
     (tmp_path / "dataset_info.json").write_text(files["dataset_info.json"])
     (described,) = get_dataset_list(data.dataset, str(tmp_path))
     assert (described.load_from, described.dataset_name) == ("file", setup.data)
-    columns = [described.messages] if described.formatting == "sharegpt" else [described.prompt, described.response]
+    columns = (
+        [described.messages]
+        if described.formatting == "sharegpt"
+        else [described.prompt, described.response]
+    )
     expected = {
         "messages": ["messages"],
         "prompt-completion": ["prompt", "completion"],
@@ -87,8 +103,12 @@ def _texts(tokenizer: Any, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(("name", "template"), CASES)
-def test_axolotl_trains_on_what_rankwise_trained_on(name: str, template: bool, tmp_path: Path) -> None:
-    pytest.importorskip("axolotl", reason="pins another torch; tests/exports/read_schemas.py says how to install it")
+def test_axolotl_trains_on_what_rankwise_trained_on(
+    name: str, template: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip(
+        "axolotl", reason="pins another torch; tests/exports/read_schemas.py says how to install it"
+    )
     from axolotl.datasets import TokenizedPromptDataset
     from axolotl.prompt_strategies import load
     from axolotl.utils.config import validate_config
@@ -125,7 +145,10 @@ def test_llama_factory_trains_on_what_rankwise_trained_on(
     setup, rows = kept(name, tmp_path, template=template)
     files, tokenizer = export_files(setup), tokenizer_for(template)
     (tmp_path / "dataset_info.json").write_text(files["dataset_info.json"])
-    config = yaml.safe_load(files["llama_factory.yaml"]) | {"dataset_dir": str(tmp_path), "use_cpu": True}
+    config = yaml.safe_load(files["llama_factory.yaml"]) | {
+        "dataset_dir": str(tmp_path),
+        "use_cpu": True,
+    }
     model, data, training, finetuning, _ = get_train_args(config)
     form = get_template_and_fix_tokenizer(tokenizer, data)
     if asks_for(files["llama_factory.yaml"]) is not None:
@@ -135,8 +158,13 @@ def test_llama_factory_trains_on_what_rankwise_trained_on(
     theirs = [{"labels": made[row["row"]]["input_ids"], **made[row["row"]]} for row in rows]
     expected = _texts(tokenizer_for(template), rows)
     if setup.layout.data_format == "prompt-completion":  # as the file says
-        expected = [(whole.removesuffix("<|end|>"), told.removesuffix("<|end|>")) for whole, told in expected]
+        expected = [
+            (whole.removesuffix("<|end|>"), told.removesuffix("<|end|>"))
+            for whole, told in expected
+        ]
     if name == "alpaca" and not template:
         heading = ",pairedwithaninputthatprovidesfurthercontext"
-        expected = [(whole.replace(heading, "").replace("###Input:", ""), told) for whole, told in expected]
+        expected = [
+            (whole.replace(heading, "").replace("###Input:", ""), told) for whole, told in expected
+        ]
     assert _texts(tokenizer, theirs) == expected

@@ -23,7 +23,13 @@ def make_adapter(
 ) -> Adapter:
     """Return an adapter with random factors, of linear layers of ``(d_in, d_out)``."""
     generator = torch.Generator().manual_seed(seed)
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q", "v"], **more}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": ["q", "v"],
+        **more,
+    }
     tensors = {}
     for name, (d_in, d_out) in sizes.items():
         own = config.get("rank_pattern", {}).get(name, rank)
@@ -66,11 +72,19 @@ TARGETS = ["embed", "fc", "conv1d", "conv2d"]
 IDS = torch.arange(20).reshape(5, 4)
 
 
-def save_mixed(directory: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> torch.Tensor:
+def save_mixed(
+    directory: Path, dtype: torch.dtype = torch.float32, **settings: Any
+) -> torch.Tensor:
     """Save an adapter of `Mixed` with PEFT, all its weights random; return its logits for ``IDS``."""
     from peft import LoraConfig, get_peft_model
 
-    more = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "modules_to_save": ["head"], **settings}
+    more = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": TARGETS,
+        "modules_to_save": ["head"],
+        **settings,
+    }
     model = get_peft_model(Mixed(), LoraConfig(**more))
     torch.manual_seed(1)
     with torch.no_grad():

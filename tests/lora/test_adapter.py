@@ -53,7 +53,10 @@ def written(directory: Path, adapter: Adapter) -> Path:
 
 
 def without(adapter: Adapter, key: str, **more: torch.Tensor) -> Adapter:
-    return Adapter({**{name: one for name, one in adapter.tensors.items() if name != key}, **more}, adapter.config)
+    return Adapter(
+        {**{name: one for name, one in adapter.tensors.items() if name != key}, **more},
+        adapter.config,
+    )
 
 
 def replaced(key: str, tensor: torch.Tensor) -> Adapter:
@@ -69,17 +72,35 @@ def replaced(key: str, tensor: torch.Tensor) -> Adapter:
         (Adapter(make_adapter().tensors, {"r": 6}), "PEFT type None"),
         (without(make_adapter(), Q_A), f"'h.0.q' has lora_B but no lora_A ('{Q_A}' is missing)"),
         (without(make_adapter(), Q_A.replace("A", "B")), "has lora_A but no lora_B"),
-        (replaced(Q_A, torch.full((6, 24), torch.nan)), "lora_A of layer 'h.0.q' has weights that are not finite"),
-        (replaced(Q_A.replace("_A", "_B"), torch.full((24, 6), torch.inf)), "lora_B of layer 'h.0.q' has weights"),
+        (
+            replaced(Q_A, torch.full((6, 24), torch.nan)),
+            "lora_A of layer 'h.0.q' has weights that are not finite",
+        ),
+        (
+            replaced(Q_A.replace("_A", "_B"), torch.full((24, 6), torch.inf)),
+            "lora_B of layer 'h.0.q' has weights",
+        ),
         (replaced(Q_A, torch.ones(6, 24, dtype=torch.int8)), "is of dtype torch.int8"),
-        (replaced(Q_A, torch.ones(5, 24)), "has shape (5, 24), but adapter_config.json says rank 6"),
-        (replaced(Q_A.replace("_A", "_B"), torch.ones(24, 5)), "has shape (24, 5), expected (d_out, 6)"),
+        (
+            replaced(Q_A, torch.ones(5, 24)),
+            "has shape (5, 24), but adapter_config.json says rank 6",
+        ),
+        (
+            replaced(Q_A.replace("_A", "_B"), torch.ones(24, 5)),
+            "has shape (24, 5), expected (d_out, 6)",
+        ),
         (replaced(Q_A.replace("_A", "_B"), torch.ones(24, 3, 1, 1)), "convolution in groups"),
         (replaced(Q_A.replace("_A", "_C"), torch.ones(2, 2)), "is no tensor of a LoRA adapter"),
-        (Adapter({"head.weight": torch.ones(2)}, make_adapter().config), "no LoRA factors among its tensors (head"),
+        (
+            Adapter({"head.weight": torch.ones(2)}, make_adapter().config),
+            "no LoRA factors among its tensors (head",
+        ),
         (make_adapter(r="eight"), "r 'eight' of layer"),
         (make_adapter(lora_alpha=None), "lora_alpha None"),
-        (make_adapter(alpha_pattern={"(": 3}), "alpha_pattern in adapter_config.json is no mapping"),
+        (
+            make_adapter(alpha_pattern={"(": 3}),
+            "alpha_pattern in adapter_config.json is no mapping",
+        ),
         (make_adapter(alpha_pattern=[3]), "alpha_pattern in adapter_config.json is no mapping"),
         (make_adapter(use_qalora=True), "QA-LoRA is not supported"),
         (make_adapter(target_parameters=["experts.w1"]), "stacked experts"),
@@ -97,7 +118,11 @@ def test_adapters_that_cannot_serve(tmp_path: Path, adapter: Adapter, words: str
 def test_directories_that_cannot_serve(tmp_path: Path, swept: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    for name, words in (("absent", "no such directory"), ("file", "is a file"), ("empty", "no adapter_config.json")):
+    for name, words in (
+        ("absent", "no such directory"),
+        ("file", "is a file"),
+        ("empty", "no adapter_config.json"),
+    ):
         with pytest.raises(RequestError, match=words):
             read_adapter(tmp_path / name)
     with pytest.raises(RequestError, match=r"did you mean '.*best'"):

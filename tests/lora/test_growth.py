@@ -50,7 +50,9 @@ def test_logits_stay_and_the_new_part_learns_by_the_second_step(tmp_path, settin
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
                 assert parameter.grad is not None
-                new = parameter.grad[4:] if "_A" in name.split(".lora")[1] else parameter.grad[:, 4:]
+                new = (
+                    parameter.grad[4:] if "_A" in name.split(".lora")[1] else parameter.grad[:, 4:]
+                )
                 if bool((new != 0).any()):
                     seen.add(name)
         optimizer.step()
@@ -59,7 +61,10 @@ def test_logits_stay_and_the_new_part_learns_by_the_second_step(tmp_path, settin
 
 @pytest.mark.parametrize(
     ("rank", "words"),
-    [(3, "rank 3: allowed is a whole number, at least 4"), (13, "rank 13 is larger than a layer allows: at most 12")],
+    [
+        (3, "rank 3: allowed is a whole number, at least 4"),
+        (13, "rank 13 is larger than a layer allows: at most 12"),
+    ],
 )
 def test_ranks_that_cannot_be(rank: int, words: str) -> None:
     with pytest.raises(RequestError, match=words):

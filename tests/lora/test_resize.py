@@ -14,7 +14,7 @@ from rankwise.lora.adapter import pairs
 from rankwise.lora.resize import resize
 from tests.lora.adapters import IDS, load_mixed, make_adapter, products, save_mixed
 from tests.lora.test_adapter import written
-from tests.lora.test_cut import tail
+from tests.lora.test_truncation import tail
 
 KINDS = [
     {},
@@ -28,7 +28,10 @@ def deltas(directory: Path) -> dict[str, torch.Tensor]:
     """PEFT's delta-W of every layer."""
     model = load_mixed(directory)
     return {
-        name: model.get_submodule(f"base_model.model.{name}").get_delta_weight("default").detach().double()
+        name: model.get_submodule(f"base_model.model.{name}")
+        .get_delta_weight("default")
+        .detach()
+        .double()
         for name in ("conv1d", "conv2d", "embed", "fc")
     }
 
@@ -58,11 +61,15 @@ def test_a_cut_is_the_best_in_every_kind_of_layer_as_peft_loads_it(
 
 
 @pytest.mark.parametrize("settings", KINDS)
-def test_the_largest_rank_changes_nothing_and_more_grows(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_the_largest_rank_changes_nothing_and_more_grows(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     logits = save_mixed(tmp_path / "old", **settings)
     largest = max(pair.rank for pair in pairs(read_adapter(tmp_path / "old")))
     resize(tmp_path / "old", tmp_path / "same", rank=largest)
-    old, same = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("old", "same"))
+    old, same = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("old", "same")
+    )
     assert all(torch.equal(old[name], tensor) for name, tensor in same.items())
     done = resize(tmp_path / "old", tmp_path / "more", rank=9)
     assert {layer.rank for layer in done.layers} == {9}
@@ -80,7 +87,10 @@ def test_the_largest_rank_changes_nothing_and_more_grows(tmp_path: Path, setting
 def test_the_file_keeps_its_dtype(tmp_path: Path, dtype: torch.dtype, rank: int) -> None:
     save_mixed(tmp_path / "old", dtype)
     resize(tmp_path / "old", tmp_path / "new", rank=rank)
-    assert {tensor.dtype for tensor in load_file(tmp_path / "new" / "adapter_model.safetensors").values()} == {dtype}
+    assert {
+        tensor.dtype
+        for tensor in load_file(tmp_path / "new" / "adapter_model.safetensors").values()
+    } == {dtype}
     before, after = (products(read_adapter(tmp_path / name)) for name in ("old", "new"))
     for name, delta in before.items():
         rounding = 2 * torch.finfo(dtype).eps * np.linalg.norm(delta)
@@ -97,9 +107,14 @@ def test_peft_s_own_conversion_gives_the_same(tmp_path: Path) -> None:
         out = tmp_path / f"new{number}"
         resize(tmp_path / "old", out, **{"rank" if isinstance(size, int) else "energy": size})
         for pair in pairs(read_adapter(out)):
-            a, b = (tensors[f"base_model.model.{pair.name}.lora_{side}.weight"].double() for side in "AB")
+            a, b = (
+                tensors[f"base_model.model.{pair.name}.lora_{side}.weight"].double()
+                for side in "AB"
+            )
             assert (a.shape, b.shape) == (pair.a.shape, pair.b.shape)
-            np.testing.assert_allclose((b @ a).numpy(), products(read_adapter(out))[pair.name], atol=2e-6)
+            np.testing.assert_allclose(
+                (b @ a).numpy(), products(read_adapter(out))[pair.name], atol=2e-6
+            )
 
 
 def test_energy_and_budget_write_patterns_that_peft_reads(tmp_path: Path) -> None:
@@ -120,7 +135,9 @@ def test_energy_and_budget_write_patterns_that_peft_reads(tmp_path: Path) -> Non
 
 
 def test_lora_bias_and_trained_biases_are_carried_over(tmp_path: Path) -> None:
-    logits = save_mixed(tmp_path / "old", target_modules=["fc", "conv2d"], lora_bias=True, bias="none")
+    logits = save_mixed(
+        tmp_path / "old", target_modules=["fc", "conv2d"], lora_bias=True, bias="none"
+    )
     resize(tmp_path / "old", tmp_path / "new", rank=7)
     with torch.no_grad():
         torch.testing.assert_close(load_mixed(tmp_path / "new")(IDS), logits, rtol=1e-6, atol=1e-6)

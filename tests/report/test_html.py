@@ -13,11 +13,15 @@ import pytest
 
 from rankwise.errors import RequestError
 from rankwise.report.html import write_report
-from rankwise.store import read_json
+from rankwise.store.directory import read_json
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 # On CI the browser must be there; a reader of the code may not have one.
-needs_browser = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed"
+)
 PLOTS = ("loss", "score", "compared", "gain", "rates", "seconds", "memory", "params")
 
 
@@ -51,7 +55,9 @@ class Body(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.hidden += tag in ("script", "style")
-        self.loads += [value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"]
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         self.hidden -= tag in ("script", "style")
@@ -82,13 +88,20 @@ def test_the_page_shows_decision_table_and_plots(swept: Path, tmp_path: Path) ->
         drawn = page[start : page.find('<div id="plot-', start + 20)]
         assert '<svg class="main-svg"' in drawn, name
     ranks = len(decision["table"])
-    for name, marks in (("loss", ranks), ("score", ranks), ("compared", 2 * ranks), ("rates", 2 * ranks)):
+    for name, marks in (
+        ("loss", ranks),
+        ("score", ranks),
+        ("compared", 2 * ranks),
+        ("rates", 2 * ranks),
+    ):
         start = page.index(f'id="plot-{name}"')
         drawn = page[start : page.find("</svg></div>", start)]
         assert len(re.findall(r'<path class="point', drawn)) == marks, name
 
 
-def with_intervals(swept: Path, copy: Path, *, score: list[float], score_ci: list[float], loss_ci: list[float]) -> Path:
+def with_intervals(
+    swept: Path, copy: Path, *, score: list[float], score_ci: list[float], loss_ci: list[float]
+) -> Path:
     """Return the report of a copy of a sweep whose ranks have these scores, and these intervals about any mean."""
     shutil.copytree(swept, copy)
     decision = read_json(copy / "decision.json")
@@ -101,23 +114,32 @@ def with_intervals(swept: Path, copy: Path, *, score: list[float], score_ci: lis
 
 
 def test_intervals_hold_only_what_is_possible(swept: Path, tmp_path: Path) -> None:
-    report = with_intervals(swept, tmp_path / "copy", score=[0.98] * 3, score_ci=[0.94, 1.02], loss_ci=[-0.5, 1.5])
+    report = with_intervals(
+        swept, tmp_path / "copy", score=[0.98] * 3, score_ci=[0.94, 1.02], loss_ci=[-0.5, 1.5]
+    )
     text, _ = read(report.read_text())
-    assert text.count("[94.0, 100.0]") == text.count("[0.000, 1.500]") == 4  # three ranks, and the test examples
+    assert (
+        text.count("[94.0, 100.0]") == text.count("[0.000, 1.500]") == 4
+    )  # three ranks, and the test examples
     assert "102.0" not in text and "[-0.500" not in text
 
 
 @needs_browser
 @pytest.mark.parametrize(
-    ("score", "score_ci"), [([1.0, 0.98, 0.97], [0.94, 1.02]), ([0.65] * 3, [-1.2, 2.5]), ([0.0] * 3, [0.0, 0.0])]
+    ("score", "score_ci"),
+    [([1.0, 0.98, 0.97], [0.94, 1.02]), ([0.65] * 3, [-1.2, 2.5]), ([0.0] * 3, [0.0, 0.0])],
 )
 def test_the_axis_of_shares_has_only_shares(
     swept: Path, tmp_path: Path, score: list[float], score_ci: list[float]
 ) -> None:
-    report = with_intervals(swept, tmp_path / "copy", score=score, score_ci=score_ci, loss_ci=[-0.5, 1.5])
+    report = with_intervals(
+        swept, tmp_path / "copy", score=score, score_ci=score_ci, loss_ci=[-0.5, 1.5]
+    )
     page = rendered(report, tmp_path / "profile")
     for name, most in (("score", 100), ("loss", math.inf)):
-        ticks = [float(tick.removesuffix("%").replace("−", "-")) for tick in labels(page, name, "y")]
+        ticks = [
+            float(tick.removesuffix("%").replace("−", "-")) for tick in labels(page, name, "y")
+        ]
         assert len(ticks) > 2
         assert all(0 <= tick <= most for tick in ticks), ticks
 
@@ -134,7 +156,9 @@ def test_texts_of_the_user_are_text_not_markup(swept: Path, tmp_path: Path) -> N
     copy = tmp_path / "copy"
     shutil.copytree(swept, copy)
     sweep = (copy / "sweep.json").read_text()
-    (copy / "sweep.json").write_text(sweep.replace('"name": "reviews.csv"', '"name": "<img src=x>.csv"'))
+    (copy / "sweep.json").write_text(
+        sweep.replace('"name": "reviews.csv"', '"name": "<img src=x>.csv"')
+    )
     text, loads = read(write_report(copy).read_text())
     assert "Which LoRA rank does <img src=x>.csv need?" in text
     assert loads == []

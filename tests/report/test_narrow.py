@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rankwise.report.compare_sweeps import Line
+from rankwise.report.compare_sweeps_table import print_side_by_side, write_side_by_side_plot
 from rankwise.report.figure_files import write_figure
 from rankwise.report.inspect_plot import similarity_figure, spectra_figure
-from rankwise.report.side_by_side import print_side_by_side, write_side_by_side_plot
-from rankwise.side_by_side import Line
 from tests.report.test_html import needs_browser, rendered
 
 # Lists the pairs of texts of which one lies on the other by more than the air around letters.
@@ -39,7 +39,10 @@ def overlaps(page: Path, profile: Path, width: int) -> list[list[str]]:
 @pytest.mark.parametrize("width", [500, 1280])
 def test_titles_and_ticks_of_sweeps_side_by_side_keep_apart(tmp_path: Path, width: int) -> None:
     lines = []
-    for label, rates in (("lora alpha r", (0.01, 0.004, 0.0005)), ("lora alpha 2r", (0.0105, 0.004, 0.002))):
+    for label, rates in (
+        ("lora alpha r", (0.01, 0.004, 0.0005)),
+        ("lora alpha 2r", (0.0105, 0.004, 0.002)),
+    ):
         table = tuple(
             {"rank": rank, "loss_mean": 0.01 * rank, "loss_ci": [-0.02, 0.3], "learning_rate": rate}
             for rank, rate in zip((2, 4, 8), rates, strict=True)
@@ -55,7 +58,13 @@ def test_titles_and_ticks_of_sweeps_side_by_side_keep_apart(tmp_path: Path, widt
 @needs_browser
 @pytest.mark.parametrize("width", [500, 1280])
 def test_titles_and_ticks_of_layers_compared_keep_apart(tmp_path: Path, width: int) -> None:
-    kinds = ("attention.output.dense", "attention.self.query", "intermediate.dense", "output.dense", "pooler.dense")
+    kinds = (
+        "attention.output.dense",
+        "attention.self.query",
+        "intermediate.dense",
+        "output.dense",
+        "pooler.dense",
+    )
     found = [
         SimpleNamespace(name=f"bert.encoder.layer.{depth}.{kind}", similarity=np.eye(3))
         for depth in range(2)
@@ -81,6 +90,8 @@ def test_title_legend_and_ticks_of_spectra_keep_apart(tmp_path: Path, width: int
         for depth in range(6)
     ]
     spectrum = SimpleNamespace(layers=layers, largest_rank=4)
-    figure = spectra_figure(SimpleNamespace(spectrum=spectrum, adapter=Path("sweep-of-reviews/best")))  # type: ignore[arg-type]
+    figure = spectra_figure(
+        SimpleNamespace(spectrum=spectrum, adapter=Path("sweep-of-reviews/best"))
+    )  # type: ignore[arg-type]
     write_figure(figure, tmp_path / "plot.html")
     assert overlaps(tmp_path / "plot.html", tmp_path / "profile", width) == []

@@ -11,19 +11,23 @@ from rankwise.decide import Decision
 from rankwise.decide.evidence import read_runs
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
-from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
 
 RANKS = (2, 4, 8, 16, 32)
 MARGIN, CONFIDENCE = 0.02, 0.95
 EXAMPLES = 100
-NOTHING = pd.DataFrame(columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"])
+NOTHING = pd.DataFrame(
+    columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"]
+)
 FROM_8 = {2: 0.70, 4: 0.60}  # the truth where rank 8 suffices; 0.5 from there on
 Truth = Callable[[int], float]
 
 
-def strategy(name: str, ranks: tuple[int, ...] = RANKS, seeds: int = 3, rates: object = (1e-3,)) -> Strategy:
+def strategy(
+    name: str, ranks: tuple[int, ...] = RANKS, seeds: int = 3, rates: object = (1e-3,)
+) -> Strategy:
     return strategies()[name](ranks, seeds, rates, parse_alpha_policy("r"), MARGIN, CONFIDENCE)  # type: ignore[arg-type]
 
 
@@ -46,7 +50,11 @@ def evidence_of(trial: Trial, truth: Truth, noise: float) -> pd.DataFrame:
 
 
 def run(
-    asked: Strategy, truth: Truth, start: pd.DataFrame = NOTHING, stop_after: int = 1000, noise: float = 1e-3
+    asked: Strategy,
+    truth: Truth,
+    start: pd.DataFrame = NOTHING,
+    stop_after: int = 1000,
+    noise: float = 1e-3,
 ) -> tuple[pd.DataFrame, list[Trial]]:
     """Run one trial at a time, asking anew after each."""
     evidence, done = start, []
@@ -95,7 +103,10 @@ def test_escalate_starts_at_the_second_smallest_without_an_8() -> None:
 def test_escalate_searches_a_learning_rate_for_its_first_rank_alone() -> None:
     """The others take over their neighbour's, falling as the cube root of the rank."""
     _, trials = run(strategy("escalate", rates="auto"), lambda rank: 0.5)
-    rates = {rank: {trial.learning_rate for trial in trials if trial.rank == rank} for rank in (8, 16, 4, 2)}
+    rates = {
+        rank: {trial.learning_rate for trial in trials if trial.rank == rank}
+        for rank in (8, 16, 4, 2)
+    }
     assert len(rates[8]) > 2
     (best,) = {trial.learning_rate for trial in trials if trial.rank == 8 and trial.seed == 1}
     for rank in (16, 4, 2):
@@ -126,8 +137,12 @@ def test_escalate_gives_more_seeds_to_ranks_that_it_would_no_longer_visit() -> N
     """With one seed it had climbed to 32, by luck; with three it turns at 16."""
     turned, trials = run(strategy("escalate"), lambda rank: 0.5)
     assert 32 not in ranks_in_order(trials)
-    stray = evidence_of(replace(trials[0], rank=32, seed=0, lora_alpha=32.0), lambda rank: 0.5, 1e-3)
-    extended, more = run(strategy("escalate"), lambda rank: 0.5, pd.concat([turned, stray], ignore_index=True))
+    stray = evidence_of(
+        replace(trials[0], rank=32, seed=0, lora_alpha=32.0), lambda rank: 0.5, 1e-3
+    )
+    extended, more = run(
+        strategy("escalate"), lambda rank: 0.5, pd.concat([turned, stray], ignore_index=True)
+    )
     assert [(trial.rank, trial.seed) for trial in more] == [(32, 1), (32, 2)]
     assert (extended.groupby("rank")["seed"].nunique() == 3).all()
 
@@ -140,7 +155,9 @@ def test_race_stops_as_soon_as_the_decision_stands() -> None:
 
 def test_race_drops_what_is_shown_to_be_worse_and_nothing_else() -> None:
     """The ranks above 4 differ by less than the noise of a seed, so that the race goes on among them."""
-    evidence, _ = run(strategy("race", seeds=4), lambda rank: {2: 1.5, 4: 1.4}.get(rank, 0.5), noise=0.03)
+    evidence, _ = run(
+        strategy("race", seeds=4), lambda rank: {2: 1.5, 4: 1.4}.get(rank, 0.5), noise=0.03
+    )
     seeds = evidence.groupby("rank")["seed"].nunique()
     assert seeds[2] == seeds[4] == 2
     assert seeds[8] == seeds[16] == seeds[32] > 2
@@ -157,9 +174,14 @@ def test_race_ends_when_the_seeds_are_used_up() -> None:
 def test_resumed_anywhere_it_is_the_same_sweep(name: str, rates: object) -> None:
     asked = strategy(name, rates=rates)
     whole, trials = run(asked, from_8, noise=0.01)
-    each = {trial.name: rows for trial, (_, rows) in zip(trials, whole.groupby(whole.index // EXAMPLES), strict=True)}
+    each = {
+        trial.name: rows
+        for trial, (_, rows) in zip(trials, whole.groupby(whole.index // EXAMPLES), strict=True)
+    }
     for stop, trial in enumerate(trials[1:], start=1):
-        part = pd.concat([each[done.name] for done in trials[:stop]]).sample(frac=1, random_state=stop)
+        part = pd.concat([each[done.name] for done in trials[:stop]]).sample(
+            frac=1, random_state=stop
+        )
         assert asked.propose(part)[0] == trial  # nor does the order of rows matter
     for lost in trials[:: len(trials) // 3]:  # a pack's trials may be finished in any order
         part = pd.concat([rows for done, rows in each.items() if done != lost.name])
@@ -193,13 +215,18 @@ def test_once_leaps_to_higher_rates_while_that_gains(
     losses: dict[float, float], trained: list[tuple[float, int]]
 ) -> None:
     asked = strategy("once", seeds=2, rates="auto")
-    assert [trial.learning_rate for trial in asked.propose(NOTHING)] == [5e-4, 2e-3]  # both may train at once
+    assert [trial.learning_rate for trial in asked.propose(NOTHING)] == [
+        5e-4,
+        2e-3,
+    ]  # both may train at once
     evidence, done = NOTHING, []
     while trials := asked.propose(evidence):
         rows = evidence_of(trials[0], lambda rank: losses[trials[0].learning_rate], 1e-3)
         evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
         done.append(trials[0])
-    assert [(trial.learning_rate, trial.seed) for trial in done if trial.cut_from is None] == trained
+    assert [
+        (trial.learning_rate, trial.seed) for trial in done if trial.cut_from is None
+    ] == trained
     assert {trial.learning_rate for trial in done if trial.cut_from is not None} == {trained[-1][0]}
 
 
@@ -222,7 +249,9 @@ def test_once_asks_again_for_a_first_seed_that_is_gone() -> None:
     asked = strategies()["once"](RANKS, 2, "auto", parse_alpha_policy("r"), MARGIN, CONFIDENCE, 0.7)
     start, leap = asked.propose(NOTHING)
     left = [(replace(start, seed=1), 0.5), (leap, 0.6)]
-    evidence = pd.concat([evidence_of(trial, lambda rank, loss=loss: loss, 1e-3) for trial, loss in left])
+    evidence = pd.concat(
+        [evidence_of(trial, lambda rank, loss=loss: loss, 1e-3) for trial, loss in left]
+    )
     assert asked.propose(evidence) == [start]
 
 
@@ -230,10 +259,16 @@ def test_once_asks_again_for_a_first_seed_that_is_gone() -> None:
 def test_once_searches_rates_where_a_seed_diverges(diverging: int) -> None:
     asked = strategy("once", seeds=2, rates="auto")
     first = asked.propose(NOTHING)[0]
-    before = [evidence_of(replace(first, seed=seed), lambda rank: 0.5, 1e-3) for seed in range(diverging)]
+    before = [
+        evidence_of(replace(first, seed=seed), lambda rank: 0.5, 1e-3) for seed in range(diverging)
+    ]
     lost = evidence_of(replace(first, seed=diverging), lambda rank: 0.5, 1e-3).assign(diverged=True)
     _, trials = run(asked, lambda rank: 0.5, pd.concat([*before, lost]))
-    trained = [trial for trial in trials if trial.cut_from is None and trial.learning_rate != first.learning_rate]
+    trained = [
+        trial
+        for trial in trials
+        if trial.cut_from is None and trial.learning_rate != first.learning_rate
+    ]
     rates = [trial.learning_rate for trial in trained if trial.seed == 0]
     assert min(rates) < first.learning_rate
     assert {trial.seed for trial in trained} == {0, 1}

@@ -5,15 +5,19 @@ import pandas as pd
 import pytest
 
 from rankwise.engine.trial import Trial
-from rankwise.lora.scaling import parse_alpha_policy
+from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.strategies.grid import Grid
 
 RANKS = (4, 8, 16, 32)
 Loss = Callable[[int, float, int], float]
-NOTHING = pd.DataFrame(columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"])
+NOTHING = pd.DataFrame(
+    columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"]
+)
 
 
-def grid(learning_rate: object = "auto", ranks: Sequence[int] = RANKS, seeds: int = 2, alpha: str = "r") -> Grid:
+def grid(
+    learning_rate: object = "auto", ranks: Sequence[int] = RANKS, seeds: int = 2, alpha: str = "r"
+) -> Grid:
     return Grid(ranks, seeds, learning_rate, parse_alpha_policy(alpha), 0.02, 0.95)  # type: ignore[arg-type]
 
 
@@ -35,7 +39,9 @@ def rows_of(trial: Trial, loss: float) -> list[dict[str, object]]:
     ]
 
 
-def run(strategy: Grid, loss: Loss, stop_after: int | None = None, start: pd.DataFrame | None = None) -> pd.DataFrame:
+def run(
+    strategy: Grid, loss: Loss, stop_after: int | None = None, start: pd.DataFrame | None = None
+) -> pd.DataFrame:
     evidence = NOTHING if start is None else start
     done = 0
     while trials := strategy.propose(evidence):
@@ -67,14 +73,18 @@ def test_the_search_finds_each_rank_s_best_rate(at_4: float) -> None:
     for rank in RANKS:
         second = evidence[(evidence["rank"] == rank) & (evidence["seed"] == 1)]
         assert second["learning_rate"].nunique() == 1
-        assert abs(math.log2(second["learning_rate"].iloc[0] / best(rank))) <= 0.6  # the grid's step is an octave
+        assert (
+            abs(math.log2(second["learning_rate"].iloc[0] / best(rank))) <= 0.6
+        )  # the grid's step is an octave
 
 
 def test_at_the_ends_the_best_lies_between_two_that_are_worse() -> None:
     evidence = run(grid(), valley(lambda rank: 3e-4))
     for rank in (4, 32):
         rates = sorted(evidence[evidence["rank"] == rank]["learning_rate"].unique())
-        chosen = evidence[(evidence["rank"] == rank) & (evidence["seed"] == 1)]["learning_rate"].iloc[0]
+        chosen = evidence[(evidence["rank"] == rank) & (evidence["seed"] == 1)][
+            "learning_rate"
+        ].iloc[0]
         assert rates[0] < chosen < rates[-1]
 
 
@@ -112,7 +122,9 @@ def test_a_rate_that_diverges_is_left_for_a_lower_one() -> None:
 
     evidence = run(grid(seeds=2), loss)
     for rank in RANKS:
-        fine = evidence[(evidence["rank"] == rank) & (evidence["seed"] == 1) & ~evidence["diverged"]]
+        fine = evidence[
+            (evidence["rank"] == rank) & (evidence["seed"] == 1) & ~evidence["diverged"]
+        ]
         assert fine["learning_rate"].nunique() == 1
 
 
@@ -122,10 +134,14 @@ def test_the_search_ends_even_if_everything_diverges() -> None:
     assert evidence.groupby("rank")["learning_rate"].nunique().max() <= 8
 
 
-@pytest.mark.parametrize(("policy", "scaling"), [("r", 1.0), ("2r", 2.0), ("fixed:32", 8.0), ("rslora:16", 8.0)])
+@pytest.mark.parametrize(
+    ("policy", "scaling"), [("r", 1.0), ("2r", 2.0), ("fixed:32", 8.0), ("rslora:16", 8.0)]
+)
 def test_the_search_starts_lower_where_the_scaling_is_larger(policy: str, scaling: float) -> None:
     def start(alpha: str) -> float:
-        rates = sorted(trial.learning_rate for trial in grid(alpha=alpha).propose(NOTHING) if trial.rank == 4)
+        rates = sorted(
+            trial.learning_rate for trial in grid(alpha=alpha).propose(NOTHING) if trial.rank == 4
+        )
         return rates[len(rates) // 2]
 
     assert start(policy) * scaling == pytest.approx(start("r"), rel=0.01)
@@ -133,8 +149,15 @@ def test_the_search_starts_lower_where_the_scaling_is_larger(policy: str, scalin
 
 def test_trials_carry_the_policy_s_alpha() -> None:
     trials = grid([1e-3], alpha="rslora:8").propose(NOTHING)
-    assert {(trial.rank, trial.lora_alpha, trial.use_rslora) for trial in trials} == {(r, 8, True) for r in RANKS}
-    assert [trial.lora_alpha for trial in grid([1e-3], alpha="2r").propose(NOTHING)] == [8, 16, 32, 64]
+    assert {(trial.rank, trial.lora_alpha, trial.use_rslora) for trial in trials} == {
+        (r, 8, True) for r in RANKS
+    }
+    assert [trial.lora_alpha for trial in grid([1e-3], alpha="2r").propose(NOTHING)] == [
+        8,
+        16,
+        32,
+        64,
+    ]
 
 
 def test_a_search_that_learns_nothing_looks_both_ways() -> None:
@@ -144,7 +167,9 @@ def test_a_search_that_learns_nothing_looks_both_ways() -> None:
     rates = sorted(evidence[evidence["rank"] == 4]["learning_rate"].unique())
     assert (rates[0], rates[-1]) == (1e-3 / 16, 1e-3 * 16)
     for best in (8e-3, 1.25e-4):  # two octaves beyond what is tried first
-        found = run(strategy, lambda rank, rate, seed, best=best: 0.5 if rate == best else math.log(2))  # type: ignore[misc]
+        found = run(
+            strategy, lambda rank, rate, seed, best=best: 0.5 if rate == best else math.log(2)
+        )  # type: ignore[misc]
         second = found[(found["rank"] == 4) & (found["seed"] == 1)]
         assert set(second["learning_rate"]) == {best}
 

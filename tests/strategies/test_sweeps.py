@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 import rankwise
-from rankwise.config import make_config
-from rankwise.engine.cutting import CuttingEngine
+from rankwise.analysis.read import read_results
 from rankwise.engine.reference import score_adapter
-from rankwise.importers.results import read_results
 from rankwise.lora import read_adapter, spectrum, truncate
-from rankwise.run import Silent, open_run
-from rankwise.store import read_evidence, read_json, trained_at
+from rankwise.store.directory import read_evidence, read_json, trained_at
+from rankwise.sweeps.config import make_config
+from rankwise.sweeps.run import Silent, open_run
+from rankwise.sweeps.truncating_engine import CuttingEngine
 from tests.conftest import make_reviews
 
 RATES = (5e-3, 1e-2)
@@ -26,7 +26,13 @@ RATES = (5e-3, 1e-2)
 def request_of(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = tmp_path_factory.mktemp("once") / "reviews.csv"
     make_reviews(400).to_csv(data, index=False)
-    return {"model": str(tiny_model), "data": data, "ranks": (2, 4, 8), "learning_rate": RATES, "margin": 0.5}
+    return {
+        "model": str(tiny_model),
+        "data": data,
+        "ranks": (2, 4, 8),
+        "learning_rate": RATES,
+        "margin": 0.5,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,10 @@ def once(request_of: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def cuts_in(out: Path) -> list[tuple[Path, dict[str, Any]]]:
-    configs = [(path, read_json(path / "config.json") or {}) for path in sorted((out / "trials").glob("r*"))]
+    configs = [
+        (path, read_json(path / "config.json") or {})
+        for path in sorted((out / "trials").glob("r*"))
+    ]
     return [(path, config) for path, config in configs if "cut_from" in config]
 
 
@@ -52,13 +61,17 @@ def test_the_smaller_ranks_are_cuts_of_the_largest(once: Path) -> None:
         assert json.loads((path / "metrics.jsonl").read_text())["train_seconds"] == 0
 
 
-def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(once: Path, request_of: dict[str, Any]) -> None:
+def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(
+    once: Path, request_of: dict[str, Any]
+) -> None:
     with open_run(make_config({**request_of, "strategy": "once", "out": once}), Silent()) as run:
         held_out = run.encode("held_out")
         for path, _ in cuts_in(once):
             stored = pd.read_parquet(path / "evidence.parquet")
             again = (
-                score_adapter(run.base, path / "adapter", held_out).set_index("example_id").loc[stored["example_id"]]
+                score_adapter(run.base, path / "adapter", held_out)
+                .set_index("example_id")
+                .loc[stored["example_id"]]
             )
             np.testing.assert_allclose(again["loss"], stored["loss"], rtol=1e-4)
 
@@ -67,13 +80,15 @@ def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(once: Path, requ
 def test_a_cut_at_the_trained_rank_is_the_trained_adapter(
     once: Path, request_of: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
-    from rankwise.run import _engine
+    from rankwise.sweeps.run import _engine
 
     trained = next(path for path in sorted((once / "trials").glob("r8-*")))
     adapter = read_adapter(trained / "adapter")
     cut = truncate(spectrum(adapter), 8)
     assert all(bool((cut.tensors[key] == value).all()) for key, value in adapter.tensors.items())
-    with open_run(make_config({**request_of, "engine": engine, "out": tmp_path / "out"}), Silent()) as run:
+    with open_run(
+        make_config({**request_of, "engine": engine, "out": tmp_path / "out"}), Silent()
+    ) as run:
         (scored,) = CuttingEngine(_engine(run), run.store.adapter_directory).score([cut])
     stored = pd.read_parquet(trained / "evidence.parquet")
     np.testing.assert_allclose(scored["loss"], stored["loss"], rtol=1e-4)
@@ -95,7 +110,9 @@ def test_the_answer_is_which_rank_to_keep_and_best_is_the_cut(once: Path) -> Non
 
 
 @pytest.mark.parametrize("lost", ["r2-", "r8-", "r*seed1"])
-def test_once_goes_on_where_it_was_killed(once: Path, request_of: dict[str, Any], tmp_path: Path, lost: str) -> None:
+def test_once_goes_on_where_it_was_killed(
+    once: Path, request_of: dict[str, Any], tmp_path: Path, lost: str
+) -> None:
     """A trial exists whole or not at all, so that a killed sweep is one that lacks some."""
     out = tmp_path / "out"
     shutil.copytree(once, out)
@@ -107,7 +124,9 @@ def test_once_goes_on_where_it_was_killed(once: Path, request_of: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["grid", "race", "escalate"])
-def test_the_others_say_which_rank_to_train_at(request_of: dict[str, Any], tmp_path: Path, name: str) -> None:
+def test_the_others_say_which_rank_to_train_at(
+    request_of: dict[str, Any], tmp_path: Path, name: str
+) -> None:
     decision = rankwise.sweep(**request_of, strategy=name, out=tmp_path / "out").decision
     assert (decision.question, decision.trained_at) == ("train", None)
     assert decision.reason.startswith("Train at rank 2: ")
@@ -132,7 +151,9 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_a_larger_one_goes_on(
 def test_a_budget_that_ends_before_any_cut_still_asks_which_rank_to_keep(
     request_of: dict[str, Any], tmp_path: Path
 ) -> None:
-    decision = rankwise.sweep(**request_of, strategy="once", budget=1e-6, out=tmp_path / "out").decision
+    decision = rankwise.sweep(
+        **request_of, strategy="once", budget=1e-6, out=tmp_path / "out"
+    ).decision
     assert (decision.verdict, decision.question, decision.trained_at) == ("undetermined", "keep", 8)
 
 
@@ -151,7 +172,9 @@ def test_the_trials_of_once_are_read_as_what_they_are(once: Path) -> None:
     assert sum("it is a cut of another trial's adapter" in note for note in found.notes) == 4
 
 
-def test_an_unknown_strategy_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_strategy_is_refused_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from rankwise.cli import main
 
     assert main(["sweep", "--strategy", "onec"]) == 2

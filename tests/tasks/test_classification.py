@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode, sort_labels
-from rankwise.tasks.loading import load_task
-from rankwise.tasks.objectives import Classes
+from rankwise.tasks.load import load_task
+from rankwise.tasks.losses import Classes
 from rankwise.tasks.split import stratified_split
 from tests.conftest import make_reviews
 
@@ -46,7 +46,9 @@ def test_train_examples_with_a_class_of_one_row(tmp_path: Path) -> None:
     task = load_task(SweepConfig(data=path, train_examples=5))
     assert len(task.train) == 5
     assert set(task.train.labels) == {0, 1, 2}
-    with pytest.raises(RequestError, match=r"^train_examples 2: the training data has 3 classes.*give 3 or more$"):
+    with pytest.raises(
+        RequestError, match=r"^train_examples 2: the training data has 3 classes.*give 3 or more$"
+    ):
         load_task(SweepConfig(data=path, train_examples=2))
 
 
@@ -78,7 +80,9 @@ def test_data_that_cannot_serve(tmp_path: Path, table: pd.DataFrame, words: str)
 def test_unseen_labels_and_missing_columns_in_held_out_data(reviews: Path, tmp_path: Path) -> None:
     other = tmp_path / "held.csv"
     make_reviews(10).assign(label=[0, 1, 2, 5, 0, 1, 0, 1, 0, 1]).to_csv(other, index=False)
-    with pytest.raises(RequestError, match=r"labels that the training data lacks: 2, 5; known: 0, 1"):
+    with pytest.raises(
+        RequestError, match=r"labels that the training data lacks: 2, 5; known: 0, 1"
+    ):
         load_task(SweepConfig(data=reviews, eval_data=other))
     make_reviews(10).rename(columns={"text": "body"}).to_csv(other, index=False)
     with pytest.raises(RequestError, match=r"'text' is not in .*columns: body, label"):
@@ -130,7 +134,9 @@ def test_copies_of_a_text_stay_in_one_part(tmp_path: Path) -> None:
     parts = [set(part.inputs) for part in (other.train, other.held_out, other.test)]
     assert parts == [set(part.inputs) for part in (one.train, one.held_out, one.test)]
     assert sum(map(len, (other.train, other.held_out, other.test))) == 2 * len(table) + 5
-    assert any(f"{len(table) + 5} of {2 * len(table) + 5} texts are copies" in note for note in other.notes)
+    assert any(
+        f"{len(table) + 5} of {2 * len(table) + 5} texts are copies" in note for note in other.notes
+    )
     assert not any("copies" in note for note in one.notes)
 
 
@@ -142,10 +148,14 @@ def test_the_split_of_data_without_copies_is_the_plain_one(reviews: Path) -> Non
     assert [list(part.ids) for part in (task.train, task.held_out, task.test)] == plain
 
 
-def test_held_out_texts_that_are_trained_on_are_refused_or_said(reviews: Path, tmp_path: Path) -> None:
+def test_held_out_texts_that_are_trained_on_are_refused_or_said(
+    reviews: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "held.csv"
     pd.concat([make_reviews(30, seed=1), pd.read_csv(reviews).head(3)]).to_csv(other, index=False)
-    with pytest.raises(RequestError, match=r"3 of its 33 texts are in the training data too; .*--allow-duplicates"):
+    with pytest.raises(
+        RequestError, match=r"3 of its 33 texts are in the training data too; .*--allow-duplicates"
+    ):
         load_task(SweepConfig(data=reviews, eval_data=other))
     task = load_task(SweepConfig(data=reviews, eval_data=other, allow_duplicates=True))
     assert len(task.held_out) == 33

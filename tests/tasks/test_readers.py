@@ -8,7 +8,9 @@ from rankwise.errors import RequestError
 from rankwise.tasks.columns import LABEL_NAMES
 from rankwise.tasks.readers import check_labels, check_texts, pick_column, read_table
 
-TABLE = pd.DataFrame({"text": ["one, two", 'a "quoted" word', "None", "naïve\tcafé"], "label": [0, 1, 0, 1]})
+TABLE = pd.DataFrame(
+    {"text": ["one, two", 'a "quoted" word', "None", "naïve\tcafé"], "label": [0, 1, 0, 1]}
+)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,9 @@ TABLE = pd.DataFrame({"text": ["one, two", 'a "quoted" word', "None", "naïve\tc
         (".parquet", lambda path: TABLE.to_parquet(path)),
     ],
 )
-def test_every_format_reads_the_same(tmp_path: Path, ending: str, write: Callable[[Path], None]) -> None:
+def test_every_format_reads_the_same(
+    tmp_path: Path, ending: str, write: Callable[[Path], None]
+) -> None:
     path = tmp_path / f"data{ending}"
     write(path)
     table = read_table(path)
@@ -40,7 +44,9 @@ def test_every_format_reads_the_same(tmp_path: Path, ending: str, write: Callabl
         ("broken.csv", 'a,b\n"1,2\n3', "cannot be read as CSV"),
     ],
 )
-def test_files_that_cannot_serve(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+def test_files_that_cannot_serve(
+    tmp_path: Path, name: str, content: str | None, words: str
+) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
@@ -60,7 +66,9 @@ def test_files_that_cannot_serve(tmp_path: Path, name: str, content: str | None,
     ],
 )
 @pytest.mark.parametrize("text", ["fine", "fine, good, better", "worth 3,5"])
-def test_another_separator_is_named(tmp_path: Path, name: str, separator: str, words: str, text: str) -> None:
+def test_another_separator_is_named(
+    tmp_path: Path, name: str, separator: str, words: str, text: str
+) -> None:
     path = tmp_path / name
     path.write_text(f"text{separator}label\nbad{separator}0\n{text}{separator}1\n")
     with pytest.raises(RequestError, match=words) as caught:
@@ -82,7 +90,9 @@ def test_columns_are_found_by_name_and_named_when_absent() -> None:
     assert pick_column(table, None, ("text", "sentence"), "text", path) == "Sentence"
     assert pick_column(table, None, LABEL_NAMES, "label", path) == "Sentiment"
     assert pick_column(table, "id", LABEL_NAMES, "label", path) == "id"
-    with pytest.raises(RequestError, match=r"'Sentance'.*did you mean 'Sentence'.*Sentence, Sentiment, id"):
+    with pytest.raises(
+        RequestError, match=r"'Sentance'.*did you mean 'Sentence'.*Sentence, Sentiment, id"
+    ):
         pick_column(table, "Sentance", ("text",), "text", path)
     with pytest.raises(RequestError, match=r"text_column.*Sentence, Sentiment, id"):
         pick_column(table, None, ("text",), "text", path)

@@ -10,17 +10,17 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rankwise
-from rankwise.config import SweepConfig
-from rankwise.engine.base_model import load_base
 from rankwise.engine.evaluate import evaluate
-from rankwise.engine.fused import FusedEngine
-from rankwise.engine.packed_model import why_not
+from rankwise.engine.fused.engine import FusedEngine
+from rankwise.engine.fused.model import why_not
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.errors import RequestError
+from rankwise.models.base_model import load_base
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
-from rankwise.tasks.loading import load_task
+from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews
-from tests.engine.test_fused import RECIPE, TRIALS, assert_same_training
+from tests.engine.fused.test_engine import RECIPE, TRIALS, assert_same_training
 from tests.engine.tiny import save_tiny
 
 
@@ -30,14 +30,18 @@ def write(path: Path, kind: str, count: int = 300) -> Path:
         # Numbers that a text tells, with fractions, so that they name no classes.
         table["label"] += table["text"].str.split().str.len() / 100
     if kind == "pairs":
-        table = table.rename(columns={"text": "premise"}).assign(hypothesis=make_reviews(count, seed=1)["text"])
+        table = table.rename(columns={"text": "premise"}).assign(
+            hypothesis=make_reviews(count, seed=1)["text"]
+        )
     table.to_csv(path, index=False)
     return path
 
 
 def prepare(task: Task, model: Path) -> Any:
     base = load_base(str(model), task.objective, ["all-linear"], [4])
-    return base, *(task.encoder(part, base.tokenizer, 64)[0] for part in (task.train, task.held_out))
+    return base, *(
+        task.encoder(part, base.tokenizer, 64)[0] for part in (task.train, task.held_out)
+    )
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
@@ -51,7 +55,9 @@ def test_training_is_that_of_peft_and_the_trainer(kind: str, name: str, tmp_path
     expected = next(iter(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
     fused = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
     assert_same_training(fused, expected)
-    assert list(fused.evidence["score"]) == pytest.approx(list(expected.evidence["score"]), abs=1e-5)
+    assert list(fused.evidence["score"]) == pytest.approx(
+        list(expected.evidence["score"]), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["numbers", "pairs"])
@@ -63,7 +69,9 @@ def test_losses_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     base, _, held_out = prepare(task, model)
     found = evaluate(base.model, base.tokenizer, held_out, base.objective)
     variance = np.var(task.train.labels)
-    plain = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, problem_type="regression").eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=1, problem_type="regression"
+    ).eval()
     plain.classifier.load_state_dict(base.model.classifier.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(model)
     columns = ["premise", "hypothesis"] if kind == "pairs" else ["text"]
@@ -80,7 +88,9 @@ def test_losses_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     assert found["loss"].mean() == pytest.approx(np.mean(errors) / variance, rel=1e-4)
 
 
-def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     data = write(tmp_path / "data.csv", "numbers")
     result = rankwise.sweep(
         model=str(tiny_model), data=data, ranks=(2, 4), learning_rate=1e-2, epochs=3, margin=5.0,
@@ -93,7 +103,10 @@ def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(tiny_model: Path
     assert "<th>accuracy</th>" not in page
     assert "of the labels' variance above" in result.decision.reason
     assert result.decision.test is not None
-    assert "from_pretrained(base, num_labels=1)" in (tmp_path / "out" / "best" / "README.md").read_text()
+    assert (
+        "from_pretrained(base, num_labels=1)"
+        in (tmp_path / "out" / "best" / "README.md").read_text()
+    )
     found = rankwise.analyze(tmp_path / "out", metric="negative absolute error", margin=100.0)
     assert found.decision.rank == 2
 
@@ -101,7 +114,9 @@ def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(tiny_model: Path
 def test_pairs_of_two_classes_are_found_by_their_names(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     one, two = make_reviews(60), make_reviews(60, seed=1)
-    pd.DataFrame({"sentence1": one["text"], "sentence2": two["text"], "label": one["label"]}).to_csv(path, index=False)
+    pd.DataFrame(
+        {"sentence1": one["text"], "sentence2": two["text"], "label": one["label"]}
+    ).to_csv(path, index=False)
     task = load_task(SweepConfig(data=path))
     assert task.objective.describe() == "2 classes"
     assert task.train.inputs[0] == (one["text"][task.train.ids[0]], two["text"][task.train.ids[0]])
@@ -109,7 +124,10 @@ def test_pairs_of_two_classes_are_found_by_their_names(tmp_path: Path) -> None:
     single = load_task(SweepConfig(data=path, text_column="sentence2"))
     assert single.train.inputs[0] == two["text"][single.train.ids[0]]
     named = load_task(SweepConfig(data=path, text_column="sentence2", text_pair_column="sentence1"))
-    assert named.train.inputs[0] == (two["text"][named.train.ids[0]], one["text"][named.train.ids[0]])
+    assert named.train.inputs[0] == (
+        two["text"][named.train.ids[0]],
+        one["text"][named.train.ids[0]],
+    )
     with pytest.raises(RequestError, match="text_column and text_pair_column are both 'sentence1'"):
         load_task(SweepConfig(data=path, text_column="sentence1", text_pair_column="sentence1"))
 
@@ -121,7 +139,8 @@ def test_whole_numbers_are_classes_unless_regression_is_asked_for(reviews: Path)
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"), [(["1.5", "x", "2"] * 10, "not a number in 10 of 30 rows"), ([2.0] * 30, "one number only")]
+    ("labels", "words"),
+    [(["1.5", "x", "2"] * 10, "not a number in 10 of 30 rows"), ([2.0] * 30, "one number only")],
 )
 def test_labels_that_cannot_serve(tmp_path: Path, labels: list[Any], words: str) -> None:
     path = tmp_path / "data.csv"

@@ -6,9 +6,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
-from rankwise.tasks.loading import load_task
+from rankwise.sweeps.config import SweepConfig
+from rankwise.tasks.load import load_task
 from rankwise.tasks.readers import file_fingerprint, is_hub_id, read_table
 
 
@@ -17,7 +17,9 @@ def reviews(count: int = 40) -> datasets.Dataset:
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
     )
     texts = [f"review number {number}" for number in range(count)]
-    return datasets.Dataset.from_dict({"text": texts, "label": [number % 2 for number in range(count)]}, features)
+    return datasets.Dataset.from_dict(
+        {"text": texts, "label": [number % 2 for number in range(count)]}, features
+    )
 
 
 def test_a_split_is_a_task_and_its_classes_have_names(tmp_path: Path) -> None:
@@ -29,7 +31,10 @@ def test_a_split_is_a_task_and_its_classes_have_names(tmp_path: Path) -> None:
 
 def test_dialogues_are_read_from_a_split(tmp_path: Path) -> None:
     turns = [
-        [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": f"answer {number}"}]
+        [
+            {"role": "user", "content": f"question {number}"},
+            {"role": "assistant", "content": f"answer {number}"},
+        ]
         for number in range(30)
     ]
     datasets.Dataset.from_dict({"messages": turns}).save_to_disk(tmp_path / "saved")
@@ -39,12 +44,16 @@ def test_dialogues_are_read_from_a_split(tmp_path: Path) -> None:
 
 def test_several_splits_are_named(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": reviews(), "test": reviews(10)}).save_to_disk(tmp_path / "both")
-    with pytest.raises(RequestError, match=r"holds the splits 'test', 'train'|holds the splits test, train"):
+    with pytest.raises(
+        RequestError, match=r"holds the splits 'test', 'train'|holds the splits test, train"
+    ):
         read_table(tmp_path / "both")
     assert len(read_table(tmp_path / "both" / "test")) == 10
 
 
-def test_other_directories_and_a_missing_package_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_directories_and_a_missing_package_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(RequestError, match="is a directory, and no data set"):
         read_table(tmp_path / "other")
@@ -101,7 +110,9 @@ def test_a_hub_out_of_reach_is_one_line() -> None:
     "name", ["reviews", "a/b/c", "owner/reviews.csv", "owner/reviews:a:b:c", "../reviews", "/tmp/x"]
 )
 def test_what_is_no_hub_id_is_a_missing_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked for a data set"))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: pytest.fail("asked for a data set")
+    )
     with pytest.raises(RequestError, match=r"no such file|allowed endings"):
         read_table(Path(name))
     assert not is_hub_id(Path(name))  # which fingerprints and exports ask

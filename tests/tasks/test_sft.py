@@ -11,15 +11,15 @@ from tokenizers.processors import ByteLevel as TrimmedOffsets
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
-from rankwise.tasks.dialogue import Dialogue
+from rankwise.tasks.chat_formats import Dialogue
 from rankwise.tasks.layout import Layout
-from rankwise.tasks.loading import load_task
-from rankwise.tasks.objectives import Classes
-from rankwise.tasks.parts import all_examples
+from rankwise.tasks.load import load_task
+from rankwise.tasks.losses import Classes
 from rankwise.tasks.sft import encode, marks_answers
+from rankwise.tasks.splits import all_examples
 
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"
@@ -44,7 +44,11 @@ TURNS = (
     ("user", "Why?"),
     ("assistant", "Because ünter 🙂!"),
 )
-TEXTS = ["Say it. Why? Because indeed, yes: under the table", "def f(x):\n    return x", "assistant user system"]
+TEXTS = [
+    "Say it. Why? Because indeed, yes: under the table",
+    "def f(x):\n    return x",
+    "assistant user system",
+]
 
 
 def byte_level_tokenizer() -> Any:
@@ -53,10 +57,15 @@ def byte_level_tokenizer() -> Any:
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     bpe.decoder = ByteLevelDecoder()
     special = ["<|pad|>", "<|start|>", "<|end|>"]
-    bpe.train_from_iterator(TEXTS, BpeTrainer(special_tokens=special, initial_alphabet=ByteLevel.alphabet()))
+    bpe.train_from_iterator(
+        TEXTS, BpeTrainer(special_tokens=special, initial_alphabet=ByteLevel.alphabet())
+    )
     bpe.post_processor = TrimmedOffsets(trim_offsets=True)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -86,7 +95,9 @@ def test_the_assistants_turns_are_told_with_the_token_that_ends_them(tokenizer: 
     tokenizer.chat_template = CHATML
     encoded = encode_one(Dialogue(TURNS), tokenizer)
     assert told(encoded, tokenizer) == ["Yes:\n    indeed\n<|end|>", "Because ünter 🙂!<|end|>"]
-    whole = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in TURNS], return_dict=True)
+    whole = tokenizer.apply_chat_template(
+        [{"role": r, "content": c} for r, c in TURNS], return_dict=True
+    )
     assert encoded.input_ids[0] == whole["input_ids"]
 
 
@@ -112,12 +123,16 @@ def test_marks_are_found_in_the_template_that_chats_take(tokenizer: Any) -> None
 
 def test_a_template_that_rewrites_earlier_turns_leaves_the_last(tokenizer: Any) -> None:
     tokenizer.chat_template = FORGETFUL
-    assert told(encode_one(Dialogue(TURNS), tokenizer), tokenizer) == ["(so)\nBecause ünter 🙂!<|end|>"]
+    assert told(encode_one(Dialogue(TURNS), tokenizer), tokenizer) == [
+        "(so)\nBecause ünter 🙂!<|end|>"
+    ]
 
 
 def test_a_question_after_the_last_answer_is_not_told(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
-    assert told(encode_one(Dialogue(TURNS[:3]), tokenizer), tokenizer) == ["Yes:\n    indeed\n<|end|>"]
+    assert told(encode_one(Dialogue(TURNS[:3]), tokenizer), tokenizer) == [
+        "Yes:\n    indeed\n<|end|>"
+    ]
 
 
 def test_a_turn_that_opens_the_dialogue_answers_nothing(tokenizer: Any) -> None:
@@ -134,7 +149,9 @@ def test_completions_are_told_to_their_end(tokenizer: Any, blank: str) -> None:
     dialogue = Dialogue(prompt=f"def f(x):{blank}", completion="    return x")
     encoded = encode_one(dialogue, tokenizer)
     (stretch,) = told(encoded, tokenizer)
-    assert tokenizer.decode(encoded.input_ids[0]) == f"{dialogue.prompt}{dialogue.completion}<|end|>"
+    assert (
+        tokenizer.decode(encoded.input_ids[0]) == f"{dialogue.prompt}{dialogue.completion}<|end|>"
+    )
     # Blanks on either side of where the completion starts may be one token.
     assert stretch.lstrip() == "return x<|end|>"
     if not blank:
@@ -155,7 +172,9 @@ def test_an_end_that_the_tokenizer_writes_is_not_written_twice(tiny_model: Path)
     assert encoded.input_ids[0].count(tokenizer.eos_token_id) == 1
 
 
-def test_long_dialogues_are_cut_and_those_without_an_answer_left_are_left_out(tokenizer: Any) -> None:
+def test_long_dialogues_are_cut_and_those_without_an_answer_left_are_left_out(
+    tokenizer: Any,
+) -> None:
     long = Dialogue(prompt="x" * 50, completion="y" * 50)
     short = Dialogue(prompt="x", completion="y" * 50)
     examples = all_examples([long, short, Dialogue(prompt="x", completion="y")], [None] * 3)
@@ -165,7 +184,11 @@ def test_long_dialogues_are_cut_and_those_without_an_answer_left_are_left_out(to
     assert [len(labels) for labels in encoded.labels] == [19, 2]
 
 
-ALPACA = {"instruction": ["Add."] * 9 + ["Greet."], "input": ["1, 2"] * 9 + [""], "output": [str(n) for n in range(10)]}
+ALPACA = {
+    "instruction": ["Add."] * 9 + ["Greet."],
+    "input": ["1, 2"] * 9 + [""],
+    "output": [str(n) for n in range(10)],
+}
 
 
 def test_instructions_become_a_chat_where_there_is_a_template_and_alpacas_prompt_elsewhere(
@@ -175,7 +198,12 @@ def test_instructions_become_a_chat_where_there_is_a_template_and_alpacas_prompt
     pd.DataFrame(ALPACA).to_json(path, orient="records", lines=True)
     task = load_task(SweepConfig(data=path))
     first, last = (
-        next(d for part in (task.train, task.held_out, task.test) for d in part.inputs if d.completion == answer)
+        next(
+            d
+            for part in (task.train, task.held_out, task.test)
+            for d in part.inputs
+            if d.completion == answer
+        )
         for answer in ("0", "9")
     )
     plain = tokenizer.decode(encode_one(first, tokenizer).input_ids[0])
@@ -184,24 +212,37 @@ def test_instructions_become_a_chat_where_there_is_a_template_and_alpacas_prompt
     assert "### Input" not in tokenizer.decode(encode_one(last, tokenizer).input_ids[0])
     tokenizer.chat_template = CHATML
     chat = encode_one(first, tokenizer)
-    assert tokenizer.decode(chat.input_ids[0]).startswith("<|start|>user\nAdd.\n\n1, 2<|end|>\n<|start|>assistant\n0")
+    assert tokenizer.decode(chat.input_ids[0]).startswith(
+        "<|start|>user\nAdd.\n\n1, 2<|end|>\n<|start|>assistant\n0"
+    )
     assert told(chat, tokenizer) == ["0<|end|>"]
 
 
-MESSAGES = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}] for n in range(10)]
-SHAREGPT = [[{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": f"a{n}"}] for n in range(10)]
+MESSAGES = [
+    [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]
+    for n in range(10)
+]
+SHAREGPT = [
+    [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": f"a{n}"}] for n in range(10)
+]
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".csv"])
-@pytest.mark.parametrize(("column", "messages"), [("messages", MESSAGES), ("conversations", SHAREGPT)])
-def test_messages_are_read_from_any_file(tmp_path: Path, ending: str, column: str, messages: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("column", "messages"), [("messages", MESSAGES), ("conversations", SHAREGPT)]
+)
+def test_messages_are_read_from_any_file(
+    tmp_path: Path, ending: str, column: str, messages: list[Any]
+) -> None:
     path, table = tmp_path / f"data{ending}", pd.DataFrame({column: messages})
     if ending == ".jsonl":
         table.to_json(path, orient="records", lines=True)
     elif ending == ".parquet":
         table.to_parquet(path)
     else:
-        pd.DataFrame({column: pd.Series(messages).map(pd.io.json.ujson_dumps)}).to_csv(path, index=False)
+        pd.DataFrame({column: pd.Series(messages).map(pd.io.json.ujson_dumps)}).to_csv(
+            path, index=False
+        )
     task = load_task(SweepConfig(data=path))
     assert (len(task.train), len(task.held_out), len(task.test)) == (7, 2, 1)
     for row, dialogue in zip(task.train.ids, task.train.inputs, strict=True):
@@ -211,26 +252,34 @@ def test_messages_are_read_from_any_file(tmp_path: Path, ending: str, column: st
 
 def test_columns_tell_the_task_and_flags_overrule_them(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    table = pd.DataFrame({"text": [f"t{n}" for n in range(20)], "label": [0, 1] * 10, "q": "x", "answer": "y"})
+    table = pd.DataFrame(
+        {"text": [f"t{n}" for n in range(20)], "label": [0, 1] * 10, "q": "x", "answer": "y"}
+    )
     table.to_csv(path, index=False)
     assert load_task(SweepConfig(data=path)).objective.task_type == "SEQ_CLS"
     pairs = load_task(SweepConfig(data=path, prompt_column="text"))
     assert pairs.objective.task_type == "CAUSAL_LM"
     assert pairs.train.inputs[0] == Dialogue(prompt="t0", completion="y")
-    plain = load_task(SweepConfig(data=path, task="sft", text_column="q", allow_duplicates=True, eval_data=path))
+    plain = load_task(
+        SweepConfig(data=path, task="sft", text_column="q", allow_duplicates=True, eval_data=path)
+    )
     assert plain.train.inputs[0] == Dialogue(prompt="", completion="x")
 
 
 def test_a_column_of_texts_that_is_named_comes_before_dialogues(tmp_path: Path) -> None:
     path = tmp_path / "alpaca.csv"
-    columns = {name: [f"{name} {n}" for n in range(20)] for name in ("instruction", "output", "text")}
+    columns = {
+        name: [f"{name} {n}" for n in range(20)] for name in ("instruction", "output", "text")
+    }
     pd.DataFrame(columns).to_csv(path, index=False)
     task = load_task(SweepConfig(data=path, task="sft", text_column="text"))
     assert task.train.inputs[0] == Dialogue(prompt="", completion="text 0")
     with pytest.raises(RequestError, match="text_column 'txt' is not in"):
         load_task(SweepConfig(data=path, task="sft", text_column="txt"))
     with pytest.raises(RequestError, match="text_column 'text' and prompt_column 'instruction'"):
-        load_task(SweepConfig(data=path, task="sft", text_column="text", prompt_column="instruction"))
+        load_task(
+            SweepConfig(data=path, task="sft", text_column="text", prompt_column="instruction")
+        )
     with pytest.raises(RequestError, match="messages_column 'text' and completion_column 'output'"):
         load_task(SweepConfig(data=path, messages_column="text", completion_column="output"))
 
@@ -244,7 +293,9 @@ def test_a_column_of_texts_that_is_named_comes_before_dialogues(tmp_path: Path) 
         ("regression", "completion_column"),
     ],
 )
-def test_columns_that_a_task_does_not_read_are_refused(task: str, name: str, tmp_path: Path) -> None:
+def test_columns_that_a_task_does_not_read_are_refused(
+    task: str, name: str, tmp_path: Path
+) -> None:
     path = tmp_path / "data.csv"
     columns = {name: [f"{name} {n}" for n in range(20)] for name in ("text", "more")}
     pd.DataFrame({**columns, "label": [0.5, 1.5] * 10}).to_csv(path, index=False)
@@ -255,13 +306,18 @@ def test_columns_that_a_task_does_not_read_are_refused(task: str, name: str, tmp
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([*MESSAGES[:3], [{"role": "user", "content": "q"}]], r"no messages in 1 of 4 rows \(row 4\)"),
+        (
+            [*MESSAGES[:3], [{"role": "user", "content": "q"}]],
+            r"no messages in 1 of 4 rows \(row 4\)",
+        ),
         ([*MESSAGES[:3], "hello"], r"\(row 4\).*'role': 'assistant'"),
         ([*MESSAGES[:3], [{"role": "assistant", "content": 3}]], r"\(row 4\)"),
         ([*MESSAGES[:3], None], r"\(row 4\)"),
     ],
 )
-def test_messages_that_are_none_name_their_rows(tmp_path: Path, messages: list[Any], words: str) -> None:
+def test_messages_that_are_none_name_their_rows(
+    tmp_path: Path, messages: list[Any], words: str
+) -> None:
     path = tmp_path / "data.jsonl"
     pd.DataFrame({"messages": messages}).to_json(path, orient="records", lines=True)
     with pytest.raises(RequestError, match=words):
@@ -318,7 +374,11 @@ def test_messages_without_a_template_and_templates_that_refuse(tokenizer: Any) -
             {"completion_column": "say"},
             Layout("prompt-completion", {"prompt": "question", "completion": "say"}),
         ),
-        ([{"content": f"t{n}"} for n in range(10)], {"task": "sft"}, Layout("text", {"text": "content"})),
+        (
+            [{"content": f"t{n}"} for n in range(10)],
+            {"task": "sft"},
+            Layout("text", {"text": "content"}),
+        ),
     ],
 )
 def test_the_names_that_a_file_has_are_kept(
@@ -333,10 +393,18 @@ def test_the_names_that_a_file_has_are_kept(
 def test_instruction_data_with_labels_are_instruction_data(label: str, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     turns = [{"role": role, "content": content} for role, content in TURNS]
-    labels = [row % 2 + 0.5 for row in range(20)] if label == "rating" else [str(row % 2) for row in range(20)]
+    labels = (
+        [row % 2 + 0.5 for row in range(20)]
+        if label == "rating"
+        else [str(row % 2) for row in range(20)]
+    )
     for columns in (
         {"messages": [[*turns, {"role": "assistant", "content": f"{row}"}] for row in range(20)]},
-        {"instruction": [f"say {row}" for row in range(20)], "input": [""] * 20, "output": ["yes"] * 20},
+        {
+            "instruction": [f"say {row}" for row in range(20)],
+            "input": [""] * 20,
+            "output": ["yes"] * 20,
+        },
     ):
         pd.DataFrame({**columns, label: labels}).to_json(path, orient="records", lines=True)
         assert load_task(SweepConfig(data=path)).layout.data_format == (
@@ -347,13 +415,22 @@ def test_instruction_data_with_labels_are_instruction_data(label: str, tmp_path:
 def test_labels_that_are_named_or_beside_plain_texts_are_classes(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     texts = [f"say {row}" for row in range(20)]
-    alpaca = pd.DataFrame({"instruction": texts, "output": ["yes"] * 20, "category": ["a", "b"] * 10})
+    alpaca = pd.DataFrame(
+        {"instruction": texts, "output": ["yes"] * 20, "category": ["a", "b"] * 10}
+    )
     alpaca.to_csv(path, index=False)
-    for named in ({"text_column": "instruction"}, {"text_column": "instruction", "label_column": "category"}):
+    for named in (
+        {"text_column": "instruction"},
+        {"text_column": "instruction", "label_column": "category"},
+    ):
         assert load_task(SweepConfig(data=path, **named)).objective == Classes(("a", "b"))
     for name in ("conversation", "dialogue"):
-        pd.DataFrame({"text": texts, name: range(20), "label": ["a", "b"] * 10}).to_csv(path, index=False)
+        pd.DataFrame({"text": texts, name: range(20), "label": ["a", "b"] * 10}).to_csv(
+            path, index=False
+        )
         assert load_task(SweepConfig(data=path)).objective == Classes(("a", "b"))
-    rated = pd.DataFrame({"question": texts, "answer": ["yes"] * 20, "text": texts, "rating": ["a", "b"] * 10})
+    rated = pd.DataFrame(
+        {"question": texts, "answer": ["yes"] * 20, "text": texts, "rating": ["a", "b"] * 10}
+    )
     rated.to_csv(path, index=False)
     assert load_task(SweepConfig(data=path)).objective == Classes(("a", "b"))

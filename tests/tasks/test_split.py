@@ -25,13 +25,18 @@ def test_the_seed_fixes_the_split() -> None:
 
 def test_a_small_class_is_in_every_part_or_refused() -> None:
     labels = ["a"] * 50 + ["b"] * 3
-    assert all("b" in {labels[row] for row in part} for part in stratified_split(labels, [0.1, 0.1], 0))
+    assert all(
+        "b" in {labels[row] for row in part} for part in stratified_split(labels, [0.1, 0.1], 0)
+    )
     with pytest.raises(RequestError, match=r"'b' has 2.*at least 3"):
         stratified_split(labels[:-1], [0.1, 0.1], 0)
 
 
 def test_numbers_that_make_poor_classes_may_be_to_predict() -> None:
-    with pytest.raises(RequestError, match=r"at least 3 examples .*; if these are numbers to predict: --task regress"):
+    with pytest.raises(
+        RequestError,
+        match=r"at least 3 examples .*; if these are numbers to predict: --task regress",
+    ):
         stratified_split([str(number) for number in range(-20, 20)], [0.2, 0.1], 0)
     for labels in (["0", "1", "1", "1"], ["1", "2", "3", "4", "five"]):
         with pytest.raises(RequestError, match=r"parts$"):
@@ -45,7 +50,12 @@ def test_too_few_without_classes_are_counted() -> None:
 
 def test_a_part_keeps_shares_and_never_exceeds_its_size() -> None:
     labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 9 + ["d"]
-    assert Counter(labels[row] for row in stratified_part(labels, 50, 0)) == {"a": 30, "b": 15, "c": 4, "d": 1}
+    assert Counter(labels[row] for row in stratified_part(labels, 50, 0)) == {
+        "a": 30,
+        "b": 15,
+        "c": 4,
+        "d": 1,
+    }
     for most in range(4, 100):
         rows = stratified_part(labels, most, 0)
         kept = Counter(labels[row] for row in rows)

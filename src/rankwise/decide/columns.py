@@ -21,7 +21,10 @@ def typed(evidence: pd.DataFrame, measured: Iterable[str], refuse: Refuse) -> pd
     """
     evidence = evidence.copy()
     evidence["diverged"] = truth(evidence["diverged"], refuse)
-    for name, allowed, least in (("rank", "whole numbers of at least 1", 1.0), ("seed", "whole numbers", -LARGEST)):
+    for name, allowed, least in (
+        ("rank", "whole numbers of at least 1", 1.0),
+        ("seed", "whole numbers", -LARGEST),
+    ):
         numbers = as_numbers(evidence[name])
         whole = (least <= numbers) & (numbers <= LARGEST) & (np.floor(numbers) == numbers)
         refuse(evidence[name], whole, allowed)
@@ -45,14 +48,18 @@ def as_numbers(values: pd.Series) -> np.ndarray:
     """Return numbers, (rows,), NaN for what is none; true and false are none."""
     if pd.api.types.is_bool_dtype(values):
         return np.full(len(values), np.nan)
-    if values.dtype == object:  # mixed: text is read as a number where it is one, lists and true are not
+    if (
+        values.dtype == object
+    ):  # mixed: text is read as a number where it is one, lists and true are not
         values = values.map(lambda value: value if _may_be_number(value) else None)
     return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
 
 def is_number(value: object) -> bool:
     """Whether a JSON value is a number that a float can hold; true and false are not."""
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300)
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300
+    )
 
 
 def _may_be_number(value: object) -> bool:

@@ -236,10 +236,16 @@ class Decision:
         times = [row.train_seconds for row in table if row.train_seconds is not None]
         following = self.next
         # A cut has no time of its own.
-        if following is not None and (len(times) == len(table) or (times and self.question == "keep")):
-            more = sum((row.train_seconds or 0.0) * max(0, following.seeds - row.seeds) for row in table)
+        if following is not None and (
+            len(times) == len(table) or (times and self.question == "keep")
+        ):
+            more = sum(
+                (row.train_seconds or 0.0) * max(0, following.seeds - row.seeds) for row in table
+            )
             advice = (
-                f"{following.advice} About {max(1, round(more / 60))} min of training." if more else following.advice
+                f"{following.advice} About {max(1, round(more / 60))} min of training."
+                if more
+                else following.advice
             )
             following = replace(following, estimated_seconds=more, advice=advice)
         return replace(self, table=table, next=following)

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rankwise.decide.compare import Comparison
 from rankwise.decide.decision import Diagnosis, Interval, Verdict
 from rankwise.decide.evidence import Runs
+from rankwise.decide.pairwise import Comparison
 
 BLOCKS = 5  # in each third of the steps
 
@@ -25,7 +25,11 @@ class TrainGap:
 
 
 def diagnose(
-    runs: Sequence[Runs], costs: Comparison, histories: pd.DataFrame | None, margin: float, confidence: float
+    runs: Sequence[Runs],
+    costs: Comparison,
+    histories: pd.DataFrame | None,
+    margin: float,
+    confidence: float,
 ) -> list[Diagnosis]:
     """Hold every rank against the next larger one.
 
@@ -38,12 +42,16 @@ def diagnose(
     """
     pairs = pairwise(runs) if costs.noise_is_known else ()
     return [
-        _diagnosis(one, other, costs, train_gap(one, other, histories, confidence), margin, confidence)
+        _diagnosis(
+            one, other, costs, train_gap(one, other, histories, confidence), margin, confidence
+        )
         for one, other in pairs
     ]
 
 
-def train_gap(one: Runs, other: Runs, histories: pd.DataFrame | None, confidence: float) -> TrainGap | None:
+def train_gap(
+    one: Runs, other: Runs, histories: pd.DataFrame | None, confidence: float
+) -> TrainGap | None:
     """Compare two ranks' training losses, paired by seed and step: they saw the same batches.
 
     The interval is that of the mean over blocks of steps in the last third, `BLOCKS` for each seed. Losses of
@@ -55,7 +63,9 @@ def train_gap(one: Runs, other: Runs, histories: pd.DataFrame | None, confidence
     if histories is None or histories.empty:
         return None
     first, second = (
-        histories[(histories["rank"] == run.rank) & (histories["learning_rate"] == run.learning_rate)]
+        histories[
+            (histories["rank"] == run.rank) & (histories["learning_rate"] == run.learning_rate)
+        ]
         for run in (one, other)
     )
     both = first.merge(second, on=["seed", "step"], suffixes=("", "_larger"))
@@ -66,14 +76,25 @@ def train_gap(one: Runs, other: Runs, histories: pd.DataFrame | None, confidence
     position = both["step"].rank(method="dense").astype(int) - 1  # from 0
     block = position * 3 * BLOCKS // both["step"].nunique()  # 0 to 3 BLOCKS - 1
     by_third = gap.groupby(block // BLOCKS).mean()
-    late = gap[block >= 2 * BLOCKS].groupby([both["seed"], block]).mean().to_numpy()  # (seeds x BLOCKS,)
+    late = (
+        gap[block >= 2 * BLOCKS].groupby([both["seed"], block]).mean().to_numpy()
+    )  # (seeds x BLOCKS,)
     half = float(stats.t.ppf((1 + confidence) / 2, len(late) - 1) * stats.sem(late))
     mean = float(late.mean())
-    return TrainGap(mean, (mean - half, mean + half), (float(by_third[0]), float(by_third[1]), float(by_third[2])))
+    return TrainGap(
+        mean,
+        (mean - half, mean + half),
+        (float(by_third[0]), float(by_third[1]), float(by_third[2])),
+    )
 
 
 def _diagnosis(
-    one: Runs, other: Runs, costs: Comparison, train: TrainGap | None, margin: float, confidence: float
+    one: Runs,
+    other: Runs,
+    costs: Comparison,
+    train: TrainGap | None,
+    margin: float,
+    confidence: float,
 ) -> Diagnosis:
     pair = costs.difference(one.rank, other.rank)  # positive: the larger rank is better
     low, high = pair.interval(confidence)
@@ -82,7 +103,10 @@ def _diagnosis(
         gains += f" and the gain in training {train.late:+.4f} [{train.interval[0]:+.4f}, {train.interval[1]:+.4f}]"
     verdict: Verdict
     if high < 0 and train is None:
-        verdict, what = "open", "training losses would tell overfitting from a matter of the learning rate"
+        verdict, what = (
+            "open",
+            "training losses would tell overfitting from a matter of the learning rate",
+        )
     elif high < 0 and train is not None and train.interval[0] > 0:
         verdict, what = "overfitting", "regularise: fewer steps, more data, dropout or weight decay"
     elif 0 <= high <= margin:

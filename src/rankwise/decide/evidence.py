@@ -60,11 +60,19 @@ def read_runs(
             not scored on the same examples, or it is not known which way the metric is better.
     """
     evidence = _checked(evidence, check_text("metric", metric))
-    upwards = by_name(metric) if higher_is_better is None else check_flag("higher_is_better", higher_is_better)
+    upwards = (
+        by_name(metric)
+        if higher_is_better is None
+        else check_flag("higher_is_better", higher_is_better)
+    )
     if upwards and metric == "loss":
-        raise RequestError("higher_is_better true: allowed for 'loss' is false; rename the column if it is no loss")
+        raise RequestError(
+            "higher_is_better true: allowed for 'loss' is false; rename the column if it is no loss"
+        )
     if upwards is None:
-        raise RequestError(f"metric {metric!r}: its name does not say which way is better; state higher_is_better")
+        raise RequestError(
+            f"metric {metric!r}: its name does not say which way is better; state higher_is_better"
+        )
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
     # The metric itself stands where scores stand, unless it is the loss.
     score = "score" if metric == "loss" else metric
@@ -77,7 +85,9 @@ def read_runs(
     alive = [run for run in runs if run.seeds]
     for run in alive[1:]:
         if not np.array_equal(run.examples, alive[0].examples):
-            raise RequestError(f"evidence: ranks {alive[0].rank} and {run.rank} were not scored on the same examples")
+            raise RequestError(
+                f"evidence: ranks {alive[0].rank} and {run.rank} were not scored on the same examples"
+            )
     return runs
 
 
@@ -116,10 +126,14 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
         return rates[best]  # there is nothing to pair
     if costs.isna().any(axis=None):
         rank = int(usable["rank"].iloc[0])
-        raise RequestError(f"evidence of rank {rank}: its learning rates were not scored on the same examples")
+        raise RequestError(
+            f"evidence of rank {rank}: its learning rates were not scored on the same examples"
+        )
     behind = costs.to_numpy() - costs.to_numpy()[:, [best]]  # (N, L), of means
     # The standard error of a single unit is not a number; nothing is near then but the best itself.
-    error = behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))
+    error = (
+        behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))
+    )
     near = behind.mean(0) <= error  # (L,), true for the best
     return rates[int((near * count).argmax())]
 
@@ -134,7 +148,9 @@ def guessed(guess: Guess, examples: np.ndarray) -> np.ndarray | float:
         return guess
     losses = guess.reindex(examples).to_numpy(dtype=float)
     if np.isnan(losses).any():
-        raise RequestError(f"guess_loss: {int(np.isnan(losses).sum())} of {len(losses)} held-out examples have none")
+        raise RequestError(
+            f"guess_loss: {int(np.isnan(losses).sum())} of {len(losses)} held-out examples have none"
+        )
     return losses
 
 
@@ -149,15 +165,24 @@ def _checked(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
             f"metric {metric!r} is not in the evidence{nearest(metric, names)}; there are: {some(names, 12)}"
         )
     evidence = evidence.reset_index(drop=True)
-    for name, single in (("seed", 0), ("learning_rate", 0.0), ("example_id", 0), ("diverged", False)):
+    for name, single in (
+        ("seed", 0),
+        ("learning_rate", 0.0),
+        ("example_id", 0),
+        ("diverged", False),
+    ):
         if name not in evidence.columns:
             evidence[name] = single  # one, not named
-    measured = [name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence.columns]
+    measured = [
+        name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence.columns
+    ]
     evidence = typed(evidence, measured, _refuse)
     usable = evidence[~evidence["diverged"]]
     twice = usable.index[usable.duplicated(KEY)]
     if len(twice):
-        raise RequestError(f"evidence: {len(twice)} rows repeat a {', '.join(KEY)} (row {some(twice)})")
+        raise RequestError(
+            f"evidence: {len(twice)} rows repeat a {', '.join(KEY)} (row {some(twice)})"
+        )
     return evidence
 
 
@@ -178,7 +203,9 @@ def _runs_of(rank: int, evidence: pd.DataFrame, score: str) -> Runs:
         return Runs(rank, None, rates, (), np.empty(0), np.empty((0, 0)), None, None, diverged)
     chosen = evidence[evidence["learning_rate"] == rate]
     seeds, row = np.unique(chosen["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
-    examples, column = np.unique(chosen["example_id"].to_numpy(), return_inverse=True)  # (N,), (cells,)
+    examples, column = np.unique(
+        chosen["example_id"].to_numpy(), return_inverse=True
+    )  # (N,), (cells,)
 
     def cells(name: str) -> np.ndarray:
         values = np.full((len(seeds), len(examples)), np.nan)  # (S, N)
@@ -187,7 +214,9 @@ def _runs_of(rank: int, evidence: pd.DataFrame, score: str) -> Runs:
 
     cost = cells("cost")
     if np.isnan(cost).any():
-        raise RequestError(f"evidence of rank {rank}: its seeds were not scored on the same examples")
+        raise RequestError(
+            f"evidence of rank {rank}: its seeds were not scored on the same examples"
+        )
     return Runs(
         rank=rank,
         learning_rate=rate,

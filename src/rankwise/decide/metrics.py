@@ -5,7 +5,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
-VALIDATION = ("eval", "evaluation", "val", "valid", "validation", "dev", "heldout", "held_out", "holdout")
+VALIDATION = (
+    "eval",
+    "evaluation",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "heldout",
+    "held_out",
+    "holdout",
+)
 TEST = ("test",)
 TRAIN = ("train", "training")
 
@@ -24,16 +34,52 @@ HIGHER = {
     "spearmanr", "correlation", "mcc", "matthews", "kappa", "auc", "auroc", "auprc", "precision", "recall", "map",
     "mrr", "ndcg", "r2", "pass", "correct", "similarity", "winrate", "iou",
 }  # fmt: skip
-NEGATIVE = {"neg", "negative"}  # of an error, as in scikit-learn's neg_mean_squared_error: more is better
-CORRELATIONS = {"pearson", "pearsonr", "spearman", "spearmanr", "correlation", "mcc", "matthews"}  # from -1 to 1
+NEGATIVE = {
+    "neg",
+    "negative",
+}  # of an error, as in scikit-learn's neg_mean_squared_error: more is better
+CORRELATIONS = {
+    "pearson",
+    "pearsonr",
+    "spearman",
+    "spearmanr",
+    "correlation",
+    "mcc",
+    "matthews",
+}  # from -1 to 1
 # Shares that are as often given in percent.
-PERCENT = {"accuracy", "acc", "f1", "em", "exact", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum"}
+PERCENT = {
+    "accuracy",
+    "acc",
+    "f1",
+    "em",
+    "exact",
+    "bleu",
+    "sacrebleu",
+    "rouge",
+    "rougel",
+    "rougelsum",
+}
 LOSS_MARGIN = 0.02  # nats; docs/decision.md says why
 SHARE_MARGIN = 0.01  # of metrics between 0 and 1: a point of accuracy
 OTHER_MARGIN = 0.01  # of the mean of any other metric
 RESERVED = {"rank", "seed", "learning_rate", "example_id", "diverged"}  # columns of the evidence
 # A column about a metric's spread or size, not the metric.
-SPREAD = {"std", "stderr", "sem", "se", "ci", "var", "variance", "lower", "upper", "low", "high", "count", "n"}
+SPREAD = {
+    "std",
+    "stderr",
+    "sem",
+    "se",
+    "ci",
+    "var",
+    "variance",
+    "lower",
+    "upper",
+    "low",
+    "high",
+    "count",
+    "n",
+}
 
 
 def snake(name: str) -> str:
@@ -99,7 +145,9 @@ def _words(bare: str) -> set[str]:
     return {part for word in bare.split("_") for part in (word, re.sub(r"@?\d*$", "", word))}
 
 
-def find_metrics(names: Iterable[str], asked: str | None = None) -> tuple[dict[str, str], list[str]]:
+def find_metrics(
+    names: Iterable[str], asked: str | None = None
+) -> tuple[dict[str, str], list[str]]:
     """Find the metrics among the names of numeric columns.
 
     A metric is a name with a known direction, or the one asked for. Its own name drops the part of the data
@@ -152,4 +200,7 @@ def default_margin(metric: str, values: np.ndarray) -> tuple[float, str | None]:
     if not sizes.size or sizes.max() <= 1:
         return SHARE_MARGIN, None
     margin = OTHER_MARGIN * float(sizes.mean())
-    return margin, f"No margin was given for {metric}: {OTHER_MARGIN:.0%} of its mean, {margin:.3g}, was taken."
+    return (
+        margin,
+        f"No margin was given for {metric}: {OTHER_MARGIN:.0%} of its mean, {margin:.3g}, was taken.",
+    )

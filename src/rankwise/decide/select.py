@@ -9,13 +9,10 @@ import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_number
-from rankwise.decide.compare import Comparison, compare
 from rankwise.decide.decision import Confirmation, Decision, Gain, Interval, RankRow
 from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import LEAST_GAIN, Guess, Runs, guessed, read_runs
-from rankwise.decide.further import detectable_difference, next_step
-from rankwise.decide.metrics import SHARE_MARGIN, default_margin
-from rankwise.decide.sentences import (
+from rankwise.decide.explain import (
     NOTHING_WOULD,
     PLAIN,
     Wording,
@@ -27,6 +24,9 @@ from rankwise.decide.sentences import (
     why_not,
     why_nothing,
 )
+from rankwise.decide.metrics import SHARE_MARGIN, default_margin
+from rankwise.decide.pairwise import Comparison, compare
+from rankwise.decide.power import detectable_difference, next_step
 from rankwise.errors import RequestError
 
 
@@ -133,10 +133,18 @@ def decide(
     runs = [run for run in all_runs if run.seeds]
     costs = compare(runs, "cost", noise)
     assert costs is not None  # every run has costs
-    worst = {run.rank: costs.worst(run.rank, confidence) for run in runs} if costs.noise_is_known else {}
+    worst = (
+        {run.rank: costs.worst(run.rank, confidence) for run in runs}
+        if costs.noise_is_known
+        else {}
+    )
     # The noise that was stated is that of the metric.
     losses = compare(runs, "loss", noise if metric == "loss" else None)
-    above = {} if guess_loss is None else _above(runs, guess_loss, noise if metric == "loss" else None, confidence)
+    above = (
+        {}
+        if guess_loss is None
+        else _above(runs, guess_loss, noise if metric == "loss" else None, confidence)
+    )
     nothing_learnt = bool(above) and min(bound for _, bound in above.values()) >= 0
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
     following = None
@@ -242,7 +250,9 @@ def _rows(
                 score_ci=score_ci,
                 worst_difference=worst[run.rank][0] if known else None,
                 non_inferior=known and worst[run.rank][0] <= margin,
-                gain_over_previous=_gain(costs, losses, scores, metric, run.rank, smaller[-1], confidence)
+                gain_over_previous=_gain(
+                    costs, losses, scores, metric, run.rank, smaller[-1], confidence
+                )
                 if smaller and known
                 else None,
             )
@@ -276,14 +286,18 @@ def _gain(
     )
 
 
-def _confirmation(scores: Comparison, rank: int, margin: float, confidence: float) -> Confirmation | None:
+def _confirmation(
+    scores: Comparison, rank: int, margin: float, confidence: float
+) -> Confirmation | None:
     """Ask the task score, larger is better, whether another rank is ahead of the chosen one."""
     others = [other for other in scores.ranks if other != rank]
     ahead = {other: scores.difference(other, rank) for other in others}
     bound, against = max((ahead[other].upper(len(others), confidence), other) for other in others)
     # Dunnett's value holds for lower bounds as it does for upper ones: of the difference the other way round.
     shown = [
-        o for o in others if -scores.difference(rank, o).upper(len(others), confidence) > 0 and ahead[o].mean > margin
+        o
+        for o in others
+        if -scores.difference(rank, o).upper(len(others), confidence) > 0 and ahead[o].mean > margin
     ]
     status: Literal["confirms", "contradicts", "cannot tell"]
     if shown:
@@ -296,7 +310,7 @@ def _confirmation(scores: Comparison, rank: int, margin: float, confidence: floa
         reason = f"The score confirms: rank {rank} scores {below} the best other rank."
     else:
         status = "cannot tell"
-        reason = (
-            f"The score cannot tell at its margin of {margin:.3g}: rank {rank} may lie {bound:.4f} below {against}."
-        )
-    return Confirmation(metric="score", margin=margin, status=status, bound=bound, against=against, reason=reason)
+        reason = f"The score cannot tell at its margin of {margin:.3g}: rank {rank} may lie {bound:.4f} below {against}."
+    return Confirmation(
+        metric="score", margin=margin, status=status, bound=bound, against=against, reason=reason
+    )

@@ -10,7 +10,9 @@ from scipy import optimize, special, stats
 from rankwise.decide.decision import Interval
 
 
-def weighted_half_width(parts: Sequence[tuple[float, float]], critical: Callable[[float], float]) -> float:
+def weighted_half_width(
+    parts: Sequence[tuple[float, float]], critical: Callable[[float], float]
+) -> float:
     """Return how far a bound lies from a mean whose variance is a sum of parts, each with its degrees of freedom.
 
     The parts' critical values, weighted by the parts, times the standard error (Cochran and Cox 1957, section 4.14).
@@ -24,7 +26,9 @@ def weighted_half_width(parts: Sequence[tuple[float, float]], critical: Callable
     total = sum(variance for variance, _ in parts)
     if not 0 < total < np.inf:
         return total
-    return sum(variance * critical(df) for variance, df in parts if variance > 0) / float(np.sqrt(total))
+    return sum(variance * critical(df) for variance, df in parts if variance > 0) / float(
+        np.sqrt(total)
+    )
 
 
 def two_sided_critical(df: float, confidence: float) -> float:
@@ -52,7 +56,9 @@ class Spread:
 
     def half_width(self, critical: Callable[[float], float]) -> float:
         """Return how far from the mean a bound lies, given the critical value for a number of degrees of freedom."""
-        return weighted_half_width([(self.seeds, self.seeds_df), (self.examples, self.examples_df)], critical)
+        return weighted_half_width(
+            [(self.seeds, self.seeds_df), (self.examples, self.examples_df)], critical
+        )
 
     def interval(self, mean: float, confidence: float) -> Interval:
         """Return the two-sided interval of a mean with this spread."""
@@ -129,7 +135,9 @@ def seed_variance(means: np.ndarray) -> SeedVariance:
     own = float(((cells - design @ fit) ** 2).sum() / own_df)
     if own <= (1e-12 * np.abs(cells).max()) ** 2:  # rounding in the fit
         own = 0.0
-    return SeedVariance(own, own_df, max(0.0, within - own), int(counts.max()) - 1, within, within_df)
+    return SeedVariance(
+        own, own_df, max(0.0, within - own), int(counts.max()) - 1, within, within_df
+    )
 
 
 def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) -> Interval:
@@ -142,7 +150,9 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
         seeds: of all ranks together.
         confidence: between 0 and 1.
     """
-    own_df = seeds.own_df + seeds.shared_df  # a small shared part lets its degrees of freedom to the own one
+    own_df = (
+        seeds.own_df + seeds.shared_df
+    )  # a small shared part lets its degrees of freedom to the own one
     examples, rest = example_variance(values)
     own, shared = seeds.own / len(values), seeds.shared / len(values)
     parts = [
@@ -203,7 +213,9 @@ def dunnett_critical(comparisons: int, df: float, confidence: float) -> float:
 
     def excess(c: float) -> float:
         # T_i <= c  <=>  Z_i <= sqrt(2) c s + Z_0, independent given Z_0 and s
-        inner = special.ndtr(np.sqrt(2) * c * scales[:, None] + nodes) ** comparisons  # (scales, nodes)
+        inner = (
+            special.ndtr(np.sqrt(2) * c * scales[:, None] + nodes) ** comparisons
+        )  # (scales, nodes)
         return float((inner @ weights).mean()) - confidence
 
     low, high = -10.0, 10.0

@@ -14,7 +14,9 @@ BATCH_TOKENS = {"cpu": 2048}  # of a scoring batch, padding counted: what stays 
 BATCH_TOKENS_ELSEWHERE = 16384
 
 
-def evaluate(model: nn.Module, tokenizer: Any, examples: Encoded, objective: Objective) -> pd.DataFrame:
+def evaluate(
+    model: nn.Module, tokenizer: Any, examples: Encoded, objective: Objective
+) -> pd.DataFrame:
     """Score every example, in eval mode.
 
     Args:

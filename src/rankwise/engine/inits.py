@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from peft import PeftModel, initialize_lora_eva_weights
 
-from rankwise.config import BASE_CHANGING_INITS
-from rankwise.engine.base_model import BaseModel
 from rankwise.errors import RankwiseError, RequestError
+from rankwise.models.base_model import BaseModel
+from rankwise.sweeps.config import BASE_CHANGING_INITS
 
 EVA_BATCH = 64  # examples in each step of the incremental decomposition
-MOST_STEPS = 500  # of it, after which a rank has too many directions that the data does not tell apart
+MOST_STEPS = (
+    500  # of it, after which a rank has too many directions that the data does not tell apart
+)
 
 
 @contextmanager
@@ -28,7 +30,9 @@ def base_kept(base: BaseModel, init: str) -> Iterator[None]:
     if init in BASE_CHANGING_INITS:
         layers = {name: base.model.get_submodule(name) for name in base.targets}
     if init == "olora" and any(type(layer).__name__ == "Conv1D" for layer in layers.values()):
-        raise RequestError("init 'olora' does not know GPT-2's Conv1D layers; take pissa, or default")
+        raise RequestError(
+            "init 'olora' does not know GPT-2's Conv1D layers; take pissa, or default"
+        )
     weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     try:
         yield
@@ -38,7 +42,10 @@ def base_kept(base: BaseModel, init: str) -> Iterator[None]:
 
 
 def draw_from_data(
-    model: PeftModel, rank: int, batches: Sequence[Sequence[int]], collate: Callable[[Sequence[int]], Any]
+    model: PeftModel,
+    rank: int,
+    batches: Sequence[Sequence[int]],
+    collate: Callable[[Sequence[int]], Any],
 ) -> None:
     """Set A of every layer to the main directions of the layer's inputs (EVA, Paischer et al. 2024, section 3.2).
 
@@ -55,14 +62,18 @@ def draw_from_data(
         RankwiseError: the decomposition does not settle.
     """
     if not batches:
-        raise RequestError(f"init 'eva' at rank {rank} needs at least {max(EVA_BATCH, rank)} training examples")
+        raise RequestError(
+            f"init 'eva' at rank {rank} needs at least {max(EVA_BATCH, rank)} training examples"
+        )
 
     def mask(batch: dict[str, torch.Tensor], _: Any) -> torch.Tensor:
         return batch["attention_mask"].bool()  # (n, L)
 
     def pick(inputs: Any, tokens: torch.Tensor, _: str) -> torch.Tensor:
         states = inputs[0] if isinstance(inputs, tuple) else inputs
-        rows = states[tokens] if states.ndim == 3 else states  # a pooler sees one row for each sequence
+        rows = (
+            states[tokens] if states.ndim == 3 else states
+        )  # a pooler sees one row for each sequence
         return rows.contiguous()  # (T, d_in)
 
     initialize_lora_eva_weights(
@@ -77,7 +88,9 @@ def draw_from_data(
 class _Batches:
     """Batches that PEFT goes round and round until its decomposition has settled, but not for ever."""
 
-    def __init__(self, batches: Sequence[Sequence[int]], collate: Callable[[Sequence[int]], Any], rank: int) -> None:
+    def __init__(
+        self, batches: Sequence[Sequence[int]], collate: Callable[[Sequence[int]], Any], rank: int
+    ) -> None:
         self.batches = batches
         self.collate = collate
         self.rank = rank

@@ -22,22 +22,27 @@ from transformers import (
     TrainingArguments,
 )
 
-from rankwise.config import BASE_CHANGING_INITS
-from rankwise.engine.base_model import BaseModel
+from rankwise.engine.adapter_init import adapter_state, json_config, put_on_adapter, saved_modules
+from rankwise.engine.batches import EpochOrder, epoch_batches
 from rankwise.engine.evaluate import evaluate
-from rankwise.engine.fresh import adapter_state, json_config, put_on_adapter, saved_modules
 from rankwise.engine.inits import EVA_BATCH, base_kept, draw_from_data
-from rankwise.engine.measure import peak_live_bytes
-from rankwise.engine.order import EpochOrder, epoch_batches
-from rankwise.engine.quantization import resident_tensors
+from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
-from rankwise.lora.adapter_files import write_adapter
-from rankwise.lora.libraries import quiet_libraries
-from rankwise.lora.original_base import for_original_base
+from rankwise.lora.conversion import for_original_base
+from rankwise.lora.files import write_adapter
+from rankwise.models.base_model import BaseModel
+from rankwise.models.compat import quiet_libraries
+from rankwise.models.quantization import resident_tensors
+from rankwise.sweeps.config import BASE_CHANGING_INITS
 from rankwise.tasks.base import Encoded
 
-LOGGED = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
+LOGGED = {
+    "loss": "train_loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "epoch": "epoch",
+}
 
 
 class ReferenceEngine:
@@ -131,7 +136,9 @@ class ReferenceEngine:
                 pack_seconds=watch.seconds,
                 pack_size=1,
                 eval_seconds=eval_seconds,
-                peak_memory_bytes=self._peak_memory(model, trainer.optimizer) if peak is None else peak,
+                peak_memory_bytes=self._peak_memory(model, trainer.optimizer)
+                if peak is None
+                else peak,
                 adapter_config=dict(adapter.config),
                 adapter=dict(adapter.tensors),
                 evidence=no_evidence() if diverged else evidence,
@@ -155,7 +162,9 @@ class ReferenceEngine:
     def _draw_from_data(self, model: PeftModel, trial: Trial) -> None:
         size = max(EVA_BATCH, trial.rank)
         batches = epoch_batches(self.examples.lengths, size, trial.seed, 0)
-        draw_from_data(model, trial.rank, [batch for batch in batches if len(batch) == size], self._padded)
+        draw_from_data(
+            model, trial.rank, [batch for batch in batches if len(batch) == size], self._padded
+        )
 
     def _padded(self, rows: Sequence[int]) -> Any:
         return _collator(self.base)([self.examples.features(row) for row in rows])
@@ -186,7 +195,8 @@ class ReferenceEngine:
             logging_nan_inf_filter=False,
             save_strategy="no",
             report_to="none",
-            use_cpu=self._device.type == "cpu",  # where bitsandbytes keeps a base, even beside Apple's GPU
+            use_cpu=self._device.type
+            == "cpu",  # where bitsandbytes keeps a base, even beside Apple's GPU
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
@@ -198,7 +208,9 @@ class ReferenceEngine:
     def _peak_memory(self, model: nn.Module, optimizer: Any) -> int:
         """Measure one more step on the longest examples; its result is thrown away."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
-        longest = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)[-self.recipe.batch_size :]
+        longest = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)[
+            -self.recipe.batch_size :
+        ]
         device = next(model.parameters()).device
         batch = {key: value.to(device) for key, value in self._padded(longest).items()}
         model.train()
@@ -208,13 +220,21 @@ class ReferenceEngine:
             model(**batch).loss.backward()
             optimizer.step()
 
-        states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+        states = [
+            v
+            for state in optimizer.state.values()
+            for v in state.values()
+            if isinstance(v, torch.Tensor)
+        ]
         return peak_live_bytes(step, [*resident_tensors(model), *states, *batch.values()])
 
 
 def _tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return a copy of what a model trains, under the names that PEFT saves."""
-    return {key: value.detach().cpu().clone().contiguous() for key, value in adapter_state(model).items()}
+    return {
+        key: value.detach().cpu().clone().contiguous()
+        for key, value in adapter_state(model).items()
+    }
 
 
 class _Trainer(Trainer):
@@ -243,7 +263,11 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
 def _collator(base: BaseModel) -> Any:
     """Return what pads a batch: of a causal language model the labels as well."""
-    collator = DataCollatorForSeq2Seq if base.objective.task_type == "CAUSAL_LM" else DataCollatorWithPadding
+    collator = (
+        DataCollatorForSeq2Seq
+        if base.objective.task_type == "CAUSAL_LM"
+        else DataCollatorWithPadding
+    )
     return collator(base.tokenizer)
 
 
@@ -265,7 +289,9 @@ class _Watch(TrainerCallback):
         self.seen += 1
         self.on_step()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if not logs or "loss" not in logs:
             return
         row = {LOGGED[key]: float(value) for key, value in logs.items() if key in LOGGED}

@@ -52,7 +52,7 @@ class Recipe:
         loraplus_ratio: learning rate of B, and of vectors, divided by that of everything else (LoRA+, Hayou et al.
             2024, section 4; the vectors as PEFT's ``create_loraplus_optimizer`` has it).
         use_dora: train magnitudes as well (DoRA, Liu et al. 2024, section 4).
-        init: initial values of the adapter, one of `rankwise.config.INITS`.
+        init: initial values of the adapter, one of `rankwise.sweeps.config.INITS`.
     """
 
     epochs: int
@@ -80,7 +80,7 @@ class FinishedTrial:
         pack_seconds: of the training loop of all the pack's trials together.
         pack_size: trials that trained together.
         eval_seconds: of scoring the held-out examples.
-        peak_memory_bytes: largest sum of live tensors in a training step, see `rankwise.engine.measure`.
+        peak_memory_bytes: largest sum of live tensors in a training step, see `rankwise.engine.peak_memory`.
     """
 
     trial: Trial

@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 
 from rankwise.decide import Decision
-from rankwise.exports.axolotl_config import axolotl_config
-from rankwise.exports.card import write_card
-from rankwise.exports.llama_factory_config import dataset_info, llama_factory_config
-from rankwise.exports.peft_config import peft_config
-from rankwise.exports.setup import TrainingSetup, read_setup
-from rankwise.exports.text import trains_causal_lms
-from rankwise.exports.trl_config import trl_config
-from rankwise.store import read_json, write_whole
+from rankwise.exports.axolotl import axolotl_config
+from rankwise.exports.llama_factory import dataset_info, llama_factory_config
+from rankwise.exports.model_card import write_card
+from rankwise.exports.peft import peft_config
+from rankwise.exports.recipe import TrainingSetup, read_setup
+from rankwise.exports.trl import trl_config
+from rankwise.exports.yaml_text import trains_causal_lms
+from rankwise.store.directory import read_json, write_whole
 
 
 def export_files(setup: TrainingSetup) -> dict[str, str]:
@@ -45,4 +45,6 @@ def write_exports(directory: Path, trial_name: str | None, decision: Decision) -
     for name, text in export_files(setup).items():
         write_whole(directory / "export" / name, text.encode())
     sweep = read_json(directory / "sweep.json") or {}
-    write_card(directory / "best", decision, setup, sweep, score=sweep["task"].get("score", "accuracy"))
+    write_card(
+        directory / "best", decision, setup, sweep, score=sweep["task"].get("score", "accuracy")
+    )

@@ -1,6 +1,6 @@
 """What training tools have to be told of a sweep's data, and what they cannot be told and has to be changed first."""
 
-from rankwise.exports.setup import TrainingSetup
+from rankwise.exports.recipe import TrainingSetup
 from rankwise.tasks.layout import Layout
 
 

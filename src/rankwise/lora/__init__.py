@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.lora.adapter import Adapter
-    from rankwise.lora.adapter_files import read_adapter, write_adapter
-    from rankwise.lora.cut import ranks_by_budget, ranks_by_energy, truncate
+    from rankwise.lora.files import read_adapter, write_adapter
     from rankwise.lora.growth import grow
-    from rankwise.lora.singular import Spectrum, spectrum
+    from rankwise.lora.spectra import Spectrum, spectrum
+    from rankwise.lora.truncation import ranks_by_budget, ranks_by_energy, truncate
 
 __all__ = [
     "Adapter",
@@ -31,14 +31,14 @@ __all__ = [
 
 _HOMES = {
     "Adapter": "adapter",
-    "Spectrum": "singular",
+    "Spectrum": "spectra",
     "grow": "growth",
-    "ranks_by_budget": "cut",
-    "ranks_by_energy": "cut",
-    "read_adapter": "adapter_files",
-    "spectrum": "singular",
-    "truncate": "cut",
-    "write_adapter": "adapter_files",
+    "ranks_by_budget": "truncation",
+    "ranks_by_energy": "truncation",
+    "read_adapter": "files",
+    "spectrum": "spectra",
+    "truncate": "truncation",
+    "write_adapter": "files",
 }
 
 

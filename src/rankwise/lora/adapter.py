@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "base_model.model."
-FACTOR = re.compile(r"(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
+FACTOR = re.compile(
+    r"(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))"
+)
 CARRIED = (".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 # With these values of init_lora_weights, loading changes the base weight by what depends on the rank.
 BASE_CHANGED_BY = ("pissa", "corda", "olora", "loftq", "lora_ga")
@@ -103,7 +105,11 @@ class Pair:
             b: ``(d_out, k)``, likewise.
         """
         rank = int(a.shape[0])
-        alpha = self.alpha * math.sqrt(rank / self.rank) if self.use_rslora else self.alpha * rank / self.rank
+        alpha = (
+            self.alpha * math.sqrt(rank / self.rank)
+            if self.use_rslora
+            else self.alpha * rank / self.rank
+        )
         return replace(
             self,
             a=a.to(self.a.dtype).reshape(rank, *self.a.shape[1:]).contiguous(),
@@ -122,13 +128,17 @@ def pairs(adapter: Adapter) -> list[Pair]:
     config = adapter.config
     for setting, form in OTHER_FORMS.items():
         if config.get(setting):
-            raise RequestError(f"{form} is not supported: its delta-W is not scaling * B @ A; allowed is plain LoRA")
+            raise RequestError(
+                f"{form} is not supported: its delta-W is not scaling * B @ A; allowed is plain LoRA"
+            )
     keys: dict[str, dict[str, str]] = {}
     for key in adapter.tensors:
         if match := FACTOR.fullmatch(key):
             keys.setdefault(match["layer"], {})[match["side"] or match["embedding"]] = key
         elif ".lora_" in key and not key.endswith(CARRIED):
-            raise RequestError(f"{key!r} is no tensor of a LoRA adapter; expected names such as x.lora_A.weight")
+            raise RequestError(
+                f"{key!r} is no tensor of a LoRA adapter; expected names such as x.lora_A.weight"
+            )
     if not keys:
         raise RequestError(
             f"there are no LoRA factors among its tensors ({some(adapter.tensors, 3) or 'none'}); "
@@ -142,19 +152,25 @@ def _pair(adapter: Adapter, layer: str, keys: dict[str, str]) -> Pair:
     for side, other in (("A", "B"), ("B", "A")):
         if side not in keys:
             missing = re.sub(rf"_{other}(\.weight)?$", rf"_{side}\1", keys[other])
-            raise RequestError(f"layer {name!r} has lora_{other} but no lora_{side} ({missing!r} is missing)")
+            raise RequestError(
+                f"layer {name!r} has lora_{other} but no lora_{side} ({missing!r} is missing)"
+            )
     a, b = adapter.tensors[keys["A"]], adapter.tensors[keys["B"]]
     rank = _setting(adapter.config, "rank_pattern", "r", name)
     alpha = _setting(adapter.config, "alpha_pattern", "lora_alpha", name)
     if not float(rank).is_integer() or rank < 1:
-        raise RequestError(f"rank {rank!r} of layer {name!r}: allowed is a whole number, at least 1")
+        raise RequestError(
+            f"rank {rank!r} of layer {name!r}: allowed is a whole number, at least 1"
+        )
     if a.ndim < 2 or b.ndim < 2 or a.shape[0] != rank:
         raise RequestError(
             f"lora_A of layer {name!r} has shape {tuple(a.shape)}, but adapter_config.json says rank {rank}"
         )
     if b.shape[1] != rank or math.prod(b.shape[2:]) != 1:
         why = " (a convolution in groups is not supported)" if b.ndim > 2 else ""
-        raise RequestError(f"lora_B of layer {name!r} has shape {tuple(b.shape)}, expected (d_out, {int(rank)}){why}")
+        raise RequestError(
+            f"lora_B of layer {name!r} has shape {tuple(b.shape)}, expected (d_out, {int(rank)}){why}"
+        )
     for side, tensor in (("A", a), ("B", b)):
         if not tensor.is_floating_point():
             raise RequestError(
@@ -162,19 +178,29 @@ def _pair(adapter: Adapter, layer: str, keys: dict[str, str]) -> Pair:
             )
         if not bool(tensor.detach().double().isfinite().all()):
             raise RequestError(f"lora_{side} of layer {name!r} has weights that are not finite")
-    return Pair(name, a, b, float(alpha), bool(adapter.config.get("use_rslora")), keys["A"], keys["B"])
+    return Pair(
+        name, a, b, float(alpha), bool(adapter.config.get("use_rslora")), keys["A"], keys["B"]
+    )
 
 
 def _setting(config: Mapping[str, Any], pattern: str, otherwise: str, name: str) -> Any:
     """Return a layer's rank or alpha as PEFT finds it: the first pattern that matches the end of its name."""
     value = config.get(otherwise, 8)  # PEFT's default for both
     try:
-        found = [own for key, own in (config.get(pattern) or {}).items() if re.match(rf"(.*\.)?({key})$", name)]
+        found = [
+            own
+            for key, own in (config.get(pattern) or {}).items()
+            if re.match(rf"(.*\.)?({key})$", name)
+        ]
     except (AttributeError, re.error):
-        raise RequestError(f"{pattern} in adapter_config.json is no mapping from patterns of names") from None
+        raise RequestError(
+            f"{pattern} in adapter_config.json is no mapping from patterns of names"
+        ) from None
     value = found[0] if found else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{otherwise} {value!r} of layer {name!r} in adapter_config.json is not a number")
+        raise RequestError(
+            f"{otherwise} {value!r} of layer {name!r} in adapter_config.json is not a number"
+        )
     return value
 
 
@@ -189,7 +215,9 @@ def with_pairs(adapter: Adapter, changed: Iterable[Pair]) -> Adapter:
         **{pair.key_a: pair.a for pair in changed},
         **{pair.key_b: pair.b for pair in changed},
     }
-    ranks, alphas = ({pair.name: getattr(pair, what) for pair in changed} for what in ("rank", "alpha"))
+    ranks, alphas = (
+        {pair.name: getattr(pair, what) for pair in changed} for what in ("rank", "alpha")
+    )
     largest = max(changed, key=lambda pair: pair.rank)
     config = {
         **adapter.config,
@@ -198,7 +226,9 @@ def with_pairs(adapter: Adapter, changed: Iterable[Pair]) -> Adapter:
         "rank_pattern": _pattern(ranks),
         "alpha_pattern": _pattern({name: _plain(alpha) for name, alpha in alphas.items()}),
     }
-    if config.get("init_lora_weights") == "orthogonal":  # refuses odd ranks, even where weights are loaded after it
+    if (
+        config.get("init_lora_weights") == "orthogonal"
+    ):  # refuses odd ranks, even where weights are loaded after it
         config["init_lora_weights"] = True
     return Adapter(tensors, config)
 

@@ -44,7 +44,9 @@ def grow(adapter: Adapter, rank: int, seed: int = 0) -> Adapter:
             f"the smaller side of {narrow.name} being {side} ({narrow.d_in} -> {narrow.d_out})"
         )
     generator = torch.Generator().manual_seed(seed)
-    return with_pairs(adapter, [_grow(pair, rank, generator) if rank > pair.rank else pair for pair in layers])
+    return with_pairs(
+        adapter, [_grow(pair, rank, generator) if rank > pair.rank else pair for pair in layers]
+    )
 
 
 def _grow(pair: Pair, rank: int, generator: "Generator") -> Pair:

@@ -7,10 +7,10 @@ from typing import Any
 from rankwise.checks import check_whole
 from rankwise.errors import RequestError
 from rankwise.lora.adapter import BASE_CHANGED_BY, Adapter, pairs
-from rankwise.lora.adapter_files import read_adapter, refuse_taken, write_adapter
-from rankwise.lora.cut import check_energy, ranks_by_budget, ranks_by_energy, truncate
+from rankwise.lora.files import read_adapter, refuse_taken, write_adapter
 from rankwise.lora.growth import grow
-from rankwise.lora.singular import Spectrum, spectrum
+from rankwise.lora.spectra import Spectrum, spectrum
+from rankwise.lora.truncation import check_energy, ranks_by_budget, ranks_by_energy, truncate
 
 AUTO = "auto:"
 
@@ -143,8 +143,14 @@ def _refuse(adapter: Adapter, source: Path) -> None:
             "as plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     if start == "mica" or config.get("ensure_weight_tying"):
-        why = "freezes B (mica)" if start == "mica" else "ties factors of two layers (ensure_weight_tying)"
-        raise RequestError(f"{shown} {why}, which resized factors would break; allowed is plain LoRA")
+        why = (
+            "freezes B (mica)"
+            if start == "mica"
+            else "ties factors of two layers (ensure_weight_tying)"
+        )
+        raise RequestError(
+            f"{shown} {why}, which resized factors would break; allowed is plain LoRA"
+        )
 
 
 def _account(found: Spectrum, new: Adapter, out: Path) -> Resized:
@@ -154,7 +160,11 @@ def _account(found: Spectrum, new: Adapter, out: Path) -> Resized:
         rank = after[layer.pair.name].rank
         rest = layer.singular_values[rank:]
         kept = float(layer.energy[min(rank, layer.pair.rank) - 1])
-        layers.append(ResizedLayer(layer.pair.name, layer.pair.rank, rank, kept, float(rest.square().sum().sqrt())))
+        layers.append(
+            ResizedLayer(
+                layer.pair.name, layer.pair.rank, rank, kept, float(rest.square().sum().sqrt())
+            )
+        )
     return Resized(
         out=out,
         layers=tuple(layers),

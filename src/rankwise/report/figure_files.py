@@ -35,7 +35,9 @@ def write_figure(figure: "go.Figure", path: Path, *, width: int = 1000, height: 
     """
     try:
         if path.suffix.lower() == ".html":
-            figure.write_html(path, include_plotlyjs=True, config={"displayModeBar": False, "responsive": True})
+            figure.write_html(
+                path, include_plotlyjs=True, config={"displayModeBar": False, "responsive": True}
+            )
         else:
             figure.write_image(path, width=width, height=height, scale=2)
     except OSError as error:

@@ -6,9 +6,18 @@ from typing import Any
 import pandas as pd
 
 from rankwise.errors import RequestError
-from rankwise.report import plots
-from rankwise.report.words import interval, is_share, limits, plain_bytes, seconds, share, signed, training_time
-from rankwise.store import read_evidence, read_json, read_summaries, write_whole
+from rankwise.formatting import (
+    interval,
+    is_share,
+    limits,
+    plain_bytes,
+    seconds,
+    share,
+    signed,
+    training_time,
+)
+from rankwise.report import figures as plots
+from rankwise.store.directory import read_evidence, read_json, read_summaries, write_whole
 
 
 def write_report(directory: Path) -> Path:
@@ -25,9 +34,13 @@ def write_report(directory: Path) -> Path:
         missing = "decision.json" if sweep is not None else "sweep.json"
         raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {missing}")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rankwise.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("rankwise.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(bytes=plain_bytes, seconds=seconds, signed=signed, interval=interval, share=share)
+    environment.filters.update(
+        bytes=plain_bytes, seconds=seconds, signed=signed, interval=interval, share=share
+    )
     trials, evidence = read_summaries(directory), read_evidence(directory)
     score = sweep["task"]["score"]
     page = environment.get_template("report.html.j2").render(

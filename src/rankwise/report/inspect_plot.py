@@ -6,11 +6,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rankwise.inspection import Inspection
-from rankwise.lora.singular import MOST
+from rankwise.formatting import common_start
+from rankwise.lora.inspection import Inspection
+from rankwise.lora.spectra import MOST
 from rankwise.report.figure_files import write_figure
-from rankwise.report.plots import ORANGE
-from rankwise.report.words import common_start
+from rankwise.report.figures import ORANGE
 
 COLUMNS = 2  # a third one's titles would meet its neighbours' in a narrow window
 FEW = 8  # directions, each of which has a tick: plotly would put some at 1.5 too
@@ -22,7 +22,9 @@ def write_inspection_plot(inspection: Inspection, path: Path) -> None:
     Raises:
         RankwiseError: the file cannot be written, see `write_figure`.
     """
-    figure = spectra_figure(inspection) if inspection.other is None else similarity_figure(inspection)
+    figure = (
+        spectra_figure(inspection) if inspection.other is None else similarity_figure(inspection)
+    )
     write_figure(figure, path, width=1000, height=int(figure.layout.height))
 
 
@@ -32,7 +34,9 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
     start = common_start([layer.pair.name for layer in layers])
     names = [layer.pair.name.removeprefix(start) for layer in layers]
     largest = inspection.spectrum.largest_rank
-    energy = [(100 * layer.energy).tolist() + [None] * (largest - layer.pair.rank) for layer in layers]
+    energy = [
+        (100 * layer.energy).tolist() + [None] * (largest - layer.pair.rank) for layer in layers
+    ]
     figure = go.Figure(
         go.Heatmap(
             x=list(range(1, largest + 1)),
@@ -40,7 +44,13 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
             z=energy,
             zmin=0,
             zmax=100,
-            colorscale=[[0, "#ffffff"], [0.5, "#dbeafe"], [0.9, "#60a5fa"], [0.99, "#1d4ed8"], [1, "#1e3a8a"]],
+            colorscale=[
+                [0, "#ffffff"],
+                [0.5, "#dbeafe"],
+                [0.9, "#60a5fa"],
+                [0.99, "#1d4ed8"],
+                [1, "#1e3a8a"],
+            ],
             colorbar={"title": "energy<br>left, %", "tickvals": [0, 50, 90, 100], "thickness": 14},
             hovertemplate="%{y}<br>cut to rank %{x}: %{z:.1f} %<extra></extra>",
             xgap=1,
@@ -48,7 +58,12 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
         )
     )
     marks = (
-        (f"rank for {100 * MOST:g} %", [layer.rank_for(MOST) for layer in layers], "square", "#ffffff"),
+        (
+            f"rank for {100 * MOST:g} %",
+            [layer.rank_for(MOST) for layer in layers],
+            "square",
+            "#ffffff",
+        ),
         ("effective rank", [layer.effective_rank for layer in layers], "circle", "#facc15"),
         ("stable rank", [layer.stable_rank for layer in layers], "diamond", ORANGE),
     )
@@ -59,17 +74,28 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
                 y=names,
                 mode="markers",
                 name=name,
-                marker={"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1, "color": "#111827"}},
+                marker={
+                    "symbol": symbol,
+                    "size": 8,
+                    "color": colour,
+                    "line": {"width": 1, "color": "#111827"},
+                },
                 hovertemplate=f"%{{y}}<br>{name}: %{{x:.1f}}<extra></extra>",
             )
         )
-    figure.update_layout(**_layout(f"Energy that a cut of each layer keeps: {_name(inspection.adapter)}"))
+    figure.update_layout(
+        **_layout(f"Energy that a cut of each layer keeps: {_name(inspection.adapter)}")
+    )
     # In a narrow window the legend has a line for each of its three marks, below the title.
     figure.update_layout(
-        height=175 + max(18 * len(names), 180), margin_t=115, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
+        height=175 + max(18 * len(names), 180),
+        margin_t=115,
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
     )
     figure.update_yaxes(autorange="reversed", tickfont={"size": 11}, showgrid=False, dtick=1)
-    return figure.update_xaxes(title="rank", showgrid=False, zeroline=False, range=[0.5, largest + 0.5])
+    return figure.update_xaxes(
+        title="rank", showgrid=False, zeroline=False, range=[0.5, largest + 0.5]
+    )
 
 
 def similarity_figure(inspection: Inspection) -> go.Figure:
@@ -84,7 +110,9 @@ def similarity_figure(inspection: Inspection) -> go.Figure:
         for kind, found in kinds.items()
     ]
     height = 150 + 280 * rows
-    figure = make_subplots(rows, COLUMNS, subplot_titles=titles, horizontal_spacing=0.16, vertical_spacing=80 / height)
+    figure = make_subplots(
+        rows, COLUMNS, subplot_titles=titles, horizontal_spacing=0.16, vertical_spacing=80 / height
+    )
     highest = 0.0
     for index, found in enumerate(kinds.values()):
         i, j = (min(one.shape[side] for one in found) for side in (0, 1))
@@ -137,7 +165,14 @@ def _name(path: Path | None) -> str:
 def _layout(title: str) -> dict[str, Any]:
     return {
         "template": "plotly_white",
-        "title": {"text": title, "font": {"size": 15}, "x": 0.01, "y": 0.99, "yanchor": "top", "pad": {"t": 12}},
+        "title": {
+            "text": title,
+            "font": {"size": 15},
+            "x": 0.01,
+            "y": 0.99,
+            "yanchor": "top",
+            "pad": {"t": 12},
+        },
         "font": {"family": "system-ui, sans-serif", "size": 13},
         "margin": {"l": 60, "r": 20, "t": 90, "b": 50},
     }

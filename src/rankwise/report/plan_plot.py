@@ -5,9 +5,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from rankwise.planning import Plan
-from rankwise.report.plots import GREY
-from rankwise.report.words import plain_bytes
+from rankwise.formatting import plain_bytes
+from rankwise.planning.plan import Plan
+from rankwise.report.figures import GREY
 
 GIB = 2.0**30
 COLOURS = {  # from what stays to what comes and goes
@@ -58,7 +58,10 @@ def plan_figure(plan: Plan) -> go.Figure:
         figure.add_hline(
             y=room,
             line={"dash": "dot", "color": GREY},
-            annotation={"text": f"{plan.config.device or 'memory'}<br>{plain_bytes(plan.room)}", "align": "left"},
+            annotation={
+                "text": f"{plan.config.device or 'memory'}<br>{plain_bytes(plan.room)}",
+                "align": "left",
+            },
             annotation_position="right",
         )
         top = max(top, room)

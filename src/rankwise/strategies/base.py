@@ -8,9 +8,9 @@ import pandas as pd
 
 from rankwise.decide.evidence import Guess
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
-from rankwise.lora.scaling import AlphaPolicy
-from rankwise.store import SweepStore
-from rankwise.strategies.rates import Asked, RateSearch, missing
+from rankwise.lora.alpha import AlphaPolicy
+from rankwise.store.directory import SweepStore
+from rankwise.strategies.learning_rates import Asked, RateSearch, missing
 
 
 class Strategy(ABC):
@@ -56,7 +56,7 @@ class Strategy(ABC):
         """Return the trials to run now, in order; none when the sweep is complete.
 
         Args:
-            evidence: of all complete trials, as `rankwise.store.read_evidence` returns it. Trials that are complete
+            evidence: of all complete trials, as `read_evidence` returns it. Trials that are complete
                 must not be proposed again.
         """
 

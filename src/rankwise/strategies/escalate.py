@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from rankwise.decide.compare import compare
 from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import read_runs
+from rankwise.decide.pairwise import compare
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.rates import at_found_rates, count_trials, rate_of_first_seed
+from rankwise.strategies.learning_rates import at_found_rates, count_trials, rate_of_first_seed
 
 START = 8  # where it begins, if it is among the ranks: PEFT's default
 
@@ -61,7 +61,9 @@ class Escalate(Strategy):
         for rank in reversed(self.ranks[:top]):
             if rank not in visited:
                 visited.append(rank)
-                if trials := self._missing_of(rank, evidence, beside=self.ranks[self.ranks.index(rank) + 1]):
+                if trials := self._missing_of(
+                    rank, evidence, beside=self.ranks[self.ranks.index(rank) + 1]
+                ):
                     return visited, trials
             if not self._suffices(at_found_rates(evidence, visited, self.seeds), rank):
                 break
@@ -72,9 +74,13 @@ class Escalate(Strategy):
                     return visited, trials
         return visited, []
 
-    def _missing_of(self, rank: int, evidence: pd.DataFrame, beside: int | None = None) -> list[Trial]:
+    def _missing_of(
+        self, rank: int, evidence: pd.DataFrame, beside: int | None = None
+    ) -> list[Trial]:
         search = self.rate_search([rank])
-        wanted = search.wanted(evidence) if beside is None else search.wanted_beside(evidence, beside)
+        wanted = (
+            search.wanted(evidence) if beside is None else search.wanted_beside(evidence, beside)
+        )
         return self.missing_trials(wanted, evidence) or self._other_seeds(rank, evidence)
 
     def _other_seeds(self, rank: int, evidence: pd.DataFrame) -> list[Trial]:
@@ -91,7 +97,8 @@ class Escalate(Strategy):
         costs = compare(runs, "cost")
         assert costs is not None  # every run has costs
         underfits = any(
-            one.verdict == "raise the rank" for one in diagnose(runs, costs, None, self.margin, self.confidence)
+            one.verdict == "raise the rank"
+            for one in diagnose(runs, costs, None, self.margin, self.confidence)
         )
         return underfits or costs.is_shown_worse(lower, self.margin, self.confidence)
 

@@ -5,13 +5,13 @@ import pandas as pd
 from rankwise.decide import best_learning_rate
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.rates import count_trials, of_rank
+from rankwise.strategies.learning_rates import count_trials, of_rank
 
 
 class Grid(Strategy):
     """Trains every rank with every seed at the rank's best learning rate.
 
-    The first seed finds the rates (`rankwise.strategies.rates.RateSearch`); the others then run at the rates found.
+    The first seed finds the rates (`RateSearch`); the others then run at the rates found.
     """
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
@@ -20,7 +20,12 @@ class Grid(Strategy):
         if first := self.missing_trials(search.wanted(evidence), evidence):
             return first
         best = {rank: best_learning_rate(of_rank(evidence, rank)) for rank in self.ranks}
-        wanted = [(rank, rate, seed) for seed in range(self.seeds) for rank, rate in best.items() if rate is not None]
+        wanted = [
+            (rank, rate, seed)
+            for seed in range(self.seeds)
+            for rank, rate in best.items()
+            if rate is not None
+        ]
         return self.missing_trials(wanted, evidence)
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.rates import count_trials, missing, rate_of_first_seed
+from rankwise.strategies.learning_rates import count_trials, missing, rate_of_first_seed
 
 
 class Once(Strategy):
@@ -50,7 +50,9 @@ class Once(Strategy):
         seeds = self.seeds - 1 - own.loc[own["seed"] > 0, "seed"].nunique()
         # Cuts of a rate that has diverged since do not count.
         made = evidence["learning_rate"] == rate_of_first_seed(evidence, self.ranks[-1])
-        cuts = (len(self.ranks) - 1) * self.seeds - count_trials(evidence[made & (evidence["rank"] < self.ranks[-1])])
+        cuts = (len(self.ranks) - 1) * self.seeds - count_trials(
+            evidence[made & (evidence["rank"] < self.ranks[-1])]
+        )
         return count_trials(evidence) + left + seeds + max(0, cuts)
 
     def _cuts(self, trained: Trial, evidence: pd.DataFrame) -> list[Trial]:
@@ -60,6 +62,11 @@ class Once(Strategy):
             shares = {rank: math.sqrt(share) for rank, share in shares.items()}
         wanted = [(rank, trained.learning_rate, trained.seed) for rank in shares]
         return [
-            replace(trained, rank=rank, lora_alpha=trained.lora_alpha * shares[rank], cut_from=trained.name)
+            replace(
+                trained,
+                rank=rank,
+                lora_alpha=trained.lora_alpha * shares[rank],
+                cut_from=trained.name,
+            )
             for rank, _, _ in missing(wanted, evidence)
         ]

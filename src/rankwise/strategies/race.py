@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from rankwise.decide.compare import compare
 from rankwise.decide.evidence import read_runs
+from rankwise.decide.pairwise import compare
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.rates import at_found_rates, count_trials, rate_of_first_seed
+from rankwise.strategies.learning_rates import at_found_rates, count_trials, rate_of_first_seed
 
 FIRST_LOOK = 2  # seeds: one says nothing of how much seeds vary
 
@@ -31,8 +31,14 @@ class Race(Strategy):
         if not trials:
             return count_trials(evidence)
         left = self.rate_search(self.ranks).left(evidence)
-        later = evidence[(evidence["seed"] > 0) & evidence["rank"].isin(racing)].groupby(["rank", "seed"]).ngroups
-        return count_trials(evidence) + max(len(trials), left + len(racing) * (self.seeds - 1) - later)
+        later = (
+            evidence[(evidence["seed"] > 0) & evidence["rank"].isin(racing)]
+            .groupby(["rank", "seed"])
+            .ngroups
+        )
+        return count_trials(evidence) + max(
+            len(trials), left + len(racing) * (self.seeds - 1) - later
+        )
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
         """Return the ranks still in and what is missing of them, going through all looks from the first."""
@@ -43,7 +49,12 @@ class Race(Strategy):
         for seeds in range(min(FIRST_LOOK, self.seeds), self.seeds + 1):
             early = evidence[evidence["seed"] < seeds]
             rates = {rank: rate_of_first_seed(early, rank) for rank in racing}
-            wanted = [(r, rate, seed) for seed in range(seeds) for r, rate in rates.items() if rate is not None]
+            wanted = [
+                (r, rate, seed)
+                for seed in range(seeds)
+                for r, rate in rates.items()
+                if rate is not None
+            ]
             if trials := self.missing_trials(wanted, evidence):
                 return racing, trials
             racing = self._still_in(at_found_rates(evidence, self.ranks, seeds), racing)
@@ -56,7 +67,10 @@ class Race(Strategy):
         if evidence.empty:
             return []
         runs = read_runs(evidence)
-        if decide(runs, self.margin, self.confidence, guess_loss=self.guess_loss).verdict == "selected":
+        if (
+            decide(runs, self.margin, self.confidence, guess_loss=self.guess_loss).verdict
+            == "selected"
+        ):
             return []
         costs = compare(runs, "cost")
         assert costs is not None  # every run has costs

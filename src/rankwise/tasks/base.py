@@ -22,7 +22,7 @@ class Examples:
 
     Attributes:
         ids: row of each example in its source, (N,).
-        inputs: a text, a pair of texts, or a `rankwise.tasks.dialogue.Dialogue` each, (N,).
+        inputs: a text, a pair of texts, or a `rankwise.tasks.chat_formats.Dialogue` each, (N,).
         labels: index of the class, a number, or None where the input itself holds what is to be learnt, (N,).
     """
 
@@ -35,7 +35,9 @@ class Examples:
 
     def take(self, rows: Sequence[int]) -> "Examples":
         """Return some of the examples, in the order of ``rows``."""
-        return Examples(*(tuple(values[row] for row in rows) for values in (self.ids, self.inputs, self.labels)))
+        return Examples(
+            *(tuple(values[row] for row in rows) for values in (self.ids, self.inputs, self.labels))
+        )
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,20 @@ class Encoded:
             ids=tuple(self.ids[row] for row in rows),
             input_ids=[self.input_ids[row] for row in rows],
             labels=tuple(self.labels[row] for row in rows),
-            token_type_ids=None if self.token_type_ids is None else [self.token_type_ids[row] for row in rows],
+            token_type_ids=None
+            if self.token_type_ids is None
+            else [self.token_type_ids[row] for row in rows],
             places=None if self.places is None else [self.places[row] for row in rows],
         )
 
     def inputs(self) -> dict[str, list[list[int]]]:
         """Return what a tokenizer pads for a model."""
         inputs = {"input_ids": self.input_ids}
-        return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
+        return (
+            inputs
+            if self.token_type_ids is None
+            else {**inputs, "token_type_ids": self.token_type_ids}
+        )
 
     def features(self, row: int) -> dict[str, Any]:
         """Return an example as transformers' collators take it; tokens that are not told have the label -100."""
@@ -87,7 +95,11 @@ class Encoded:
             told = dict(zip(self.places[row], labels, strict=True))
             labels = [told.get(place, IGNORED) for place in range(-1, len(tokens) - 1)]
         features = {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
-        return features if self.token_type_ids is None else {**features, "token_type_ids": self.token_type_ids[row]}
+        return (
+            features
+            if self.token_type_ids is None
+            else {**features, "token_type_ids": self.token_type_ids[row]}
+        )
 
 
 class Objective(Protocol):

@@ -5,16 +5,18 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.config import SweepConfig
 from rankwise.errors import RequestError, some
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Examples, Task
 from rankwise.tasks.columns import TextColumns, find_text_columns
-from rankwise.tasks.objectives import Classes
-from rankwise.tasks.parts import Parts, all_examples, given_parts, limit_train, split_parts
+from rankwise.tasks.losses import Classes
 from rankwise.tasks.readers import check_labels, read_table
+from rankwise.tasks.splits import Parts, all_examples, given_parts, limit_train, split_parts
 
-SAMPLE_HELD_OUT_SHARE = 0.12  # 1,024 of 8,530: scoring them takes a third of the time that training takes
+SAMPLE_HELD_OUT_SHARE = (
+    0.12  # 1,024 of 8,530: scoring them takes a third of the time that training takes
+)
 SAMPLE_TEST_SHARE = 0.12
 
 
@@ -25,7 +27,13 @@ def load_sample(config: SweepConfig) -> Task:
     names = sort_labels(set(labels))
     examples = all_examples(list(table["text"]), [names.index(label) for label in labels])
     parts = split_parts(examples, labels, SAMPLE_HELD_OUT_SHARE, SAMPLE_TEST_SHARE)
-    return _task("Rotten Tomatoes sentences", names, parts, (), config.train_examples or samples.TRAIN_EXAMPLES)
+    return _task(
+        "Rotten Tomatoes sentences",
+        names,
+        parts,
+        (),
+        config.train_examples or samples.TRAIN_EXAMPLES,
+    )
 
 
 def load_classification(config: SweepConfig, table: pd.DataFrame, path: Path) -> Task:
@@ -62,7 +70,9 @@ def _read_held_out(path: Path, columns: TextColumns, names: tuple[str, ...]) -> 
     return all_examples(inputs, [names.index(label) for label in labels])
 
 
-def _task(name: str, names: tuple[str, ...], parts: Parts, notes: tuple[str, ...], limit: int | None) -> Task:
+def _task(
+    name: str, names: tuple[str, ...], parts: Parts, notes: tuple[str, ...], limit: int | None
+) -> Task:
     train, held_out, test, more = parts
     task = Task(name, Classes(names), encode, train, held_out, test, (*notes, *more))
     return limit_train(task, limit, [names[label] for label in train.labels])
@@ -71,7 +81,9 @@ def _task(name: str, names: tuple[str, ...], parts: Parts, notes: tuple[str, ...
 def sort_labels(names: set[str]) -> tuple[str, ...]:
     """Order class names: numbers by value, anything else by letter."""
     try:
-        return tuple(sorted(names, key=lambda name: (int(name), name)))  # "1" and "01" are two names
+        return tuple(
+            sorted(names, key=lambda name: (int(name), name))
+        )  # "1" and "01" are two names
     except ValueError:
         return tuple(sorted(names))
 
@@ -83,10 +95,16 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded
     """
     if not len(examples):
         return Encoded((), [], ()), 0
-    columns = list(zip(*examples.inputs, strict=True)) if isinstance(examples.inputs[0], tuple) else [examples.inputs]
+    columns = (
+        list(zip(*examples.inputs, strict=True))
+        if isinstance(examples.inputs[0], tuple)
+        else [examples.inputs]
+    )
     texts = [list(column) for column in columns]
     whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
     tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-    cut = sum(len(long) > len(short) for long, short in zip(whole, tokens["input_ids"], strict=True))
+    cut = sum(
+        len(long) > len(short) for long, short in zip(whole, tokens["input_ids"], strict=True)
+    )
     segments = tokens.get("token_type_ids") if len(texts) == 2 else None
     return Encoded(examples.ids, tokens["input_ids"], examples.labels, segments), cut

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.config import SweepConfig
 from rankwise.errors import RequestError, some
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.readers import check_texts, find_column, pick_column
 
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "input", "comment", "body")
@@ -23,7 +23,17 @@ PAIR_NAMES = (
     ("query", "document"),
     ("text", "text_pair"),
 )
-LABEL_NAMES = ("label", "labels", "class", "target", "category", "sentiment", "intent", "score", "rating")
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "category",
+    "sentiment",
+    "intent",
+    "score",
+    "rating",
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,11 @@ class TextColumns:
     def read_inputs(self, table: pd.DataFrame, path: Path) -> Sequence[Any]:
         """Return the texts, or the pairs of texts, checked row by row."""
         texts = check_texts(table[self.text], path)
-        return texts if self.pair is None else list(zip(texts, check_texts(table[self.pair], path), strict=True))
+        return (
+            texts
+            if self.pair is None
+            else list(zip(texts, check_texts(table[self.pair], path), strict=True))
+        )
 
 
 def find_text_columns(config: SweepConfig, table: pd.DataFrame, path: Path) -> TextColumns:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
-from rankwise.tasks.saved_datasets import is_saved_dataset, read_hub_dataset, read_saved_dataset
+from rankwise.tasks.hf_datasets import is_saved_dataset, read_hub_dataset, read_saved_dataset
 
 FORMATS = {
     ".csv": "CSV",
@@ -43,7 +43,11 @@ def read_table(path: Path) -> pd.DataFrame:
     if is_hub_id(path):
         return _checked(read_hub_dataset(path), path)
     if not path.is_file():
-        what = "is a directory, and no data set that datasets saved" if path.is_dir() else "no such file"
+        what = (
+            "is a directory, and no data set that datasets saved"
+            if path.is_dir()
+            else "no such file"
+        )
         raise RequestError(f"data {str(path)!r}: {what}")
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
@@ -60,11 +64,15 @@ def read_table(path: Path) -> pd.DataFrame:
             separator = "," if kind == "CSV" else "\t"
             _refuse_other_separator(path, kind, separator)
             # low_memory=False: one type for a whole column, so that a text that is all digits stays a text.
-            table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False)
+            table = pd.read_csv(
+                path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False
+            )
     except RequestError:
         raise
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
-        raise RequestError(f"data {str(path)!r} cannot be read as {kind}: {' '.join(str(error).split())}") from None
+        raise RequestError(
+            f"data {str(path)!r} cannot be read as {kind}: {' '.join(str(error).split())}"
+        ) from None
     return _checked(table, path)
 
 
@@ -95,7 +103,9 @@ def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table
 
 
-def pick_column(table: pd.DataFrame, wanted: str | None, names: tuple[str, ...], what: str, path: Path) -> str:
+def pick_column(
+    table: pd.DataFrame, wanted: str | None, names: tuple[str, ...], what: str, path: Path
+) -> str:
     """Return the wanted column, or the first of the conventional names that the table has.
 
     Raises:
@@ -129,7 +139,11 @@ def check_texts(values: pd.Series, path: Path) -> list[str]:
     Raises:
         RequestError: naming the rows, the first being row 1.
     """
-    bad = [row for row, value in enumerate(values, start=1) if not isinstance(value, str) or not value.strip()]
+    bad = [
+        row
+        for row, value in enumerate(values, start=1)
+        if not isinstance(value, str) or not value.strip()
+    ]
     if bad:
         raise RequestError(
             f"column {values.name!r} of {str(path)!r}: not a text in {len(bad)} of {len(values)} rows "
@@ -150,7 +164,12 @@ def check_labels(values: pd.Series, path: Path) -> list[str]:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         # isinstance(value, float) that is left: a fraction or a missing value (NaN).
-        if value is None or value is pd.NA or isinstance(value, (float, list, dict)) or not str(value).strip():
+        if (
+            value is None
+            or value is pd.NA
+            or isinstance(value, (float, list, dict))
+            or not str(value).strip()
+        ):
             bad.append(row)
         names.append(str(value))
     if bad:
@@ -167,7 +186,11 @@ def file_fingerprint(path: Path) -> str:
         table = read_table(path)
         return hashlib.sha256(table.to_json(orient="split").encode()).hexdigest()
     if path.is_dir():
-        parts = [f"{one.relative_to(path)} {file_fingerprint(one)}" for one in sorted(path.rglob("*")) if one.is_file()]
+        parts = [
+            f"{one.relative_to(path)} {file_fingerprint(one)}"
+            for one in sorted(path.rglob("*"))
+            if one.is_file()
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

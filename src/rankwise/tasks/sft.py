@@ -6,15 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.config import SweepConfig
 from rankwise.errors import RequestError
+from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded, Examples, Task
-from rankwise.tasks.dialogue import Dialogue, find_shape, plain_text
-from rankwise.tasks.objectives import Completions
-from rankwise.tasks.parts import all_examples, given_parts, limit_train, split_parts
+from rankwise.tasks.chat_formats import Dialogue, find_shape, plain_text
+from rankwise.tasks.losses import Completions
 from rankwise.tasks.readers import read_table
+from rankwise.tasks.splits import all_examples, given_parts, limit_train, split_parts
 
-GENERATION = re.compile(r"\{%-?\s*generation\b")  # by which a chat template itself marks what the model says
+GENERATION = re.compile(
+    r"\{%-?\s*generation\b"
+)  # by which a chat template itself marks what the model says
 Span = tuple[int, int]
 
 
@@ -32,10 +34,14 @@ def load_sft(config: SweepConfig, table: pd.DataFrame, path: Path) -> Task:
     else:
         others = shape.read(read_table(config.eval_data), config.eval_data)
         held_out = all_examples(others, [None] * len(others))
-        parts = given_parts(examples, held_out, config.eval_data, config.allow_duplicates, "dialogues")
+        parts = given_parts(
+            examples, held_out, config.eval_data, config.allow_duplicates, "dialogues"
+        )
     train, held_out, test, notes = parts
     said = f"{shape.name} from column {', '.join(map(repr, shape.columns.values()))} of {path.name}"
-    task = Task(path.name, Completions(), encode, train, held_out, test, (said, *notes), shape.layout(table))
+    task = Task(
+        path.name, Completions(), encode, train, held_out, test, (said, *notes), shape.layout(table)
+    )
     return limit_train(task, config.train_examples, [""] * len(train))
 
 
@@ -60,7 +66,9 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded
             example.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise RequestError("the model's tokenizer has no fast form, which sft needs to find completions")
+        raise RequestError(
+            "the model's tokenizer has no fast form, which sft needs to find completions"
+        )
     ids, input_ids, places, labels, cut = [], [], [], [], 0
     for example_id, dialogue in zip(examples.ids, examples.inputs, strict=True):
         tokens, told = _tokens(dialogue, tokenizer, example_id)
@@ -108,12 +116,16 @@ def _chat_tokens(dialogue: Dialogue, tokenizer: Any, row: int) -> tuple[list[int
     messages = [{"role": role, "content": content} for role, content in dialogue.turns]
     try:
         if marks_answers(tokenizer):
-            marked = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+            marked = tokenizer.apply_chat_template(
+                messages, return_dict=True, return_assistant_tokens_mask=True
+            )
             return list(marked["input_ids"]), [bool(told) for told in marked["assistant_masks"]]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         return _told(text, _assistant_spans(text, messages, tokenizer), tokenizer, False)
     except TemplateError as error:
-        raise RequestError(f"row {row + 1}: the model's chat template refuses its messages: {error}") from None
+        raise RequestError(
+            f"row {row + 1}: the model's chat template refuses its messages: {error}"
+        ) from None
 
 
 def _assistant_spans(text: str, messages: list[dict[str, str]], tokenizer: Any) -> list[Span]:
@@ -122,17 +134,31 @@ def _assistant_spans(text: str, messages: list[dict[str, str]], tokenizer: Any) 
     A turn that opens the dialogue answers nothing, and templates have no prompt to put before it: it is left out.
     """
     spans: list[Span] = []
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index > 0]
+    answers = [
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and index > 0
+    ]
     last = max(answers, default=0)
     for index in answers:
-        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False) if index < last else text
+        before = tokenizer.apply_chat_template(
+            messages[:index], tokenize=False, add_generation_prompt=True
+        )
+        whole = (
+            tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+            if index < last
+            else text
+        )
         if index == last < len(messages) - 1:  # someone speaks after the assistant
             whole = tokenizer.apply_chat_template(messages[: last + 1], tokenize=False)
         if text.startswith(before) and text.startswith(whole):
-            spans.append((len(before), len(before) + len(_to_end(whole[len(before) :], tokenizer.eos_token))))
+            spans.append(
+                (len(before), len(before) + len(_to_end(whole[len(before) :], tokenizer.eos_token)))
+            )
     if answers and not spans:
-        raise RequestError("the model's chat template does not write what the assistant says behind its own prompt")
+        raise RequestError(
+            "the model's chat template does not write what the assistant says behind its own prompt"
+        )
     return spans
 
 
@@ -142,9 +168,17 @@ def _to_end(said: str, eos: str | None) -> str:
     return stripped if eos and stripped.endswith(eos) else said
 
 
-def _told(text: str, spans: list[Span], tokenizer: Any, special: bool) -> tuple[list[int], list[bool]]:
+def _told(
+    text: str, spans: list[Span], tokenizer: Any, special: bool
+) -> tuple[list[int], list[bool]]:
     """Tokenise a text; a token is told if it holds any character of a span."""
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, truncation=False, verbose=False)
+    encoded = tokenizer(
+        text,
+        add_special_tokens=special,
+        return_offsets_mapping=True,
+        truncation=False,
+        verbose=False,
+    )
     told = [
         # Byte-level tokenizers leave blanks out of a token's characters, so that one of blanks alone has none. Blanks
         # at a completion's start that share a token with the prompt's last blank go with the prompt.

@@ -30,11 +30,16 @@ def stratified_split(
     """
     parts: list[list[int]] = [[] for _ in range(1 + len(fractions))]
     codes = np.asarray(labels)
-    small = {str(name): int(count) for name, count in zip(*np.unique(codes, return_counts=True), strict=True)}
+    small = {
+        str(name): int(count)
+        for name, count in zip(*np.unique(codes, return_counts=True), strict=True)
+    }
     small = {name: count for name, count in small.items() if count < len(parts)}
     if len(set(labels)) == 1 and small:  # no classes: dialogues, numbers
         least = len(parts)
-        raise RequestError(f"{len(labels)} {what}: at least {least} are needed to be split into {least} parts")
+        raise RequestError(
+            f"{len(labels)} {what}: at least {least} are needed to be split into {least} parts"
+        )
     if small:
         rows = [f"{name!r} has {count}" for name, count in small.items()]
         names = set(map(str, labels))

@@ -1,0 +1,1 @@
+"""The fused engine: several adapters trained over one frozen base, without padding."""

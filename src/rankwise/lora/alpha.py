@@ -1,0 +1,73 @@
+"""How ``lora_alpha`` follows from the rank: the alpha policies."""
+
+import math
+from dataclasses import dataclass
+
+from rankwise.errors import RequestError, shown
+
+ALLOWED = "r, 2r, fixed:ALPHA (as in fixed:32), rslora or rslora:ALPHA"
+RSLORA_ALPHA = 16.0
+
+
+@dataclass(frozen=True)
+class AlphaPolicy:
+    """The rule that gives each rank its ``lora_alpha``.
+
+    The adapter adds ``scaling * B @ A`` to the frozen weight. LoRA (Hu et al. 2021, section 4.1) takes
+    ``scaling = lora_alpha / r``; rsLoRA (Kalajdzievski 2023, section 3) takes ``lora_alpha / sqrt(r)``, with
+    which activations and gradients keep their size as the rank grows.
+
+    ==============  ====================  ==========================
+    name            ``lora_alpha``        scaling
+    ==============  ====================  ==========================
+    ``r``           the rank              1 at every rank
+    ``2r``          twice the rank        2 at every rank
+    ``fixed:32``    32                    32 / r, falls with the rank
+    ``rslora:16``   16                    16 / sqrt(r)
+    ==============  ====================  ==========================
+    """
+
+    name: str
+    multiple: float | None  # lora_alpha = multiple * r
+    constant: float | None  # lora_alpha = constant
+    use_rslora: bool = False
+
+    def alpha(self, rank: int) -> float:
+        """Return ``lora_alpha`` for a rank, an ``int`` where it is whole (as PEFT writes it)."""
+        value = self.constant if self.multiple is None else self.multiple * rank
+        assert value is not None
+        return int(value) if float(value).is_integer() else value
+
+    def scaling(self, rank: int) -> float:
+        """Return the factor in front of ``B @ A``."""
+        return self.alpha(rank) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def parse_alpha_policy(text: str) -> AlphaPolicy:
+    """Read a policy's name, for example ``"r"``, ``"2r"``, ``"fixed:32"``, ``"rslora"``.
+
+    Raises:
+        RequestError: the name is none of those, or its alpha is not a positive number.
+    """
+    name, _, number = (
+        (text if isinstance(text, str) else shown(text)).strip().lower().partition(":")
+    )
+    if name in ("r", "2r") and not number:
+        return AlphaPolicy(name, multiple=1.0 if name == "r" else 2.0, constant=None)
+    if name in ("fixed", "rslora") and (number or name == "rslora"):
+        try:
+            constant = float(number) if number else RSLORA_ALPHA
+        except ValueError:
+            constant = math.nan
+        if math.isfinite(constant) and constant > 0:
+            return AlphaPolicy(
+                f"{name}:{constant:g}",
+                multiple=None,
+                constant=constant,
+                use_rslora=name == "rslora",
+            )
+        raise RequestError(
+            f"lora_alpha {shown(text)}: {shown(number)} is not a positive number; allowed: {ALLOWED}"
+        )
+    hint = f" (did you mean 'fixed:{name}'?)" if name.isdigit() else ""
+    raise RequestError(f"lora_alpha {shown(text)} is not a policy; allowed: {ALLOWED}{hint}")

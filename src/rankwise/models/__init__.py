@@ -1,0 +1,1 @@
+"""What rankwise knows of Hugging Face models."""

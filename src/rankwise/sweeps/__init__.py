@@ -1,0 +1,1 @@
+"""A sweep, from its request to a decision on disk."""

@@ -1,0 +1,201 @@
+"""The main job, from a request to a decision on disk: the Python call behind ``rankwise sweep``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rankwise.checks import check_config
+from rankwise.decide import Decision
+from rankwise.decide.decision import TestScore
+from rankwise.decide.evidence import Runs, read_runs
+from rankwise.decide.explain import wording_of
+from rankwise.decide.metrics import default_margin
+from rankwise.decide.select import decide
+from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
+from rankwise.errors import RequestError
+from rankwise.store.directory import rank_costs, read_histories
+from rankwise.sweeps.config import SweepConfig, make_config
+from rankwise.sweeps.run import Progress, Run, Silent, open_run, run_trials
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        decision: what the evidence supports.
+        evidence: a row per trial and held-out example: ``rank``, ``seed``, ``learning_rate``, ``example_id``,
+            ``loss`` (nats), ``score``, ``diverged``.
+        directory: where everything is kept.
+        score: what the task score is: accuracy, token accuracy or negative absolute error.
+    """
+
+    decision: Decision
+    evidence: pd.DataFrame
+    directory: Path
+    score: str
+
+    @property
+    def report(self) -> Path:
+        """The report's path."""
+        return self.directory / "report.html"
+
+    @property
+    def best(self) -> Path | None:
+        """The chosen adapter's directory, None if the decision is "undetermined"."""
+        return self.directory / "best" if self.decision.rank is not None else None
+
+    @property
+    def export(self) -> Path | None:
+        """The directory of configs for other tools, None if the decision is "undetermined"."""
+        return self.directory / "export" if self.decision.rank is not None else None
+
+
+def sweep(
+    config: SweepConfig | None = None, *, progress: Progress | None = None, **settings: Any
+) -> Sweep:
+    """Train adapters of several ranks, decide which rank the task needs, and leave everything on disk.
+
+    An existing directory of the same request is resumed: trials that are complete are not run again, and the result
+    is the same as if the sweep had never stopped.
+
+    Args:
+        config: the request; or give its fields as keyword arguments.
+        progress: is told how the sweep goes on.
+        **settings: fields of `SweepConfig`, for example ``ranks=[4, 8, 16]``, ``out="sweep"``.
+
+    Returns:
+        The decision, the evidence and the directory.
+
+    Raises:
+        RequestError: the request was wrong; nothing was trained.
+        RankwiseError: something failed while running; trials complete until then are kept.
+
+    Example:
+        >>> import rankwise
+        >>> result = rankwise.sweep(ranks=[4, 8], seeds=2, out="my-sweep")  # doctest: +SKIP
+        >>> result.decision.rank  # doctest: +SKIP
+        4
+    """
+    config = requested(config, settings)
+    progress = progress or Silent()
+    with open_run(config, progress) as run:
+        return _conclude(run, run_trials(run))
+
+
+def requested(config: SweepConfig | None, settings: Mapping[str, Any]) -> SweepConfig:
+    """Return a sweep's request from a config or its fields.
+
+    Raises:
+        RequestError: both are given, the config is none, a field is not allowed, or there are no ranks to compare.
+    """
+    if config is not None and settings:
+        raise RequestError("give either a config or its fields, not both")
+    config = make_config(settings) if config is None else check_config(config, SweepConfig)
+    if len(config.ranks) < 2:
+        raise RequestError(
+            f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
+        )
+    return config
+
+
+def _conclude(run: Run, left_out: str | None) -> Sweep:
+    """Decide, score the chosen adapter on the test part, and write decision, report, ``best/`` and ``export/``."""
+    from rankwise.exports import write_exports
+    from rankwise.report.html import write_report
+    from rankwise.sweeps.rank_pattern import try_uneven
+
+    evidence, summaries = run.store.evidence(), run.store.summaries()
+    objective = run.task.objective
+    trained_at = run.config.ranks[-1] if run.config.strategy == "once" else None
+    runs = read_runs(evidence, trained_at=trained_at)
+    decision = decide(  # a strategy that was stopped early may have come to one rank only
+        runs,
+        run.config.margin,
+        run.config.confidence,
+        histories=read_histories(run.store.directory),
+        guess_loss=run.guess_loss,
+        # A share's margin is a point; of errors in the labels' own units it is a share of their size.
+        score_margin=default_margin(objective.score, _scores(runs))[0],
+        wording=wording_of(objective.unit, objective.guess),
+        trained_at=trained_at,
+    )
+    decision = decision.with_costs(
+        {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
+    )
+    if left_out is not None:  # which comes before any further seed
+        decision = replace(decision, next=None, warnings=(left_out, *decision.warnings))
+    judged_on = max(
+        one.examples.size for one in runs
+    )  # texts that max_length leaves nothing of are not among them
+    if decision.next is not None and decision.next.held_out_examples == judged_on:
+        advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
+        decision = replace(decision, next=replace(decision.next, advice=advice))
+    chosen, uneven = None, None
+    if decision.rank is not None:
+        row = decision.row(decision.rank)
+        trials = summaries[
+            (summaries["rank"] == row.rank) & (summaries["learning_rate"] == row.learning_rate)
+        ]
+        trials = trials.sort_values("eval_loss")
+        chosen = str(trials["name"].iloc[0])
+        if decision.trained_at not in (None, decision.rank):
+            cut, uneven = try_uneven(decision, runs, trials, run.store, run.engine)
+            decision = replace(decision, uneven=cut)
+    if chosen is not None:
+        decision = replace(decision, test=_test_score(run, chosen))
+    run.store.hand_over(chosen)
+    run.store.offer(uneven)
+    run.store.write_json("decision.json", decision.as_dict())
+    write_exports(run.store.directory, chosen, decision)
+    write_report(run.store.directory)
+    return Sweep(decision, evidence, run.store.directory, run.task.objective.score)
+
+
+def _scores(runs: Sequence[Runs]) -> np.ndarray:
+    """Return the scores that ranks are judged by: of a rate that was tried and left an error says nothing."""
+    return np.concatenate(
+        [run.score.ravel() for run in runs if run.score is not None] or [np.empty(0)]
+    )
+
+
+def _test_score(run: Run, chosen: str) -> TestScore | None:
+    """Score the chosen adapter on the test part, once: a score that is there already is kept.
+
+    None where there are not two examples to score: one would say nothing, and its interval be nothing.
+    """
+    known = (run.store.read_json("decision.json") or {}).get("test")
+    if known and known["trial"] == chosen:
+        return TestScore(
+            **{**known, "loss_ci": tuple(known["loss_ci"]), "score_ci": tuple(known["score_ci"])}
+        )
+    if len(run.task.test) < 2 or len(examples := run.encode("test")) < 2:
+        return None
+    from rankwise.engine.reference import score_adapter
+
+    results = score_adapter(run.base, run.store.adapter_directory(chosen), examples)
+    loss, score = (results[name].to_numpy()[None] for name in ("loss", "score"))  # (1, N)
+    return TestScore(
+        trial=chosen,
+        examples=loss.size,
+        loss=float(loss.mean()),
+        loss_ci=mean_interval(loss, NOTHING_KNOWN, run.config.confidence),
+        score=float(score.mean()),
+        score_ci=mean_interval(score, NOTHING_KNOWN, run.config.confidence),
+    )
+
+
+def as_json(result: Sweep) -> str:
+    """Return a sweep's decision and where its files are, as one JSON document."""
+    paths = {
+        "directory": str(result.directory),
+        "report": str(result.report),
+        "best": str(result.best) if result.best else None,
+        "export": str(result.export) if result.export else None,
+    }
+    return json.dumps({**result.decision.as_dict(), **paths}, indent=2, allow_nan=False)

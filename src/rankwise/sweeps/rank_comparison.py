@@ -1,0 +1,94 @@
+"""The course exercise: train several ranks on a real task and put them side by side."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.decide import best_learning_rate
+from rankwise.errors import RequestError
+from rankwise.sweeps.config import make_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankExperiment:
+    """What training at one rank gave, over its seeds at its own best learning rate.
+
+    Attributes:
+        rank: r.
+        alpha: ``lora_alpha``.
+        trainable_params: adapter entries and those of the classification head.
+        accuracy: mean over seeds, on held-out examples; NaN if every trial diverged.
+        loss: mean held-out loss, nats per example; NaN if every trial diverged.
+        training_time_seconds: median over seeds of one trial's training loop.
+        peak_memory_bytes: largest sum of live tensors in a training step.
+        adapter_bytes: size of the adapter file.
+        learning_rate: the rank's own best of those tried; NaN if every trial diverged.
+        seeds: trials behind the means.
+    """
+
+    rank: int
+    alpha: float
+    trainable_params: int
+    accuracy: float
+    loss: float
+    training_time_seconds: float
+    peak_memory_bytes: int
+    adapter_bytes: int
+    learning_rate: float
+    seeds: int
+
+
+def run_rank_comparison(
+    ranks: Sequence[int] = (4, 8, 16, 32), **settings: Any
+) -> list[RankExperiment]:
+    """Really train an adapter of every rank and return the results, ascending.
+
+    This is the sweep's training without its decision; `rankwise.sweep` says which rank to take.
+
+    Args:
+        ranks: one or more.
+        **settings: other fields of `SweepConfig`, for example ``seeds=1``, ``data="reviews.csv"``. Without ``out``
+            nothing is kept on disk.
+
+    Raises:
+        RequestError: the request was wrong; nothing was trained.
+
+    Example:
+        >>> from rankwise import run_rank_comparison
+        >>> results = run_rank_comparison([4, 8], seeds=1)  # doctest: +SKIP
+        >>> [(one.rank, one.accuracy) for one in results]  # doctest: +SKIP
+    """
+    from rankwise.sweeps.run import Silent, open_run, run_trials
+
+    progress = settings.pop("progress", None) or Silent()
+    with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
+        config = make_config({"out": Path(scratch) / "sweep", **settings, "ranks": ranks})
+        if config.strategy != "grid" or config.budget is not None:
+            raise RequestError(
+                "run_rank_comparison trains every rank: strategy and budget go with rankwise.sweep"
+            )
+        with open_run(config, progress) as run:
+            run_trials(run)
+            evidence, trials = run.store.evidence(), run.store.summaries()
+    results = []
+    for rank in config.ranks:
+        rate = best_learning_rate(evidence[evidence["rank"] == rank])
+        own = trials[trials["rank"] == rank]
+        own = own if rate is None else own[own["learning_rate"] == rate]
+        results.append(
+            RankExperiment(
+                rank=rank,
+                alpha=float(own["lora_alpha"].iloc[0]),
+                trainable_params=int(own["trainable_params"].iloc[0]),
+                accuracy=float(own["eval_score"].astype(float).mean()),
+                loss=float(own["eval_loss"].astype(float).mean()),
+                training_time_seconds=float(own["train_seconds"].median()),
+                peak_memory_bytes=int(own["peak_memory_bytes"].max()),
+                adapter_bytes=int(own["adapter_bytes"].max()),
+                learning_rate=float("nan") if rate is None else rate,
+                seeds=len(own),
+            )
+        )
+    return results

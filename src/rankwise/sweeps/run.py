@@ -1,0 +1,334 @@
+"""A sweep at work: its request checked, its base loaded, its directory held, its trials run."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rankwise.errors import RequestError
+from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.models.compat import quiet_libraries
+from rankwise.models.files import check_model_files, load_arguments, model_fingerprint
+from rankwise.store.directory import UNTRAINED, SweepStore, known_guess, refuse_bad_directory
+from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.environment import environment
+from rankwise.sweeps.trackers import report_trials, require_trackers
+from rankwise.tasks import samples
+from rankwise.tasks.base import Encoded, Task
+from rankwise.tasks.load import load_task
+from rankwise.tasks.readers import file_fingerprint
+from rankwise.tasks.sft import marks_answers
+
+if TYPE_CHECKING:
+    from rankwise.decide.evidence import Guess
+    from rankwise.engine.trial import Engine, FinishedTrial
+    from rankwise.models.base_model import BaseModel
+    from rankwise.planning.planner import Fit
+    from rankwise.strategies.base import Strategy
+    from rankwise.sweeps.truncating_engine import CuttingEngine
+
+
+class Progress(Protocol):
+    """Who is told how a sweep goes on."""
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+
+    def plan(self, complete: int, expected: int) -> None:
+        """Take note of how many trials are complete and how many there will be."""
+
+    def work(self, share: float) -> None:
+        """Take note of a finished share of the current trial."""
+
+    def trial(self, finished: "FinishedTrial") -> None:
+        """Take note of a finished trial."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def note(self, text: str) -> None:
+        """Drop it."""
+
+    def plan(self, complete: int, expected: int) -> None:
+        """Drop it."""
+
+    def work(self, share: float) -> None:
+        """Drop it."""
+
+    def trial(self, finished: "FinishedTrial") -> None:
+        """Drop it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sweep at work: its directory is held until the end of the ``with`` block."""
+
+    config: SweepConfig
+    task: Task
+    base: "BaseModel"
+    store: SweepStore
+    progress: Progress
+    fit: "Fit"
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.store.__exit__(*error)
+
+    @cached_property
+    def engine(self) -> "CuttingEngine":
+        """What trains, cuts and scores; its making tokenises the examples."""
+        from rankwise.sweeps.truncating_engine import CuttingEngine
+
+        return CuttingEngine(_engine(self), self.store.adapter_directory)
+
+    @cached_property
+    def guess_loss(self) -> "Guess | None":
+        """The held-out loss that says nothing is learnt: of guessing, or of the base as it is where no guess is known.
+
+        A base whose head is drawn anew guesses too, badly, and says nothing.
+        """
+        if self.task.guess_loss is not None or self.base.fresh:
+            return self.task.guess_loss
+        known = known_guess(self.store.directory)
+        if known is None:
+            from rankwise.engine.adapter_init import untrained_adapter
+
+            (scored,) = self.engine.score([untrained_adapter(self.base)])
+            self.store.write_json(
+                UNTRAINED, {name: scored[name].tolist() for name in ("example_id", "loss")}
+            )
+            known = known_guess(self.store.directory)
+        return known
+
+    def encode(self, part: str) -> Encoded:
+        """Tokenise a part of the data, and say how many texts were cut, or cut so short that nothing is left to learn.
+
+        Raises:
+            RequestError: of no text anything is left to learn, and a decision needs one.
+        """
+        length = min(max_length(self.config, self.task), self.base.longest)
+        examples, name = getattr(self.task, part), part.replace("_", "-")
+        encoded, cut = self.task.encoder(examples, self.base.tokenizer, length)
+        lost = len(examples) - len(encoded)
+        if cut:
+            self.progress.note(f"{cut} of {len(examples)} {name} texts were cut at {length} tokens")
+        if lost:
+            self.progress.note(
+                f"{lost} of {len(examples)} {name} texts are left out: nothing to learn within {length}"
+            )
+        if len(examples) and not len(encoded) and part != "test":
+            raise RequestError(
+                f"max_length {length} leaves nothing to learn of any {name} text; give a larger one"
+            )
+        return encoded
+
+
+def open_run(config: SweepConfig, progress: Progress) -> Run:
+    """Check the whole request, load the base and open the directory; nothing is trained yet.
+
+    Raises:
+        RequestError: the request was wrong. No directory was made.
+    """
+    refuse_bad_directory(config.out)
+    require_trackers(config.report_to)
+    task = load_task(config)
+    name = _model_name(config)
+    check_model_files(name)
+    with (
+        quiet_libraries()
+    ):  # PEFT imports bitsandbytes, which on some processors asks for one more package
+        from rankwise.models.base_model import load_base
+
+    fit = _fit(name, config, task)
+    base = load_base(
+        name,
+        task.objective,
+        config.target_modules,
+        config.ranks,
+        config.trust_remote_code,
+        config.quantization,
+    )
+    store = SweepStore(config.out, sweep_request(config, task, base), extend=config.extend)
+    for note in task.notes:
+        progress.note(note)
+    if fit.unknown:
+        kept = "" if config.max_memory is None else ", max_memory is not kept to"
+        progress.note(f"memory is not checked{kept}, and one trial trains at a time: {fit.unknown}")
+    progress.note(
+        f"{task.name}: {task.objective.describe()}; {len(task.train)} training, {len(task.held_out)} held-out "
+        f"and {len(task.test)} test examples"
+    )
+    return Run(config, task, base, store, progress, fit)
+
+
+def max_length(config: SweepConfig, task: Task) -> int:
+    """Return how many tokens are kept of an example."""
+    return config.max_length or task.objective.max_length
+
+
+def _fit(name: str, config: SweepConfig, task: Task) -> "Fit":
+    """Refuse a sweep that cannot fit this machine, and say how its trials fit (see `how_many_fit`)."""
+    from rankwise.planning.config import PlanConfig
+    from rankwise.planning.planner import how_many_fit
+
+    def longest_text() -> int:
+        from transformers import AutoTokenizer
+
+        place, file = load_arguments(name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, **file, trust_remote_code=config.trust_remote_code
+        )
+        return max(task.encoder(task.train, tokenizer, max_length(config, task))[0].lengths)
+
+    request = PlanConfig(
+        model=name,
+        ranks=config.ranks,
+        batch_size=config.batch_size,
+        seq_len=max_length(config, task),
+        precision="fp32",
+        quantization=config.quantization,
+        use_dora=config.use_dora,
+        target_modules=config.target_modules,
+        task_type=task.objective.task_type,
+        num_labels=task.objective.settings.get("num_labels"),
+        trust_remote_code=config.trust_remote_code,
+    )
+    return how_many_fit(request, longest_text, config.max_memory)
+
+
+def run_trials(run: Run) -> str | None:
+    """Run the trials that are missing, and say which the budget left out."""
+    from rankwise.strategies.base import run as run_strategy
+
+    config = run.config
+    strategy = make_strategy(run, run.guess_loss)
+
+    def report(finished: "FinishedTrial | None" = None) -> None:
+        if finished is not None:
+            run.progress.trial(finished)
+        report_trials(run.store.directory, config.report_to, run.progress.note)
+
+    report()  # what an interruption left unreported
+    left_out = run_strategy(
+        strategy,
+        run.engine,
+        run.store,
+        {
+            "lora_alpha_policy": config.lora_alpha,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+        },
+        on_trial=report,
+        on_plan=run.progress.plan,
+        budget=None if config.budget is None else 60 * config.budget,
+    )
+    if not left_out:
+        return None
+    more = strategy.expected_trials(run.store.evidence()) - len(run.store.trial_names())
+    first = left_out[0]
+    return (
+        f"The budget of {config.budget:g} min is spent. About {max(more, len(left_out))} trials are left out, first "
+        f"rank {first.rank} at learning rate {first.learning_rate:g} with seed {first.seed}; the same command with a "
+        "larger --budget goes on from there."
+    )
+
+
+def make_strategy(run: Run, guess_loss: "Guess | None") -> "Strategy":
+    """Return the strategy asked for; `guess_loss` tells it where nothing is learnt."""
+    from rankwise.strategies import strategies
+
+    config = run.config
+    return strategies()[config.strategy](
+        config.ranks,
+        config.seeds,
+        config.learning_rate,
+        parse_alpha_policy(config.lora_alpha),
+        config.margin,
+        config.confidence,
+        guess_loss,
+    )
+
+
+def _engine(run: Run) -> "Engine":
+    """Return the engine asked for, or the reference where a base is beyond the fused one, which is said aloud."""
+    from rankwise.engine.fused.engine import FusedEngine, lower_precision
+    from rankwise.engine.fused.model import why_not
+    from rankwise.engine.reference import ReferenceEngine
+    from rankwise.engine.trial import Recipe
+
+    config = run.config
+    train, held_out = run.encode("train"), run.encode("held_out")
+    recipe = Recipe(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        loraplus_ratio=config.loraplus_ratio,
+        use_dora=config.use_dora,
+        init=config.init,
+    )
+    if config.engine == "fused":
+        reason = why_not(run.base, train)
+        if reason is None:
+            if run.fit.at_once > 1:
+                run.progress.note(f"up to {run.fit.at_once} trials train at once")
+            return FusedEngine(
+                run.base,
+                train,
+                held_out,
+                recipe,
+                run.progress.work,
+                run.fit.at_once,
+                lower_precision(run.base),
+            )
+        run.progress.note(f"the reference engine trains instead of the fused one: {reason}")
+    return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
+
+
+def _model_name(config: SweepConfig) -> str:
+    return config.model if config.model is not None else str(samples.minilm_directory())
+
+
+def sweep_request(config: SweepConfig, task: Task, base: "BaseModel") -> dict[str, Any]:
+    """Return what defines a sweep: files count by content, so that a moved file is the same file."""
+    settings = {**config.as_dict(), "max_length": max_length(config, task)}
+    # What permits, bounds, speeds up or reports a sweep does not define one.
+    for name in ("extend", "allow_duplicates", "max_memory", "budget", "report_to"):
+        del settings[name]
+    paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
+    files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
+    fingerprints: Mapping[str, str | None] = {
+        "model": model_fingerprint(_model_name(config)),
+        **{name: file_fingerprint(path) if path else None for name, path in files.items()},
+    }
+    return {
+        "settings": settings,
+        "paths": {name: path for name, path in paths.items() if name != "out"},
+        "fingerprints": fingerprints,
+        "task": {
+            "name": task.name,
+            "examples": task.objective.describe(),
+            "task_type": task.objective.task_type,
+            "loss": task.objective.unit,
+            "guess": task.objective.guess,
+            "guess_loss": task.guess_loss,
+            "score": task.objective.score,
+            "data_layout": None if task.layout is None else task.layout.as_dict(),
+            "chat_template": bool(
+                base.tokenizer.chat_template
+            ),  # which decides how instructions are written
+            "answers_marked": marks_answers(
+                base.tokenizer
+            ),  # without which TRL finds them in few templates
+            "label_names": list(task.objective.settings.get("id2label", {}).values()),
+            "train_examples": len(task.train),
+            "held_out_examples": len(task.held_out),
+            "test_examples": len(task.test),
+        },
+        "environment": environment(),
+        "command": " ".join(sys.argv)
+        if sys.argv[0].endswith("rankwise")
+        else "rankwise.sweep(...)",
+    }

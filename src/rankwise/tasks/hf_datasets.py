@@ -1,0 +1,87 @@
+"""Data sets of Hugging Face's datasets: as ``save_to_disk`` leaves them, or from a hub."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankwise.errors import RequestError, some
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a directory is what ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` writes."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def read_saved_dataset(path: Path) -> pd.DataFrame:
+    """Read one split; numbers that stand for named classes become their names.
+
+    Args:
+        path: a directory for which `is_saved_dataset` holds.
+
+    Raises:
+        RequestError: datasets is not installed, the directory holds several splits, or it cannot be read.
+    """
+    datasets = _library(f"data {str(path)!r} is a saved data set")
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(
+            f"data {str(path)!r} cannot be read as a data set: {' '.join(str(error).split())}"
+        ) from None
+    if isinstance(loaded, datasets.DatasetDict):
+        splits = sorted(loaded)
+        raise RequestError(
+            f"data {str(path)!r} holds the splits {some(splits)}; give one, as in {str(path / splits[0])!r}"
+        )
+    return _as_table(loaded)
+
+
+def hub_parts(path: Path) -> tuple[str, str | None, str]:
+    """Return name, configuration and split of a hub's data set."""
+    name, *rest = path.as_posix().split(":")
+    return name, rest[0] if len(rest) > 1 else None, rest[-1] if rest else "train"
+
+
+def read_hub_dataset(path: Path) -> pd.DataFrame:
+    """Read one split from a hub, or from what was loaded from it before.
+
+    Args:
+        path: for which `rankwise.tasks.readers.is_hub_id` holds. Without a split, ``train``.
+
+    Raises:
+        RequestError: datasets is not installed, or there is no such data set, configuration or split in reach.
+    """
+    datasets = _library(f"data {str(path)!r} is no file, and may be a hub's data set")
+    name, config, split = hub_parts(path)
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(
+            f"data {str(path)!r}: no such file, and no data set of a hub in reach: {reason}"
+        ) from None
+    return _as_table(loaded)
+
+
+def _library(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise RequestError(
+            f"{what}, and the package datasets, which reads it, is missing: pip install 'rankwise[datasets]'"
+        ) from None
+    return datasets
+
+
+def _as_table(loaded: Any) -> pd.DataFrame:
+    from datasets import ClassLabel
+
+    table: pd.DataFrame = loaded.to_pandas()
+    for name, feature in loaded.features.items():
+        if isinstance(feature, ClassLabel):  # -1 and None stand for an unknown class
+            table[name] = [
+                feature.int2str(int(value)) if pd.notna(value) and value >= 0 else None
+                for value in table[name]
+            ]
+    return table

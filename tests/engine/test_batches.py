@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from rankwise.engine.batches import EpochOrder, epoch_batches
+
+LENGTHS = [int(length) for length in np.random.default_rng(0).integers(3, 60, size=403)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 500])
+def test_every_example_once_an_epoch_in_full_batches_but_the_last(batch_size: int) -> None:
+    batches = epoch_batches(LENGTHS, batch_size, seed=1, epoch=0)
+    assert sorted(row for batch in batches for row in batch) == list(range(403))
+    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+    assert 0 < len(batches[-1]) <= batch_size
+
+
+def test_seed_and_epoch_alone_set_the_order() -> None:
+    first = epoch_batches(LENGTHS, 8, seed=1, epoch=0)
+    assert first == epoch_batches(LENGTHS, 8, seed=1, epoch=0)
+    assert first != epoch_batches(LENGTHS, 8, seed=1, epoch=1)
+    assert first != epoch_batches(LENGTHS, 8, seed=2, epoch=0)
+
+
+def test_little_is_padding_and_length_does_not_drift() -> None:
+    lengths = np.array(LENGTHS)
+    batches = epoch_batches(LENGTHS, 8, seed=0, epoch=0)
+    padded = sum(max(lengths[batch]) * len(batch) for batch in batches)
+    plain = np.random.default_rng(0).permutation(403)
+    unsorted = sum(max(lengths[plain[i : i + 8]]) * len(plain[i : i + 8]) for i in range(0, 403, 8))
+    assert padded - lengths.sum() < 0.4 * (unsorted - lengths.sum())
+    means = [lengths[batch].mean() for batch in batches]
+    assert (
+        abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.35
+    )  # 52 batches: 2.5 standard errors
+
+
+def test_the_sampler_moves_on_with_each_epoch() -> None:
+    order = EpochOrder(LENGTHS, 8, seed=3)
+    epochs = [list(order), list(order)]
+    for epoch, rows in enumerate(epochs):
+        assert rows == [row for batch in epoch_batches(LENGTHS, 8, 3, epoch) for row in batch]
+    assert len(order) == 403

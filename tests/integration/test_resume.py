@@ -1,0 +1,107 @@
+"""Killed at any moment, the same command ends with the same result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rankwise.store.directory import read_evidence
+
+MEASURED = {"train_seconds", "pack_seconds", "peak_memory_bytes"}  # by the clock, or with it
+
+
+def command(tiny_model: Path, data: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "rankwise.cli", "sweep", "--model", str(tiny_model), "--data", str(data),
+            "--ranks", "2,4,8", "--margin", "0.5", "--learning-rate", "5e-3,1e-2", "--out", str(out)]  # fmt: skip
+
+
+def decision(out: Path) -> dict[str, object]:
+    content = json.loads((out / "decision.json").read_text())
+    for row in content["table"]:
+        for name in MEASURED:
+            del row[name]
+    return content
+
+
+def trials(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in out.glob("trials/[!.]*")}
+
+
+def stop_after(
+    process: subprocess.Popen[bytes], out: Path, complete: int, with_signal: signal.Signals
+) -> None:
+    """Send the signal as soon as so many trials are complete."""
+    deadline = time.monotonic() + 120
+    while len(trials(out)) < complete:
+        assert process.poll() is None, "ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(with_signal)
+    process.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("with_signal", "moments"),
+    [
+        (signal.SIGKILL, (1, 4, 8)),
+        (signal.SIGINT, (3,)),
+        pytest.param(signal.SIGTERM, (5,), marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_sweep_goes_on_and_ends_the_same(
+    tiny_model: Path,
+    swept: Path,
+    tmp_path: Path,
+    with_signal: signal.Signals,
+    moments: tuple[int, ...],
+) -> None:
+    data, out = swept.parent / "reviews.csv", tmp_path / "out"
+    kept: dict[str, int] = {}
+    for complete in moments:
+        process = subprocess.Popen(
+            command(tiny_model, data, out),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        stop_after(process, out, complete, with_signal)
+        errors = process.stderr.read().decode() if process.stderr else ""
+        assert "Traceback" not in errors
+        if with_signal is signal.SIGINT:
+            assert process.returncode == 1
+            assert errors.splitlines()[-1].startswith(
+                "rankwise: interrupted; complete trials are kept"
+            )
+        assert not (out / "decision.json").exists()
+        now = trials(out)
+        assert kept.items() <= now.items()  # the same directories, not written again
+        kept = now
+    done = subprocess.run(
+        command(tiny_model, data, out), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{len(kept)} trials are complete" in done.stderr
+    assert kept.items() <= trials(out).items()
+    # `swept` is the same request, never interrupted.
+    assert decision(out) == decision(swept)
+    pd.testing.assert_frame_equal(read_evidence(out), read_evidence(swept))
+    assert not [path for path in out.rglob(".partial*")]
+
+
+def test_a_finished_sweep_is_not_run_again(tiny_model: Path, swept: Path) -> None:
+    before = trials(swept)
+    start = os.stat(swept / "best" / "adapter_model.safetensors").st_size
+    done = subprocess.run(
+        command(tiny_model, swept.parent / "reviews.csv", swept), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "learning rate 0.005 " not in done.stderr  # no trial was announced
+    assert trials(swept) == before
+    assert os.stat(swept / "best" / "adapter_model.safetensors").st_size == start

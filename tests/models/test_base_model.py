@@ -1,0 +1,175 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.evaluate import padded_logits
+from rankwise.engine.trial import Trial
+from rankwise.errors import RequestError
+from rankwise.models.base_model import load_base
+from rankwise.tasks.base import Encoded
+from rankwise.tasks.losses import Classes
+from tests.architectures import OF_PARTS
+from tests.conftest import save_tokenizer
+from tests.engine.tiny import save_tiny
+
+LABELS = ("bad", "good")
+
+
+def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = load_base(str(tiny_model), Classes(LABELS), ["all-linear"], [4])
+    assert base.fresh == ("classifier",)
+    assert set(base.trained_in_full) == {"classifier"}
+    assert base.model.config.id2label == {0: "bad", 1: "good"}
+    # MiniLM-L6 comes without the pooler's weights.
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = {
+        key: value
+        for key, value in load_file(tiny_model / "model.safetensors").items()
+        if "pooler" not in key
+    }
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+    assert set(base.fresh) == {"bert.pooler", "classifier"}
+    assert not any("pooler" in name for name in base.targets)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_path: Path) -> None:
+    directory = save_tiny("distilbert", tmp_path)
+    AutoModelForSequenceClassification.from_pretrained(directory).save_pretrained(directory)
+    base = load_base(str(directory), Classes(LABELS), "all-linear", [4], quantization=quantization)
+    assert not base.fresh
+    trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4.0, use_rslora=False)
+    model = put_on_adapter(base, trial, saved_modules(base))
+    trained = {
+        name.removeprefix("base_model.model.").split(".modules_to_save")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora" not in name
+    }
+    assert trained == set(base.trained_in_full) == {"pre_classifier", "classifier"}
+
+
+def test_there_is_no_dropout_anywhere(tiny_model: Path) -> None:
+    base = load_base(str(tiny_model), Classes(LABELS), ["all-linear"], [4])
+    base.model.train()
+    tokens = torch.tensor([[2, 5, 6, 3]])
+    assert torch.equal(base.model(input_ids=tokens).logits, base.model(input_ids=tokens).logits)
+
+
+def test_a_decoder_without_padding_gets_one(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    save_tokenizer(tmp_path)
+    GPT2Model(
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=24)
+    ).save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+    assert base.model.config.pad_token_id == base.tokenizer.pad_token_id is not None
+    assert base.fresh == ("score",)
+    assert base.longest == 24
+
+
+def roberta(directory: Path) -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(
+        vocab_size=save_tokenizer(directory),
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,
+        **sizes,
+    )
+    RobertaModel(config).save_pretrained(directory)
+
+
+def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("gemma3", **OF_PARTS["gemma3"])
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = None
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    base = load_base(str(tmp_path), Classes(LABELS), "all-linear", [4])
+    examples = Encoded((0, 1), [[5, 6, 7], [5, 6, 7, 8, 9]], (0, 1))
+    both = padded_logits(base.model, base.tokenizer, examples)  # (2, 2)
+    alone = torch.cat(
+        [padded_logits(base.model, base.tokenizer, examples.take([row])) for row in (0, 1)]
+    )
+    torch.testing.assert_close(both, alone)
+
+
+def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
+    roberta(tmp_path)
+    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+    assert base.longest == 32  # 34 positions, counted from behind the padding index 1
+    base.model(input_ids=torch.full((1, base.longest), 5))
+    with pytest.raises((IndexError, RuntimeError), match="index"):
+        base.model(input_ids=torch.full((1, base.longest + 1), 5))
+
+
+def without_special_tokens(directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    for file in directory.glob("*tok*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(directory)
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda d: (d / "config.json").unlink(), "no config.json"),
+        (
+            lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+            r"pickle only \(pytorch_model.bin\)",
+        ),
+        (lambda d: (d / "model.safetensors").unlink(), r"has no weights \(\*.safetensors\)"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"broken"), "cannot be loaded"),
+        (
+            lambda d: (d / "config.json").write_text('{"model_type": "nonesuch"}'),
+            "cannot be loaded.*nonesuch",
+        ),
+        (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
+        (
+            lambda d: change_config(d, pad_token_id=1 << 20),
+            "cannot be loaded: pad_token_id must be below vocab_size",
+        ),
+        (lambda d: [file.unlink() for file in d.glob("tok*")], "has no tokenizer"),
+        (without_special_tokens, "neither a padding nor an end-of-sequence token"),
+    ],
+)
+def test_models_that_cannot_serve(
+    tiny_model: Path, tmp_path: Path, break_it: Any, words: str
+) -> None:
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    break_it(tmp_path)
+    with pytest.raises(RequestError, match=words) as caught:
+        load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no such directory"):
+        load_base(str(tmp_path / "absent"), Classes(LABELS), ["all-linear"], [4])
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RequestError, match="is a file, not a directory"):
+        load_base(str(tmp_path / "file"), Classes(LABELS), ["all-linear"], [4])

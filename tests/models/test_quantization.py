@@ -1,0 +1,243 @@
+"""A base in few bits: both engines, what is kept in full, and the saved adapter in plain PEFT."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bitsandbytes
+import numpy as np
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from rankwise.engine.evaluate import padded_logits
+from rankwise.engine.fused.engine import FusedEngine, lower_precision
+from rankwise.engine.fused.model import why_not
+from rankwise.engine.reference import ReferenceEngine
+from rankwise.engine.trial import Recipe, Trial
+from rankwise.errors import RequestError
+from rankwise.lora.adapter import Adapter
+from rankwise.models import quantization
+from rankwise.models.base_model import load_base
+from rankwise.models.quantization import keep_as_loaded, loading_arguments, resident_tensors
+from rankwise.sweeps.config import SweepConfig
+from rankwise.tasks import samples
+from rankwise.tasks.classification import encode
+from rankwise.tasks.load import load_task
+from rankwise.tasks.losses import Classes
+from tests.engine.fused.test_engine import assert_same_training
+from tests.engine.tiny import load_tiny
+
+RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
+TRIALS = [
+    Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=4),
+    Trial(rank=2, seed=1, learning_rate=1e-3, lora_alpha=4, use_rslora=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("llama", "nf4-dq"), ("bert", "int8")]
+)
+def test_both_engines_train_alike_and_peft_loads_the_adapter(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
+    layers = {type(base.model.get_submodule(target)).__name__ for target in base.targets}
+    assert layers == {"Linear8bitLt" if kind == "int8" else "Linear4bit"}
+    assert why_not(base, train) is None
+    (expected,) = ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
+    packed = list(FusedEngine(base, train, held_out, RECIPE, pack_size=2).train(TRIALS))
+    assert_same_training(packed[0], expected)
+    assert {value.dtype for value in packed[0].adapter.values()} == {torch.float32}
+
+    saved = tmp_path / "adapter"
+    saved.mkdir()
+    save_file(packed[0].adapter, saved / "adapter_model.safetensors")
+    (saved / "adapter_config.json").write_text(json.dumps(packed[0].adapter_config))
+    bits = BitsAndBytesConfig(
+        load_in_8bit=kind == "int8",
+        load_in_4bit=kind != "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=kind == "nf4-dq",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["classifier", "score"],
+    )
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base.name, num_labels=2, dtype=torch.float32, pad_token_id=0, quantization_config=bits
+    )
+    keep_as_loaded(plain)
+    model = PeftModel.from_pretrained(plain, saved).eval()
+    with torch.inference_mode():
+        for tokens, label, loss in zip(
+            held_out.input_ids, held_out.labels, packed[0].evidence["loss"], strict=True
+        ):
+            logits = model(input_ids=torch.tensor([tokens])).logits[0].double()
+            np.testing.assert_allclose(-torch.log_softmax(logits, 0)[label].item(), loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("gemma2", "nf4"), ("bert", "int8")]
+)
+def test_bf16_products_come_close_to_fp32(name: str, kind: str, tmp_path: Path) -> None:
+    """Quantised layers give back the precision of their input, which is fp32 after a norm, under autocast too."""
+    base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
+    (exact,) = FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
+    (rough,) = FusedEngine(base, train, held_out, RECIPE, autocast=torch.bfloat16).train(TRIALS[:1])
+    exact_losses, losses = ([row["train_loss"] for row in one.steps] for one in (exact, rough))
+    assert losses != exact_losses
+    assert losses == pytest.approx(exact_losses, rel=5e-3)
+    assert list(rough.evidence["loss"]) == pytest.approx(list(exact.evidence["loss"]), rel=5e-3)
+    assert all(value.dtype == torch.float32 for value in rough.adapter.values())
+
+
+def test_rounding_to_bf16_is_not_taken_for_a_base_that_cannot_run_packed() -> None:
+    """On a GPU with bf16 a 4-bit base computes in it, and the logits of one example move with its batch's shape."""
+    task = load_task(SweepConfig())
+    base = load_base(
+        str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="nf4"
+    )
+    layers = [module for module in base.model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        layer.compute_dtype = torch.bfloat16
+    examples = encode(task.train.take(range(40)), base.tokenizer, 128)[0]
+    assert [why_not(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [None] * 5
+    assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
+
+
+def test_rounding_inputs_to_8_bits_is_not_taken_for_a_base_that_cannot_run_packed() -> None:
+    """By that rounding alone a nudge of embeddings by parts in ten million moves 8-bit MiniLM's logits by percents."""
+    task = load_task(SweepConfig())
+    base = load_base(
+        str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="int8"
+    )
+    examples = encode(task.train.take(range(40)), base.tokenizer, 128)[0]
+    assert [why_not(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [None] * 5
+
+    base.model.eval()
+    with torch.inference_mode():
+        plain = padded_logits(base.model, base.tokenizer, examples)
+        hook = base.model.base_model.embeddings.register_forward_hook(
+            lambda *args: args[2] * (1 + 2e-7)
+        )
+        nudged = padded_logits(base.model, base.tokenizer, examples)
+        hook.remove()
+    assert (
+        nudged - plain
+    ).abs().max() > 0.01 * plain.abs().max()  # the layers round as before the check
+
+
+@pytest.mark.slow
+def test_both_engines_train_an_8_bit_minilm_alike() -> None:
+    task = load_task(SweepConfig())
+    base = load_base(
+        str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="int8"
+    )
+    train, held_out = (
+        encode(part.take(range(0, len(part), len(part) // count)), base.tokenizer, 128)[0]
+        for part, count in ((task.train, 200), (task.held_out, 100))
+    )
+    (expected,) = ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
+    packed = list(FusedEngine(base, train, held_out, RECIPE, pack_size=2).train(TRIALS))
+    losses, expected_losses = (
+        [row["train_loss"] for row in one.steps] for one in (packed[0], expected)
+    )
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    # In eval mode inputs are rounded to 8 bits, and single logits with them.
+    mean, expected_mean = (one.evidence["loss"].mean() for one in (packed[0], expected))
+    assert mean == pytest.approx(expected_mean, abs=2e-3)
+
+
+def test_a_trial_does_not_decide_which_columns_of_another_are_in_8_bits(tmp_path: Path) -> None:
+    base, train, held_out = load_tiny("bert", tmp_path, quantization="int8")
+    engine = FusedEngine(base, train.take(range(16)), held_out, RECIPE)
+    (trained,) = engine.train(TRIALS[:1])
+    usual = Adapter(trained.adapter, trained.adapter_config)
+    wild = Adapter(
+        {name: 1e3 * value for name, value in trained.adapter.items()}, trained.adapter_config
+    )
+    together, alone = engine.score([usual, wild]), engine.score([usual])
+    assert together[0].equals(alone[0])
+
+
+@pytest.mark.parametrize("engine", [FusedEngine, ReferenceEngine])
+@pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])
+def test_evaluating_leaves_the_base_as_it_is(
+    engine: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the processor has AVX512-BF16, bitsandbytes would change it, and the next trial with it."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    base, train, held_out = load_tiny("llama", tmp_path, quantization=kind)
+    few = train.take(list(range(16)))
+    trials = list(engine(base, few, held_out, RECIPE).train([TRIALS[0], TRIALS[0]]))
+    assert trials[0].steps == trials[1].steps
+    assert trials[0].evidence.equals(trials[1].evidence)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_a_gpu_that_emulates_bf16_computes_in_fp32(
+    native: bool, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch counts emulation, as on T4 and V100, as support unless it is asked not to."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: native or including_emulation,
+    )
+    on_cuda: Any = SimpleNamespace(
+        parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))])
+    )
+    assert lower_precision(SimpleNamespace(model=on_cuda)) is expected  # type: ignore[arg-type]
+    config = loading_arguments("nf4", ())["quantization_config"]
+    assert config.bnb_4bit_compute_dtype == (expected or torch.float32)
+
+
+def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: Path) -> None:
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = {
+        key: value
+        for key, value in load_file(tiny_model / "model.safetensors").items()
+        if "pooler" not in key
+    }
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    base = load_base(str(tmp_path), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
+    assert set(base.fresh) == {"bert.pooler", "classifier"}
+    for name in base.trained_in_full:
+        assert all(
+            value.dtype == torch.float32 for value in base.model.get_submodule(name).parameters()
+        )
+    quantized = {
+        name for name, module in base.model.named_modules() if isinstance(module, Linear4bit)
+    }
+    assert quantized == set(base.targets)
+
+
+def test_memory_counts_the_scales(tmp_path: Path) -> None:
+    base, _, _ = load_tiny("llama", tmp_path, quantization="nf4-dq")
+    layer = base.model.model.layers[0].mlp.up_proj
+    sizes = {id(value): value.untyped_storage().nbytes() for value in resident_tensors(layer)}
+    weights = layer.in_features * layer.out_features
+    scales = -(
+        -weights // 64
+    )  # in 8 bits, with scales of their own in fp32; two tables of codes and an offset
+    assert (
+        sum(sizes.values())
+        == weights // 2 + scales + 4 * (-(-scales // 256)) + 4 * 16 + 4 * 256 + 4
+    )
+
+
+def test_without_bitsandbytes_there_is_one_clear_line(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(
+        RequestError,
+        match=r"'nf4' needs the package 'bitsandbytes': pip install 'rankwise\[qlora\]'",
+    ):
+        load_base(str(tiny_model), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
+    assert SweepConfig(quantization="nf4").quantization == "nf4"  # the request itself is in order

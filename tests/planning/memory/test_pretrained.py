@@ -1,0 +1,19 @@
+"""Predictions against real steps of pretrained models: MiniLM-L6, and SmolLM2-135M where its package is there."""
+
+from pathlib import Path
+
+import pytest
+
+from rankwise.planning.plan import plan
+from tests.architectures import measured_peak, real_model
+
+
+@pytest.mark.slow
+def test_pretrained_models(tmp_path: Path) -> None:
+    from benchmarks.memory import pretrained_cases
+
+    for number, (_, _, config, weights) in enumerate(pretrained_cases(tmp_path)):
+        measured = measured_peak(real_model(config, tmp_path / str(number), 8, weights), config)
+        assert plan(config=config).rows[0].memory.peak_allocated == pytest.approx(
+            measured, rel=0.01
+        )

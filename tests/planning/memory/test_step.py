@@ -1,0 +1,195 @@
+"""Predictions against real training steps on the CPU, measured by live bytes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise.planning import repeated_blocks as blocks
+from rankwise.planning.config import PlanConfig
+from rankwise.planning.memory.devices import CPU, find_device
+from rankwise.planning.memory.setup import DTYPES
+from rankwise.planning.memory.step import StepMemory
+from rankwise.planning.meta_model import load_meta_model
+from rankwise.planning.params import make_skeleton
+from rankwise.planning.planner import Planner
+from tests.architectures import (
+    ARCHITECTURES,
+    OF_PARTS,
+    measured_peak,
+    real_model,
+    request,
+    write_config,
+)
+
+
+def planner(config: PlanConfig) -> Planner:
+    attention = "eager" if config.attention == "eager" else "sdpa"
+    meta = load_meta_model(
+        config.model, DTYPES[config.precision], task_type=config.task_type, attention=attention
+    )
+    device = CPU if config.device == "cpu" else find_device(config.device)
+    return Planner(make_skeleton(meta, config), config, device)
+
+
+@pytest.mark.parametrize("name", OF_PARTS)
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_CLS"])
+def test_models_of_parts(name: str, task_type: str, tmp_path: Path) -> None:
+    config = request(
+        write_config(tmp_path, name), task_type=task_type, target_modules=r".*\.(q_proj|up_proj)"
+    )
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
+
+
+def test_classifiers_that_alternate_attention(tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "gemma2"), task_type="SEQ_CLS")
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture(name: str, tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, name))
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {"attention": "eager"}),
+        ("llama", {"gradient_checkpointing": True}),
+        ("llama", {"gradient_checkpointing": True, "precision": "bf16", "attention": "eager"}),
+        ("gpt2", {"gradient_checkpointing": True, "seq_len": 128}),
+        ("llama", {"use_dora": True}),
+        ("llama", {"modules_to_save": "lm_head", "target_modules": "q_proj"}),
+        ("llama", {"modules_to_save": "embed_tokens,lm_head", "precision": "bf16"}),
+        ("bert", {"bias": "all"}),
+        ("mixtral", {"gradient_checkpointing": True}),
+        ("llama", {"quantization": "nf4"}),
+        ("llama", {"quantization": "nf4", "use_dora": True}),
+        ("llama", {"quantization": "nf4-dq", "precision": "bf16", "gradient_checkpointing": True}),
+        ("gpt2", {"quantization": "nf4"}),
+        ("bert", {"quantization": "nf4"}),
+        ("llama", {"quantization": "int8"}),
+    ],
+    ids=str,
+)
+def test_settings(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, name), **settings)
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"gradient_checkpointing": True, "quantization": "nf4"}),
+        ("gemma2", {}),
+        ("t5", {}),
+        ("gpt2", {"target_modules": r".*h\.[0-4]\.attn\.c_attn"}),
+        ("mixtral", {"device": "A100-80GB", "precision": "bf16"}),
+    ],
+    ids=str,
+)
+def test_cut_model_tells_the_whole(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = {"num_hidden_layers": 14, "n_layer": 14, "num_layers": 9, "num_decoder_layers": 7}
+    config = request(write_config(tmp_path, name, **deep), **settings)
+    cut = planner(config)
+    assert cut.skeleton.stacks
+    monkeypatch.setattr(blocks, "MIN_STACK", 1000)
+    whole = planner(config)
+    assert not whole.skeleton.stacks
+    assert cut.memory(8) == whole.memory(8)
+
+
+def test_values_in_between_are_those_traced(tmp_path: Path) -> None:
+    config = request(
+        write_config(tmp_path, "qwen2"), device="T4", attention="eager", precision="fp16"
+    )
+    one = planner(config)
+    by_rank, by_batch, by_length = one.over_ranks(2, 64), one.over_batches(8), one.over_lengths(8)
+    for rank in (3, 37, 100):
+        assert by_rank(rank) == one.memory(rank)
+    for size in (1, 7, 100):
+        assert by_batch(size) == one.memory(8, batch_size=size)
+    for length in (512, 1280):
+        assert by_length(length) == one.memory(8, seq_len=length)
+
+
+def test_rank_takes_16_bytes_a_parameter(tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "llama"))
+    one = planner(config)
+    low, high = one.memory(8), one.memory(32)
+    params = (
+        (32 - 8) * 6 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256))
+    )  # q, o; k, v; gate, up, down
+
+    def own(memory: StepMemory) -> int:
+        return memory.adapter + memory.gradients + memory.optimizer
+
+    assert own(high) - own(low) == 16 * params
+    # So does the real peak where it is at the end of the backward pass: few tokens, and so few activations.
+    config = request(config.model, batch_size=1, seq_len=2)
+    real = [measured_peak(real_model(config, tmp_path, rank), config) for rank in (128, 256)]
+    sizes = [
+        sum(p.numel() for p in real_model(config, tmp_path, r).parameters() if p.requires_grad)
+        for r in (128, 256)
+    ]
+    planned = planner(config)
+    slope = (planned.memory(256).peak_allocated - planned.memory(128).peak_allocated) / (
+        sizes[1] - sizes[0]
+    )
+    assert slope == pytest.approx((real[1] - real[0]) / (sizes[1] - sizes[0]), rel=1e-3)
+    assert slope == pytest.approx(16, rel=0.02)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_parts_add_up(quantization: str, tmp_path: Path) -> None:
+    settings = {"device": "T4", "precision": "fp16", "quantization": quantization}
+    memory = planner(request(write_config(tmp_path, "llama"), **settings)).memory(8)
+    parts = (
+        memory.weights,
+        memory.adapter,
+        memory.gradients,
+        memory.optimizer,
+        memory.activations,
+        memory.logits,
+    )
+    assert sum(parts) == memory.peak_allocated == sum(memory.at_peak.values())
+    assert all(part >= 0 for part in parts)
+    assert memory.peak_eval < memory.peak_allocated
+    assert memory.context > 0
+    assert (memory.largest_dequantized > 0) == (quantization == "nf4")
+
+
+def test_evaluation_peak_is_that_of_a_forward_pass(tmp_path: Path) -> None:
+    from rankwise.engine.peak_memory import peak_live_bytes
+
+    config = request(write_config(tmp_path, "llama"))
+    model = real_model(config, tmp_path, 8).eval()
+    tokens = torch.ones(4, 64, dtype=torch.long)
+    batch = {"input_ids": tokens, "labels": tokens.clone()}
+
+    def step() -> None:
+        with torch.no_grad():
+            model(**batch)
+
+    measured = peak_live_bytes(step, [*model.parameters(), *model.buffers(), *batch.values()])
+    memory = planner(config).memory(8)
+    assert memory.peak_eval - memory.optimizer == pytest.approx(measured, rel=0.01)
+
+
+def test_nothing_of_the_frozen_base_is_counted_twice(tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "qwen2"))
+    model: nn.Module = real_model(config, tmp_path, 8)
+    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad) + sum(
+        b.nbytes for b in model.buffers()
+    )
+    assert planner(config).memory(8).weights == frozen

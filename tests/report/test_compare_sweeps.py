@@ -1,0 +1,97 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwise
+from rankwise.cli import main
+from rankwise.errors import RequestError
+from rankwise.report.compare_sweeps import Line, read_lines
+from rankwise.report.compare_sweeps_table import write_side_by_side_plot
+from rankwise.store.directory import read_evidence
+from tests.conftest import make_reviews
+
+POLICIES = {"r": (4, False), "2r": (8, False), "fixed:32": (32, False), "rslora": (16, True)}
+RATES = (2e-3, 5e-3)
+
+
+@pytest.fixture(scope="module")
+def directories(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A sweep for each policy, of one seed."""
+    home = tmp_path_factory.mktemp("policies")
+    make_reviews(120).to_csv(home / "reviews.csv", index=False)
+    found = []
+    for policy in POLICIES:
+        found.append(home / policy.replace(":", "-"))
+        rankwise.sweep(
+            model=str(tiny_model), data=home / "reviews.csv", ranks=(2, 4), learning_rates=RATES, seeds=1, margin=2.0,
+            lora_alpha=policy, out=found[-1],
+        )  # fmt: skip
+    return found
+
+
+def test_every_policy_sets_alpha_and_scaling_of_its_trials(directories: list[Path]) -> None:
+    for directory, (alpha, use_rslora) in zip(directories, POLICIES.values(), strict=True):
+        for trial in directory.glob("trials/r4-*"):
+            config = json.loads((trial / "adapter" / "adapter_config.json").read_text())
+            assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (
+                4,
+                alpha,
+                use_rslora,
+            )
+    losses = [read_evidence(directory)["loss"].mean() for directory in directories]
+    assert len(set(losses)) == len(losses)  # no policy trains as another does
+
+
+def test_lines_are_named_by_what_differs_and_tell_the_rate_s_effect(
+    directories: list[Path],
+) -> None:
+    lines = read_lines(directories)
+    assert [line.label for line in lines] == [
+        "lora alpha r", "lora alpha 2r", "lora alpha fixed:32", "lora alpha rslora:16"
+    ]  # fmt: skip
+    for directory, line in zip(directories, lines, strict=True):
+        means = read_evidence(directory).groupby(["rank", "learning_rate"])["loss"].mean()
+        assert line.spread_at == {
+            rate: pytest.approx(abs(means[2, rate] - means[4, rate])) for rate in RATES
+        }  # fmt: skip
+        own = {row["rank"]: row["learning_rate"] for row in line.table}
+        assert line.spread == pytest.approx(abs(means[2, own[2]] - means[4, own[4]]))
+        assert Line.from_dict(json.loads(json.dumps(line.as_dict()))) == line
+
+
+def test_the_command_prints_and_draws_them(
+    directories: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", *map(str, directories[:2]), "--plot", str(tmp_path / "plot.html")]) == 0
+    out = capsys.readouterr().out
+    assert "lora alpha 2r" in out
+    assert "all at 0.002" in out
+    page = (tmp_path / "plot.html").read_text()
+    assert '"lora alpha r"' in page
+    assert '"lora alpha 2r"' in page
+    assert main(["report", *map(str, directories[:2]), "--json"]) == 0
+    assert [line["label"] for line in json.loads(capsys.readouterr().out)] == [
+        "lora alpha r",
+        "lora alpha 2r",
+    ]
+
+
+def test_what_cannot_be_side_by_side(directories: list[Path], swept: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="differ in data: their losses cannot be compared"):
+        read_lines([directories[0], swept])
+    other = tmp_path / "other"
+    shutil.copytree(directories[1], other)
+    sweep = json.loads((other / "sweep.json").read_text())
+    sweep["task"]["loss"] = "squared error"
+    (other / "sweep.json").write_text(json.dumps(sweep))
+    with pytest.raises(RequestError, match="differ in loss"):
+        read_lines([directories[0], other])
+    write_side_by_side_plot(read_lines([other]), tmp_path / "plot.html")
+    assert "Held-out loss, squared error" in (tmp_path / "plot.html").read_text()
+    with pytest.raises(RequestError, match="holds no finished sweep: it has no sweep"):
+        read_lines([directories[0], tmp_path])
+    arguments: list[Any] = ["report", directories[0], "--plot", tmp_path / "plot.html"]
+    assert main([str(argument) for argument in arguments]) == 2

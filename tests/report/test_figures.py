@@ -1,0 +1,34 @@
+"""What the report's plots are called, and where their ticks are."""
+
+import html
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+
+from rankwise.report.figures import rate_ticks
+from tests.report.test_html import labels, needs_browser, read, rendered
+
+
+@needs_browser
+def test_the_page_names_plots_by_their_titles_and_ticks_the_rates_tried(
+    swept: Path, tmp_path: Path
+) -> None:
+    page = rendered(swept / "report.html", tmp_path / "profile", width=500)
+    text, _ = read(page)
+    titles = re.findall(r'<text class="gtitle"[^>]*>([^<]+)<', page)
+    named = re.findall("“(.+?)”", text)
+    assert len(named) == 2
+    for name in named:
+        assert sum(html.unescape(title).startswith(name) for title in titles) == 1, (name, titles)
+    assert "right plot" not in text
+    assert labels(page, "rates", "x") == ["0.005", "0.01"]
+
+
+def test_of_many_rates_ticks_stand_apart() -> None:
+    assert rate_ticks([0.03, 0.01, 0.03])["tickvals"] == [0.01, 0.03]
+    assert rate_ticks([0.01])["ticktext"] == ["0.01"]
+    rates = [1e-4 * 10 ** (step / 10) for step in range(21)]
+    ticks = rate_ticks(rates)["tickvals"]
+    assert set(ticks) <= set(rates) and 4 <= len(ticks) <= 6
+    assert min(math.log10(b / a) for a, b in pairwise(ticks)) >= 0.39

@@ -1,0 +1,254 @@
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rankwise.engine.trial import FinishedTrial, Trial
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.store.directory import EVIDENCE_COLUMNS, SweepStore, read_histories
+
+REQUEST = {
+    "settings": {"ranks": [4, 8], "seeds": 2, "learning_rate": "auto"},
+    "fingerprints": {"model": "a", "data": "b"},
+}
+
+
+def finished(rank: int = 4, seed: int = 0, diverged: bool = False) -> FinishedTrial:
+    return FinishedTrial(
+        trial=Trial(rank=rank, seed=seed, learning_rate=1e-3, lora_alpha=rank),
+        diverged=diverged,
+        trainable_params=6,
+        train_seconds=1.5,
+        pack_seconds=1.5,
+        pack_size=1,
+        eval_seconds=0.5,
+        peak_memory_bytes=1000,
+        adapter_config={"peft_type": "LORA", "r": rank},
+        adapter={"lora_A.weight": torch.arange(6.0).view(2, 3)},
+        evidence=pd.DataFrame({"example_id": [3, 5], "loss": [0.25, 0.75], "score": [1.0, 0.0]}),
+        steps=[{"step": 1, "train_loss": float("nan") if diverged else 0.7}],
+    )
+
+
+def changed(**settings: Any) -> dict[str, Any]:
+    return {**REQUEST, "settings": {**REQUEST["settings"], **settings}}
+
+
+def begin(directory: Path, request: dict[str, Any]) -> None:
+    """Leave a sweep with one complete trial."""
+    with SweepStore(directory, request) as store:
+        store.add(finished(), {})
+
+
+def test_a_trial_is_kept_whole(tmp_path: Path) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(), {"epochs": 1})
+        trial = tmp_path / "out" / "trials" / "r4-lr0.001-seed0"
+        assert torch.equal(
+            load_file(trial / "adapter/adapter_model.safetensors")["lora_A.weight"],
+            torch.arange(6.0).view(2, 3),
+        )
+        assert json.loads((trial / "adapter/adapter_config.json").read_text())["r"] == 4
+        assert json.loads((trial / "config.json").read_text()) == {
+            "rank": 4, "seed": 0, "learning_rate": 1e-3, "lora_alpha": 4, "use_rslora": False, "epochs": 1,
+        }  # fmt: skip
+        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        assert lines[0] == {"step": 1, "train_loss": 0.7}
+        assert lines[-1]["eval_loss"] == 0.5
+        assert (
+            lines[-1]["adapter_bytes"]
+            == (trial / "adapter/adapter_model.safetensors").stat().st_size
+        )
+        evidence = pd.read_parquet(trial / "evidence.parquet")
+        assert tuple(evidence.columns) == EVIDENCE_COLUMNS
+        assert evidence["loss"].tolist() == [0.25, 0.75]
+        assert store.evidence().equals(evidence)
+
+
+def test_a_diverged_trial_is_kept_as_such(tmp_path: Path) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(diverged=True), {})
+        assert store.evidence()["diverged"].tolist() == [True]
+        assert store.summaries()["diverged"].tolist() == [True]
+        line = (
+            (store.trials_directory / "r4-lr0.001-seed0" / "metrics.jsonl")
+            .read_text()
+            .splitlines()[0]
+        )
+        assert json.loads(line)["train_loss"] is None
+
+
+@pytest.mark.parametrize("file", ["evidence.parquet", "metrics.jsonl", "config.json"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut short"])
+def test_a_broken_trial_is_named_with_what_to_do(tmp_path: Path, file: str, damage: str) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(4), {})
+        store.add(finished(8), {})
+        path = store.trials_directory / "r8-lr0.001-seed0" / file
+        content = path.read_bytes()
+        path.unlink()
+        if damage != "gone":
+            path.write_bytes(b"" if damage == "empty" else content[: len(content) - 20])
+        reads = {"evidence.parquet": [store.evidence]}.get(
+            file, [store.summaries, lambda: read_histories(store.directory)]
+        )
+        for read in reads:
+            with pytest.raises(
+                RankwiseError, match=rf"trial '.*r8-.*' cannot be read: .*{file}.*delete"
+            ) as refused:
+                read()
+            assert "\n" not in str(refused.value)
+
+
+def test_a_trial_without_its_adapter_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(8), {})
+        shutil.rmtree(store.trials_directory / "r8-lr0.001-seed0" / "adapter")
+        with pytest.raises(
+            RankwiseError, match=r"r8-lr0.001-seed0' cannot be read: .*adapter/; delete"
+        ):
+            store.hand_over("r8-lr0.001-seed0")
+        assert not (store.directory / "best").exists()
+
+
+def test_leftovers_of_a_killed_run_do_not_count(tmp_path: Path) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(), {})
+    (tmp_path / "out/trials/.partial-r8-lr0.001-seed0/adapter").mkdir(parents=True)
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        assert store.trial_names() == ["r4-lr0.001-seed0"]
+        assert sorted(path.name for path in store.trials_directory.iterdir()) == [
+            "r4-lr0.001-seed0"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (changed(ranks=[4, 16]), r"ranks is \[4, 16\], was \[4, 8\]"),
+        (changed(seeds=1), "seeds is 1, was 2; give the same request, or another out$"),
+        (changed(seeds=3), "seeds is 3, was 2.*--extend"),
+        (changed(new=1), "new is 1, was None"),
+        (
+            {**REQUEST, "fingerprints": {"model": "a", "data": "c"}},
+            "data is not the same as before",
+        ),
+    ],
+)
+def test_another_request_is_refused_with_the_difference_named(
+    tmp_path: Path, request_: Any, words: str
+) -> None:
+    begin(tmp_path, REQUEST)
+    before = (tmp_path / "sweep.json").read_bytes()
+    with pytest.raises(RequestError, match=words):
+        SweepStore(tmp_path, request_)
+    assert (tmp_path / "sweep.json").read_bytes() == before
+    with SweepStore(tmp_path, REQUEST):  # the refusal let go of the lock
+        pass
+
+
+def test_a_sweep_without_a_trial_leaves_its_place_to_another(tmp_path: Path) -> None:
+    with SweepStore(tmp_path, REQUEST) as store:
+        store.write_json("untrained.json", {"example_id": [1], "loss": [0.5]})
+    with SweepStore(tmp_path, REQUEST) as store:  # the same goes on
+        assert store.read_json("untrained.json") is not None
+    with SweepStore(tmp_path, changed(ranks=[4, 16])) as store:
+        assert store.read_json("sweep.json") == changed(ranks=[4, 16])
+        assert store.read_json("untrained.json") is None
+
+
+def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
+    before, out = changed(margin=0.02, confidence=0.95), tmp_path / "my sweep"
+    begin(out, before)
+    for settings, options in (
+        ({"margin": 0.1}, "--margin 0.1 --confidence 0.95"),
+        ({"confidence": 0.9}, "--margin 0.02 --confidence 0.9"),
+        ({"margin": 0.1, "confidence": 0.9}, "--margin 0.1 --confidence 0.9"),
+    ):
+        with pytest.raises(RequestError) as refused:
+            SweepStore(out, changed(**{**before["settings"], **settings}))
+        assert str(refused.value).endswith(f"without training: rankwise analyze '{out}' {options}")
+    # Trials of another request are no evidence for this one.
+    for other in (
+        changed(**{**before["settings"], "margin": 0.1, "ranks": [4, 16]}),
+        {
+            **changed(**{**before["settings"], "margin": 0.1}),
+            "fingerprints": {"model": "a", "data": "c"},
+        },
+    ):
+        with pytest.raises(RequestError, match="another request") as refused:
+            SweepStore(out, other)
+        assert "analyze" not in str(refused.value)
+
+
+def test_extending_takes_more_seeds_and_nothing_else(tmp_path: Path) -> None:
+    begin(tmp_path, REQUEST)
+    for request in (changed(seeds=1), changed(seeds=4, ranks=[4, 16])):
+        with pytest.raises(RequestError, match="another request"):
+            SweepStore(tmp_path, request, extend=True)
+    with SweepStore(tmp_path, changed(seeds=4), extend=True) as store:
+        assert store.read_json("sweep.json") == changed(seeds=4)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        SweepStore(tmp_path, REQUEST),
+        pytest.raises(RequestError, match="in use by another running sweep"),
+    ):
+        SweepStore(tmp_path, REQUEST)
+
+
+def test_paths_that_cannot_be_a_sweep_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RequestError, match="is a file"):
+        SweepStore(tmp_path / "file", REQUEST)
+    with pytest.raises(RequestError, match="cannot be written: Not a directory"):
+        SweepStore(tmp_path / "file" / "out", REQUEST)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(RequestError, match=r"holds other files \(thesis.tex\)"):
+        SweepStore(tmp_path / "other", REQUEST)
+    with pytest.raises(RequestError, match="cannot be written"):
+        SweepStore(Path("/proc/rankwise-out"), REQUEST)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    """The kernel refuses to let a file grow, as a full disk would."""
+    store = SweepStore(tmp_path / "out", REQUEST)
+    store.add(finished(4), {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(RankwiseError) as trial:
+            store.add(finished(8), {})
+        with pytest.raises(RankwiseError) as decision:
+            store.write_json("decision.json", {"reason": "x" * 200})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "r8-lr0.001-seed0" in str(trial.value)
+    assert "1 complete trials are kept" in str(trial.value)
+    assert "decision.json" in str(decision.value)
+    assert trial.value.exit_code == 1
+    assert store.trial_names() == ["r4-lr0.001-seed0"]
+    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".partial")]
+    store.add(finished(8), {})
+    assert store.trial_names() == ["r4-lr0.001-seed0", "r8-lr0.001-seed0"]
+
+
+def test_best_is_a_copy_and_goes_when_nothing_is_selected(tmp_path: Path) -> None:
+    with SweepStore(tmp_path / "out", REQUEST) as store:
+        store.add(finished(4), {})
+        store.add(finished(8), {})
+        for name in ("r4-lr0.001-seed0", "r8-lr0.001-seed0"):
+            store.hand_over(name)
+            config = json.loads((tmp_path / "out/best/adapter_config.json").read_text())
+            assert f"r{config['r']}-" in name
+        store.hand_over(None)
+        assert not (tmp_path / "out/best").exists()

@@ -1,0 +1,99 @@
+"""``rankwise sweep --dry-run``: what it says is what a sweep then does, and nothing is left behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwise
+from rankwise.cli import main
+from rankwise.errors import RequestError
+
+
+@pytest.fixture
+def settings(tiny_model: Path, reviews: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(tiny_model),
+        "data": reviews,
+        "ranks": (2, 4, 8),
+        "learning_rate": (5e-3, 1e-2),
+        "margin": 0.5,
+        "out": tmp_path / "out",
+    }
+
+
+def test_a_sweep_has_the_trials_that_were_foretold(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    planned = rankwise.dry_run(**settings)
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"reviews.csv"}
+    assert planned.complete == 0
+    assert [row.rank for row in planned.ranks] == [2, 4, 8]
+    assert {row.first_rates for row in planned.ranks} == {(5e-3, 1e-2)}
+    swept = rankwise.sweep(**settings)
+    trials = swept.evidence.groupby(["rank", "learning_rate", "seed"]).ngroups
+    assert planned.expected == trials == 9
+    done = rankwise.dry_run(**settings)
+    assert (done.complete, done.expected, done.seconds) == (9, 9, 0.0)
+    more = rankwise.dry_run(**settings, seeds=3, extend=True)
+    assert (more.complete, more.expected) == (9, 12)
+
+
+def test_memory_is_the_plan_that_refuses_a_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
+    # Where memory is short, the longest text there is counts, not the length at which texts are cut.
+    ample = rankwise.dry_run(**settings, max_memory="1GB")
+    planned = rankwise.dry_run(**settings, max_memory=ample.ranks[-1].memory_bytes)
+    assert planned.batch[1] < ample.batch[1]
+    needed = [row.memory_bytes for row in planned.ranks]
+    assert needed == sorted(needed)
+    with pytest.raises(RequestError, match=r"rank 8 needs about .* ranks up to 4 fit"):
+        rankwise.dry_run(**settings, max_memory=needed[-1] - 1)
+    assert rankwise.dry_run(**settings, max_memory=needed[-1]).at_once == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_time_is_that_of_the_steps_there_are(settings: dict[str, Any]) -> None:
+    planned = rankwise.dry_run(**settings, seeds=1)
+    assert all(row.train_seconds > 0 and row.eval_seconds > 0 for row in planned.ranks)
+    times = [row.train_seconds for row in planned.ranks]
+    assert times[1] == pytest.approx(
+        times[0] + (times[2] - times[0]) / 3
+    )  # 4 lies a third of the way from 2 to 8
+    assert planned.seconds == pytest.approx(
+        sum(2 * (row.train_seconds + row.eval_seconds) for row in planned.ranks)
+    )
+
+
+def test_cuts_cost_their_scoring_only(settings: dict[str, Any]) -> None:
+    planned = rankwise.dry_run(**settings, strategy="once")
+    assert [len(row.first_rates) for row in planned.ranks] == [0, 0, 2]
+    largest = planned.ranks[-1].train_seconds + planned.ranks[-1].eval_seconds
+    assert (
+        planned.expected == 3 + 2 * 2
+    )  # two rates and a second seed, each seed's adapter cut twice
+    assert planned.seconds == pytest.approx(3 * largest + 4 * planned.ranks[0].eval_seconds)
+
+
+def test_the_command_prints_a_document_or_a_table_and_stops(
+    settings: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "--model", settings["model"], "--data", str(settings["data"]), "--ranks", "2,4",
+               "--learning-rate", "5e-3", "--out", str(tmp_path / "out"), "--dry-run"]  # fmt: skip
+    assert main([*command, "--json"]) == 0
+    content = json.loads(capfd.readouterr().out)
+    assert (content["strategy"], content["complete"], content["expected"]) == ("grid", 0, 4)
+    assert main(command) == 0
+    said = capfd.readouterr().out
+    assert "Trials: about 4, of which 0 are complete" in said
+    assert said.rstrip().endswith("Nothing was written.")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_sweep_refuses_a_dry_run_refuses(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="rank 32 is larger than a target layer allows"):
+        rankwise.dry_run(**{**settings, "ranks": (2, 32)})
+    rankwise.sweep(**{**settings, "ranks": (2, 4), "learning_rate": 5e-3, "seeds": 1})
+    with pytest.raises(RequestError, match="holds a sweep with another request: ranks"):
+        rankwise.dry_run(**settings)

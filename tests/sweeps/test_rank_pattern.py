@@ -1,0 +1,152 @@
+"""Cuts with a rank for each layer: compared as ranks are, offered only where they are better."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from peft import PeftModel
+
+import rankwise
+from rankwise.decide.evidence import read_runs
+from rankwise.decide.select import decide
+from rankwise.engine.reference import score_adapter
+from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
+from rankwise.lora.adapter import pairs
+from rankwise.lora.conversion import for_original_base
+from rankwise.store.directory import UNEVEN_DIRECTORY, read_json
+from rankwise.sweeps import rank_pattern as uneven
+from rankwise.sweeps.config import make_config
+from rankwise.sweeps.rank_pattern import try_uneven
+from rankwise.sweeps.run import Run, Silent, open_run
+from tests.conftest import make_reviews
+
+RANK, TRAINED = 2, 8
+
+
+@pytest.fixture(scope="module")
+def request_of(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    data = tmp_path_factory.mktemp("uneven") / "reviews.csv"
+    make_reviews(400).to_csv(data, index=False)
+    common = {
+        "model": str(tiny_model),
+        "data": data,
+        "ranks": (RANK, TRAINED),
+        "learning_rate": 5e-3,
+        "margin": 0.5,
+    }
+    return {**common, "strategy": "once", "out": data.parent / "out"}
+
+
+@pytest.fixture(scope="module")
+def decision(request_of: dict[str, Any]) -> dict[str, Any]:
+    rankwise.sweep(**request_of)
+    return read_json(request_of["out"] / "decision.json") or {}
+
+
+class Scoring:
+    """An engine whose cuts lose so much against the uniform ones of the same seed, which are in the store."""
+
+    def __init__(self, run: Run, cuts: pd.DataFrame, loss: float) -> None:
+        self.run, self.cuts, self.loss = run, cuts, loss
+        self.scored: list[Adapter] = []
+
+    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+        self.scored += adapters
+        rows = [
+            pd.read_parquet(self.run.store.trials_directory / name / "evidence.parquet")
+            for name in self.cuts.name
+        ]
+        wobble = np.random.default_rng(0).normal(0, 0.01, len(rows[0]))
+        return [
+            one.assign(loss=one["loss"] + self.loss + wobble).sample(frac=1, random_state=0)
+            for one in rows
+        ]
+
+
+@pytest.mark.parametrize(("loss", "better"), [(-0.1, True), (0.0, False), (0.1, False)])
+def test_it_is_offered_only_where_it_is_shown_to_be_better(
+    request_of: dict[str, Any], decision: dict[str, Any], loss: float, better: bool
+) -> None:
+    with open_run(make_config(request_of), Silent()) as run:
+        runs, summaries = read_runs(run.store.evidence()), run.store.summaries()
+        cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
+        engine = Scoring(run, cuts, loss)
+        judged = decide(runs, 0.5, 0.95, trained_at=TRAINED)
+        found, adapter = try_uneven(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.better is better
+    assert found.gain == pytest.approx(-loss, abs=5e-3)
+    assert found.gain_ci[0] < found.gain < found.gain_ci[1]
+    assert (adapter is engine.scored[0]) is better
+    assert dict(found.ranks) == {pair.name: pair.rank for pair in pairs(engine.scored[0])}
+    for own, name in zip(engine.scored, cuts["name"], strict=True):
+        same_size = read_adapter(run.store.adapter_directory(name))
+        assert entries(own) <= entries(same_size) == found.entries
+
+
+def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
+    request_of: dict[str, Any], decision: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PiSSA's and OLoRA's are, for the base as it is."""
+
+    def doubled(directory: Path) -> Adapter:
+        adapter = read_adapter(directory)
+        none = Adapter(
+            {name: tensor * 0 for name, tensor in adapter.tensors.items()}, adapter.config
+        )
+        return for_original_base(adapter, none)
+
+    monkeypatch.setattr(uneven, "read_adapter", doubled)
+    with open_run(make_config(request_of), Silent()) as run:
+        runs, summaries = read_runs(run.store.evidence()), run.store.summaries()
+        cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
+        judged, engine = decide(runs, 0.5, 0.95, trained_at=TRAINED), Scoring(run, cuts, 0.0)
+        found, _ = try_uneven(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
+        uniform = read_adapter(run.store.adapter_directory(cuts["name"].iloc[0]))
+    assert found is not None
+    assert found.entries == entries(uniform)
+    assert entries(engine.scored[0]) <= entries(uniform)
+
+
+def entries(adapter: Adapter) -> int:
+    return sum(pair.a.numel() + pair.b.numel() for pair in pairs(adapter))
+
+
+def test_the_gain_is_what_peft_gives(
+    request_of: dict[str, Any], decision: dict[str, Any], tmp_path: Path
+) -> None:
+    gains = []
+    with open_run(make_config(request_of), Silent()) as run:
+        held_out = run.encode("held_out")
+        for cut in run.store.summaries().query(f"rank == {RANK}").itertuples():
+            found = spectrum(read_adapter(run.store.adapter_directory(str(cut.cut_from))))
+            out = tmp_path / str(cut.seed)
+            write_adapter(
+                truncate(found, ranks_by_budget(found, decision["uneven"]["entries"])), out
+            )
+            uniform = score_adapter(run.base, run.store.adapter_directory(str(cut.name)), held_out)
+            gains.append((uniform["loss"] - score_adapter(run.base, out, held_out)["loss"]).mean())
+    assert decision["uneven"]["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
+
+
+def test_what_is_offered_loads_in_peft_and_goes_when_it_is_not(
+    request_of: dict[str, Any], decision: dict[str, Any]
+) -> None:
+    offered = request_of["out"] / UNEVEN_DIRECTORY
+    assert offered.exists() is decision["uneven"]["better"]
+    with open_run(make_config(request_of), Silent()) as run:
+        found = spectrum(read_adapter(next(run.store.trials_directory.glob("r8-*")) / "adapter"))
+        run.store.offer(truncate(found, decision["uneven"]["ranks"]))
+        model = PeftModel.from_pretrained(run.base.model, offered)
+        kept = {
+            name: r
+            for name, layer in model.named_modules()
+            for r in getattr(layer, "r", {}).values()
+        }
+        model.unload()
+        assert sorted(kept.values()) == sorted(decision["uneven"]["ranks"].values())
+        run.store.offer(None)
+        assert not offered.exists()
