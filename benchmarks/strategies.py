@@ -35,9 +35,8 @@ from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora import read_adapter
 from rankwise.report.decision_table import ProgressBar
 from rankwise.store.directory import SweepStore
-from rankwise.strategies.base import run as run_strategy
 from rankwise.sweeps.environment import environment
-from rankwise.sweeps.run import Run, make_strategy, open_run
+from rankwise.sweeps.run import Run, make_strategy, open_run, run_strategy
 from rankwise.sweeps.truncating_engine import CuttingEngine
 from rankwise.tasks import samples
 from rankwise.tasks.base import Examples

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from rankwise.planning.estimates import estimate_training_memory
     from rankwise.planning.params_estimate import estimate_lora_params
     from rankwise.planning.plan import Plan, plan
-    from rankwise.sweeps.api import Sweep, sweep
     from rankwise.sweeps.config import SweepConfig
     from rankwise.sweeps.dry_run import DryRun, dry_run
+    from rankwise.sweeps.finish import Sweep
     from rankwise.sweeps.rank_comparison import RankExperiment, run_rank_comparison
+    from rankwise.sweeps.run import sweep
 
 __all__ = [
     "Analysis",
@@ -49,7 +50,7 @@ _HOMES = {
     "RankExperiment": "rankwise.sweeps.rank_comparison",
     "RankwiseError": "rankwise.errors",
     "RequestError": "rankwise.errors",
-    "Sweep": "rankwise.sweeps.api",
+    "Sweep": "rankwise.sweeps.finish",
     "SweepConfig": "rankwise.sweeps.config",
     "analyze": "rankwise.analysis.analyze",
     "dry_run": "rankwise.sweeps.dry_run",
@@ -58,7 +59,7 @@ _HOMES = {
     "plan": "rankwise.planning.plan",
     "run_rank_comparison": "rankwise.sweeps.rank_comparison",
     "select": "rankwise.decide",
-    "sweep": "rankwise.sweeps.api",
+    "sweep": "rankwise.sweeps.run",
 }
 
 

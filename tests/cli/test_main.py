@@ -15,7 +15,7 @@ from tests.conftest import make_reviews
 
 
 def rankwise(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rankwise.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "rankwise", *map(str, arguments)]
     wide = {**os.environ, "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=wide, timeout=300)
 

@@ -160,7 +160,8 @@ def test_instructions_get_the_prompt_that_rankwise_trained(tmp_path: Path) -> No
 
 
 def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> None:
-    from rankwise.sweeps.run import Silent, open_run
+    from rankwise.sweeps.progress import Silent
+    from rankwise.sweeps.run import open_run
 
     data, lm = tmp_path / "data.jsonl", tmp_path / "lm"
     talk = [

@@ -41,7 +41,7 @@ def smaller(text: str) -> str:
 def test_the_command_runs(here: Path, command: str) -> None:
     arguments = shlex.split(smaller(command))[1:]
     done = subprocess.run(
-        [sys.executable, "-m", "rankwise.cli", *arguments, "--learning-rate", "1e-3"],
+        [sys.executable, "-m", "rankwise", *arguments, "--learning-rate", "1e-3"],
         capture_output=True,
         text=True,
     )

@@ -17,7 +17,7 @@ MEASURED = {"train_seconds", "pack_seconds", "peak_memory_bytes"}  # by the cloc
 
 
 def command(tiny_model: Path, data: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "rankwise.cli", "sweep", "--model", str(tiny_model), "--data", str(data),
+    return [sys.executable, "-m", "rankwise", "sweep", "--model", str(tiny_model), "--data", str(data),
             "--ranks", "2,4,8", "--margin", "0.5", "--learning-rate", "5e-3,1e-2", "--out", str(out)]  # fmt: skip
 
 

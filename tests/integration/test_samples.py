@@ -90,7 +90,7 @@ def test_wheel_and_sdist_build_and_the_wheel_runs(tmp_path: Path) -> None:
         str(wheel),
     ]
     subprocess.run(pip, check=True)
-    version = [sys.executable, "-m", "rankwise.cli", "--version"]
+    version = [sys.executable, "-m", "rankwise", "--version"]
     shown = subprocess.run(
         version, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(target)}
     )

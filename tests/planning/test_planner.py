@@ -230,7 +230,8 @@ def test_sweep_says_that_its_memory_is_not_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from rankwise.planning import planner as fit
-    from rankwise.sweeps.run import Silent, open_run
+    from rankwise.sweeps.progress import Silent
+    from rankwise.sweeps.run import open_run
 
     class Notes(Silent):
         def __init__(self) -> None:
@@ -262,7 +263,8 @@ def test_sweep_refuses_before_it_trains(
     tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankwise.planning import planner as fit
-    from rankwise.sweeps.run import Silent, open_run
+    from rankwise.sweeps.progress import Silent
+    from rankwise.sweeps.run import open_run
 
     directory = Path(write_config(tmp_path / "model", "bert"))
     (directory / "model.safetensors").write_bytes(b"")  # is not read

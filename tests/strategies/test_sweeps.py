@@ -15,7 +15,8 @@ from rankwise.engine.reference import score_adapter
 from rankwise.lora import read_adapter, spectrum, truncate
 from rankwise.store.directory import read_evidence, read_json, trained_at
 from rankwise.sweeps.config import make_config
-from rankwise.sweeps.run import Silent, open_run
+from rankwise.sweeps.progress import Silent
+from rankwise.sweeps.run import open_run
 from rankwise.sweeps.truncating_engine import CuttingEngine
 from tests.conftest import make_reviews
 

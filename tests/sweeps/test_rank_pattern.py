@@ -19,8 +19,9 @@ from rankwise.lora.conversion import for_original_base
 from rankwise.store.directory import UNEVEN_DIRECTORY, read_json
 from rankwise.sweeps import rank_pattern as uneven
 from rankwise.sweeps.config import make_config
+from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.rank_pattern import try_uneven
-from rankwise.sweeps.run import Run, Silent, open_run
+from rankwise.sweeps.run import Run, open_run
 from tests.conftest import make_reviews
 
 RANK, TRAINED = 2, 8

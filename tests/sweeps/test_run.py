@@ -11,9 +11,10 @@ import torch
 import rankwise
 from rankwise import RequestError, SweepConfig
 from rankwise.decide.evidence import read_runs
-from rankwise.sweeps.api import _scores
 from rankwise.sweeps.config import make_config
-from rankwise.sweeps.run import Silent, open_run
+from rankwise.sweeps.finish import _scores
+from rankwise.sweeps.progress import Silent
+from rankwise.sweeps.run import open_run
 from tests.conftest import make_reviews
 from tests.engine.tiny import save_tiny
 

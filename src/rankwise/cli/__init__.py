@@ -156,7 +156,8 @@ def _sweep(options: argparse.Namespace) -> None:
             planned = dry_run(config, progress=progress)
         print(planned.as_json()) if options.json else print_dry_run(planned)
         return
-    from rankwise.sweeps.api import as_json, sweep
+    from rankwise.sweeps.finish import as_json
+    from rankwise.sweeps.run import sweep
 
     with ProgressBar() as progress:
         result = sweep(config, progress=progress)

@@ -1,15 +1,14 @@
 """What a strategy is, and how one is run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import pandas as pd
 
 from rankwise.decide.evidence import Guess
-from rankwise.engine.trial import Engine, FinishedTrial, Trial
+from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import AlphaPolicy
-from rankwise.store.directory import SweepStore
 from rankwise.strategies.learning_rates import Asked, RateSearch, missing
 
 
@@ -76,41 +75,3 @@ class Strategy(ABC):
             )
             for rank, rate, seed in missing(wanted, evidence)
         ]
-
-
-def run(
-    strategy: Strategy,
-    engine: Engine,
-    store: SweepStore,
-    settings: Mapping[str, Any],
-    on_trial: Callable[[FinishedTrial], None] = lambda finished: None,
-    on_plan: Callable[[int, int], None] = lambda complete, expected: None,
-    budget: float | None = None,
-) -> list[Trial]:
-    """Run a strategy's trials until it proposes no more, keeping each as soon as it is finished.
-
-    The strategy is asked again after every pack, so that the budget is looked at before each.
-
-    Args:
-        strategy: says what to run.
-        engine: trains it.
-        store: keeps it.
-        settings: written into each trial's ``config.json`` beside the trial itself.
-        on_trial: told of every finished trial.
-        on_plan: told before each round how many trials are complete and how many are expected in all.
-        budget: seconds of training and scoring, of all complete trials together; once they are spent no adapter is
-            trained any more. Cuts of those that are there are still made.
-
-    Returns:
-        The trials that come next, which the budget left out; none when the sweep is complete.
-    """
-    while True:
-        evidence = store.evidence()
-        on_plan(len(store.trial_names()), strategy.expected_trials(evidence))
-        trials = strategy.propose(evidence)
-        cuts = [trial for trial in trials if trial.cut_from is not None]
-        if not cuts and (not trials or (budget is not None and store.seconds_spent() >= budget)):
-            return trials
-        for finished in engine.train(cuts or trials[: engine.pack_size]):
-            store.add(finished, settings)
-            on_trial(finished)

@@ -13,7 +13,6 @@ import pandas as pd
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.store.directory import is_begun, read_evidence, refuse_bad_directory
 from rankwise.strategies.learning_rates import count_trials
-from rankwise.sweeps.api import requested
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.run import (
     Progress,
@@ -22,6 +21,7 @@ from rankwise.sweeps.run import (
     make_strategy,
     max_length,
     open_run,
+    requested,
     sweep_request,
 )
 

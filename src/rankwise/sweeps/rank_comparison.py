@@ -60,7 +60,8 @@ def run_rank_comparison(
         >>> results = run_rank_comparison([4, 8], seeds=1)  # doctest: +SKIP
         >>> [(one.rank, one.accuracy) for one in results]  # doctest: +SKIP
     """
-    from rankwise.sweeps.run import Silent, open_run, run_trials
+    from rankwise.sweeps.progress import Silent
+    from rankwise.sweeps.run import open_run, run_trials
 
     progress = settings.pop("progress", None) or Silent()
     with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:

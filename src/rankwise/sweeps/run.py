@@ -1,18 +1,21 @@
 """A sweep at work: its request checked, its base loaded, its directory held, its trials run."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from rankwise.checks import check_config
 from rankwise.errors import RequestError
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments, model_fingerprint
 from rankwise.store.directory import UNTRAINED, SweepStore, known_guess, refuse_bad_directory
-from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.config import SweepConfig, make_config
 from rankwise.sweeps.environment import environment
+from rankwise.sweeps.finish import Sweep, finish
+from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.trackers import report_trials, require_trackers
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Task
@@ -22,43 +25,59 @@ from rankwise.tasks.sft import marks_answers
 
 if TYPE_CHECKING:
     from rankwise.decide.evidence import Guess
-    from rankwise.engine.trial import Engine, FinishedTrial
+    from rankwise.engine.trial import Engine, FinishedTrial, Trial
     from rankwise.models.base_model import BaseModel
     from rankwise.planning.planner import Fit
     from rankwise.strategies.base import Strategy
     from rankwise.sweeps.truncating_engine import CuttingEngine
 
 
-class Progress(Protocol):
-    """Who is told how a sweep goes on."""
+def sweep(
+    config: SweepConfig | None = None, *, progress: Progress | None = None, **settings: Any
+) -> Sweep:
+    """Train adapters of several ranks, decide which rank the task needs, and leave everything on disk.
 
-    def note(self, text: str) -> None:
-        """Say something once."""
+    An existing directory of the same request is resumed: trials that are complete are not run again, and the result
+    is the same as if the sweep had never stopped.
 
-    def plan(self, complete: int, expected: int) -> None:
-        """Take note of how many trials are complete and how many there will be."""
+    Args:
+        config: the request; or give its fields as keyword arguments.
+        progress: is told how the sweep goes on.
+        **settings: fields of `SweepConfig`, for example ``ranks=[4, 8, 16]``, ``out="sweep"``.
 
-    def work(self, share: float) -> None:
-        """Take note of a finished share of the current trial."""
+    Returns:
+        The decision, the evidence and the directory.
 
-    def trial(self, finished: "FinishedTrial") -> None:
-        """Take note of a finished trial."""
+    Raises:
+        RequestError: the request was wrong; nothing was trained.
+        RankwiseError: something failed while running; trials complete until then are kept.
+
+    Example:
+        >>> import rankwise
+        >>> result = rankwise.sweep(ranks=[4, 8], seeds=2, out="my-sweep")  # doctest: +SKIP
+        >>> result.decision.rank  # doctest: +SKIP
+        4
+    """
+    config = requested(config, settings)
+    progress = progress or Silent()
+    with open_run(config, progress) as run:
+        return finish(run, run_trials(run))
 
 
-class Silent:
-    """Tells nobody."""
+def requested(config: SweepConfig | None, settings: Mapping[str, Any]) -> SweepConfig:
+    """Return a sweep's request from a config or its fields.
 
-    def note(self, text: str) -> None:
-        """Drop it."""
-
-    def plan(self, complete: int, expected: int) -> None:
-        """Drop it."""
-
-    def work(self, share: float) -> None:
-        """Drop it."""
-
-    def trial(self, finished: "FinishedTrial") -> None:
-        """Drop it."""
+    Raises:
+        RequestError: both are given, the config is none, a field is not allowed, or there are no ranks to compare.
+    """
+    if config is not None and settings:
+        raise RequestError("give either a config or its fields, not both")
+    config = make_config(settings) if config is None else check_config(config, SweepConfig)
+    if len(config.ranks) < 2:
+        raise RequestError(
+            f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
+        )
+    return config
 
 
 @dataclass(frozen=True)
@@ -202,8 +221,6 @@ def _fit(name: str, config: SweepConfig, task: Task) -> "Fit":
 
 def run_trials(run: Run) -> str | None:
     """Run the trials that are missing, and say which the budget left out."""
-    from rankwise.strategies.base import run as run_strategy
-
     config = run.config
     strategy = make_strategy(run, run.guess_loss)
 
@@ -235,6 +252,44 @@ def run_trials(run: Run) -> str | None:
         f"rank {first.rank} at learning rate {first.learning_rate:g} with seed {first.seed}; the same command with a "
         "larger --budget goes on from there."
     )
+
+
+def run_strategy(
+    strategy: "Strategy",
+    engine: "Engine",
+    store: SweepStore,
+    settings: Mapping[str, Any],
+    on_trial: Callable[["FinishedTrial"], None] = lambda finished: None,
+    on_plan: Callable[[int, int], None] = lambda complete, expected: None,
+    budget: float | None = None,
+) -> "list[Trial]":
+    """Run a strategy's trials until it proposes no more, keeping each as soon as it is finished.
+
+    The strategy is asked again after every pack, so that the budget is looked at before each.
+
+    Args:
+        strategy: says what to run.
+        engine: trains it.
+        store: keeps it.
+        settings: written into each trial's ``config.json`` beside the trial itself.
+        on_trial: told of every finished trial.
+        on_plan: told before each round how many trials are complete and how many are expected in all.
+        budget: seconds of training and scoring, of all complete trials together; once they are spent no adapter is
+            trained any more. Cuts of those that are there are still made.
+
+    Returns:
+        The trials that come next, which the budget left out; none when the sweep is complete.
+    """
+    while True:
+        evidence = store.evidence()
+        on_plan(len(store.trial_names()), strategy.expected_trials(evidence))
+        trials = strategy.propose(evidence)
+        cuts = [trial for trial in trials if trial.cut_from is not None]
+        if not cuts and (not trials or (budget is not None and store.seconds_spent() >= budget)):
+            return trials
+        for finished in engine.train(cuts or trials[: engine.pack_size]):
+            store.add(finished, settings)
+            on_trial(finished)
 
 
 def make_strategy(run: Run, guess_loss: "Guess | None") -> "Strategy":

@@ -24,7 +24,8 @@ from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel, load_base
 from rankwise.store.directory import _over_tokens, read_summaries
 from rankwise.sweeps.config import SweepConfig
-from rankwise.sweeps.run import Silent, open_run
+from rankwise.sweeps.progress import Silent
+from rankwise.sweeps.run import open_run
 from rankwise.tasks.base import IGNORED, Encoded
 from rankwise.tasks.load import load_task
 from rankwise.tasks.losses import Completions

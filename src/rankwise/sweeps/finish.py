@@ -1,15 +1,14 @@
-"""The main job, from a request to a decision on disk: the Python call behind ``rankwise sweep``."""
+"""The end of a sweep: decide, score the chosen adapter on the test part, write everything down."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from rankwise.checks import check_config
 from rankwise.decide import Decision
 from rankwise.decide.decision import TestScore
 from rankwise.decide.evidence import Runs, read_runs
@@ -17,10 +16,10 @@ from rankwise.decide.explain import wording_of
 from rankwise.decide.metrics import default_margin
 from rankwise.decide.select import decide
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
-from rankwise.errors import RequestError
 from rankwise.store.directory import rank_costs, read_histories
-from rankwise.sweeps.config import SweepConfig, make_config
-from rankwise.sweeps.run import Progress, Run, Silent, open_run, run_trials
+
+if TYPE_CHECKING:
+    from rankwise.sweeps.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,55 +55,7 @@ class Sweep:
         return self.directory / "export" if self.decision.rank is not None else None
 
 
-def sweep(
-    config: SweepConfig | None = None, *, progress: Progress | None = None, **settings: Any
-) -> Sweep:
-    """Train adapters of several ranks, decide which rank the task needs, and leave everything on disk.
-
-    An existing directory of the same request is resumed: trials that are complete are not run again, and the result
-    is the same as if the sweep had never stopped.
-
-    Args:
-        config: the request; or give its fields as keyword arguments.
-        progress: is told how the sweep goes on.
-        **settings: fields of `SweepConfig`, for example ``ranks=[4, 8, 16]``, ``out="sweep"``.
-
-    Returns:
-        The decision, the evidence and the directory.
-
-    Raises:
-        RequestError: the request was wrong; nothing was trained.
-        RankwiseError: something failed while running; trials complete until then are kept.
-
-    Example:
-        >>> import rankwise
-        >>> result = rankwise.sweep(ranks=[4, 8], seeds=2, out="my-sweep")  # doctest: +SKIP
-        >>> result.decision.rank  # doctest: +SKIP
-        4
-    """
-    config = requested(config, settings)
-    progress = progress or Silent()
-    with open_run(config, progress) as run:
-        return _conclude(run, run_trials(run))
-
-
-def requested(config: SweepConfig | None, settings: Mapping[str, Any]) -> SweepConfig:
-    """Return a sweep's request from a config or its fields.
-
-    Raises:
-        RequestError: both are given, the config is none, a field is not allowed, or there are no ranks to compare.
-    """
-    if config is not None and settings:
-        raise RequestError("give either a config or its fields, not both")
-    config = make_config(settings) if config is None else check_config(config, SweepConfig)
-    if len(config.ranks) < 2:
-        raise RequestError(
-            f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
-        )
-    return config
-
-
-def _conclude(run: Run, left_out: str | None) -> Sweep:
+def finish(run: "Run", left_out: str | None) -> Sweep:
     """Decide, score the chosen adapter on the test part, and write decision, report, ``best/`` and ``export/``."""
     from rankwise.exports import write_exports
     from rankwise.report.html import write_report
@@ -164,7 +115,7 @@ def _scores(runs: Sequence[Runs]) -> np.ndarray:
     )
 
 
-def _test_score(run: Run, chosen: str) -> TestScore | None:
+def _test_score(run: "Run", chosen: str) -> TestScore | None:
     """Score the chosen adapter on the test part, once: a score that is there already is kept.
 
     None where there are not two examples to score: one would say nothing, and its interval be nothing.
