@@ -355,7 +355,7 @@ def test_command_as_a_process(name: str, changes: dict[str, Any], tmp_path: Path
     command = [
         sys.executable,
         "-m",
-        "rankwise.cli",
+        "rankwise",
         "plan",
         model,
         "--ranks",
