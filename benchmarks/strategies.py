@@ -37,7 +37,7 @@ from rankwise.report.decision_table import ProgressBar
 from rankwise.store.directory import SweepStore
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.run import Run, make_strategy, open_run, run_strategy
-from rankwise.sweeps.truncating_engine import CuttingEngine
+from rankwise.sweeps.truncating_engine import TruncatingEngine
 from rankwise.tasks import samples
 from rankwise.tasks.base import Examples
 from rankwise.tasks.load import load_task
@@ -181,7 +181,7 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
         with ProgressBar() as progress:
             progress.note(f"{directory.name}, {name}")
             with open_run(config, progress) as run:
-                engine = CuttingEngine(
+                engine = TruncatingEngine(
                     Known(run.engine.engine, directory / "grid" / "trials", run.store),
                     run.store.adapter_directory,
                 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rankwise.planning.plan import Plan, plan
     from rankwise.sweeps.config import SweepConfig
     from rankwise.sweeps.dry_run import DryRun, dry_run
-    from rankwise.sweeps.finish import Sweep
+    from rankwise.sweeps.finish import SweepResult
     from rankwise.sweeps.rank_comparison import RankExperiment, run_rank_comparison
     from rankwise.sweeps.run import sweep
 
@@ -28,8 +28,8 @@ __all__ = [
     "RankExperiment",
     "RankwiseError",
     "RequestError",
-    "Sweep",
     "SweepConfig",
+    "SweepResult",
     "__version__",
     "analyze",
     "dry_run",
@@ -50,7 +50,7 @@ _HOMES = {
     "RankExperiment": "rankwise.sweeps.rank_comparison",
     "RankwiseError": "rankwise.errors",
     "RequestError": "rankwise.errors",
-    "Sweep": "rankwise.sweeps.finish",
+    "SweepResult": "rankwise.sweeps.finish",
     "SweepConfig": "rankwise.sweeps.config",
     "analyze": "rankwise.analysis.analyze",
     "dry_run": "rankwise.sweeps.dry_run",

@@ -17,7 +17,7 @@ from rankwise.store.directory import read_evidence, read_json, trained_at
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
-from rankwise.sweeps.truncating_engine import CuttingEngine
+from rankwise.sweeps.truncating_engine import TruncatingEngine
 from tests.conftest import make_reviews
 
 RATES = (5e-3, 1e-2)
@@ -90,7 +90,7 @@ def test_a_cut_at_the_trained_rank_is_the_trained_adapter(
     with open_run(
         make_config({**request_of, "engine": engine, "out": tmp_path / "out"}), Silent()
     ) as run:
-        (scored,) = CuttingEngine(_engine(run), run.store.adapter_directory).score([cut])
+        (scored,) = TruncatingEngine(_engine(run), run.store.adapter_directory).score([cut])
     stored = pd.read_parquet(trained / "evidence.parquet")
     np.testing.assert_allclose(scored["loss"], stored["loss"], rtol=1e-4)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResult:
     """A finished sweep.
 
     Attributes:
@@ -55,7 +55,7 @@ class Sweep:
         return self.directory / "export" if self.decision.rank is not None else None
 
 
-def finish(run: "Run", left_out: str | None) -> Sweep:
+def finish(run: "Run", left_out: str | None) -> SweepResult:
     """Decide, score the chosen adapter on the test part, and write decision, report, ``best/`` and ``export/``."""
     from rankwise.exports import write_exports
     from rankwise.report.html import write_report
@@ -105,7 +105,7 @@ def finish(run: "Run", left_out: str | None) -> Sweep:
     run.store.write_json("decision.json", decision.as_dict())
     write_exports(run.store.directory, chosen, decision)
     write_report(run.store.directory)
-    return Sweep(decision, evidence, run.store.directory, run.task.objective.score)
+    return SweepResult(decision, evidence, run.store.directory, run.task.objective.score)
 
 
 def _scores(runs: Sequence[Runs]) -> np.ndarray:
@@ -141,7 +141,7 @@ def _test_score(run: "Run", chosen: str) -> TestScore | None:
     )
 
 
-def as_json(result: Sweep) -> str:
+def as_json(result: SweepResult) -> str:
     """Return a sweep's decision and where its files are, as one JSON document."""
     paths = {
         "directory": str(result.directory),

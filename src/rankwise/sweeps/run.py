@@ -14,7 +14,7 @@ from rankwise.models.files import check_model_files, load_arguments, model_finge
 from rankwise.store.directory import UNTRAINED, SweepStore, known_guess, refuse_bad_directory
 from rankwise.sweeps.config import SweepConfig, make_config
 from rankwise.sweeps.environment import environment
-from rankwise.sweeps.finish import Sweep, finish
+from rankwise.sweeps.finish import SweepResult, finish
 from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.trackers import report_trials, require_trackers
 from rankwise.tasks import samples
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from rankwise.models.base_model import BaseModel
     from rankwise.planning.planner import Fit
     from rankwise.strategies.base import Strategy
-    from rankwise.sweeps.truncating_engine import CuttingEngine
+    from rankwise.sweeps.truncating_engine import TruncatingEngine
 
 
 def sweep(
     config: SweepConfig | None = None, *, progress: Progress | None = None, **settings: Any
-) -> Sweep:
+) -> SweepResult:
     """Train adapters of several ranks, decide which rank the task needs, and leave everything on disk.
 
     An existing directory of the same request is resumed: trials that are complete are not run again, and the result
@@ -98,11 +98,11 @@ class Run:
         self.store.__exit__(*error)
 
     @cached_property
-    def engine(self) -> "CuttingEngine":
+    def engine(self) -> "TruncatingEngine":
         """What trains, cuts and scores; its making tokenises the examples."""
-        from rankwise.sweeps.truncating_engine import CuttingEngine
+        from rankwise.sweeps.truncating_engine import TruncatingEngine
 
-        return CuttingEngine(_engine(self), self.store.adapter_directory)
+        return TruncatingEngine(_engine(self), self.store.adapter_directory)
 
     @cached_property
     def guess_loss(self) -> "Guess | None":

@@ -11,7 +11,7 @@ from rankwise.lora.spectra import spectrum
 from rankwise.lora.truncation import truncate
 
 
-class CuttingEngine:
+class TruncatingEngine:
     """Leaves training and scoring to another engine, and makes the cuts itself.
 
     A cut's delta-W is the best approximation of its rank to the trained one (`truncate`); its head
