@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ from rankwise.errors import RequestError, shown
 
 T = TypeVar("T")
 LARGEST = 2**53  # a float holds every whole number up to it
+LEAST_BYTES = 100_000  # a smaller bare number means gigabytes or megabytes
 
 
 def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGEST) -> int:
@@ -95,6 +97,28 @@ def check_flag(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise RequestError(f"{name} {shown(value)}: allowed is true or false")
+
+
+def parse_bytes(name: str, value: object) -> int:
+    """Return a memory size in bytes: ``"24GB"`` is 24e9, ``"24GiB"`` is 24 * 2^30, a bare number counts bytes.
+
+    Raises:
+        RequestError: the value is not a size, or is below 100 kB, where no model trains: a bare 24 must mean 24GB.
+    """
+    match = re.fullmatch(
+        r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*",
+        (value if isinstance(value, str) else shown(value)).lower(),
+    )
+    power = "kmgt".index(match[2]) + 1 if match and match[2] else 0
+    size = float(match[1]) * (1024 if match[3] else 1000) ** power if match else math.nan
+    if not LEAST_BYTES <= size < math.inf:
+        unit = "GB" if size < 1000 else "MB"
+        alone = match and match[1] == match[0].strip() and 0 < size < LEAST_BYTES
+        hint = f" (a number alone counts bytes: did you mean {size:g}{unit}?)" if alone else ""
+        raise RequestError(
+            f"{name} {shown(value)}: allowed is a size such as 24GB or 16GiB, 100kB at least{hint}"
+        )
+    return round(size)
 
 
 def _number(value: object) -> float:

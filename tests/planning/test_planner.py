@@ -8,7 +8,7 @@ import torch
 
 from rankwise.errors import RequestError
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.memory.devices import CPU, DEVICES, find_device, parse_bytes
+from rankwise.planning.memory.devices import CPU, DEVICES, find_device
 from rankwise.planning.memory.setup import DTYPES, longest_input
 from rankwise.planning.meta_model import load_meta_model
 from rankwise.planning.params import make_skeleton
@@ -126,38 +126,6 @@ def test_catalogue_is_plausible() -> None:
         assert device.workspace_bytes == 2 * (
             32 * 2**20 if device.capability >= 90 else 8320 * 1024
         )
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("24GB", 24e9),
-        ("16GiB", 2**34),
-        ("1.5 gib", 1.5 * 2**30),
-        ("25769803776", 24 * 2**30),
-        (100_000, 1e5),
-        ("512MB", 512e6),
-    ],
-)
-def test_sizes(text: object, size: float) -> None:
-    assert parse_bytes("memory", text) == size
-
-
-@pytest.mark.parametrize("text", ["", "0", "-4GB", "many", "24 GX", "GB", True, "7b", "24 kB"])
-def test_sizes_that_are_none(text: object) -> None:
-    with pytest.raises(RequestError, match=r"memory .* 100kB at least$"):
-        parse_bytes("memory", text)
-
-
-@pytest.mark.parametrize(
-    ("number", "meant"),
-    [("24", "24GB"), (24, "24GB"), (1.5, "1.5GB"), ("16000", "16000MB"), (99_999, "99999MB")],
-)
-def test_numbers_of_no_unit_are_not_taken_for_so_few_bytes(number: object, meant: str) -> None:
-    with pytest.raises(RequestError, match=rf"bytes: did you mean {meant}\?"):
-        parse_bytes("memory", number)
-    with pytest.raises(RequestError, match=r"max_memory .*did you mean"):
-        SweepConfig(max_memory=number)  # type: ignore[arg-type]
 
 
 def _training(tmp_path: Path, **settings: Any) -> PlanConfig:

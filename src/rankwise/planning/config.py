@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rankwise.checks import check_flag, check_text, check_whole
+from rankwise.checks import check_flag, check_text, check_whole, parse_bytes
 from rankwise.errors import RequestError, nearest, shown
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.targets import TargetModules
-from rankwise.planning.memory.devices import DEVICES, find_device, parse_bytes
+from rankwise.planning.memory.devices import DEVICES, find_device
 from rankwise.sweeps.config import (
     QUANTIZATIONS,
     _choice,

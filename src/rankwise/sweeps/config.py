@@ -5,11 +5,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwise.checks import check_flag, check_number, check_path, check_text, check_whole
+from rankwise.checks import (
+    check_flag,
+    check_number,
+    check_path,
+    check_text,
+    check_whole,
+    parse_bytes,
+)
 from rankwise.errors import RequestError, nearest, shown, some
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.targets import REGEX_SIGNS, TargetModules, parse_targets
-from rankwise.planning.memory.devices import parse_bytes
 
 AUTO: Literal["auto"] = "auto"
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")

@@ -1,13 +1,11 @@
 """Accelerators by name: how much memory a program can have on each."""
 
-import math
 import re
 from dataclasses import dataclass
 
-from rankwise.errors import RequestError, nearest, shown
+from rankwise.errors import RequestError, nearest
 
 GIB, MIB = 2**30, 2**20
-LEAST = 100_000  # bytes: a smaller number is one of gigabytes or megabytes
 CONTEXT = 512 * MIB
 """What the driver takes for a CUDA context with its kernels, outside PyTorch's allocator. It differs with card,
 driver and the kernels that were loaded; this is a cautious figure for cards whose context was not measured."""
@@ -113,25 +111,3 @@ def _plain(name: str) -> str:
         .removeprefix("tesla")
         .removeprefix("geforce")
     )
-
-
-def parse_bytes(name: str, value: object) -> int:
-    """Read the size called ``name``: ``"24GB"`` is 24e9 bytes, ``"24GiB"`` 24 * 2^30; a number alone counts bytes.
-
-    Raises:
-        RequestError: it is not a size, or one in which nothing trains: who writes 24 means gigabytes.
-    """
-    match = re.fullmatch(
-        r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*",
-        (value if isinstance(value, str) else shown(value)).lower(),
-    )
-    power = "kmgt".index(match[2]) + 1 if match and match[2] else 0
-    size = float(match[1]) * (1024 if match[3] else 1000) ** power if match else math.nan
-    if not LEAST <= size < math.inf:
-        unit = "GB" if size < 1000 else "MB"
-        alone = match and match[1] == match[0].strip() and 0 < size < LEAST
-        hint = f" (a number alone counts bytes: did you mean {size:g}{unit}?)" if alone else ""
-        raise RequestError(
-            f"{name} {shown(value)}: allowed is a size such as 24GB or 16GiB, 100kB at least{hint}"
-        )
-    return round(size)

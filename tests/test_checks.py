@@ -1,0 +1,39 @@
+import pytest
+
+from rankwise.checks import parse_bytes
+from rankwise.errors import RequestError
+from rankwise.sweeps.config import SweepConfig
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GB", 24e9),
+        ("16GiB", 2**34),
+        ("1.5 gib", 1.5 * 2**30),
+        ("25769803776", 24 * 2**30),
+        (100_000, 1e5),
+        ("512MB", 512e6),
+    ],
+)
+def test_memory_sizes_are_read_in_bytes(text: object, size: float) -> None:
+    assert parse_bytes("memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-4GB", "many", "24 GX", "GB", True, "7b", "24 kB"])
+def test_values_that_are_not_memory_sizes_are_refused(text: object) -> None:
+    with pytest.raises(RequestError, match=r"memory .* 100kB at least$"):
+        parse_bytes("memory", text)
+
+
+@pytest.mark.parametrize(
+    ("number", "meant"),
+    [("24", "24GB"), (24, "24GB"), (1.5, "1.5GB"), ("16000", "16000MB"), (99_999, "99999MB")],
+)
+def test_bare_small_number_is_refused_with_the_unit_it_probably_lacks(
+    number: object, meant: str
+) -> None:
+    with pytest.raises(RequestError, match=rf"bytes: did you mean {meant}\?"):
+        parse_bytes("memory", number)
+    with pytest.raises(RequestError, match=r"max_memory .*did you mean"):
+        SweepConfig(max_memory=number)  # type: ignore[arg-type]
