@@ -191,13 +191,13 @@ def test_resumed_anywhere_it_is_the_same_sweep(name: str, rates: object) -> None
 
 def test_once_trains_the_largest_rank_and_cuts_the_others() -> None:
     _, trials = run(strategy("once", seeds=2, rates=(1e-3, 2e-3)), lambda rank: 0.5)
-    trained = [trial for trial in trials if trial.cut_from is None]
+    trained = [trial for trial in trials if trial.truncated_from is None]
     assert {trial.rank for trial in trained} == {32}
     assert len(trained) == 3  # two rates, and the second seed at the better one
-    cuts = [trial for trial in trials if trial.cut_from is not None]
+    cuts = [trial for trial in trials if trial.truncated_from is not None]
     assert sorted(trial.rank for trial in cuts) == sorted(2 * RANKS[:-1])
     for cut in cuts:
-        assert cut.cut_from == f"r32-lr{cut.learning_rate:g}-seed{cut.seed}"
+        assert cut.truncated_from == f"r32-lr{cut.learning_rate:g}-seed{cut.seed}"
         assert cut.lora_alpha == cut.rank  # the scaling stays
 
 
@@ -225,14 +225,18 @@ def test_once_leaps_to_higher_rates_while_that_gains(
         evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
         done.append(trials[0])
     assert [
-        (trial.learning_rate, trial.seed) for trial in done if trial.cut_from is None
+        (trial.learning_rate, trial.seed) for trial in done if trial.truncated_from is None
     ] == trained
-    assert {trial.learning_rate for trial in done if trial.cut_from is not None} == {trained[-1][0]}
+    assert {trial.learning_rate for trial in done if trial.truncated_from is not None} == {
+        trained[-1][0]
+    }
 
 
 def test_cuts_of_a_rate_that_diverges_later_do_not_count() -> None:
     """Rank 2's cut at the rate that is out looks best of all; the trained rank stands at the other rate."""
-    cut = Trial(rank=2, seed=0, learning_rate=4e-3, lora_alpha=2.0, cut_from="r8-lr0.004-seed0")
+    cut = Trial(
+        rank=2, seed=0, learning_rate=4e-3, lora_alpha=2.0, truncated_from="r8-lr0.004-seed0"
+    )
     rows = [evidence_of(cut, lambda rank: 0.1, 1e-3)]
     for seed in range(2):
         lost = Trial(rank=8, seed=seed, learning_rate=4e-3, lora_alpha=8.0)
@@ -267,7 +271,7 @@ def test_once_searches_rates_where_a_seed_diverges(diverging: int) -> None:
     trained = [
         trial
         for trial in trials
-        if trial.cut_from is None and trial.learning_rate != first.learning_rate
+        if trial.truncated_from is None and trial.learning_rate != first.learning_rate
     ]
     rates = [trial.learning_rate for trial in trained if trial.seed == 0]
     assert min(rates) < first.learning_rate

@@ -48,7 +48,7 @@ def cuts_in(out: Path) -> list[tuple[Path, dict[str, Any]]]:
         (path, read_json(path / "config.json") or {})
         for path in sorted((out / "trials").glob("r*"))
     ]
-    return [(path, config) for path, config in configs if "cut_from" in config]
+    return [(path, config) for path, config in configs if "truncated_from" in config]
 
 
 def test_the_smaller_ranks_are_cuts_of_the_largest(once: Path) -> None:
@@ -57,8 +57,8 @@ def test_the_smaller_ranks_are_cuts_of_the_largest(once: Path) -> None:
     assert len(names) == 3 + 4  # two rates and a second seed; two cuts of each seed
     assert {config["rank"] for _, config in cuts} == {2, 4}
     for path, config in cuts:
-        assert config["cut_from"] in names
-        assert config["cut_from"].startswith("r8-")
+        assert config["truncated_from"] in names
+        assert config["truncated_from"].startswith("r8-")
         assert json.loads((path / "metrics.jsonl").read_text())["train_seconds"] == 0
 
 
@@ -159,8 +159,8 @@ def test_a_budget_that_ends_before_any_cut_still_asks_which_rank_to_keep(
 
 
 def test_cuts_beside_adapters_of_several_ranks_answer_no_question() -> None:
-    trials = pd.DataFrame({"rank": [4, 8, 2], "cut_from": [None, None, "r8-lr0.001-seed0"]})
-    assert trained_at(trials.drop(columns="cut_from")) is None
+    trials = pd.DataFrame({"rank": [4, 8, 2], "truncated_from": [None, None, "r8-lr0.001-seed0"]})
+    assert trained_at(trials.drop(columns="truncated_from")) is None
     assert trained_at(trials[trials["rank"] != 4]) == 8
     with pytest.raises(rankwise.RequestError, match="cuts beside adapters trained at ranks 4, 8"):
         trained_at(trials)

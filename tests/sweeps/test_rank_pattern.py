@@ -123,7 +123,7 @@ def test_the_gain_is_what_peft_gives(
     with open_run(make_config(request_of), Silent()) as run:
         held_out = run.encode("held_out")
         for cut in run.store.summaries().query(f"rank == {RANK}").itertuples():
-            found = spectrum(read_adapter(run.store.adapter_directory(str(cut.cut_from))))
+            found = spectrum(read_adapter(run.store.adapter_directory(str(cut.truncated_from))))
             out = tmp_path / str(cut.seed)
             write_adapter(
                 truncate(found, ranks_by_budget(found, decision["uneven"]["entries"])), out

@@ -52,7 +52,7 @@ class Imported:
             ``train_loss``, which is not held out, last.
         train_loss: columns ``rank``, ``seed``, ``learning_rate``, ``step`` and ``train_loss`` (finite) where
             histories are known, else None.
-        summaries: columns ``rank``, ``learning_rate``, ``cut_from`` and those of `COSTS`, a row per
+        summaries: columns ``rank``, ``learning_rate``, ``truncated_from`` and those of `COSTS`, a row per
             trial, where sweeps of rankwise are among the results, else None.
         notes: what was guessed or left out, to be said aloud.
         guess_loss: the held-out loss that says nothing is learnt, of a single sweep that knows it.
@@ -211,9 +211,9 @@ def _read_sweep(directory: Path) -> Part:
         rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
         names={"loss": "loss", "score": score},
         train_loss=pd.concat(known, ignore_index=True) if known else None,
-        summaries=summaries.reindex(columns=["rank", "learning_rate", "cut_from", *COSTS]).dropna(
-            subset=list(COSTS)
-        ),
+        summaries=summaries.reindex(
+            columns=["rank", "learning_rate", "truncated_from", *COSTS]
+        ).dropna(subset=list(COSTS)),
         guess_loss=known_guess(directory),
         wording=wording_of(task.get("loss", Wording.unit), task.get("guess", Wording.guess)),
     )

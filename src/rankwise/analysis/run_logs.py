@@ -124,7 +124,7 @@ def _read_run(run: Path, name: str, metric: str | None) -> Part | str:
     kind = _look_up(configs, ("peft_type",), ("lora", "peft", "adapter"))
     if kind is not None and str(kind).upper() != "LORA":
         return f"its peft_type is {kind}, not LORA"
-    if any("cut_from" in config for config in configs):
+    if any("truncated_from" in config for config in configs):
         return "it is a cut of another trial's adapter; name the sweep's own directory"
     rank = _look_up(configs, RANK_NAMES, ("lora", "peft", "adapter", "model", "default"))
     if rank is None:

@@ -33,7 +33,7 @@ class Part:
         names: the metrics, from the name as written to its own name.
         notes: what was guessed or left out.
         train_loss: columns ``rank``, ``seed``, ``learning_rate`` (as far as known), ``step`` and ``train_loss``.
-        summaries: columns ``rank``, ``learning_rate``, ``cut_from`` and those of `COSTS`, a row per
+        summaries: columns ``rank``, ``learning_rate``, ``truncated_from`` and those of `COSTS`, a row per
             trial of a sweep.
         step: of a run, the step of the evaluation that counts, if known.
         is_run: whether it is a single run, not a table or a sweep.

@@ -22,7 +22,7 @@ class Trial:
         learning_rate: at which it is trained; of a cut, at which what it is cut from was.
         lora_alpha: PEFT's.
         use_rslora: scaling is ``lora_alpha / sqrt(r)``, not ``lora_alpha / r``.
-        cut_from: name of the complete trial to cut; None to train.
+        truncated_from: name of the complete trial to cut; None to train.
     """
 
     rank: int
@@ -30,7 +30,7 @@ class Trial:
     learning_rate: float
     lora_alpha: float
     use_rslora: bool = False
-    cut_from: str | None = None
+    truncated_from: str | None = None
 
     @property
     def name(self) -> str:

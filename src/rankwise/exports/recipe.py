@@ -188,8 +188,8 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     """
     sweep, trials = _needed(directory / "sweep.json"), directory / "trials"
     trained, keep = _needed(trials / trial_name / "config.json"), None
-    if trained.get("cut_from") is not None:
-        trial_name, keep = trained["cut_from"], trained["rank"]
+    if trained.get("truncated_from") is not None:
+        trial_name, keep = trained["truncated_from"], trained["rank"]
         trained = _needed(trials / trial_name / "config.json")
     adapter = _needed(trials / trial_name / "adapter" / "adapter_config.json")
     steps = json.loads((trials / trial_name / "metrics.jsonl").read_text().splitlines()[-1])["step"]

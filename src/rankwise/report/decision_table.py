@@ -92,8 +92,8 @@ class ProgressBar:
         else:
             means = finished.evidence[["loss", "score"]].mean()
             outcome = f"held-out loss {means['loss']:.4f}, score {means['score']:.4f}"
-        if trial.cut_from is not None:
-            self.note(f"r={trial.rank:<4d} cut from {trial.cut_from}: {outcome}")
+        if trial.truncated_from is not None:
+            self.note(f"r={trial.rank:<4d} cut from {trial.truncated_from}: {outcome}")
             return
         self.note(
             f"r={trial.rank:<4d} learning rate {trial.learning_rate:<8g} seed {trial.seed}: {outcome}, "

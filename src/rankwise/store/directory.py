@@ -123,7 +123,9 @@ class SweepStore:
             "learning_rate": trial.learning_rate,
             "lora_alpha": trial.lora_alpha,
             "use_rslora": trial.use_rslora,
-            **({"cut_from": trial.cut_from} if trial.cut_from is not None else {}),
+            **(
+                {"truncated_from": trial.truncated_from} if trial.truncated_from is not None else {}
+            ),
             **settings,
         }
         lines = [json.dumps(_finite(row)) for row in (*finished.steps, summary)]
@@ -341,9 +343,9 @@ def trained_at(summaries: pd.DataFrame) -> int | None:
     Raises:
         RequestError: there are cuts, and trials of several ranks.
     """
-    if "cut_from" not in summaries or summaries["cut_from"].isna().all():
+    if "truncated_from" not in summaries or summaries["truncated_from"].isna().all():
         return None
-    ranks = sorted(map(int, summaries.loc[summaries["cut_from"].isna(), "rank"].unique()))
+    ranks = sorted(map(int, summaries.loc[summaries["truncated_from"].isna(), "rank"].unique()))
     if len(ranks) > 1:
         raise RequestError(
             f"results hold cuts beside adapters trained at ranks {some(ranks)}: which rank to keep and which to train "
@@ -364,7 +366,7 @@ def rank_costs(summaries: pd.DataFrame, rank: int, learning_rate: float | None) 
         "adapter_bytes": int(trials["adapter_bytes"].max()),
     }
     if (
-        "cut_from" in trials and trials["cut_from"].notna().all()
+        "truncated_from" in trials and trials["truncated_from"].notna().all()
     ):  # nothing was trained at this rank
         return sizes
     return {

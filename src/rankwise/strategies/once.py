@@ -66,7 +66,7 @@ class Once(Strategy):
                 trained,
                 rank=rank,
                 lora_alpha=trained.lora_alpha * shares[rank],
-                cut_from=trained.name,
+                truncated_from=trained.name,
             )
             for rank, _, _ in missing(wanted, evidence)
         ]

@@ -38,7 +38,9 @@ def try_uneven(
     """
     rank = decision.rank
     assert rank is not None
-    found = [spectrum(read_adapter(store.adapter_directory(name))) for name in cuts["cut_from"]]
+    found = [
+        spectrum(read_adapter(store.adapter_directory(name))) for name in cuts["truncated_from"]
+    ]
     # The adapter's own rank, which is twice that of the trial where it was saved for the original base (PiSSA, OLoRA).
     entries = found[0].params // found[0].largest_rank * rank
     ranks = [ranks_by_budget(one, entries) for one in found]

@@ -284,7 +284,7 @@ def run_strategy(
         evidence = store.evidence()
         on_plan(len(store.trial_names()), strategy.expected_trials(evidence))
         trials = strategy.propose(evidence)
-        cuts = [trial for trial in trials if trial.cut_from is not None]
+        cuts = [trial for trial in trials if trial.truncated_from is not None]
         if not cuts and (not trials or (budget is not None and store.seconds_spent() >= budget)):
             return trials
         for finished in engine.train(cuts or trials[: engine.pack_size]):

@@ -30,8 +30,8 @@ class TruncatingEngine:
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train what is to be trained; decompose each adapter to be cut once, and score all its cuts together."""
-        yield from self.engine.train([trial for trial in trials if trial.cut_from is None])
-        for source, cuts in groupby(trials, key=lambda trial: trial.cut_from):
+        yield from self.engine.train([trial for trial in trials if trial.truncated_from is None])
+        for source, cuts in groupby(trials, key=lambda trial: trial.truncated_from):
             if source is not None:
                 yield from self._cut(self.adapter_directory(source), list(cuts))
 
