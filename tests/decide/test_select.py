@@ -8,7 +8,7 @@ import pytest
 
 from rankwise import RequestError, select
 from rankwise.decide import best_learning_rate
-from rankwise.decide.evidence import Runs, read_runs
+from rankwise.decide.evidence import RankResults, read_rank_results
 from rankwise.decide.pairwise import Comparison
 from rankwise.decide.select import decide
 
@@ -49,18 +49,22 @@ def make_evidence(
     )
 
 
-def make_runs(losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: Any) -> list[Runs]:
-    """Put `make_losses` into runs, as `read_runs` does with a table, only faster."""
+def make_results(
+    losses: Sequence[float], ranks: Sequence[int] = RANKS, **sizes: Any
+) -> list[RankResults]:
+    """Put `make_losses` into runs, as `read_rank_results` does with a table, only faster."""
     values = make_losses(losses, **sizes)  # (R, S, N)
     seeds, examples = tuple(range(values.shape[1])), np.arange(values.shape[2])
     return [
-        Runs(rank, 1e-3, (1e-3,), seeds, examples, loss, loss, (loss < 0.7).astype(float), 0)
+        RankResults(rank, 1e-3, (1e-3,), seeds, examples, loss, loss, (loss < 0.7).astype(float), 0)
         for rank, loss in zip(ranks, values, strict=True)
     ]
 
 
 def test_runs_made_directly_are_those_of_the_table() -> None:
-    for run, read in zip(make_runs([0.5] * 4), read_runs(make_evidence([0.5] * 4)), strict=True):
+    for run, read in zip(
+        make_results([0.5] * 4), read_rank_results(make_evidence([0.5] * 4)), strict=True
+    ):
         assert (run.rank, run.seeds, run.rates) == (read.rank, read.seeds, read.rates)
         np.testing.assert_array_equal(run.loss, read.loss)
         np.testing.assert_array_equal(run.score, read.score)
@@ -108,7 +112,7 @@ def test_what_is_advised_settles_it_in_four_cases_of_five(examples: int, seed_no
     generator = np.random.default_rng(1)
     settled = []
     for _ in range(100):
-        first = make_runs(
+        first = make_results(
             [0.55, 0.5, 0.5, 0.5],
             seeds=2,
             examples=examples,
@@ -120,7 +124,7 @@ def test_what_is_advised_settles_it_in_four_cases_of_five(examples: int, seed_no
             continue
         seen = [float(run.cost.mean()) for run in first]  # these differences are to persist
         sizes = {"seeds": advice.seeds, "examples": advice.held_out_examples}
-        again = make_runs(seen, seed_noise=seed_noise, generator=generator, **sizes)
+        again = make_results(seen, seed_noise=seed_noise, generator=generator, **sizes)
         settled.append(decide(again, margin=0.02, confidence=0.95).rank is not None)
     assert len(settled) >= 40
     # 80 % and two Monte Carlo standard errors
@@ -144,7 +148,9 @@ def test_a_rank_that_is_truly_worse_is_seldom_chosen(losses: list[float], seeds:
     wrong, replications = 0, 400
     for _ in range(replications):
         noise = 0.004 if seeds > 1 else 0.0  # one seed cannot tell
-        runs = make_runs(losses, seeds=seeds, examples=200, seed_noise=noise, generator=generator)
+        runs = make_results(
+            losses, seeds=seeds, examples=200, seed_noise=noise, generator=generator
+        )
         wrong += decide(runs, margin=0.02, confidence=0.95).rank in worse
     # 5 % and three Monte Carlo standard errors
     assert wrong / replications <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / replications)
@@ -171,7 +177,7 @@ def test_intervals_cover_the_true_means_and_gains() -> None:
     generator = np.random.default_rng(3)
     truth, covered, gains, replications = [0.55, 0.52, 0.50], 0, 0, 600
     for _ in range(replications):
-        runs = make_runs(
+        runs = make_results(
             truth, ranks=(4, 8, 16), examples=100, seed_noise=0.02, generator=generator
         )
         table = decide(runs, margin=0.02, confidence=0.95).table

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rankwise.decide import Decision
-from rankwise.decide.evidence import read_runs
+from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import parse_alpha_policy
@@ -66,7 +66,7 @@ def run(
 
 
 def judge(evidence: pd.DataFrame) -> Decision:
-    return decide(read_runs(evidence), MARGIN, CONFIDENCE)
+    return decide(read_rank_results(evidence), MARGIN, CONFIDENCE)
 
 
 def ranks_in_order(trials: list[Trial]) -> list[int]:
@@ -244,7 +244,9 @@ def test_cuts_of_a_rate_that_diverges_later_do_not_count() -> None:
         for rank, loss in ((2, 0.7), (8, 0.5)):
             trial = Trial(rank=rank, seed=seed, learning_rate=1e-3, lora_alpha=float(rank))
             rows.append(evidence_of(trial, lambda rank, loss=loss: loss, 1e-3))
-    decision = decide(read_runs(pd.concat(rows), trained_at=8), MARGIN, CONFIDENCE, trained_at=8)
+    decision = decide(
+        read_rank_results(pd.concat(rows), trained_at=8), MARGIN, CONFIDENCE, trained_at=8
+    )
     assert decision.rank == 8
     assert [row.learning_rate for row in decision.table] == [1e-3, 1e-3]
 

@@ -10,7 +10,7 @@ import pytest
 from peft import PeftModel
 
 import rankwise
-from rankwise.decide.evidence import read_runs
+from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.select import decide
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
@@ -72,7 +72,7 @@ def test_it_is_offered_only_where_it_is_shown_to_be_better(
     request_of: dict[str, Any], decision: dict[str, Any], loss: float, better: bool
 ) -> None:
     with open_run(make_config(request_of), Silent()) as run:
-        runs, summaries = read_runs(run.store.evidence()), run.store.summaries()
+        runs, summaries = read_rank_results(run.store.evidence()), run.store.summaries()
         cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
         engine = Scoring(run, cuts, loss)
         judged = decide(runs, 0.5, 0.95, trained_at=TRAINED)
@@ -102,7 +102,7 @@ def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
 
     monkeypatch.setattr(uneven, "read_adapter", doubled)
     with open_run(make_config(request_of), Silent()) as run:
-        runs, summaries = read_runs(run.store.evidence()), run.store.summaries()
+        runs, summaries = read_rank_results(run.store.evidence()), run.store.summaries()
         cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
         judged, engine = decide(runs, 0.5, 0.95, trained_at=TRAINED), Scoring(run, cuts, 0.0)
         found, _ = try_uneven(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]

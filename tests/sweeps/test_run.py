@@ -10,7 +10,7 @@ import torch
 
 import rankwise
 from rankwise import RequestError, SweepConfig
-from rankwise.decide.evidence import read_runs
+from rankwise.decide.evidence import read_rank_results
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.finish import _scores
 from rankwise.sweeps.progress import Silent
@@ -290,4 +290,4 @@ def test_scores_of_rejected_rates_have_no_say_in_the_score_s_margin() -> None:
         for rate, loss in ((1e-3, 0.05), (1e-2, 1e4))
         for example in range(3)
     ]
-    assert set(_scores(read_runs(pd.DataFrame(rows)))) == {-2.0}
+    assert set(_scores(read_rank_results(pd.DataFrame(rows)))) == {-2.0}

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from rankwise.decide.decision import Diagnosis, Interval, Verdict
-from rankwise.decide.evidence import Runs
+from rankwise.decide.evidence import RankResults
 from rankwise.decide.pairwise import Comparison
 
 BLOCKS = 5  # in each third of the steps
@@ -25,7 +25,7 @@ class TrainGap:
 
 
 def diagnose(
-    runs: Sequence[Runs],
+    runs: Sequence[RankResults],
     costs: Comparison,
     histories: pd.DataFrame | None,
     margin: float,
@@ -50,7 +50,7 @@ def diagnose(
 
 
 def train_gap(
-    one: Runs, other: Runs, histories: pd.DataFrame | None, confidence: float
+    one: RankResults, other: RankResults, histories: pd.DataFrame | None, confidence: float
 ) -> TrainGap | None:
     """Compare two ranks' training losses, paired by seed and step: they saw the same batches.
 
@@ -89,8 +89,8 @@ def train_gap(
 
 
 def _diagnosis(
-    one: Runs,
-    other: Runs,
+    one: RankResults,
+    other: RankResults,
     costs: Comparison,
     train: TrainGap | None,
     margin: float,

@@ -17,7 +17,7 @@ LEAST_GAIN = 1e-4  # share of that loss that has to be gained: less may be round
 
 
 @dataclass(frozen=True)
-class Runs:
+class RankResults:
     """A rank's trials at its learning rate.
 
     Attributes:
@@ -43,12 +43,12 @@ class Runs:
     diverged: int
 
 
-def read_runs(
+def read_rank_results(
     evidence: pd.DataFrame,
     metric: str = "loss",
     higher_is_better: bool | None = None,
     trained_at: int | None = None,
-) -> list[Runs]:
+) -> list[RankResults]:
     """Turn a table of evidence into arrays, ranks ascending; see `rankwise.select` for the columns.
 
     Where the smaller ranks are cuts, only those count that are cut at the rate that the trained rank is judged by: with
@@ -81,7 +81,9 @@ def read_runs(
         trained = evidence["rank"] == trained_at
         rate = best_learning_rate(evidence[trained], "cost")
         evidence = evidence[trained | (evidence["learning_rate"] == rate)]
-    runs = [_runs_of(int(rank), evidence[evidence["rank"] == rank], score) for rank in ranks]
+    runs = [
+        _results_of_rank(int(rank), evidence[evidence["rank"] == rank], score) for rank in ranks
+    ]
     alive = [run for run in runs if run.seeds]
     for run in alive[1:]:
         if not np.array_equal(run.examples, alive[0].examples):
@@ -195,12 +197,14 @@ def _refuse(values: pd.Series, good: np.ndarray, allowed: str) -> None:
         )
 
 
-def _runs_of(rank: int, evidence: pd.DataFrame, score: str) -> Runs:
+def _results_of_rank(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
     rates = tuple(sorted(float(rate) for rate in evidence["learning_rate"].unique()))
     diverged = int(evidence.loc[evidence["diverged"]].groupby(["learning_rate", "seed"]).ngroups)
     rate = best_learning_rate(evidence, "cost")
     if rate is None:
-        return Runs(rank, None, rates, (), np.empty(0), np.empty((0, 0)), None, None, diverged)
+        return RankResults(
+            rank, None, rates, (), np.empty(0), np.empty((0, 0)), None, None, diverged
+        )
     chosen = evidence[evidence["learning_rate"] == rate]
     seeds, row = np.unique(chosen["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
     examples, column = np.unique(
@@ -217,7 +221,7 @@ def _runs_of(rank: int, evidence: pd.DataFrame, score: str) -> Runs:
         raise RequestError(
             f"evidence of rank {rank}: its seeds were not scored on the same examples"
         )
-    return Runs(
+    return RankResults(
         rank=rank,
         learning_rate=rate,
         rates=rates,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankwise.decide.evidence import Runs
+from rankwise.decide.evidence import RankResults
 from rankwise.decide.pairwise import Comparison
 from rankwise.decide.power import MOST_EXAMPLES, MOST_SEEDS
 from rankwise.errors import some
@@ -144,7 +144,11 @@ def larger_may_be_better(costs: Comparison, rank: int, margin: float) -> str | N
 
 
 def warnings_of(
-    all_runs: Sequence[Runs], noise: float | None, trained_at: int | None, *, rates_differ: bool
+    all_runs: Sequence[RankResults],
+    noise: float | None,
+    trained_at: int | None,
+    *,
+    rates_differ: bool,
 ) -> list[str]:
     """Say what a reader should know before relying on the decision.
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from rankwise.decide.decision import Interval
-from rankwise.decide.evidence import Runs
+from rankwise.decide.evidence import RankResults
 from rankwise.decide.variance import (
     Spread,
     dunnett_critical,
@@ -138,7 +138,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Runs], what: Literal["cost", "loss", "score"], noise: float | None = None
+    runs: Sequence[RankResults], what: Literal["cost", "loss", "score"], noise: float | None = None
 ) -> Comparison | None:
     """Compare what decides, the losses or the scores; None where there are none."""
     values = {run.rank: getattr(run, what) for run in runs}

@@ -11,7 +11,7 @@ import pandas as pd
 from rankwise.checks import check_number
 from rankwise.decide.decision import Confirmation, Decision, Gain, Interval, RankRow
 from rankwise.decide.diagnose import diagnose
-from rankwise.decide.evidence import LEAST_GAIN, Guess, Runs, guessed, read_runs
+from rankwise.decide.evidence import LEAST_GAIN, Guess, RankResults, guessed, read_rank_results
 from rankwise.decide.explain import (
     NOTHING_WOULD,
     PLAIN,
@@ -77,7 +77,7 @@ def select(
         The decision, with a row for each rank.
 
     Raises:
-        RequestError: the evidence cannot serve (see `rankwise.decide.evidence.read_runs`), or margin, confidence or
+        RequestError: the evidence cannot serve (see `rankwise.decide.evidence.read_rank_results`), or margin, confidence or
             noise is not allowed.
 
     Example:
@@ -95,7 +95,7 @@ def select(
         noise = check_number("noise", noise, above=0)
     if guess_loss is not None and not isinstance(guess_loss, pd.Series):
         guess_loss = check_number("guess_loss", guess_loss, above=0)
-    runs = read_runs(evidence, metric, higher_is_better, trained_at)
+    runs = read_rank_results(evidence, metric, higher_is_better, trained_at)
     if len(runs) < 2:
         raise RequestError(f"evidence holds {len(runs)} rank; at least two are needed to compare")
     warning = None
@@ -117,7 +117,7 @@ def select(
 
 
 def decide(
-    all_runs: Sequence[Runs],
+    all_runs: Sequence[RankResults],
     margin: float,
     confidence: float,
     *,
@@ -193,7 +193,7 @@ def decide(
 
 
 def _above(
-    runs: Sequence[Runs], guess_loss: Guess, noise: float | None, confidence: float
+    runs: Sequence[RankResults], guess_loss: Guess, noise: float | None, confidence: float
 ) -> dict[int, tuple[float, float]]:
     """Return how far each rank's held-out loss lies above guessing: its mean, and the interval's upper end.
 
@@ -212,7 +212,7 @@ def _above(
 
 
 def _rows(
-    all_runs: Sequence[Runs],
+    all_runs: Sequence[RankResults],
     costs: Comparison,
     losses: Comparison | None,
     scores: Comparison | None,

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from rankwise.decide.diagnose import diagnose
-from rankwise.decide.evidence import read_runs
+from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.pairwise import compare
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
@@ -93,7 +93,7 @@ class Escalate(Strategy):
         """Whether the larger of two ranks is a real gain; one that trains where the other diverges is."""
         if evidence["rank"].nunique() < 2:
             return bool((evidence["rank"] != lower).any())
-        runs = read_runs(evidence)
+        runs = read_rank_results(evidence)
         costs = compare(runs, "cost")
         assert costs is not None  # every run has costs
         underfits = any(
@@ -106,4 +106,6 @@ class Escalate(Strategy):
         """Whether a rank is shown to be within the margin of all ranks tried."""
         if not (evidence["rank"] == rank).any():
             return False
-        return decide(read_runs(evidence), self.margin, self.confidence).row(rank).non_inferior
+        return (
+            decide(read_rank_results(evidence), self.margin, self.confidence).row(rank).non_inferior
+        )

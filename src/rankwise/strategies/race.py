@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rankwise.decide.evidence import read_runs
+from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.pairwise import compare
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
@@ -66,7 +66,7 @@ class Race(Strategy):
         """Return the ranks to go on with; none when the decision stands."""
         if evidence.empty:
             return []
-        runs = read_runs(evidence)
+        runs = read_rank_results(evidence)
         if (
             decide(runs, self.margin, self.confidence, guess_loss=self.guess_loss).verdict
             == "selected"

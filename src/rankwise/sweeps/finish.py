@@ -11,7 +11,7 @@ import pandas as pd
 
 from rankwise.decide import Decision
 from rankwise.decide.decision import TestScore
-from rankwise.decide.evidence import Runs, read_runs
+from rankwise.decide.evidence import RankResults, read_rank_results
 from rankwise.decide.explain import wording_of
 from rankwise.decide.metrics import default_margin
 from rankwise.decide.select import decide
@@ -64,7 +64,7 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
     evidence, summaries = run.store.evidence(), run.store.summaries()
     objective = run.task.objective
     trained_at = run.config.ranks[-1] if run.config.strategy == "once" else None
-    runs = read_runs(evidence, trained_at=trained_at)
+    runs = read_rank_results(evidence, trained_at=trained_at)
     decision = decide(  # a strategy that was stopped early may have come to one rank only
         runs,
         run.config.margin,
@@ -108,7 +108,7 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
     return SweepResult(decision, evidence, run.store.directory, run.task.objective.score)
 
 
-def _scores(runs: Sequence[Runs]) -> np.ndarray:
+def _scores(runs: Sequence[RankResults]) -> np.ndarray:
     """Return the scores that ranks are judged by: of a rate that was tried and left an error says nothing."""
     return np.concatenate(
         [run.score.ravel() for run in runs if run.score is not None] or [np.empty(0)]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.decide.decision import Decision, UnevenCut
-from rankwise.decide.evidence import Runs
+from rankwise.decide.evidence import RankResults
 from rankwise.decide.pairwise import Comparison
 from rankwise.engine.trial import Engine
 from rankwise.lora import ranks_by_budget, read_adapter, spectrum, truncate
@@ -17,7 +17,11 @@ UNEVEN = 0  # what they are called among the ranks
 
 
 def try_uneven(
-    decision: Decision, runs: Sequence[Runs], cuts: pd.DataFrame, store: SweepStore, engine: Engine
+    decision: Decision,
+    runs: Sequence[RankResults],
+    cuts: pd.DataFrame,
+    store: SweepStore,
+    engine: Engine,
 ) -> tuple[UnevenCut | None, Adapter | None]:
     """Cut the trained adapters once more, each layer to a rank of its own, and compare with the chosen rank's cuts.
 
