@@ -77,8 +77,8 @@ def select(
         The decision, with a row for each rank.
 
     Raises:
-        RequestError: the evidence cannot serve (see `rankwise.decide.evidence.read_rank_results`), or margin, confidence or
-            noise is not allowed.
+        RequestError: the evidence cannot serve (see `rankwise.decide.evidence.read_rank_results`), or margin, confidence
+            or noise is not allowed.
 
     Example:
         >>> import pandas as pd
