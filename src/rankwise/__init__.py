@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise._version import __version__
 
 if TYPE_CHECKING:
-    from rankwise.analysis.analyze import Analysis, analyze
+    from rankwise.analysis.analysis import Analysis, analyze
     from rankwise.decide import Decision, select
     from rankwise.errors import RankwiseError, RequestError
     from rankwise.planning.config import PlanConfig
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Analysis": "rankwise.analysis.analyze",
+    "Analysis": "rankwise.analysis.analysis",
     "Decision": "rankwise.decide",
     "DryRun": "rankwise.sweeps.dry_run",
     "Plan": "rankwise.planning.plan",
@@ -52,7 +52,7 @@ _HOMES = {
     "RequestError": "rankwise.errors",
     "SweepResult": "rankwise.sweeps.finish",
     "SweepConfig": "rankwise.sweeps.config",
-    "analyze": "rankwise.analysis.analyze",
+    "analyze": "rankwise.analysis.analysis",
     "dry_run": "rankwise.sweeps.dry_run",
     "estimate_lora_params": "rankwise.planning.params_estimate",
     "estimate_training_memory": "rankwise.planning.estimates",

@@ -42,7 +42,7 @@ def test_the_hub_reads_the_metadata(swept: Path) -> None:
 
 
 def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
-    from rankwise.analysis.analyze import analyze
+    from rankwise.analysis.analysis import analyze
     from rankwise.exports.model_card import write_card
     from rankwise.exports.recipe import read_setup
 

@@ -599,7 +599,7 @@ def test_layers_that_no_word_for_all_finds_are_named(
 
 
 def test_a_sweep_leaves_configs_only_for_a_selected_rank(swept: Path, tmp_path: Path) -> None:
-    from rankwise.analysis.analyze import analyze
+    from rankwise.analysis.analysis import analyze
     from rankwise.exports import write_exports
 
     assert {path.name for path in (swept / "export").iterdir()} == {

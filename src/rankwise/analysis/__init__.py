@@ -1,5 +1,5 @@
 """Other people's results as evidence."""
 
-from rankwise.analysis.read import Imported, read_results
+from rankwise.analysis.read import ImportedResults, read_results
 
-__all__ = ["Imported", "read_results"]
+__all__ = ["ImportedResults", "read_results"]

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from rankwise.analysis.source import Part
+from rankwise.analysis.source import ResultsSource
 from rankwise.decide.columns import typed
 from rankwise.decide.metrics import snake
 from rankwise.errors import RequestError, nearest, some
@@ -15,7 +15,7 @@ KEY = ["rank", "seed", "learning_rate", "example_id"]
 UNKNOWN = {"seed": 0, "learning_rate": 0.0}  # what stands where none is known
 
 
-def common_metrics(parts: list[Part], asked: str | None, notes: list[str]) -> list[str]:
+def common_metrics(parts: list[ResultsSource], asked: str | None, notes: list[str]) -> list[str]:
     """Return the metrics that every part has, but those whose trials all diverged; the one asked for first."""
     alive = [part for part in parts if not part.rows["diverged"].astype(bool).all()] or parts
     there = list(dict.fromkeys(own for part in alive for own in part.names.values()))
@@ -56,7 +56,7 @@ def common_metrics(parts: list[Part], asked: str | None, notes: list[str]) -> li
     return ([chosen] if chosen is not None else []) + rest
 
 
-def join_evidence(parts: list[Part], metrics: list[str], notes: list[str]) -> pd.DataFrame:
+def join_evidence(parts: list[ResultsSource], metrics: list[str], notes: list[str]) -> pd.DataFrame:
     """Put the parts' rows together and check them; the index is (part, row)."""
     per_example = ["example_id" in part.rows.columns for part in parts]
     if any(per_example) and not all(per_example):
@@ -78,7 +78,7 @@ def join_evidence(parts: list[Part], metrics: list[str], notes: list[str]) -> pd
     return typed(evidence, metrics, partial(_refuse, parts))
 
 
-def _refuse(parts: list[Part], values: pd.Series, good: np.ndarray, allowed: str) -> None:
+def _refuse(parts: list[ResultsSource], values: pd.Series, good: np.ndarray, allowed: str) -> None:
     """Refuse values, naming them and their rows."""
     bad = values[~good]
     if len(bad):
@@ -92,7 +92,7 @@ def _refuse(parts: list[Part], values: pd.Series, good: np.ndarray, allowed: str
         )
 
 
-def _where(parts: list[Part], rows: pd.Index) -> str:
+def _where(parts: list[ResultsSource], rows: pd.Index) -> str:
     """Name rows, (part, row), by their source."""
     places = []
     for number in dict.fromkeys(part for part, _ in rows):
@@ -102,7 +102,7 @@ def _where(parts: list[Part], rows: pd.Index) -> str:
     return some(places)
 
 
-def refuse_repeats(parts: list[Part], evidence: pd.DataFrame) -> None:
+def refuse_repeats(parts: list[ResultsSource], evidence: pd.DataFrame) -> None:
     """Refuse results that stand twice, and say what would tell them apart."""
     key = [name for name in KEY if name in evidence.columns]
     again = evidence.duplicated(key)
@@ -130,7 +130,7 @@ def refuse_repeats(parts: list[Part], evidence: pd.DataFrame) -> None:
     )
 
 
-def differences(parts: Sequence[Part]) -> list[str]:
+def differences(parts: Sequence[ResultsSource]) -> list[str]:
     """Return the settings in which parts differ, as far as they are known."""
     names = dict.fromkeys(name for part in parts for name in part.settings)
     return [

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.analysis.source import (
-    Part,
+    ResultsSource,
     history,
     is_scalar,
     known_settings,
@@ -27,7 +27,9 @@ def is_comparison(content: dict[str, Any]) -> bool:
     return isinstance(content.get("run_info"), dict) and isinstance(content.get("train_info"), dict)
 
 
-def read_comparison(path: Path, content: dict[str, Any], metric: str | None = None) -> Part | str:
+def read_comparison(
+    path: Path, content: dict[str, Any], metric: str | None = None
+) -> ResultsSource | str:
     """Return a LoRA experiment's test metrics and last train loss, or why it is left out.
 
     Args:
@@ -63,7 +65,7 @@ def read_comparison(path: Path, content: dict[str, Any], metric: str | None = No
         "diverged": False,
         **{own: values[written] for written, own in names.items()},
     }
-    return Part(
+    return ResultsSource(
         origin=path.name,
         rows=pd.DataFrame([row], index=[1]),
         names=names,

@@ -16,8 +16,8 @@ from rankwise.analysis.join import (
     refuse_repeats,
 )
 from rankwise.analysis.peft_comparison import is_comparison, read_comparison
-from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_runs
-from rankwise.analysis.source import Part, history, read_lines, read_object
+from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
+from rankwise.analysis.source import ResultsSource, history, read_json_lines, read_object
 from rankwise.analysis.tables import read_result_table
 from rankwise.decide.columns import as_numbers
 from rankwise.decide.evidence import Guess
@@ -38,7 +38,7 @@ SWEEP_SCORE = "accuracy"  # what a sweep's score is where it does not say
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedResults:
     """Others' results as evidence.
 
     Attributes:
@@ -76,7 +76,7 @@ def read_results(
     seed_column: str | None = None,
     learning_rate_column: str | None = None,
     example_column: str | None = None,
-) -> Imported:
+) -> ImportedResults:
     """Read results that others produced.
 
     Each path is one of: a rankwise sweep directory; a table (CSV, TSV, JSON lines, Parquet); a directory of training
@@ -100,7 +100,7 @@ def read_results(
     }  # fmt: skip
     if not paths:
         raise RequestError("no results were named; allowed are files and directories")
-    parts: list[Part] = []
+    parts: list[ResultsSource] = []
     notes: list[str] = []
     for path in paths:
         found, said = _read_path(Path(path), columns, metric)
@@ -125,7 +125,7 @@ def read_results(
     guess_loss, wording = (
         (parts[0].guess_loss, parts[0].wording) if len(parts) == 1 else (None, PLAIN)
     )
-    return Imported(
+    return ImportedResults(
         evidence,
         tuple(metrics),
         _histories(parts),
@@ -138,7 +138,7 @@ def read_results(
 
 def _read_path(
     path: Path, columns: dict[str, str | None], metric: str | None
-) -> tuple[list[Part], list[str]]:
+) -> tuple[list[ResultsSource], list[str]]:
     """Return the parts at a path, and notes on what was left out; no parts if nothing could be used."""
     if path.is_file() and path.suffix.lower() == ".json":
         content = read_object(path)
@@ -153,7 +153,7 @@ def _read_path(
     if (path / "sweep.json").is_file() and (path / "trials").is_dir():
         return [_read_sweep(path)], []
     try:
-        parts, notes = read_runs(path, metric)
+        parts, notes = read_run_directories(path, metric)
         contents = (
             [(file, read_object(file)) for file in sorted(path.glob("*.json"))] if not parts else []
         )
@@ -175,14 +175,14 @@ def _read_path(
     return parts, notes
 
 
-def _sort_out(read: list[tuple[str, Part | str]]) -> tuple[list[Part], list[str]]:
-    parts = [part for _, part in read if isinstance(part, Part)]
+def _sort_out(read: list[tuple[str, ResultsSource | str]]) -> tuple[list[ResultsSource], list[str]]:
+    parts = [part for _, part in read if isinstance(part, ResultsSource)]
     return parts, [
         f"{name} is left out: {reason}" for name, reason in read if isinstance(reason, str)
     ]
 
 
-def _read_sweep(directory: Path) -> Part:
+def _read_sweep(directory: Path) -> ResultsSource:
     """Read a rankwise sweep's evidence and its trials' training losses and costs."""
     histories = []
     try:
@@ -191,7 +191,7 @@ def _read_sweep(directory: Path) -> Part:
         for log in sorted(directory.glob("trials/[!.]*/metrics.jsonl")):
             trial = read_json(log.parent / "config.json") or {}
             identity = {name: trial[name] for name in KEY[:3] if name in trial}
-            histories.append(history(list(read_lines(log)), ("train_loss",), identity))
+            histories.append(history(list(read_json_lines(log)), ("train_loss",), identity))
     except (OSError, ValueError, RankwiseError) as error:
         raise RequestError(
             f"sweep {str(directory)!r} cannot be read: {' '.join(str(error).split())}"
@@ -206,7 +206,7 @@ def _read_sweep(directory: Path) -> Part:
     known = [frame for frame in histories if frame is not None]
     task = (read_json(directory / "sweep.json") or {}).get("task", {})
     score = snake(task.get("score", SWEEP_SCORE))
-    return Part(
+    return ResultsSource(
         origin=str(directory),
         rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
         names={"loss": "loss", "score": score},
@@ -219,7 +219,7 @@ def _read_sweep(directory: Path) -> Part:
     )
 
 
-def _cautions(parts: list[Part]) -> list[str]:
+def _cautions(parts: list[ResultsSource]) -> list[str]:
     """Say what limits a comparison of results."""
     cautions = []
     for own in dict.fromkeys(own for part in parts for own in part.names.values()):
@@ -243,7 +243,7 @@ def _cautions(parts: list[Part]) -> list[str]:
     return cautions
 
 
-def _histories(parts: list[Part]) -> pd.DataFrame | None:
+def _histories(parts: list[ResultsSource]) -> pd.DataFrame | None:
     frames = [part.train_loss for part in parts if part.train_loss is not None]
     if not frames:
         return None

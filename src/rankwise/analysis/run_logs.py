@@ -18,14 +18,14 @@ from typing import Any
 import pandas as pd
 
 from rankwise.analysis.source import (
-    Part,
+    ResultsSource,
     history,
     is_number,
     is_scalar,
     known_settings,
     last_step,
     last_values,
-    read_lines,
+    read_json_lines,
     read_object,
 )
 from rankwise.decide.metrics import TRAIN, find_metrics, is_held_out, split_part
@@ -42,7 +42,9 @@ TRAIN_LOSSES: tuple[str, ...] = (
 )
 
 
-def read_runs(directory: Path, metric: str | None = None) -> tuple[list[Part], list[str]]:
+def read_run_directories(
+    directory: Path, metric: str | None = None
+) -> tuple[list[ResultsSource], list[str]]:
     """Read the runs at and below a directory, a part each.
 
     Args:
@@ -59,7 +61,7 @@ def read_runs(directory: Path, metric: str | None = None) -> tuple[list[Part], l
     for run in _find_runs(directory, DEPTH):
         name = str(run.relative_to(directory)) if run != directory else run.resolve().name
         part = _read_run(run, name, metric)
-        if isinstance(part, Part):
+        if isinstance(part, ResultsSource):
             parts.append(part)
         else:
             notes.append(f"run {name} is left out: {part}")
@@ -104,14 +106,14 @@ def _checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
 
 
-def _read_run(run: Path, name: str, metric: str | None) -> Part | str:
+def _read_run(run: Path, name: str, metric: str | None) -> ResultsSource | str:
     """Return the run, or why it is left out."""
     log = _log_file(run)
     if log is None:
         return "it has no metrics.jsonl or trainer_state.json"
     configs = _configs(run)
     if log.name == "metrics.jsonl":
-        rows = list(read_lines(log))
+        rows = list(read_json_lines(log))
         train_names = TRAIN_LOSSES
     else:
         state = read_object(log)
@@ -156,7 +158,7 @@ def _read_run(run: Path, name: str, metric: str | None) -> Part | str:
     settings: dict[str, str] = {}
     for config in reversed(configs):
         settings |= known_settings(config)
-    return Part(
+    return ResultsSource(
         origin=name,
         rows=pd.DataFrame([row], index=[1]),
         names=metrics,

@@ -23,7 +23,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Part:
+class ResultsSource:
     """One source: a table, a rankwise sweep, a run or a result file.
 
     Attributes:
@@ -136,7 +136,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Read a file of JSON lines, each an object; blank lines are skipped.
 
     Raises:

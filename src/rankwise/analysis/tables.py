@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rankwise.analysis.source import Part
+from rankwise.analysis.source import ResultsSource
 from rankwise.decide.columns import as_measures, truth
 from rankwise.decide.metrics import find_metrics
 from rankwise.errors import RequestError, nearest, some
@@ -27,7 +27,7 @@ ROLE_COLUMNS = {
 
 def read_result_table(
     path: Path, wanted: Mapping[str, str | None], metric: str | None = None
-) -> Part:
+) -> ResultsSource:
     """Read a table of results.
 
     Args:
@@ -75,7 +75,7 @@ def read_result_table(
         + (f"; left out {some(left_out, 8)}" if left_out else "")
     )
 
-    return Part(origin=path.name, rows=rows, names=names, notes=tuple(notes))
+    return ResultsSource(origin=path.name, rows=rows, names=names, notes=tuple(notes))
 
 
 def _pick_columns(

@@ -74,7 +74,7 @@ def _analyze(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) is not None
     }
     confidence = check_number("confidence", options.confidence, above=0, below=1)
-    from rankwise.analysis.analyze import analyze
+    from rankwise.analysis.analysis import analyze
 
     found = analyze(
         *options.paths,

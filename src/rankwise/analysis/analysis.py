@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.analysis import Imported, read_results
+from rankwise.analysis import ImportedResults, read_results
 from rankwise.checks import check_number, check_path, check_text
 from rankwise.decide import Decision, select
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
@@ -117,7 +117,7 @@ def analyze(
 
 
 def _with_score(
-    imported: Imported, metric: str
+    imported: ImportedResults, metric: str
 ) -> tuple[pd.DataFrame, str | None, float, list[str]]:
     """Put a second metric, of which more is better, where `select` looks for the one that should agree.
 
