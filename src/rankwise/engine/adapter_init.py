@@ -10,7 +10,7 @@ from transformers import set_seed
 from rankwise.engine.trial import Trial
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
-from rankwise.models.compat import quiet_libraries
+from rankwise.models.compat import quiet_libraries, reinitialize
 
 
 def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
@@ -44,10 +44,7 @@ def put_on_adapter(
         model.get_submodule(name).load_state_dict(state)
     set_seed(trial.seed)
     for name in base.fresh:
-        for module in model.get_submodule(name).modules():
-            for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # or it would stay as it is
-            model._init_weights(module)  # type: ignore[operator]  # transformers' own initialisation
+        reinitialize(model, model.get_submodule(name))
     return get_peft_model(
         model,
         LoraConfig(

@@ -1,26 +1,39 @@
-"""transformers and PEFT kept quiet, and their errors kept short."""
+"""Private names of torch, transformers, PEFT and bitsandbytes: the one file to read when one of them is upgraded.
+
+Each function wraps one private name, and its docstring says why no public one does the work. All of them were checked
+on torch 2.13, transformers 5.23, PEFT 0.21 and bitsandbytes 0.50; tests/models/test_compat.py says which name is gone.
+Libraries are imported inside the functions, so that this module loads none of them.
+"""
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-IN_CONFIG_WORDS = {
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from torch import Tensor, nn
+
+# ---- All libraries: their output and their errors ----
+
+CLEARER_MESSAGES = {
     "Padding_idx must be within num_embeddings": "pad_token_id must be below vocab_size"
 }
-"""Messages of PyTorch whose cause is in a model's config, and what it is called there."""
+"""PyTorch's messages about a wrong model config, in the words of the config."""
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' reports, warnings and bars off the screen meanwhile; restore their settings after."""
-    from transformers.utils import logging as reports
+    """Silence the libraries' logs, warnings and progress bars inside the ``with`` block."""
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    shows_bars = transformers_logging.is_progress_bar_enabled()
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "bitsandbytes")]
     levels = [logger.level for logger in loggers]
-    reports.set_verbosity(logging.CRITICAL)
-    reports.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
@@ -28,14 +41,75 @@ def quiet_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        reports.set_verbosity(level)
-        for logger, before in zip(loggers, levels, strict=True):
-            logger.setLevel(before)
-        if bars:
-            reports.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def first_sentence(error: Exception) -> str:
     """Return an error's first sentence as one line."""
     text = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
-    return IN_CONFIG_WORDS.get(text, text)
+    return CLEARER_MESSAGES.get(text, text)
+
+
+# ---- torch ----
+
+
+@contextmanager
+def intercept_operators(
+    run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
+) -> Iterator[None]:
+    """Call ``run(operator, args, kwargs)`` in place of every PyTorch operator inside the ``with`` block.
+
+    `torch.utils._python_dispatch.TorchDispatchMode` is documented, but its module has no public name.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Interceptor(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return run(func, args, kwargs or {})
+
+    with Interceptor():
+        yield
+
+
+def tensors_in(value: Any) -> "list[Tensor]":
+    """Return the tensors inside nested lists, tuples and dicts. ``torch.utils._pytree`` has no public name."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+# ---- transformers ----
+
+
+def reinitialize(model: Any, module: "nn.Module") -> None:
+    """Draw a module's weights again, by the initialisation of the transformers model that it belongs to.
+
+    The public ``init_weights()`` draws a whole model, and skips each parameter that loading has marked as initialised.
+    """
+    for child in module.modules():
+        for parameter in child.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        model._init_weights(child)
+
+
+# ---- PEFT ----
+
+
+def expand_all_linear(config: "LoraConfig", model: "nn.Module") -> None:
+    """Replace ``target_modules="all-linear"`` of a PEFT config by the names of the model's linear layers.
+
+    PEFT does this only while it puts the adapter on; there is no public function for the names alone.
+    """
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+    _maybe_include_all_linear_layers(config, model)
+
+
+# ---- bitsandbytes ----

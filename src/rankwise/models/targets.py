@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rankwise.errors import RequestError, nearest, shown, some
+from rankwise.models.compat import expand_all_linear
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,10 +103,7 @@ def find_targets(
         RequestError: a name or a regular expression matches no linear layer (the close ones are named).
     """
     from peft import LoraConfig, TaskType
-    from peft.tuners.tuners_utils import (
-        _maybe_include_all_linear_layers,
-        check_target_module_exists,
-    )
+    from peft.tuners.tuners_utils import check_target_module_exists
 
     sizes = linear_sizes(model)
     wanted = target_modules if isinstance(target_modules, str) else parse_targets(target_modules)
@@ -117,7 +115,7 @@ def find_targets(
         modules_to_save=list(modules_to_save),
     )
     if wanted == ALL_LINEAR:
-        _maybe_include_all_linear_layers(config, model)  # sets target_modules
+        expand_all_linear(config, model)
     found = {name: size for name, size in sizes.items() if check_target_module_exists(config, name)}
     leaves = {name.rsplit(".", 1)[-1] for name in sizes}
     for target in () if isinstance(wanted, str) else wanted:

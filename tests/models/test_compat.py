@@ -1,0 +1,129 @@
+"""One test for each private name that models/compat.py uses: when a library drops one, the test says which."""
+
+import importlib
+import logging
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from rankwise.models.compat import (
+    expand_all_linear,
+    first_sentence,
+    intercept_operators,
+    quiet_libraries,
+    reinitialize,
+    tensors_in,
+)
+
+PRIVATE_NAMES = [  # module, name inside it, function of compat that uses it
+    ("torch.utils._python_dispatch", "TorchDispatchMode", "intercept_operators"),
+    ("torch.utils._pytree", "tree_leaves", "tensors_in"),
+    ("transformers", "PreTrainedModel._init_weights", "reinitialize"),
+    ("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", "expand_all_linear"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "function"), PRIVATE_NAMES)
+def test_private_name_still_exists(module: str, name: str, function: str) -> None:
+    try:
+        owner = importlib.import_module(module)
+        for part in name.split("."):
+            owner = getattr(owner, part)
+    except (ImportError, AttributeError):
+        library = module.partition(".")[0]
+        version = importlib.import_module(library).__version__
+        pytest.fail(
+            f"{library} {version} no longer has {module}.{name}: rankwise.models.compat.{function} needs another way"
+        )
+
+
+def tiny_bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=8,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+        )
+    )
+
+
+def test_operators_are_intercepted_inside_the_with_block_only() -> None:
+    seen = []
+
+    def run(operator: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, object]) -> object:
+        seen.append(str(operator))
+        return operator(*args, **kwargs)  # type: ignore[operator]
+
+    with intercept_operators(run):
+        total = torch.ones(2) + 1
+    torch.ones(2) * 2
+    assert total.tolist() == [2.0, 2.0]
+    assert seen == ["aten.ones.default", "aten.add.Tensor"]
+
+
+def test_tensors_are_found_at_any_depth() -> None:
+    first, second = torch.ones(1), torch.ones(2)
+    found = tensors_in({"a": [first, 3], "b": (None, {"c": second})})
+    assert [id(tensor) for tensor in found] == [id(first), id(second)]
+
+
+def test_reinitialize_draws_as_a_new_model_does() -> None:
+    model = tiny_bert()
+    nn.init.ones_(model.classifier.weight)
+    nn.init.ones_(model.classifier.bias)
+    for parameter in model.classifier.parameters():
+        parameter._is_hf_initialized = True  # as loading marks it
+    torch.manual_seed(3)
+    reinitialize(model, model.classifier)
+    torch.manual_seed(3)
+    expected = torch.empty(2, 8).normal_(0.0, model.config.initializer_range)
+    assert torch.equal(model.classifier.weight, expected)
+    assert model.classifier.bias.tolist() == [0.0, 0.0]
+
+
+def test_all_linear_becomes_every_linear_layer_but_the_head() -> None:
+    model = tiny_bert()
+    config = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
+    expand_all_linear(config, model)
+    matched = {
+        name
+        for name, module in model.named_modules()
+        if any(name == target or name.endswith(f".{target}") for target in config.target_modules)
+    }
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert matched == linear - {"classifier"}
+
+
+def test_libraries_are_quiet_inside_and_as_before_outside() -> None:
+    transformers_logging.set_verbosity(logging.INFO)
+    try:
+        with quiet_libraries():
+            assert transformers_logging.get_verbosity() == logging.CRITICAL
+            assert not transformers_logging.is_progress_bar_enabled()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.warn("noise", stacklevel=1)
+            assert not caught
+        assert transformers_logging.get_verbosity() == logging.INFO
+        assert transformers_logging.is_progress_bar_enabled()
+    finally:
+        transformers_logging.set_verbosity_warning()
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("It failed. Try\nagain.", "It failed"),
+        ("", "ValueError"),
+        ("Padding_idx must be within num_embeddings", "pad_token_id must be below vocab_size"),
+    ],
+)
+def test_an_error_becomes_one_line(message: str, expected: str) -> None:
+    assert first_sentence(ValueError(message)) == expected
