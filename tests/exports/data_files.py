@@ -11,7 +11,7 @@ import pandas as pd
 
 from rankwise.exports.recipe import TrainingSetup
 from rankwise.sweeps.config import SweepConfig
-from rankwise.tasks.layout import read_layout
+from rankwise.tasks.chat_formats import read_data_layout
 from rankwise.tasks.load import load_task
 from tests.exports.setups import PLAIN
 from tests.tasks.test_sft import MARKED, byte_level_tokenizer
@@ -128,13 +128,13 @@ def kept(
     setup = replace(
         PLAIN,
         data=str(path),
-        layout=read_layout(sweep),
+        layout=read_data_layout(sweep),
         chat_template=template,
         answers_marked=template,
     )
     encoded, _ = task.encoder(task.train, tokenizer, PLAIN.max_length)
     rows = []
-    for row, tokens, places in zip(encoded.ids, encoded.input_ids, encoded.places, strict=True):
+    for row, tokens, places in zip(encoded.ids, encoded.input_ids, encoded.positions, strict=True):
         told = {place + 1 for place in places}
         labels = [token if place in told else -100 for place, token in enumerate(tokens)]
         rows.append({"row": row, "input_ids": tokens, "labels": labels})

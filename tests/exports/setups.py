@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from rankwise.exports.recipe import TrainingSetup
-from rankwise.tasks.layout import Layout, read_layout
+from rankwise.tasks.chat_formats import DataLayout, read_data_layout
 
 
-def usual(data_format: str) -> Layout | None:
+def usual(data_format: str) -> DataLayout | None:
     """Return data under the usual names, as sweeps are read that kept the format alone."""
-    return read_layout({"data_format": data_format})
+    return read_data_layout({"data_format": data_format})
 
 
 PLAIN = TrainingSetup(

@@ -522,7 +522,7 @@ def test_the_exported_python_trains_what_the_sweep_trained(
     from rankwise.engine.reference import ReferenceEngine
     from rankwise.models.base_model import load_base
     from rankwise.tasks.base import Encoded
-    from rankwise.tasks.losses import Classes
+    from rankwise.tasks.losses import ClassificationObjective
 
     names = run((swept / "export" / "peft_config.py").read_text())
     base = AutoModelForSequenceClassification.from_pretrained(**names["base"])
@@ -535,7 +535,9 @@ def test_the_exported_python_trains_what_the_sweep_trained(
     setup = read_setup(swept, json.loads((swept / "decision.json").read_text())["test"]["trial"])
     count = json.loads((swept / "sweep.json").read_text())["task"]["train_examples"]
     examples = Encoded(tuple(range(count)), [[1]] * count, (0,) * count)
-    base_model = load_base(str(tiny_model), Classes(("0", "1")), ("all-linear",), (2,))
+    base_model = load_base(
+        str(tiny_model), ClassificationObjective(("0", "1")), ("all-linear",), (2,)
+    )
     engine = ReferenceEngine(base_model, examples, examples, Recipe(epochs=1, batch_size=8))
     trial = Trial(rank=2, seed=setup.seed, learning_rate=setup.learning_rate, lora_alpha=2)
     own = engine._arguments(trial, str(tmp_path))

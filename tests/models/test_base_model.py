@@ -18,7 +18,7 @@ from rankwise.engine.trial import Trial
 from rankwise.errors import RequestError
 from rankwise.models.base_model import load_base
 from rankwise.tasks.base import Encoded
-from rankwise.tasks.losses import Classes
+from rankwise.tasks.losses import ClassificationObjective
 from tests.architectures import OF_PARTS
 from tests.conftest import save_tokenizer
 from tests.engine.tiny import save_tiny
@@ -29,7 +29,7 @@ LABELS = ("bad", "good")
 def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    base = load_base(str(tiny_model), Classes(LABELS), ["all-linear"], [4])
+    base = load_base(str(tiny_model), ClassificationObjective(LABELS), ["all-linear"], [4])
     assert base.fresh == ("classifier",)
     assert set(base.trained_in_full) == {"classifier"}
     assert base.model.config.id2label == {0: "bad", 1: "good"}
@@ -42,7 +42,7 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
         if "pooler" not in key
     }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+    base = load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
     assert set(base.fresh) == {"bert.pooler", "classifier"}
     assert not any("pooler" in name for name in base.targets)
 
@@ -51,7 +51,13 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
 def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_path: Path) -> None:
     directory = save_tiny("distilbert", tmp_path)
     AutoModelForSequenceClassification.from_pretrained(directory).save_pretrained(directory)
-    base = load_base(str(directory), Classes(LABELS), "all-linear", [4], quantization=quantization)
+    base = load_base(
+        str(directory),
+        ClassificationObjective(LABELS),
+        "all-linear",
+        [4],
+        quantization=quantization,
+    )
     assert not base.fresh
     trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4.0, use_rslora=False)
     model = put_on_adapter(base, trial, saved_modules(base))
@@ -64,7 +70,7 @@ def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_pa
 
 
 def test_there_is_no_dropout_anywhere(tiny_model: Path) -> None:
-    base = load_base(str(tiny_model), Classes(LABELS), ["all-linear"], [4])
+    base = load_base(str(tiny_model), ClassificationObjective(LABELS), ["all-linear"], [4])
     base.model.train()
     tokens = torch.tensor([[2, 5, 6, 3]])
     assert torch.equal(base.model(input_ids=tokens).logits, base.model(input_ids=tokens).logits)
@@ -77,7 +83,7 @@ def test_a_decoder_without_padding_gets_one(tmp_path: Path) -> None:
     GPT2Model(
         GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=24)
     ).save_pretrained(tmp_path)
-    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+    base = load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
     assert base.model.config.pad_token_id == base.tokenizer.pad_token_id is not None
     assert base.fresh == ("score",)
     assert base.longest == 24
@@ -103,7 +109,7 @@ def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
         part.pad_token_id = None
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    base = load_base(str(tmp_path), Classes(LABELS), "all-linear", [4])
+    base = load_base(str(tmp_path), ClassificationObjective(LABELS), "all-linear", [4])
     examples = Encoded((0, 1), [[5, 6, 7], [5, 6, 7, 8, 9]], (0, 1))
     both = padded_logits(base.model, base.tokenizer, examples)  # (2, 2)
     alone = torch.cat(
@@ -114,7 +120,7 @@ def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
 
 def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
     roberta(tmp_path)
-    base = load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+    base = load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
     assert base.longest == 32  # 34 positions, counted from behind the padding index 1
     base.model(input_ids=torch.full((1, base.longest), 5))
     with pytest.raises((IndexError, RuntimeError), match="index"):
@@ -163,13 +169,13 @@ def test_models_that_cannot_serve(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     break_it(tmp_path)
     with pytest.raises(RequestError, match=words) as caught:
-        load_base(str(tmp_path), Classes(LABELS), ["all-linear"], [4])
+        load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
     assert "\n" not in str(caught.value)
 
 
 def test_names_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no such directory"):
-        load_base(str(tmp_path / "absent"), Classes(LABELS), ["all-linear"], [4])
+        load_base(str(tmp_path / "absent"), ClassificationObjective(LABELS), ["all-linear"], [4])
     (tmp_path / "file").write_text("x")
     with pytest.raises(RequestError, match="is a file, not a directory"):
-        load_base(str(tmp_path / "file"), Classes(LABELS), ["all-linear"], [4])
+        load_base(str(tmp_path / "file"), ClassificationObjective(LABELS), ["all-linear"], [4])

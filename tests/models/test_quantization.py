@@ -28,7 +28,7 @@ from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
-from rankwise.tasks.losses import Classes
+from rankwise.tasks.losses import ClassificationObjective
 from tests.engine.fused.test_engine import assert_same_training
 from tests.engine.tiny import load_tiny
 
@@ -205,7 +205,13 @@ def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: 
         if "pooler" not in key
     }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    base = load_base(str(tmp_path), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
+    base = load_base(
+        str(tmp_path),
+        ClassificationObjective(("bad", "good")),
+        "all-linear",
+        [4],
+        quantization="nf4",
+    )
     assert set(base.fresh) == {"bert.pooler", "classifier"}
     for name in base.trained_in_full:
         assert all(
@@ -239,5 +245,11 @@ def test_without_bitsandbytes_there_is_one_clear_line(
         RequestError,
         match=r"'nf4' needs the package 'bitsandbytes': pip install 'rankwise\[qlora\]'",
     ):
-        load_base(str(tiny_model), Classes(("bad", "good")), "all-linear", [4], quantization="nf4")
+        load_base(
+            str(tiny_model),
+            ClassificationObjective(("bad", "good")),
+            "all-linear",
+            [4],
+            quantization="nf4",
+        )
     assert SweepConfig(quantization="nf4").quantization == "nf4"  # the request itself is in order

@@ -18,7 +18,7 @@ from rankwise.planning.params import (
     put_on_adapter,
 )
 from rankwise.planning.params_estimate import estimate_lora_params
-from rankwise.tasks.losses import Classes
+from rankwise.tasks.losses import ClassificationObjective
 from tests.architectures import ARCHITECTURES, real_model, request, write_config
 from tests.engine.tiny import save_tiny
 
@@ -111,7 +111,9 @@ def test_default_targets_count_as_the_sweep_trains_them(name: str, tmp_path: Pat
     from rankwise.engine.adapter_init import saved_modules
     from rankwise.engine.trial import Trial
 
-    base = load_base(str(save_tiny(name, tmp_path)), Classes(("bad", "good")), "all-linear", [4])
+    base = load_base(
+        str(save_tiny(name, tmp_path)), ClassificationObjective(("bad", "good")), "all-linear", [4]
+    )
     trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4.0, use_rslora=False)
     trained = {
         key.replace(".modules_to_save.default", "").removeprefix(

@@ -11,8 +11,8 @@ from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode, sort_labels
 from rankwise.tasks.load import load_task
-from rankwise.tasks.losses import Classes
-from rankwise.tasks.split import stratified_split
+from rankwise.tasks.losses import ClassificationObjective
+from rankwise.tasks.splits import stratified_split
 from tests.conftest import make_reviews
 
 
@@ -108,7 +108,9 @@ def test_loss_and_score_against_scipy() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 3)) * 20
     labels = np.arange(50) % 3
     examples = Encoded(tuple(range(50)), [[1]] * 50, tuple(labels.tolist()))
-    measured = Classes(("a", "b", "c")).measure(torch.tensor(logits, dtype=torch.float32), examples)
+    measured = ClassificationObjective(("a", "b", "c")).measure(
+        torch.tensor(logits, dtype=torch.float32), examples
+    )
     expected = -log_softmax(logits.astype(np.float32).astype(float), axis=1)[np.arange(50), labels]
     np.testing.assert_allclose(measured["loss"], expected, rtol=1e-12, atol=1e-15)
     np.testing.assert_array_equal(measured["score"], logits.argmax(1) == labels)

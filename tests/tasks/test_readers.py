@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.tasks.columns import LABEL_NAMES
-from rankwise.tasks.readers import check_labels, check_texts, pick_column, read_table
+from rankwise.tasks.readers import LABEL_NAMES, check_labels, check_texts, pick_column, read_table
 
 TABLE = pd.DataFrame(
     {"text": ["one, two", 'a "quoted" word', "None", "naïve\tcafé"], "label": [0, 1, 0, 1]}

@@ -14,12 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from rankwise.errors import RequestError
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
-from rankwise.tasks.chat_formats import Dialogue
-from rankwise.tasks.layout import Layout
+from rankwise.tasks.chat_formats import DataLayout, Dialogue
 from rankwise.tasks.load import load_task
-from rankwise.tasks.losses import Classes
-from rankwise.tasks.sft import encode, marks_answers
-from rankwise.tasks.splits import all_examples
+from rankwise.tasks.losses import ClassificationObjective
+from rankwise.tasks.sft import encode, marks_assistant_tokens
+from rankwise.tasks.splits import number_examples
 
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"
@@ -75,14 +74,14 @@ def tokenizer() -> Any:
 
 
 def encode_one(dialogue: Dialogue, tokenizer: Any, max_length: int = 200) -> Encoded:
-    return encode(all_examples([dialogue], [None]), tokenizer, max_length)[0]
+    return encode(number_examples([dialogue], [None]), tokenizer, max_length)[0]
 
 
 def told(encoded: Encoded, tokenizer: Any) -> list[str]:
     """Return the stretches of tokens to be told, decoded."""
     stretches: list[list[int]] = []
     last = -2
-    for place, token in zip(encoded.places[0], encoded.labels[0], strict=True):
+    for place, token in zip(encoded.positions[0], encoded.labels[0], strict=True):
         assert encoded.input_ids[0][place + 1] == token
         if place != last + 1:
             stretches.append([])
@@ -118,7 +117,7 @@ def test_marks_are_found_in_the_template_that_chats_take(tokenizer: Any) -> None
         ({"tool_use": MARKED}, False),
     ):
         tokenizer.chat_template = template
-        assert marks_answers(tokenizer) is marked
+        assert marks_assistant_tokens(tokenizer) is marked
 
 
 def test_a_template_that_rewrites_earlier_turns_leaves_the_last(tokenizer: Any) -> None:
@@ -177,7 +176,7 @@ def test_long_dialogues_are_cut_and_those_without_an_answer_left_are_left_out(
 ) -> None:
     long = Dialogue(prompt="x" * 50, completion="y" * 50)
     short = Dialogue(prompt="x", completion="y" * 50)
-    examples = all_examples([long, short, Dialogue(prompt="x", completion="y")], [None] * 3)
+    examples = number_examples([long, short, Dialogue(prompt="x", completion="y")], [None] * 3)
     encoded, cut = encode(examples, tokenizer, 20)
     assert cut == 2
     assert encoded.ids == (1, 2)
@@ -346,7 +345,7 @@ def test_messages_without_a_template_and_templates_that_refuse(tokenizer: Any) -
         (
             [{"conversations": turns} for turns in SHAREGPT],
             {},
-            Layout(
+            DataLayout(
                 "messages",
                 {"messages": "conversations"},
                 (("from", "value"),),
@@ -356,7 +355,7 @@ def test_messages_without_a_template_and_templates_that_refuse(tokenizer: Any) -
         (
             [{"Talk": str(turns).replace("'", '"')} for turns in (*MESSAGES[:5], *SHAREGPT[5:])],
             {"messages_column": "Talk"},
-            Layout(
+            DataLayout(
                 "messages",
                 {"messages": "Talk"},
                 (("role", "content"), ("from", "value")),
@@ -367,22 +366,22 @@ def test_messages_without_a_template_and_templates_that_refuse(tokenizer: Any) -
         (
             [{"Instruction": f"q{n}", "response": f"a{n}"} for n in range(10)],
             {},
-            Layout("alpaca", {"instruction": "Instruction", "output": "response"}),
+            DataLayout("alpaca", {"instruction": "Instruction", "output": "response"}),
         ),
         (
             [{"question": f"q{n}", "say": f"a{n}"} for n in range(10)],
             {"completion_column": "say"},
-            Layout("prompt-completion", {"prompt": "question", "completion": "say"}),
+            DataLayout("prompt-completion", {"prompt": "question", "completion": "say"}),
         ),
         (
             [{"content": f"t{n}"} for n in range(10)],
             {"task": "sft"},
-            Layout("text", {"text": "content"}),
+            DataLayout("text", {"text": "content"}),
         ),
     ],
 )
 def test_the_names_that_a_file_has_are_kept(
-    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], layout: Layout
+    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], layout: DataLayout
 ) -> None:
     path = tmp_path / "data.jsonl"
     pd.DataFrame(rows).to_json(path, orient="records", lines=True)
@@ -423,14 +422,16 @@ def test_labels_that_are_named_or_beside_plain_texts_are_classes(tmp_path: Path)
         {"text_column": "instruction"},
         {"text_column": "instruction", "label_column": "category"},
     ):
-        assert load_task(SweepConfig(data=path, **named)).objective == Classes(("a", "b"))
+        assert load_task(SweepConfig(data=path, **named)).objective == ClassificationObjective(
+            ("a", "b")
+        )
     for name in ("conversation", "dialogue"):
         pd.DataFrame({"text": texts, name: range(20), "label": ["a", "b"] * 10}).to_csv(
             path, index=False
         )
-        assert load_task(SweepConfig(data=path)).objective == Classes(("a", "b"))
+        assert load_task(SweepConfig(data=path)).objective == ClassificationObjective(("a", "b"))
     rated = pd.DataFrame(
         {"question": texts, "answer": ["yes"] * 20, "text": texts, "rating": ["a", "b"] * 10}
     )
     rated.to_csv(path, index=False)
-    assert load_task(SweepConfig(data=path)).objective == Classes(("a", "b"))
+    assert load_task(SweepConfig(data=path)).objective == ClassificationObjective(("a", "b"))

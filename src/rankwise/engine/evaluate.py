@@ -61,9 +61,9 @@ def padded_logits(model: nn.Module, tokenizer: Any, examples: Encoded) -> torch.
     """Run a padded batch of N examples; return (N, outputs), or (M, vocabulary) for the M places to be told."""
     batch = tokenizer.pad(examples.inputs(), padding_side="right", return_tensors="pt")
     logits = model(**batch.to(next(model.parameters()).device)).logits
-    if examples.places is None:
+    if examples.positions is None:
         return logits
-    return torch.cat([own[places] for own, places in zip(logits, examples.places, strict=True)])
+    return torch.cat([own[places] for own, places in zip(logits, examples.positions, strict=True)])
 
 
 def length_batches(examples: Encoded, device: torch.device, copies: int = 1) -> list[list[int]]:
@@ -78,7 +78,7 @@ def length_batches(examples: Encoded, device: torch.device, copies: int = 1) -> 
         Lists of rows, together all N.
     """
     # Logits over a vocabulary are what fills a memory, on any device.
-    most = BATCH_TOKENS["cpu"] if examples.places is not None else BATCH_TOKENS_ELSEWHERE
+    most = BATCH_TOKENS["cpu"] if examples.positions is not None else BATCH_TOKENS_ELSEWHERE
     budget = BATCH_TOKENS.get(device.type, most) // copies
     lengths = examples.lengths
     batches: list[list[int]] = []

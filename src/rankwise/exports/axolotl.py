@@ -14,8 +14,7 @@ from rankwise.exports.yaml_text import (
     without,
     yaml_text,
 )
-from rankwise.tasks.chat_formats import ALPACA, ALPACA_WITH_INPUT
-from rankwise.tasks.layout import KEYS, Layout
+from rankwise.tasks.chat_formats import ALPACA, ALPACA_WITH_INPUT, MESSAGE_KEYS, DataLayout
 
 
 def axolotl_config(setup: TrainingSetup) -> str:
@@ -105,11 +104,11 @@ def _dataset(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
     return {**where, "type": "completion", "field": columns["text"]}, []
 
 
-def _chats(column: str, layout: Layout | None = None) -> dict[str, Any]:
+def _chats(column: str, layout: DataLayout | None = None) -> dict[str, Any]:
     """Return settings for messages in a column, with the layout's names of keys and roles, or the usual ones."""
     settings: dict[str, Any] = {"type": "chat_template", "field_messages": column}
-    if layout is not None and layout.keys != (KEYS,):
-        settings["message_property_mappings"] = dict(zip(KEYS, layout.keys[0], strict=True))
+    if layout is not None and layout.keys != (MESSAGE_KEYS,):
+        settings["message_property_mappings"] = dict(zip(MESSAGE_KEYS, layout.keys[0], strict=True))
     if layout is not None and layout.renames_roles:
         settings["roles"] = {role: list(names) for role, names in layout.roles.items()}
     return settings

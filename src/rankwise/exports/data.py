@@ -1,22 +1,22 @@
 """What training tools have to be told of a sweep's data, and what they cannot be told and has to be changed first."""
 
 from rankwise.exports.recipe import TrainingSetup
-from rankwise.tasks.layout import Layout
+from rankwise.tasks.chat_formats import DataLayout
 
 
-def layout_of(setup: TrainingSetup) -> Layout:
+def layout_of(setup: TrainingSetup) -> DataLayout:
     """Return how the data of a causal LM are held."""
     assert setup.layout is not None
     return setup.layout
 
 
-def quoted(layout: Layout) -> str:
+def quoted(layout: DataLayout) -> str:
     """List the columns, as in "'instruction', 'input' and 'output'"."""
     *others, last = map(repr, layout.columns.values())
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def save_messages(layout: Layout, tool: str, column: str) -> str:
+def save_messages(layout: DataLayout, tool: str, column: str) -> str:
     """Say how messages have to be saved that a tool does not read as they are, so that ``column`` holds them."""
     return (
         f"{tool} does not read the messages of column {quoted(layout)} as they are. Save them first, in JSON lines or "
@@ -25,7 +25,7 @@ def save_messages(layout: Layout, tool: str, column: str) -> str:
     )
 
 
-def save_chats(layout: Layout, tool: str) -> str:
+def save_chats(layout: DataLayout, tool: str) -> str:
     """Say how Alpaca's instructions have to be saved for a tool that makes no chats of them."""
     more = layout.columns.get("input")
     asked = f"{layout.columns['instruction']!r}" + (

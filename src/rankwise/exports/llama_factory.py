@@ -14,7 +14,7 @@ from rankwise.exports.yaml_text import (
     without,
     yaml_text,
 )
-from rankwise.tasks.layout import KEYS, Layout
+from rankwise.tasks.chat_formats import MESSAGE_KEYS, DataLayout
 
 DATASET = "sweep_data"
 ROLES = ("user", "assistant", "system")
@@ -100,7 +100,7 @@ def dataset_info(setup: TrainingSetup) -> str:
     layout = layout_of(setup)
     columns = layout.columns
     if layout.data_format == "messages":
-        role, content = layout.keys[0] if _reads_messages(layout) else KEYS
+        role, content = layout.keys[0] if _reads_messages(layout) else MESSAGE_KEYS
         names = layout.roles if _reads_messages(layout) else {}
         tags = {f"{who}_tag": names.get(who, (who,))[0] for who in ROLES}
         described |= {
@@ -120,7 +120,7 @@ def dataset_info(setup: TrainingSetup) -> str:
     return json.dumps({DATASET: described}, indent=2) + "\n"
 
 
-def _reads_messages(layout: Layout) -> bool:
+def _reads_messages(layout: DataLayout) -> bool:
     """Whether messages need no rewriting: lists, with one pair of keys and one name for each role."""
     return (
         not layout.as_text

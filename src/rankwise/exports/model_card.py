@@ -10,7 +10,7 @@ from rankwise.formatting import signed
 from rankwise.planning.meta_model import AUTO_CLASSES
 from rankwise.report.decision_table import cells, sentences
 from rankwise.store.directory import write_whole
-from rankwise.tasks.samples import HUB_ID
+from rankwise.tasks.samples import MINILM_HUB_ID
 
 PIPELINES = {"SEQ_CLS": "text-classification", CAUSAL_LM: "text-generation"}
 
@@ -65,7 +65,7 @@ def _front_matter(
     from huggingface_hub import EvalResult, ModelCardData
 
     # The hub knows no directories or files, and refuses a card that names one.
-    name = HUB_ID if sweep["paths"]["model"] is None else setup.base_model
+    name = MINILM_HUB_ID if sweep["paths"]["model"] is None else setup.base_model
     base = None if Path(name).exists() else name
     pipeline = PIPELINES[setup.task_type]
     results = None

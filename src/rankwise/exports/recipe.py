@@ -14,8 +14,8 @@ from rankwise.errors import RequestError
 from rankwise.models.files import load_arguments
 from rankwise.models.targets import ALL_LINEAR
 from rankwise.store.directory import read_json
-from rankwise.tasks.hf_datasets import hub_parts
-from rankwise.tasks.layout import Layout, read_layout
+from rankwise.tasks.chat_formats import DataLayout, read_data_layout
+from rankwise.tasks.hf_datasets import split_hub_id
 from rankwise.tasks.readers import is_hub_id
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
@@ -90,7 +90,7 @@ class TrainingSetup:
     held_out_examples: int
     test_examples: int
     limited: bool
-    layout: Layout | None
+    layout: DataLayout | None
     chat_template: bool | None
     answers_marked: bool | None
 
@@ -170,7 +170,7 @@ class TrainingSetup:
     def hub_data(self) -> tuple[str, str | None, str] | None:
         """Name, configuration and split of a hub's data set; None where the data are files."""
         return (
-            hub_parts(Path(self.data))
+            split_hub_id(Path(self.data))
             if self.data is not None and is_hub_id(Path(self.data))
             else None
         )
@@ -232,7 +232,7 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
         test_examples=task.get("test_examples", 0) if split else 0,
         limited=settings.get("train_examples") is not None
         and settings["train_examples"] == task.get("train_examples"),
-        layout=read_layout(task),
+        layout=read_data_layout(task),
         chat_template=task.get("chat_template"),
         answers_marked=task.get("answers_marked"),
     )

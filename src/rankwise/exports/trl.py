@@ -14,7 +14,7 @@ from rankwise.exports.yaml_text import (
     without,
     yaml_text,
 )
-from rankwise.tasks.layout import KEYS
+from rankwise.tasks.chat_formats import MESSAGE_KEYS
 
 
 def trl_config(setup: TrainingSetup) -> str:
@@ -87,7 +87,7 @@ def _data(setup: TrainingSetup) -> tuple[dict[str, Any], list[str]]:
 
     if layout.data_format == "messages":
         # TRL rewrites ShareGPT's keys in a column conversations, but refuses them with assistant_only_loss.
-        named = layout.columns["messages"] == "messages" and layout.keys == (KEYS,)
+        named = layout.columns["messages"] == "messages" and layout.keys == (MESSAGE_KEYS,)
         readable = named and not layout.renames_roles and not layout.as_text
         notes = [] if readable else [save_messages(layout, "TRL", "messages")]
         return {**reads("messages"), "assistant_only_loss": True}, [*notes, *_unmarked(setup)]

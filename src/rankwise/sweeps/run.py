@@ -21,7 +21,7 @@ from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Task
 from rankwise.tasks.load import load_task
 from rankwise.tasks.readers import file_fingerprint
-from rankwise.tasks.sft import marks_answers
+from rankwise.tasks.sft import marks_assistant_tokens
 
 if TYPE_CHECKING:
     from rankwise.decide.evidence import Guess
@@ -374,7 +374,7 @@ def sweep_request(config: SweepConfig, task: Task, base: "BaseModel") -> dict[st
             "chat_template": bool(
                 base.tokenizer.chat_template
             ),  # which decides how instructions are written
-            "answers_marked": marks_answers(
+            "answers_marked": marks_assistant_tokens(
                 base.tokenizer
             ),  # without which TRL finds them in few templates
             "label_names": list(task.objective.settings.get("id2label", {}).values()),

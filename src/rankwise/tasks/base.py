@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import pandas as pd
 
-from rankwise.tasks.layout import Layout
+from rankwise.tasks.chat_formats import DataLayout
 
 if TYPE_CHECKING:
     import torch
@@ -50,14 +50,14 @@ class Encoded:
         labels: what the logits are held against: the index of the class, a number, or the tokens to be told, one for
             each place, (N,).
         token_type_ids: which of two texts a token is of, N lists; None where the tokenizer does not tell.
-        places: of the tokens whose next one is to be told, N lists; None where an example has one row of logits.
+        positions: of the tokens whose next one is to be told, N lists; None where an example has one row of logits.
     """
 
     ids: tuple[int, ...]
     input_ids: list[list[int]]
     labels: tuple[Any, ...]
     token_type_ids: list[list[int]] | None = None
-    places: list[list[int]] | None = None
+    positions: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,7 +76,7 @@ class Encoded:
             token_type_ids=None
             if self.token_type_ids is None
             else [self.token_type_ids[row] for row in rows],
-            places=None if self.places is None else [self.places[row] for row in rows],
+            positions=None if self.positions is None else [self.positions[row] for row in rows],
         )
 
     def inputs(self) -> dict[str, list[list[int]]]:
@@ -91,8 +91,8 @@ class Encoded:
     def features(self, row: int) -> dict[str, Any]:
         """Return an example as transformers' collators take it; tokens that are not told have the label -100."""
         tokens, labels = self.input_ids[row], self.labels[row]
-        if self.places is not None:
-            told = dict(zip(self.places[row], labels, strict=True))
+        if self.positions is not None:
+            told = dict(zip(self.positions[row], labels, strict=True))
             labels = [told.get(place, IGNORED) for place in range(-1, len(tokens) - 1)]
         features = {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
         return (
@@ -168,7 +168,7 @@ class Task:
     held_out: Examples
     test: Examples
     notes: tuple[str, ...] = ()
-    layout: Layout | None = None
+    layout: DataLayout | None = None
 
     @property
     def guess_loss(self) -> float | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,61 @@ import pandas as pd
 
 from rankwise.errors import RequestError, some
 from rankwise.sweeps.config import SweepConfig
-from rankwise.tasks.columns import TEXT_NAMES
-from rankwise.tasks.layout import KEYS, Layout
-from rankwise.tasks.readers import check_texts, find_column, pick_column
+from rankwise.tasks.readers import TEXT_NAMES, check_texts, find_column, pick_column
+
+MESSAGE_KEYS = ("role", "content")  # of a message, as every tool reads them
+# What a sweep of an earlier rankwise, which kept no names, is taken to have.
+USUAL_COLUMNS = {
+    "messages": ("messages",),
+    "prompt-completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "input", "output"),
+    "text": ("text",),
+}
+
+
+@dataclass(frozen=True)
+class DataLayout:
+    """Columns of a file, and how messages are written in it.
+
+    Attributes:
+        data_format: ``messages``, ``prompt-completion``, ``alpaca`` or ``text``.
+        columns: that the examples are read from, by the names that USUAL_COLUMNS has for them. Alpaca's ``input`` may
+            be missing.
+        keys: of messages: pairs of keys for who speaks and what is said; more than one where the file mixes them.
+        roles: of messages: what the file calls ``user``, ``assistant`` and any other role; none where not known.
+        as_text: whether messages are JSON text instead of lists.
+    """
+
+    data_format: str
+    columns: Mapping[str, str]
+    keys: tuple[tuple[str, str], ...] = (MESSAGE_KEYS,)
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    as_text: bool = False
+
+    @property
+    def renames_roles(self) -> bool:
+        """Whether a role has another name than chat templates have for it."""
+        return any(names != (role,) for role, names in self.roles.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return asdict(self)
+
+
+def read_data_layout(task: Mapping[str, Any]) -> DataLayout | None:
+    """Return the layout that a sweep kept of its task, with the usual names where it kept the format alone.
+
+    None where the task is not one of instruction data.
+    """
+    kept, data_format = task.get("data_layout"), task.get("data_format")
+    if kept is not None:
+        keys = tuple((role, content) for role, content in kept["keys"])
+        roles = {role: tuple(names) for role, names in kept["roles"].items()}
+        return DataLayout(**{**kept, "keys": keys, "roles": roles})
+    if data_format is None:
+        return None
+    return DataLayout(data_format, {name: name for name in USUAL_COLUMNS[data_format]})
+
 
 MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue")
 PROMPT_NAMES = ("prompt", "question")
@@ -52,7 +104,7 @@ class Shape:
     """How a table holds dialogues.
 
     Attributes:
-        columns: that it uses, see `rankwise.tasks.layout.Layout`.
+        columns: that it uses, see `DataLayout`.
         name: in a note.
         data_format: ``messages``, ``prompt-completion``, ``alpaca`` or ``text``, as other tools are told.
         make: from a table with those columns and its path to a dialogue for each row.
@@ -73,11 +125,11 @@ class Shape:
             pick_column(table, column, (), "", path)
         return self.make(table, path)
 
-    def layout(self, table: pd.DataFrame) -> Layout:
+    def layout(self, table: pd.DataFrame) -> DataLayout:
         """Return what other tools have to be told of a table that `read` takes."""
         if self.data_format == "messages":
             return _layout_of_messages(table[self.columns["messages"]])
-        return Layout(self.data_format, self.columns)
+        return DataLayout(self.data_format, self.columns)
 
 
 def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
@@ -194,7 +246,7 @@ def _from_messages(values: pd.Series, path: Path) -> list[Dialogue]:
     return dialogues
 
 
-def _layout_of_messages(values: pd.Series) -> Layout:
+def _layout_of_messages(values: pd.Series) -> DataLayout:
     """Say how messages are written that `_from_messages` can read."""
     keys: dict[tuple[str, str], None] = {}
     roles: dict[str, dict[str, None]] = {}
@@ -204,7 +256,7 @@ def _layout_of_messages(values: pd.Series) -> Layout:
             keys[used] = None
             name = message[used[0]]
             roles.setdefault(ROLES.get(name, name), {})[name] = None
-    return Layout(
+    return DataLayout(
         "messages",
         {"messages": str(values.name)},
         tuple(keys),
@@ -241,5 +293,5 @@ def _messages(value: object) -> Sequence[dict[str, Any]] | None:
 
 def _keys(message: Mapping[str, Any]) -> tuple[str, str]:
     """Return the keys that a message has for who speaks and what is said: ShareGPT's if not the usual ones."""
-    role, content = KEYS
+    role, content = MESSAGE_KEYS
     return role if role in message else "from", content if content in message else "value"

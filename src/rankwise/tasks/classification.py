@@ -9,10 +9,9 @@ from rankwise.errors import RequestError, some
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Examples, Task
-from rankwise.tasks.columns import TextColumns, find_text_columns
-from rankwise.tasks.losses import Classes
-from rankwise.tasks.readers import check_labels, read_table
-from rankwise.tasks.splits import Parts, all_examples, given_parts, limit_train, split_parts
+from rankwise.tasks.losses import ClassificationObjective
+from rankwise.tasks.readers import TextColumns, check_labels, find_text_columns, read_table
+from rankwise.tasks.splits import Parts, given_parts, limit_train, number_examples, split_parts
 
 SAMPLE_HELD_OUT_SHARE = (
     0.12  # 1,024 of 8,530: scoring them takes a third of the time that training takes
@@ -25,7 +24,7 @@ def load_sample(config: SweepConfig) -> Task:
     table = samples.rotten_tomatoes()
     labels = list(table["label"])
     names = sort_labels(set(labels))
-    examples = all_examples(list(table["text"]), [names.index(label) for label in labels])
+    examples = number_examples(list(table["text"]), [names.index(label) for label in labels])
     parts = split_parts(examples, labels, SAMPLE_HELD_OUT_SHARE, SAMPLE_TEST_SHARE)
     return _task(
         "Rotten Tomatoes sentences",
@@ -49,7 +48,7 @@ def load_classification(config: SweepConfig, table: pd.DataFrame, path: Path) ->
         raise RequestError(
             f"column {columns.label!r} of {str(path)!r} has one class only ({names[0]!r}); at least two are needed"
         )
-    examples = all_examples(inputs, [names.index(label) for label in labels])
+    examples = number_examples(inputs, [names.index(label) for label in labels])
     if config.eval_data is None:
         parts = split_parts(examples, labels)
     else:
@@ -67,14 +66,16 @@ def _read_held_out(path: Path, columns: TextColumns, names: tuple[str, ...]) -> 
         raise RequestError(
             f"eval_data {str(path)!r} has labels that the training data lacks: {some(unseen)}; known: {some(names, 12)}"
         )
-    return all_examples(inputs, [names.index(label) for label in labels])
+    return number_examples(inputs, [names.index(label) for label in labels])
 
 
 def _task(
     name: str, names: tuple[str, ...], parts: Parts, notes: tuple[str, ...], limit: int | None
 ) -> Task:
     train, held_out, test, more = parts
-    task = Task(name, Classes(names), encode, train, held_out, test, (*notes, *more))
+    task = Task(
+        name, ClassificationObjective(names), encode, train, held_out, test, (*notes, *more)
+    )
     return limit_train(task, limit, [names[label] for label in train.labels])
 
 

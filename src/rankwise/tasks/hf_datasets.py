@@ -37,7 +37,7 @@ def read_saved_dataset(path: Path) -> pd.DataFrame:
     return _as_table(loaded)
 
 
-def hub_parts(path: Path) -> tuple[str, str | None, str]:
+def split_hub_id(path: Path) -> tuple[str, str | None, str]:
     """Return name, configuration and split of a hub's data set."""
     name, *rest = path.as_posix().split(":")
     return name, rest[0] if len(rest) > 1 else None, rest[-1] if rest else "train"
@@ -53,7 +53,7 @@ def read_hub_dataset(path: Path) -> pd.DataFrame:
         RequestError: datasets is not installed, or there is no such data set, configuration or split in reach.
     """
     datasets = _library(f"data {str(path)!r} is no file, and may be a hub's data set")
-    name, config, split = hub_parts(path)
+    name, config, split = split_hub_id(path)
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

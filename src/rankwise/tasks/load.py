@@ -9,8 +9,7 @@ from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
 from rankwise.tasks.chat_formats import Shape, find_shape
 from rankwise.tasks.classification import load_classification, load_sample
-from rankwise.tasks.columns import LABEL_NAMES
-from rankwise.tasks.readers import find_column, read_table
+from rankwise.tasks.readers import LABEL_NAMES, find_column, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
 

@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 256  # of logits over a vocabulary that are copied to float64
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassificationObjective:
     """Classification: log-loss in nats, and whether the best class is the right one.
 
     Attributes:
@@ -67,7 +67,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class RegressionObjective:
     """Regression: squared error as a share of the training labels' variance, and the negative absolute error.
 
     Models train on the labels as they are, by the mean squared error, so that a saved adapter gives numbers in the
@@ -120,7 +120,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Completions:
+class CompletionObjective:
     """Supervised fine-tuning: nats per completion token, and the share of those tokens that the model puts first.
 
     A batch's training loss is the mean over its completion tokens. A held-out example's loss is the mean over its own

@@ -9,10 +9,9 @@ from rankwise.errors import RequestError, some
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
 from rankwise.tasks.classification import encode
-from rankwise.tasks.columns import find_text_columns
-from rankwise.tasks.losses import Numbers
-from rankwise.tasks.readers import read_table
-from rankwise.tasks.splits import all_examples, given_parts, limit_train, split_parts
+from rankwise.tasks.losses import RegressionObjective
+from rankwise.tasks.readers import find_text_columns, read_table
+from rankwise.tasks.splits import given_parts, limit_train, number_examples, split_parts
 
 FAR = 10.0  # times the unit that labels' mean or spread may be before rates of training have to make up for it
 
@@ -24,7 +23,7 @@ def load_regression(config: SweepConfig, table: pd.DataFrame, path: Path) -> Tas
         RequestError: the data cannot serve; the message says what and where.
     """
     columns = find_text_columns(config, table, path)
-    examples = all_examples(
+    examples = number_examples(
         columns.read_inputs(table, path), check_numbers(table[columns.label], path)
     )
     if config.eval_data is None:
@@ -32,7 +31,7 @@ def load_regression(config: SweepConfig, table: pd.DataFrame, path: Path) -> Tas
     else:
         other = read_table(config.eval_data)
         columns.check(other, config.eval_data)
-        held_out = all_examples(
+        held_out = number_examples(
             columns.read_inputs(other, config.eval_data),
             check_numbers(other[columns.label], config.eval_data),
         )
@@ -53,7 +52,7 @@ def load_regression(config: SweepConfig, table: pd.DataFrame, path: Path) -> Tas
             f"labels have a mean of {np.mean(train.labels):.4g} and a standard deviation of {variance**0.5:.4g}: "
             "training is easier with labels around 0 that spread by about 1",
         )
-    task = Task(path.name, Numbers(variance), encode, train, held_out, test, notes)
+    task = Task(path.name, RegressionObjective(variance), encode, train, held_out, test, notes)
     return limit_train(task, config.train_examples, [""] * len(train))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from rankwise.errors import RequestError
 
 TRAIN_EXAMPLES = 1000  # what the demo trains on unless told otherwise
-HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"  # where the base's files are from
+MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"  # where the base's files are from
 LABELS = {0: "negative", 1: "positive"}
 
 

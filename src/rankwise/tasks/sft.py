@@ -10,9 +10,9 @@ from rankwise.errors import RequestError
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded, Examples, Task
 from rankwise.tasks.chat_formats import Dialogue, find_shape, plain_text
-from rankwise.tasks.losses import Completions
+from rankwise.tasks.losses import CompletionObjective
 from rankwise.tasks.readers import read_table
-from rankwise.tasks.splits import all_examples, given_parts, limit_train, split_parts
+from rankwise.tasks.splits import given_parts, limit_train, number_examples, split_parts
 
 GENERATION = re.compile(
     r"\{%-?\s*generation\b"
@@ -28,19 +28,26 @@ def load_sft(config: SweepConfig, table: pd.DataFrame, path: Path) -> Task:
     """
     shape = find_shape(config, table) or plain_text(config, table, path)
     dialogues = shape.read(table, path)
-    examples = all_examples(dialogues, [None] * len(dialogues))
+    examples = number_examples(dialogues, [None] * len(dialogues))
     if config.eval_data is None:
         parts = split_parts(examples, [""] * len(examples), what="dialogues")
     else:
         others = shape.read(read_table(config.eval_data), config.eval_data)
-        held_out = all_examples(others, [None] * len(others))
+        held_out = number_examples(others, [None] * len(others))
         parts = given_parts(
             examples, held_out, config.eval_data, config.allow_duplicates, "dialogues"
         )
     train, held_out, test, notes = parts
     said = f"{shape.name} from column {', '.join(map(repr, shape.columns.values()))} of {path.name}"
     task = Task(
-        path.name, Completions(), encode, train, held_out, test, (said, *notes), shape.layout(table)
+        path.name,
+        CompletionObjective(),
+        encode,
+        train,
+        held_out,
+        test,
+        (said, *notes),
+        shape.layout(table),
     )
     return limit_train(task, config.train_examples, [""] * len(train))
 
@@ -80,10 +87,10 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded
             input_ids.append(tokens)
             places.append(own)
             labels.append([tokens[place + 1] for place in own])
-    return Encoded(tuple(ids), input_ids, tuple(labels), places=places), cut
+    return Encoded(tuple(ids), input_ids, tuple(labels), positions=places), cut
 
 
-def marks_answers(tokenizer: Any) -> bool:
+def marks_assistant_tokens(tokenizer: Any) -> bool:
     """Whether a tokenizer has a chat template that itself marks what the assistant says."""
     template = tokenizer.chat_template
     if isinstance(template, dict):  # by name, of which chats take one
@@ -115,7 +122,7 @@ def _chat_tokens(dialogue: Dialogue, tokenizer: Any, row: int) -> tuple[list[int
 
     messages = [{"role": role, "content": content} for role, content in dialogue.turns]
     try:
-        if marks_answers(tokenizer):
+        if marks_assistant_tokens(tokenizer):
             marked = tokenizer.apply_chat_template(
                 messages, return_dict=True, return_assistant_tokens_mask=True
             )

@@ -28,7 +28,7 @@ from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from rankwise.tasks.base import IGNORED, Encoded
 from rankwise.tasks.load import load_task
-from rankwise.tasks.losses import Completions
+from rankwise.tasks.losses import CompletionObjective
 from tests.engine.fused.test_engine import (
     RECIPE,
     TRIALS,
@@ -167,7 +167,7 @@ def test_the_saved_adapter_gives_the_same_figures_in_peft(tiny: Tiny, tmp_path: 
 
 def test_an_adapter_on_the_output_layer_is_trained_as_by_peft(tmp_path: Path) -> None:
     _, train, held_out = load_tiny_lm("llama", tmp_path)
-    base = load_base(str(tmp_path), Completions(), ["q_proj", "lm_head"], [2])
+    base = load_base(str(tmp_path), CompletionObjective(), ["q_proj", "lm_head"], [2])
     assert "lm_head" in base.targets
     expected = next(iter(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[1:2])))
     fused = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[1:2])))
@@ -178,14 +178,14 @@ def test_an_adapter_on_the_output_layer_is_trained_as_by_peft(tmp_path: Path) ->
 
 def test_models_that_cannot_write_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is an encoder"):
-        load_base(str(tiny_model), Completions(), ["all-linear"], [4])
+        load_base(str(tiny_model), CompletionObjective(), ["all-linear"], [4])
     save_tiny("llama", tmp_path)  # without a head
     with pytest.raises(RequestError, match="has no weights for lm_head"):
-        load_base(str(tmp_path), Completions(), ["all-linear"], [4])
+        load_base(str(tmp_path), CompletionObjective(), ["all-linear"], [4])
     tied = tmp_path / "tied"
     tied.mkdir()
     save_tiny_lm("llama", tied, tie_word_embeddings=True)
-    assert load_base(str(tied), Completions(), ["all-linear"], [4]).fresh == ()
+    assert load_base(str(tied), CompletionObjective(), ["all-linear"], [4]).fresh == ()
 
 
 def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_exact_match_is_that_of_greedy_decoding(tiny: Tiny) -> None:
     table = evaluate(
         base.model,
         base.tokenizer,
-        Encoded((0, 1, 2, 3), inputs, tuple(labels), places=places),
+        Encoded((0, 1, 2, 3), inputs, tuple(labels), positions=places),
         base.objective,
     )
     assert _over_tokens(table)["eval_exact_match"] == 0.5

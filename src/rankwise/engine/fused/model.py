@@ -117,10 +117,10 @@ class PackedModel:
             return packing.first if self.head.token == "first" else packing.last, [
                 len(part) for part in parts
             ]
-        places = [own for part in parts for own in part.places or ()]
+        places = [own for part in parts for own in part.positions or ()]
         starts = packing.first.tolist()
         rows = [start + place for start, own in zip(starts, places, strict=True) for place in own]
-        counts = [sum(map(len, part.places or ())) for part in parts]
+        counts = [sum(map(len, part.positions or ())) for part in parts]
         return torch.tensor(rows, device=self.device), counts
 
     def _segments(self, parts: Sequence[Encoded]) -> dict[str, torch.Tensor]:

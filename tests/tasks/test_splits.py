@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.tasks.split import stratified_part, stratified_split
+from rankwise.tasks.splits import stratified_part, stratified_split
 
 
 def test_parts_are_disjoint_complete_and_stratified() -> None:
