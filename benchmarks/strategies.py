@@ -186,7 +186,7 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     run.store.adapter_directory,
                 )
                 run_strategy(
-                    make_strategy(run, run.guess_loss),
+                    make_strategy(run, run.chance_loss),
                     engine,
                     run.store,
                     {

@@ -276,10 +276,10 @@ def test_a_score_that_is_no_lower_is_called_so() -> None:
 
 
 def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
-    guess = float(np.log(2))
-    evidence = make_evidence([guess + 0.05] * 4, example_noise=0.05)
+    chance = float(np.log(2))
+    evidence = make_evidence([chance + 0.05] * 4, example_noise=0.05)
     assert select(evidence).rank == 4  # they are alike indeed
-    decision = select(evidence, guess_loss=guess)
+    decision = select(evidence, chance_loss=chance)
     assert (decision.verdict, decision.rank, decision.next, decision.diagnosis) == (
         "undetermined",
         None,
@@ -289,22 +289,22 @@ def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
     assert "No rank is shown to have learnt anything" in decision.reason
     assert "guessing by the classes' shares gives 0.6931" in decision.reason
     assert "lower ones where losses lie above" in decision.warnings[0]
-    below = select(make_evidence([guess - 0.005] * 4, example_noise=0.5), guess_loss=guess)
+    below = select(make_evidence([chance - 0.005] * 4, example_noise=0.5), chance_loss=chance)
     assert below.verdict == "undetermined"
     assert "more seeds or held-out examples" in below.warnings[0]
     # One rank that learns is enough to choose by.
-    learnt = make_evidence([guess, guess, guess, 0.5], example_noise=0.05)
-    assert select(learnt, guess_loss=guess) == select(learnt)
-    assert select(learnt, guess_loss=guess).rank == 32
+    learnt = make_evidence([chance, chance, chance, 0.5], example_noise=0.05)
+    assert select(learnt, chance_loss=chance) == select(learnt)
+    assert select(learnt, chance_loss=chance).rank == 32
 
 
 def test_a_rank_that_learnt_nothing_is_chosen_with_a_warning() -> None:
-    guess = float(np.log(2))
+    chance = float(np.log(2))
     quiet = {"examples": 2000, "seed_noise": 0.0005, "example_noise": 0.05}
     words = "Rank 4 itself is not shown to get below"
     for gain, warned in ((0.0, True), (0.1, False)):
-        losses = [guess + 0.001 - gain, *[guess - 0.01 - gain] * 3]
-        decision = select(make_evidence(losses, **quiet), guess_loss=guess)
+        losses = [chance + 0.001 - gain, *[chance - 0.01 - gain] * 3]
+        decision = select(make_evidence(losses, **quiet), chance_loss=chance)
         assert decision.rank == 4
         assert any(words in warning for warning in decision.warnings) == warned
 
@@ -335,14 +335,16 @@ def test_what_the_base_does_is_compared_example_by_example() -> None:
         for example, loss in base.items()
     ]
     evidence = pd.DataFrame(rows)
-    assert select(evidence, guess_loss=float(base.mean())).verdict == "undetermined"
-    assert select(evidence, guess_loss=base).rank == 4
+    assert select(evidence, chance_loss=float(base.mean())).verdict == "undetermined"
+    assert select(evidence, chance_loss=base).rank == 4
     rounded = evidence.assign(
         loss=evidence["example_id"].map(base) - 1e-6 * generator.random(len(evidence))
     )
-    assert select(rounded, guess_loss=base).verdict == "undetermined"  # a millionth may be rounding
-    with pytest.raises(RequestError, match="guess_loss: 2 of 10 held-out examples have none"):
-        select(evidence, guess_loss=base.iloc[2:])
+    assert (
+        select(rounded, chance_loss=base).verdict == "undetermined"
+    )  # a millionth may be rounding
+    with pytest.raises(RequestError, match="chance_loss: 2 of 10 held-out examples have none"):
+        select(evidence, chance_loss=base.iloc[2:])
 
 
 def test_the_largest_rank_is_said_to_be_the_largest() -> None:
@@ -413,7 +415,7 @@ def test_evidence_that_cannot_serve(change, words: str) -> None:  # type: ignore
         {"margin": np.nan},
         {"confidence": 0},
         {"confidence": 1.2},
-        {"guess_loss": -1},
+        {"chance_loss": -1},
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, float]) -> None:

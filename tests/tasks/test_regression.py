@@ -84,7 +84,7 @@ def test_losses_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
             assert loss == pytest.approx(squared / variance, rel=1e-4)
             assert score == pytest.approx(-(squared**0.5), rel=1e-4)
             errors.append(squared)
-    assert task.guess_loss == pytest.approx(np.var(task.held_out.labels) / variance)
+    assert task.chance_loss == pytest.approx(np.var(task.held_out.labels) / variance)
     assert found["loss"].mean() == pytest.approx(np.mean(errors) / variance, rel=1e-4)
 
 

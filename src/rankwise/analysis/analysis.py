@@ -103,7 +103,7 @@ def analyze(
         noise=noise,
         score_margin=share * whole,
         histories=imported.train_loss,
-        guess_loss=imported.guess_loss,
+        chance_loss=imported.chance_loss,
         wording=imported.wording,
         trained_at=None if imported.summaries is None else trained_at(imported.summaries),
     )

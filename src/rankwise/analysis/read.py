@@ -20,14 +20,14 @@ from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
 from rankwise.analysis.source import ResultsSource, history, read_json_lines, read_object
 from rankwise.analysis.tables import read_result_table
 from rankwise.decide.columns import as_numbers
-from rankwise.decide.evidence import Guess
+from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.explain import PLAIN, Wording, wording_of
 from rankwise.decide.metrics import snake
 from rankwise.errors import RankwiseError, RequestError, some
 from rankwise.store.directory import (
     COSTS,
     EVIDENCE_COLUMNS,
-    known_guess,
+    known_chance_loss,
     read_evidence,
     read_json,
     read_summaries,
@@ -55,7 +55,7 @@ class ImportedResults:
         summaries: columns ``rank``, ``learning_rate``, ``truncated_from`` and those of `COSTS`, a row per
             trial, where sweeps of rankwise are among the results, else None.
         notes: what was guessed or left out, to be said aloud.
-        guess_loss: the held-out loss that says nothing is learnt, of a single sweep that knows it.
+        chance_loss: the held-out loss that says nothing is learnt, of a single sweep that knows it.
         wording: how sentences speak of the loss.
     """
 
@@ -64,7 +64,7 @@ class ImportedResults:
     train_loss: pd.DataFrame | None
     summaries: pd.DataFrame | None
     notes: tuple[str, ...]
-    guess_loss: Guess | None
+    chance_loss: ChanceLoss | None
     wording: Wording
 
 
@@ -122,8 +122,8 @@ def read_results(
     evidence = evidence.reset_index(drop=True)
     measured = [part.summaries for part in parts if part.summaries is not None]
     summaries = pd.concat(measured, ignore_index=True) if measured else None
-    guess_loss, wording = (
-        (parts[0].guess_loss, parts[0].wording) if len(parts) == 1 else (None, PLAIN)
+    chance_loss, wording = (
+        (parts[0].chance_loss, parts[0].wording) if len(parts) == 1 else (None, PLAIN)
     )
     return ImportedResults(
         evidence,
@@ -131,7 +131,7 @@ def read_results(
         _histories(parts),
         summaries,
         tuple(dict.fromkeys(notes)),
-        guess_loss,
+        chance_loss,
         wording,
     )
 
@@ -214,8 +214,8 @@ def _read_sweep(directory: Path) -> ResultsSource:
         summaries=summaries.reindex(
             columns=["rank", "learning_rate", "truncated_from", *COSTS]
         ).dropna(subset=list(COSTS)),
-        guess_loss=known_guess(directory),
-        wording=wording_of(task.get("loss", Wording.unit), task.get("guess", Wording.guess)),
+        chance_loss=known_chance_loss(directory),
+        wording=wording_of(task.get("loss", Wording.unit), task.get("chance", Wording.chance)),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.decide.columns import is_number
-from rankwise.decide.evidence import Guess
+from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.explain import PLAIN, Wording
 from rankwise.errors import RequestError
 
@@ -38,7 +38,7 @@ class ResultsSource:
         step: of a run, the step of the evaluation that counts, if known.
         is_run: whether it is a single run, not a table or a sweep.
         settings: those of SETTINGS that are known, as JSON text.
-        guess_loss: of a sweep, the held-out loss that says nothing is learnt, where it is known.
+        chance_loss: of a sweep, the held-out loss that says nothing is learnt, where it is known.
         wording: of a sweep, how sentences speak of its loss.
     """
 
@@ -51,7 +51,7 @@ class ResultsSource:
     step: int | None = None
     is_run: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
-    guess_loss: Guess | None = None
+    chance_loss: ChanceLoss | None = None
     wording: Wording = PLAIN
 
 

@@ -11,7 +11,7 @@ from rankwise.decide.metrics import higher_is_better as by_name
 from rankwise.errors import RequestError, nearest, shown, some
 
 KEY = ["rank", "learning_rate", "seed", "example_id"]
-Guess = float | pd.Series
+ChanceLoss = float | pd.Series
 """Held-out loss that says nothing is learnt, nats: its mean, or each example's, indexed by ``example_id``."""
 LEAST_GAIN = 1e-4  # share of that loss that has to be gained: less may be rounding, and is nothing to compare ranks by
 
@@ -140,18 +140,18 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     return rates[int((near * count).argmax())]
 
 
-def guessed(guess: Guess, examples: np.ndarray) -> np.ndarray | float:
+def chance_losses(chance_loss: ChanceLoss, examples: np.ndarray) -> np.ndarray | float:
     """Return the loss that says nothing is learnt, of each of these examples where it is known so, (N,).
 
     Raises:
         RequestError: an example has none.
     """
-    if not isinstance(guess, pd.Series):
-        return guess
-    losses = guess.reindex(examples).to_numpy(dtype=float)
+    if not isinstance(chance_loss, pd.Series):
+        return chance_loss
+    losses = chance_loss.reindex(examples).to_numpy(dtype=float)
     if np.isnan(losses).any():
         raise RequestError(
-            f"guess_loss: {int(np.isnan(losses).sum())} of {len(losses)} held-out examples have none"
+            f"chance_loss: {int(np.isnan(losses).sum())} of {len(losses)} held-out examples have none"
         )
     return losses
 

@@ -21,11 +21,11 @@ class Wording:
 
     Attributes:
         unit: of the loss.
-        guess: what gives the loss that has to be beaten.
+        chance: what gives the loss that has to be beaten.
     """
 
     unit: str = "nats"
-    guess: str = "guessing by the classes' shares"
+    chance: str = "guessing by the classes' shares"
 
     def name(self, metric: str) -> tuple[str, str, str]:
         """Return how a sentence names the metric, its unit, and the side that is worse."""
@@ -39,9 +39,9 @@ class Wording:
 PLAIN = Wording()
 
 
-def wording_of(loss: str, guess: str) -> Wording:
+def wording_of(loss: str, chance: str) -> Wording:
     """Return the wording of a task whose loss is measured in this, ``nats per example``, and can be guessed so."""
-    return Wording(loss.partition(" per ")[0], guess)
+    return Wording(loss.partition(" per ")[0], chance)
 
 
 def why(
@@ -102,10 +102,10 @@ def why_nothing(losses: Comparison, above: dict[int, tuple[float, float]], wordi
     """Say that no rank is shown to have learnt anything; ``above`` is each rank's loss over guessing, and its bound."""
     rank = min(above, key=lambda r: above[r][1])
     loss, (difference, bound) = float(losses.values[rank].mean()), above[rank]
-    guess = loss - difference
+    chance = loss - difference
     return (
         f"No rank is shown to have learnt anything: the nearest is rank {rank}, whose held-out loss of "
-        f"{loss:.4f} {wording.unit} may be up to {guess + bound:.4f}, and {wording.guess} gives {guess:.4f}."
+        f"{loss:.4f} {wording.unit} may be up to {chance + bound:.4f}, and {wording.chance} gives {chance:.4f}."
     )
 
 
@@ -113,19 +113,19 @@ def learn_first(above: dict[int, tuple[float, float]], wording: Wording) -> str:
     """Say what may help where no rank is shown to have learnt anything."""
     if min(difference for difference, _ in above.values()) < 0:
         return (
-            f"Some loss is below what {wording.guess} gives: more seeds or held-out examples may show it, longer "
+            f"Some loss is below what {wording.chance} gives: more seeds or held-out examples may show it, longer "
             "training or other learning rates may make it clearer."
         )
     return (
         "Ranks can be compared once something is learnt: try other learning rates, lower ones where losses lie above "
-        f"what {wording.guess} gives and higher ones where they do not move from it, more epochs or more training data."
+        f"what {wording.chance} gives and higher ones where they do not move from it, more epochs or more training data."
     )
 
 
 def less_than_the_margin(rank: int, margin: float, wording: Wording) -> str:
     """Say that the chosen rank is not shown to have learnt anything itself: others did, by less than the margin."""
     return (
-        f"Rank {rank} itself is not shown to get below what {wording.guess} gives: it is chosen because others gain no "
+        f"Rank {rank} itself is not shown to get below what {wording.chance} gives: it is chosen because others gain no "
         f"more than the margin of {margin:.3g}, which may be all that there is to learn; try a smaller margin."
     )
 

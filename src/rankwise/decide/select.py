@@ -11,7 +11,13 @@ import pandas as pd
 from rankwise.checks import check_number
 from rankwise.decide.decision import Confirmation, Decision, Gain, Interval, RankRow
 from rankwise.decide.diagnose import diagnose
-from rankwise.decide.evidence import LEAST_GAIN, Guess, RankResults, guessed, read_rank_results
+from rankwise.decide.evidence import (
+    LEAST_GAIN,
+    ChanceLoss,
+    RankResults,
+    chance_losses,
+    read_rank_results,
+)
 from rankwise.decide.explain import (
     NOTHING_WOULD,
     PLAIN,
@@ -40,7 +46,7 @@ def select(
     noise: float | None = None,
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
-    guess_loss: Guess | None = None,
+    chance_loss: ChanceLoss | None = None,
     wording: Wording = PLAIN,
     trained_at: int | None = None,
 ) -> Decision:
@@ -66,7 +72,7 @@ def select(
         score_margin: what the chosen rank may be worse in ``score``.
         histories: training losses, ``rank``, ``seed``, ``learning_rate``, ``step``, ``train_loss``; they tell
             underfitting from overfitting.
-        guess_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: where no
+        chance_loss: held-out loss of guessing by the classes' shares, nats per example, where it is known: where no
             rank gets clearly below it, nothing was learnt and no rank is chosen. A series indexed by ``example_id``,
             such as the base's own losses, is compared example by example.
         wording: how the decision's sentences speak of the loss.
@@ -93,8 +99,8 @@ def select(
     score_margin = check_number("score_margin", score_margin, above=0)
     if noise is not None:
         noise = check_number("noise", noise, above=0)
-    if guess_loss is not None and not isinstance(guess_loss, pd.Series):
-        guess_loss = check_number("guess_loss", guess_loss, above=0)
+    if chance_loss is not None and not isinstance(chance_loss, pd.Series):
+        chance_loss = check_number("chance_loss", chance_loss, above=0)
     runs = read_rank_results(evidence, metric, higher_is_better, trained_at)
     if len(runs) < 2:
         raise RequestError(f"evidence holds {len(runs)} rank; at least two are needed to compare")
@@ -109,7 +115,7 @@ def select(
         noise=noise,
         score_margin=score_margin,
         histories=histories,
-        guess_loss=guess_loss,
+        chance_loss=chance_loss,
         wording=wording,
         trained_at=trained_at,
     )
@@ -125,7 +131,7 @@ def decide(
     noise: float | None = None,
     score_margin: float = SHARE_MARGIN,
     histories: pd.DataFrame | None = None,
-    guess_loss: Guess | None = None,
+    chance_loss: ChanceLoss | None = None,
     wording: Wording = PLAIN,
     trained_at: int | None = None,
 ) -> Decision:
@@ -142,8 +148,8 @@ def decide(
     losses = compare(runs, "loss", noise if metric == "loss" else None)
     above = (
         {}
-        if guess_loss is None
-        else _above(runs, guess_loss, noise if metric == "loss" else None, confidence)
+        if chance_loss is None
+        else _above(runs, chance_loss, noise if metric == "loss" else None, confidence)
     )
     nothing_learnt = bool(above) and min(bound for _, bound in above.values()) >= 0
     fit = [rank for rank, (bound, _) in worst.items() if bound <= margin and not nothing_learnt]
@@ -193,18 +199,20 @@ def decide(
 
 
 def _above(
-    runs: Sequence[RankResults], guess_loss: Guess, noise: float | None, confidence: float
+    runs: Sequence[RankResults], chance_loss: ChanceLoss, noise: float | None, confidence: float
 ) -> dict[int, tuple[float, float]]:
     """Return how far each rank's held-out loss lies above guessing: its mean, and the interval's upper end.
 
     The least gain that counts as one is on the upper end.
     """
-    guess = guessed(guess_loss, runs[0].examples) if runs else 0.0  # all were scored on the same
-    over = [replace(run, loss=None if run.loss is None else run.loss - guess) for run in runs]
+    chance = (
+        chance_losses(chance_loss, runs[0].examples) if runs else 0.0
+    )  # all were scored on the same
+    over = [replace(run, loss=None if run.loss is None else run.loss - chance) for run in runs]
     losses = compare(over, "loss", noise)
     if losses is None:
         return {}
-    least = LEAST_GAIN * float(np.mean(guess))
+    least = LEAST_GAIN * float(np.mean(chance))
     return {
         rank: (float(values.mean()), losses.mean_interval(rank, confidence)[1] + least)
         for rank, values in losses.values.items()

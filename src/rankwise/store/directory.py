@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from rankwise.errors import RankwiseError, RequestError, some
 
 if TYPE_CHECKING:
-    from rankwise.decide.evidence import Guess
+    from rankwise.decide.evidence import ChanceLoss
     from rankwise.engine.trial import FinishedTrial
     from rankwise.lora.adapter import Adapter
 
@@ -326,11 +326,11 @@ def _unreadable(trial: Path, reason: object) -> RankwiseError:
     )
 
 
-def known_guess(directory: Path) -> "Guess | None":
+def known_chance_loss(directory: Path) -> "ChanceLoss | None":
     """Return the held-out loss that says nothing is learnt, as a sweep found it: a guess's, or the untrained base's."""
-    guess = (read_json(directory / "sweep.json") or {}).get("task", {}).get("guess_loss")
-    if guess is not None:
-        return float(guess)
+    chance = (read_json(directory / "sweep.json") or {}).get("task", {}).get("chance_loss")
+    if chance is not None:
+        return float(chance)
     base = read_json(directory / UNTRAINED) or {}
     if "loss" in base:
         return pd.Series(base["loss"], index=base["example_id"], dtype=float)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from rankwise.decide.evidence import Guess
+from rankwise.decide.evidence import ChanceLoss
 from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import AlphaPolicy
 from rankwise.strategies.learning_rates import Asked, RateSearch, missing
@@ -25,7 +25,7 @@ class Strategy(ABC):
         alpha: gives each rank its ``lora_alpha``.
         margin: of the decision, for strategies that judge on the way.
         confidence: likewise.
-        guess_loss: held-out loss that says nothing is learnt, nats, where it is known.
+        chance_loss: held-out loss that says nothing is learnt, nats, where it is known.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Strategy(ABC):
         alpha: AlphaPolicy,
         margin: float,
         confidence: float,
-        guess_loss: Guess | None = None,
+        chance_loss: ChanceLoss | None = None,
     ) -> None:
         self.ranks = list(ranks)
         self.seeds = seeds
@@ -44,11 +44,11 @@ class Strategy(ABC):
         self.alpha = alpha
         self.margin = margin
         self.confidence = confidence
-        self.guess_loss = guess_loss
+        self.chance_loss = chance_loss
 
     def rate_search(self, ranks: Sequence[int]) -> RateSearch:
         """Return the search for these ranks' learning rates."""
-        return RateSearch(ranks, self.learning_rate, self.alpha, self.guess_loss)
+        return RateSearch(ranks, self.learning_rate, self.alpha, self.chance_loss)
 
     @abstractmethod
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.decide import best_learning_rate
-from rankwise.decide.evidence import LEAST_GAIN, Guess, guessed
+from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, chance_losses
 from rankwise.lora.alpha import AlphaPolicy
 from rankwise.sweeps.config import AUTO
 
@@ -38,7 +38,7 @@ class RateSearch:
         ranks: ascending.
         learning_rate: ``"auto"``, or the rates to try.
         alpha: gives each rank its ``lora_alpha``.
-        guess_loss: held-out loss that says nothing is learnt, nats, where it is known.
+        chance_loss: held-out loss that says nothing is learnt, nats, where it is known.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class RateSearch:
         ranks: Sequence[int],
         learning_rate: Literal["auto"] | Sequence[float],
         alpha: AlphaPolicy,
-        guess_loss: Guess | None = None,
+        chance_loss: ChanceLoss | None = None,
     ) -> None:
         self.ranks = list(ranks)
         self.learning_rate = learning_rate
         self.alpha = alpha
-        self.guess_loss = guess_loss
+        self.chance_loss = chance_loss
 
     def wanted(self, evidence: pd.DataFrame) -> list[Asked]:
         """Return what the search wants, complete or not; all complete, the rates are found."""
@@ -160,11 +160,11 @@ class RateSearch:
 
     def _nothing_learnt(self, evidence: pd.DataFrame) -> bool:
         """Whether no rate's loss is below guessing by more than two standard errors over the examples."""
-        if self.guess_loss is None:
+        if self.chance_loss is None:
             return False
         usable = evidence[~evidence["diverged"]]
-        guess = guessed(self.guess_loss, usable["example_id"].to_numpy())
-        by_rate = (usable["loss"] - (1 - LEAST_GAIN) * guess).groupby(usable["learning_rate"])
+        chance = chance_losses(self.chance_loss, usable["example_id"].to_numpy())
+        by_rate = (usable["loss"] - (1 - LEAST_GAIN) * chance).groupby(usable["learning_rate"])
         return bool((by_rate.mean() + 2 * by_rate.sem() >= 0).all())
 
     def _lowered(self, evidence: pd.DataFrame, rate: float) -> list[float]:

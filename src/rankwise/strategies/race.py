@@ -68,7 +68,7 @@ class Race(Strategy):
             return []
         runs = read_rank_results(evidence)
         if (
-            decide(runs, self.margin, self.confidence, guess_loss=self.guess_loss).verdict
+            decide(runs, self.margin, self.confidence, chance_loss=self.chance_loss).verdict
             == "selected"
         ):
             return []

@@ -108,7 +108,7 @@ def dry_run(
     ):
         is_begun(config.out, sweep_request(config, run.task, run.base), config.extend)
         evidence = read_evidence(config.out)
-        strategy = make_strategy(run, run.task.guess_loss)
+        strategy = make_strategy(run, run.task.chance_loss)
         first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
         train_seconds, eval_seconds = _time(run)
     fit = run.fit

@@ -70,10 +70,10 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
         run.config.margin,
         run.config.confidence,
         histories=read_histories(run.store.directory),
-        guess_loss=run.guess_loss,
+        chance_loss=run.chance_loss,
         # A share's margin is a point; of errors in the labels' own units it is a share of their size.
         score_margin=default_margin(objective.score, _scores(runs))[0],
-        wording=wording_of(objective.unit, objective.guess),
+        wording=wording_of(objective.unit, objective.chance),
         trained_at=trained_at,
     )
     decision = decision.with_costs(

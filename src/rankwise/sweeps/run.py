@@ -11,7 +11,7 @@ from rankwise.errors import RequestError
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments, model_fingerprint
-from rankwise.store.directory import UNTRAINED, SweepStore, known_guess, refuse_bad_directory
+from rankwise.store.directory import UNTRAINED, SweepStore, known_chance_loss, refuse_bad_directory
 from rankwise.sweeps.config import SweepConfig, make_config
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.finish import SweepResult, finish
@@ -24,7 +24,7 @@ from rankwise.tasks.readers import file_fingerprint
 from rankwise.tasks.sft import marks_assistant_tokens
 
 if TYPE_CHECKING:
-    from rankwise.decide.evidence import Guess
+    from rankwise.decide.evidence import ChanceLoss
     from rankwise.engine.trial import Engine, FinishedTrial, Trial
     from rankwise.models.base_model import BaseModel
     from rankwise.planning.planner import Fit
@@ -105,14 +105,14 @@ class Run:
         return TruncatingEngine(_engine(self), self.store.adapter_directory)
 
     @cached_property
-    def guess_loss(self) -> "Guess | None":
+    def chance_loss(self) -> "ChanceLoss | None":
         """The held-out loss that says nothing is learnt: of guessing, or of the base as it is where no guess is known.
 
         A base whose head is drawn anew guesses too, badly, and says nothing.
         """
-        if self.task.guess_loss is not None or self.base.fresh:
-            return self.task.guess_loss
-        known = known_guess(self.store.directory)
+        if self.task.chance_loss is not None or self.base.fresh:
+            return self.task.chance_loss
+        known = known_chance_loss(self.store.directory)
         if known is None:
             from rankwise.engine.adapter_init import untrained_adapter
 
@@ -120,7 +120,7 @@ class Run:
             self.store.write_json(
                 UNTRAINED, {name: scored[name].tolist() for name in ("example_id", "loss")}
             )
-            known = known_guess(self.store.directory)
+            known = known_chance_loss(self.store.directory)
         return known
 
     def encode(self, part: str) -> Encoded:
@@ -222,7 +222,7 @@ def _fit(name: str, config: SweepConfig, task: Task) -> "Fit":
 def run_trials(run: Run) -> str | None:
     """Run the trials that are missing, and say which the budget left out."""
     config = run.config
-    strategy = make_strategy(run, run.guess_loss)
+    strategy = make_strategy(run, run.chance_loss)
 
     def report(finished: "FinishedTrial | None" = None) -> None:
         if finished is not None:
@@ -292,8 +292,8 @@ def run_strategy(
             on_trial(finished)
 
 
-def make_strategy(run: Run, guess_loss: "Guess | None") -> "Strategy":
-    """Return the strategy asked for; `guess_loss` tells it where nothing is learnt."""
+def make_strategy(run: Run, chance_loss: "ChanceLoss | None") -> "Strategy":
+    """Return the strategy asked for; `chance_loss` tells it where nothing is learnt."""
     from rankwise.strategies import strategies
 
     config = run.config
@@ -304,7 +304,7 @@ def make_strategy(run: Run, guess_loss: "Guess | None") -> "Strategy":
         parse_alpha_policy(config.lora_alpha),
         config.margin,
         config.confidence,
-        guess_loss,
+        chance_loss,
     )
 
 
@@ -367,8 +367,8 @@ def sweep_request(config: SweepConfig, task: Task, base: "BaseModel") -> dict[st
             "examples": task.objective.describe(),
             "task_type": task.objective.task_type,
             "loss": task.objective.unit,
-            "guess": task.objective.guess,
-            "guess_loss": task.guess_loss,
+            "chance": task.objective.chance,
+            "chance_loss": task.chance_loss,
             "score": task.objective.score,
             "data_layout": None if task.layout is None else task.layout.as_dict(),
             "chat_template": bool(

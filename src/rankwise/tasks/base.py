@@ -108,14 +108,14 @@ class Objective(Protocol):
     Attributes:
         task_type: PEFT's: ``SEQ_CLS`` or ``CAUSAL_LM``.
         unit: of the loss, and of what it is a mean.
-        guess: what gives `guess_loss`.
+        chance: what gives `chance_loss`.
         score: what the task score is called; larger is better.
         max_length: tokens kept of an example unless told otherwise.
     """
 
     task_type: ClassVar[str]
     unit: ClassVar[str]
-    guess: ClassVar[str]
+    chance: ClassVar[str]
     score: ClassVar[str]
     max_length: ClassVar[int]
 
@@ -128,7 +128,7 @@ class Objective(Protocol):
         """Say in a few words what the examples are, as in "2 classes"."""
         ...
 
-    def guess_loss(self, labels: Sequence[Any]) -> float | None:
+    def chance_loss(self, labels: Sequence[Any]) -> float | None:
         """Return the loss of the best guess that looks at no input, None if there is none to speak of."""
         ...
 
@@ -171,12 +171,12 @@ class Task:
     layout: DataLayout | None = None
 
     @property
-    def guess_loss(self) -> float | None:
+    def chance_loss(self) -> float | None:
         """Held-out loss of guessing without looking, None if there is no such guess, or it is never wrong.
 
         It is never wrong where all labels are the same; no adapter could be below it.
         """
-        return self.objective.guess_loss(self.held_out.labels) or None
+        return self.objective.chance_loss(self.held_out.labels) or None
 
 
 def evidence_frame(ids: Sequence[int], measured: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ class ClassificationObjective:
 
     task_type: ClassVar[str] = "SEQ_CLS"
     unit: ClassVar[str] = "nats per example"
-    guess: ClassVar[str] = "guessing by the classes' shares"
+    chance: ClassVar[str] = "guessing by the classes' shares"
     score: ClassVar[str] = "accuracy"
     max_length: ClassVar[int] = 256
 
@@ -43,7 +43,7 @@ class ClassificationObjective:
         """Say how many classes there are."""
         return f"{len(self.label_names)} classes"
 
-    def guess_loss(self, labels: Sequence[Any]) -> float | None:
+    def chance_loss(self, labels: Sequence[Any]) -> float | None:
         """Return the loss of guessing by the classes' shares, nats per example: their entropy."""
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
         return float(-(shares * np.log(shares)).sum())
@@ -82,7 +82,7 @@ class RegressionObjective:
 
     task_type: ClassVar[str] = "SEQ_CLS"  # PEFT has no type of its own for it
     unit: ClassVar[str] = "of the labels' variance"
-    guess: ClassVar[str] = "guessing the labels' mean"
+    chance: ClassVar[str] = "guessing the labels' mean"
     score: ClassVar[str] = "negative absolute error"
     max_length: ClassVar[int] = 256
 
@@ -95,7 +95,7 @@ class RegressionObjective:
         """Say how far the numbers spread."""
         return f"numbers with a standard deviation of {self.variance**0.5:.4g}"
 
-    def guess_loss(self, labels: Sequence[Any]) -> float | None:
+    def chance_loss(self, labels: Sequence[Any]) -> float | None:
         """Return the loss of guessing the labels' own mean."""
         return float(np.var(labels) / self.variance)
 
@@ -129,7 +129,7 @@ class CompletionObjective:
 
     task_type: ClassVar[str] = "CAUSAL_LM"
     unit: ClassVar[str] = "nats per completion token"
-    guess: ClassVar[str] = "the base without an adapter"
+    chance: ClassVar[str] = "the base without an adapter"
     score: ClassVar[str] = "token accuracy"
     max_length: ClassVar[int] = 1024
 
@@ -142,7 +142,7 @@ class CompletionObjective:
         """Say what is learnt."""
         return "completions"
 
-    def guess_loss(self, labels: Sequence[Any]) -> float | None:
+    def chance_loss(self, labels: Sequence[Any]) -> float | None:
         """Return None: no guess at a text is worth naming."""
         return None
 
