@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.architectures
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.tiny_models
 
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.step import StepMemory
@@ -129,7 +129,7 @@ def print_t4(console: Console) -> None:
 
 def print_cpu(console: Console, pretrained: bool) -> None:
     """Print (b)."""
-    from tests.architectures import ARCHITECTURES, request, write_config
+    from tests.tiny_models import ARCHITECTURES, request, write_config
 
     table = Table(title="(b) Second training step on this machine's CPU, live bytes")
     for name in ("model", "settings", "measured MiB", "predicted MiB", "error"):
@@ -160,7 +160,7 @@ def compare(
     weights: Any,
 ) -> float:
     """Measure and predict one model, add a row and return the error."""
-    from tests.architectures import measured_peak, real_model
+    from tests.tiny_models import measured_peak, real_model
 
     measured = measured_peak(real_model(config, directory, config.ranks[0], weights), config) / MIB
     predicted = plan(config=config).rows[0].memory.peak_allocated / MIB
@@ -209,7 +209,7 @@ def pretrained_cases(scratch: Path) -> list[tuple[str, dict[str, Any], PlanConfi
 
 def print_slope(console: Console) -> None:
     """Print (c)."""
-    from tests.architectures import measured_peak, real_model, request, write_config
+    from tests.tiny_models import measured_peak, real_model, request, write_config
 
     table = Table(title="(c) Bytes that a further adapter parameter takes, fp32 AdamW")
     for name in ("ranks", "adapter + gradients + optimizer", "peak, predicted", "peak, measured"):

@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -90,7 +91,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
         pad_token_id=0,
     )
-    model = BertModel(config)
+    model: Any = BertModel(config)
     words = {**dict.fromkeys(GOOD, 1.0), **dict.fromkeys(BAD, -1.0)}
     with torch.no_grad():
         # What tells the class reaches the head, so that a few steps of training learn something.

@@ -20,7 +20,7 @@ from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
 from rankwise.tasks.base import Encoded
 from tests.engine.fused.test_engine import assert_same_training
-from tests.engine.tiny import load_tiny
+from tests.tiny_models import load_tiny
 
 RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
 TRIAL = Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=6)

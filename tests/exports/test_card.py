@@ -20,8 +20,8 @@ from rankwise.lora import Adapter, write_adapter
 from rankwise.models.base_model import load_base
 from rankwise.models.quantization import is_quantized, keep_as_loaded
 from rankwise.store.directory import read_evidence
-from tests.engine.tiny import load_tiny
 from tests.exports.setups import PLAIN
+from tests.tiny_models import load_tiny
 
 
 def test_the_hub_reads_the_metadata(swept: Path) -> None:

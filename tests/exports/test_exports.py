@@ -24,10 +24,10 @@ from rankwise.lora import Adapter, read_adapter, write_adapter
 from rankwise.lora.conversion import for_original_base
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
-from tests.engine.tiny import GROUPED, load_tiny, save_tiny_lm
 from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
 from tests.exports.setups import PLAIN, SETUPS
 from tests.tasks.test_sft import CHATML, MARKED
+from tests.tiny_models import TINY_GROUPED, load_tiny, save_tiny_lm
 
 SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
 KINDS = {
@@ -300,7 +300,7 @@ def test_trl_adapts_the_layers_of_a_single_name(target: str, tmp_path: Path) -> 
 
     def adapted(config: LoraConfig) -> set[str]:
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model("llama", **GROUPED, vocab_size=8)
+            AutoConfig.for_model("llama", **TINY_GROUPED, vocab_size=8)
         )
         inject_adapter_in_model(config, model)
         return {

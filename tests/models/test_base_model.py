@@ -19,9 +19,8 @@ from rankwise.errors import RequestError
 from rankwise.models.base_model import load_base
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.losses import ClassificationObjective
-from tests.architectures import OF_PARTS
 from tests.conftest import save_tokenizer
-from tests.engine.tiny import save_tiny
+from tests.tiny_models import MULTIMODAL, save_tiny
 
 LABELS = ("bad", "good")
 
@@ -104,7 +103,7 @@ def roberta(directory: Path) -> None:
 
 
 def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("gemma3", **OF_PARTS["gemma3"])
+    config = AutoConfig.for_model("gemma3", **MULTIMODAL["gemma3"])
     for part in (config, config.get_text_config()):
         part.pad_token_id = None
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from rankwise.errors import RequestError
 from rankwise.models.targets import check_ranks, find_targets, group_pattern
 from rankwise.planning.params_estimate import adapter_params
-from tests.engine.tiny import PACKABLE
+from tests.tiny_models import PACKABLE
 
 HEADS = ("classifier", "score", "pooler")
 

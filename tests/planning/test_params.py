@@ -19,8 +19,7 @@ from rankwise.planning.params import (
 )
 from rankwise.planning.params_estimate import estimate_lora_params
 from rankwise.tasks.losses import ClassificationObjective
-from tests.architectures import ARCHITECTURES, real_model, request, write_config
-from tests.engine.tiny import save_tiny
+from tests.tiny_models import ARCHITECTURES, real_model, request, save_tiny, write_config
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_params.json").read_text())["rows"]
 

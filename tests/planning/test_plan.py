@@ -11,7 +11,7 @@ from rankwise.cli import main
 from rankwise.errors import RequestError
 from rankwise.planning.config import PlanConfig, make_plan_config
 from rankwise.planning.plan import plan
-from tests.architectures import write_config
+from tests.tiny_models import write_config
 
 MEMORY = {
     "weights",

@@ -22,7 +22,7 @@ from rankwise.planning.planner import (
     how_many_fit,
 )
 from rankwise.sweeps.config import SweepConfig
-from tests.architectures import request, write_config
+from tests.tiny_models import request, write_config
 
 
 def planner(config: PlanConfig) -> Planner:

@@ -16,7 +16,7 @@ from rankwise.sweeps.finish import _scores
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from tests.conftest import make_reviews
-from tests.engine.tiny import save_tiny
+from tests.tiny_models import save_tiny
 
 LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "export", "trials"}
 RATES = (5e-3, 1e-2)

@@ -21,7 +21,7 @@ from rankwise.tasks.base import Task
 from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews
 from tests.engine.fused.test_engine import RECIPE, TRIALS, assert_same_training
-from tests.engine.tiny import save_tiny
+from tests.tiny_models import save_tiny
 
 
 def write(path: Path, kind: str, count: int = 300) -> Path:

@@ -35,7 +35,7 @@ from tests.engine.fused.test_engine import (
     assert_logits_in_fp32,
     assert_same_training,
 )
-from tests.engine.tiny import cores, load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
+from tests.tiny_models import cores, load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2", "gpt_neox", "opt"]
 Tiny = tuple[BaseModel, Encoded, Encoded]

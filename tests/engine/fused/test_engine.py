@@ -22,7 +22,7 @@ from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
-from tests.engine.tiny import PACKABLE, cores, load_tiny
+from tests.tiny_models import PACKABLE, cores, load_tiny
 
 RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
 # At rates where training is stable: where it is not, rounding alone grows to a part in a thousand within 50 steps.

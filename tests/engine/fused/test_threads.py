@@ -10,7 +10,7 @@ import torch
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.threads import side_by_side
 from rankwise.engine.trial import Recipe, Trial
-from tests.engine.tiny import cores, load_tiny
+from tests.tiny_models import cores, load_tiny
 
 
 @pytest.fixture

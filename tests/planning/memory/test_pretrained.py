@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.planning.plan import plan
-from tests.architectures import measured_peak, real_model
+from tests.tiny_models import measured_peak, real_model
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ from rankwise.planning.memory.step import StepMemory
 from rankwise.planning.meta_model import load_meta_model
 from rankwise.planning.params import make_skeleton
 from rankwise.planning.planner import Planner
-from tests.architectures import (
+from tests.tiny_models import (
     ARCHITECTURES,
-    OF_PARTS,
+    MULTIMODAL,
     measured_peak,
     real_model,
     request,
@@ -34,7 +34,7 @@ def planner(config: PlanConfig) -> Planner:
     return Planner(make_skeleton(meta, config), config, device)
 
 
-@pytest.mark.parametrize("name", OF_PARTS)
+@pytest.mark.parametrize("name", MULTIMODAL)
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_CLS"])
 def test_models_of_parts(name: str, task_type: str, tmp_path: Path) -> None:
     config = request(
