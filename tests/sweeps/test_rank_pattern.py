@@ -16,11 +16,11 @@ from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
 from rankwise.lora.adapter import pairs
 from rankwise.lora.conversion import for_original_base
-from rankwise.store.directory import UNEVEN_DIRECTORY, read_json
-from rankwise.sweeps import rank_pattern as uneven
+from rankwise.store.directory import RANK_PATTERN_DIRECTORY, read_json
+from rankwise.sweeps import rank_pattern
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.progress import Silent
-from rankwise.sweeps.rank_pattern import try_uneven
+from rankwise.sweeps.rank_pattern import try_rank_pattern
 from rankwise.sweeps.run import Run, open_run
 from tests.conftest import make_reviews
 
@@ -29,7 +29,7 @@ RANK, TRAINED = 2, 8
 
 @pytest.fixture(scope="module")
 def request_of(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    data = tmp_path_factory.mktemp("uneven") / "reviews.csv"
+    data = tmp_path_factory.mktemp("rank_pattern") / "reviews.csv"
     make_reviews(400).to_csv(data, index=False)
     common = {
         "model": str(tiny_model),
@@ -76,7 +76,7 @@ def test_it_is_offered_only_where_it_is_shown_to_be_better(
         cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
         engine = Scoring(run, cuts, loss)
         judged = decide(runs, 0.5, 0.95, trained_at=TRAINED)
-        found, adapter = try_uneven(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
+        found, adapter = try_rank_pattern(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
     assert found is not None
     assert found.better is better
     assert found.gain == pytest.approx(-loss, abs=5e-3)
@@ -100,12 +100,12 @@ def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
         )
         return for_original_base(adapter, none)
 
-    monkeypatch.setattr(uneven, "read_adapter", doubled)
+    monkeypatch.setattr(rank_pattern, "read_adapter", doubled)
     with open_run(make_config(request_of), Silent()) as run:
         runs, summaries = read_rank_results(run.store.evidence()), run.store.summaries()
         cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
         judged, engine = decide(runs, 0.5, 0.95, trained_at=TRAINED), Scoring(run, cuts, 0.0)
-        found, _ = try_uneven(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
+        found, _ = try_rank_pattern(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
         uniform = read_adapter(run.store.adapter_directory(cuts["name"].iloc[0]))
     assert found is not None
     assert found.entries == entries(uniform)
@@ -126,21 +126,21 @@ def test_the_gain_is_what_peft_gives(
             found = spectrum(read_adapter(run.store.adapter_directory(str(cut.truncated_from))))
             out = tmp_path / str(cut.seed)
             write_adapter(
-                truncate(found, ranks_by_budget(found, decision["uneven"]["entries"])), out
+                truncate(found, ranks_by_budget(found, decision["rank_pattern"]["entries"])), out
             )
             uniform = score_adapter(run.base, run.store.adapter_directory(str(cut.name)), held_out)
             gains.append((uniform["loss"] - score_adapter(run.base, out, held_out)["loss"]).mean())
-    assert decision["uneven"]["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert decision["rank_pattern"]["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
 
 
 def test_what_is_offered_loads_in_peft_and_goes_when_it_is_not(
     request_of: dict[str, Any], decision: dict[str, Any]
 ) -> None:
-    offered = request_of["out"] / UNEVEN_DIRECTORY
-    assert offered.exists() is decision["uneven"]["better"]
+    offered = request_of["out"] / RANK_PATTERN_DIRECTORY
+    assert offered.exists() is decision["rank_pattern"]["better"]
     with open_run(make_config(request_of), Silent()) as run:
         found = spectrum(read_adapter(next(run.store.trials_directory.glob("r8-*")) / "adapter"))
-        run.store.offer(truncate(found, decision["uneven"]["ranks"]))
+        run.store.offer(truncate(found, decision["rank_pattern"]["ranks"]))
         model = PeftModel.from_pretrained(run.base.model, offered)
         kept = {
             name: r
@@ -148,6 +148,6 @@ def test_what_is_offered_loads_in_peft_and_goes_when_it_is_not(
             for r in getattr(layer, "r", {}).values()
         }
         model.unload()
-        assert sorted(kept.values()) == sorted(decision["uneven"]["ranks"].values())
+        assert sorted(kept.values()) == sorted(decision["rank_pattern"]["ranks"].values())
         run.store.offer(None)
         assert not offered.exists()

@@ -165,7 +165,7 @@ class TestScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnevenCut:
+class RankPattern:
     """The cut whose layers have ranks of their own, against the one of the chosen rank with as many entries.
 
     Attributes:
@@ -205,7 +205,7 @@ class Decision:
             rank that equals the best; None where nothing tells how far a mean may be off.
         question: "train": which rank to train at; "keep": which rank to cut trained adapters to.
         trained_at: where the question is which rank to keep, the rank that was trained.
-        uneven: a cut with a rank for each layer, where one was tried.
+        rank_pattern: a cut with a rank for each layer, where one was tried.
         test: the chosen adapter's score on unseen data, where there is such a part.
     """
 
@@ -223,7 +223,7 @@ class Decision:
     detectable_difference: float | None = None
     question: Literal["train", "keep"] = "train"
     trained_at: int | None = None
-    uneven: UnevenCut | None = None
+    rank_pattern: RankPattern | None = None
     test: TestScore | None = None
 
     def row(self, rank: int) -> RankRow:

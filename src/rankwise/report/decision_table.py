@@ -144,8 +144,8 @@ def sentences(decision: Decision, score: str) -> list[str]:
         decision.confirmation is not None and decision.confirmation.status != "contradicts"
     ):  # that is a warning
         lines.append(decision.confirmation.reason)
-    if decision.uneven is not None:
-        lines.append(decision.uneven.reason)
+    if decision.rank_pattern is not None:
+        lines.append(decision.rank_pattern.reason)
     if decision.test is not None:
         test, percent = decision.test, is_share(score)
         loss_ci = interval(test.loss_ci, within=limits("loss", [test.loss]))

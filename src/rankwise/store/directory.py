@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rankwise.lora.adapter import Adapter
 
 PARTIAL = ".partial-"
-UNEVEN_DIRECTORY = "best-uneven"
+RANK_PATTERN_DIRECTORY = "best-rank-pattern"
 DECIDING = ("margin", "confidence")  # settings that change no trial, at most which are run
 UNTRAINED = "untrained.json"  # what the base does without an adapter
 COSTS = (
@@ -208,13 +208,13 @@ class SweepStore:
             ) from None
         return best
 
-    def offer(self, uneven: "Adapter | None") -> None:
+    def offer(self, rank_pattern: "Adapter | None") -> None:
         """Write the cut that is offered beside ``best/``, or remove an earlier one where there is none."""
         from rankwise.lora.files import write_adapter
 
-        shutil.rmtree(self.directory / UNEVEN_DIRECTORY, ignore_errors=True)
-        if uneven is not None:
-            write_adapter(uneven, self.directory / UNEVEN_DIRECTORY)
+        shutil.rmtree(self.directory / RANK_PATTERN_DIRECTORY, ignore_errors=True)
+        if rank_pattern is not None:
+            write_adapter(rank_pattern, self.directory / RANK_PATTERN_DIRECTORY)
 
 
 def refuse_bad_directory(directory: Path) -> None:

@@ -59,7 +59,7 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
     """Decide, score the chosen adapter on the test part, and write decision, report, ``best/`` and ``export/``."""
     from rankwise.exports import write_exports
     from rankwise.report.html import write_report
-    from rankwise.sweeps.rank_pattern import try_uneven
+    from rankwise.sweeps.rank_pattern import try_rank_pattern
 
     evidence, summaries = run.store.evidence(), run.store.summaries()
     objective = run.task.objective
@@ -87,7 +87,7 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
     if decision.next is not None and decision.next.held_out_examples == judged_on:
         advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
         decision = replace(decision, next=replace(decision.next, advice=advice))
-    chosen, uneven = None, None
+    chosen, rank_pattern = None, None
     if decision.rank is not None:
         row = decision.row(decision.rank)
         trials = summaries[
@@ -96,12 +96,12 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
         trials = trials.sort_values("eval_loss")
         chosen = str(trials["name"].iloc[0])
         if decision.trained_at not in (None, decision.rank):
-            cut, uneven = try_uneven(decision, runs, trials, run.store, run.engine)
-            decision = replace(decision, uneven=cut)
+            cut, rank_pattern = try_rank_pattern(decision, runs, trials, run.store, run.engine)
+            decision = replace(decision, rank_pattern=cut)
     if chosen is not None:
         decision = replace(decision, test=_test_score(run, chosen))
     run.store.hand_over(chosen)
-    run.store.offer(uneven)
+    run.store.offer(rank_pattern)
     run.store.write_json("decision.json", decision.as_dict())
     write_exports(run.store.directory, chosen, decision)
     write_report(run.store.directory)

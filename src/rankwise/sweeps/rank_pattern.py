@@ -5,24 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from rankwise.decide.decision import Decision, UnevenCut
+from rankwise.decide.decision import Decision, RankPattern
 from rankwise.decide.evidence import RankResults
 from rankwise.decide.pairwise import Comparison
 from rankwise.engine.trial import Engine
 from rankwise.lora import ranks_by_budget, read_adapter, spectrum, truncate
 from rankwise.lora.adapter import Adapter
-from rankwise.store.directory import UNEVEN_DIRECTORY, SweepStore
+from rankwise.store.directory import RANK_PATTERN_DIRECTORY, SweepStore
 
-UNEVEN = 0  # what they are called among the ranks
+PATTERN = 0  # what they are called among the ranks
 
 
-def try_uneven(
+def try_rank_pattern(
     decision: Decision,
     runs: Sequence[RankResults],
     cuts: pd.DataFrame,
     store: SweepStore,
     engine: Engine,
-) -> tuple[UnevenCut | None, Adapter | None]:
+) -> tuple[RankPattern | None, Adapter | None]:
     """Cut the trained adapters once more, each layer to a rank of its own, and compare with the chosen rank's cuts.
 
     Every seed's adapter gets a rank for each layer from its own singular values (`rankwise.lora.ranks_by_budget`), and
@@ -61,20 +61,22 @@ def try_uneven(
     costs = Comparison(
         {
             **{run.rank: run.cost for run in alive},
-            UNEVEN: np.stack([losses[seed].to_numpy() for seed in seeds]),
+            PATTERN: np.stack([losses[seed].to_numpy() for seed in seeds]),
         },
-        {**{run.rank: run.seeds for run in alive}, UNEVEN: seeds},
+        {**{run.rank: run.seeds for run in alive}, PATTERN: seeds},
     )
-    gain = costs.difference(rank, UNEVEN)
+    gain = costs.difference(rank, PATTERN)
     low, high = gain.interval(decision.confidence)
     least, most = min(ranks[0].values()), max(ranks[0].values())
     better = low > 0
-    verdict = f"the better cut, in {UNEVEN_DIRECTORY}/" if better else "not shown to be better"
+    verdict = (
+        f"the better cut, in {RANK_PATTERN_DIRECTORY}/" if better else "not shown to be better"
+    )
     reason = (
         f"With the same {entries:,} entries shared among the layers by energy (ranks {least} to {most}), the held-out "
         f"loss is lower by {gain.mean:+.4f} [{low:+.4f}, {high:+.4f}]: {verdict}."
     )
-    cut = UnevenCut(
+    cut = RankPattern(
         ranks=ranks[0],
         entries=entries,
         gain=gain.mean,
