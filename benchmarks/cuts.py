@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.reference import ReferenceEngine, score_adapter
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.lora import read_adapter, spectrum, truncate, write_adapter
 from rankwise.report.decision_table import ProgressBar
 from rankwise.sweeps.config import SweepConfig
@@ -52,7 +53,7 @@ def train(run: Run, trial: Trial) -> Path:
     """Return the directory of a trial's adapter, trained if it is not there yet."""
     if trial.name not in run.store.trial_names():
         run.progress.plan(0, 1)
-        recipe = Recipe(epochs=run.config.epochs, batch_size=run.config.batch_size)
+        recipe = TrainingConfig(epochs=run.config.epochs, batch_size=run.config.batch_size)
         engine = ReferenceEngine(
             run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work
         )

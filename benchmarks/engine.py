@@ -27,12 +27,13 @@ from transformers import (
 )
 
 from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.training_state import Trainee
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.engine.reference import ReferenceEngine
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.models.base_model import BaseModel, load_base
 from rankwise.models.compat import quiet_libraries
 from rankwise.sweeps.config import SweepConfig
@@ -42,7 +43,7 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 
 BATCH = 32
-RECIPE = Recipe(epochs=1, batch_size=BATCH)
+RECIPE = TrainingConfig(epochs=1, batch_size=BATCH)
 LAYERS = ((384, 384), (384, 1536), (1536, 384))  # (d_in, d_out) of MiniLM-L6's linear layers
 COUNTS = (4, 1, 1)  # of each in a block
 BLOCKS = 6
@@ -148,7 +149,7 @@ def with_trainer(
         return float(trainer.train().metrics["train_runtime"])
 
 
-def ways_of_training(base: BaseModel, examples: Encoded, recipe: Recipe) -> list[Way]:
+def ways_of_training(base: BaseModel, examples: Encoded, recipe: TrainingConfig) -> list[Way]:
     """Return what takes turns."""
     few = Encoded(examples.ids[:32], examples.input_ids[:32], examples.labels[:32])
 
@@ -180,7 +181,7 @@ def ways_of_training(base: BaseModel, examples: Encoded, recipe: Recipe) -> list
 
 
 def compare(
-    base: BaseModel, examples: Encoded, recipe: Recipe, rounds: int, console: Console
+    base: BaseModel, examples: Encoded, recipe: TrainingConfig, rounds: int, console: Console
 ) -> None:
     """Let all ways take turns and print the table."""
     ways = ways_of_training(base, examples, recipe)
@@ -224,7 +225,7 @@ def compare(
 
 
 def step_cost(
-    base: BaseModel, examples: Encoded, recipe: Recipe, ranks: Sequence[int], steps: int
+    base: BaseModel, examples: Encoded, recipe: TrainingConfig, ranks: Sequence[int], steps: int
 ) -> tuple[float, int]:
     """Return a pack's seconds per step in one pass, the median of some, and peak bytes on long sentences."""
     engine = FusedEngine(base, examples, examples, recipe)

@@ -18,11 +18,12 @@ from rich.table import Table
 
 from rankwise.decide.pairwise import Comparison
 from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.loaded import Loaded
 from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.training_state import Trainee
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.lora import grow
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel, load_base
@@ -34,7 +35,7 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 
 CONFIDENCE = 0.95
-RECIPE = Recipe(epochs=1, batch_size=8)
+RECIPE = TrainingConfig(epochs=1, batch_size=8)
 
 
 def main() -> None:
@@ -87,7 +88,7 @@ def train_from(
     base: BaseModel, examples: Encoded, trial: Trial, epochs: int, start: Adapter | None
 ) -> Adapter:
     """Train a trial, from an adapter of its rank where one is given; return what it has become."""
-    recipe = Recipe(epochs=epochs, batch_size=RECIPE.batch_size)
+    recipe = TrainingConfig(epochs=epochs, batch_size=RECIPE.batch_size)
     trainee = Trainee(trial, base, saved_modules(base), recipe, examples)
     if start is not None:
         loaded = Loaded(base, start)

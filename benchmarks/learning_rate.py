@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.reference import ReferenceEngine
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.report.decision_table import ProgressBar
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.run import Run, open_run
@@ -26,7 +27,9 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--warmup", type=float, default=Recipe(epochs=1, batch_size=1).warmup_share)
+    parser.add_argument(
+        "--warmup", type=float, default=TrainingConfig(epochs=1, batch_size=1).warmup_share
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("learning-rate-out"))
     options = parser.parse_args()
@@ -52,7 +55,7 @@ def train_missing(run: Run, warmup: float) -> None:
     ]
     missing = [trial for trial in trials if trial.name not in run.store.trial_names()]
     run.progress.plan(len(trials) - len(missing), len(trials))
-    recipe = Recipe(epochs=config.epochs, batch_size=config.batch_size, warmup_share=warmup)
+    recipe = TrainingConfig(epochs=config.epochs, batch_size=config.batch_size, warmup_share=warmup)
     engine = ReferenceEngine(
         run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work
     )

@@ -276,11 +276,11 @@ def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
 
 def with_test_scores(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Score these ranks' adapters on what no trial saw; return the rows with means by seed, and single scores."""
+    from rankwise.engine.config import TrainingConfig
     from rankwise.engine.fused.engine import FusedEngine
-    from rankwise.engine.trial import Recipe
 
     test = replace(run, task=replace(run.task, test=unseen(run))).encode("test")
-    engine = FusedEngine(run.base, test, test, Recipe(epochs=1, batch_size=8))
+    engine = FusedEngine(run.base, test, test, TrainingConfig(epochs=1, batch_size=8))
     scored = []
     for row in rows:
         adapters = [read_adapter(run.store.adapter_directory(name)) for name in row["names"]]

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
 from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.reference import ReferenceEngine
-from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
@@ -22,7 +23,7 @@ from rankwise.tasks.base import Encoded
 from tests.engine.fused.test_engine import assert_same_training
 from tests.tiny_models import load_tiny
 
-RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
+RECIPE = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
 TRIAL = Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=6)
 Tiny = tuple[BaseModel, Encoded, Encoded]
 

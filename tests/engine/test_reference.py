@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from rankwise.engine.adapter_init import put_on_adapter, saved_modules
 from rankwise.engine.batches import epoch_batches
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.reference import ReferenceEngine, score_adapter
-from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.models.base_model import BaseModel, load_base
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
@@ -21,11 +22,11 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews, save_tokenizer
 
-RECIPE = Recipe(epochs=2, batch_size=8)
+RECIPE = TrainingConfig(epochs=2, batch_size=8)
 TRIAL = Trial(rank=4, seed=3, learning_rate=5e-3, lora_alpha=4)
 
 
-def engine_for(model: Path, task: Task, recipe: Recipe = RECIPE) -> ReferenceEngine:
+def engine_for(model: Path, task: Task, recipe: TrainingConfig = RECIPE) -> ReferenceEngine:
     base = load_base(str(model), task.objective, ["all-linear"], [4])
     train, held_out = (
         encode(part, base.tokenizer, base.longest)[0] for part in (task.train, task.held_out)
@@ -125,7 +126,7 @@ def test_it_learns_and_the_base_stays_as_it_was(tiny_model: Path, tmp_path: Path
     engine = engine_for(
         tiny_model,
         load_task(SweepConfig(data=tmp_path / "more.csv")),
-        Recipe(epochs=4, batch_size=8),
+        TrainingConfig(epochs=4, batch_size=8),
     )
     before = {
         key: value.clone()

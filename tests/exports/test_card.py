@@ -13,8 +13,9 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.exports.model_card import _code
 from rankwise.lora import Adapter, write_adapter
 from rankwise.models.base_model import load_base
@@ -117,7 +118,7 @@ def test_the_code_loads_a_quantised_base_in_its_bits(kind: str, tmp_path: Path) 
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     base = load_base(plain.name, plain.objective, "all-linear", [4], quantization=kind)
     recipe, trial = (
-        Recipe(epochs=1, batch_size=8),
+        TrainingConfig(epochs=1, batch_size=8),
         Trial(rank=4, seed=3, learning_rate=1e-2, lora_alpha=4),
     )
     (finished,) = FusedEngine(base, train.take(range(80)), held_out, recipe).train([trial])

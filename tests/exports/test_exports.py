@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.exports import export_files
 from rankwise.exports.recipe import TrainingSetup, read_setup
 from rankwise.lora import Adapter, read_adapter, write_adapter
@@ -381,7 +382,9 @@ def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
         }
 
     base, train, held_out = load_tiny("llama", tmp_path)
-    engine = ReferenceEngine(base, train, held_out, Recipe(epochs=1, batch_size=8, init="eva"))
+    engine = ReferenceEngine(
+        base, train, held_out, TrainingConfig(epochs=1, batch_size=8, init="eva")
+    )
     trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4)
     model = put_on_adapter(base, trial, saved_modules(base), init="eva")
     engine._draw_from_data(model, trial)
@@ -538,7 +541,7 @@ def test_the_exported_python_trains_what_the_sweep_trained(
     base_model = load_base(
         str(tiny_model), ClassificationObjective(("0", "1")), ("all-linear",), (2,)
     )
-    engine = ReferenceEngine(base_model, examples, examples, Recipe(epochs=1, batch_size=8))
+    engine = ReferenceEngine(base_model, examples, examples, TrainingConfig(epochs=1, batch_size=8))
     trial = Trial(rank=2, seed=setup.seed, learning_rate=setup.learning_rate, lora_alpha=2)
     own = engine._arguments(trial, str(tmp_path))
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "optim", "weight_decay",
@@ -576,7 +579,7 @@ def test_layers_that_no_word_for_all_finds_are_named(
     base, train, held_out = load_tiny(kind, tmp_path)
     trial = Trial(rank=2, seed=0, learning_rate=1e-3, lora_alpha=2)
     (finished,) = FusedEngine(
-        base, train.take(range(8)), held_out, Recipe(epochs=1, batch_size=8)
+        base, train.take(range(8)), held_out, TrainingConfig(epochs=1, batch_size=8)
     ).train([trial])
     name = json.loads((swept / "decision.json").read_text())["test"]["trial"]
     shutil.copytree(swept, tmp_path / "out")

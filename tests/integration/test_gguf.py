@@ -31,9 +31,10 @@ def test_a_gguf_file_is_a_model_where_its_package_is_there(
 
 @pytest.mark.slow
 def test_smollm2_loads_answers_and_runs_packed() -> None:
+    from rankwise.engine.config import TrainingConfig
     from rankwise.engine.fused.model import why_not
     from rankwise.engine.reference import ReferenceEngine
-    from rankwise.engine.trial import Recipe, Trial
+    from rankwise.engine.trial import Trial
     from rankwise.models.base_model import load_base
     from rankwise.tasks.chat_formats import Dialogue
     from rankwise.tasks.losses import CompletionObjective
@@ -57,7 +58,7 @@ def test_smollm2_loads_answers_and_runs_packed() -> None:
     examples, _ = encode(number_examples(dialogues, [None] * 2), base.tokenizer, 64)
     assert why_not(base, examples) is None
     # Trainer refuses a base that transformers takes for quantised.
-    engine = ReferenceEngine(base, examples, examples, Recipe(epochs=1, batch_size=2))
+    engine = ReferenceEngine(base, examples, examples, TrainingConfig(epochs=1, batch_size=2))
     (finished,) = engine.train([Trial(rank=4, seed=0, learning_rate=1e-4, lora_alpha=4)])
     assert [step["step"] for step in finished.steps] == [1]
     assert not finished.diverged

@@ -14,11 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused.engine import FusedEngine, lower_precision
 from rankwise.engine.fused.model import why_not
 from rankwise.engine.reference import ReferenceEngine
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.errors import RequestError
 from rankwise.lora.adapter import Adapter
 from rankwise.models import quantization
@@ -32,7 +33,7 @@ from rankwise.tasks.losses import ClassificationObjective
 from tests.engine.fused.test_engine import assert_same_training
 from tests.tiny_models import load_tiny
 
-RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
+RECIPE = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
 TRIALS = [
     Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=4),
     Trial(rank=2, seed=1, learning_rate=1e-3, lora_alpha=4, use_rslora=True),

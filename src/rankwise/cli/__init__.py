@@ -84,7 +84,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     sweep.add_argument(
         "config", nargs="?", type=Path, metavar="CONFIG", help="YAML file with the settings below"
     )
-    for item in fields(SweepConfig):
+    for item in (item for item in fields(SweepConfig) if item.metadata):
         option, text = f"--{item.name.replace('_', '-')}", str(item.metadata["help"])
         others = [
             f"--{other.replace('_', '-')}"
@@ -141,7 +141,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    given = {item.name: getattr(options, item.name) for item in fields(SweepConfig)}
+    given = {
+        item.name: getattr(options, item.name) for item in fields(SweepConfig) if item.metadata
+    }
     settings = read_yaml(options.config) if options.config is not None else {}
     config = make_config(
         {**settings, **{name: value for name, value in given.items() if value is not None}}

@@ -1,7 +1,5 @@
 """From evidence to a decision."""
 
-from rankwise.decide.decision import Decision, Interval, RankRow
-from rankwise.decide.evidence import best_learning_rate
-from rankwise.decide.select import select
+import lazy_loader
 
-__all__ = ["Decision", "Interval", "RankRow", "best_learning_rate", "select"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -36,7 +36,7 @@ def put_on_adapter(
         base: without adapters.
         trial: its seed sets the head's and the adapter's initial values.
         saved: from `saved_modules`: what an earlier trial left in the modules trained in full is undone.
-        use_dora: see `rankwise.engine.trial.Recipe`.
+        use_dora: see `rankwise.engine.config.TrainingConfig`.
         init: likewise. EVA's values need data and are set after this (`rankwise.engine.inits`).
     """
     model = base.model

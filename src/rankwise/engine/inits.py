@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from peft import PeftModel, initialize_lora_eva_weights
 
+from rankwise.engine.config import BASE_CHANGING_INITS
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.models.base_model import BaseModel
-from rankwise.sweeps.config import BASE_CHANGING_INITS
 
 EVA_BATCH = 64  # examples in each step of the incremental decomposition
 MOST_STEPS = (

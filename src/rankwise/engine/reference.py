@@ -24,17 +24,17 @@ from transformers import (
 
 from rankwise.engine.adapter_init import adapter_state, json_config, put_on_adapter, saved_modules
 from rankwise.engine.batches import EpochOrder, epoch_batches
+from rankwise.engine.config import BASE_CHANGING_INITS, TrainingConfig
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.inits import EVA_BATCH, base_kept, draw_from_data
 from rankwise.engine.peak_memory import peak_live_bytes
-from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
+from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.conversion import for_original_base
 from rankwise.lora.files import write_adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.quantization import resident_tensors
-from rankwise.sweeps.config import BASE_CHANGING_INITS
 from rankwise.tasks.base import Encoded
 
 LOGGED = {
@@ -66,7 +66,7 @@ class ReferenceEngine:
         base: BaseModel,
         train: Encoded,
         held_out: Encoded,
-        recipe: Recipe,
+        recipe: TrainingConfig,
         on_work: Callable[[float], None] = lambda share: None,
     ) -> None:
         self.base = base

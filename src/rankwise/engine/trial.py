@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
+from rankwise.engine.config import TrainingConfig
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,32 +38,6 @@ class Trial:
     def name(self) -> str:
         """Directory name, one for each trial of a sweep."""
         return f"r{self.rank}-lr{self.learning_rate:g}-seed{self.seed}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What all trials of a sweep share.
-
-    Attributes:
-        epochs: passes over the training examples.
-        batch_size: examples in a batch.
-        warmup_share: share of the steps over which the learning rate rises linearly; it then falls linearly to 0.
-            Long, because sweeps are short: Adam's step sizes need many steps to settle (Ma and Yarats 2021, "On the
-            adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has the measurement.
-        max_grad_norm: gradients are clipped to this norm.
-        loraplus_ratio: learning rate of B, and of vectors, divided by that of everything else (LoRA+, Hayou et al.
-            2024, section 4; the vectors as PEFT's ``create_loraplus_optimizer`` has it).
-        use_dora: train magnitudes as well (DoRA, Liu et al. 2024, section 4).
-        init: initial values of the adapter, one of `rankwise.sweeps.config.INITS`.
-    """
-
-    epochs: int
-    batch_size: int
-    warmup_share: float = 0.3
-    max_grad_norm: float = 1.0
-    loraplus_ratio: float = 1.0
-    use_dora: bool = False
-    init: str = "default"
 
 
 @dataclass(kw_only=True)
@@ -108,7 +84,7 @@ def no_evidence() -> pd.DataFrame:
     )
 
 
-def share_of_training(recipe: Recipe, train: Sized, held_out: Sized) -> float:
+def share_of_training(recipe: TrainingConfig, train: Sized, held_out: Sized) -> float:
     """Return which share of a trial's work is training, the rest being scoring.
 
     A step on an example costs about three forward passes: forward, and backward through base and adapter.

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rankwise.engine.trial import Recipe
+from rankwise.engine.config import TrainingConfig
 from rankwise.errors import RequestError
 from rankwise.models.files import load_arguments
 from rankwise.models.targets import ALL_LINEAR
@@ -195,7 +195,7 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     steps = json.loads((trials / trial_name / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     settings, recipe = (
         sweep["settings"],
-        Recipe(epochs=trained["epochs"], batch_size=trained["batch_size"]),
+        TrainingConfig(epochs=trained["epochs"], batch_size=trained["batch_size"]),
     )
     task, split = sweep["task"], sweep["paths"]["eval_data"] is None
     return TrainingSetup(

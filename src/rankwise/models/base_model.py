@@ -64,10 +64,10 @@ def load_base(
     Args:
         name: directory, GGUF file or hub id.
         objective: what its head is for.
-        target_modules: as in `rankwise.sweeps.config.SweepConfig`.
+        target_modules: as in `rankwise.models.config.ModelConfig`.
         ranks: to be trained.
         trust_remote_code: run Python code that comes with the model.
-        quantization: of the frozen linear layers, one of `rankwise.sweeps.config.QUANTIZATIONS`.
+        quantization: of the frozen linear layers, one of `rankwise.models.config.QUANTIZATIONS`.
 
     Raises:
         RequestError: the model cannot be loaded, has no head to generate text where that is the task, the target

@@ -37,7 +37,7 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
     Products are in fp32 on a CPU, whose adapters are too, and in bfloat16 on a GPU that has it, as QLoRA has them.
 
     Args:
-        quantization: one of `rankwise.sweeps.config.QUANTIZATIONS`.
+        quantization: one of `rankwise.models.config.QUANTIZATIONS`.
         keep: modules that stay as they are: those trained in full. None named, the output layer does, as transformers
             has it.
     """

@@ -7,18 +7,10 @@ from typing import Any
 from rankwise.checks import check_flag, check_text, check_whole, parse_bytes
 from rankwise.errors import RequestError, nearest, shown
 from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.models.config import QUANTIZATIONS, model_name, targets
 from rankwise.models.targets import TargetModules
 from rankwise.planning.memory.devices import DEVICES, find_device
-from rankwise.sweeps.config import (
-    QUANTIZATIONS,
-    _choice,
-    _items,
-    _model,
-    _option,
-    _optional,
-    _targets,
-    _whole_items,
-)
+from rankwise.settings import Settings, choice, items, option, optional, whole_items
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 OPTIMIZERS = (
@@ -48,7 +40,7 @@ def _switch(name: str) -> Callable[[Any], bool]:
 
 
 def _rank_pattern(value: object) -> tuple[tuple[str, int], ...]:
-    pairs = list(value.items()) if isinstance(value, Mapping) else _items(value)
+    pairs = list(value.items()) if isinstance(value, Mapping) else items(value)
     parsed = []
     for pair in pairs:
         name, _, rank = pair.rpartition("=") if isinstance(pair, str) else ("", "", None)
@@ -63,103 +55,99 @@ def _rank_pattern(value: object) -> tuple[tuple[str, int], ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig:
+class PlanConfig(Settings):
     """A plan's request. Every field is a command-line option and a Python argument of that name.
 
     Raises:
         RequestError: a value is not allowed; the message names it and what is.
     """
 
-    model: str = _option(
+    model: str = option(
         "",
         "Base model: a directory with config.json (weights are not needed), or a hub id.",
-        _model,
+        model_name,
     )
-    ranks: tuple[int, ...] = _option(
+    ranks: tuple[int, ...] = option(
         (4, 8, 16, 32, 64),
         "Ranks, as in 4,8,16.",
-        lambda value: _whole_items("rank", value, at_least=1),
+        lambda value: whole_items("rank", value, at_least=1),
     )
-    batch_size: int = _option(
+    batch_size: int = option(
         1,
         "Sequences in a training batch.",
         lambda value: check_whole("batch_size", value, at_least=1),
     )
-    seq_len: int = _option(
+    seq_len: int = option(
         512,
         "Tokens of a sequence; the batch has no padding.",
         lambda value: check_whole("seq_len", value, at_least=1),
     )
-    precision: str = _option(
+    precision: str = option(
         "bf16",
         "Of the base weights and the computation: fp32, bf16 or fp16.",
-        _choice("precision", PRECISIONS),
+        choice("precision", PRECISIONS),
     )
-    quantization: str = _option(
+    quantization: str = option(
         "none",
         "Of the frozen linear layers: none (as on disk), int8, nf4 or nf4-dq.",
-        _choice("quantization", QUANTIZATIONS),
+        choice("quantization", QUANTIZATIONS),
     )
-    optimizer: str = _option(
-        "adamw", f"One of {', '.join(OPTIMIZERS)}.", _choice("optimizer", OPTIMIZERS)
+    optimizer: str = option(
+        "adamw", f"One of {', '.join(OPTIMIZERS)}.", choice("optimizer", OPTIMIZERS)
     )
-    gradient_checkpointing: bool = _option(
+    gradient_checkpointing: bool = option(
         False,
         "Keep only the blocks' inputs and compute the rest again.",
         _switch("gradient_checkpointing"),
     )
-    attention: str = _option(
+    attention: str = option(
         "sdpa",
         "eager keeps the scores; sdpa is what PyTorch chooses on the device; flash never keeps them.",
-        _choice("attention", ATTENTIONS),
+        choice("attention", ATTENTIONS),
     )
-    target_modules: TargetModules = _option(
+    target_modules: TargetModules = option(
         "all-linear",
         "Layers that get an adapter: all-linear, attention, mlp, names as in q_proj,v_proj, or a regex.",
-        _targets,
+        targets,
     )
-    modules_to_save: tuple[str, ...] = _option(
+    modules_to_save: tuple[str, ...] = option(
         (),
         "Layers trained in full beside the adapter, as in embed_tokens,lm_head.",
-        lambda value: tuple(check_text("modules_to_save", item) for item in _items(value)),
+        lambda value: tuple(check_text("modules_to_save", item) for item in items(value)),
     )
-    lora_alpha: str = _option(
+    lora_alpha: str = option(
         "r",
         "r, 2r, fixed:32 or rslora; changes no figure.",
         lambda value: parse_alpha_policy(value).name,
     )
-    rank_pattern: tuple[tuple[str, int], ...] = _option(
+    rank_pattern: tuple[tuple[str, int], ...] = option(
         (), "Ranks of single layers, as in q_proj=4 (name or regex).", _rank_pattern
     )
-    bias: str = _option(
-        "none", "Biases trained too: none, all or lora_only.", _choice("bias", BIASES)
+    bias: str = option(
+        "none", "Biases trained too: none, all or lora_only.", choice("bias", BIASES)
     )
-    use_dora: bool = _option(False, "Train DoRA's magnitudes as well.", _switch("use_dora"))
-    task_type: str = _option(
-        "auto", f"One of {', '.join(TASK_TYPES)}.", _choice("task_type", TASK_TYPES)
+    use_dora: bool = option(False, "Train DoRA's magnitudes as well.", _switch("use_dora"))
+    task_type: str = option(
+        "auto", f"One of {', '.join(TASK_TYPES)}.", choice("task_type", TASK_TYPES)
     )
-    num_labels: int | None = _option(
+    num_labels: int | None = option(
         None,
         "Classes of a classification head. Default: the config's.",
-        _optional(lambda value: check_whole("num_labels", value, at_least=1)),
+        optional(lambda value: check_whole("num_labels", value, at_least=1)),
     )
-    device: str | None = _option(
+    device: str | None = option(
         None,
         f"Which ranks fit: {', '.join(DEVICES)}, or cpu.",
-        _optional(lambda value: find_device(check_text("device", value)).name),
+        optional(lambda value: find_device(check_text("device", value)).name),
     )
-    memory: int | None = _option(
+    memory: int | None = option(
         None,
         "Which ranks fit a memory of this size, as in 24GB or 16GiB.",
-        _optional(lambda value: parse_bytes("memory", value)),
+        optional(lambda value: parse_bytes("memory", value)),
     )
-    trust_remote_code: bool = _option(
+    trust_remote_code: bool = option(
         False, "Run Python code that comes with the model.", _switch("trust_remote_code")
     )
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            object.__setattr__(self, item.name, item.metadata["parse"](getattr(self, item.name)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""

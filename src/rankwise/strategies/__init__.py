@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def strategies() -> "dict[str, type[Strategy]]":
-    """Return the strategies by the names of `rankwise.sweeps.config.STRATEGIES`."""
+    """Return the strategies by the names of `rankwise.strategies.config.STRATEGIES`."""
     from rankwise.strategies.escalate import Escalate
     from rankwise.strategies.grid import Grid
     from rankwise.strategies.once import Once

@@ -10,7 +10,7 @@ import pandas as pd
 from rankwise.decide import best_learning_rate
 from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, chance_losses
 from rankwise.lora.alpha import AlphaPolicy
-from rankwise.sweeps.config import AUTO
+from rankwise.strategies.config import AUTO
 
 Asked = tuple[int, float, int]
 """What makes a trial: rank, learning rate, seed."""

@@ -310,14 +310,14 @@ def make_strategy(run: Run, chance_loss: "ChanceLoss | None") -> "Strategy":
 
 def _engine(run: Run) -> "Engine":
     """Return the engine asked for, or the reference where a base is beyond the fused one, which is said aloud."""
+    from rankwise.engine.config import TrainingConfig
     from rankwise.engine.fused.engine import FusedEngine, lower_precision
     from rankwise.engine.fused.model import why_not
     from rankwise.engine.reference import ReferenceEngine
-    from rankwise.engine.trial import Recipe
 
     config = run.config
     train, held_out = run.encode("train"), run.encode("held_out")
-    recipe = Recipe(
+    recipe = TrainingConfig(
         epochs=config.epochs,
         batch_size=config.batch_size,
         loraplus_ratio=config.loraplus_ratio,

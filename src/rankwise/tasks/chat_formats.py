@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.errors import RequestError, some
-from rankwise.sweeps.config import SweepConfig
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.readers import TEXT_NAMES, check_texts, find_column, pick_column
 
 MESSAGE_KEYS = ("role", "content")  # of a message, as every tool reads them
@@ -132,7 +132,7 @@ class Shape:
         return DataLayout(self.data_format, self.columns)
 
 
-def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
+def find_shape(config: DataConfig, table: pd.DataFrame) -> Shape | None:
     """Return the shape that columns named in the config, or conventional names, tell; None if none does.
 
     A column of texts alone tells nothing (see `plain_text`): it may be anything.
@@ -189,7 +189,7 @@ def find_shape(config: SweepConfig, table: pd.DataFrame) -> Shape | None:
     )
 
 
-def plain_text(config: SweepConfig, table: pd.DataFrame, path: Path) -> Shape:
+def plain_text(config: DataConfig, table: pd.DataFrame, path: Path) -> Shape:
     """Return the shape of a column of texts, all of whose tokens are learnt.
 
     Raises:

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from rankwise.errors import RequestError, some
-from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Examples, Task
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import ClassificationObjective
 from rankwise.tasks.readers import TextColumns, check_labels, find_text_columns, read_table
 from rankwise.tasks.splits import Parts, given_parts, limit_train, number_examples, split_parts
@@ -19,7 +19,7 @@ SAMPLE_HELD_OUT_SHARE = (
 SAMPLE_TEST_SHARE = 0.12
 
 
-def load_sample(config: SweepConfig) -> Task:
+def load_sample(config: DataConfig) -> Task:
     """Return the built-in task."""
     table = samples.rotten_tomatoes()
     labels = list(table["label"])
@@ -35,7 +35,7 @@ def load_sample(config: SweepConfig) -> Task:
     )
 
 
-def load_classification(config: SweepConfig, table: pd.DataFrame, path: Path) -> Task:
+def load_classification(config: DataConfig, table: pd.DataFrame, path: Path) -> Task:
     """Check and split a table of texts and labels.
 
     Raises:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from rankwise.errors import RequestError
-from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
 from rankwise.tasks.chat_formats import Shape, find_shape
 from rankwise.tasks.classification import load_classification, load_sample
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.readers import LABEL_NAMES, find_column, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
@@ -23,7 +23,7 @@ FOREIGN = {
 LOADERS = {"classification": load_classification, "regression": load_regression, "sft": load_sft}
 
 
-def load_task(config: SweepConfig) -> Task:
+def load_task(config: DataConfig) -> Task:
     """Read, check and split the data that a config names, or the built-in sample.
 
     Raises:
@@ -50,7 +50,7 @@ def load_task(config: SweepConfig) -> Task:
     return LOADERS[kind](config, table, config.data)
 
 
-def _kind(config: SweepConfig, table: pd.DataFrame, path: Path) -> str:
+def _kind(config: DataConfig, table: pd.DataFrame, path: Path) -> str:
     """Tell the task by the columns, unless the config does: labels that are no whole numbers are a regression's.
 
     Messages and instructions are there to be learnt whatever else a table holds, such as a category or a rating.

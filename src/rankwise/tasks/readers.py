@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
-from rankwise.sweeps.config import SweepConfig
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.hf_datasets import is_saved_dataset, read_hub_dataset, read_saved_dataset
 
 FORMATS = {
@@ -259,7 +259,7 @@ class TextColumns:
         )
 
 
-def find_text_columns(config: SweepConfig, table: pd.DataFrame, path: Path) -> TextColumns:
+def find_text_columns(config: DataConfig, table: pd.DataFrame, path: Path) -> TextColumns:
     """Return the columns that were named, or those with conventional names.
 
     Raises:

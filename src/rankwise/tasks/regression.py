@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from rankwise.errors import RequestError, some
-from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
 from rankwise.tasks.classification import encode
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import RegressionObjective
 from rankwise.tasks.readers import find_text_columns, read_table
 from rankwise.tasks.splits import given_parts, limit_train, number_examples, split_parts
@@ -16,7 +16,7 @@ from rankwise.tasks.splits import given_parts, limit_train, number_examples, spl
 FAR = 10.0  # times the unit that labels' mean or spread may be before rates of training have to make up for it
 
 
-def load_regression(config: SweepConfig, table: pd.DataFrame, path: Path) -> Task:
+def load_regression(config: DataConfig, table: pd.DataFrame, path: Path) -> Task:
     """Check and split a table of texts and numbers.
 
     Raises:

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from rankwise.errors import RequestError
-from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded, Examples, Task
 from rankwise.tasks.chat_formats import Dialogue, find_shape, plain_text
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import CompletionObjective
 from rankwise.tasks.readers import read_table
 from rankwise.tasks.splits import given_parts, limit_train, number_examples, split_parts
@@ -20,7 +20,7 @@ GENERATION = re.compile(
 Span = tuple[int, int]
 
 
-def load_sft(config: SweepConfig, table: pd.DataFrame, path: Path) -> Task:
+def load_sft(config: DataConfig, table: pd.DataFrame, path: Path) -> Task:
     """Check and split a table of dialogues.
 
     Raises:

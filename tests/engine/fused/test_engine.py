@@ -10,12 +10,13 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 
 from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.closing import FirstTokenAttention
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import packed_model, why_not
 from rankwise.engine.fused.training_state import Trainee
 from rankwise.engine.reference import ReferenceEngine, score_adapter
-from rankwise.engine.trial import FinishedTrial, Recipe, Trial
+from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.models.base_model import BaseModel, load_base
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
@@ -24,7 +25,7 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 from tests.tiny_models import PACKABLE, cores, load_tiny
 
-RECIPE = Recipe(epochs=1, batch_size=8)  # 50 steps
+RECIPE = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
 # At rates where training is stable: where it is not, rounding alone grows to a part in a thousand within 50 steps.
 TRIALS = [
     Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=4),
@@ -300,7 +301,7 @@ def test_minilm_trains_as_with_peft_and_the_trainer() -> None:
     train, held_out = (encode(part, base.tokenizer, 128)[0] for part in (task.train, task.held_out))
     train = Encoded(train.ids[:832], train.input_ids[:832], train.labels[:832])
     held_out = Encoded(held_out.ids[:64], held_out.input_ids[:64], held_out.labels[:64])
-    recipe = Recipe(epochs=1, batch_size=16)  # 52 steps
+    recipe = TrainingConfig(epochs=1, batch_size=16)  # 52 steps
     trials = [
         Trial(rank=8, seed=0, learning_rate=1e-3, lora_alpha=8),
         Trial(rank=2, seed=1, learning_rate=5e-4, lora_alpha=4),

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.threads import side_by_side
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from tests.tiny_models import cores, load_tiny
 
 
@@ -54,7 +55,7 @@ def test_a_trial_is_the_same_to_the_last_bit_beside_any_other(
     trials = [
         Trial(rank=rank, seed=rank, learning_rate=5e-3, lora_alpha=rank) for rank in (2, 5, 3)
     ]
-    engine = FusedEngine(base, train, held_out, Recipe(epochs=1, batch_size=8), pack_size=2)
+    engine = FusedEngine(base, train, held_out, TrainingConfig(epochs=1, batch_size=8), pack_size=2)
     first, _, third = engine.train(trials)
     again, other = engine.train([trials[2], trials[0]])
     assert (first.pack_size, third.pack_size, again.pack_size) == (2, 1, 2)

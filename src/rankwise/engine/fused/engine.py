@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 
 from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import Results, length_batches
 from rankwise.engine.fused.loaded import Loaded
 from rankwise.engine.fused.model import Adapted, PackedModel, packed_model
 from rankwise.engine.fused.threads import side_by_side
 from rankwise.engine.fused.training_state import Trainee
 from rankwise.engine.peak_memory import peak_live_bytes
-from rankwise.engine.trial import FinishedTrial, Recipe, Trial, no_evidence, share_of_training
+from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
@@ -59,7 +60,7 @@ class FusedEngine:
         base: BaseModel,
         train: Encoded,
         held_out: Encoded,
-        recipe: Recipe,
+        recipe: TrainingConfig,
         on_work: Callable[[float], None] = lambda share: None,
         pack_size: int = 1,
         autocast: torch.dtype | None = None,

@@ -11,8 +11,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from rankwise.engine.adapter_init import adapter_state, json_config, put_on_adapter
 from rankwise.engine.batches import epoch_batches
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.linear import Factors
-from rankwise.engine.trial import Recipe, Trial
+from rankwise.engine.trial import Trial
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
 
@@ -38,7 +39,7 @@ class Trainee:
         trial: Trial,
         base: BaseModel,
         saved: Mapping[str, Mapping[str, torch.Tensor]],
-        recipe: Recipe,
+        recipe: TrainingConfig,
         examples: Encoded,
     ) -> None:
         self.trial = trial
