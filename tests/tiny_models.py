@@ -24,11 +24,12 @@ from transformers import (
 )
 
 from rankwise.engine.peak_memory import peak_live_bytes
+from rankwise.models.auto import CLASSIFIER_HEADS
 from rankwise.models.base_model import BaseModel, load_base
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.setup import DTYPES, training_batch
 from rankwise.planning.meta_model import load_meta_model, quiet_libraries
-from rankwise.planning.params import TRAINED_HEADS, lora_config, make_skeleton
+from rankwise.planning.params import lora_config, make_skeleton
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode
@@ -345,7 +346,7 @@ def _quantized(model: Any, attention: str, config: PlanConfig, directory: Path) 
             bnb_4bit_use_double_quant=config.quantization == "nf4-dq",
         )
     if "Classification" in type(model).__name__:
-        how.llm_int8_skip_modules = list(TRAINED_HEADS)
+        how.llm_int8_skip_modules = list(CLASSIFIER_HEADS)
     quantized = type(model).from_pretrained(
         directory / "weights", quantization_config=how, dtype=dtype, attn_implementation=attention
     )

@@ -1,32 +1,11 @@
-"""Bases in GGUF files: found, fingerprinted, and really loaded."""
+"""A base in a GGUF file, really loaded."""
 
 from importlib import util
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankwise.errors import RequestError
-from rankwise.models import files as model_files
-from rankwise.models.files import check_model_files, load_arguments, model_fingerprint
 from rankwise.tasks import samples
-
-
-def test_a_gguf_file_is_a_model_where_its_package_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(b"GGUF and so on")
-    monkeypatch.setattr(model_files, "find_spec", lambda name: object())
-    check_model_files(str(path))
-    assert load_arguments(str(path)) == (str(tmp_path), {"gguf_file": "tiny.gguf"})
-    assert load_arguments(str(tmp_path)) == (str(tmp_path), {})
-    before = model_fingerprint(str(path))
-    path.write_bytes(b"GGUF and so forth")
-    assert model_fingerprint(str(path)) != before
-    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"pip install 'rankwise\[gguf\]'"):
-        check_model_files(str(path))
 
 
 @pytest.mark.slow

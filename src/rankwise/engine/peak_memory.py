@@ -1,50 +1,28 @@
 """Memory of a training step: the largest sum of bytes of tensors alive at once."""
 
-import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from rankwise.models.storages import StorageTracker
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts every storage from the operation that makes it until it is freed."""
+class _LiveBytes(StorageTracker):
+    """Sums the bytes of all storages that are alive, and keeps the largest sum."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}
 
-    def add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = id(storage)
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-
-        def freed(_: object, key: int = key, size: int = size) -> None:
-            del self._seen[key]
-            self.live -= size
-
-        self._seen[key] = weakref.ref(storage, freed)
+    def allocated(self, tensor: torch.Tensor) -> int:
+        size = tensor.untyped_storage().nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
+        return size
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.add(leaf)
-        return result
+    def freed(self, number: int) -> None:
+        self.live -= number
 
 
 def peak_live_bytes(step: Callable[[], object], resident: Iterable[torch.Tensor]) -> int:
@@ -55,15 +33,15 @@ def peak_live_bytes(step: Callable[[], object], resident: Iterable[torch.Tensor]
     what ``torch.cuda.max_memory_allocated`` reports, up to rounding.
 
     Args:
-        step: forward, backward and optimizer step.
-        resident: tensors that are there before it: weights, buffers, optimizer states, the batch.
+        step: Forward pass, backward pass and optimizer step.
+        resident: Tensors that exist before the step: weights, buffers, optimizer states, the batch.
 
     Returns:
         Bytes.
     """
-    mode = _LiveBytes()
+    live_bytes = _LiveBytes()
     for tensor in resident:
-        mode.add(tensor)
-    with mode:
+        live_bytes.add(tensor)
+    with live_bytes.tracking():
         step()
-    return mode.peak
+    return live_bytes.peak

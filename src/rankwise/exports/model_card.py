@@ -7,7 +7,7 @@ from typing import Any
 from rankwise.decide import Decision
 from rankwise.exports.recipe import CAUSAL_LM, TrainingSetup
 from rankwise.formatting import signed
-from rankwise.planning.meta_model import AUTO_CLASSES
+from rankwise.models.auto import AUTO_CLASSES
 from rankwise.report.decision_table import cells, sentences
 from rankwise.store.directory import write_whole
 from rankwise.tasks.samples import MINILM_HUB_ID

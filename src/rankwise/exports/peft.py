@@ -2,7 +2,7 @@
 
 from rankwise.exports.recipe import CAUSAL_LM, TrainingSetup
 from rankwise.exports.yaml_text import comment, origin
-from rankwise.planning.meta_model import AUTO_CLASSES
+from rankwise.models.auto import AUTO_CLASSES
 
 
 def peft_config(setup: TrainingSetup) -> str:

@@ -11,6 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rankwise.errors import RequestError
+from rankwise.models.auto import (
+    AUTO_CLASSES,
+    first_position,
+    position_tables,
+    trained_heads,
+)
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments
 from rankwise.models.quantization import (
@@ -20,8 +26,6 @@ from rankwise.models.quantization import (
     loading_arguments,
 )
 from rankwise.models.targets import check_ranks, find_targets
-from rankwise.planning.meta_model import AUTO_CLASSES
-from rankwise.planning.params import trained_heads
 from rankwise.tasks.base import Objective
 
 
@@ -207,11 +211,8 @@ def _remove_dropout(config: Any) -> None:
 def _longest_input(model: nn.Module, tokenizer: Any) -> int:
     """Return how many tokens the tokenizer and the model's positions allow."""
     limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from behind the padding index.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
+    for table in position_tables(model):
+        limits.append(table.num_embeddings - first_position(table))
     return min(limit for limit in limits if isinstance(limit, int))
 
 

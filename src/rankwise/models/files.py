@@ -1,4 +1,4 @@
-"""A model's files: refused where they cannot be loaded, and fingerprinted, without loading anything."""
+"""Files of a model: checks that they can be loaded, and a fingerprint, without loading anything."""
 
 import hashlib
 import os
@@ -9,77 +9,92 @@ from pathlib import Path
 from rankwise.errors import RequestError
 
 GGUF = ".gguf"
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # what begins with a dot is a path
-PIECE = 1 << 20  # bytes hashed at either end of a weights file
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # a text that begins with a dot is a path
+HASHED_END = 1 << 20  # bytes hashed at either end of a weights file
 
 
 def check_model_files(name: str) -> None:
-    """Refuse a model directory that cannot be loaded, before anything heavy is imported.
+    """Refuse a model that cannot be loaded, before anything heavy is imported.
+
+    Args:
+        name: Directory, GGUF file or hub id. A hub id passes; whether it exists shows when it is loaded.
 
     Raises:
-        RequestError: no such directory, no ``config.json``, or no safetensors weights.
+        RequestError: The directory does not exist, or has no ``config.json`` or no safetensors weights; or the package
+            that reads GGUF files is missing.
     """
-    path = Path(name)
-    if path.suffix == GGUF and path.is_file():
+    if _is_gguf(name):
         if find_spec("gguf") is None:
             raise RequestError(
                 f"model {name!r} is a GGUF file, which needs a package: pip install 'rankwise[gguf]'"
             )
         return
-    if not path.is_dir():
-        if path.exists() or not HUB_ID.fullmatch(name):
-            what = "is a file, not a directory" if path.exists() else "no such directory"
+    directory = model_directory(name)
+    if directory is None or any(directory.glob("*.safetensors")):
+        return
+    for pattern in ("*.bin", "*.pt", "*.pth"):
+        for pickle in sorted(directory.glob(pattern)):
             raise RequestError(
-                f"model {name!r}: {what}; allowed is a directory with config.json, a GGUF file, or a hub id"
-            )
-        return  # perhaps a hub id; loading tells
-    if not (path / "config.json").is_file():
-        raise RequestError(f"model {name!r}: the directory has no config.json")
-    if not any(path.glob("*.safetensors")):
-        pickles = sorted(
-            file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern)
-        )
-        if pickles:
-            raise RequestError(
-                f"model {name!r} has its weights as pickle only ({pickles[0]}), which can run code when read; "
+                f"model {name!r} has its weights as pickle only ({pickle.name}), which can run code when read; "
                 "convert them to safetensors (model.save_pretrained writes it)"
             )
-        raise RequestError(f"model {name!r}: the directory has no weights (*.safetensors)")
+    raise RequestError(f"model {name!r}: the directory has no weights (*.safetensors)")
 
 
-def load_arguments(name: str) -> tuple[str, dict[str, str]]:
-    """Return what ``from_pretrained`` takes for a model: a directory or hub id, and the file of a GGUF model."""
+def model_directory(name: str) -> Path | None:
+    """Return the directory of a model that is not a GGUF file; None for a hub id.
+
+    Raises:
+        RequestError: There is no such directory, or it has no ``config.json``.
+    """
     path = Path(name)
-    return (
-        (str(path.parent), {"gguf_file": path.name})
-        if path.suffix == GGUF and path.is_file()
-        else (name, {})
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RequestError(f"model {name!r}: the directory has no config.json")
+        return path
+    if not path.exists() and HUB_ID.fullmatch(name):
+        return None
+    problem = "is a file, not a directory" if path.exists() else "no such directory"
+    raise RequestError(
+        f"model {name!r}: {problem}; allowed is a directory with config.json, a GGUF file, or a hub id"
     )
 
 
-def model_fingerprint(name: str) -> str:
-    """Return a digest of a model's files: small ones whole, of each weights file size and both ends.
+def load_arguments(name: str) -> tuple[str, dict[str, str]]:
+    """Return the arguments of ``from_pretrained`` for a model: a directory or hub id, and a GGUF file's name."""
+    if _is_gguf(name):
+        path = Path(name)
+        return str(path.parent), {"gguf_file": path.name}
+    return name, {}
 
-    The header of a safetensors or GGUF file, with every tensor's name and shape, lies at its start. Hashing tens of
-    gigabytes in full would cost more than it tells. A hub id stands for itself.
+
+def model_fingerprint(name: str) -> str:
+    """Return a digest of a model's files: small files in full, weights files by size and both ends.
+
+    A safetensors or GGUF file begins with a header that holds every tensor's name and shape. Hashing tens of gigabytes
+    in full would cost more than it is worth. A hub id is its own fingerprint.
     """
-    directory = Path(name)
-    files = [directory]
-    if directory.is_dir():
-        files = sorted(
-            [*directory.glob("*.json"), *directory.glob("*.safetensors"), *directory.glob("*.txt")]
-        )
-    elif not directory.is_file():
+    path = Path(name)
+    if path.is_dir():
+        files = [file for kind in ("json", "safetensors", "txt") for file in path.glob(f"*.{kind}")]
+    elif path.is_file():
+        files = [path]
+    else:
         return f"hub:{name}"
     digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            if path.suffix not in (".safetensors", GGUF) or size <= 2 * PIECE:
-                digest.update(file.read())
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            if file.suffix not in (".safetensors", GGUF) or size <= 2 * HASHED_END:
+                digest.update(stream.read())
             else:
-                digest.update(file.read(PIECE))
-                file.seek(-PIECE, os.SEEK_END)
-                digest.update(file.read())
+                digest.update(stream.read(HASHED_END))
+                stream.seek(-HASHED_END, os.SEEK_END)
+                digest.update(stream.read())
     return digest.hexdigest()
+
+
+def _is_gguf(name: str) -> bool:
+    path = Path(name)
+    return path.suffix == GGUF and path.is_file()

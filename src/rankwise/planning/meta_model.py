@@ -8,21 +8,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError
+from rankwise.models.auto import AUTO_CLASSES
 from rankwise.models.compat import first_sentence, quiet_libraries
-from rankwise.models.files import HUB_ID, check_model_files, load_arguments
+from rankwise.models.files import check_model_files, load_arguments, model_directory
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "IMAGE_CLS": "AutoModelForImageClassification",
-    "SPEECH_SEQ2SEQ": "AutoModelForSpeechSeq2Seq",
-}
 ENDINGS = (  # of an architecture's class name
     ("ForCausalLM", "CAUSAL_LM"),
     ("LMHeadModel", "CAUSAL_LM"),
@@ -168,17 +161,10 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
     """Return a model's config, and whether it says that the output layer has a matrix of its own."""
     from transformers import AutoConfig, PretrainedConfig
 
-    directory, (place, file) = Path(name), load_arguments(name)
+    place, file = load_arguments(name)
     if file:
         check_model_files(name)
-    elif directory.exists() or not HUB_ID.fullmatch(name):
-        if not directory.is_dir():
-            what = "is a file, not a directory" if directory.exists() else "no such directory"
-            raise RequestError(
-                f"model {name!r}: {what}; allowed is a directory with config.json, a GGUF file, or a hub id"
-            )
-        if not (directory / "config.json").is_file():
-            raise RequestError(f"model {name!r}: the directory has no config.json")
+    elif (directory := model_directory(name)) is not None:
         _check_written_config(directory / "config.json", trust_remote_code)
     more = {} if num_labels is None else {"num_labels": num_labels}
     try:

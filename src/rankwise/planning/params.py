@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError, nearest, some
+from rankwise.lora.adapter import PREFIX
 from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.models.auto import trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.models.targets import GROUPS, group_pattern
 from rankwise.planning.meta_model import MetaModel
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from rankwise.planning.config import PlanConfig
 
 PEFT_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS")
-TRAINED_HEADS = ("classifier", "score")  # PEFT trains modules of these names for classification
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,6 @@ def make_skeleton(meta: MetaModel, config: "PlanConfig") -> Skeleton:
         )
 
     return Skeleton(meta, cut_stacks(meta.model, is_like))
-
-
-def trained_heads(task_type: str) -> tuple[str, ...]:
-    """Return the endings of modules that PEFT trains in full for a task, asked or not: of DistilBERT's two, too."""
-    return TRAINED_HEADS if task_type in ("SEQ_CLS", "TOKEN_CLS") else ()
 
 
 def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
@@ -290,9 +286,7 @@ def smaller_sides(peft_model: Any) -> dict[str, int]:
     from peft.tuners.lora import LoraLayer
 
     return {
-        name.removeprefix("base_model.model."): min(
-            module.in_features or 0, module.out_features or 0
-        )
+        name.removeprefix(PREFIX): min(module.in_features or 0, module.out_features or 0)
         for name, module in peft_model.named_modules()
         if isinstance(module, LoraLayer)
     }
@@ -300,7 +294,7 @@ def smaller_sides(peft_model: Any) -> dict[str, int]:
 
 def _layer_name(parameter: str) -> str:
     """Return the base model's layer that a trainable parameter belongs to."""
-    name = parameter.removeprefix("base_model.model.")
+    name = parameter.removeprefix(PREFIX)
     for sign in (".lora_", ".modules_to_save."):
         name = name.split(sign)[0]
     return name.removesuffix(".weight").removesuffix(".bias").replace(".base_layer", "")

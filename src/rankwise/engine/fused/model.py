@@ -15,6 +15,7 @@ from rankwise.engine.fused.closing import Speaking, closing_early
 from rankwise.engine.fused.heads import Head, find_head
 from rankwise.engine.fused.linear import Factors, Stretches, fused_layers, is_fusable
 from rankwise.engine.fused.packing import Packing, packed
+from rankwise.models.auto import first_position, position_tables
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.quantization import computing_in_fp32
@@ -49,15 +50,7 @@ class PackedModel:
         self.device = next(base.model.parameters()).device
         self.speaking = Speaking()
         self.closes_early = False
-        positions = [
-            module.padding_idx
-            for name, module in base.model.named_modules()
-            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-        ]
-        # RoBERTa counts positions from behind the padding index.
-        self.first_position = max(
-            (index + 1 for index in positions if index is not None), default=0
-        )
+        self.first_position = max(map(first_position, position_tables(base.model)), default=0)
 
     def logits(self, trials: Sequence[Adapted], parts: Sequence[Encoded]) -> list[torch.Tensor]:
         """Run every trial on its own examples, in one pass.

@@ -14,10 +14,9 @@ from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.linear import Factors
 from rankwise.engine.trial import Trial
+from rankwise.lora.adapter import PREFIX
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
-
-PREFIX = "base_model.model."  # of PEFT's names
 
 
 class Trainee:

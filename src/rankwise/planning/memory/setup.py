@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from rankwise.errors import RequestError
+from rankwise.models.auto import first_position, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.planning.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
-from rankwise.planning.params import Skeleton, put_on_adapter, trained_heads
+from rankwise.planning.params import Skeleton, put_on_adapter
 
 if TYPE_CHECKING:
     from rankwise.planning.config import PlanConfig
@@ -94,9 +95,7 @@ def longest_input(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITIONS:
             # OPT and RoBERTa leave the first few unused.
-            taken = getattr(module, "offset", 0) or (
-                0 if module.padding_idx is None else module.padding_idx + 1
-            )
+            taken = getattr(module, "offset", 0) or first_position(module)
             limits.append(module.num_embeddings - taken)
     return limits[-1] if limits else None  # the decoder's, where there are two
 

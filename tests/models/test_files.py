@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+
+from rankwise.errors import RequestError
+from rankwise.models import files
+from rankwise.models.files import (
+    HASHED_END,
+    check_model_files,
+    load_arguments,
+    model_directory,
+    model_fingerprint,
+)
+
+
+def save_model(directory: Path, weights: str = "model.safetensors") -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text("{}")
+    (directory / weights).write_bytes(b"weights")
+    return directory
+
+
+def test_a_directory_with_config_and_safetensors_passes(tmp_path: Path) -> None:
+    check_model_files(str(save_model(tmp_path)))
+    assert model_directory(str(tmp_path)) == tmp_path
+    assert load_arguments(str(tmp_path)) == (str(tmp_path), {})
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "Qwen/Qwen3-0.6B", "_private/model.v2"])
+def test_a_hub_id_passes_without_a_look_at_the_hub(name: str) -> None:
+    check_model_files(name)
+    assert model_directory(name) is None
+    assert model_fingerprint(name) == f"hub:{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("./missing", "no such directory"),
+        ("/missing/a/b", "no such directory"),
+        ("a/b/c", "no such directory"),
+        (__file__, "is a file, not a directory"),
+    ],
+)
+def test_a_wrong_path_is_refused_with_the_allowed_kinds(name: str, problem: str) -> None:
+    with pytest.raises(RequestError, match=f"{problem}; allowed is a directory with config.json"):
+        check_model_files(name)
+    with pytest.raises(RequestError, match=problem):
+        model_directory(name)
+
+
+def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:
+    save_model(tmp_path, "pytorch_model.bin")
+    with pytest.raises(RequestError, match=r"pickle only \(pytorch_model.bin\)"):
+        check_model_files(str(tmp_path))
+
+
+def test_a_directory_without_config_or_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"has no config\.json"):
+        check_model_files(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RequestError, match="has no weights"):
+        check_model_files(str(tmp_path))
+
+
+def test_a_gguf_file_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF and so on")
+    monkeypatch.setattr(files, "find_spec", lambda name: object())
+    check_model_files(str(path))
+    assert load_arguments(str(path)) == (str(tmp_path), {"gguf_file": "tiny.gguf"})
+    before = model_fingerprint(str(path))
+    path.write_bytes(b"GGUF and so forth")
+    assert model_fingerprint(str(path)) != before
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"pip install 'rankwise\[gguf\]'"):
+        check_model_files(str(path))
+
+
+def test_the_fingerprint_reads_small_files_in_full_and_large_weights_at_both_ends(
+    tmp_path: Path,
+) -> None:
+    save_model(tmp_path)
+    content = bytearray(3 * HASHED_END)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    weights.write_bytes(content)
+    first = model_fingerprint(str(tmp_path))
+    content[HASHED_END + 1] = 1  # between the two ends
+    weights.write_bytes(content)
+    assert model_fingerprint(str(tmp_path)) == first
+    content[-1] = 1
+    weights.write_bytes(content)
+    second = model_fingerprint(str(tmp_path))
+    assert second != first
+    config.write_text('{"a": 1}')
+    assert model_fingerprint(str(tmp_path)) != second
