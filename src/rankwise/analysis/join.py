@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.analysis.source import ResultsSource
-from rankwise.decide.columns import typed
+from rankwise.decide.evidence import check_columns
 from rankwise.decide.metrics import snake
 from rankwise.errors import RequestError, nearest, some
 
@@ -75,7 +75,7 @@ def join_evidence(parts: list[ResultsSource], metrics: list[str], notes: list[st
         for part in parts
     ]
     evidence = pd.concat(rows, keys=range(len(parts))).reindex(columns=columns)
-    return typed(evidence, metrics, partial(_refuse, parts))
+    return check_columns(evidence, metrics, partial(_refuse, parts))
 
 
 def _refuse(parts: list[ResultsSource], values: pd.Series, good: np.ndarray, allowed: str) -> None:

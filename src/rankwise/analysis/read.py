@@ -19,8 +19,7 @@ from rankwise.analysis.peft_comparison import is_comparison, read_comparison
 from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
 from rankwise.analysis.source import ResultsSource, history, read_json_lines, read_object
 from rankwise.analysis.tables import read_result_table
-from rankwise.decide.columns import as_numbers
-from rankwise.decide.evidence import ChanceLoss
+from rankwise.decide.evidence import ChanceLoss, as_numbers
 from rankwise.decide.explain import PLAIN, Wording, wording_of
 from rankwise.decide.metrics import snake
 from rankwise.errors import RankwiseError, RequestError, some

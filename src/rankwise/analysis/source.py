@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.decide.columns import is_number
-from rankwise.decide.evidence import ChanceLoss
+from rankwise.decide.evidence import ChanceLoss, is_number
 from rankwise.decide.explain import PLAIN, Wording
 from rankwise.errors import RequestError
 

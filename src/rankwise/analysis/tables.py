@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.analysis.source import ResultsSource
-from rankwise.decide.columns import as_measures, truth
+from rankwise.decide.evidence import as_booleans, as_measures
 from rankwise.decide.metrics import find_metrics
 from rankwise.errors import RequestError, nearest, some
 from rankwise.tasks.readers import pick_column, read_table
@@ -61,7 +61,7 @@ def read_result_table(
         {ROLE_COLUMNS.get(role, role): table[column] for role, column in columns.items()}
     )
     rows["diverged"] = (
-        False if divergence is None else truth(table[divergence], partial(_refuse, path))
+        False if divergence is None else as_booleans(table[divergence], partial(_refuse, path))
     )
     for written, own in names.items():
         rows[own] = numbers[written]

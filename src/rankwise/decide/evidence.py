@@ -1,35 +1,43 @@
-"""Evidence as arrays: checked, each rank at the learning rate that it is judged by."""
+"""Evidence: checked columns, the learning rate that each rank is judged by, and arrays."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from rankwise.checks import check_flag, check_text
-from rankwise.decide.columns import typed
-from rankwise.decide.metrics import higher_is_better as by_name
+from rankwise.checks import LARGEST, check_flag, check_text
+from rankwise.decide.metrics import higher_is_better as direction_by_name
 from rankwise.errors import RequestError, nearest, shown, some
 
 KEY = ["rank", "learning_rate", "seed", "example_id"]
+LEAST_GAIN = (
+    1e-4  # share of the chance-level loss; a smaller gain may be rounding and counts as none
+)
+BOOLEANS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
 ChanceLoss = float | pd.Series
-"""Held-out loss that says nothing is learnt, nats: its mean, or each example's, indexed by ``example_id``."""
-LEAST_GAIN = 1e-4  # share of that loss that has to be gained: less may be rounding, and is nothing to compare ranks by
+"""Chance-level held-out loss, nats: its mean, or a loss per example, indexed by ``example_id``."""
+
+Refuse = Callable[[pd.Series, np.ndarray, str], None]
+"""Raises if a value is not allowed. Takes a column, a mask of its good rows (rows,), and the rule."""
 
 
 @dataclass(frozen=True)
 class RankResults:
-    """A rank's trials at its learning rate.
+    """The results of one rank's trials at the learning rate that the rank is judged by.
 
     Attributes:
         rank: the rank.
-        learning_rate: the rate it is judged by; None if every rate diverged.
+        learning_rate: the rate that the rank is judged by; None if every rate diverged.
         rates: all rates tried, ascending.
-        seeds: of the trials, ascending, (S,).
-        examples: ids of the held-out examples, sorted, (N,); a single one where results are aggregates.
-        cost: what is compared, smaller is better: the loss in nats, or another metric with its sign, (S, N).
-        loss: nats, (S, N), where there are losses.
-        score: larger is better or not, as the metric has it, (S, N), where there are scores.
-        diverged: trials whose loss was not finite, at any rate.
+        seeds: seeds of the trials, ascending, (S,).
+        examples: ids of the held-out examples, sorted, (N,); a single id where results are
+            aggregates.
+        cost: the metric compared, with a sign that makes smaller values better, (S, N).
+        loss: held-out loss in nats, (S, N), where there are losses.
+        score: task score, or the metric compared if that is not the loss, (S, N).
+        diverged: number of trials whose loss was not finite, at any rate.
     """
 
     rank: int
@@ -49,114 +57,188 @@ def read_rank_results(
     higher_is_better: bool | None = None,
     trained_at: int | None = None,
 ) -> list[RankResults]:
-    """Turn a table of evidence into arrays, ranks ascending; see `rankwise.select` for the columns.
+    """Turn a table of evidence into arrays, one `RankResults` per rank, ranks ascending.
 
-    Where the smaller ranks are cuts, only those count that are cut at the rate that the trained rank is judged by: with
-    others rates would be compared, not ranks.
+    Args:
+        evidence: a table with the columns that `rankwise.select` names.
+        metric: the column to compare by.
+        higher_is_better: direction of the metric; by default known from its name.
+        trained_at: the trained rank, if the smaller ranks are truncated adapters. Only those that
+            were truncated at the trained rank's own rate then count: with others, rates would be
+            compared instead of ranks.
 
     Raises:
-        RequestError: a column is missing, a value is not what its column holds (a positive whole number for a rank, a
-            finite number for a metric, true or false for ``diverged``), a row stands twice, ranks or their rates were
-            not scored on the same examples, or it is not known which way the metric is better.
+        RequestError: a column is missing, a value is not allowed in its column, a row appears
+            twice, ranks or their rates were not scored on the same examples, or the direction of
+            the metric is not known.
     """
-    evidence = _checked(evidence, check_text("metric", metric))
-    upwards = (
-        by_name(metric)
-        if higher_is_better is None
-        else check_flag("higher_is_better", higher_is_better)
-    )
-    if upwards and metric == "loss":
-        raise RequestError(
-            "higher_is_better true: allowed for 'loss' is false; rename the column if it is no loss"
-        )
-    if upwards is None:
-        raise RequestError(
-            f"metric {metric!r}: its name does not say which way is better; state higher_is_better"
-        )
+    evidence = _checked_evidence(evidence, check_text("metric", metric))
+    upwards = _higher_is_better(metric, higher_is_better)
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
-    # The metric itself stands where scores stand, unless it is the loss.
     score = "score" if metric == "loss" else metric
     ranks = sorted(evidence["rank"].unique())
     if trained_at is not None:
         trained = evidence["rank"] == trained_at
         rate = best_learning_rate(evidence[trained], "cost")
         evidence = evidence[trained | (evidence["learning_rate"] == rate)]
-    runs = [
-        _results_of_rank(int(rank), evidence[evidence["rank"] == rank], score) for rank in ranks
+    results = [
+        _rank_results(int(rank), evidence[evidence["rank"] == rank], score) for rank in ranks
     ]
-    alive = [run for run in runs if run.seeds]
-    for run in alive[1:]:
-        if not np.array_equal(run.examples, alive[0].examples):
+    alive = [one for one in results if one.seeds]
+    for one in alive[1:]:
+        if not np.array_equal(one.examples, alive[0].examples):
             raise RequestError(
-                f"evidence: ranks {alive[0].rank} and {run.rank} were not scored on the same examples"
+                f"evidence: ranks {alive[0].rank} and {one.rank} were not scored on the same examples"
             )
-    return runs
+    return results
 
 
 def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | None:
-    """Return the rate to judge a rank by: the smallest that cannot be told from the best, None if all diverged.
+    """Return the rate to judge a rank by: the smallest that cannot be told from the best.
 
-    The best has the lowest mean cost; a smaller rate whose cost is within one standard error of it (paired over
-    examples, or over seeds where results are aggregates) is preferred, because the best of one seed often lies next to
-    rates at which another seed collapses. That is the one-standard-error rule (Breiman et al. 1984, section 3.4.3),
-    applied to every rank alike. Of rates that cannot be told from the best, those with the most seeds come first.
+    The best rate has the lowest mean cost. A smaller rate is preferred if its cost is within one
+    standard error of the best (paired over examples, or over seeds where results are aggregates),
+    because the best rate of one seed often lies next to rates at which another seed collapses. This
+    is the one-standard-error rule (Breiman et al. 1984, section 3.4.3), applied to every rank alike.
+    Among rates that cannot be told from the best, those with the most seeds come first.
 
-    Rates are compared on the seeds that every rate has been tried with, so that more seeds make none look better or
-    worse. A rate with a diverged trial is out.
+    Rates are compared on the seeds that every rate was tried with, so that more seeds do not make a
+    rate look better or worse. A rate with a diverged trial is excluded.
 
     Args:
-        evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and ``diverged``.
-        cost: the column to compare by, smaller is better.
+        evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and
+            ``diverged``.
+        cost: the column to compare by; smaller is better.
+
+    Returns:
+        The rate, or None if every rate diverged.
 
     Raises:
         RequestError: rates were scored on different examples.
     """
-    gone = evidence.loc[evidence["diverged"], "learning_rate"].unique()
-    usable = evidence[~evidence["learning_rate"].isin(gone)]
+    diverged = evidence.loc[evidence["diverged"], "learning_rate"].unique()
+    usable = evidence[~evidence["learning_rate"].isin(diverged)]
     rates = sorted(float(rate) for rate in usable["learning_rate"].unique())
     if len(rates) < 2:
         return rates[0] if rates else None
-    by_rate = usable.groupby("learning_rate")["seed"]
-    count = by_rate.nunique().to_numpy()  # (L,), of all seeds
-    shared = set.intersection(*(set(seeds) for seeds in by_rate.unique()))
+    seeds_by_rate = usable.groupby("learning_rate")["seed"]
+    seed_counts = seeds_by_rate.nunique().to_numpy()  # (L,)
+    shared = set.intersection(*(set(seeds) for seeds in seeds_by_rate.unique()))
     if shared:
         usable = usable[usable["seed"].isin(shared)]
     unit = "example_id" if usable["example_id"].nunique() > 1 else "seed"
     costs = usable.pivot_table(index=unit, columns="learning_rate", values=cost)  # (N, L)
     best = int(costs.mean().to_numpy().argmin())
     if unit == "seed" and not shared:
-        return rates[best]  # there is nothing to pair
+        return rates[best]  # nothing can be paired
     if costs.isna().any(axis=None):
         rank = int(usable["rank"].iloc[0])
         raise RequestError(
             f"evidence of rank {rank}: its learning rates were not scored on the same examples"
         )
-    behind = costs.to_numpy() - costs.to_numpy()[:, [best]]  # (N, L), of means
-    # The standard error of a single unit is not a number; nothing is near then but the best itself.
-    error = (
-        behind.std(0, ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else np.zeros(len(rates))
-    )
-    near = behind.mean(0) <= error  # (L,), true for the best
-    return rates[int((near * count).argmax())]
+    behind = costs.to_numpy() - costs.to_numpy()[:, [best]]  # (N, L)
+    standard_error = np.zeros(len(rates))  # unknown for a single unit: only the best rate is near
+    if len(behind) > 1:
+        standard_error = behind.std(0, ddof=1) / np.sqrt(len(behind))
+    near = behind.mean(0) <= standard_error  # (L,), true for the best
+    return rates[int((near * seed_counts).argmax())]
 
 
 def chance_losses(chance_loss: ChanceLoss, examples: np.ndarray) -> np.ndarray | float:
-    """Return the loss that says nothing is learnt, of each of these examples where it is known so, (N,).
+    """Return the chance-level loss of each of these examples, (N,), or its mean if that is known.
 
     Raises:
-        RequestError: an example has none.
+        RequestError: an example has no chance-level loss.
     """
     if not isinstance(chance_loss, pd.Series):
         return chance_loss
     losses = chance_loss.reindex(examples).to_numpy(dtype=float)
     if np.isnan(losses).any():
-        raise RequestError(
-            f"chance_loss: {int(np.isnan(losses).sum())} of {len(losses)} held-out examples have none"
-        )
+        missing = int(np.isnan(losses).sum())
+        raise RequestError(f"chance_loss: {missing} of {len(losses)} held-out examples have none")
     return losses
 
 
-def _checked(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
+def check_columns(evidence: pd.DataFrame, measured: Iterable[str], refuse: Refuse) -> pd.DataFrame:
+    """Return a copy of the evidence in which every column has its type.
+
+    Args:
+        evidence: a table with ``rank``, ``seed``, ``learning_rate``, ``diverged``, the measured
+            columns and perhaps ``example_id``; values as they were given.
+        measured: columns of metrics; their values are not checked in rows that diverged.
+        refuse: called with each column and the mask of its good rows.
+    """
+    evidence = evidence.copy()
+    evidence["diverged"] = as_booleans(evidence["diverged"], refuse)
+    for name, allowed, least in (
+        ("rank", "whole numbers of at least 1", 1.0),
+        ("seed", "whole numbers", -LARGEST),
+    ):
+        numbers = as_numbers(evidence[name])
+        whole = (least <= numbers) & (numbers <= LARGEST) & (np.floor(numbers) == numbers)
+        refuse(evidence[name], whole, allowed)
+        evidence[name] = numbers.astype(np.int64)
+    rates = as_numbers(evidence["learning_rate"])
+    refuse(evidence["learning_rate"], np.isfinite(rates) & (rates >= 0), "numbers above 0")
+    evidence["learning_rate"] = rates
+    for name in measured:
+        values = as_measures(evidence[name])
+        good = np.isfinite(values) | evidence["diverged"].to_numpy()
+        allowed = "finite numbers; mark a trial whose loss is not finite in a column diverged"
+        refuse(evidence[name], good, allowed)
+        evidence[name] = values
+    if "example_id" in evidence.columns:
+        evidence["example_id"] = _example_ids(evidence, refuse)
+    return evidence
+
+
+def as_numbers(values: pd.Series) -> np.ndarray:
+    """Return a column as numbers, (rows,): NaN where a value is not a number, or is a boolean."""
+    if pd.api.types.is_bool_dtype(values):
+        return np.full(len(values), np.nan)
+    if values.dtype == object:  # mixed types: text may be a number, lists and booleans are not
+        values = values.map(lambda value: value if _may_be_number(value) else None)
+    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+
+
+def as_measures(column: pd.Series) -> np.ndarray:
+    """Return a column of a metric as numbers, (rows,); true, as in a correct answer, is 1."""
+    if pd.api.types.is_bool_dtype(column):
+        return column.to_numpy(dtype=float, na_value=np.nan)
+    return as_numbers(column)
+
+
+def as_booleans(values: pd.Series, refuse: Refuse) -> pd.Series:
+    """Return a column of booleans, written as booleans, as 0 and 1, or as text."""
+    if values.dtype == bool:
+        return values
+    booleans = values.map(lambda value: BOOLEANS.get(str(value).strip().lower()))
+    refuse(values, booleans.notna().to_numpy(), "true and false")
+    return booleans.astype(bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that fits into a float; booleans are not numbers."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 10**300
+    return isinstance(value, float)
+
+
+def _may_be_number(value: object) -> bool:
+    return isinstance(value, (str, np.integer, np.floating)) or is_number(value)
+
+
+def _example_ids(evidence: pd.DataFrame, refuse: Refuse) -> pd.Series:
+    """Return ids as whole numbers if all are whole, else as text; -1 for a diverged trial."""
+    ids = evidence["example_id"]
+    refuse(ids, (ids.notna() | evidence["diverged"]).to_numpy(), "an id for each example")
+    ids = ids.where(ids.notna(), -1)
+    if pd.api.types.is_float_dtype(ids) and ((ids % 1 == 0) & (ids.abs() <= LARGEST)).all():
+        return ids.astype(np.int64)
+    return ids if pd.api.types.is_signed_integer_dtype(ids) else ids.astype(str)
+
+
+def _checked_evidence(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
     if not isinstance(evidence, pd.DataFrame):
         raise RequestError(f"evidence {shown(evidence)}: allowed is a pandas DataFrame")
     if "rank" not in evidence.columns:
@@ -164,26 +246,23 @@ def _checked(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric not in evidence.columns:
         names = [str(name) for name in evidence.columns if name not in (*KEY, "diverged")]
         raise RequestError(
-            f"metric {metric!r} is not in the evidence{nearest(metric, names)}; there are: {some(names, 12)}"
+            f"metric {metric!r} is not in the evidence{nearest(metric, names)}; "
+            f"there are: {some(names, 12)}"
         )
     evidence = evidence.reset_index(drop=True)
-    for name, single in (
-        ("seed", 0),
-        ("learning_rate", 0.0),
-        ("example_id", 0),
-        ("diverged", False),
-    ):
+    defaults = {"seed": 0, "learning_rate": 0.0, "example_id": 0, "diverged": False}
+    for name, default in defaults.items():
         if name not in evidence.columns:
-            evidence[name] = single  # one, not named
-    measured = [
-        name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence.columns
-    ]
-    evidence = typed(evidence, measured, _refuse)
+            evidence[name] = default
+    candidates = dict.fromkeys((metric, "loss", "score"))
+    evidence = check_columns(
+        evidence, [name for name in candidates if name in evidence.columns], _refuse
+    )
     usable = evidence[~evidence["diverged"]]
-    twice = usable.index[usable.duplicated(KEY)]
-    if len(twice):
+    repeated = usable.index[usable.duplicated(KEY)]
+    if len(repeated):
         raise RequestError(
-            f"evidence: {len(twice)} rows repeat a {', '.join(KEY)} (row {some(twice)})"
+            f"evidence: {len(repeated)} rows repeat a {', '.join(KEY)} (row {some(repeated)})"
         )
     return evidence
 
@@ -192,31 +271,47 @@ def _refuse(values: pd.Series, good: np.ndarray, allowed: str) -> None:
     bad = values[~good]
     if len(bad):
         raise RequestError(
-            f"evidence: {values.name} {some(dict.fromkeys(map(shown, bad.tolist())))} in {len(bad)} of {len(values)} "
-            f"rows (row {some(bad.index)}); allowed are {allowed}"
+            f"evidence: {values.name} {some(dict.fromkeys(map(shown, bad.tolist())))} in "
+            f"{len(bad)} of {len(values)} rows (row {some(bad.index)}); allowed are {allowed}"
         )
 
 
-def _results_of_rank(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
+def _higher_is_better(metric: str, stated: bool | None) -> bool:
+    known = direction_by_name(metric)
+    if stated is not None:
+        known = check_flag("higher_is_better", stated)
+    if known is None:
+        raise RequestError(
+            f"metric {metric!r}: its name does not say which direction is better; "
+            "state higher_is_better"
+        )
+    if known and metric == "loss":
+        raise RequestError(
+            "higher_is_better true: allowed for 'loss' is false; rename a column that is not a loss"
+        )
+    return known
+
+
+def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
     rates = tuple(sorted(float(rate) for rate in evidence["learning_rate"].unique()))
     diverged = int(evidence.loc[evidence["diverged"]].groupby(["learning_rate", "seed"]).ngroups)
     rate = best_learning_rate(evidence, "cost")
     if rate is None:
-        return RankResults(
-            rank, None, rates, (), np.empty(0), np.empty((0, 0)), None, None, diverged
-        )
+        nothing = np.empty((0, 0))
+        return RankResults(rank, None, rates, (), np.empty(0), nothing, None, None, diverged)
     chosen = evidence[evidence["learning_rate"] == rate]
     seeds, row = np.unique(chosen["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
-    examples, column = np.unique(
-        chosen["example_id"].to_numpy(), return_inverse=True
-    )  # (N,), (cells,)
+    examples, column = np.unique(chosen["example_id"].to_numpy(), return_inverse=True)  # (N,)
 
-    def cells(name: str) -> np.ndarray:
+    def as_array(name: str) -> np.ndarray | None:
+        if name not in chosen.columns:
+            return None
         values = np.full((len(seeds), len(examples)), np.nan)  # (S, N)
         values[row, column] = chosen[name]
         return values
 
-    cost = cells("cost")
+    cost = as_array("cost")
+    assert cost is not None  # `read_rank_results` added it
     if np.isnan(cost).any():
         raise RequestError(
             f"evidence of rank {rank}: its seeds were not scored on the same examples"
@@ -228,7 +323,7 @@ def _results_of_rank(rank: int, evidence: pd.DataFrame, score: str) -> RankResul
         seeds=tuple(int(seed) for seed in seeds),
         examples=examples,
         cost=cost,
-        loss=cells("loss") if "loss" in chosen.columns else None,
-        score=cells(score) if score in chosen.columns else None,
+        loss=as_array("loss"),
+        score=as_array(score),
         diverged=diverged,
     )

@@ -1,4 +1,4 @@
-"""What `select` makes of columns of other types than it asks for."""
+"""Evidence as `select` reads it: types of columns, refusals, the rate that a rank is judged by."""
 
 from typing import Any
 
