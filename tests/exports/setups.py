@@ -3,12 +3,19 @@
 from dataclasses import replace
 
 from rankwise.exports.recipe import TrainingSetup
-from rankwise.tasks.chat_formats import DataLayout, read_data_layout
+from rankwise.tasks.chat_formats import DataLayout
+
+FIELDS = {
+    "messages": ("messages",),
+    "prompt-completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "input", "output"),
+    "text": ("text",),
+}
 
 
-def usual(data_format: str) -> DataLayout | None:
-    """Return data under the usual names, as sweeps are read that kept the format alone."""
-    return read_data_layout({"data_format": data_format})
+def usual(data_format: str) -> DataLayout:
+    """Return the layout of data under the usual column names."""
+    return DataLayout(data_format, {name: name for name in FIELDS[data_format]})
 
 
 PLAIN = TrainingSetup(

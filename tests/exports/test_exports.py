@@ -26,7 +26,7 @@ from rankwise.lora.conversion import for_original_base
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from tests.exports.data_files import CASES, COUNT, asks_for, kept, tokenizer_for
-from tests.exports.setups import PLAIN, SETUPS
+from tests.exports.setups import PLAIN, SETUPS, usual
 from tests.tasks.test_sft import CHATML, MARKED
 from tests.tiny_models import TINY_GROUPED, load_tiny, save_tiny_lm
 
@@ -180,21 +180,12 @@ def test_a_sweep_keeps_how_its_data_are_held(swept: Path, tmp_path: Path) -> Non
     shutil.copytree(swept, copy)
     trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
     sweep = json.loads((swept / "sweep.json").read_text())
-    for task, keys, column, template, marked in (
-        (kept_task, (("from", "value"),), "conversations", True, False),
-        (
-            {"data_format": "messages"},
-            (("role", "content"),),
-            "messages",
-            None,
-            None,
-        ),  # of an earlier rankwise
-    ):
-        (copy / "sweep.json").write_text(json.dumps({**sweep, "task": task}))
-        setup = read_setup(copy, trial)
-        assert setup.layout is not None
-        assert (setup.layout.keys, setup.layout.columns) == (keys, {"messages": column})
-        assert (setup.chat_template, setup.answers_marked) == (template, marked)
+    (copy / "sweep.json").write_text(json.dumps({**sweep, "task": kept_task}))
+    setup = read_setup(copy, trial)
+    assert setup.layout is not None
+    assert setup.layout.keys == (("from", "value"),)
+    assert setup.layout.columns == {"messages": "conversations"}
+    assert (setup.chat_template, setup.answers_marked) == (True, False)
 
 
 def test_files_say_that_the_data_hold_more_than_the_sweep_trained_on(
@@ -210,7 +201,7 @@ def test_files_say_that_the_data_hold_more_than_the_sweep_trained_on(
     def said(limit: int | None, eval_data: str | None) -> list[str]:
         written = {
             **sweep,
-            "task": {**sweep["task"], **parts, "data_format": "messages"},
+            "task": {**sweep["task"], **parts, "data_layout": usual("messages").as_dict()},
             "settings": {**sweep["settings"], "train_examples": limit},
             "paths": {**sweep["paths"], "eval_data": eval_data},
         }

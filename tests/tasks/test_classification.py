@@ -7,9 +7,9 @@ import torch
 from scipy.special import log_softmax
 
 from rankwise.errors import RequestError
-from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode, sort_labels
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
 from rankwise.tasks.losses import ClassificationObjective
 from rankwise.tasks.splits import stratified_split
@@ -17,7 +17,7 @@ from tests.conftest import make_reviews
 
 
 def test_own_data_is_split_into_three(reviews: Path) -> None:
-    task = load_task(SweepConfig(data=reviews))
+    task = load_task(DataConfig(data=reviews))
     assert (len(task.train), len(task.held_out), len(task.test)) == (84, 24, 12)
     assert task.objective.label_names == ("0", "1")
     table = pd.read_csv(reviews)
@@ -29,8 +29,8 @@ def test_own_data_is_split_into_three(reviews: Path) -> None:
 
 
 def test_train_examples_take_from_the_training_part_only(reviews: Path) -> None:
-    whole = load_task(SweepConfig(data=reviews))
-    part = load_task(SweepConfig(data=reviews, train_examples=20))
+    whole = load_task(DataConfig(data=reviews))
+    part = load_task(DataConfig(data=reviews, train_examples=20))
     assert len(part.train) == 20
     assert set(part.train.ids) < set(whole.train.ids)
     assert part.held_out == whole.held_out
@@ -43,19 +43,19 @@ def test_train_examples_with_a_class_of_one_row(tmp_path: Path) -> None:
     reviews = make_reviews(63)
     reviews.loc[60:, "label"] = 2
     reviews.to_csv(path, index=False)
-    task = load_task(SweepConfig(data=path, train_examples=5))
+    task = load_task(DataConfig(data=path, train_examples=5))
     assert len(task.train) == 5
     assert set(task.train.labels) == {0, 1, 2}
     with pytest.raises(
         RequestError, match=r"^train_examples 2: the training data has 3 classes.*give 3 or more$"
     ):
-        load_task(SweepConfig(data=path, train_examples=2))
+        load_task(DataConfig(data=path, train_examples=2))
 
 
 def test_held_out_data_of_its_own(reviews: Path, tmp_path: Path) -> None:
     other = tmp_path / "held.jsonl"
     make_reviews(30, seed=1).astype({"label": str}).to_json(other, orient="records", lines=True)
-    task = load_task(SweepConfig(data=reviews, eval_data=other))
+    task = load_task(DataConfig(data=reviews, eval_data=other))
     assert (len(task.train), len(task.held_out), len(task.test)) == (120, 30, 0)
 
 
@@ -74,7 +74,7 @@ def test_data_that_cannot_serve(tmp_path: Path, table: pd.DataFrame, words: str)
     path = tmp_path / "data.csv"
     table.to_csv(path, index=False)
     with pytest.raises(RequestError, match=words):
-        load_task(SweepConfig(data=path))
+        load_task(DataConfig(data=path))
 
 
 def test_unseen_labels_and_missing_columns_in_held_out_data(reviews: Path, tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_unseen_labels_and_missing_columns_in_held_out_data(reviews: Path, tmp_p
     with pytest.raises(
         RequestError, match=r"labels that the training data lacks: 2, 5; known: 0, 1"
     ):
-        load_task(SweepConfig(data=reviews, eval_data=other))
+        load_task(DataConfig(data=reviews, eval_data=other))
     make_reviews(10).rename(columns={"text": "body"}).to_csv(other, index=False)
     with pytest.raises(RequestError, match=r"'text' is not in .*columns: body, label"):
-        load_task(SweepConfig(data=reviews, eval_data=other))
+        load_task(DataConfig(data=reviews, eval_data=other))
 
 
 def test_labels_are_ordered_as_numbers_where_they_are() -> None:
@@ -101,7 +101,7 @@ def test_labels_of_one_value_have_an_order_too() -> None:
 
 def test_one_column_cannot_be_texts_and_labels(reviews: Path) -> None:
     with pytest.raises(RequestError, match=r"are both 'label' of .*name two columns: text, label"):
-        load_task(SweepConfig(data=reviews, text_column="label"))
+        load_task(DataConfig(data=reviews, text_column="label"))
 
 
 def test_loss_and_score_against_scipy() -> None:
@@ -119,7 +119,7 @@ def test_loss_and_score_against_scipy() -> None:
 def test_long_texts_are_cut_and_counted(tiny_model: Path, reviews: Path) -> None:
     from transformers import AutoTokenizer
 
-    task = load_task(SweepConfig(data=reviews))
+    task = load_task(DataConfig(data=reviews))
     encoded, cut = encode(task.train, AutoTokenizer.from_pretrained(tiny_model), max_length=8)
     words = [len(text.split()) for text in task.train.inputs]
     assert cut == sum(count + 2 > 8 for count in words)  # [CLS] and [SEP]
@@ -132,7 +132,7 @@ def test_copies_of_a_text_stay_in_one_part(tmp_path: Path) -> None:
     table.to_csv(alone, index=False)
     twice = tmp_path / "twice.csv"
     pd.concat([table, table, table.head(5)]).to_csv(twice, index=False)
-    one, other = load_task(SweepConfig(data=alone)), load_task(SweepConfig(data=twice))
+    one, other = load_task(DataConfig(data=alone)), load_task(DataConfig(data=twice))
     parts = [set(part.inputs) for part in (other.train, other.held_out, other.test)]
     assert parts == [set(part.inputs) for part in (one.train, one.held_out, one.test)]
     assert sum(map(len, (other.train, other.held_out, other.test))) == 2 * len(table) + 5
@@ -145,7 +145,7 @@ def test_copies_of_a_text_stay_in_one_part(tmp_path: Path) -> None:
 def test_the_split_of_data_without_copies_is_the_plain_one(reviews: Path) -> None:
     table = pd.read_csv(reviews).drop_duplicates("text")
     table.to_csv(reviews, index=False)
-    task = load_task(SweepConfig(data=reviews))
+    task = load_task(DataConfig(data=reviews))
     plain = stratified_split([str(label) for label in table["label"]], [0.2, 0.1], 0)
     assert [list(part.ids) for part in (task.train, task.held_out, task.test)] == plain
 
@@ -158,7 +158,7 @@ def test_held_out_texts_that_are_trained_on_are_refused_or_said(
     with pytest.raises(
         RequestError, match=r"3 of its 33 texts are in the training data too; .*--allow-duplicates"
     ):
-        load_task(SweepConfig(data=reviews, eval_data=other))
-    task = load_task(SweepConfig(data=reviews, eval_data=other, allow_duplicates=True))
+        load_task(DataConfig(data=reviews, eval_data=other))
+    task = load_task(DataConfig(data=reviews, eval_data=other, allow_duplicates=True))
     assert len(task.held_out) == 33
     assert any("3 of its 33 texts" in note for note in task.notes)

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.sweeps.config import SweepConfig
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
 from rankwise.tasks.readers import file_fingerprint, is_hub_id, read_table
 
@@ -24,7 +24,7 @@ def reviews(count: int = 40) -> datasets.Dataset:
 
 def test_a_split_is_a_task_and_its_classes_have_names(tmp_path: Path) -> None:
     reviews().save_to_disk(tmp_path / "saved")
-    task = load_task(SweepConfig(data=tmp_path / "saved"))
+    task = load_task(DataConfig(data=tmp_path / "saved"))
     assert task.objective.label_names == ("bad", "good")
     assert len(task.train) + len(task.held_out) + len(task.test) == 40
 
@@ -38,7 +38,7 @@ def test_dialogues_are_read_from_a_split(tmp_path: Path) -> None:
         for number in range(30)
     ]
     datasets.Dataset.from_dict({"messages": turns}).save_to_disk(tmp_path / "saved")
-    layout = load_task(SweepConfig(data=tmp_path / "saved")).layout
+    layout = load_task(DataConfig(data=tmp_path / "saved")).layout
     assert layout is not None and layout.data_format == "messages"
 
 
@@ -90,7 +90,7 @@ def test_a_hub_id_is_loaded_by_the_library(
         return reviews()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    task = load_task(SweepConfig(data=Path(data)))
+    task = load_task(DataConfig(data=Path(data)))
     assert set(calls) == {asked}
     assert task.objective.label_names == ("bad", "good")
     first = file_fingerprint(Path(data))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.tasks.readers import LABEL_NAMES, check_labels, check_texts, pick_column, read_table
+from rankwise.tasks.readers import LABEL_NAMES, Table, read_table
 
 TABLE = pd.DataFrame(
     {"text": ["one, two", 'a "quoted" word', "None", "naïve\tcafé"], "label": [0, 1, 0, 1]}
@@ -27,8 +27,8 @@ def test_every_format_reads_the_same(
     path = tmp_path / f"data{ending}"
     write(path)
     table = read_table(path)
-    assert check_texts(table["text"], path) == list(TABLE["text"])
-    assert check_labels(table["label"], path) == ["0", "1", "0", "1"]
+    assert table.texts("text") == list(TABLE["text"])
+    assert table.labels("label") == ["0", "1", "0", "1"]
 
 
 @pytest.mark.parametrize(
@@ -79,36 +79,40 @@ def test_another_separator_is_named(
 def test_other_signs_in_a_table_are_no_separators(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("text,a;b\nx;y,1\n")
-    assert list(read_table(path).columns) == ["text", "a;b"]
+    assert read_table(path).columns == ["text", "a;b"]
     path.write_text("text\nx;y\n")
-    assert read_table(path)["text"].tolist() == ["x;y"]
+    assert read_table(path).texts("text") == ["x;y"]
 
 
 def test_columns_are_found_by_name_and_named_when_absent() -> None:
-    table, path = pd.DataFrame({"Sentence": ["a"], "Sentiment": [1], "id": [7]}), Path("x.csv")
-    assert pick_column(table, None, ("text", "sentence"), "text", path) == "Sentence"
-    assert pick_column(table, None, LABEL_NAMES, "label", path) == "Sentiment"
-    assert pick_column(table, "id", LABEL_NAMES, "label", path) == "id"
+    rows = pd.DataFrame({"Sentence": ["a"], "Sentiment": [1], "id": [7]})
+    table = Table(rows, Path("x.csv"))
+    assert table.pick_column(None, ("text", "sentence"), "text") == "Sentence"
+    assert table.pick_column(None, LABEL_NAMES, "label") == "Sentiment"
+    assert table.pick_column("id", LABEL_NAMES, "label") == "id"
     with pytest.raises(
         RequestError, match=r"'Sentance'.*did you mean 'Sentence'.*Sentence, Sentiment, id"
     ):
-        pick_column(table, "Sentance", ("text",), "text", path)
+        table.pick_column("Sentance", ("text",), "text")
     with pytest.raises(RequestError, match=r"text_column.*Sentence, Sentiment, id"):
-        pick_column(table, None, ("text",), "text", path)
+        table.pick_column(None, ("text",), "text")
 
 
 def test_texts_that_are_none_name_their_rows() -> None:
     values = pd.Series(["a", None, "b", 3, "  "], name="text", dtype=object)
     with pytest.raises(RequestError, match=r"3 of 5 rows \(row 2, 4, 5\)"):
-        check_texts(values, Path("x.csv"))
+        Table(values.to_frame(), Path("x.csv")).texts("text")
 
 
 def test_labels_are_names_whatever_their_type() -> None:
-    path = Path("x.csv")
-    assert check_labels(pd.Series([0, 1]), path) == ["0", "1"]
-    assert check_labels(pd.Series([0.0, 1.0]), path) == ["0", "1"]
-    assert check_labels(pd.Series(["pos", "neg"]), path) == ["pos", "neg"]
+    assert labels_of([0, 1]) == ["0", "1"]
+    assert labels_of([0.0, 1.0]) == ["0", "1"]
+    assert labels_of(["pos", "neg"]) == ["pos", "neg"]
     with pytest.raises(RequestError, match=r"row 2, 3"):
-        check_labels(pd.Series([1.0, 0.5, float("nan")], name="label"), path)
+        labels_of([1.0, 0.5, float("nan")])
     with pytest.raises(RequestError, match=r"row 2"):
-        check_labels(pd.Series(["a", None], name="label", dtype=object), path)
+        labels_of(["a", None])
+
+
+def labels_of(values: list[object]) -> list[str]:
+    return Table(pd.DataFrame({"label": pd.Series(values)}), Path("x.csv")).labels("label")

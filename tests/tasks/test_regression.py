@@ -16,8 +16,8 @@ from rankwise.engine.fused.model import why_not
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.errors import RequestError
 from rankwise.models.base_model import load_base
-from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews
 from tests.engine.fused.test_engine import RECIPE, TRIALS, assert_same_training
@@ -47,7 +47,7 @@ def prepare(task: Task, model: Path) -> Any:
 @pytest.mark.parametrize("name", ["bert", "llama"])
 @pytest.mark.parametrize("kind", ["numbers", "pairs"])
 def test_training_is_that_of_peft_and_the_trainer(kind: str, name: str, tmp_path: Path) -> None:
-    task = load_task(SweepConfig(data=write(tmp_path / "data.csv", kind)))
+    task = load_task(DataConfig(data=write(tmp_path / "data.csv", kind)))
     base, train, held_out = prepare(task, save_tiny(name, tmp_path))
     assert base.model.config.problem_type == "regression"
     assert (train.token_type_ids is not None) == (kind == "pairs" and name == "bert")
@@ -64,7 +64,7 @@ def test_training_is_that_of_peft_and_the_trainer(kind: str, name: str, tmp_path
 def test_losses_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     """Texts tokenised anew, one at a time; R² is that of the residuals."""
     path = write(tmp_path / "data.csv", kind)
-    task, table = load_task(SweepConfig(data=path)), pd.read_csv(path)
+    task, table = load_task(DataConfig(data=path)), pd.read_csv(path)
     model = save_tiny("bert", tmp_path)
     base, _, held_out = prepare(task, model)
     found = evaluate(base.model, base.tokenizer, held_out, base.objective)
@@ -117,24 +117,24 @@ def test_pairs_of_two_classes_are_found_by_their_names(tmp_path: Path) -> None:
     pd.DataFrame(
         {"sentence1": one["text"], "sentence2": two["text"], "label": one["label"]}
     ).to_csv(path, index=False)
-    task = load_task(SweepConfig(data=path))
+    task = load_task(DataConfig(data=path))
     assert task.objective.describe() == "2 classes"
     assert task.train.inputs[0] == (one["text"][task.train.ids[0]], two["text"][task.train.ids[0]])
     assert "pairs of texts from columns 'sentence1' and 'sentence2'" in task.notes[0]
-    single = load_task(SweepConfig(data=path, text_column="sentence2"))
+    single = load_task(DataConfig(data=path, text_column="sentence2"))
     assert single.train.inputs[0] == two["text"][single.train.ids[0]]
-    named = load_task(SweepConfig(data=path, text_column="sentence2", text_pair_column="sentence1"))
+    named = load_task(DataConfig(data=path, text_column="sentence2", text_pair_column="sentence1"))
     assert named.train.inputs[0] == (
         two["text"][named.train.ids[0]],
         one["text"][named.train.ids[0]],
     )
     with pytest.raises(RequestError, match="text_column and text_pair_column are both 'sentence1'"):
-        load_task(SweepConfig(data=path, text_column="sentence1", text_pair_column="sentence1"))
+        load_task(DataConfig(data=path, text_column="sentence1", text_pair_column="sentence1"))
 
 
 def test_whole_numbers_are_classes_unless_regression_is_asked_for(reviews: Path) -> None:
-    assert load_task(SweepConfig(data=reviews)).objective.score == "accuracy"
-    task = load_task(SweepConfig(data=reviews, task="regression"))
+    assert load_task(DataConfig(data=reviews)).objective.score == "accuracy"
+    task = load_task(DataConfig(data=reviews, task="regression"))
     assert set(task.train.labels) == {0.0, 1.0}
 
 
@@ -146,4 +146,4 @@ def test_labels_that_cannot_serve(tmp_path: Path, labels: list[Any], words: str)
     path = tmp_path / "data.csv"
     make_reviews(30).assign(label=labels).to_csv(path, index=False)
     with pytest.raises(RequestError, match=words):
-        load_task(SweepConfig(data=path, task="regression"))
+        load_task(DataConfig(data=path, task="regression"))

@@ -12,9 +12,9 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import RequestError
-from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.chat_formats import DataLayout, Dialogue
+from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
 from rankwise.tasks.losses import ClassificationObjective
 from rankwise.tasks.sft import encode, marks_assistant_tokens
@@ -195,7 +195,7 @@ def test_instructions_become_a_chat_where_there_is_a_template_and_alpacas_prompt
 ) -> None:
     path = tmp_path / "alpaca.jsonl"
     pd.DataFrame(ALPACA).to_json(path, orient="records", lines=True)
-    task = load_task(SweepConfig(data=path))
+    task = load_task(DataConfig(data=path))
     first, last = (
         next(
             d
@@ -242,7 +242,7 @@ def test_messages_are_read_from_any_file(
         pd.DataFrame({column: pd.Series(messages).map(pd.io.json.ujson_dumps)}).to_csv(
             path, index=False
         )
-    task = load_task(SweepConfig(data=path))
+    task = load_task(DataConfig(data=path))
     assert (len(task.train), len(task.held_out), len(task.test)) == (7, 2, 1)
     for row, dialogue in zip(task.train.ids, task.train.inputs, strict=True):
         assert dialogue.turns == (("user", f"q{row}"), ("assistant", f"a{row}"))
@@ -255,12 +255,12 @@ def test_columns_tell_the_task_and_flags_overrule_them(tmp_path: Path) -> None:
         {"text": [f"t{n}" for n in range(20)], "label": [0, 1] * 10, "q": "x", "answer": "y"}
     )
     table.to_csv(path, index=False)
-    assert load_task(SweepConfig(data=path)).objective.task_type == "SEQ_CLS"
-    pairs = load_task(SweepConfig(data=path, prompt_column="text"))
+    assert load_task(DataConfig(data=path)).objective.task_type == "SEQ_CLS"
+    pairs = load_task(DataConfig(data=path, prompt_column="text"))
     assert pairs.objective.task_type == "CAUSAL_LM"
     assert pairs.train.inputs[0] == Dialogue(prompt="t0", completion="y")
     plain = load_task(
-        SweepConfig(data=path, task="sft", text_column="q", allow_duplicates=True, eval_data=path)
+        DataConfig(data=path, task="sft", text_column="q", allow_duplicates=True, eval_data=path)
     )
     assert plain.train.inputs[0] == Dialogue(prompt="", completion="x")
 
@@ -271,16 +271,16 @@ def test_a_column_of_texts_that_is_named_comes_before_dialogues(tmp_path: Path) 
         name: [f"{name} {n}" for n in range(20)] for name in ("instruction", "output", "text")
     }
     pd.DataFrame(columns).to_csv(path, index=False)
-    task = load_task(SweepConfig(data=path, task="sft", text_column="text"))
+    task = load_task(DataConfig(data=path, task="sft", text_column="text"))
     assert task.train.inputs[0] == Dialogue(prompt="", completion="text 0")
     with pytest.raises(RequestError, match="text_column 'txt' is not in"):
-        load_task(SweepConfig(data=path, task="sft", text_column="txt"))
+        load_task(DataConfig(data=path, task="sft", text_column="txt"))
     with pytest.raises(RequestError, match="text_column 'text' and prompt_column 'instruction'"):
         load_task(
-            SweepConfig(data=path, task="sft", text_column="text", prompt_column="instruction")
+            DataConfig(data=path, task="sft", text_column="text", prompt_column="instruction")
         )
     with pytest.raises(RequestError, match="messages_column 'text' and completion_column 'output'"):
-        load_task(SweepConfig(data=path, messages_column="text", completion_column="output"))
+        load_task(DataConfig(data=path, messages_column="text", completion_column="output"))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_columns_that_a_task_does_not_read_are_refused(
     columns = {name: [f"{name} {n}" for n in range(20)] for name in ("text", "more")}
     pd.DataFrame({**columns, "label": [0.5, 1.5] * 10}).to_csv(path, index=False)
     with pytest.raises(RequestError, match=f"{name} 'more' is not read for task {task}"):
-        load_task(SweepConfig(data=path, task=task, text_column="text", **{name: "more"}))
+        load_task(DataConfig(data=path, task=task, text_column="text", **{name: "more"}))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_messages_that_are_none_name_their_rows(
     path = tmp_path / "data.jsonl"
     pd.DataFrame({"messages": messages}).to_json(path, orient="records", lines=True)
     with pytest.raises(RequestError, match=words):
-        load_task(SweepConfig(data=path))
+        load_task(DataConfig(data=path))
 
 
 def test_dialogues_that_are_trained_on_are_refused_as_held_out(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_dialogues_that_are_trained_on_are_refused_as_held_out(tmp_path: Path) -
     pd.DataFrame({"messages": MESSAGES}).to_json(path, orient="records", lines=True)
     pd.DataFrame({"messages": MESSAGES[:2]}).to_json(other, orient="records", lines=True)
     with pytest.raises(RequestError, match="2 of its 2 dialogues are in the training data too"):
-        load_task(SweepConfig(data=path, eval_data=other))
+        load_task(DataConfig(data=path, eval_data=other))
 
 
 def test_messages_without_a_template_and_templates_that_refuse(tokenizer: Any) -> None:
@@ -385,7 +385,7 @@ def test_the_names_that_a_file_has_are_kept(
 ) -> None:
     path = tmp_path / "data.jsonl"
     pd.DataFrame(rows).to_json(path, orient="records", lines=True)
-    assert load_task(SweepConfig(data=path, **settings)).layout == layout
+    assert load_task(DataConfig(data=path, **settings)).layout == layout
 
 
 @pytest.mark.parametrize("label", ["category", "score", "rating", "sentiment"])
@@ -406,7 +406,7 @@ def test_instruction_data_with_labels_are_instruction_data(label: str, tmp_path:
         },
     ):
         pd.DataFrame({**columns, label: labels}).to_json(path, orient="records", lines=True)
-        assert load_task(SweepConfig(data=path)).layout.data_format == (
+        assert load_task(DataConfig(data=path)).layout.data_format == (
             "messages" if "messages" in columns else "alpaca"
         )
 
@@ -422,16 +422,16 @@ def test_labels_that_are_named_or_beside_plain_texts_are_classes(tmp_path: Path)
         {"text_column": "instruction"},
         {"text_column": "instruction", "label_column": "category"},
     ):
-        assert load_task(SweepConfig(data=path, **named)).objective == ClassificationObjective(
+        assert load_task(DataConfig(data=path, **named)).objective == ClassificationObjective(
             ("a", "b")
         )
     for name in ("conversation", "dialogue"):
         pd.DataFrame({"text": texts, name: range(20), "label": ["a", "b"] * 10}).to_csv(
             path, index=False
         )
-        assert load_task(SweepConfig(data=path)).objective == ClassificationObjective(("a", "b"))
+        assert load_task(DataConfig(data=path)).objective == ClassificationObjective(("a", "b"))
     rated = pd.DataFrame(
         {"question": texts, "answer": ["yes"] * 20, "text": texts, "rating": ["a", "b"] * 10}
     )
     rated.to_csv(path, index=False)
-    assert load_task(SweepConfig(data=path)).objective == ClassificationObjective(("a", "b"))
+    assert load_task(DataConfig(data=path)).objective == ClassificationObjective(("a", "b"))

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.tasks.splits import stratified_part, stratified_split
+from rankwise.tasks.splits import stratified_sample, stratified_split
 
 
 def test_parts_are_disjoint_complete_and_stratified() -> None:
@@ -50,14 +50,14 @@ def test_too_few_without_classes_are_counted() -> None:
 
 def test_a_part_keeps_shares_and_never_exceeds_its_size() -> None:
     labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 9 + ["d"]
-    assert Counter(labels[row] for row in stratified_part(labels, 50, 0)) == {
+    assert Counter(labels[row] for row in stratified_sample(labels, 50, 0)) == {
         "a": 30,
         "b": 15,
         "c": 4,
         "d": 1,
     }
     for most in range(4, 100):
-        rows = stratified_part(labels, most, 0)
+        rows = stratified_sample(labels, most, 0)
         kept = Counter(labels[row] for row in rows)
         assert len(rows) == len(set(rows)) <= most
         assert len(kept) == 4
@@ -66,4 +66,4 @@ def test_a_part_keeps_shares_and_never_exceeds_its_size() -> None:
 
 def test_a_part_of_even_classes_is_that_of_the_split() -> None:
     labels = ["a", "b"] * 50  # so that parts chosen by earlier versions stay as they are
-    assert stratified_part(labels, 20, 0) == stratified_split(labels, [0.2], 0)[1]
+    assert stratified_sample(labels, 20, 0) == stratified_split(labels, [0.2], 0)[1]

@@ -11,7 +11,7 @@ from rankwise.analysis.source import ResultsSource
 from rankwise.decide.evidence import as_booleans, as_measures
 from rankwise.decide.metrics import find_metrics
 from rankwise.errors import RequestError, nearest, some
-from rankwise.tasks.readers import pick_column, read_table
+from rankwise.tasks.readers import Table, read_table
 
 # Conventional names, in lower case, the plainest first.
 ROLES = {
@@ -39,7 +39,7 @@ def read_result_table(
         RequestError: the file cannot be read, has no column for the rank or for a metric, a column is named for two
             roles, or ``diverged`` holds something else than true and false.
     """
-    table = read_table(path)
+    table = read_table(path).rows
     table.index = pd.RangeIndex(1, len(table) + 1)
     notes: list[str] = []
     columns = _pick_columns(table, wanted, path, notes)
@@ -83,7 +83,7 @@ def _pick_columns(
 ) -> dict[str, str]:
     """Return the column of each role that the table has."""
     columns = {
-        role: pick_column(table, name, (), role, path)
+        role: Table(table, path).pick_column(name, (), role)
         for role, name in wanted.items()
         if name is not None
     }
@@ -98,7 +98,7 @@ def _pick_columns(
         if role not in columns and (
             role == "rank" or any(column.lower() in names for column in free.columns)
         ):
-            columns[role] = pick_column(free, None, names, role, path)
+            columns[role] = Table(free, path).pick_column(None, names, role)
     example = columns.get("example")
     if example is not None and wanted["example"] is None and table[example].astype(str).is_unique:
         # Held-out examples are the same ones at every rank; numbers that never repeat count the table's rows.

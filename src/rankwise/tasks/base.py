@@ -1,4 +1,4 @@
-"""What the main job and the engines know of a task: its parts, tokenised, and how outputs become loss and score."""
+"""A task as engines see it: training, held-out and test examples, and the objective they share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from rankwise.tasks.chat_formats import DataLayout
 if TYPE_CHECKING:
     import torch
 
-IGNORED = -100  # the label of a token that counts in no loss, transformers' own
+IGNORED = -100  # label of a token that no loss counts, as in transformers
 
 
 @dataclass(frozen=True)
 class Examples:
-    """One part of the data, before it is tokenised.
+    """Examples of one split, before they are tokenised.
 
     Attributes:
         ids: row of each example in its source, (N,).
         inputs: a text, a pair of texts, or a `rankwise.tasks.chat_formats.Dialogue` each, (N,).
-        labels: index of the class, a number, or None where the input itself holds what is to be learnt, (N,).
+        labels: class index or number of each; None where the dialogue holds the target, (N,).
     """
 
     ids: tuple[int, ...]
@@ -34,9 +34,11 @@ class Examples:
         return len(self.ids)
 
     def take(self, rows: Sequence[int]) -> "Examples":
-        """Return some of the examples, in the order of ``rows``."""
+        """Return the examples at ``rows``, in that order."""
         return Examples(
-            *(tuple(values[row] for row in rows) for values in (self.ids, self.inputs, self.labels))
+            ids=tuple(self.ids[row] for row in rows),
+            inputs=tuple(self.inputs[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
         )
 
 
@@ -46,11 +48,12 @@ class Encoded:
 
     Attributes:
         ids: row of each example in its source, (N,).
-        input_ids: tokens of each, not padded, N lists.
-        labels: what the logits are held against: the index of the class, a number, or the tokens to be told, one for
-            each place, (N,).
-        token_type_ids: which of two texts a token is of, N lists; None where the tokenizer does not tell.
-        positions: of the tokens whose next one is to be told, N lists; None where an example has one row of logits.
+        input_ids: token ids of each example, unpadded, N lists.
+        labels: targets: class index, number, or the supervised token ids, (N,).
+        token_type_ids: which text of a pair each token belongs to, N lists; None for single texts
+            and for tokenizers without them.
+        positions: positions whose next token is supervised, N lists; None for sequence
+            classification, where each example has one row of logits.
     """
 
     ids: tuple[int, ...]
@@ -64,53 +67,49 @@ class Encoded:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Number of tokens of each example, (N,)."""
+        """Number of tokens in each example, (N,)."""
         return [len(tokens) for tokens in self.input_ids]
 
     def take(self, rows: Sequence[int]) -> "Encoded":
-        """Return some of the examples, in the order of ``rows``."""
+        """Return the examples at ``rows``, in that order."""
         return Encoded(
             ids=tuple(self.ids[row] for row in rows),
             input_ids=[self.input_ids[row] for row in rows],
             labels=tuple(self.labels[row] for row in rows),
-            token_type_ids=None
-            if self.token_type_ids is None
-            else [self.token_type_ids[row] for row in rows],
-            positions=None if self.positions is None else [self.positions[row] for row in rows],
+            token_type_ids=_take(self.token_type_ids, rows),
+            positions=_take(self.positions, rows),
         )
 
     def inputs(self) -> dict[str, list[list[int]]]:
-        """Return what a tokenizer pads for a model."""
-        inputs = {"input_ids": self.input_ids}
-        return (
-            inputs
-            if self.token_type_ids is None
-            else {**inputs, "token_type_ids": self.token_type_ids}
-        )
+        """Return the model inputs that a tokenizer pads."""
+        if self.token_type_ids is None:
+            return {"input_ids": self.input_ids}
+        return {"input_ids": self.input_ids, "token_type_ids": self.token_type_ids}
 
     def features(self, row: int) -> dict[str, Any]:
-        """Return an example as transformers' collators take it; tokens that are not told have the label -100."""
+        """Return one example in the form that collators of transformers take.
+
+        Unsupervised tokens are labelled -100.
+        """
         tokens, labels = self.input_ids[row], self.labels[row]
         if self.positions is not None:
-            told = dict(zip(self.positions[row], labels, strict=True))
-            labels = [told.get(place, IGNORED) for place in range(-1, len(tokens) - 1)]
+            targets = dict(zip(self.positions[row], labels, strict=True))
+            labels = [targets.get(position, IGNORED) for position in range(-1, len(tokens) - 1)]
         features = {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
-        return (
-            features
-            if self.token_type_ids is None
-            else {**features, "token_type_ids": self.token_type_ids[row]}
-        )
+        if self.token_type_ids is not None:
+            features["token_type_ids"] = self.token_type_ids[row]
+        return features
 
 
 class Objective(Protocol):
-    """What a model is trained and judged by.
+    """What a model is trained and scored by: training loss, per-example loss and task score.
 
     Attributes:
-        task_type: PEFT's: ``SEQ_CLS`` or ``CAUSAL_LM``.
-        unit: of the loss, and of what it is a mean.
-        chance: what gives `chance_loss`.
-        score: what the task score is called; larger is better.
-        max_length: tokens kept of an example unless told otherwise.
+        task_type: PEFT's task type, ``SEQ_CLS`` or ``CAUSAL_LM``.
+        unit: unit of the loss, such as "nats per example".
+        chance: name of the baseline that `chance_loss` computes.
+        score: name of the task score; larger is better.
+        max_length: default number of tokens kept of an example.
     """
 
     task_type: ClassVar[str]
@@ -121,44 +120,60 @@ class Objective(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what the model's config is told: the classes of its head."""
+        """Return the model config's settings for the classification head."""
         ...
 
     def describe(self) -> str:
-        """Say in a few words what the examples are, as in "2 classes"."""
+        """Describe the examples in a few words, as in "2 classes"."""
         ...
 
     def chance_loss(self, labels: Sequence[Any]) -> float | None:
-        """Return the loss of the best guess that looks at no input, None if there is none to speak of."""
+        """Return the loss of the best guess that ignores the input, None if there is none."""
         ...
 
     def targets(self, examples: Encoded) -> "torch.Tensor":
-        """Return what the rows of logits are held against, (M,)."""
+        """Return the target of each row of logits, (M,)."""
         ...
 
     def loss(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-        """Return a batch's training loss, as transformers computes it: from (M, outputs) and (M,), a scalar."""
+        """Return the training loss of a batch, as transformers computes it.
+
+        Args:
+            logits: shape (M, outputs).
+            targets: shape (M,).
+
+        Returns:
+            A scalar.
+        """
         ...
 
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
-        """Return per example, in float64, ``loss``, ``score`` and what else is known, (N,) each, from (M, outputs)."""
+        """Return the measures of each example in float64: ``loss``, ``score`` and any others.
+
+        Args:
+            logits: shape (M, outputs).
+            examples: N examples.
+
+        Returns:
+            A column (N,) for each measure.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task, its data split once and for all.
+    """A fine-tuning task, with its data split for the whole sweep.
 
     Attributes:
-        name: for tables and reports.
-        objective: what adapters are trained and judged by.
-        encoder: from examples, tokenizer and length to tokenised examples, and how many were cut. Examples of which
-            nothing is left to learn are missing from them.
-        train: what adapters learn from.
-        held_out: what ranks are judged by.
-        test: what no decision sees, scored once for the chosen rank; empty where held-out data was given.
-        notes: what was settled by itself and should be said aloud.
-        layout: how a file holds instruction data; None for another task.
+        name: name in tables and reports.
+        objective: training loss, held-out loss and task score.
+        encoder: turns examples, a tokenizer and a maximal length into tokenised examples, and
+            counts those truncated. Examples with nothing left to learn are left out.
+        train: examples that adapters are trained on.
+        held_out: examples that ranks are compared on.
+        test: examples for the chosen rank's final score only; none if held-out data was given.
+        notes: choices made for the user, to be printed.
+        layout: columns and messages of the instruction data; None for other tasks.
     """
 
     name: str
@@ -172,13 +187,17 @@ class Task:
 
     @property
     def chance_loss(self) -> float | None:
-        """Held-out loss of guessing without looking, None if there is no such guess, or it is never wrong.
+        """Chance-level held-out loss; None if the task has none.
 
-        It is never wrong where all labels are the same; no adapter could be below it.
+        It is None for equal labels too: their loss is 0, which no adapter can be below.
         """
         return self.objective.chance_loss(self.held_out.labels) or None
 
 
 def evidence_frame(ids: Sequence[int], measured: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Put per-example results into a table: ``example_id``, and a column for each measure, N rows."""
+    """Return per-example results as a table: ``example_id``, and a column for each measure."""
     return pd.DataFrame({"example_id": np.asarray(ids, dtype=np.int64), **measured})
+
+
+def _take(values: list[list[int]] | None, rows: Sequence[int]) -> list[list[int]] | None:
+    return None if values is None else [values[row] for row in rows]

@@ -1,37 +1,66 @@
-"""Instruction data in the shapes that people have, read as dialogues: who says what, and what is to be learnt."""
+"""Formats of instruction data: messages, Alpaca's, prompts with completions, and plain texts."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rankwise.errors import RequestError, some
+from rankwise.errors import RequestError
 from rankwise.tasks.config import DataConfig
-from rankwise.tasks.readers import TEXT_NAMES, check_texts, find_column, pick_column
+from rankwise.tasks.readers import TEXT_NAMES, Table
 
-MESSAGE_KEYS = ("role", "content")  # of a message, as every tool reads them
-# What a sweep of an earlier rankwise, which kept no names, is taken to have.
-USUAL_COLUMNS = {
-    "messages": ("messages",),
-    "prompt-completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "input", "output"),
-    "text": ("text",),
-}
+# Conventional column names, in lower case.
+MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue")
+PROMPT_NAMES = ("prompt", "question")
+COMPLETION_NAMES = ("completion", "response", "answer")
+OUTPUT_NAMES = ("output", "response")
+
+MESSAGE_KEYS = ("role", "content")  # keys of a message in the format that every tool reads
+SHAREGPT_KEYS = ("from", "value")
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+"""ShareGPT's role names, and the names that chat templates have for them."""
+
+# Prompts of Stanford Alpaca (Taori et al. 2023, train.py), for tokenizers without a chat template.
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides "
+    "further context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One example of supervised fine-tuning.
+
+    Attributes:
+        turns: role and content of each message, for a chat template; empty for plain texts.
+        prompt: text before the completion; None if only a chat template can write it.
+        completion: text to learn.
+    """
+
+    turns: tuple[tuple[str, str], ...] = ()
+    prompt: str | None = None
+    completion: str = ""
 
 
 @dataclass(frozen=True)
 class DataLayout:
-    """Columns of a file, and how messages are written in it.
+    """Columns of instruction data, and the form of its messages, as other tools need to know them.
 
     Attributes:
         data_format: ``messages``, ``prompt-completion``, ``alpaca`` or ``text``.
-        columns: that the examples are read from, by the names that USUAL_COLUMNS has for them. Alpaca's ``input`` may
-            be missing.
-        keys: of messages: pairs of keys for who speaks and what is said; more than one where the file mixes them.
-        roles: of messages: what the file calls ``user``, ``assistant`` and any other role; none where not known.
+        columns: column name for each of the format's fields: ``messages``; ``prompt`` and
+            ``completion``; ``instruction``, ``output`` and perhaps ``input``; or ``text``.
+        keys: pairs of message keys for role and content; several if the file mixes them.
+        roles: the file's names for ``user``, ``assistant`` and other roles; empty if unknown.
         as_text: whether messages are JSON text instead of lists.
     """
 
@@ -43,243 +72,181 @@ class DataLayout:
 
     @property
     def renames_roles(self) -> bool:
-        """Whether a role has another name than chat templates have for it."""
+        """Whether the file has other role names than chat templates."""
         return any(names != (role,) for role, names in self.roles.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the layout as JSON can hold it."""
         return asdict(self)
 
 
 def read_data_layout(task: Mapping[str, Any]) -> DataLayout | None:
-    """Return the layout that a sweep kept of its task, with the usual names where it kept the format alone.
-
-    None where the task is not one of instruction data.
-    """
-    kept, data_format = task.get("data_layout"), task.get("data_format")
-    if kept is not None:
-        keys = tuple((role, content) for role, content in kept["keys"])
-        roles = {role: tuple(names) for role, names in kept["roles"].items()}
-        return DataLayout(**{**kept, "keys": keys, "roles": roles})
-    if data_format is None:
+    """Return the layout in a sweep's task record; None if the task has no instruction data."""
+    record = task.get("data_layout")
+    if record is None:
         return None
-    return DataLayout(data_format, {name: name for name in USUAL_COLUMNS[data_format]})
-
-
-MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue")
-PROMPT_NAMES = ("prompt", "question")
-COMPLETION_NAMES = ("completion", "response", "answer")
-OUTPUT_NAMES = ("output", "response")
-# ShareGPT's names for roles and keys.
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-# Stanford Alpaca's prompts (Taori et al. 2023, train.py), for tokenizers without a chat template.
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
+    keys = tuple((role, content) for role, content in record["keys"])
+    roles = {role: tuple(names) for role, names in record["roles"].items()}
+    return DataLayout(**{**record, "keys": keys, "roles": roles})
 
 
 @dataclass(frozen=True)
-class Dialogue:
-    """One example of supervised fine-tuning.
+class ChatFormat:
+    """Format of a table of dialogues: its columns, and how to parse them.
 
     Attributes:
-        turns: role and content of each message, for a chat template; none where the data are plain texts.
-        prompt: what comes before the completion, as it is; None where only a chat template can tell.
-        completion: what is to be learnt.
+        name: name in notes.
+        data_format: see `DataLayout`.
+        columns: see `DataLayout`.
+        parse: turns a table that has the columns into its dialogues and layout.
     """
 
-    turns: tuple[tuple[str, str], ...] = ()
-    prompt: str | None = None
-    completion: str = ""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a table holds dialogues.
-
-    Attributes:
-        columns: that it uses, see `DataLayout`.
-        name: in a note.
-        data_format: ``messages``, ``prompt-completion``, ``alpaca`` or ``text``, as other tools are told.
-        make: from a table with those columns and its path to a dialogue for each row.
-    """
-
-    columns: Mapping[str, str]
     name: str
     data_format: str
-    make: Callable[[pd.DataFrame, Path], list[Dialogue]]
+    columns: Mapping[str, str]
+    parse: Callable[[Table], tuple[list[Dialogue], DataLayout]]
 
-    def read(self, table: pd.DataFrame, path: Path) -> list[Dialogue]:
-        """Return a dialogue for each row.
+    def read(self, table: Table) -> tuple[list[Dialogue], DataLayout]:
+        """Return the dialogue in each row, and the table's layout.
 
         Raises:
-            RequestError: a column is missing, or rows hold something else; they are named.
+            RequestError: a column is missing, or rows are malformed; the message names them.
         """
         for column in self.columns.values():
-            pick_column(table, column, (), "", path)
-        return self.make(table, path)
-
-    def layout(self, table: pd.DataFrame) -> DataLayout:
-        """Return what other tools have to be told of a table that `read` takes."""
-        if self.data_format == "messages":
-            return _layout_of_messages(table[self.columns["messages"]])
-        return DataLayout(self.data_format, self.columns)
+            table.pick_column(column, (), "")
+        return self.parse(table)
 
 
-def find_shape(config: DataConfig, table: pd.DataFrame) -> Shape | None:
-    """Return the shape that columns named in the config, or conventional names, tell; None if none does.
+def find_chat_format(config: DataConfig, table: Table) -> ChatFormat | None:
+    """Return the format that the user's columns imply, or else conventional column names.
 
-    A column of texts alone tells nothing (see `plain_text`): it may be anything.
+    A column of texts alone implies no format (see `plain_text_format`): its texts may have labels.
 
     Raises:
-        RequestError: columns of two shapes are named.
+        RequestError: the user named columns of two formats.
     """
-    for alone in ("text_column", "messages_column"):
-        for setting in ("messages_column", "prompt_column", "completion_column"):
-            one, other = getattr(config, alone), getattr(config, setting)
-            if one is not None and other is not None and setting != alone:
-                raise RequestError(
-                    f"{alone} {one!r} and {setting} {other!r} both name the dialogues; name one"
-                )
+    _refuse_two_formats(config)
     if config.text_column is not None:
         return None
-    named = config.prompt_column is not None or config.completion_column is not None
-    messages = config.messages_column or (None if named else find_column(table, MESSAGES_NAMES))
+    is_pair_named = config.prompt_column is not None or config.completion_column is not None
+    messages = config.messages_column
+    if messages is None and not is_pair_named:
+        messages = table.find_column(MESSAGES_NAMES)
     if messages is not None:
-        return Shape(
-            {"messages": messages},
-            "messages",
-            "messages",
-            lambda table, path: _from_messages(table[messages], path),
-        )
-    instruction, output = find_column(table, ("instruction",)), find_column(table, OUTPUT_NAMES)
-    if not named and instruction is not None and output is not None:
-        more = find_column(table, ("input",))
-        columns = {
-            "instruction": instruction,
-            **({} if more is None else {"input": more}),
-            "output": output,
-        }
-        return Shape(
-            columns,
-            "instructions",
-            "alpaca",
-            lambda table, path: _from_alpaca(table, path, instruction, more, output),
-        )
-    prompt = config.prompt_column or find_column(table, PROMPT_NAMES)
-    completion = config.completion_column or find_column(table, COMPLETION_NAMES)
+        return messages_format(messages)
+    if not is_pair_named:
+        instruction, output = table.find_column(("instruction",)), table.find_column(OUTPUT_NAMES)
+        if instruction is not None and output is not None:
+            return alpaca_format(instruction, table.find_column(("input",)), output)
+    prompt = config.prompt_column or table.find_column(PROMPT_NAMES)
+    completion = config.completion_column or table.find_column(COMPLETION_NAMES)
     if prompt is None or completion is None or prompt == completion:
         return None
-    return Shape(
-        {"prompt": prompt, "completion": completion},
-        "prompts and completions",
-        "prompt-completion",
-        lambda table, path: [
-            Dialogue(prompt=before, completion=after)
-            for before, after in zip(
-                check_texts(table[prompt], path), check_texts(table[completion], path), strict=True
-            )
-        ],
+    return prompt_completion_format(prompt, completion)
+
+
+def messages_format(column: str) -> ChatFormat:
+    """Return the format of a column of messages, as lists or JSON text."""
+    return ChatFormat(
+        "messages",
+        "messages",
+        {"messages": column},
+        lambda table: _parse_messages(table, column),
     )
 
 
-def plain_text(config: DataConfig, table: pd.DataFrame, path: Path) -> Shape:
-    """Return the shape of a column of texts, all of whose tokens are learnt.
+def alpaca_format(instruction: str, context: str | None, output: str) -> ChatFormat:
+    """Return the format of Alpaca's three columns; most instructions have no input."""
+    columns = {"instruction": instruction}
+    if context is not None:
+        columns["input"] = context
+    columns["output"] = output
+    layout = DataLayout("alpaca", columns)
+    return ChatFormat(
+        "instructions", "alpaca", columns, lambda table: (_parse_alpaca(table, columns), layout)
+    )
+
+
+def prompt_completion_format(prompt: str, completion: str) -> ChatFormat:
+    """Return the format of a column of prompts and a column of their completions."""
+    columns = {"prompt": prompt, "completion": completion}
+    layout = DataLayout("prompt-completion", columns)
+
+    def parse(table: Table) -> tuple[list[Dialogue], DataLayout]:
+        pairs = zip(table.texts(prompt), table.texts(completion), strict=True)
+        return [Dialogue(prompt=before, completion=after) for before, after in pairs], layout
+
+    return ChatFormat("prompts and completions", "prompt-completion", columns, parse)
+
+
+def plain_text_format(config: DataConfig, table: Table) -> ChatFormat:
+    """Return the format of a column of plain texts, where every token is supervised.
 
     Raises:
         RequestError: there is no such column.
     """
-    column = pick_column(table, config.text_column, TEXT_NAMES, "text", path)
-    return Shape(
-        {"text": column},
-        "texts",
-        "text",
-        lambda table, path: [
-            Dialogue(prompt="", completion=text) for text in check_texts(table[column], path)
-        ],
-    )
+    column = table.pick_column(config.text_column, TEXT_NAMES, "text")
+    layout = DataLayout("text", {"text": column})
+
+    def parse(table: Table) -> tuple[list[Dialogue], DataLayout]:
+        return [Dialogue(prompt="", completion=text) for text in table.texts(column)], layout
+
+    return ChatFormat("texts", "text", layout.columns, parse)
 
 
-def _from_alpaca(
-    table: pd.DataFrame, path: Path, instruction: str, more: str | None, output: str
-) -> list[Dialogue]:
-    inputs: Iterable[Any] = [""] * len(table) if more is None else table[more]
+def holds_messages(value: object) -> bool:
+    """Whether a cell holds messages that `messages_format` reads."""
+    messages = _read_messages(value)
+    return messages is not None and _turns(messages) is not None
+
+
+def _refuse_two_formats(config: DataConfig) -> None:
+    for exclusive in ("text_column", "messages_column"):
+        column = getattr(config, exclusive)
+        for option in ("messages_column", "prompt_column", "completion_column"):
+            other_column = getattr(config, option)
+            if option != exclusive and column is not None and other_column is not None:
+                raise RequestError(
+                    f"{exclusive} {column!r} and {option} {other_column!r} both name the dialogues; "
+                    "name one"
+                )
+
+
+def _parse_alpaca(table: Table, columns: Mapping[str, str]) -> list[Dialogue]:
+    instructions, outputs = table.texts(columns["instruction"]), table.texts(columns["output"])
+    inputs: Iterable[Any] = [""] * len(table)
+    if "input" in columns:
+        inputs = table.rows[columns["input"]]
     dialogues = []
-    rows = zip(
-        check_texts(table[instruction], path), inputs, check_texts(table[output], path), strict=True
-    )
-    for asked, given, answer in rows:
-        given = given if isinstance(given, str) else ""  # most instructions have no input
-        said = f"{asked}\n\n{given}" if given.strip() else asked
-        template = ALPACA_WITH_INPUT if given.strip() else ALPACA
-        dialogues.append(
-            Dialogue(
-                (("user", said), ("assistant", answer)),
-                template.format(instruction=asked, input=given),
-                answer,
-            )
-        )
-    return dialogues
-
-
-def _from_messages(values: pd.Series, path: Path) -> list[Dialogue]:
-    dialogues: list[Dialogue] = []
-    bad: list[int] = []
-    for row, value in enumerate(values, start=1):
-        turns = _turns(value)
-        if turns is None or not any(role == "assistant" for role, _ in turns):
-            bad.append(row)
+    for instruction, cell, output in zip(instructions, inputs, outputs, strict=True):
+        text = cell if isinstance(cell, str) else ""  # an empty cell is missing
+        if text.strip():
+            question = f"{instruction}\n\n{text}"
+            prompt = ALPACA_WITH_INPUT.format(instruction=instruction, input=text)
         else:
-            dialogues.append(Dialogue(turns))
-    if bad:
-        raise RequestError(
-            f"column {values.name!r} of {str(path)!r}: no messages in {len(bad)} of {len(values)} rows (row "
-            f"{some(bad)}); allowed is a list such as [{{'role': 'user', 'content': '...'}}, "
-            "{'role': 'assistant', 'content': '...'}], with an assistant's message in it"
-        )
+            question, prompt = instruction, ALPACA.format(instruction=instruction)
+        turns = (("user", question), ("assistant", output))
+        dialogues.append(Dialogue(turns, prompt, output))
     return dialogues
 
 
-def _layout_of_messages(values: pd.Series) -> DataLayout:
-    """Say how messages are written that `_from_messages` can read."""
-    keys: dict[tuple[str, str], None] = {}
-    roles: dict[str, dict[str, None]] = {}
-    for value in values:
-        for message in _messages(value) or ():
-            used = _keys(message)
-            keys[used] = None
-            name = message[used[0]]
-            roles.setdefault(ROLES.get(name, name), {})[name] = None
-    return DataLayout(
-        "messages",
-        {"messages": str(values.name)},
-        tuple(keys),
-        {role: tuple(names) for role, names in roles.items()},
-        any(isinstance(value, str) for value in values),
+def _parse_messages(table: Table, column: str) -> tuple[list[Dialogue], DataLayout]:
+    values = table.rows[column]
+    conversations = [_read_messages(value) or [] for value in values]
+    turns = [_turns(messages) for messages in conversations]
+    table.refuse_bad_rows(
+        column,
+        [turns_of_row is not None for turns_of_row in turns],
+        "no messages",
+        "allowed is a list such as [{'role': 'user', 'content': '...'}, "
+        "{'role': 'assistant', 'content': '...'}], with an assistant's message in it",
     )
+    dialogues = [Dialogue(turns_of_row) for turns_of_row in turns if turns_of_row is not None]
+    return dialogues, _layout_of_messages(conversations, values)
 
 
-def _turns(value: object) -> tuple[tuple[str, str], ...] | None:
-    """Read a list of messages, or its JSON; None if it is none."""
-    messages = _messages(value)
-    if messages is None:
-        return None
-    turns = []
-    for message in messages:
-        role, content = (message.get(key) for key in _keys(message))
-        if not isinstance(role, str) or not isinstance(content, str):
-            return None
-        turns.append((ROLES.get(role, role), content))
-    return tuple(turns)
-
-
-def _messages(value: object) -> Sequence[dict[str, Any]] | None:
+def _read_messages(value: object) -> Sequence[Message] | None:
+    """Return a cell's list of messages, parsed if it is JSON text; None if it holds none."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -291,7 +258,41 @@ def _messages(value: object) -> Sequence[dict[str, Any]] | None:
     return value if all(isinstance(message, dict) for message in value) else None
 
 
-def _keys(message: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the keys that a message has for who speaks and what is said: ShareGPT's if not the usual ones."""
-    role, content = MESSAGE_KEYS
-    return role if role in message else "from", content if content in message else "value"
+def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...] | None:
+    """Return role and content of each message; None without an assistant's, or if malformed."""
+    turns = []
+    for message in messages:
+        role, content = (message.get(key) for key in _message_keys(message))
+        if not isinstance(role, str) or not isinstance(content, str):
+            return None
+        turns.append((ROLES.get(role, role), content))
+    return tuple(turns) if any(role == "assistant" for role, _ in turns) else None
+
+
+def _layout_of_messages(
+    conversations: Sequence[Sequence[Message]], values: pd.Series
+) -> DataLayout:
+    keys: dict[tuple[str, str], None] = {}
+    roles: dict[str, dict[str, None]] = {}
+    for messages in conversations:
+        for message in messages:
+            message_keys = _message_keys(message)
+            keys[message_keys] = None
+            name: str = message[message_keys[0]]
+            roles.setdefault(ROLES.get(name, name), {})[name] = None
+    return DataLayout(
+        data_format="messages",
+        columns={"messages": str(values.name)},
+        keys=tuple(keys),
+        roles={role: tuple(names) for role, names in roles.items()},
+        as_text=any(isinstance(value, str) for value in values),
+    )
+
+
+def _message_keys(message: Message) -> tuple[str, str]:
+    """Return the keys of a message's role and content, the usual ones or ShareGPT's."""
+    role, content = (
+        usual if usual in message else sharegpt
+        for usual, sharegpt in zip(MESSAGE_KEYS, SHAREGPT_KEYS, strict=True)
+    )
+    return role, content

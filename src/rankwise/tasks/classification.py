@@ -1,111 +1,115 @@
-"""Sequence classification: texts, or pairs of texts, and labels to parts; texts to tokens."""
+"""Sequence classification: texts, or pairs of texts, with class labels."""
 
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from rankwise.errors import RequestError, some
 from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Examples, Task
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import ClassificationObjective
-from rankwise.tasks.readers import TextColumns, check_labels, find_text_columns, read_table
-from rankwise.tasks.splits import Parts, given_parts, limit_train, number_examples, split_parts
-
-SAMPLE_HELD_OUT_SHARE = (
-    0.12  # 1,024 of 8,530: scoring them takes a third of the time that training takes
+from rankwise.tasks.readers import Table, TextColumns, find_text_columns
+from rankwise.tasks.splits import (
+    Splits,
+    limit_train,
+    make_splits,
+    number_examples,
+    split_examples,
 )
+
+SAMPLE_HELD_OUT_SHARE = 0.12  # 1,024 of 8,530: scoring takes a third of the training time
 SAMPLE_TEST_SHARE = 0.12
 
 
 def load_sample(config: DataConfig) -> Task:
-    """Return the built-in task."""
+    """Return the built-in task, Rotten Tomatoes sentences."""
     table = samples.rotten_tomatoes()
     labels = list(table["label"])
     names = sort_labels(set(labels))
     examples = number_examples(list(table["text"]), [names.index(label) for label in labels])
-    parts = split_parts(examples, labels, SAMPLE_HELD_OUT_SHARE, SAMPLE_TEST_SHARE)
-    return _task(
-        "Rotten Tomatoes sentences",
-        names,
-        parts,
-        (),
-        config.train_examples or samples.TRAIN_EXAMPLES,
-    )
+    splits = split_examples(examples, labels, SAMPLE_HELD_OUT_SHARE, SAMPLE_TEST_SHARE)
+    limit = config.train_examples or samples.TRAIN_EXAMPLES
+    return _make_task("Rotten Tomatoes sentences", names, splits, (), limit)
 
 
-def load_classification(config: DataConfig, table: pd.DataFrame, path: Path) -> Task:
-    """Check and split a table of texts and labels.
+def load_classification(config: DataConfig, table: Table) -> Task:
+    """Check and split a table of texts and class labels.
 
     Raises:
-        RequestError: the data cannot serve; the message says what and where.
+        RequestError: the data cannot be used; the message says which and why.
     """
-    columns = find_text_columns(config, table, path)
-    inputs, labels = columns.read_inputs(table, path), check_labels(table[columns.label], path)
+    columns = find_text_columns(config, table)
+    inputs, labels = columns.inputs(table), table.labels(columns.label)
     names = sort_labels(set(labels))
     if len(names) < 2:
         raise RequestError(
-            f"column {columns.label!r} of {str(path)!r} has one class only ({names[0]!r}); at least two are needed"
+            f"column {columns.label!r} of {str(table.path)!r} has one class only ({names[0]!r}); "
+            "at least two are needed"
         )
     examples = number_examples(inputs, [names.index(label) for label in labels])
-    if config.eval_data is None:
-        parts = split_parts(examples, labels)
-    else:
-        held_out = _read_held_out(config.eval_data, columns, names)
-        parts = given_parts(examples, held_out, config.eval_data, config.allow_duplicates)
-    return _task(path.name, names, parts, (columns.note(path),), config.train_examples)
-
-
-def _read_held_out(path: Path, columns: TextColumns, names: tuple[str, ...]) -> Examples:
-    table = read_table(path)
-    columns.check(table, path)
-    inputs, labels = columns.read_inputs(table, path), check_labels(table[columns.label], path)
-    unseen = sorted(set(labels) - set(names))
-    if unseen:
-        raise RequestError(
-            f"eval_data {str(path)!r} has labels that the training data lacks: {some(unseen)}; known: {some(names, 12)}"
-        )
-    return number_examples(inputs, [names.index(label) for label in labels])
-
-
-def _task(
-    name: str, names: tuple[str, ...], parts: Parts, notes: tuple[str, ...], limit: int | None
-) -> Task:
-    train, held_out, test, more = parts
-    task = Task(
-        name, ClassificationObjective(names), encode, train, held_out, test, (*notes, *more)
+    splits = make_splits(
+        config, examples, labels, lambda other: _read_held_out(other, columns, names)
     )
-    return limit_train(task, limit, [names[label] for label in train.labels])
+    notes = (columns.describe(table.path),)
+    return _make_task(table.path.name, names, splits, notes, config.train_examples)
 
 
 def sort_labels(names: set[str]) -> tuple[str, ...]:
-    """Order class names: numbers by value, anything else by letter."""
+    """Sort class names by value if all are numbers, or else by letter."""
     try:
-        return tuple(
-            sorted(names, key=lambda name: (int(name), name))
-        )  # "1" and "01" are two names
+        # The name itself comes second, because "1" and "01" are two classes.
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:
         return tuple(sorted(names))
 
 
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded, int]:
-    """Tokenise texts or pairs of texts; return them and how many were cut at ``max_length`` tokens.
+    """Tokenise texts or pairs of texts.
 
-    Of a pair, tokens are taken off the longer text's end.
+    Args:
+        examples: texts or pairs of texts, N.
+        tokenizer: tokenizer of the base model.
+        max_length: tokens kept of an example; the longer text of a pair loses its end first.
+
+    Returns:
+        The tokenised examples, and how many of them were truncated.
     """
     if not len(examples):
         return Encoded((), [], ()), 0
-    columns = (
-        list(zip(*examples.inputs, strict=True))
-        if isinstance(examples.inputs[0], tuple)
-        else [examples.inputs]
-    )
-    texts = [list(column) for column in columns]
+    is_pair = isinstance(examples.inputs[0], tuple)
+    texts = [list(examples.inputs)]
+    if is_pair:
+        texts = [list(column) for column in zip(*examples.inputs, strict=True)]
     whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
     tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-    cut = sum(
+    truncated = sum(
         len(long) > len(short) for long, short in zip(whole, tokens["input_ids"], strict=True)
     )
-    segments = tokens.get("token_type_ids") if len(texts) == 2 else None
-    return Encoded(examples.ids, tokens["input_ids"], examples.labels, segments), cut
+    token_type_ids = tokens.get("token_type_ids") if is_pair else None
+    return Encoded(examples.ids, tokens["input_ids"], examples.labels, token_type_ids), truncated
+
+
+def _read_held_out(table: Table, columns: TextColumns, names: tuple[str, ...]) -> Examples:
+    columns.check(table)
+    inputs, labels = columns.inputs(table), table.labels(columns.label)
+    unseen = sorted(set(labels) - set(names))
+    if unseen:
+        raise RequestError(
+            f"eval_data {str(table.path)!r} has labels that the training data lacks: "
+            f"{some(unseen)}; known: {some(names, 12)}"
+        )
+    return number_examples(inputs, [names.index(label) for label in labels])
+
+
+def _make_task(
+    name: str, names: tuple[str, ...], splits: Splits, notes: tuple[str, ...], limit: int | None
+) -> Task:
+    kept = limit_train(splits, limit, [names[label] for label in splits.train.labels])
+    return Task(
+        name=name,
+        objective=ClassificationObjective(names),
+        encoder=encode,
+        train=kept.train,
+        held_out=kept.held_out,
+        test=kept.test,
+        notes=(*notes, *kept.notes),
+    )

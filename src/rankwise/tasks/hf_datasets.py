@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's datasets: as ``save_to_disk`` leaves them, or from a hub."""
+"""Data sets of the datasets library: directories that ``save_to_disk`` wrote, and hub ids."""
 
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,21 @@ from rankwise.errors import RequestError, some
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether a directory is what ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` writes."""
+    """Whether ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote a directory."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def read_saved_dataset(path: Path) -> pd.DataFrame:
-    """Read one split; numbers that stand for named classes become their names.
+    """Read a saved split; class indices become class names.
 
     Args:
         path: a directory for which `is_saved_dataset` holds.
 
     Raises:
-        RequestError: datasets is not installed, the directory holds several splits, or it cannot be read.
+        RequestError: datasets is not installed, the directory holds several splits, or it is
+            malformed.
     """
-    datasets = _library(f"data {str(path)!r} is a saved data set")
+    datasets = _import_datasets(f"data {str(path)!r} is a saved data set")
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
@@ -32,27 +33,29 @@ def read_saved_dataset(path: Path) -> pd.DataFrame:
     if isinstance(loaded, datasets.DatasetDict):
         splits = sorted(loaded)
         raise RequestError(
-            f"data {str(path)!r} holds the splits {some(splits)}; give one, as in {str(path / splits[0])!r}"
+            f"data {str(path)!r} holds the splits {some(splits)}; "
+            f"give one, as in {str(path / splits[0])!r}"
         )
     return _as_table(loaded)
 
 
 def split_hub_id(path: Path) -> tuple[str, str | None, str]:
-    """Return name, configuration and split of a hub's data set."""
+    """Return name, configuration and split of a data set; the split is ``train`` by default."""
     name, *rest = path.as_posix().split(":")
     return name, rest[0] if len(rest) > 1 else None, rest[-1] if rest else "train"
 
 
 def read_hub_dataset(path: Path) -> pd.DataFrame:
-    """Read one split from a hub, or from what was loaded from it before.
+    """Read one split of a data set from a hub, or from its local cache.
 
     Args:
-        path: for which `rankwise.tasks.readers.is_hub_id` holds. Without a split, ``train``.
+        path: a hub id, see `rankwise.tasks.readers.is_hub_id`.
 
     Raises:
-        RequestError: datasets is not installed, or there is no such data set, configuration or split in reach.
+        RequestError: datasets is not installed, or there is no such data set, configuration or
+            split in reach.
     """
-    datasets = _library(f"data {str(path)!r} is no file, and may be a hub's data set")
+    datasets = _import_datasets(f"data {str(path)!r} is no file, and may be a hub's data set")
     name, config, split = split_hub_id(path)
     try:
         loaded = datasets.load_dataset(name, config, split=split)
@@ -64,12 +67,13 @@ def read_hub_dataset(path: Path) -> pd.DataFrame:
     return _as_table(loaded)
 
 
-def _library(what: str) -> Any:
+def _import_datasets(found: str) -> Any:
     try:
         import datasets
     except ImportError:
         raise RequestError(
-            f"{what}, and the package datasets, which reads it, is missing: pip install 'rankwise[datasets]'"
+            f"{found}, and the package datasets, which reads it, is missing: "
+            "pip install 'rankwise[datasets]'"
         ) from None
     return datasets
 
@@ -79,7 +83,7 @@ def _as_table(loaded: Any) -> pd.DataFrame:
 
     table: pd.DataFrame = loaded.to_pandas()
     for name, feature in loaded.features.items():
-        if isinstance(feature, ClassLabel):  # -1 and None stand for an unknown class
+        if isinstance(feature, ClassLabel):  # -1 and None mean an unknown class
             table[name] = [
                 feature.int2str(int(value)) if pd.notna(value) and value >= 0 else None
                 for value in table[name]

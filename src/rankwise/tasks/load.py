@@ -1,33 +1,28 @@
-"""From a request to its task."""
-
-from pathlib import Path
-
-import pandas as pd
+"""Entry point of the tasks package: from the data settings to a task with tokenisable splits."""
 
 from rankwise.errors import RequestError
 from rankwise.tasks.base import Task
-from rankwise.tasks.chat_formats import Shape, find_shape
+from rankwise.tasks.chat_formats import ChatFormat, find_chat_format, holds_messages
 from rankwise.tasks.classification import load_classification, load_sample
 from rankwise.tasks.config import DataConfig
-from rankwise.tasks.readers import LABEL_NAMES, find_column, read_table
+from rankwise.tasks.readers import LABEL_NAMES, Table, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
 
-ANSWERS = ("messages_column", "prompt_column", "completion_column")
-FOREIGN = {
-    "classification": ANSWERS,
-    "regression": ANSWERS,
+CHAT_COLUMNS = ("messages_column", "prompt_column", "completion_column")
+UNUSED_COLUMNS = {
+    "classification": CHAT_COLUMNS,
+    "regression": CHAT_COLUMNS,
     "sft": ("label_column", "text_pair_column"),
 }
-"""Columns that a task does not read."""
-LOADERS = {"classification": load_classification, "regression": load_regression, "sft": load_sft}
+"""Options that name columns which a task does not read."""
 
 
 def load_task(config: DataConfig) -> Task:
-    """Read, check and split the data that a config names, or the built-in sample.
+    """Read, check and split the data that the settings name, or the built-in sample.
 
     Raises:
-        RequestError: the data cannot serve; the message says what and where.
+        RequestError: the data cannot be used; the message says which and why.
     """
     if config.data is None:
         if config.task not in ("auto", "classification"):
@@ -36,51 +31,57 @@ def load_task(config: DataConfig) -> Task:
             )
         return load_sample(config)
     table = read_table(config.data)
-    kind = _kind(config, table, config.data)
-    for name in FOREIGN[kind]:
-        if (column := getattr(config, name)) is not None:
-            others = (
-                "messages_column, or prompt_column and completion_column"
-                if kind == "sft"
-                else "text_column"
-            )
-            raise RequestError(
-                f"{name} {column!r} is not read for task {kind}; what it learns from is named by {others}"
-            )
-    return LOADERS[kind](config, table, config.data)
+    chat_format = None
+    if config.task in ("auto", "sft"):
+        chat_format = find_chat_format(config, table)
+    task = config.task
+    if task == "auto":
+        task = _infer_task(config, table, chat_format)
+    _refuse_unused_columns(config, task)
+    if task == "sft":
+        return load_sft(config, table, chat_format)
+    if task == "regression":
+        return load_regression(config, table)
+    return load_classification(config, table)
 
 
-def _kind(config: DataConfig, table: pd.DataFrame, path: Path) -> str:
-    """Tell the task by the columns, unless the config does: labels that are no whole numbers are a regression's.
+def _infer_task(config: DataConfig, table: Table, chat_format: ChatFormat | None) -> str:
+    """Return the task that the columns imply.
 
-    Messages and instructions are there to be learnt whatever else a table holds, such as a category or a rating.
+    Messages and instructions are supervised fine-tuning, even beside labels such as a category or
+    a rating. Labels that are fractions are regression.
     """
-    if config.task != "auto":
-        return config.task
     if config.messages_column or config.prompt_column or config.completion_column:
         return "sft"
-    label = config.label_column or find_column(table, LABEL_NAMES)
-    named = config.label_column or config.text_column or config.text_pair_column
-    shape = find_shape(config, table)
-    if shape is not None and (
-        label is None or (not named and _outranks_labels(shape, table, path))
-    ):
+    label = config.label_column or table.find_column(LABEL_NAMES)
+    is_named = config.label_column or config.text_column or config.text_pair_column
+    if chat_format is not None and label is None:
         return "sft"
-    return (
-        "regression"
-        if label in table.columns and is_numeric_label(table[label])
-        else "classification"
-    )
+    if chat_format is not None and not is_named and _outranks_labels(chat_format, table):
+        return "sft"
+    if label in table.columns and is_numeric_label(table.rows[label]):
+        return "regression"
+    return "classification"
 
 
-def _outranks_labels(shape: Shape, table: pd.DataFrame, path: Path) -> bool:
-    """Whether a table is plainly one of dialogues: a question and an answer may be what a label is about."""
-    if shape.data_format != "messages":
-        return shape.data_format == "alpaca"
-    try:
-        shape.read(table.head(1), path)
-    except (
-        RequestError
-    ):  # a column called dialogue may hold plain texts, one called conversation numbers
-        return False
-    return True
+def _outranks_labels(chat_format: ChatFormat, table: Table) -> bool:
+    """Whether a table with labels is instruction data all the same.
+
+    Prompts and completions may be the texts that labels are about. A column called dialogue may
+    hold plain texts, and one called conversation numbers.
+    """
+    if chat_format.data_format == "messages":
+        return holds_messages(table.rows[chat_format.columns["messages"]].iloc[0])
+    return chat_format.data_format == "alpaca"
+
+
+def _refuse_unused_columns(config: DataConfig, task: str) -> None:
+    for option in UNUSED_COLUMNS[task]:
+        column = getattr(config, option)
+        if column is not None:
+            used = "text_column"
+            if task == "sft":
+                used = "messages_column, or prompt_column and completion_column"
+            raise RequestError(
+                f"{option} {column!r} is not read for task {task}; what it learns from is named by {used}"
+            )

