@@ -29,7 +29,7 @@ TRIAL = Trial(rank=4, seed=3, learning_rate=5e-3, lora_alpha=4)
 def engine_for(model: Path, task: Task, recipe: TrainingConfig = RECIPE) -> ReferenceEngine:
     base = load_base(str(model), task.objective, ["all-linear"], [4])
     train, held_out = (
-        encode(part, base.tokenizer, base.longest)[0] for part in (task.train, task.held_out)
+        encode(part, base.tokenizer, base.max_length)[0] for part in (task.train, task.held_out)
     )
     return ReferenceEngine(base, train, held_out, recipe)
 

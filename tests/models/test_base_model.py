@@ -29,7 +29,7 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     base = load_base(str(tiny_model), ClassificationObjective(LABELS), ["all-linear"], [4])
-    assert base.fresh == ("classifier",)
+    assert base.newly_initialized == ("classifier",)
     assert set(base.trained_in_full) == {"classifier"}
     assert base.model.config.id2label == {0: "bad", 1: "good"}
     # MiniLM-L6 comes without the pooler's weights.
@@ -42,7 +42,7 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
     }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     base = load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
-    assert set(base.fresh) == {"bert.pooler", "classifier"}
+    assert set(base.newly_initialized) == {"bert.pooler", "classifier"}
     assert not any("pooler" in name for name in base.targets)
 
 
@@ -57,7 +57,7 @@ def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_pa
         [4],
         quantization=quantization,
     )
-    assert not base.fresh
+    assert not base.newly_initialized
     trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4.0, use_rslora=False)
     model = put_on_adapter(base, trial, saved_modules(base))
     trained = {
@@ -84,8 +84,8 @@ def test_a_decoder_without_padding_gets_one(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     base = load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
     assert base.model.config.pad_token_id == base.tokenizer.pad_token_id is not None
-    assert base.fresh == ("score",)
-    assert base.longest == 24
+    assert base.newly_initialized == ("score",)
+    assert base.max_length == 24
 
 
 def roberta(directory: Path) -> None:
@@ -120,10 +120,10 @@ def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
 def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
     roberta(tmp_path)
     base = load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
-    assert base.longest == 32  # 34 positions, counted from behind the padding index 1
-    base.model(input_ids=torch.full((1, base.longest), 5))
+    assert base.max_length == 32  # 34 positions, counted from behind the padding index 1
+    base.model(input_ids=torch.full((1, base.max_length), 5))
     with pytest.raises((IndexError, RuntimeError), match="index"):
-        base.model(input_ids=torch.full((1, base.longest + 1), 5))
+        base.model(input_ids=torch.full((1, base.max_length + 1), 5))
 
 
 def without_special_tokens(directory: Path) -> None:

@@ -1,20 +1,26 @@
-"""One test for each private name that models/compat.py uses: when a library drops one, the test says which."""
+"""Tests of every private name that models/compat.py uses; a failure says which name is gone."""
 
 import importlib
 import logging
 import warnings
+from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from rankwise.models.compat import (
+    dequantize_bnb,
     expand_all_linear,
     first_sentence,
+    fix_bnb_layout,
     intercept_operators,
+    quantized_bits,
+    quantized_tensors,
     quiet_libraries,
     reinitialize,
     tensors_in,
@@ -38,7 +44,8 @@ def test_private_name_still_exists(module: str, name: str, function: str) -> Non
         library = module.partition(".")[0]
         version = importlib.import_module(library).__version__
         pytest.fail(
-            f"{library} {version} no longer has {module}.{name}: rankwise.models.compat.{function} needs another way"
+            f"{library} {version} no longer has {module}.{name}: "
+            f"rankwise.models.compat.{function} needs another way"
         )
 
 
@@ -100,6 +107,68 @@ def test_all_linear_becomes_every_linear_layer_but_the_head() -> None:
     }
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert matched == linear - {"classifier"}
+
+
+def quantize(kind: str) -> tuple[Any, torch.Tensor]:
+    """Return a quantised layer and the weight that it was made from, (32, 64)."""
+    torch.manual_seed(0)
+    source = nn.Linear(64, 32, bias=False)
+    layer: Any
+    if kind == "int8":
+        layer = bitsandbytes.nn.Linear8bitLt(64, 32, bias=False, has_fp16_weights=False)
+    else:
+        layer = bitsandbytes.nn.Linear4bit(
+            64, 32, bias=False, quant_type="nf4", compress_statistics=kind == "nf4-dq"
+        )
+    layer.load_state_dict(source.state_dict())
+    return layer.to("cpu"), source.weight.detach()
+
+
+@pytest.mark.parametrize(("kind", "bits", "error"), [("nf4", 4, 0.02), ("int8", 8, 0.001)])
+def test_a_quantised_layer_is_recognised_and_gives_its_weight_back(
+    kind: str, bits: int, error: float
+) -> None:
+    layer, weight = quantize(kind)
+    assert quantized_bits(layer) == bits
+    assert quantized_bits(nn.Linear(2, 2)) is None
+    fix_bnb_layout(layer)
+    assert dequantize_bnb(layer).shape == (32, 64)
+    assert (dequantize_bnb(layer).float() - weight).abs().max() < error
+
+
+def test_an_adapter_around_a_quantised_layer_is_not_quantised_itself() -> None:
+    model = nn.Sequential(quantize("nf4")[0])
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as from_pretrained marks it
+    adapted = get_peft_model(model, LoraConfig(target_modules=["0"]))  # type: ignore[arg-type]
+    layer = adapted.base_model.model[0]
+    assert type(layer).__name__ == "Linear4bit"
+    assert quantized_bits(layer) is None
+    assert quantized_bits(layer.base_layer) == 4
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])
+def test_no_forward_pass_changes_a_layer_whose_layout_is_fixed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes rearranges 4-bit weights on a CPU with AVX512-BF16 unless it is told not to."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    layer, _ = quantize(kind)
+    fix_bnb_layout(layer)
+    before = [tensor.clone() for tensor in (layer.weight.data, *quantized_tensors(layer))]
+    with torch.no_grad():
+        layer.eval()(torch.ones(1, 64))
+    after = [layer.weight.data, *quantized_tensors(layer)]
+    assert len(before) == len(after)
+    assert all(map(torch.equal, before, after))
+
+
+def test_the_scales_of_double_quantisation_are_found() -> None:
+    plain, nested = (
+        sum(tensor.numel() for tensor in quantized_tensors(quantize(kind)[0]))
+        for kind in ("nf4", "nf4-dq")
+    )
+    # 32 blocks of 64 weights in a block of scales: their scale, the offset, a table of 256 codes.
+    assert nested - plain == 1 + 1 + 256
 
 
 def test_libraries_are_quiet_inside_and_as_before_outside() -> None:

@@ -213,7 +213,7 @@ def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: 
         [4],
         quantization="nf4",
     )
-    assert set(base.fresh) == {"bert.pooler", "classifier"}
+    assert set(base.newly_initialized) == {"bert.pooler", "classifier"}
     for name in base.trained_in_full:
         assert all(
             value.dtype == torch.float32 for value in base.model.get_submodule(name).parameters()

@@ -43,7 +43,7 @@ def put_on_adapter(
     for name, state in saved.items():
         model.get_submodule(name).load_state_dict(state)
     set_seed(trial.seed)
-    for name in base.fresh:
+    for name in base.newly_initialized:
         reinitialize(model, model.get_submodule(name))
     return get_peft_model(
         model,

@@ -1,4 +1,4 @@
-"""Facts about Hugging Face models that several components need: task classes, trained heads, position tables."""
+"""Facts about Hugging Face models that several components need: classes, heads, positions."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ AUTO_CLASSES = {
 """The transformers class that loads a model for each task type (PEFT's names of tasks)."""
 
 CLASSIFIER_HEADS = ("classifier", "score")
-"""Endings of the module names that PEFT trains in full for classification, as in DistilBERT's ``pre_classifier``."""
+"""Endings of the module names that PEFT trains in full for classification (DistilBERT has two)."""
 
 
 def trained_heads(task_type: str) -> tuple[str, ...]:
@@ -35,5 +35,5 @@ def position_tables(model: "nn.Module") -> "Iterator[nn.Embedding]":
 
 
 def first_position(table: "nn.Embedding") -> int:
-    """Return the position of a text's first token: RoBERTa counts from the index after the padding index."""
+    """Return the position of a text's first token; RoBERTa counts from after the padding index."""
     return 0 if table.padding_idx is None else table.padding_idx + 1

@@ -1,4 +1,4 @@
-"""The frozen base: found, checked, loaded once."""
+"""Loading of the frozen base model, with the head that a task needs."""
 
 import inspect
 from collections.abc import Sequence
@@ -11,12 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rankwise.errors import RequestError
-from rankwise.models.auto import (
-    AUTO_CLASSES,
-    first_position,
-    position_tables,
-    trained_heads,
-)
+from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments
 from rankwise.models.quantization import (
@@ -28,31 +23,35 @@ from rankwise.models.quantization import (
 from rankwise.models.targets import check_ranks, find_targets
 from rankwise.tasks.base import Objective
 
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AssertionError, SafetensorError)
+"""Exceptions that transformers raises for a model that it cannot load."""
+
 
 @dataclass
 class BaseModel:
     """A frozen base model, shared by all trials.
 
     Attributes:
-        model: without adapters; no dropout anywhere, so that a trial is a function of its seed alone.
-        tokenizer: of the model.
-        name: directory, GGUF file or hub id.
-        objective: what its head is for.
-        fresh: modules without weights in the checkpoint, drawn anew for each seed.
-        trained_in_full: modules that every trial trains and saves beside its adapter: the fresh ones (or a saved
-            adapter could not be put back on its base) and the head.
-        targets: ``{layer: (d_in, d_out)}`` that get an adapter.
-        longest: tokens of the longest input that the model takes.
+        model: The transformers model without adapters. Dropout is off everywhere, so that a trial
+            depends on its seed alone.
+        tokenizer: The model's tokenizer.
+        name: Directory, GGUF file or hub id.
+        objective: What the model's head computes, and the loss for it.
+        newly_initialized: Modules that the checkpoint has no weights for; each seed draws them.
+        trained_in_full: Modules that every trial trains and saves with its adapter: the newly
+            initialised ones (or the saved adapter would not fit its base) and the head.
+        targets: ``{layer: (d_in, d_out)}`` of the layers that get an adapter.
+        max_length: Tokens of the longest input that the model takes.
     """
 
     model: nn.Module
     tokenizer: Any
     name: str
     objective: Objective
-    fresh: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
     trained_in_full: tuple[str, ...]
     targets: dict[str, tuple[int, int]]
-    longest: int
+    max_length: int
 
 
 def load_base(
@@ -63,131 +62,167 @@ def load_base(
     trust_remote_code: bool = False,
     quantization: str = "none",
 ) -> BaseModel:
-    """Load a base with the head that an objective needs.
+    """Load a base model with the head that an objective needs.
 
     Args:
-        name: directory, GGUF file or hub id.
-        objective: what its head is for.
-        target_modules: as in `rankwise.models.config.ModelConfig`.
-        ranks: to be trained.
-        trust_remote_code: run Python code that comes with the model.
-        quantization: of the frozen linear layers, one of `rankwise.models.config.QUANTIZATIONS`.
+        name: Directory, GGUF file or hub id.
+        objective: What the head computes.
+        target_modules: Layers that get an adapter, as in `rankwise.models.config.ModelConfig`.
+        ranks: Ranks to be trained.
+        trust_remote_code: Run Python code that comes with the model.
+        quantization: Precision of the frozen linear layers, one of
+            `rankwise.models.config.QUANTIZATIONS`.
 
     Raises:
-        RequestError: the model cannot be loaded, has no head to generate text where that is the task, the target
-            modules match nothing, or a rank is too large.
+        RequestError: The model cannot be loaded, cannot generate text although the task needs it,
+            the target modules match nothing, or a rank is too large.
     """
     import transformers
 
     check_model_files(name)
     check_quantization(quantization)
     place, file = load_arguments(name)
-    auto_class = getattr(transformers, AUTO_CLASSES[objective.task_type])
-    endings = keep = trained_heads(objective.task_type)
+    options: dict[str, Any] = {**file, "trust_remote_code": trust_remote_code}
     with quiet_libraries():
         try:
-            # Fresh weights are drawn again for each seed; this seed only makes loading repeatable.
+            # Each trial draws new modules from its own seed. This one makes loading repeatable.
             torch.manual_seed(0)
-            config = transformers.AutoConfig.from_pretrained(
-                place, **file, **objective.settings, trust_remote_code=trust_remote_code
-            )
+            config = transformers.AutoConfig.from_pretrained(place, **options, **objective.settings)
             _remove_dropout(config)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                place, **file, trust_remote_code=trust_remote_code
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+            model, new_modules = _load_weights(
+                place, config, objective.task_type, quantization, options
             )
-            while True:
-                model, info = auto_class.from_pretrained(
-                    place,
-                    **file,
-                    use_safetensors=None if file else True,
-                    config=config,
-                    dtype=torch.float32,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    trust_remote_code=trust_remote_code,
-                    **(
-                        _unpacking()
-                        if file and quantization == "none"
-                        else loading_arguments(quantization, keep)
-                    ),
-                )
-                absent = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-                fresh = _topmost_modules(model, absent)
-                # What is trained in full is not quantised, and only loading tells what the checkpoint lacks.
-                wrongly = [
-                    one
-                    for one in fresh
-                    if any(map(is_quantized, model.get_submodule(one).modules()))
-                ]
-                if not wrongly:
-                    break
-                keep = (*keep, *wrongly)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            ImportError,
-            AssertionError,
-            SafetensorError,
-        ) as error:
-            raise RequestError(
-                f"model {name!r} cannot be loaded: {first_sentence(error)}"
-            ) from None
+        except LOADING_ERRORS as error:
+            message = f"model {name!r} cannot be loaded: {first_sentence(error)}"
+            raise RequestError(message) from None
+    _prepare_tokenizer(name, tokenizer, model)
+    _freeze(model, quantization)
+    if objective.task_type == "CAUSAL_LM":
+        _check_causal(name, model, new_modules)
+    endings = trained_heads(objective.task_type)
+    heads = [child for child, _ in model.named_children() if child.endswith(endings)]
+    trained_in_full = tuple(dict.fromkeys([*new_modules, *heads]))
+    targets = find_targets(model, target_modules, trained_in_full)
+    check_ranks(ranks, targets)
+    if quantization == "none":  # a quantised model is already where it runs
+        model = model.to(_fastest_device())
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        objective=objective,
+        newly_initialized=new_modules,
+        trained_in_full=trained_in_full,
+        targets=targets,
+        max_length=_max_length(model, tokenizer),
+    )
+
+
+def _remove_dropout(config: Any) -> None:
+    """Set every dropout rate in a config to 0; attention reads its rate from there."""
+    for key, value in config.to_dict().items():
+        if ("drop" in key or key.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+def _load_weights(
+    place: str, config: Any, task_type: str, quantization: str, options: dict[str, Any]
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the model, and the names of the modules that the checkpoint has no weights for.
+
+    These modules are trained in full, so they must not be quantised. Which ones they are shows only
+    after loading, so a quantised model may be loaded twice.
+    """
+    import transformers
+
+    auto_class = getattr(transformers, AUTO_CLASSES[task_type])
+    from_gguf = "gguf_file" in options
+    keep = trained_heads(task_type)
+    while True:
+        model, info = auto_class.from_pretrained(
+            place,
+            **options,
+            use_safetensors=None if from_gguf else True,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_precision_arguments(quantization, keep, from_gguf),
+        )
+        mismatched = {key for key, *_ in info["mismatched_keys"]}
+        new_modules = _topmost_modules(model, set(info["missing_keys"]) | mismatched)
+        quantized = [
+            name
+            for name in new_modules
+            if any(map(is_quantized, model.get_submodule(name).modules()))
+        ]
+        if not quantized:
+            return model, new_modules
+        keep = (*keep, *quantized)
+
+
+def _precision_arguments(quantization: str, keep: Sequence[str], from_gguf: bool) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that set the precision of the weights.
+
+    A GGUF file is unpacked to floats: otherwise transformers calls the model quantised, and its
+    Trainer refuses it. Versions without this setting always unpack.
+    """
+    import transformers
+
+    if quantization == "none" and from_gguf and hasattr(transformers, "GgufConfig"):
+        return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    return loading_arguments(quantization, keep)
+
+
+def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:
+    """Return the largest modules that have no parameter in the checkpoint."""
+    topmost: list[str] = []
+    for name, module in model.named_modules():  # parents come before their children
+        keys = {f"{name}.{key}" for key, _ in module.named_parameters()}
+        is_inside = any(name.startswith(f"{parent}.") for parent in topmost)
+        if name and keys and not is_inside and keys <= absent:
+            topmost.append(name)
+    return tuple(topmost)
+
+
+def _prepare_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
+    """Make a tokenizer pad on the right with a token that the model knows, or refuse it."""
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        # transformers makes one up, to which every word is unknown, where the files are missing.
+        # Where its files are missing, transformers makes up a tokenizer that knows no word.
         raise RequestError(
             f"model {name!r} has no tokenizer: save one beside it (tokenizer.save_pretrained)"
         )
-    if tokenizer.pad_token is None:  # decoders often have none
+    if tokenizer.pad_token is None:  # usual for decoders
         if tokenizer.eos_token is None:
             raise RequestError(
-                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; set one "
-                "(tokenizer.pad_token = ...) and save it again"
+                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                "set one (tokenizer.pad_token = ...) and save it again"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    for part in (
-        model.config,
-        model.config.get_text_config(),
-    ):  # a model of several parts asks the latter
-        if getattr(part, "pad_token_id", None) is None:
-            part.pad_token_id = tokenizer.pad_token_id
-    tokenizer.padding_side = "right"  # so that places in a sequence stay where they are
+    # A classifier of a multimodal model reads the padding token from the config of its text part.
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.padding_side = "right"  # so that padding does not shift a token's position
     if "token_type_ids" not in inspect.signature(model.base_model.forward).parameters:
-        tokenizer.model_input_names = [
-            key for key in tokenizer.model_input_names if key != "token_type_ids"
-        ]
+        names = [key for key in tokenizer.model_input_names if key != "token_type_ids"]
+        tokenizer.model_input_names = names
+
+
+def _freeze(model: Any, quantization: str) -> None:
+    """Turn off gradients and dropout; bring the unquantised rest of a quantised model to fp32."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
     if quantization != "none":
-        prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=False
-        )  # what is not quantised to fp32
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         keep_as_loaded(model)
-    if objective.task_type == "CAUSAL_LM":
-        _check_causal(name, model, fresh)
-    heads = [
-        name for name, _ in model.named_children() if name.endswith(endings) and name not in fresh
-    ]
-    trained_in_full = (*fresh, *heads)
-    targets = find_targets(model, target_modules, trained_in_full)
-    check_ranks(ranks, targets)
-    if quantization == "none":  # a quantised base is loaded where it runs
-        device = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-        model = model.to(device)
-    longest = _longest_input(model, tokenizer)
-    return BaseModel(model, tokenizer, name, objective, fresh, trained_in_full, targets, longest)
 
 
-def _check_causal(name: str, model: Any, fresh: Sequence[str]) -> None:
-    """Refuse what cannot be tuned to write: an encoder, which sees what it is to tell, or a head without weights."""
+def _check_causal(name: str, model: Any, new_modules: Sequence[str]) -> None:
+    """Refuse a model that cannot learn to generate text: an encoder, or one with weights missing."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     if model.config.model_type in ENCODERS and not getattr(model.config, "is_decoder", False):
@@ -195,44 +230,22 @@ def _check_causal(name: str, model: Any, fresh: Sequence[str]) -> None:
             f"model {name!r} is an encoder ({model.config.model_type}), which cannot write text; "
             "task sft needs a causal language model"
         )
-    if fresh:
+    if new_modules:
         raise RequestError(
-            f"model {name!r} has no weights for {fresh[0]}; task sft needs a whole causal language model"
+            f"model {name!r} has no weights for {new_modules[0]}; "
+            "task sft needs a whole causal language model"
         )
 
 
-def _remove_dropout(config: Any) -> None:
-    """Set every dropout rate of a config to 0: attention reads its rate from there."""
-    for key, value in config.to_dict().items():
-        if ("drop" in key or key.endswith("pdrop")) and isinstance(value, float):
-            setattr(config, key, 0.0)
+def _fastest_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _longest_input(model: nn.Module, tokenizer: Any) -> int:
-    """Return how many tokens the tokenizer and the model's positions allow."""
+def _max_length(model: nn.Module, tokenizer: Any) -> int:
+    """Return the most tokens that the tokenizer and the model's position tables allow."""
     limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
     for table in position_tables(model):
         limits.append(table.num_embeddings - first_position(table))
     return min(limit for limit in limits if isinstance(limit, int))
-
-
-def _unpacking() -> dict[str, Any]:
-    """Return what lets transformers unpack a GGUF file: else it takes the base for quantised, and trains no such model.
-
-    Versions without that setting always unpack.
-    """
-    import transformers
-
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
-def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:
-    """Return the largest modules all of whose parameters are absent from the checkpoint."""
-    found: list[str] = []
-    for name, module in model.named_modules():  # parents come before their children
-        keys = {f"{name}.{key}" for key, _ in module.named_parameters()}
-        inside = any(name.startswith(f"{parent}.") for parent in found)
-        if name and keys and not inside and keys <= absent:
-            found.append(name)
-    return tuple(found)

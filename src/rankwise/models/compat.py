@@ -1,8 +1,9 @@
-"""Private names of torch, transformers, PEFT and bitsandbytes: the one file to read when one of them is upgraded.
+"""Private names of torch, transformers, PEFT and bitsandbytes: read this file to upgrade one of them.
 
-Each function wraps one private name, and its docstring says why no public one does the work. All of them were checked
-on torch 2.13, transformers 5.23, PEFT 0.21 and bitsandbytes 0.50; tests/models/test_compat.py says which name is gone.
-Libraries are imported inside the functions, so that this module loads none of them.
+Each function wraps one private name, and its docstring says why no public one does the work. All of
+them were checked on torch 2.13, transformers 5.23, PEFT 0.21 and bitsandbytes 0.50;
+tests/models/test_compat.py reports a name that is gone. Libraries are imported inside the
+functions, so that this module loads none of them.
 """
 
 import logging
@@ -78,7 +79,10 @@ def intercept_operators(
 
 
 def tensors_in(value: Any) -> "list[Tensor]":
-    """Return the tensors inside nested lists, tuples and dicts. ``torch.utils._pytree`` has no public name."""
+    """Return the tensors inside nested lists, tuples and dicts.
+
+    ``torch.utils._pytree`` is what autograd and the dispatcher use; it has no public name.
+    """
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -89,9 +93,10 @@ def tensors_in(value: Any) -> "list[Tensor]":
 
 
 def reinitialize(model: Any, module: "nn.Module") -> None:
-    """Draw a module's weights again, by the initialisation of the transformers model that it belongs to.
+    """Draw a module's weights again, as the transformers model that it belongs to initialises them.
 
-    The public ``init_weights()`` draws a whole model, and skips each parameter that loading has marked as initialised.
+    The public ``init_weights()`` draws a whole model, and skips each parameter that loading has
+    marked as initialised.
     """
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
@@ -103,13 +108,57 @@ def reinitialize(model: Any, module: "nn.Module") -> None:
 
 
 def expand_all_linear(config: "LoraConfig", model: "nn.Module") -> None:
-    """Replace ``target_modules="all-linear"`` of a PEFT config by the names of the model's linear layers.
+    """Replace ``target_modules="all-linear"`` in a PEFT config by the names of linear layers.
 
-    PEFT does this only while it puts the adapter on; there is no public function for the names alone.
+    PEFT does this only while it puts the adapter on; no public function returns the names alone.
     """
     from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 
     _maybe_include_all_linear_layers(config, model)
 
 
-# ---- bitsandbytes ----
+# ---- bitsandbytes: attributes of its layers that its documentation does not name ----
+
+
+def quantized_bits(module: "nn.Module") -> int | None:
+    """Return 4 or 8 for a quantised linear layer, None for any other module.
+
+    Classes are compared by name, so that bitsandbytes is not imported where nothing is quantised.
+    PEFT's adapters around such layers have the same class names, but another module.
+    """
+    kind = type(module)
+    if not kind.__module__.startswith("bitsandbytes."):
+        return None
+    return {"Linear4bit": 4, "Linear8bitLt": 8}.get(kind.__name__)
+
+
+def fix_bnb_layout(layer: Any) -> None:
+    """Bring a quantised layer's weight into its final layout, which no forward pass changes.
+
+    There is no public setting. `rankwise.models.quantization.keep_as_loaded` says why it is needed.
+    """
+    if quantized_bits(layer) == 4:
+        vars(layer)["support_avx512bf16_for_cpu"] = False
+    elif layer.weight.CB is not None:
+        layer.init_8bit_state()
+
+
+def dequantize_bnb(layer: Any) -> "Tensor":
+    """Return the weight of a quantised layer, (d_out, d_in); its state lies elsewhere for 8 bits."""
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    weight: Tensor = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    return weight
+
+
+def quantized_tensors(layer: Any) -> "Iterator[Tensor]":
+    """Yield the tensors of a quantised layer that are not parameters: codes, scales, scales of scales."""
+    import torch
+
+    quant_state = getattr(layer.weight, "quant_state", None)
+    nested_state = getattr(quant_state, "state2", None)
+    for holder in (layer.weight, quant_state, getattr(layer, "state", None), nested_state):
+        if holder is not None:
+            for value in vars(holder).values():
+                if isinstance(value, torch.Tensor):
+                    yield value

@@ -17,16 +17,17 @@ def check_model_files(name: str) -> None:
     """Refuse a model that cannot be loaded, before anything heavy is imported.
 
     Args:
-        name: Directory, GGUF file or hub id. A hub id passes; whether it exists shows when it is loaded.
+        name: Directory, GGUF file or hub id. Every hub id passes; loading shows whether it exists.
 
     Raises:
-        RequestError: The directory does not exist, or has no ``config.json`` or no safetensors weights; or the package
-            that reads GGUF files is missing.
+        RequestError: The directory does not exist, or has no ``config.json`` or no safetensors
+            weights; or the package that reads GGUF files is missing.
     """
     if _is_gguf(name):
         if find_spec("gguf") is None:
             raise RequestError(
-                f"model {name!r} is a GGUF file, which needs a package: pip install 'rankwise[gguf]'"
+                f"model {name!r} is a GGUF file, which needs a package: "
+                "pip install 'rankwise[gguf]'"
             )
         return
     directory = model_directory(name)
@@ -35,8 +36,8 @@ def check_model_files(name: str) -> None:
     for pattern in ("*.bin", "*.pt", "*.pth"):
         for pickle in sorted(directory.glob(pattern)):
             raise RequestError(
-                f"model {name!r} has its weights as pickle only ({pickle.name}), which can run code when read; "
-                "convert them to safetensors (model.save_pretrained writes it)"
+                f"model {name!r} has its weights as pickle only ({pickle.name}), "
+                "which can run code when read; convert them to safetensors (model.save_pretrained writes it)"
             )
     raise RequestError(f"model {name!r}: the directory has no weights (*.safetensors)")
 
@@ -56,12 +57,13 @@ def model_directory(name: str) -> Path | None:
         return None
     problem = "is a file, not a directory" if path.exists() else "no such directory"
     raise RequestError(
-        f"model {name!r}: {problem}; allowed is a directory with config.json, a GGUF file, or a hub id"
+        f"model {name!r}: {problem}; "
+        "allowed is a directory with config.json, a GGUF file, or a hub id"
     )
 
 
 def load_arguments(name: str) -> tuple[str, dict[str, str]]:
-    """Return the arguments of ``from_pretrained`` for a model: a directory or hub id, and a GGUF file's name."""
+    """Return the arguments of ``from_pretrained``: a directory or hub id, and a GGUF file's name."""
     if _is_gguf(name):
         path = Path(name)
         return str(path.parent), {"gguf_file": path.name}
@@ -71,8 +73,9 @@ def load_arguments(name: str) -> tuple[str, dict[str, str]]:
 def model_fingerprint(name: str) -> str:
     """Return a digest of a model's files: small files in full, weights files by size and both ends.
 
-    A safetensors or GGUF file begins with a header that holds every tensor's name and shape. Hashing tens of gigabytes
-    in full would cost more than it is worth. A hub id is its own fingerprint.
+    A safetensors or GGUF file begins with a header that holds every tensor's name and shape.
+    Hashing tens of gigabytes in full would cost more than it is worth. A hub id is its own
+    fingerprint.
     """
     path = Path(name)
     if path.is_dir():

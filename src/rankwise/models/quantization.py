@@ -1,4 +1,4 @@
-"""The frozen base in few bits, by bitsandbytes (QLoRA, Dettmers et al. 2023)."""
+"""A frozen base model in few bits, by bitsandbytes (QLoRA, Dettmers et al. 2023)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,140 +11,133 @@ from torch import nn
 from torch.nn.functional import linear
 
 from rankwise.errors import RequestError
+from rankwise.models.compat import (
+    dequantize_bnb,
+    fix_bnb_layout,
+    quantized_bits,
+    quantized_tensors,
+)
 
 
 def check_quantization(quantization: str) -> None:
-    """Refuse a quantisation that needs what is not installed.
+    """Refuse a quantisation whose package is not installed.
 
     Raises:
         RequestError: bitsandbytes is missing.
     """
     if quantization != "none" and find_spec("bitsandbytes") is None:
         raise RequestError(
-            f"quantization {quantization!r} needs the package 'bitsandbytes': pip install 'rankwise[qlora]', "
-            "or take --quantization none"
+            f"quantization {quantization!r} needs the package 'bitsandbytes': "
+            "pip install 'rankwise[qlora]', or take --quantization none"
         )
 
 
 def has_fast_bf16() -> bool:
-    """Whether the GPU has bfloat16 itself: on those before Ampere PyTorch emulates it, and calls that supported."""
+    """Whether the GPU computes in bfloat16.
+
+    Before Ampere PyTorch emulates it, and reports it as supported unless asked about emulation.
+    """
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
-    """Return what ``from_pretrained`` needs to load a base in few bits; nothing for ``"none"``.
+    """Return the arguments of ``from_pretrained`` that load a base in few bits.
 
-    Products are in fp32 on a CPU, whose adapters are too, and in bfloat16 on a GPU that has it, as QLoRA has them.
+    4-bit layers compute in bfloat16 on a GPU that has it, as in QLoRA, and in fp32 elsewhere.
 
     Args:
-        quantization: one of `rankwise.models.config.QUANTIZATIONS`.
-        keep: modules that stay as they are: those trained in full. None named, the output layer does, as transformers
-            has it.
+        quantization: One of `rankwise.models.config.QUANTIZATIONS`; ``"none"`` needs no argument.
+        keep: Modules that stay unquantised, because they are trained in full. If there are none,
+            transformers keeps the output layer.
     """
     if quantization == "none":
         return {}
     from transformers import BitsAndBytesConfig
 
-    skip = list(keep) or None
+    # transformers reads this setting for 4-bit layers as well, in spite of its name.
+    skipped = {"llm_int8_skip_modules": list(keep) or None}
     if quantization == "int8":
-        return {
-            "quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-        }
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, **skipped)}
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=quantization == "nf4-dq",
         bnb_4bit_compute_dtype=torch.bfloat16 if has_fast_bf16() else torch.float32,
-        llm_int8_skip_modules=skip,  # of 4-bit layers as well
+        **skipped,
     )
     return {"quantization_config": config}
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module is a quantised linear layer of bitsandbytes; PEFT's adapters around them have the same names."""
-    kind = type(module)
-    return kind.__name__ in ("Linear4bit", "Linear8bitLt") and kind.__module__.startswith(
-        "bitsandbytes."
-    )
+    """Whether a module is a quantised linear layer of bitsandbytes."""
+    return quantized_bits(module) is not None
 
 
 def keep_as_loaded(model: nn.Module) -> None:
-    """Let quantised layers stay as they are from here on.
+    """Stop bitsandbytes from changing quantised weights when the model runs.
 
-    On a CPU with AVX512-BF16 bitsandbytes rounds a 4-bit layer's scales to bf16 and lays its weights out anew, in
-    place, the first time that it evaluates. From then on its products are in bf16 and have no gradient: the trials that
-    train after the first evaluation would have another base than those before, and one that lets nothing learn. What an
-    8-bit layer moves in its first pass is moved now, or two threads might move it at once.
+    On a CPU with AVX512-BF16 it rounds a 4-bit layer's scales to bf16 and rearranges the weights in
+    place on the first evaluation. From then on the layer's products are in bf16 and have no
+    gradient, so later trials would train on another base, or not learn at all. 8-bit layers move
+    their weights on the first pass; they do so here, because two threads might do it at once.
     """
-    layers: list[Any] = [module for module in model.modules() if is_quantized(module)]
-    for layer in layers:
-        if type(layer).__name__ == "Linear4bit":
-            vars(layer)["support_avx512bf16_for_cpu"] = False
-        elif layer.weight.CB is not None:
-            layer.init_8bit_state()
+    for layer in filter(is_quantized, model.modules()):
+        fix_bnb_layout(layer)
 
 
 @contextmanager
 def computing_in_fp32(model: nn.Module) -> Iterator[None]:
-    """Let quantised layers compute in fp32, 8-bit ones with inputs as they are, until the end of the ``with`` block.
+    """Make quantised layers compute in fp32, without rounding inputs, inside the ``with`` block.
 
-    In bf16 the logits of one example move by several percent with the shape of its batch, by rounding alone, and so
-    they do with inputs rounded to 8 bits.
+    In bf16 the logits of one example move by several percent with the shape of its batch, by
+    rounding alone; so they do when inputs are rounded to 8 bits.
     """
     with ExitStack() as stack:
-        for layer in filter(is_quantized, model.modules()):
-            if type(layer).__name__ == "Linear4bit":
+        for layer in model.modules():
+            bits = quantized_bits(layer)
+            if bits == 4:
                 stack.enter_context(_attribute(layer, "compute_dtype", torch.float32))
-            else:
-                stack.enter_context(_attribute(layer, "forward", partial(_unrounded, layer)))
+            elif bits == 8:
+                stack.enter_context(_attribute(layer, "forward", partial(_exact_forward, layer)))
         yield
 
 
 @contextmanager
 def _attribute(layer: nn.Module, name: str, value: Any) -> Iterator[None]:
-    own = vars(layer)
-    before = own.get(name)  # a method is the class's, unless something has hooked itself in
-    own[name] = value
+    """Set an attribute of one layer, and restore it at the end."""
+    attributes = vars(layer)
+    before = attributes.get(name)  # None for a method, which the class holds
+    attributes[name] = value
     try:
         yield
     finally:
         if before is None:
-            del own[name]
+            del attributes[name]
         else:
-            own[name] = before
+            attributes[name] = before
 
 
-def _unrounded(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _exact_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return linear(x, dequantized(layer).to(x.dtype), layer.bias)
 
 
-def dequantized(layer: Any) -> torch.Tensor:
+def dequantized(layer: nn.Module) -> torch.Tensor:
     """Return the weight of a quantised layer, (d_out, d_in)."""
-    from peft.utils.integrations import dequantize_bnb_weight
-
-    weight: torch.Tensor = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
-    return weight
+    return dequantize_bnb(layer)
 
 
 def mixes_rows(model: nn.Module) -> bool:
-    """Whether what a layer makes of one row depends on the others in the same product.
+    """Whether a layer's output for one row depends on the other rows in the same product.
 
-    8-bit layers take a column in which any row has an outlier out of the 8 bits for all rows (LLM.int8(), Dettmers et
-    al. 2022, section 3.2).
+    An 8-bit layer computes a column in higher precision for all rows if any row has an outlier
+    there (LLM.int8(), Dettmers et al. 2022, section 3.2).
     """
-    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+    return any(quantized_bits(module) == 8 for module in model.modules())
 
 
 def resident_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield what a frozen model keeps in memory: parameters, buffers, and the scales of quantised weights."""
+    """Yield all tensors that a frozen model keeps in memory: weights, buffers and their scales."""
     yield from model.parameters()
     yield from model.buffers()
-    for module in model.modules():
-        if is_quantized(module):
-            weight: Any = module.weight
-            holders = (weight, getattr(weight, "quant_state", None), getattr(module, "state", None))
-            for holder in (*holders, getattr(holders[1], "state2", None)):
-                if holder is not None:
-                    yield from (
-                        value for value in vars(holder).values() if isinstance(value, torch.Tensor)
-                    )
+    for module in filter(is_quantized, model.modules()):
+        yield from quantized_tensors(module)

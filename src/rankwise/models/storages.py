@@ -12,9 +12,9 @@ from rankwise.models.compat import intercept_operators, tensors_in
 
 
 class StorageTracker(ABC):
-    """Calls `allocated` when a PyTorch operator makes a storage, and `freed` when the storage is released.
+    """Calls `allocated` when a PyTorch operator makes a storage, and `freed` when it is released.
 
-    Tensors that view one storage count once. A subclass says what to record.
+    Tensors that view one storage count once. A subclass decides what to record.
     """
 
     def __init__(self) -> None:
@@ -22,14 +22,18 @@ class StorageTracker(ABC):
 
     @abstractmethod
     def allocated(self, tensor: torch.Tensor) -> int | None:
-        """Record a new storage by the first tensor on it; return a number that identifies it, or None to ignore it."""
+        """Record a new storage, given the first tensor on it.
+
+        Returns:
+            A number for `freed` and `number`; None if the storage's release is not to be reported.
+        """
 
     @abstractmethod
     def freed(self, number: int) -> None:
         """Record the release of the storage for which `allocated` returned this number."""
 
     def run(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and add the storages of its result; a subclass may treat some operators otherwise."""
+        """Run an operator and track its result; a subclass may treat some operators otherwise."""
         result = operator(*args, **kwargs)
         self.add_all(result)
         return result

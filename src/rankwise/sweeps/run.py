@@ -110,7 +110,7 @@ class Run:
 
         A base whose head is drawn anew guesses too, badly, and says nothing.
         """
-        if self.task.chance_loss is not None or self.base.fresh:
+        if self.task.chance_loss is not None or self.base.newly_initialized:
             return self.task.chance_loss
         known = known_chance_loss(self.store.directory)
         if known is None:
@@ -129,7 +129,7 @@ class Run:
         Raises:
             RequestError: of no text anything is left to learn, and a decision needs one.
         """
-        length = min(max_length(self.config, self.task), self.base.longest)
+        length = min(max_length(self.config, self.task), self.base.max_length)
         examples, name = getattr(self.task, part), part.replace("_", "-")
         encoded, cut = self.task.encoder(examples, self.base.tokenizer, length)
         lost = len(examples) - len(encoded)

@@ -185,7 +185,7 @@ def test_models_that_cannot_write_are_refused(tiny_model: Path, tmp_path: Path) 
     tied = tmp_path / "tied"
     tied.mkdir()
     save_tiny_lm("llama", tied, tie_word_embeddings=True)
-    assert load_base(str(tied), CompletionObjective(), ["all-linear"], [4]).fresh == ()
+    assert load_base(str(tied), CompletionObjective(), ["all-linear"], [4]).newly_initialized == ()
 
 
 def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -> None:
