@@ -17,7 +17,7 @@ from rankwise.engine.config import TrainingConfig
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import Trial
 from rankwise.lora import read_adapter, spectrum, truncate, write_adapter
-from rankwise.report.decision_table import ProgressBar
+from rankwise.report.progress_bar import ProgressBar
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.run import Run, open_run
 

@@ -19,8 +19,8 @@ from rich.table import Table
 
 import rankwise
 from rankwise.formatting import figure
-from rankwise.report.compare_sweeps import read_lines
-from rankwise.report.decision_table import ProgressBar
+from rankwise.report.compare_sweeps import read_compared_sweeps
+from rankwise.report.progress_bar import ProgressBar
 from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
 
@@ -60,7 +60,9 @@ def main() -> None:
                 **settings, ranks=ranks[group], target_modules=group, out=directory
             )
             rankwise.sweep(config, progress=progress)
-    lines = dict(zip(GROUPS, (line.as_dict() for line in read_lines(directories)), strict=True))
+    lines = dict(
+        zip(GROUPS, (line.as_dict() for line in read_compared_sweeps(directories)), strict=True)
+    )
     results = {"settings": settings, "environment": environment(), "ranks": ranks, "lines": lines}
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")

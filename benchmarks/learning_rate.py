@@ -16,7 +16,7 @@ from rich.table import Table
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Trial
-from rankwise.report.decision_table import ProgressBar
+from rankwise.report.progress_bar import ProgressBar
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.run import Run, open_run
 

@@ -19,9 +19,12 @@ from rich.table import Table
 
 import rankwise
 from rankwise.formatting import plain_bytes, seconds
-from rankwise.report.compare_sweeps import Line, read_lines
-from rankwise.report.compare_sweeps_table import print_side_by_side
-from rankwise.report.decision_table import ProgressBar
+from rankwise.report.compare_sweeps import (
+    ComparedSweep,
+    print_sweep_comparison,
+    read_compared_sweeps,
+)
+from rankwise.report.progress_bar import ProgressBar
 from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
 from rankwise.tasks.load import load_task
@@ -64,7 +67,7 @@ def main() -> None:
             progress.note(f"quantization {kind}")
             config = rankwise.SweepConfig(**settings, quantization=kind, extend=True, out=directory)
             rankwise.sweep(config, progress=progress)
-    lines = [line.as_dict() for line in read_lines(directories)]
+    lines = [line.as_dict() for line in read_compared_sweeps(directories)]
     memory = {kind: planned_and_frozen(kind, rankwise.SweepConfig(**settings)) for kind in kinds}
     results = {"settings": settings, "environment": environment(), "lines": lines, "memory": memory}
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +109,8 @@ def planned_and_frozen(kind: str, config: rankwise.SweepConfig) -> dict[str, Any
 
 def show(results: dict[str, Any]) -> None:
     """Print the decisions, memory and time."""
-    lines = [Line.from_dict(one) for one in results["lines"]]
-    print_side_by_side(lines)
+    lines = [ComparedSweep.from_dict(one) for one in results["lines"]]
+    print_sweep_comparison(lines)
     table = Table(
         title=f"Memory and time, {results['settings']['engine']} engine", title_justify="left"
     )

@@ -21,9 +21,13 @@ from typing import Any
 import pandas as pd
 
 import rankwise
-from rankwise.report.compare_sweeps import Line, read_lines
-from rankwise.report.compare_sweeps_table import print_side_by_side, write_side_by_side_plot
-from rankwise.report.decision_table import ProgressBar
+from rankwise.report.compare_sweeps import (
+    ComparedSweep,
+    print_sweep_comparison,
+    read_compared_sweeps,
+    write_sweep_comparison_plot,
+)
+from rankwise.report.progress_bar import ProgressBar
 from rankwise.store.directory import read_summaries
 from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
@@ -104,7 +108,7 @@ def as_json(directories: Sequence[Path]) -> list[dict[str, Any]]:
     if len(directories) == 1:
         return []  # nothing to be beside yet
     lines = []
-    for line in read_lines(directories):
+    for line in read_compared_sweeps(directories):
         trials = read_summaries(line.directory)[columns].astype(
             {"eval_loss": float, "eval_score": float}
         )
@@ -116,11 +120,11 @@ def as_json(directories: Sequence[Path]) -> list[dict[str, Any]]:
 def show(results: dict[str, Any], path: Path) -> None:
     """Print the table of each task and draw its plot beside the results."""
     for task, written in results["tasks"].items():
-        lines = [Line.from_dict(one) for one in written]
+        lines = [ComparedSweep.from_dict(one) for one in written]
         print(f"\n{task}")
-        print_side_by_side(lines)
+        print_sweep_comparison(lines)
         plot = path.with_name(f"{path.stem}-{task}.html")
-        write_side_by_side_plot(lines, plot)
+        write_sweep_comparison_plot(lines, plot)
         print(f"Plot: {plot}")
 
 

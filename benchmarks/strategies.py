@@ -33,7 +33,7 @@ import rankwise
 from rankwise.decide.metrics import LOSS_MARGIN
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora import read_adapter
-from rankwise.report.decision_table import ProgressBar
+from rankwise.report.progress_bar import ProgressBar
 from rankwise.store.directory import SweepStore
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.run import Run, make_strategy, open_run, run_strategy

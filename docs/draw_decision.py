@@ -8,7 +8,7 @@ Needs kaleido and a Chromium (extra ``dev``).
 import sys
 from pathlib import Path
 
-from rankwise.report.figures import compared
+from rankwise.report.figures import compared_figure
 from rankwise.store.directory import read_json
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     if decision is None:
         raise SystemExit("there is no decision.json; run rankwise sweep first")
     rows = [row for row in decision["table"] if row["loss_mean"] is not None]
-    compared(rows, decision).write_image(
+    compared_figure(rows, decision).write_image(
         Path(__file__).with_name("decision.svg"), width=560, height=340
     )
 

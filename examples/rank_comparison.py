@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise import RankExperiment, estimate_training_memory, run_rank_comparison
-from rankwise.report.decision_table import ProgressBar
+from rankwise.report.progress_bar import ProgressBar
 
 RANKS = (4, 8, 16, 32, 64)
 

@@ -63,7 +63,8 @@ def main() -> None:
     data = options.out.with_suffix(".jsonl")
     dialogues(options.sentences).to_json(data, orient="records", lines=True)
 
-    from rankwise.report.decision_table import ProgressBar, print_decision
+    from rankwise.report.decision_table import print_decision
+    from rankwise.report.progress_bar import ProgressBar
 
     with ProgressBar() as progress:
         result = rankwise.sweep(

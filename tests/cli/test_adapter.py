@@ -30,7 +30,7 @@ def test_a_cut_says_what_is_left_and_that_energy_is_not_quality(
     assert done.returncode == 0, done.stderr
     first, second, last = done.stdout.splitlines()
     assert first == "Rank 6 to 2 in 4 layers; parameters of A and B: 1,080 to 360."
-    assert second.startswith("Energy left: ")
+    assert second.startswith("Energy kept: ")
     assert second.endswith("Energy is not quality: compare held-out losses before and after.")
     assert last == f"Adapter: {tmp_path / 'out'}"
     assert ranks(tmp_path / "out") == [2, 2, 2, 2]
@@ -39,10 +39,10 @@ def test_a_cut_says_what_is_left_and_that_energy_is_not_quality(
 @pytest.mark.parametrize(
     ("options", "first", "rest"),
     [
-        (["--rank", "9"], "Rank 6 to 9 in 4 layers", "delta-W is as it was."),
-        (["--rank", "6"], "Rank 6 to 6 in 4 layers", "delta-W is as it was."),
-        (["--energy", "0.9"], "Rank 6 to ", "Energy left: 9"),
-        (["--rank-pattern", "auto:500"], "Rank 6 to ", "Energy left: "),
+        (["--rank", "9"], "Rank 6 to 9 in 4 layers", "delta-W is unchanged."),
+        (["--rank", "6"], "Rank 6 to 6 in 4 layers", "delta-W is unchanged."),
+        (["--energy", "0.9"], "Rank 6 to ", "Energy kept: 9"),
+        (["--rank-pattern", "auto:500"], "Rank 6 to ", "Energy kept: "),
     ],
 )
 def test_the_other_ways(

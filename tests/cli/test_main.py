@@ -108,7 +108,7 @@ def test_undetermined_says_what_to_run_and_that_can_be_run(
     assert "seeds is 2, was 1" in refused.stderr
     more = rankwise(*fast, "--extend")
     assert more.returncode == 0
-    assert "2 trials are complete; going on with the rest" in more.stderr
+    assert "2 trials are complete; continuing with the rest" in more.stderr
 
 
 def change(fast: list[object], option: str, value: object) -> list[object]:

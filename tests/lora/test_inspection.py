@@ -14,7 +14,7 @@ from rankwise.errors import RequestError
 from rankwise.lora import read_adapter, write_adapter
 from rankwise.lora.adapter import pairs
 from rankwise.lora.inspection import CAUTION, inspect_adapter
-from rankwise.report.inspect_plot import similarity_figure, spectra_figure
+from rankwise.report.inspect_report import similarity_figure, spectra_figure
 from tests.cli.test_main import rankwise as run
 from tests.cli.test_main import refuse
 from tests.lora.adapters import SIZES, make_adapter, product
@@ -78,8 +78,8 @@ def test_two_adapters_are_compared(two: tuple[Path, Path]) -> None:
     done = run("inspect", *two)
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
-    assert f"Directions shared with {two[1]} (by chance)" in words
-    assert "Of 4 directions a layer, the two share on average" in words
+    assert f"Directions shared with {two[1]} (expected by chance)" in words
+    assert "Of 4 directions per layer, the two adapters share on average" in words
     assert "by chance 1.00" in words  # 6 * 4 / 24
 
 

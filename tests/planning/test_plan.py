@@ -144,7 +144,7 @@ def test_plot_shows_every_part(name: str, tmp_path: Path) -> None:
 
 
 def test_bars_add_up_to_the_peak_and_the_context(tmp_path: Path) -> None:
-    from rankwise.report.plan_plot import plan_figure
+    from rankwise.report.plan_report import plan_figure
 
     result = plan(write_config(tmp_path, "llama"), ranks=[4, 8])
     bars = [trace for trace in plan_figure(result).data if trace.type == "bar"]

@@ -8,8 +8,11 @@ import pytest
 import rankwise
 from rankwise.cli import main
 from rankwise.errors import RequestError
-from rankwise.report.compare_sweeps import Line, read_lines
-from rankwise.report.compare_sweeps_table import write_side_by_side_plot
+from rankwise.report.compare_sweeps import (
+    ComparedSweep,
+    read_compared_sweeps,
+    write_sweep_comparison_plot,
+)
 from rankwise.store.directory import read_evidence
 from tests.conftest import make_reviews
 
@@ -48,7 +51,7 @@ def test_every_policy_sets_alpha_and_scaling_of_its_trials(directories: list[Pat
 def test_lines_are_named_by_what_differs_and_tell_the_rate_s_effect(
     directories: list[Path],
 ) -> None:
-    lines = read_lines(directories)
+    lines = read_compared_sweeps(directories)
     assert [line.label for line in lines] == [
         "lora alpha r", "lora alpha 2r", "lora alpha fixed:32", "lora alpha rslora:16"
     ]  # fmt: skip
@@ -59,7 +62,7 @@ def test_lines_are_named_by_what_differs_and_tell_the_rate_s_effect(
         }  # fmt: skip
         own = {row["rank"]: row["learning_rate"] for row in line.table}
         assert line.spread == pytest.approx(abs(means[2, own[2]] - means[4, own[4]]))
-        assert Line.from_dict(json.loads(json.dumps(line.as_dict()))) == line
+        assert ComparedSweep.from_dict(json.loads(json.dumps(line.as_dict()))) == line
 
 
 def test_the_command_prints_and_draws_them(
@@ -81,17 +84,17 @@ def test_the_command_prints_and_draws_them(
 
 def test_what_cannot_be_side_by_side(directories: list[Path], swept: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="differ in data: their losses cannot be compared"):
-        read_lines([directories[0], swept])
+        read_compared_sweeps([directories[0], swept])
     other = tmp_path / "other"
     shutil.copytree(directories[1], other)
     sweep = json.loads((other / "sweep.json").read_text())
     sweep["task"]["loss"] = "squared error"
     (other / "sweep.json").write_text(json.dumps(sweep))
     with pytest.raises(RequestError, match="differ in loss"):
-        read_lines([directories[0], other])
-    write_side_by_side_plot(read_lines([other]), tmp_path / "plot.html")
+        read_compared_sweeps([directories[0], other])
+    write_sweep_comparison_plot(read_compared_sweeps([other]), tmp_path / "plot.html")
     assert "Held-out loss, squared error" in (tmp_path / "plot.html").read_text()
     with pytest.raises(RequestError, match="holds no finished sweep: it has no sweep"):
-        read_lines([directories[0], tmp_path])
+        read_compared_sweeps([directories[0], tmp_path])
     arguments: list[Any] = ["report", directories[0], "--plot", tmp_path / "plot.html"]
     assert main([str(argument) for argument in arguments]) == 2

@@ -11,8 +11,18 @@ from rich.console import Console
 from rankwise import sweep
 from rankwise.decide import select
 from rankwise.decide.decision import TestScore
-from rankwise.formatting import ANYTHING, figure, interval, limits, plain_bytes, seconds, signed
-from rankwise.report.decision_table import ProgressBar, print_decision, sentences
+from rankwise.decide.metrics import value_range
+from rankwise.formatting import (
+    UNLIMITED,
+    decision_sentences,
+    figure,
+    interval,
+    plain_bytes,
+    seconds,
+    signed,
+)
+from rankwise.report.decision_table import print_decision
+from rankwise.report.progress_bar import ProgressBar
 
 
 def test_numbers_as_people_read_them() -> None:
@@ -30,23 +40,23 @@ def test_numbers_as_people_read_them() -> None:
 
 
 def test_an_interval_holds_only_what_is_possible() -> None:
-    assert figure(0.98, (0.94, 1.02), percent=True, within=(0, 1)) == "98.0 % [94.0, 100.0]"
-    assert figure(0.0006, (-0.1384, 0.1396), within=(0, math.inf)) == "0.0006 [0.000, 0.140]"
-    assert figure(0.65, (-1.228, 2.528), percent=True, within=(0, 1)) == "65.0 % [0.0, 100.0]"
-    assert figure(0.765, (0.733, 0.797), percent=True, within=(0, 1)) == "76.5 ± 3.2 %"
-    assert interval((0.94, 1.02), percent=True, within=(0, 1)) == "[94.0, 100.0]"
-    assert figure(0.5, (-0.7, 1.7), sign=True, within=(-1, 1)) == "+0.5000 [-0.700, +1.000]"
+    assert figure(0.98, (0.94, 1.02), percent=True, possible=(0, 1)) == "98.0 % [94.0, 100.0]"
+    assert figure(0.0006, (-0.1384, 0.1396), possible=(0, math.inf)) == "0.0006 [0.000, 0.140]"
+    assert figure(0.65, (-1.228, 2.528), percent=True, possible=(0, 1)) == "65.0 % [0.0, 100.0]"
+    assert figure(0.765, (0.733, 0.797), percent=True, possible=(0, 1)) == "76.5 ± 3.2 %"
+    assert interval((0.94, 1.02), percent=True, possible=(0, 1)) == "[94.0, 100.0]"
+    assert figure(0.5, (-0.7, 1.7), sign=True, possible=(-1, 1)) == "+0.5000 [-0.700, +1.000]"
 
 
 def test_what_a_metric_can_be_is_told_by_its_name_and_not_against_its_values() -> None:
     for name in ("accuracy", "token accuracy", "exact_match", "f1"):
-        assert limits(name, [0.2, None, 1.0]) == (0, 1), name
-        assert limits(name, [0.2, 98.0]) == (0, 100), name
+        assert value_range(name, [0.2, None, 1.0]) == (0, 1), name
+        assert value_range(name, [0.2, 98.0]) == (0, 100), name
     for name in ("loss", "mse", "perplexity", "word_error_rate"):
-        assert limits(name, [0.0, 7.0]) == (0, math.inf), name
-    assert limits("negative absolute error", [-3.0]) == (-math.inf, 0)
-    assert limits("reward", [0.5]) == ANYTHING
-    assert limits("loss", [-2.0, 0.1]) == ANYTHING  # of a density
+        assert value_range(name, [0.0, 7.0]) == (0, math.inf), name
+    assert value_range("negative absolute error", [-3.0]) == (-math.inf, 0)
+    assert value_range("reward", [0.5]) == UNLIMITED
+    assert value_range("loss", [-2.0, 0.1]) == UNLIMITED  # of a density
 
 
 @pytest.mark.parametrize("unit", [1, 100])  # others' accuracies may be in percent
@@ -72,7 +82,7 @@ def test_the_table_and_the_sentences_hold_only_what_is_possible(unit: int) -> No
     )
     (line,) = [
         line
-        for line in sentences(replace(decision, test=test), "accuracy")
+        for line in decision_sentences(replace(decision, test=test), "accuracy")
         if "test examples" in line
     ]
     assert "loss 0.0100 [0.000, 0.030], accuracy 98.0 % [94.0, 100.0]" in line
@@ -112,6 +122,6 @@ def test_the_bar_shows_the_time_left() -> None:
         progress.work(1.5)
         progress._bar.refresh()
     shown = out.getvalue()
-    assert "2 trials are complete; going on with the rest" in shown
+    assert "2 trials are complete; continuing with the rest" in shown
     assert "1.5 of 6 trials" in shown
     assert "left" in shown

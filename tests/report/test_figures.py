@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from rankwise.report.figures import rate_ticks
+from rankwise.report.figures import learning_rate_ticks
 from tests.report.test_html import labels, needs_browser, read, rendered
 
 
@@ -26,9 +26,9 @@ def test_the_page_names_plots_by_their_titles_and_ticks_the_rates_tried(
 
 
 def test_of_many_rates_ticks_stand_apart() -> None:
-    assert rate_ticks([0.03, 0.01, 0.03])["tickvals"] == [0.01, 0.03]
-    assert rate_ticks([0.01])["ticktext"] == ["0.01"]
+    assert learning_rate_ticks([0.03, 0.01, 0.03])["tickvals"] == [0.01, 0.03]
+    assert learning_rate_ticks([0.01])["ticktext"] == ["0.01"]
     rates = [1e-4 * 10 ** (step / 10) for step in range(21)]
-    ticks = rate_ticks(rates)["tickvals"]
+    ticks = learning_rate_ticks(rates)["tickvals"]
     assert set(ticks) <= set(rates) and 4 <= len(ticks) <= 6
     assert min(math.log10(b / a) for a, b in pairwise(ticks)) >= 0.39

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rankwise.report.compare_sweeps import Line
-from rankwise.report.compare_sweeps_table import print_side_by_side, write_side_by_side_plot
-from rankwise.report.figure_files import write_figure
-from rankwise.report.inspect_plot import similarity_figure, spectra_figure
+from rankwise.report.compare_sweeps import (
+    ComparedSweep,
+    print_sweep_comparison,
+    write_sweep_comparison_plot,
+)
+from rankwise.report.figures import write_figure
+from rankwise.report.inspect_report import similarity_figure, spectra_figure
 from tests.report.test_html import needs_browser, rendered
 
 # Lists the pairs of texts of which one lies on the other by more than the air around letters.
@@ -47,11 +50,13 @@ def test_titles_and_ticks_of_sweeps_side_by_side_keep_apart(tmp_path: Path, widt
             {"rank": rank, "loss_mean": 0.01 * rank, "loss_ci": [-0.02, 0.3], "learning_rate": rate}
             for rank, rate in zip((2, 4, 8), rates, strict=True)
         )
-        lines.append(Line(label, "nats per completion token", tmp_path, None, table, None, {}))
+        lines.append(
+            ComparedSweep(label, "nats per completion token", tmp_path, None, table, None, {})
+        )
     out = io.StringIO()
-    print_side_by_side(lines, Console(file=out, width=140))
+    print_sweep_comparison(lines, Console(file=out, width=140))
     assert "0.0200 [0.000, 0.300] at 0.01" in out.getvalue()  # what of an interval is possible
-    write_side_by_side_plot(lines, tmp_path / "plot.html")
+    write_sweep_comparison_plot(lines, tmp_path / "plot.html")
     assert overlaps(tmp_path / "plot.html", tmp_path / "profile", width) == []
 
 

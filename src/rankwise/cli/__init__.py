@@ -148,10 +148,11 @@ def _sweep(options: argparse.Namespace) -> None:
     config = make_config(
         {**settings, **{name: value for name, value in given.items() if value is not None}}
     )
-    from rankwise.report.decision_table import ProgressBar, print_decision
+    from rankwise.report.decision_table import print_decision
+    from rankwise.report.progress_bar import ProgressBar
 
     if options.dry_run:
-        from rankwise.report.dry_run import print_dry_run
+        from rankwise.report.dry_run_table import print_dry_run
         from rankwise.sweeps.dry_run import dry_run
 
         with ProgressBar() as progress:
@@ -194,19 +195,22 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _side_by_side(options: argparse.Namespace) -> None:
-    from rankwise.report.compare_sweeps import read_lines
-    from rankwise.report.compare_sweeps_table import print_side_by_side, write_side_by_side_plot
-    from rankwise.report.figure_files import check_plot_path
+    from rankwise.report.compare_sweeps import (
+        print_sweep_comparison,
+        read_compared_sweeps,
+        write_sweep_comparison_plot,
+    )
+    from rankwise.report.figures import check_plot_path
 
     if options.plot is not None:
         check_plot_path(options.plot)
-    lines = read_lines(options.directories)
+    lines = read_compared_sweeps(options.directories)
     if options.plot is not None:
-        write_side_by_side_plot(lines, options.plot)
+        write_sweep_comparison_plot(lines, options.plot)
     if options.json:
         print(json.dumps([line.as_dict() for line in lines], indent=2, allow_nan=False))
         return
-    print_side_by_side(lines)
+    print_sweep_comparison(lines)
     if options.plot is not None:
         print(f"Plot: {options.plot}")
 

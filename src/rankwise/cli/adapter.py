@@ -63,20 +63,20 @@ def add_adapter_commands(commands: Any) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     if options.plot is not None:
-        from rankwise.report.figure_files import check_plot_path
+        from rankwise.report.figures import check_plot_path
 
         check_plot_path(options.plot)
     from rankwise.lora.inspection import inspect_adapter
 
     found = inspect_adapter(options.adapter, options.other)
     if options.plot is not None:
-        from rankwise.report.inspect_plot import write_inspection_plot
+        from rankwise.report.inspect_report import write_inspection_plot
 
         write_inspection_plot(found, options.plot)
     if options.json:
         print(json.dumps(found.as_dict(), indent=2, allow_nan=False))
         return
-    from rankwise.report.inspect import print_inspection
+    from rankwise.report.inspect_report import print_inspection
 
     print_inspection(found)
     if options.plot is not None:
@@ -97,6 +97,6 @@ def _resize(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(done.as_dict(), indent=2, allow_nan=False))
         return
-    from rankwise.report.inspect import print_resized
+    from rankwise.report.inspect_report import print_resized
 
     print_resized(done)

@@ -45,7 +45,7 @@ def _plan(options: argparse.Namespace) -> None:
     given = {item.name: getattr(options, item.name) for item in fields(PlanConfig)}
     config = make_plan_config({name: value for name, value in given.items() if value is not None})
     if options.plot is not None:
-        from rankwise.report.figure_files import check_plot_path
+        from rankwise.report.figures import check_plot_path
 
         check_plot_path(options.plot)
     with quick_imports() if options.own_process else nullcontext():
@@ -53,14 +53,14 @@ def _plan(options: argparse.Namespace) -> None:
 
         result = plan(config=config)
     if options.plot is not None:
-        from rankwise.report.figure_files import write_figure
-        from rankwise.report.plan_plot import plan_figure
+        from rankwise.report.figures import write_figure
+        from rankwise.report.plan_report import plan_figure
 
         write_figure(plan_figure(result), options.plot)
     if options.json:
         print(result.as_json())
         return
-    from rankwise.report.plan import print_plan
+    from rankwise.report.plan_report import print_plan
 
     print_plan(result)
     if options.plot is not None:

@@ -1,7 +1,8 @@
 """Metrics by name: what tools call them, which way is better, and what margin goes without saying."""
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -204,3 +205,30 @@ def default_margin(metric: str, values: np.ndarray) -> tuple[float, str | None]:
         margin,
         f"No margin was given for {metric}: {OTHER_MARGIN:.0%} of its mean, {margin:.3g}, was taken.",
     )
+
+
+def value_range(metric: str, means: Sequence[float | None]) -> tuple[float, float]:
+    """Return the least and greatest value that a metric can take, as far as its name tells.
+
+    Args:
+        metric: name of the metric; ``"loss"`` is a log-loss or a squared error.
+        means: means of the metric, None where unknown. Means above 1 show that a share is in
+            percent, and means outside the range that the name gives it has no limits.
+    """
+    known = [mean for mean in means if mean is not None]
+    words = set(snake(metric).split("_"))
+    least, most = -math.inf, math.inf
+    if words & NEGATIVE:
+        most = 0.0
+    elif words & PERCENT:
+        least, most = 0.0, 1.0 if all(mean <= 1 for mean in known) else 100.0
+    elif metric == "loss" or words & LOWER:
+        least = 0.0
+    if all(least <= mean <= most for mean in known):
+        return least, most
+    return -math.inf, math.inf
+
+
+def is_share(score: str) -> bool:
+    """Return whether a task score is a share, which people read in percent."""
+    return score.endswith("accuracy")

@@ -6,9 +6,8 @@ from typing import Any
 
 from rankwise.decide import Decision
 from rankwise.exports.recipe import CAUSAL_LM, TrainingSetup
-from rankwise.formatting import signed
+from rankwise.formatting import decision_sentences, rank_cells, signed
 from rankwise.models.auto import AUTO_CLASSES
-from rankwise.report.decision_table import cells, sentences
 from rankwise.store.directory import write_whole
 from rankwise.tasks.samples import MINILM_HUB_ID
 
@@ -46,7 +45,7 @@ def write_card(
     body = environment.get_template("card.md.j2").render(
         decision=decision,
         task=sweep["task"],
-        sentences=sentences(decision, score),
+        sentences=decision_sentences(decision, score),
         header=header,
         rows=rows,
         training=_training(setup, sweep),
@@ -101,7 +100,7 @@ def _front_matter(
 def _table(decision: Decision, score: str) -> tuple[str, list[str]]:
     """Return the head and the rows of the ranks' table in Markdown, the chosen rank in bold."""
     rows = []
-    for row, texts in zip(decision.table, cells(decision, score), strict=True):
+    for row, texts in zip(decision.table, rank_cells(decision, score), strict=True):
         bound = "" if row.worst_difference is None else signed(row.worst_difference)
         rows.append({**texts, "seeds": str(row.seeds), "at most above the best": bound})
     names = [name for name in rows[0] if any(row[name] for row in rows)]

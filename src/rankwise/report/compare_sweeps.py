@@ -1,33 +1,51 @@
-"""Several sweeps of one task side by side, for example one for each alpha policy."""
+"""Compare several finished sweeps of one task, for example one sweep for each alpha policy."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rich.table import Table
 
+from rankwise.decide.decision import Interval
+from rankwise.decide.metrics import value_range
 from rankwise.errors import RequestError
+from rankwise.formatting import figure
+from rankwise.report.console import Console, wide_console
+from rankwise.report.figures import FONT, error_bars, learning_rate_ticks, rank_axis, write_figure
 from rankwise.store.directory import read_evidence, read_json
 
-SAME = ("data", "eval_data")  # of the fingerprints: losses on other examples cannot be compared
-SAME_SETTINGS = ("train_examples",)
-SAME_TASK = ("loss",)  # its unit
+# Losses compare only if these agree: section of sweep.json, key.
+MUST_AGREE = (
+    ("fingerprints", "data"),
+    ("fingerprints", "eval_data"),
+    ("settings", "train_examples"),
+    ("task", "loss"),
+)
+PLOT_HEIGHT = 760
+COLOURS = ("#2563eb", "#d97706", "#15803d", "#7c3aed", "#dc2626", "#0891b2", "#6b7280", "#be185d")
+# Dashes and symbols keep curves apart that lie on top of each other.
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square-open", "diamond-open", "x-thin-open")
 
 
 @dataclass(frozen=True)
-class Line:
-    """One sweep among others.
+class ComparedSweep:
+    """One sweep in a comparison of several.
 
     Attributes:
-        label: what distinguishes it: the settings that are not the same in all sweeps.
-        unit: of its losses.
-        directory: its own.
-        rank: the decision's; None if undetermined.
-        table: the decision's rows, as in ``decision.json``.
-        spread: how far the ranks' held-out losses lie apart, each rank at its own learning rate, first seed;
-            None where a rank diverged.
-        spread_at: the same with all ranks at one learning rate, for each rate that every rank was tried at.
+        label: the settings that distinguish it from the other sweeps.
+        unit: unit of its losses.
+        directory: sweep directory.
+        rank: chosen rank; None if undetermined.
+        table: rows of the decision's table, as in ``decision.json``.
+        spread: largest difference in held-out loss between two ranks, each at its own learning
+            rate, first seed; None where a rank diverged.
+        spread_at: the same difference with all ranks at one learning rate, for each rate that
+            every rank was tried at.
     """
 
     label: str
@@ -39,109 +57,220 @@ class Line:
     spread_at: dict[float, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return all attributes as JSON values."""
         spreads = [
             {"learning_rate": rate, "spread": value} for rate, value in self.spread_at.items()
         ]
         return {
-            **asdict(self),
+            **vars(self),
             "directory": str(self.directory),
-            "spread_at": spreads,
             "table": list(self.table),
+            "spread_at": spreads,
         }
 
     @classmethod
-    def from_dict(cls, written: Mapping[str, Any]) -> "Line":
-        """Return a line from what `as_dict` gave."""
-        values = {name: written[name] for name in ("label", "unit", "rank", "spread")}
-        rates = {one["learning_rate"]: one["spread"] for one in written["spread_at"]}
+    def from_dict(cls, content: Mapping[str, Any]) -> "ComparedSweep":
+        """Return the sweep that `as_dict` described."""
         return cls(
-            directory=Path(written["directory"]),
-            table=tuple(written["table"]),
-            spread_at=rates,
-            **values,
+            label=content["label"],
+            unit=content["unit"],
+            directory=Path(content["directory"]),
+            rank=content["rank"],
+            table=tuple(content["table"]),
+            spread=content["spread"],
+            spread_at={each["learning_rate"]: each["spread"] for each in content["spread_at"]},
         )
 
 
-def read_lines(directories: Sequence[Path]) -> list[Line]:
+def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
     """Read finished sweeps of one task.
 
     Raises:
-        RequestError: a directory holds no finished sweep, or they are not of the same data and loss.
+        RequestError: a directory holds no finished sweep, or the sweeps differ in data or loss.
     """
-    sweeps, decisions = [], []
+    requests: list[dict[str, Any]] = []
+    decisions: list[dict[str, Any]] = []
     for directory in directories:
-        sweep, decision = (
-            read_json(directory / "sweep.json"),
-            read_json(directory / "decision.json"),
-        )
-        if sweep is None or decision is None:
-            missing = "sweep.json" if sweep is None else "decision.json"
-            raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {missing}")
-        sweeps.append(sweep)
+        request, decision = read_finished_sweep(directory)
+        for section, key in MUST_AGREE:
+            first = requests[0] if requests else request
+            if request[section].get(key) != first[section].get(key):
+                raise RequestError(
+                    f"{str(directory)!r} and {str(directories[0])!r} differ in {key}: "
+                    "their losses cannot be compared"
+                )
+        requests.append(request)
         decisions.append(decision)
-        for part, names in (
-            ("fingerprints", SAME),
-            ("settings", SAME_SETTINGS),
-            ("task", SAME_TASK),
-        ):
-            for name in names:
-                if sweep[part].get(name) != sweeps[0][part].get(name):
-                    raise RequestError(
-                        f"{str(directory)!r} and {str(directories[0])!r} differ in {name}: their losses cannot be "
-                        "compared"
-                    )
-    lines = []
-    unit = sweeps[0]["task"]["loss"]
-    for directory, label, decision in zip(
-        directories, _labels(directories, sweeps), decisions, strict=True
-    ):
-        own, at_rate = _spreads(read_evidence(directory), decision["table"])
-        lines.append(
-            Line(label, unit, directory, decision["rank"], tuple(decision["table"]), own, at_rate)
+    labels = _labels(directories, requests)
+    sweeps = []
+    for directory, label, decision in zip(directories, labels, decisions, strict=True):
+        table = decision["table"]
+        spread, spread_at = _spreads(read_evidence(directory), table)
+        sweeps.append(
+            ComparedSweep(
+                label=label,
+                unit=requests[0]["task"]["loss"],
+                directory=directory,
+                rank=decision["rank"],
+                table=tuple(table),
+                spread=spread,
+                spread_at=spread_at,
+            )
         )
-    return lines
+    return sweeps
 
 
-def _labels(directories: Sequence[Path], sweeps: Sequence[dict[str, Any]]) -> list[str]:
-    """Name each sweep by the settings in which they differ, by its directory where that tells too little."""
-    described = [{**sweep["settings"], "model": sweep["paths"]["model"]} for sweep in sweeps]
-    names = list(dict.fromkeys(name for settings in described for name in settings))
-    differing = [
-        name for name in names if len({str(settings.get(name)) for settings in described}) > 1
-    ]
-    labels = [
-        ", ".join(f"{name.replace('_', ' ')} {_plain(settings.get(name))}" for name in differing)
-        for settings in described
-    ]
-    return (
-        labels if len(set(labels)) == len(labels) else [directory.name for directory in directories]
+def read_finished_sweep(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the contents of a finished sweep's ``sweep.json`` and ``decision.json``.
+
+    Raises:
+        RequestError: one of the two files is missing.
+    """
+    contents = {name: read_json(directory / name) for name in ("sweep.json", "decision.json")}
+    for name, content in contents.items():
+        if content is None:
+            raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {name}")
+    return contents["sweep.json"] or {}, contents["decision.json"] or {}
+
+
+def print_sweep_comparison(sweeps: Sequence[ComparedSweep], console: Console | None = None) -> None:
+    """Print a table with a row for each rank and a column for each sweep.
+
+    The last rows show how much of rank's apparent effect the learning rate explains.
+    """
+    console = wide_console(console, 140)
+    table = Table(
+        title=f"Held-out loss in {sweeps[0].unit}, each rank at its own learning rate "
+        "(95% intervals)",
+        title_justify="left",
+    )
+    table.add_column("rank", justify="right")
+    for sweep in sweeps:
+        table.add_column(sweep.label, justify="right", overflow="fold")
+    possible = _possible_losses(sweeps)
+    for rank in _ranks(sweeps):
+        table.add_row(str(rank), *(_cell(sweep, rank, possible) for sweep in sweeps))
+    table.add_section()
+    chosen = ["undetermined" if sweep.rank is None else str(sweep.rank) for sweep in sweeps]
+    table.add_row("chosen rank", *chosen)
+    spreads = ["" if sweep.spread is None else f"{sweep.spread:.4f}" for sweep in sweeps]
+    table.add_row("spread, own rates", *spreads)
+    for rate in sorted({rate for sweep in sweeps for rate in sweep.spread_at}):
+        at_rate = [sweep.spread_at.get(rate) for sweep in sweeps]
+        table.add_row(
+            f"spread, all at {rate:g}",
+            *("" if spread is None else f"{spread:.4f}" for spread in at_rate),
+        )
+    console.print(table)
+    console.print(
+        "Spread: the largest difference in held-out loss between two ranks, first seed. The excess "
+        "of 'all at one rate' over 'own rates' is due to the learning rate, not to the rank.",
+        highlight=False,
     )
 
 
-def _plain(value: Any) -> str:
+def write_sweep_comparison_plot(sweeps: Sequence[ComparedSweep], path: Path) -> None:
+    """Draw held-out loss and learning rate against rank, a curve for each sweep.
+
+    The two plots stand one above the other, so that they fit a narrow window.
+
+    Args:
+        sweeps: sweeps of one task.
+        path: file that ends in .html or .png.
+    """
+    titles = (f"Held-out loss, {sweeps[0].unit}", "Best learning rate of each rank")
+    plot = make_subplots(2, 1, subplot_titles=titles, vertical_spacing=0.16)
+    possible = _possible_losses(sweeps)
+    for index, sweep in enumerate(sweeps):
+        rows = [row for row in sweep.table if row["loss_mean"] is not None]
+        means = [row["loss_mean"] for row in rows]
+        bars = {**error_bars(means, [row["loss_ci"] for row in rows], possible), "thickness": 1}
+        style = {
+            "x": [row["rank"] for row in rows],
+            "mode": "lines+markers",
+            "name": sweep.label,
+            "legendgroup": sweep.label,
+            "line": {"color": COLOURS[index % len(COLOURS)], "dash": DASHES[index % len(DASHES)]},
+            "marker": {
+                "size": 9 + 2 * (index % len(SYMBOLS)),
+                "symbol": SYMBOLS[index % len(SYMBOLS)],
+            },
+        }
+        loss_text = "rank %{x}: held-out loss %{y:.4f}<extra>%{fullData.name}</extra>"
+        plot.add_trace(go.Scatter(**style, y=means, error_y=bars, hovertemplate=loss_text), 1, 1)
+        rates = [row["learning_rate"] for row in rows]
+        rate_text = "rank %{x}: learning rate %{y:.3g}<extra>%{fullData.name}</extra>"
+        plot.add_trace(
+            go.Scatter(**style, y=rates, showlegend=False, hovertemplate=rate_text), 2, 1
+        )
+    plot.update_xaxes(**rank_axis(_ranks(sweeps)))
+    rates = [row["learning_rate"] for sweep in sweeps for row in sweep.table]
+    tried = [rate for rate in rates if rate is not None]
+    plot.update_yaxes(type="log", row=2, **(learning_rate_ticks(tried, most=8) if tried else {}))
+    plot.update_layout(
+        template="plotly_white",
+        height=PLOT_HEIGHT,
+        margin={"l": 70, "r": 20, "t": 50, "b": 50},
+        legend={"orientation": "h", "y": -0.1},
+        font=FONT,
+    )
+    plot.update_annotations(font_size=14)
+    write_figure(plot, path, height=PLOT_HEIGHT)
+
+
+def _labels(directories: Sequence[Path], requests: Sequence[dict[str, Any]]) -> list[str]:
+    """Name each sweep by the settings that differ, or by its directory if those are not unique."""
+    settings = [{**request["settings"], "model": request["paths"]["model"]} for request in requests]
+    names = dict.fromkeys(name for each in settings for name in each)
+    differing = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
+    labels = []
+    for each in settings:
+        parts = [f"{name.replace('_', ' ')} {_value_text(each.get(name))}" for name in differing]
+        labels.append(", ".join(parts))
+    unique = len(set(labels)) == len(labels)
+    return labels if unique else [directory.name for directory in directories]
+
+
+def _value_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _spreads(
     evidence: pd.DataFrame, table: Sequence[dict[str, Any]]
 ) -> tuple[float | None, dict[float, float]]:
-    """Return the largest difference of mean losses between ranks: at their own rates, and at each common rate."""
-    first = evidence[
-        (evidence["seed"] == evidence["seed"].min()) & ~evidence["diverged"].astype(bool)
-    ]
-    losses = (
-        first.groupby(["rank", "learning_rate"])["loss"].mean().unstack("learning_rate")
-    )  # (ranks, rates)
+    """Return the spread of mean losses over ranks: at their own rates, and at each common rate."""
+    first_seed = evidence["seed"] == evidence["seed"].min()
+    finite = evidence[first_seed & ~evidence["diverged"].astype(bool)]
+    means = finite.groupby(["rank", "learning_rate"])["loss"].mean()
+    losses = means.unstack("learning_rate")  # (ranks, rates)
     ranks = {row["rank"] for row in table}
-    complete = losses.dropna(axis="columns")
-    common = complete if set(complete.index) == ranks else complete.iloc[:, :0]
+    spread_at: dict[float, float] = {}
+    if set(losses.index) == ranks:
+        for rate, values in losses.dropna(axis="columns").items():
+            spread_at[float(rate)] = float(values.max() - values.min())
     own = [
         losses.loc[row["rank"], row["learning_rate"]]
         for row in table
         if row["learning_rate"] is not None and row["rank"] in losses.index
     ]
     spread = float(max(own) - min(own)) if len(own) == len(ranks) else None
-    return spread, {
-        float(rate): float(values.max() - values.min()) for rate, values in common.items()
-    }
+    return spread, spread_at
+
+
+def _ranks(sweeps: Sequence[ComparedSweep]) -> list[int]:
+    return sorted({row["rank"] for sweep in sweeps for row in sweep.table})
+
+
+def _possible_losses(sweeps: Sequence[ComparedSweep]) -> Interval:
+    return value_range("loss", [row["loss_mean"] for sweep in sweeps for row in sweep.table])
+
+
+def _cell(sweep: ComparedSweep, rank: int, possible: Interval) -> str:
+    row = next((row for row in sweep.table if row["rank"] == rank), None)
+    if row is None:
+        return ""
+    if row["loss_mean"] is None:
+        return "diverged"
+    rate = row["learning_rate"]
+    loss = figure(row["loss_mean"], row["loss_ci"], possible=possible)
+    return loss if rate is None else f"{loss} at {rate:g}"

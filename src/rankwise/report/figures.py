@@ -1,51 +1,61 @@
-"""The report's plots, as HTML fragments that share one copy of plotly.js."""
+"""Plots of the report, and files of single figures."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from rankwise.formatting import clip, is_share, limits
+from rankwise.decide.decision import Interval
+from rankwise.decide.metrics import is_share, value_range
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.formatting import clip, plain_bytes, seconds
 
-if TYPE_CHECKING:
-    from rankwise.decide import Interval
+Row = dict[str, Any]
+"""A row of the decision's table, as in ``decision.json``."""
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
-HEIGHT = 340
-# Titles by which the page speaks of a plot: where it stands depends on the page's width.
-PAIRED = "Loss above the best other rank's, paired"
-AT_RATES = "Held-out loss against learning rate"
+SHADES = (
+    "#93c5fd", "#60a5fa", "#3b82f6", "#1d4ed8", "#1e3a8a", "#172554", "#7c3aed", "#4c1d95",
+)  # fmt: skip
+FONT = {"family": "system-ui, sans-serif", "size": 13}
+PLOT_HEIGHT = 340
+# The text of the page refers to these two plots by their titles.
+COMPARED_TITLE = "Held-out loss minus that of the best other rank"
+RATES_TITLE = "Held-out loss by learning rate"
 
 
-def library() -> str:
-    """Return plotly.js, to be put into the page once."""
+def plotly_script() -> str:
+    """Return the source of plotly.js, which a page needs once."""
     return get_plotlyjs()
 
 
-def draw(decision: dict[str, Any], evidence: pd.DataFrame, loss: str, score: str) -> dict[str, str]:
-    """Return each plot's HTML by its name; none where every rank diverged.
+def report_plots(
+    decision: dict[str, Any], evidence: pd.DataFrame, unit: str, score: str
+) -> dict[str, str]:
+    """Return the HTML of each plot by its name; no plots if every rank diverged.
 
     Args:
-        decision: as in ``decision.json``.
-        evidence: a row per trial and example, see `rankwise.store.directory.read_evidence`.
-        loss: what the loss is measured in.
-        score: what the task score is called.
+        decision: content of ``decision.json``.
+        evidence: one row per trial and example, see `rankwise.store.directory.read_evidence`.
+        unit: unit of the loss.
+        score: name of the task score.
     """
     rows = [row for row in decision["table"] if row["loss_mean"] is not None]
     if not rows:
         return {}
     figures = {
-        "compared": compared(rows, decision),
-        "loss": _quality(rows, decision, "loss", "loss", f"Held-out loss, {loss}"),
-        "score": _quality(rows, decision, "score", score, f"Held-out {score}", is_share(score)),
-        "gain": _gain(rows, decision),
-        "seconds": _cost(rows, "train_seconds", 1.0, "Training time of one trial, s"),
-        "memory": _cost(rows, "peak_memory_bytes", 2.0**20, "Peak memory of a training step, MiB"),
-        "params": _cost(rows, "trainable_params", 1e3, "Trainable parameters, thousands"),
-        "rates": _rates(evidence, loss),
+        "compared": compared_figure(rows, decision),
+        "loss": _loss_figure(rows, decision, unit),
+        "score": _score_figure(rows, decision, score),
+        "gain": _gain_figure(rows, decision),
+        "rates": _learning_rate_figure(evidence, unit),
+        "seconds": _cost_figure(rows, "train_seconds", "Training time per trial, seconds"),
+        "memory": _cost_figure(rows, "peak_memory_bytes", "Peak training memory, MiB"),
+        "params": _cost_figure(rows, "trainable_params", "Trainable parameters, thousands"),
     }
     return {
         name: figure.to_html(
@@ -58,69 +68,25 @@ def draw(decision: dict[str, Any], evidence: pd.DataFrame, loss: str, score: str
     }
 
 
-def _quality(
-    rows: list[dict[str, Any]],
-    decision: dict[str, Any],
-    what: str,
-    name: str,
-    title: str,
-    percent: bool = False,
-) -> go.Figure:
-    """Mean against rank, with what is possible of its interval; the chosen rank stands out."""
-    means = [row[f"{what}_mean"] for row in rows]
-    within = limits(name, means)
-    intervals = [row[f"{what}_ci"] for row in rows]
-    colours = [GREEN if row["rank"] == decision["rank"] else BLUE for row in rows]
-    figure = go.Figure(
-        go.Scatter(
-            x=[row["rank"] for row in rows],
-            y=means,
-            error_y={**error_bars(means, intervals, within), "color": GREY},
-            mode="lines+markers",
-            line={"color": GREY, "width": 1},
-            marker={"size": 11, "color": colours},
-        )
-    )
-    if percent:  # plotly's own range would have ticks beyond 100 %
-        ends = [end for ci in intervals if ci for end in clip(ci, within)]
-        figure.update_yaxes(range=_share_range([*means, *ends]))
-    return _styled(figure, rows, title, percent)
+def compared_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
+    """Plot how much worse each rank is than the best other rank: the difference and its bound.
 
-
-def error_bars(
-    means: Sequence[float], intervals: Sequence["Interval | None"], within: "Interval"
-) -> dict[str, Any]:
-    """Return plotly's error bars, of what of intervals is possible; none where nothing says how far a mean may vary."""
-    bounds = [ci and clip(ci, within) for ci in intervals]
-    return {
-        "type": "data",
-        "array": [ci and ci[1] - mean for mean, ci in zip(means, bounds, strict=True)],
-        "arrayminus": [ci and mean - ci[0] for mean, ci in zip(means, bounds, strict=True)],
-    }
-
-
-def _share_range(values: Sequence[float]) -> list[float]:
-    """Return an axis' range for shares: room for a marker beyond 0 and 1, but for no tick."""
-    low, high = min(values), max(values)
-    span = max(high - low, 0.02)
-    low = max(0.0, min(low, high - span))
-    high = max(high, low + span)
-    return [low - 0.06 * span, high + 0.06 * span]
-
-
-def compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
-    """Each rank's loss above the best other rank's, up to its bound: a rank fits if the bound is below the margin."""
+    A rank is within the margin if its upper bound lies below the margin's line.
+    """
     figure = go.Figure()
     for row in rows:
         others = [other["loss_mean"] for other in rows if other is not row]
-        if not others or row["worst_difference"] is None:
+        bound = row["worst_difference"]
+        if not others or bound is None:
             continue
-        seen, bound = row["loss_mean"] - min(others), row["worst_difference"]
-        colour = GREEN if row["rank"] == decision["rank"] else BLUE if row["non_inferior"] else GREY
+        difference = row["loss_mean"] - min(others)
+        colour = BLUE if row["non_inferior"] else GREY
+        if row["rank"] == decision["rank"]:
+            colour = GREEN
         figure.add_trace(
             go.Scatter(
-                x=[row["rank"], row["rank"]],
-                y=[seen, bound],
+                x=[row["rank"]] * 2,
+                y=[difference, bound],
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={
@@ -130,13 +96,202 @@ def compared(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
                     "opacity": 1,
                 },
                 name=f"rank {row['rank']}",
+                text=["difference", "upper bound"],
+                hovertemplate="%{text}: %{y:+.4f}",
             )
         )
-    _margin_line(figure, decision)
-    return _styled(figure, rows, PAIRED)
+    _add_margin_line(figure, decision)
+    _style(figure, COMPARED_TITLE)
+    return figure.update_xaxes(**rank_axis([row["rank"] for row in rows]))
 
 
-def _margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
+def error_bars(
+    means: Sequence[float], intervals: Sequence[Interval | None], possible: Interval
+) -> dict[str, Any]:
+    """Return plotly's error bars: the possible part of each interval, no bar without one."""
+    bounds = [interval and clip(interval, possible) for interval in intervals]
+    return {
+        "type": "data",
+        "array": [each and each[1] - mean for mean, each in zip(means, bounds, strict=True)],
+        "arrayminus": [each and mean - each[0] for mean, each in zip(means, bounds, strict=True)],
+    }
+
+
+def learning_rate_ticks(rates: Iterable[float], most: int = 5) -> dict[str, Any]:
+    """Return axis ticks at the learning rates tried, leaving out those whose labels would meet.
+
+    Args:
+        rates: learning rates, shown on a logarithmic axis.
+        most: labels that fit on the axis.
+    """
+    tried = sorted({float(rate) for rate in rates})
+    least_distance = math.log(tried[-1] / tried[0]) / most
+    ticks = tried[:1]
+    for rate in tried[1:]:
+        if math.log(rate / ticks[-1]) >= least_distance:
+            ticks.append(rate)
+    return {"tickvals": ticks, "ticktext": [f"{rate:.3g}" for rate in ticks]}
+
+
+def rank_axis(ranks: Sequence[int]) -> dict[str, Any]:
+    """Return the settings of a logarithmic axis with a tick at each rank."""
+    labels = [str(rank) for rank in ranks]
+    return {"title": "rank", "type": "log", "tickvals": list(ranks), "ticktext": labels}
+
+
+def check_plot_path(path: Path) -> None:
+    """Refuse a path that no figure can be written to, before any work is done.
+
+    Raises:
+        RequestError: the name ends in neither .html nor .png, or the directory does not exist.
+    """
+    if path.suffix.lower() not in (".html", ".png"):
+        raise RequestError(f"plot {str(path)!r}: allowed is a name that ends in .html or .png")
+    if not path.parent.is_dir():
+        raise RequestError(f"plot {str(path)!r}: there is no directory {str(path.parent)!r}")
+
+
+def write_figure(figure: go.Figure, path: Path, *, width: int = 1000, height: int = 560) -> None:
+    """Write a figure as a self-contained page or as a picture.
+
+    Args:
+        figure: figure to write.
+        path: file that ends in .html or .png.
+        width: width of the picture in pixels; the file has twice as many, for sharpness.
+        height: height of the picture, likewise.
+
+    Raises:
+        RankwiseError: the file cannot be written, or for .png, kaleido or its browser is missing.
+    """
+    try:
+        if path.suffix.lower() == ".html":
+            config = {"displayModeBar": False, "responsive": True}
+            figure.write_html(path, include_plotlyjs=True, config=config)
+        else:
+            figure.write_image(path, width=width, height=height, scale=2)
+    except OSError as error:
+        raise RankwiseError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+    except (ValueError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RankwiseError(
+            f"cannot draw {str(path)!r}: .png needs the package kaleido and a Chrome or Chromium "
+            f"({reason}); .html needs neither"
+        ) from None
+
+
+def _loss_figure(rows: list[Row], decision: dict[str, Any], unit: str) -> go.Figure:
+    means = [row["loss_mean"] for row in rows]
+    possible = value_range("loss", means)
+    bars = error_bars(means, [row["loss_ci"] for row in rows], possible)
+    figure = _mean_figure(rows, decision, means, bars)
+    figure.update_traces(hovertemplate="rank %{x}: held-out loss %{y:.4f}<extra></extra>")
+    return _style(figure, f"Held-out loss, {unit}")
+
+
+def _score_figure(rows: list[Row], decision: dict[str, Any], score: str) -> go.Figure:
+    means = [row["score_mean"] for row in rows]
+    intervals = [row["score_ci"] for row in rows]
+    possible = value_range(score, means)
+    figure = _mean_figure(rows, decision, means, error_bars(means, intervals, possible))
+    shown = "%{y:.4f}"
+    if is_share(score):  # plotly's default range would have ticks beyond 100 %
+        ends = [end for interval in intervals if interval for end in clip(interval, possible)]
+        figure.update_yaxes(range=_share_axis_range([*means, *ends]), tickformat=".1%")
+        shown = "%{y:.1%}"
+    figure.update_traces(hovertemplate=f"rank %{{x}}: {score} {shown}<extra></extra>")
+    return _style(figure, f"Held-out {score}")
+
+
+def _mean_figure(
+    rows: list[Row], decision: dict[str, Any], means: list[float], bars: dict[str, Any]
+) -> go.Figure:
+    """Plot means against rank with error bars; the chosen rank is green."""
+    ranks = [row["rank"] for row in rows]
+    colours = [GREEN if rank == decision["rank"] else BLUE for rank in ranks]
+    points = go.Scatter(
+        x=ranks,
+        y=means,
+        error_y={**bars, "color": GREY},
+        mode="lines+markers",
+        line={"color": GREY, "width": 1},
+        marker={"size": 11, "color": colours},
+    )
+    return go.Figure(points).update_xaxes(**rank_axis(ranks))
+
+
+def _share_axis_range(values: Sequence[float]) -> list[float]:
+    """Return an axis range that leaves room for a marker beyond 0 and 1, but not for a tick."""
+    span = max(max(values) - min(values), 0.02)
+    low = max(0.0, min(min(values), max(values) - span))
+    high = max(max(values), low + span)
+    return [low - 0.06 * span, high + 0.06 * span]
+
+
+def _gain_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
+    """Plot how much the held-out loss falls with each step up in rank, per doubling."""
+    steps = [(row["rank"], row["gain_over_previous"]) for row in rows if row["gain_over_previous"]]
+    gains = [gain["per_doubling"] for _, gain in steps]
+    intervals = [gain["per_doubling_ci"] for _, gain in steps]
+    figure = go.Figure(
+        go.Bar(
+            x=[f"{gain['rank']} to {rank}" for rank, gain in steps],
+            y=gains,
+            error_y={**error_bars(gains, intervals, (-math.inf, math.inf)), "color": GREY},
+            marker={"color": BLUE},
+            width=0.5,
+            hovertemplate="rank %{x}: %{y:+.4f} per doubling<extra></extra>",
+        )
+    )
+    _add_margin_line(figure, decision)
+    _style(figure, "Fall in held-out loss per doubling of the rank")
+    return figure.update_xaxes(title="step from rank to rank", type="category")
+
+
+def _learning_rate_figure(evidence: pd.DataFrame, unit: str) -> go.Figure:
+    """Plot loss against learning rate, a line per rank, for the first seed, which tried all rates.
+
+    Diverged trials are left out.
+    """
+    first_seed = evidence["seed"] == evidence["seed"].min()
+    finite = evidence[first_seed & ~evidence["diverged"].astype(bool)]
+    means = finite.groupby(["rank", "learning_rate"])["loss"].mean().reset_index()
+    figure = go.Figure()
+    for index, (rank, line) in enumerate(means.groupby("rank")):
+        figure.add_trace(
+            go.Scatter(
+                x=line["learning_rate"].tolist(),
+                y=line["loss"].tolist(),
+                mode="lines+markers",
+                name=f"rank {rank}",
+                line={"color": SHADES[index % len(SHADES)]},
+                marker={"size": 9},
+                hovertemplate="learning rate %{x:.3g}: held-out loss %{y:.4f}",
+            )
+        )
+    _style(figure, f"{RATES_TITLE}, {unit}")
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.1})
+    ticks = learning_rate_ticks(means["learning_rate"])
+    return figure.update_xaxes(title="learning rate", type="log", **ticks)
+
+
+def _cost_figure(rows: list[Row], key: str, title: str) -> go.Figure:
+    """Plot a measured cost against rank; ranks at which it was not measured have no bar."""
+    units = {"train_seconds": 1.0, "peak_memory_bytes": 2.0**20, "trainable_params": 1e3}
+    texts = {"train_seconds": seconds, "peak_memory_bytes": plain_bytes}
+    text = texts.get(key, "{:,}".format)
+    costs = [row[key] for row in rows]
+    bars = go.Bar(
+        x=[str(row["rank"]) for row in rows],
+        y=[None if cost is None else cost / units[key] for cost in costs],
+        customdata=["" if cost is None else text(cost) for cost in costs],
+        marker={"color": BLUE},
+        width=0.5,
+        hovertemplate="rank %{x}: %{customdata}<extra></extra>",
+    )
+    return _style(go.Figure(bars), title).update_xaxes(title="rank", type="category")
+
+
+def _add_margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
     figure.add_hline(
         y=decision["margin"],
         line_dash="dot",
@@ -146,102 +301,12 @@ def _margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
     )
 
 
-def _gain(rows: list[dict[str, Any]], decision: dict[str, Any]) -> go.Figure:
-    """How much loss falls with each step up in rank, per doubling."""
-    steps = [row for row in rows if row["gain_over_previous"]]
-    names = [f"{row['gain_over_previous']['rank']} to {row['rank']}" for row in steps]
-    gains = [row["gain_over_previous"]["per_doubling"] for row in steps]
-    bounds = [row["gain_over_previous"]["per_doubling_ci"] for row in steps]
-    plus = [high - gain for gain, (_, high) in zip(gains, bounds, strict=True)]
-    minus = [gain - low for gain, (low, _) in zip(gains, bounds, strict=True)]
-    figure = go.Figure(
-        go.Bar(
-            x=names,
-            y=gains,
-            error_y={"type": "data", "array": plus, "arrayminus": minus, "color": GREY},
-            marker={"color": BLUE},
-            width=0.5,
-        )
-    )
-    _margin_line(figure, decision)
-    _styled(figure, [], "Fall of held-out loss per doubling of rank")
-    return figure.update_xaxes(title="from rank to rank", type="category")
-
-
-def _cost(rows: list[dict[str, Any]], what: str, unit: float, title: str) -> go.Figure:
-    figure = go.Figure(
-        go.Bar(
-            x=[str(row["rank"]) for row in rows],
-            y=[row[what] / unit if row[what] is not None else None for row in rows],
-            marker={"color": [BLUE] * len(rows)},
-            width=0.5,
-        )
-    )
-    _styled(figure, [], title)
-    return figure.update_xaxes(title="rank", type="category")
-
-
-def _rates(evidence: pd.DataFrame, loss: str) -> go.Figure:
-    """Loss against learning rate, a line per rank, on the seed that has tried them all."""
-    usable = evidence[
-        ~evidence["diverged"].astype(bool) & (evidence["seed"] == evidence["seed"].min())
-    ]
-    means = usable.groupby(["rank", "learning_rate"])["loss"].mean().reset_index()
-    figure = go.Figure()
-    shades = [
-        "#93c5fd",
-        "#60a5fa",
-        "#3b82f6",
-        "#1d4ed8",
-        "#1e3a8a",
-        "#172554",
-        "#7c3aed",
-        "#4c1d95",
-    ]
-    for index, (rank, part) in enumerate(means.groupby("rank")):
-        figure.add_trace(
-            go.Scatter(
-                x=part["learning_rate"].tolist(),
-                y=part["loss"].tolist(),
-                mode="lines+markers",
-                name=f"rank {rank}",
-                line={"color": shades[index % len(shades)]},
-                marker={"size": 9},
-            )
-        )
-    _styled(figure, [], f"{AT_RATES}, {loss}")
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.1})
-    return figure.update_xaxes(
-        title="learning rate", type="log", **rate_ticks(means["learning_rate"])
-    )
-
-
-def rate_ticks(rates: Iterable[float], most: int = 5) -> dict[str, Any]:
-    """Return ticks at the rates tried, ascending on a log axis, without those whose labels would meet."""
-    tried = sorted({float(rate) for rate in rates})
-    apart = math.log(tried[-1] / tried[0]) / most
-    ticks = tried[:1]
-    for rate in tried[1:]:
-        if math.log(rate / ticks[-1]) >= apart:
-            ticks.append(rate)
-    return {"tickvals": ticks, "ticktext": [f"{rate:.3g}" for rate in ticks]}
-
-
-def _styled(
-    figure: go.Figure, rows: list[dict[str, Any]], title: str, percent: bool = False
-) -> go.Figure:
-    figure.update_layout(
+def _style(figure: go.Figure, title: str) -> go.Figure:
+    return figure.update_layout(
         title={"text": title, "font": {"size": 14}, "x": 0.01, "y": 0.97},
         template="plotly_white",
-        height=HEIGHT,
+        height=PLOT_HEIGHT,
         margin={"l": 60, "r": 20, "t": 60, "b": 50},
-        font={"family": "system-ui, sans-serif", "size": 13},
+        font=FONT,
         showlegend=False,
     )
-    figure.update_yaxes(tickformat=".1%" if percent else None)
-    if rows:
-        ranks = [row["rank"] for row in rows]
-        figure.update_xaxes(
-            title="rank", type="log", tickvals=ranks, ticktext=[str(rank) for rank in ranks]
-        )
-    return figure

@@ -1,0 +1,54 @@
+"""A dry run in the terminal: the trials, memory and time that a sweep would take."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from rankwise.formatting import plain_bytes, seconds
+from rankwise.report.console import wide_console
+
+if TYPE_CHECKING:
+    from rankwise.sweeps.dry_run import DryRun
+
+
+def print_dry_run(planned: "DryRun", console: Console | None = None) -> None:
+    """Print the memory and time of each rank, and the time of the whole sweep."""
+    console = wide_console(console)
+    table = Table(
+        title=f"Planned sweep, strategy {planned.strategy}",
+        title_justify="left",
+    )
+    for name in ("rank", "memory", "training time", "evaluation time", "first learning rates"):
+        table.add_column(name, justify="right")
+    for row in planned.ranks:
+        table.add_row(
+            str(row.rank),
+            "unknown" if row.memory_bytes is None else plain_bytes(row.memory_bytes),
+            seconds(row.train_seconds),
+            seconds(row.eval_seconds),
+            ", ".join(f"{rate:g}" for rate in row.first_rates) or "-",
+        )
+    console.print(table)
+    for line in _summary(planned):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _summary(planned: "DryRun") -> list[str]:
+    left = planned.expected - planned.complete
+    lowest, highest = planned.ranks[0].rank, planned.ranks[-1].rank
+    lines = [
+        f"Trials: about {planned.expected}, of which {planned.complete} are complete. Later ranks and "
+        "learning rates depend on the results of the first.",
+        f"Time: about {seconds(planned.seconds)} for the remaining {left}, one after another on "
+        f"this machine. Estimated from {planned.timed_steps} timed steps each at ranks {lowest} "
+        f"and {highest}. The table's times are per trial.",
+    ]
+    if planned.room_bytes is not None:
+        examples, tokens = planned.batch
+        together = f", by up to {planned.at_once} trials at once" if planned.at_once > 1 else ""
+        lines.append(
+            f"Memory: for batches of {examples} x {tokens} tokens; "
+            f"{plain_bytes(planned.room_bytes)} may be used{together}."
+        )
+    return [*lines, "Nothing was written."]

@@ -1,0 +1,216 @@
+"""A plan in the terminal and as a plot."""
+
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from rich.console import Console
+from rich.table import Table
+
+from rankwise.formatting import plain_bytes
+from rankwise.planning.plan import Plan
+from rankwise.report.console import wide_console
+from rankwise.report.figures import FONT, GREY
+
+BASES = {"int8": "int8", "nf4": "NF4", "nf4-dq": "NF4, double quantisation"}
+GIB = 2.0**30
+COLOURS = {  # lasting parts at the bottom of a bar, short-lived parts on top
+    "weights": "#1e3a8a",
+    "adapter": "#15803d",
+    "gradients": "#4ade80",
+    "optimizer": "#bbf7d0",
+    "activations": "#d97706",
+    "logits": "#fcd34d",
+    "context": "#9ca3af",
+}
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print parameters and memory per rank, the comparison of quantisations, and what fits."""
+    console = wide_console(console)
+    for line in (plan.config.model, _request_line(plan)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(_memory_table(plan))
+    console.print(_quantization_table(plan))
+    for line in (*_limit_lines(plan), *(f"Note: {note}" for note in plan.notes)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def plan_figure(plan: Plan) -> go.Figure:
+    """Return a plot with a stacked bar of memory for each rank and a line at the device's memory."""
+    ranks = [str(row.rank) for row in plan.rows]
+    memories: list[dict[str, int]] = [row.memory.as_dict() for row in plan.rows]
+    figure = go.Figure()
+    for name, colour in COLOURS.items():
+        sizes = [memory[name] for memory in memories]
+        if any(sizes):
+            figure.add_trace(
+                go.Bar(
+                    name=name,
+                    x=ranks,
+                    y=[size / GIB for size in sizes],
+                    customdata=[plain_bytes(size) for size in sizes],
+                    hovertemplate=f"rank %{{x}}, {name}: %{{customdata}}<extra></extra>",
+                    marker={"color": colour},
+                    width=0.55,
+                )
+            )
+    totals = [memory["peak_allocated"] + memory["context"] for memory in memories]
+    figure.add_trace(
+        go.Scatter(
+            x=ranks,
+            y=[total / GIB for total in totals],
+            text=[plain_bytes(total) for total in totals],
+            mode="text",
+            textposition="top center",
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    )
+    highest = max(totals) / GIB
+    if plan.room is not None:
+        highest = max(highest, plan.room / GIB)
+        _add_device_line(figure, plan, plan.room)
+    return figure.update_layout(**_layout(plan, highest))
+
+
+def _request_line(plan: Plan) -> str:
+    config = plan.config
+    base = BASES.get(config.quantization, config.precision)
+    if config.quantization != "none":
+        base += f" computing in {config.precision}"
+    batch = f"batch {config.batch_size}"
+    if plan.task_type != "IMAGE_CLS":
+        batch += f" x {config.seq_len} tokens"
+    checkpointing = ", gradient checkpointing" if config.gradient_checkpointing else ""
+    return (
+        f"{plan.task_type}, {base}, {batch}, {config.optimizer}{checkpointing}; "
+        f"on {plan.device.name}"
+    )
+
+
+def _memory_table(plan: Plan) -> Table:
+    """Return a table with a column for each rank and a row for each part of the memory."""
+    table = Table(
+        title="Parameters and memory of a training step",
+        title_justify="left",
+        caption="Memory that the gradients take over from activations is counted once, "
+        "as gradients.",
+        caption_justify="left",
+    )
+    table.add_column("rank")
+    for row in plan.rows:
+        table.add_column(str(row.rank), justify="right", style="red" if row.fits is False else None)
+    params = [row.params for row in plan.rows]
+    table.add_row("trainable parameters", *(f"{each.trainable:,}" for each in params))
+    table.add_row("all parameters", *(f"{each.all:,}" for each in params))
+    table.add_row("share trainable", *(f"{each.percent:.3f} %" for each in params))
+    sizes = [plain_bytes(each.adapter_bytes) for each in params]
+    table.add_row("adapter file", *sizes, end_section=True)
+    memories = [row.memory for row in plan.rows]
+    for name in ("weights", "adapter", "gradients", "optimizer", "activations", "logits"):
+        sizes = [plain_bytes(getattr(memory, name)) for memory in memories]
+        table.add_row(name, *sizes, end_section=name == "logits")
+    peaks = [plain_bytes(memory.peak_allocated) for memory in memories]
+    table.add_row("training peak", *peaks, style="bold")
+    table.add_row("evaluation peak", *(plain_bytes(memory.peak_eval) for memory in memories))
+    if plan.room is not None:
+        table.add_row("fits", *("yes" if row.fits else "no" for row in plan.rows))
+        margins = [row.margin or 0 for row in plan.rows]
+        signs = ["-" if margin < 0 else "" for margin in margins]
+        left = [plain_bytes(abs(margin)) for margin in margins]
+        table.add_row("left on the device", *map("".join, zip(signs, left, strict=True)))
+    return table
+
+
+def _quantization_table(plan: Plan) -> Table:
+    """Return the training peak of each rank by quantisation, and the adapter's small share of it."""
+    table = Table(
+        title="Training peak by precision of the base model",
+        title_justify="left",
+        caption="Adapter's share: its parameters, gradients and optimizer states.",
+        caption_justify="left",
+    )
+    table.add_column("rank", justify="right")
+    for name in plan.by_quantization:
+        table.add_column(BASES.get(name, plan.config.precision), justify="right")
+        table.add_column("adapter's share", justify="right")
+    for row in plan.rows:
+        adapter = row.memory.adapter + row.memory.gradients + row.memory.optimizer
+        cells = [str(row.rank)]
+        for peaks in plan.by_quantization.values():
+            peak = peaks[row.rank]
+            cells += [plain_bytes(peak), f"{100 * adapter / peak:.2f} %"]
+        table.add_row(*cells)
+    return table
+
+
+def _limit_lines(plan: Plan) -> list[str]:
+    """Return sentences about what fits the device; none without a device."""
+    if plan.room is None or plan.limits is None:
+        return []
+    config, limits = plan.config, plan.limits
+    # A request may allow less memory than the device has.
+    name = config.device if config.device and config.memory is None else "Memory"
+    context = plain_bytes(plan.rows[0].memory.context)
+    lines = [
+        f"{name}: {plain_bytes(plan.room)}, of which the driver's context takes about {context}."
+    ]
+    if any(row.margin is not None and 0 <= row.margin < plan.room / 10 for row in plan.rows):
+        lines.append(
+            "A rank that leaves less than a tenth of it is a tight fit: memory that the allocator "
+            "reserves but does not use is not counted."
+        )
+    if limits.rank is None:
+        lines.append("No rank fits.")
+    else:
+        highest = limits.rank == limits.highest_rank
+        cap = ", the highest that any layer can use" if highest else ""
+        lines.append(f"The largest rank that fits: {limits.rank}{cap}.")
+    if limits.batch_size is not None:
+        lines.append(
+            f"The largest batch at rank {limits.at_rank}: "
+            f"{limits.batch_size} x {config.seq_len} tokens."
+        )
+    if limits.seq_len is not None:
+        lines.append(
+            f"The longest sequences at rank {limits.at_rank}: "
+            f"{limits.seq_len} tokens, batch {config.batch_size}."
+        )
+    if plan.savings:
+        lines.append(f"What to change first, at rank {plan.rows[0].rank}:")
+    for saving in plan.savings:
+        fits = "; then it fits" if saving.fits else ""
+        lines.append(f"  {saving.change} saves {plain_bytes(saving.saves)}{fits}")
+    return lines
+
+
+def _add_device_line(figure: go.Figure, plan: Plan, room: int) -> None:
+    figure.add_hline(
+        y=room / GIB,
+        line={"dash": "dot", "color": GREY},
+        annotation={
+            "text": f"{plan.config.device or 'memory'}<br>{plain_bytes(room)}",
+            "align": "left",
+        },
+        annotation_position="right",
+    )
+
+
+def _layout(plan: Plan, highest: float) -> dict[str, Any]:
+    config = plan.config
+    name = Path(config.model).name or config.model
+    base = config.precision if config.quantization == "none" else config.quantization
+    batch = f"batch {config.batch_size} x {config.seq_len}"
+    title = f"Memory of a training step by rank, GiB<br>{name}, {base}, {batch}"
+    return {
+        "barmode": "stack",
+        "template": "plotly_white",
+        "title": {"text": title, "font": {"size": 15}, "x": 0.01},
+        "font": FONT,
+        "margin": {"l": 60, "r": 90, "t": 120, "b": 50},
+        "height": 560,
+        "xaxis": {"title": "rank", "type": "category"},
+        "yaxis": {"range": [0, 1.12 * highest]},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    }
