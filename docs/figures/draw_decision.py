@@ -1,6 +1,6 @@
-"""Draw decision.svg, the picture in decision.md, from a sweep directory.
+"""Draw decision.svg, the picture in docs/decision.md, from a sweep directory.
 
-python docs/draw_decision.py [rankwise-out]
+python docs/figures/draw_decision.py [rankwise-out]
 
 Needs kaleido and a Chromium (extra ``dev``).
 """
