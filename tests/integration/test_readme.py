@@ -14,10 +14,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
-    line
-    for _, block in BLOCKS
-    for line in block.splitlines()
-    if line.startswith("rankwise ")
+    line for _, block in BLOCKS for line in block.splitlines() if line.startswith("rankwise ")
 ]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
 
