@@ -8,15 +8,17 @@ import pandas as pd
 import pytest
 
 from rankwise.decide import Decision
+from rankwise.decide.config import DecisionConfig
 from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
-from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
+from rankwise.strategies.config import SearchConfig
 
 RANKS = (2, 4, 8, 16, 32)
 MARGIN, CONFIDENCE = 0.02, 0.95
+RULE = DecisionConfig(margin=MARGIN, confidence=CONFIDENCE)
 EXAMPLES = 100
 NOTHING = pd.DataFrame(
     columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"]
@@ -28,7 +30,8 @@ Truth = Callable[[int], float]
 def strategy(
     name: str, ranks: tuple[int, ...] = RANKS, seeds: int = 3, rates: object = (1e-3,)
 ) -> Strategy:
-    return strategies()[name](ranks, seeds, rates, parse_alpha_policy("r"), MARGIN, CONFIDENCE)  # type: ignore[arg-type]
+    settings = SearchConfig(ranks=ranks, seeds=seeds, learning_rate=rates)  # type: ignore[arg-type]
+    return strategies()[name](settings, RULE)
 
 
 def evidence_of(trial: Trial, truth: Truth, noise: float) -> pd.DataFrame:
@@ -252,7 +255,7 @@ def test_cuts_of_a_rate_that_diverges_later_do_not_count() -> None:
 
 
 def test_once_asks_again_for_a_first_seed_that_is_gone() -> None:
-    asked = strategies()["once"](RANKS, 2, "auto", parse_alpha_policy("r"), MARGIN, CONFIDENCE, 0.7)
+    asked = strategies()["once"](SearchConfig(ranks=RANKS, seeds=2), RULE, 0.7)
     start, leap = asked.propose(NOTHING)
     left = [(replace(start, seed=1), 0.5), (leap, 0.6)]
     evidence = pd.concat(

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import pytest
 
+from rankwise.decide.config import DecisionConfig
 from rankwise.engine.trial import Trial
-from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.grid import Grid
 
 RANKS = (4, 8, 16, 32)
@@ -18,7 +19,8 @@ NOTHING = pd.DataFrame(
 def grid(
     learning_rate: object = "auto", ranks: Sequence[int] = RANKS, seeds: int = 2, alpha: str = "r"
 ) -> Grid:
-    return Grid(ranks, seeds, learning_rate, parse_alpha_policy(alpha), 0.02, 0.95)  # type: ignore[arg-type]
+    settings = SearchConfig(ranks=ranks, seeds=seeds, learning_rate=learning_rate, lora_alpha=alpha)  # type: ignore[arg-type]
+    return Grid(settings, DecisionConfig())
 
 
 def rows_of(trial: Trial, loss: float) -> list[dict[str, object]]:
@@ -162,7 +164,7 @@ def test_trials_carry_the_policy_s_alpha() -> None:
 
 def test_a_search_that_learns_nothing_looks_both_ways() -> None:
     """Too low a rate ends at guessing, and so does one at which training collapses."""
-    strategy = Grid(RANKS, 2, "auto", parse_alpha_policy("r"), 0.02, 0.95, math.log(2))
+    strategy = Grid(SearchConfig(ranks=RANKS, seeds=2), DecisionConfig(), math.log(2))
     evidence = run(strategy, lambda rank, rate, seed: math.log(2))
     rates = sorted(evidence[evidence["rank"] == 4]["learning_rate"].unique())
     assert (rates[0], rates[-1]) == (1e-3 / 16, 1e-3 * 16)

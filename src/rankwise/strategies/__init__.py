@@ -1,4 +1,4 @@
-"""Which trials to run next."""
+"""Strategies of a sweep: which trials to run next, from the evidence so far."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def strategies() -> "dict[str, type[Strategy]]":
-    """Return the strategies by the names of `rankwise.strategies.config.STRATEGIES`."""
+    """Return the strategy classes by their names in `rankwise.strategies.config.STRATEGIES`."""
     from rankwise.strategies.escalate import Escalate
     from rankwise.strategies.grid import Grid
     from rankwise.strategies.once import Once

@@ -1,35 +1,44 @@
-"""Every rank trained by itself, with several seeds, each rank at its own best learning rate."""
+"""The grid strategy: every rank with every seed, each rank at its best learning rate.
+
+It stops when all trials are complete. It costs ranks x seeds trials and the search for learning
+rates, and gives the fullest picture: the other strategies are measured against it.
+"""
 
 import pandas as pd
 
 from rankwise.decide import best_learning_rate
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.learning_rates import count_trials, of_rank
+from rankwise.strategies.trial_keys import (
+    TrialKey,
+    count_later_trials,
+    count_trials,
+    rank_evidence,
+)
 
 
 class Grid(Strategy):
-    """Trains every rank with every seed at the rank's best learning rate.
+    """Trains every rank with every seed.
 
-    The first seed finds the rates (`RateSearch`); the others then run at the rates found.
+    The first seed finds each rank's learning rate; the other seeds use it.
     """
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
         """Return the first seed's trials until the rates are found, then the other seeds'."""
-        search = self.rate_search(self.ranks)
-        if first := self.missing_trials(search.wanted(evidence), evidence):
+        search = self.rates.propose(self.ranks, evidence)
+        if first := self.missing_trials(search, evidence):
             return first
-        best = {rank: best_learning_rate(of_rank(evidence, rank)) for rank in self.ranks}
+        best = {rank: best_learning_rate(rank_evidence(evidence, rank)) for rank in self.ranks}
+        usable = {rank: rate for rank, rate in best.items() if rate is not None}
         wanted = [
-            (rank, rate, seed)
+            TrialKey(rank, rate, seed)
             for seed in range(self.seeds)
-            for rank, rate in best.items()
-            if rate is not None
+            for rank, rate in usable.items()
         ]
         return self.missing_trials(wanted, evidence)
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
-        """Return the trials complete, the search's usual remainder, and the other seeds'."""
-        left = self.rate_search(self.ranks).left(evidence)
-        later = evidence[evidence["seed"] > 0].groupby(["rank", "seed"]).ngroups
-        return count_trials(evidence) + left + len(self.ranks) * (self.seeds - 1) - later
+        """Return the complete trials, the search's usual remainder, and the other seeds' trials."""
+        search = self.rates.remaining(self.ranks, evidence)
+        later = len(self.ranks) * (self.seeds - 1) - count_later_trials(evidence, self.ranks)
+        return count_trials(evidence) + search + later

@@ -1,4 +1,16 @@
-"""The largest rank trained, every smaller one cut from it: which rank to keep, from one rank's training."""
+"""The once strategy: the largest rank is trained alone, and truncated to all smaller ranks.
+
+The first seed tries the rate where the other strategies' search starts and four times that rate,
+and goes on upwards while it gains: an adapter trained at too low a rate says nothing. The other
+seeds train at the best of these rates, and each adapter is truncated to every smaller rank. It
+stops when all of these are scored, and costs a fifth to a third of the grid
+(docs/strategies.md).
+
+A truncated adapter is a trial of its own rank, with the seed and the learning rate of its source,
+so no rank is favoured by its rate. The strategy answers which rank to *keep*: what the learned
+change needs. It does not answer which rank to *train* at: an adapter trained at a small rank may
+learn less in its steps than a truncated one holds.
+"""
 
 import math
 from dataclasses import replace
@@ -7,66 +19,66 @@ import pandas as pd
 
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.learning_rates import count_trials, missing, rate_of_first_seed
+from rankwise.strategies.trial_keys import (
+    TrialKey,
+    chosen_rate,
+    count_trials,
+    missing_keys,
+    rank_evidence,
+)
 
 
 class Once(Strategy):
-    """Trains the largest rank alone, at one learning rate, and cuts each of its adapters to all smaller ranks.
-
-    The first seed tries about the rate where the search of the other strategies starts and four times that, and goes on
-    upwards while it gains: too low a rate leaves an adapter of which nothing can be said. The whole search is made only
-    where the start learns nothing or diverges. Cuts of one adapter share its rate, so no rank is favoured by it.
-
-    A cut is a trial of its own rank, and of the seed and learning rate of what it is cut from. It answers which rank to
-    *keep*: what the change that was learned needs. Which rank to *train* at it does not ask: a rank trained by itself
-    may learn less in the steps that it is given than its cut holds.
-    """
+    """Trains the largest rank at one learning rate, and truncates its adapters to all others."""
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
-        """Return the cuts of a trained adapter, or else the trials to train."""
+        """Return the truncations of a trained adapter, or else the trials to train."""
         largest = self.ranks[-1]
-        search = self.rate_search([largest])
-        asked = search.wanted_of_one(evidence)
-        if first := self.missing_trials(asked, evidence):
-            if len(asked) == 1:  # no rate to choose, so the other seeds may train beside the first
-                asked = [(largest, asked[0][1], seed) for seed in range(self.seeds)]
-                return self.missing_trials(asked, evidence)
-            return first
-        rate = rate_of_first_seed(evidence, largest)
+        search = self.rates.propose_alone(largest, evidence)
+        if first := self.missing_trials(search, evidence):
+            if len(search) > 1:
+                return first
+            # There is no rate to choose, so the other seeds may train together with the first.
+            return self.missing_trials(self._all_seeds(search[0].learning_rate), evidence)
+        rate = chosen_rate(evidence, largest)
         if rate is None:
             return []
-        wanted = [(largest, rate, seed) for seed in range(self.seeds)]
-        to_train = self.missing_trials(wanted, evidence)
-        for trial in self.missing_trials(wanted, evidence.iloc[:0]):
-            if trial not in to_train and (cuts := self._cuts(trial, evidence)):
-                return cuts
+        trained = self._all_seeds(rate)
+        to_train = self.missing_trials(trained, evidence)
+        for trial in self.missing_trials(trained, evidence.iloc[:0]):
+            if trial not in to_train and (truncations := self._truncations(trial, evidence)):
+                return truncations
         return to_train
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
-        """Return the trials complete, the search's usual remainder, the other seeds', and the cuts of all seeds'."""
-        own = evidence[evidence["rank"] == self.ranks[-1]]
-        search = self.rate_search(self.ranks[-1:])
-        left = len(missing(search.wanted_of_one(evidence), evidence))
-        seeds = self.seeds - 1 - own.loc[own["seed"] > 0, "seed"].nunique()
-        # Cuts of a rate that has diverged since do not count.
-        made = evidence["learning_rate"] == rate_of_first_seed(evidence, self.ranks[-1])
-        cuts = (len(self.ranks) - 1) * self.seeds - count_trials(
-            evidence[made & (evidence["rank"] < self.ranks[-1])]
-        )
-        return count_trials(evidence) + left + seeds + max(0, cuts)
+        """Return the complete trials, the search's missing ones, and the other seeds' of all ranks."""
+        largest = self.ranks[-1]
+        search = missing_keys(self.rates.propose_alone(largest, evidence), evidence)
+        trained = rank_evidence(evidence, largest)
+        complete_seeds = trained.loc[trained["seed"] > 0, "seed"].nunique()
+        # Truncations at a rate that has diverged since do not count.
+        is_chosen = evidence["learning_rate"] == chosen_rate(evidence, largest)
+        truncated = count_trials(evidence[is_chosen & (evidence["rank"] < largest)])
+        truncations = max(0, (len(self.ranks) - 1) * self.seeds - truncated)
+        return count_trials(evidence) + len(search) + self.seeds - 1 - complete_seeds + truncations
 
-    def _cuts(self, trained: Trial, evidence: pd.DataFrame) -> list[Trial]:
-        """Return the missing cuts of a trained trial, each with the scaling of what it is cut from."""
-        shares = {rank: rank / trained.rank for rank in self.ranks[:-1]}
-        if trained.use_rslora:
-            shares = {rank: math.sqrt(share) for rank, share in shares.items()}
-        wanted = [(rank, trained.learning_rate, trained.seed) for rank in shares]
-        return [
-            replace(
-                trained,
-                rank=rank,
-                lora_alpha=trained.lora_alpha * shares[rank],
-                truncated_from=trained.name,
+    def _all_seeds(self, rate: float) -> list[TrialKey]:
+        return [TrialKey(self.ranks[-1], rate, seed) for seed in range(self.seeds)]
+
+    def _truncations(self, source: Trial, evidence: pd.DataFrame) -> list[Trial]:
+        """Return the missing truncations of a trained adapter, each with its source's scaling."""
+        wanted = [TrialKey(rank, source.learning_rate, source.seed) for rank in self.ranks[:-1]]
+        trials = []
+        for key in missing_keys(wanted, evidence):
+            share = key.rank / source.rank
+            if source.use_rslora:
+                share = math.sqrt(share)
+            trials.append(
+                replace(
+                    source,
+                    rank=key.rank,
+                    lora_alpha=source.lora_alpha * share,
+                    truncated_from=source.name,
+                )
             )
-            for rank, _, _ in missing(wanted, evidence)
-        ]
+        return trials

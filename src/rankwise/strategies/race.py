@@ -1,4 +1,14 @@
-"""All ranks, seed by seed; those that are shown to be worse drop out, and the race ends when the decision stands."""
+"""The race strategy: all ranks seed by seed, without those shown to be worse.
+
+After the second seed and each further one, a rank drops out when its held-out loss is shown to be
+above another rank's by more than the margin. The race ends as soon as the decision's rule selects
+a rank, one rank is left, or the seeds are used up. It costs at most what the grid costs, and saves
+most with many ranks or seeds.
+
+The idea is that of Hoeffding races (Maron and Moore 1994), but with the paired bounds of the
+decision. Only finished trials are compared: early steps favour ranks that learn fast, not those
+that end well.
+"""
 
 import pandas as pd
 
@@ -7,75 +17,66 @@ from rankwise.decide.pairwise import compare
 from rankwise.decide.select import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.learning_rates import at_found_rates, count_trials, rate_of_first_seed
+from rankwise.strategies.trial_keys import (
+    TrialKey,
+    at_chosen_rates,
+    chosen_rate,
+    count_later_trials,
+    count_trials,
+)
 
-FIRST_LOOK = 2  # seeds: one says nothing of how much seeds vary
+FIRST_LOOK = 2  # seeds before the first comparison: one seed does not show how much seeds vary
 
 
 class Race(Strategy):
-    """Trains every rank with one seed after another, and looks at the evidence after each from the second on.
-
-    As in Hoeffding races (Maron and Moore 1994), but with the decision's own paired bounds: a rank drops out when its
-    held-out loss is shown to be above another's by more than the margin, at the stated confidence. What is compared are
-    finished trials: early steps favour ranks that learn fast, not those that end well. The race ends as soon as the
-    decision's rule selects a rank, when one rank is left, or when the seeds are used up.
-    """
+    """Trains every rank with one seed after another, and drops ranks that are shown to be worse."""
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
-        """Return the first seed's trials until the rates are found, then the next seed's of the ranks still in."""
+        """Return the first seed's trials until the rates are found, then the next seed's."""
         return self._replay(evidence)[1]
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
-        """Return the trials complete, the search's usual remainder, and all seeds of the ranks still in."""
+        """Return the complete trials, the search's usual remainder, and the racing ranks' seeds."""
         racing, trials = self._replay(evidence)
         if not trials:
             return count_trials(evidence)
-        left = self.rate_search(self.ranks).left(evidence)
-        later = (
-            evidence[(evidence["seed"] > 0) & evidence["rank"].isin(racing)]
-            .groupby(["rank", "seed"])
-            .ngroups
-        )
-        return count_trials(evidence) + max(
-            len(trials), left + len(racing) * (self.seeds - 1) - later
-        )
+        search = self.rates.remaining(self.ranks, evidence)
+        later = len(racing) * (self.seeds - 1) - count_later_trials(evidence, racing)
+        return count_trials(evidence) + max(len(trials), search + later)
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
-        """Return the ranks still in and what is missing of them, going through all looks from the first."""
+        """Return the ranks still racing and their missing trials, after all looks from the first."""
         racing = self.ranks
-        search = self.rate_search(self.ranks)
-        if first := self.missing_trials(search.wanted(evidence), evidence):
+        search = self.rates.propose(self.ranks, evidence)
+        if first := self.missing_trials(search, evidence):
             return racing, first
         for seeds in range(min(FIRST_LOOK, self.seeds), self.seeds + 1):
             early = evidence[evidence["seed"] < seeds]
-            rates = {rank: rate_of_first_seed(early, rank) for rank in racing}
+            chosen = {rank: chosen_rate(early, rank) for rank in racing}
+            usable = {rank: rate for rank, rate in chosen.items() if rate is not None}
             wanted = [
-                (r, rate, seed)
-                for seed in range(seeds)
-                for r, rate in rates.items()
-                if rate is not None
+                TrialKey(rank, rate, seed) for seed in range(seeds) for rank, rate in usable.items()
             ]
             if trials := self.missing_trials(wanted, evidence):
                 return racing, trials
-            racing = self._still_in(at_found_rates(evidence, self.ranks, seeds), racing)
+            racing = self._still_racing(at_chosen_rates(evidence, self.ranks, seeds), racing)
             if len(racing) < 2:
                 break
         return racing, []
 
-    def _still_in(self, evidence: pd.DataFrame, racing: list[int]) -> list[int]:
-        """Return the ranks to go on with; none when the decision stands."""
+    def _still_racing(self, evidence: pd.DataFrame, racing: list[int]) -> list[int]:
+        """Return the ranks that race on; none once the rule selects a rank."""
         if evidence.empty:
             return []
-        runs = read_rank_results(evidence)
-        if (
-            decide(runs, self.margin, self.confidence, chance_loss=self.chance_loss).verdict
-            == "selected"
-        ):
+        margin, confidence = self.rule.margin, self.rule.confidence
+        results = read_rank_results(evidence)
+        decision = decide(results, margin, confidence, chance_loss=self.chance_loss)
+        if decision.verdict == "selected":
             return []
-        costs = compare(runs, "cost")
-        assert costs is not None  # every run has costs
+        costs = compare(results, "cost")
+        assert costs is not None  # all results have costs
         return [
             rank
             for rank in racing
-            if rank in costs.ranks and not costs.is_shown_worse(rank, self.margin, self.confidence)
+            if rank in costs.ranks and not costs.is_shown_worse(rank, margin, confidence)
         ]

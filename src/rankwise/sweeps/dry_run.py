@@ -12,7 +12,7 @@ import pandas as pd
 
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.store.directory import is_begun, read_evidence, refuse_bad_directory
-from rankwise.strategies.learning_rates import count_trials
+from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.run import (
     Progress,

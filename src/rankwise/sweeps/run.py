@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.checks import check_config
 from rankwise.errors import RequestError
-from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments, model_fingerprint
 from rankwise.store.directory import UNTRAINED, SweepStore, known_chance_loss, refuse_bad_directory
@@ -297,15 +296,7 @@ def make_strategy(run: Run, chance_loss: "ChanceLoss | None") -> "Strategy":
     from rankwise.strategies import strategies
 
     config = run.config
-    return strategies()[config.strategy](
-        config.ranks,
-        config.seeds,
-        config.learning_rate,
-        parse_alpha_policy(config.lora_alpha),
-        config.margin,
-        config.confidence,
-        chance_loss,
-    )
+    return strategies()[config.strategy](config, config, chance_loss)
 
 
 def _engine(run: Run) -> "Engine":

@@ -1,0 +1,65 @@
+"""Keys of trials, and look-ups of complete trials in a sweep's evidence."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from rankwise.decide import best_learning_rate
+
+
+class TrialKey(NamedTuple):
+    """Rank, learning rate and seed, which together identify a trial of a sweep."""
+
+    rank: int
+    learning_rate: float
+    seed: int
+
+
+def missing_keys(wanted: Iterable[TrialKey], evidence: pd.DataFrame) -> list[TrialKey]:
+    """Return the wanted trials that are not complete, in the order given."""
+    keys = evidence[["rank", "learning_rate", "seed"]].drop_duplicates()
+    complete = set(keys.itertuples(index=False, name=None))
+    return [key for key in wanted if key not in complete]
+
+
+def count_trials(evidence: pd.DataFrame) -> int:
+    """Return the number of complete trials."""
+    return int(evidence.groupby(["rank", "learning_rate", "seed"]).ngroups)
+
+
+def count_later_trials(evidence: pd.DataFrame, ranks: Sequence[int]) -> int:
+    """Return the number of (rank, seed) pairs that are complete after the first seed."""
+    later = evidence[(evidence["seed"] > 0) & evidence["rank"].isin(ranks)]
+    return int(later.groupby(["rank", "seed"]).ngroups)
+
+
+def rank_evidence(evidence: pd.DataFrame, rank: int) -> pd.DataFrame:
+    """Return the evidence of one rank."""
+    return evidence[evidence["rank"] == rank]
+
+
+def first_seed(evidence: pd.DataFrame) -> pd.DataFrame:
+    """Return the evidence of the first seed, which the search for learning rates uses."""
+    return evidence[evidence["seed"] == 0]
+
+
+def chosen_rate(evidence: pd.DataFrame, rank: int) -> float | None:
+    """Return a rank's best rate for the first seed, among the rates where no seed diverged."""
+    trials = rank_evidence(evidence, rank)
+    diverged = trials.loc[trials["diverged"].astype(bool), "learning_rate"].unique()
+    return best_learning_rate(first_seed(trials[~trials["learning_rate"].isin(diverged)]))
+
+
+def at_chosen_rates(evidence: pd.DataFrame, ranks: Sequence[int], seeds: int) -> pd.DataFrame:
+    """Return the evidence that a strategy judges midway: each rank at its chosen rate.
+
+    Only the first ``seeds`` seeds count. A resumed sweep has seen more, and would otherwise
+    decide differently. Ranks without a rate are left out.
+    """
+    early = evidence[evidence["seed"] < seeds]
+    parts = []
+    for rank in ranks:
+        trials = rank_evidence(early, rank)
+        parts.append(trials[trials["learning_rate"] == chosen_rate(early, rank)])
+    return pd.concat(parts, ignore_index=True)
