@@ -11,6 +11,7 @@ held-out losses by parameters. Every sweep is kept in --out, and the same comman
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ def main() -> None:
     lines = dict(
         zip(GROUPS, (line.as_dict() for line in read_compared_sweeps(directories)), strict=True)
     )
-    results = {"settings": settings, "environment": environment(), "ranks": ranks, "lines": lines}
+    results = {
+        "settings": settings,
+        "environment": asdict(environment()),
+        "ranks": ranks,
+        "lines": lines,
+    }
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     show(results)

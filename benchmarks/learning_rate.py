@@ -8,8 +8,10 @@ same command goes on where it stopped.
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -66,8 +68,8 @@ def train_missing(run: Run, warmup: float) -> None:
 
 def print_table(run: Run, warmup: float) -> None:
     """Print mean and worst held-out loss, a row per rank."""
-    trials = run.store.summaries()
-    losses = trials.astype({"eval_loss": float}).pivot_table(
+    trials = pd.DataFrame([asdict(trial) for trial in run.store.trials()])
+    losses = trials.pivot_table(
         index="rank", columns="learning_rate", values="eval_loss", aggfunc=["mean", "max"]
     )
     table = Table(

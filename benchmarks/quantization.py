@@ -11,6 +11,7 @@ batches, which is what --engine reference trains; the fused engine needs less fo
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,12 @@ def main() -> None:
             rankwise.sweep(config, progress=progress)
     lines = [line.as_dict() for line in read_compared_sweeps(directories)]
     memory = {kind: planned_and_frozen(kind, rankwise.SweepConfig(**settings)) for kind in kinds}
-    results = {"settings": settings, "environment": environment(), "lines": lines, "memory": memory}
+    results = {
+        "settings": settings,
+        "environment": asdict(environment()),
+        "lines": lines,
+        "memory": memory,
+    }
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     show(results)

@@ -15,6 +15,7 @@ that rate alone would have called the effect of rank; at the ranks' own rates it
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rankwise.report.compare_sweeps import (
     write_sweep_comparison_plot,
 )
 from rankwise.report.progress_bar import ProgressBar
-from rankwise.store.directory import read_summaries
+from rankwise.store.records import read_trials
 from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
 
@@ -63,7 +64,11 @@ def main() -> None:
         name: getattr(options, name) for name in ("ranks", "seeds", "train_examples", "max_length")
     }
     settings["learning_rate"] = options.learning_rates
-    results: dict[str, Any] = {"settings": settings, "environment": environment(), "tasks": {}}
+    results: dict[str, Any] = {
+        "settings": settings,
+        "environment": asdict(environment()),
+        "tasks": {},
+    }
     for task in options.tasks.split(","):
         directories = []
         for policy in options.policies.split(","):
@@ -109,10 +114,10 @@ def as_json(directories: Sequence[Path]) -> list[dict[str, Any]]:
         return []  # nothing to be beside yet
     lines = []
     for line in read_compared_sweeps(directories):
-        trials = read_summaries(line.directory)[columns].astype(
-            {"eval_loss": float, "eval_score": float}
-        )
-        rows = json.loads(trials.to_json(orient="records"))  # which turns NaN into null
+        rows = []
+        for trial in read_trials(line.directory):
+            row = {name: getattr(trial, name) for name in columns}
+            rows.append({**row, "eval_loss": None, "eval_score": None} if trial.diverged else row)
         lines.append({**line.as_dict(), "trials": rows})
     return lines
 

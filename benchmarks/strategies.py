@@ -20,7 +20,7 @@ import math
 import runpy
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora import read_adapter
 from rankwise.report.progress_bar import ProgressBar
 from rankwise.store.directory import SweepStore
+from rankwise.store.records import TrialRecord, select_trials
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.run import Run, make_strategy, open_run, run_strategy
 from rankwise.sweeps.truncating_engine import TruncatingEngine
@@ -135,7 +136,7 @@ def main() -> None:
         }
         results["tasks"][name] = {
             **run_task(options.out / name, settings),
-            "environment": environment(),
+            "environment": asdict(environment()),
         }
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
@@ -212,23 +213,22 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 choices[name] = {
                     "verdict": decision.verdict,
                     **choice_of(ranks, chosen["rank"]),
-                    "trials": int((run.store.summaries()["train_seconds"] > 0).sum()),
+                    "trials": sum(trial.train_seconds > 0 for trial in run.store.trials()),
                     "seconds": run.store.seconds_spent(),
                 }
                 if name == "once":
-                    choices[name]["spent"] = spent_by_once(run.store.summaries(), seeds)
+                    choices[name]["spent"] = spent_by_once(run.store.trials(), seeds)
                 if name == "grid":
                     gold = ranks
-                    summaries = run.store.summaries()
-    seconds = summaries["pack_seconds"] / summaries["pack_size"] + summaries["eval_seconds"]
+                    trials = run.store.trials()
     for rank in FIXED:
         row = choice_of(gold, rank)
-        own = (summaries["rank"] == rank) & (summaries["learning_rate"] == row["learning_rate"])
+        at_rank = select_trials(trials, rank=rank, learning_rate=row["learning_rate"])
         choices[f"always r={rank}"] = {
             "verdict": "selected",
             **row,
-            "trials": int(own.sum()),
-            "seconds": float(seconds[own].sum()),
+            "trials": len(at_rank),
+            "seconds": sum(trial.seconds_spent for trial in at_rank),
         }
     best = max(gold, key=lambda row: np.mean(row["held_out_score"]))
     choices["argmax"] = {**choices["grid"], "verdict": "selected", **best}
@@ -240,35 +240,36 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": {**settings, **files}, "grid": gold, "choices": choices}
 
 
-def spent_by_once(trials: pd.DataFrame, seeds: int) -> dict[str, float]:
+def spent_by_once(trials: Sequence[TrialRecord], seeds: int) -> dict[str, float]:
     """Return the seconds of its parts, and the least that one training for each seed would take, the rate known.
 
     The least is so many times the cheapest training and its scoring, and the scoring of all cuts.
     """
-    cut = trials["train_seconds"] == 0
-    training = (trials["pack_seconds"] / trials["pack_size"])[~cut]
-    scoring, cuts = trials.loc[~cut, "eval_seconds"], float(trials.loc[cut, "eval_seconds"].sum())
+    trained = [trial for trial in trials if trial.train_seconds > 0]
+    training = [trial.pack_seconds / trial.pack_size for trial in trained]
+    scoring = [trial.eval_seconds for trial in trained]
+    cuts = sum(trial.eval_seconds for trial in trials if trial.train_seconds == 0)
     return {
-        "training": float(training.sum()),
-        "scoring": float(scoring.sum()),
+        "training": sum(training),
+        "scoring": sum(scoring),
         "scoring_cuts": cuts,
-        "least": seeds * float(training.min() + scoring.min()) + cuts,
+        "least": seeds * (min(training) + min(scoring)) + cuts,
     }
 
 
 def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
     """Return every rank at its own rate, with its means on the held-out part, seed by seed."""
-    trials = run.store.summaries().sort_values("seed")
     rows = []
     for rank, rate in rates.items():
-        own = trials[(trials["rank"] == rank) & (trials["learning_rate"] == rate)]
+        at_rank = run.store.trials(rank=rank, learning_rate=rate)
+        at_rank.sort(key=lambda trial: trial.seed)
         rows.append(
             {
                 "rank": rank,
                 "learning_rate": rate,
-                "names": own["name"].tolist(),
-                "held_out_loss": own["eval_loss"].tolist(),
-                "held_out_score": own["eval_score"].tolist(),
+                "names": [trial.name for trial in at_rank],
+                "held_out_loss": [trial.eval_loss for trial in at_rank],
+                "held_out_score": [trial.eval_score for trial in at_rank],
             }
         )
     return rows

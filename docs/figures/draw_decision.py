@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rankwise.report.figures import compared_figure
-from rankwise.store.directory import read_json
+from rankwise.store.records import read_json
 
 
 def main() -> None:

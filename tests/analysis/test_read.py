@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from rankwise import analyze
 from rankwise.analysis.read import read_results
-from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RequestError
-from rankwise.store.directory import SweepStore
+from tests import factories
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_sweeps.json").read_text())
 
@@ -22,28 +20,18 @@ def save_sweep(
     directory: Path, diverged: tuple[int, ...] = (), ranks: tuple[int, ...] = (4, 8)
 ) -> None:
     """Save a rankwise sweep of two held-out examples."""
-    with SweepStore(directory, {"settings": {"ranks": list(ranks)}, "fingerprints": {}}) as store:
-        for rank in ranks:
-            finished = FinishedTrial(
-                trial=Trial(rank=rank, seed=0, learning_rate=1e-3, lora_alpha=rank),
-                diverged=rank in diverged,
-                trainable_params=6,
-                train_seconds=1.5,
-                pack_seconds=1.5,
-                pack_size=1,
-                eval_seconds=0.5,
-                peak_memory_bytes=1000,
-                adapter_config={"peft_type": "LORA", "r": rank},
-                adapter={"lora_A.weight": torch.zeros(2, 3)},
-                evidence=pd.DataFrame(
-                    {"example_id": [3, 5], "loss": [1 / rank, 0.75], "score": [1.0, 0.0]}
-                ),
-                steps=[
-                    {"step": 1, "train_loss": 0.7},
-                    {"step": 2, "train_loss": float("nan") if diverged else 0.6},
-                ],
+    trials = []
+    for rank in ranks:
+        steps = [
+            {"step": 1, "train_loss": 0.7},
+            {"step": 2, "train_loss": float("nan") if diverged else 0.6},
+        ]
+        trials.append(
+            factories.finished(
+                rank, diverged=rank in diverged, losses=(1 / rank, 0.75), steps=steps
             )
-            store.add(finished, {"epochs": 1})
+        )
+    factories.save_sweep(directory, trials, factories.request(ranks=list(ranks)))
 
 
 def comparison(

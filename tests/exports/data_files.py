@@ -124,11 +124,11 @@ def kept(
     pd.DataFrame([make(n) for n in range(COUNT)]).to_json(path, orient="records", lines=True)
     task = load_task(SweepConfig(data=path, **settings))
     assert task.layout is not None
-    sweep = json.loads(json.dumps({"data_layout": task.layout.as_dict()}))
+    record = json.loads(json.dumps(task.layout.as_dict()))
     setup = replace(
         PLAIN,
         data=str(path),
-        layout=read_data_layout(sweep),
+        layout=read_data_layout(record),
         chat_template=template,
         answers_marked=template,
     )

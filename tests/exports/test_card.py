@@ -20,7 +20,7 @@ from rankwise.exports.model_card import _code
 from rankwise.lora import Adapter, write_adapter
 from rankwise.models.base_model import load_base
 from rankwise.models.quantization import is_quantized, keep_as_loaded
-from rankwise.store.directory import read_evidence
+from rankwise.store.records import read_evidence, read_sweep
 from tests.exports.setups import PLAIN
 from tests.tiny_models import load_tiny
 
@@ -47,7 +47,8 @@ def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
     from rankwise.exports.model_card import write_card
     from rankwise.exports.recipe import read_setup
 
-    sweep = json.loads((swept / "sweep.json").read_text())
+    sweep = read_sweep(swept)
+    assert sweep is not None
     decision = json.loads((swept / "decision.json").read_text())
     setup = replace(read_setup(swept, decision["test"]["trial"]), base_model="org/base")
     (swept.parent / "card").mkdir()

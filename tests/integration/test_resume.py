@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rankwise.store.directory import read_evidence
+from rankwise.store.records import read_evidence
 
 MEASURED = {"train_seconds", "pack_seconds", "peak_memory_bytes"}  # by the clock, or with it
 

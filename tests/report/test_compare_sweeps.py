@@ -13,7 +13,7 @@ from rankwise.report.compare_sweeps import (
     read_compared_sweeps,
     write_sweep_comparison_plot,
 )
-from rankwise.store.directory import read_evidence
+from rankwise.store.records import read_evidence
 from tests.conftest import make_reviews
 
 POLICIES = {"r": (4, False), "2r": (8, False), "fixed:32": (32, False), "rslora": (16, True)}

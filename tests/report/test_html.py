@@ -13,7 +13,7 @@ import pytest
 
 from rankwise.errors import RequestError
 from rankwise.report.html import write_report
-from rankwise.store.directory import read_json
+from rankwise.store.records import read_json
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RankwiseError, RequestError
-from rankwise.store.directory import EVIDENCE_COLUMNS, SweepStore, read_histories
+from rankwise.store.directory import SweepStore
+from rankwise.store.records import EVIDENCE_COLUMNS, Fingerprints, SweepRecord, read_sweep
+from tests.factories import REQUEST, finished, request
 
-REQUEST = {
-    "settings": {"ranks": [4, 8], "seeds": 2, "learning_rate": "auto"},
-    "fingerprints": {"model": "a", "data": "b"},
-}
-
-
-def finished(rank: int = 4, seed: int = 0, diverged: bool = False) -> FinishedTrial:
-    return FinishedTrial(
-        trial=Trial(rank=rank, seed=seed, learning_rate=1e-3, lora_alpha=rank),
-        diverged=diverged,
-        trainable_params=6,
-        train_seconds=1.5,
-        pack_seconds=1.5,
-        pack_size=1,
-        eval_seconds=0.5,
-        peak_memory_bytes=1000,
-        adapter_config={"peft_type": "LORA", "r": rank},
-        adapter={"lora_A.weight": torch.arange(6.0).view(2, 3)},
-        evidence=pd.DataFrame({"example_id": [3, 5], "loss": [0.25, 0.75], "score": [1.0, 0.0]}),
-        steps=[{"step": 1, "train_loss": float("nan") if diverged else 0.7}],
-    )
+OTHER_DATA = Fingerprints(model="a", data="c")
 
 
-def changed(**settings: Any) -> dict[str, Any]:
-    return {**REQUEST, "settings": {**REQUEST["settings"], **settings}}
-
-
-def begin(directory: Path, request: dict[str, Any]) -> None:
+def begin(directory: Path, record: SweepRecord) -> None:
     """Leave a sweep with one complete trial."""
-    with SweepStore(directory, request) as store:
+    with SweepStore(directory, record) as store:
         store.add(finished(), {})
 
 
@@ -76,7 +54,7 @@ def test_a_diverged_trial_is_kept_as_such(tmp_path: Path) -> None:
     with SweepStore(tmp_path / "out", REQUEST) as store:
         store.add(finished(diverged=True), {})
         assert store.evidence()["diverged"].tolist() == [True]
-        assert store.summaries()["diverged"].tolist() == [True]
+        assert [trial.diverged for trial in store.trials()] == [True]
         line = (
             (store.trials_directory / "r4-lr0.001-seed0" / "metrics.jsonl")
             .read_text()
@@ -96,9 +74,7 @@ def test_a_broken_trial_is_named_with_what_to_do(tmp_path: Path, file: str, dama
         path.unlink()
         if damage != "gone":
             path.write_bytes(b"" if damage == "empty" else content[: len(content) - 20])
-        reads = {"evidence.parquet": [store.evidence]}.get(
-            file, [store.summaries, lambda: read_histories(store.directory)]
-        )
+        reads = {"evidence.parquet": [store.evidence]}.get(file, [store.trials, store.train_losses])
         for read in reads:
             with pytest.raises(
                 RankwiseError, match=rf"trial '.*r8-.*' cannot be read: .*{file}.*delete"
@@ -114,7 +90,7 @@ def test_a_trial_without_its_adapter_is_named_with_what_to_do(tmp_path: Path) ->
         with pytest.raises(
             RankwiseError, match=r"r8-lr0.001-seed0' cannot be read: .*adapter/; delete"
         ):
-            store.hand_over("r8-lr0.001-seed0")
+            store.write_best("r8-lr0.001-seed0")
         assert not (store.directory / "best").exists()
 
 
@@ -132,12 +108,12 @@ def test_leftovers_of_a_killed_run_do_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (changed(ranks=[4, 16]), r"ranks is \[4, 16\], was \[4, 8\]"),
-        (changed(seeds=1), "seeds is 1, was 2; give the same request, or another out$"),
-        (changed(seeds=3), "seeds is 3, was 2.*--extend"),
-        (changed(new=1), "new is 1, was None"),
+        (request(ranks=[4, 16]), r"ranks is \[4, 16\], was \[4, 8\]"),
+        (request(seeds=1), "seeds is 1, was 2; give the same request, or another out$"),
+        (request(seeds=3), "seeds is 3, was 2.*--extend"),
+        (request(new=1), "new is 1, was None"),
         (
-            {**REQUEST, "fingerprints": {"model": "a", "data": "c"}},
+            replace(REQUEST, fingerprints=OTHER_DATA),
             "data is not the same as before",
         ),
     ],
@@ -159,29 +135,26 @@ def test_a_sweep_without_a_trial_leaves_its_place_to_another(tmp_path: Path) -> 
         store.write_json("untrained.json", {"example_id": [1], "loss": [0.5]})
     with SweepStore(tmp_path, REQUEST) as store:  # the same goes on
         assert store.read_json("untrained.json") is not None
-    with SweepStore(tmp_path, changed(ranks=[4, 16])) as store:
-        assert store.read_json("sweep.json") == changed(ranks=[4, 16])
+    with SweepStore(tmp_path, request(ranks=[4, 16])) as store:
+        assert read_sweep(tmp_path) == request(ranks=[4, 16])
         assert store.read_json("untrained.json") is None
 
 
 def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
-    before, out = changed(margin=0.02, confidence=0.95), tmp_path / "my sweep"
-    begin(out, before)
+    out = tmp_path / "my sweep"
+    begin(out, REQUEST)
     for settings, options in (
         ({"margin": 0.1}, "--margin 0.1 --confidence 0.95"),
         ({"confidence": 0.9}, "--margin 0.02 --confidence 0.9"),
         ({"margin": 0.1, "confidence": 0.9}, "--margin 0.1 --confidence 0.9"),
     ):
         with pytest.raises(RequestError) as refused:
-            SweepStore(out, changed(**{**before["settings"], **settings}))
+            SweepStore(out, request(**settings))
         assert str(refused.value).endswith(f"without training: rankwise analyze '{out}' {options}")
     # Trials of another request are no evidence for this one.
     for other in (
-        changed(**{**before["settings"], "margin": 0.1, "ranks": [4, 16]}),
-        {
-            **changed(**{**before["settings"], "margin": 0.1}),
-            "fingerprints": {"model": "a", "data": "c"},
-        },
+        request(margin=0.1, ranks=[4, 16]),
+        replace(request(margin=0.1), fingerprints=OTHER_DATA),
     ):
         with pytest.raises(RequestError, match="another request") as refused:
             SweepStore(out, other)
@@ -190,11 +163,11 @@ def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
 
 def test_extending_takes_more_seeds_and_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, REQUEST)
-    for request in (changed(seeds=1), changed(seeds=4, ranks=[4, 16])):
+    for other in (request(seeds=1), request(seeds=4, ranks=[4, 16])):
         with pytest.raises(RequestError, match="another request"):
-            SweepStore(tmp_path, request, extend=True)
-    with SweepStore(tmp_path, changed(seeds=4), extend=True) as store:
-        assert store.read_json("sweep.json") == changed(seeds=4)
+            SweepStore(tmp_path, other, extend=True)
+    with SweepStore(tmp_path, request(seeds=4), extend=True):
+        assert read_sweep(tmp_path) == request(seeds=4)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -247,8 +220,8 @@ def test_best_is_a_copy_and_goes_when_nothing_is_selected(tmp_path: Path) -> Non
         store.add(finished(4), {})
         store.add(finished(8), {})
         for name in ("r4-lr0.001-seed0", "r8-lr0.001-seed0"):
-            store.hand_over(name)
+            store.write_best(name)
             config = json.loads((tmp_path / "out/best/adapter_config.json").read_text())
             assert f"r{config['r']}-" in name
-        store.hand_over(None)
+        store.write_best(None)
         assert not (tmp_path / "out/best").exists()

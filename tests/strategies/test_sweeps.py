@@ -13,7 +13,7 @@ import rankwise
 from rankwise.analysis.read import read_results
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import read_adapter, spectrum, truncate
-from rankwise.store.directory import read_evidence, read_json, trained_at
+from rankwise.store.records import read_evidence, read_json
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
@@ -156,14 +156,6 @@ def test_a_budget_that_ends_before_any_cut_still_asks_which_rank_to_keep(
         **request_of, strategy="once", budget=1e-6, out=tmp_path / "out"
     ).decision
     assert (decision.verdict, decision.question, decision.trained_at) == ("undetermined", "keep", 8)
-
-
-def test_cuts_beside_adapters_of_several_ranks_answer_no_question() -> None:
-    trials = pd.DataFrame({"rank": [4, 8, 2], "truncated_from": [None, None, "r8-lr0.001-seed0"]})
-    assert trained_at(trials.drop(columns="truncated_from")) is None
-    assert trained_at(trials[trials["rank"] != 4]) == 8
-    with pytest.raises(rankwise.RequestError, match="cuts beside adapters trained at ranks 4, 8"):
-        trained_at(trials)
 
 
 def test_the_trials_of_once_are_read_as_what_they_are(once: Path) -> None:

@@ -16,7 +16,8 @@ from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
 from rankwise.lora.adapter import pairs
 from rankwise.lora.conversion import for_original_base
-from rankwise.store.directory import RANK_PATTERN_DIRECTORY, read_json
+from rankwise.store.directory import RANK_PATTERN_DIRECTORY
+from rankwise.store.records import TrialRecord, read_json
 from rankwise.sweeps import rank_pattern
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.progress import Silent
@@ -50,15 +51,15 @@ def decision(request_of: dict[str, Any]) -> dict[str, Any]:
 class Scoring:
     """An engine whose cuts lose so much against the uniform ones of the same seed, which are in the store."""
 
-    def __init__(self, run: Run, cuts: pd.DataFrame, loss: float) -> None:
+    def __init__(self, run: Run, cuts: Sequence[TrialRecord], loss: float) -> None:
         self.run, self.cuts, self.loss = run, cuts, loss
         self.scored: list[Adapter] = []
 
     def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
         self.scored += adapters
         rows = [
-            pd.read_parquet(self.run.store.trials_directory / name / "evidence.parquet")
-            for name in self.cuts.name
+            pd.read_parquet(self.run.store.trials_directory / cut.name / "evidence.parquet")
+            for cut in self.cuts
         ]
         wobble = np.random.default_rng(0).normal(0, 0.01, len(rows[0]))
         return [
@@ -72,8 +73,7 @@ def test_it_is_offered_only_where_it_is_shown_to_be_better(
     request_of: dict[str, Any], decision: dict[str, Any], loss: float, better: bool
 ) -> None:
     with open_run(make_config(request_of), Silent()) as run:
-        runs, summaries = read_rank_results(run.store.evidence()), run.store.summaries()
-        cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
+        runs, cuts = read_rank_results(run.store.evidence()), cuts_of(run)
         engine = Scoring(run, cuts, loss)
         judged = decide(runs, 0.5, 0.95, trained_at=TRAINED)
         found, adapter = try_rank_pattern(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
@@ -83,8 +83,8 @@ def test_it_is_offered_only_where_it_is_shown_to_be_better(
     assert found.gain_ci[0] < found.gain < found.gain_ci[1]
     assert (adapter is engine.scored[0]) is better
     assert dict(found.ranks) == {pair.name: pair.rank for pair in pairs(engine.scored[0])}
-    for own, name in zip(engine.scored, cuts["name"], strict=True):
-        same_size = read_adapter(run.store.adapter_directory(name))
+    for own, cut in zip(engine.scored, cuts, strict=True):
+        same_size = read_adapter(run.store.adapter_directory(cut.name))
         assert entries(own) <= entries(same_size) == found.entries
 
 
@@ -102,14 +102,18 @@ def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
 
     monkeypatch.setattr(rank_pattern, "read_adapter", doubled)
     with open_run(make_config(request_of), Silent()) as run:
-        runs, summaries = read_rank_results(run.store.evidence()), run.store.summaries()
-        cuts = summaries[summaries["rank"] == RANK].sort_values("eval_loss")
+        runs, cuts = read_rank_results(run.store.evidence()), cuts_of(run)
         judged, engine = decide(runs, 0.5, 0.95, trained_at=TRAINED), Scoring(run, cuts, 0.0)
         found, _ = try_rank_pattern(judged, runs, cuts, run.store, engine)  # type: ignore[arg-type]
-        uniform = read_adapter(run.store.adapter_directory(cuts["name"].iloc[0]))
+        uniform = read_adapter(run.store.adapter_directory(cuts[0].name))
     assert found is not None
     assert found.entries == entries(uniform)
     assert entries(engine.scored[0]) <= entries(uniform)
+
+
+def cuts_of(run: Run) -> list[TrialRecord]:
+    """Return the chosen rank's cuts, best first."""
+    return sorted(run.store.trials(rank=RANK), key=lambda trial: trial.eval_loss)
 
 
 def entries(adapter: Adapter) -> int:
@@ -122,13 +126,13 @@ def test_the_gain_is_what_peft_gives(
     gains = []
     with open_run(make_config(request_of), Silent()) as run:
         held_out = run.encode("held_out")
-        for cut in run.store.summaries().query(f"rank == {RANK}").itertuples():
+        for cut in run.store.trials(rank=RANK):
             found = spectrum(read_adapter(run.store.adapter_directory(str(cut.truncated_from))))
             out = tmp_path / str(cut.seed)
             write_adapter(
                 truncate(found, ranks_by_budget(found, decision["rank_pattern"]["entries"])), out
             )
-            uniform = score_adapter(run.base, run.store.adapter_directory(str(cut.name)), held_out)
+            uniform = score_adapter(run.base, run.store.adapter_directory(cut.name), held_out)
             gains.append((uniform["loss"] - score_adapter(run.base, out, held_out)["loss"]).mean())
     assert decision["rank_pattern"]["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
 
@@ -140,7 +144,7 @@ def test_what_is_offered_loads_in_peft_and_goes_when_it_is_not(
     assert offered.exists() is decision["rank_pattern"]["better"]
     with open_run(make_config(request_of), Silent()) as run:
         found = spectrum(read_adapter(next(run.store.trials_directory.glob("r8-*")) / "adapter"))
-        run.store.offer(truncate(found, decision["rank_pattern"]["ranks"]))
+        run.store.write_rank_pattern(truncate(found, decision["rank_pattern"]["ranks"]))
         model = PeftModel.from_pretrained(run.base.model, offered)
         kept = {
             name: r
@@ -149,5 +153,5 @@ def test_what_is_offered_loads_in_peft_and_goes_when_it_is_not(
         }
         model.unload()
         assert sorted(kept.values()) == sorted(decision["rank_pattern"]["ranks"].values())
-        run.store.offer(None)
+        run.store.write_rank_pattern(None)
         assert not offered.exists()

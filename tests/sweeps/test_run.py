@@ -58,7 +58,7 @@ def test_evidence_is_a_row_per_trial_and_held_out_example(swept: Path) -> None:
 
 
 def test_the_decision_on_disk_is_that_of_the_evidence(swept: Path) -> None:
-    from rankwise.store.directory import read_evidence
+    from rankwise.store.records import read_evidence
 
     on_disk = json.loads((swept / "decision.json").read_text())
     again = rankwise.select(read_evidence(swept), margin=0.5).as_dict()
@@ -92,7 +92,7 @@ def test_best_loads_in_peft_and_scores_the_same(swept: Path, tiny_model: Path) -
 
 
 def test_the_test_part_is_seen_by_no_trial_and_scored_for_the_chosen_one(swept: Path) -> None:
-    from rankwise.store.directory import read_evidence
+    from rankwise.store.records import read_evidence
     from rankwise.tasks.load import load_task
 
     task = load_task(SweepConfig(data=swept.parent / "reviews.csv"))

@@ -11,7 +11,7 @@ from rankwise.checks import check_number, check_path, check_text
 from rankwise.decide import Decision, select
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
 from rankwise.errors import some
-from rankwise.store.directory import rank_costs, trained_at
+from rankwise.store.costs import rank_costs, trained_at
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ def analyze(
         histories=imported.train_loss,
         chance_loss=imported.chance_loss,
         wording=imported.wording,
-        trained_at=None if imported.summaries is None else trained_at(imported.summaries),
+        trained_at=trained_at(imported.trials),
     )
-    if imported.summaries is not None:
+    if imported.trials:
         costs = {
-            row.rank: rank_costs(imported.summaries, row.rank, row.learning_rate)
+            row.rank: rank_costs(imported.trials, row.rank, row.learning_rate)
             for row in decision.table
         }
         decision = decision.with_costs(costs)

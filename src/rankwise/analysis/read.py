@@ -17,23 +17,22 @@ from rankwise.analysis.join import (
 )
 from rankwise.analysis.peft_comparison import is_comparison, read_comparison
 from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
-from rankwise.analysis.source import ResultsSource, history, read_json_lines, read_object
+from rankwise.analysis.source import ResultsSource, read_object
 from rankwise.analysis.tables import read_result_table
 from rankwise.decide.evidence import ChanceLoss, as_numbers
 from rankwise.decide.explain import PLAIN, Wording, wording_of
 from rankwise.decide.metrics import snake
 from rankwise.errors import RankwiseError, RequestError, some
-from rankwise.store.directory import (
-    COSTS,
+from rankwise.store.records import (
     EVIDENCE_COLUMNS,
-    known_chance_loss,
+    TrialRecord,
+    read_chance_loss,
     read_evidence,
-    read_json,
-    read_summaries,
+    read_sweep,
+    read_train_losses,
+    read_trials,
 )
 from rankwise.tasks.readers import FORMATS
-
-SWEEP_SCORE = "accuracy"  # what a sweep's score is where it does not say
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class ImportedResults:
             ``train_loss``, which is not held out, last.
         train_loss: columns ``rank``, ``seed``, ``learning_rate``, ``step`` and ``train_loss`` (finite) where
             histories are known, else None.
-        summaries: columns ``rank``, ``learning_rate``, ``truncated_from`` and those of `COSTS`, a row per
-            trial, where sweeps of rankwise are among the results, else None.
+        trials: trials of the rankwise sweeps among the results; empty where there are none.
         notes: what was guessed or left out, to be said aloud.
         chance_loss: the held-out loss that says nothing is learnt, of a single sweep that knows it.
         wording: how sentences speak of the loss.
@@ -61,7 +59,7 @@ class ImportedResults:
     evidence: pd.DataFrame
     metrics: tuple[str, ...]
     train_loss: pd.DataFrame | None
-    summaries: pd.DataFrame | None
+    trials: tuple[TrialRecord, ...]
     notes: tuple[str, ...]
     chance_loss: ChanceLoss | None
     wording: Wording
@@ -119,8 +117,7 @@ def read_results(
     refuse_repeats(parts, evidence)
     notes += _cautions(parts)
     evidence = evidence.reset_index(drop=True)
-    measured = [part.summaries for part in parts if part.summaries is not None]
-    summaries = pd.concat(measured, ignore_index=True) if measured else None
+    trials = tuple(trial for part in parts for trial in part.trials)
     chance_loss, wording = (
         (parts[0].chance_loss, parts[0].wording) if len(parts) == 1 else (None, PLAIN)
     )
@@ -128,7 +125,7 @@ def read_results(
         evidence,
         tuple(metrics),
         _histories(parts),
-        summaries,
+        trials,
         tuple(dict.fromkeys(notes)),
         chance_loss,
         wording,
@@ -183,14 +180,9 @@ def _sort_out(read: list[tuple[str, ResultsSource | str]]) -> tuple[list[Results
 
 def _read_sweep(directory: Path) -> ResultsSource:
     """Read a rankwise sweep's evidence and its trials' training losses and costs."""
-    histories = []
     try:
-        rows = read_evidence(directory)
-        summaries = read_summaries(directory)
-        for log in sorted(directory.glob("trials/[!.]*/metrics.jsonl")):
-            trial = read_json(log.parent / "config.json") or {}
-            identity = {name: trial[name] for name in KEY[:3] if name in trial}
-            histories.append(history(list(read_json_lines(log)), ("train_loss",), identity))
+        rows, trials = read_evidence(directory), read_trials(directory)
+        train_loss = read_train_losses(directory)
     except (OSError, ValueError, RankwiseError) as error:
         raise RequestError(
             f"sweep {str(directory)!r} cannot be read: {' '.join(str(error).split())}"
@@ -202,19 +194,17 @@ def _read_sweep(directory: Path) -> ResultsSource:
         )
     if rows.empty:
         raise RequestError(f"sweep {str(directory)!r} has no complete trial yet; run it first")
-    known = [frame for frame in histories if frame is not None]
-    task = (read_json(directory / "sweep.json") or {}).get("task", {})
-    score = snake(task.get("score", SWEEP_SCORE))
+    sweep = read_sweep(directory)
+    assert sweep is not None  # its file is what makes the directory a sweep
+    score = snake(sweep.task.score)
     return ResultsSource(
         origin=str(directory),
         rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
         names={"loss": "loss", "score": score},
-        train_loss=pd.concat(known, ignore_index=True) if known else None,
-        summaries=summaries.reindex(
-            columns=["rank", "learning_rate", "truncated_from", *COSTS]
-        ).dropna(subset=list(COSTS)),
-        chance_loss=known_chance_loss(directory),
-        wording=wording_of(task.get("loss", Wording.unit), task.get("chance", Wording.chance)),
+        train_loss=None if train_loss.empty else train_loss,
+        trials=tuple(trials),
+        chance_loss=read_chance_loss(directory),
+        wording=wording_of(sweep.task.loss, sweep.task.chance),
     )
 
 

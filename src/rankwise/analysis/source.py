@@ -11,6 +11,7 @@ import pandas as pd
 from rankwise.decide.evidence import ChanceLoss, is_number
 from rankwise.decide.explain import PLAIN, Wording
 from rankwise.errors import RequestError
+from rankwise.store.records import TrialRecord
 
 # Settings that move results as much as a rank does; runs that differ in them do not compare ranks alone.
 SETTINGS = (
@@ -32,8 +33,7 @@ class ResultsSource:
         names: the metrics, from the name as written to its own name.
         notes: what was guessed or left out.
         train_loss: columns ``rank``, ``seed``, ``learning_rate`` (as far as known), ``step`` and ``train_loss``.
-        summaries: columns ``rank``, ``learning_rate``, ``truncated_from`` and those of `COSTS`, a row per
-            trial of a sweep.
+        trials: of a sweep, its complete trials.
         step: of a run, the step of the evaluation that counts, if known.
         is_run: whether it is a single run, not a table or a sweep.
         settings: those of SETTINGS that are known, as JSON text.
@@ -46,7 +46,7 @@ class ResultsSource:
     names: Mapping[str, str]
     notes: tuple[str, ...] = ()
     train_loss: pd.DataFrame | None = None
-    summaries: pd.DataFrame | None = None
+    trials: tuple[TrialRecord, ...] = ()
     step: int | None = None
     is_run: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,8 @@ from rankwise.exports.peft import peft_config
 from rankwise.exports.recipe import TrainingSetup, read_setup
 from rankwise.exports.trl import trl_config
 from rankwise.exports.yaml_text import trains_causal_lms
-from rankwise.store.directory import read_json, write_whole
+from rankwise.store.directory import write_whole
+from rankwise.store.records import read_sweep
 
 
 def export_files(setup: TrainingSetup) -> dict[str, str]:
@@ -41,10 +42,9 @@ def write_exports(directory: Path, trial_name: str | None, decision: Decision) -
     shutil.rmtree(directory / "export", ignore_errors=True)
     if trial_name is None:
         return
+    sweep = read_sweep(directory)
+    assert sweep is not None  # a chosen trial is a trial of a sweep
     setup = read_setup(directory, trial_name)
     for name, text in export_files(setup).items():
         write_whole(directory / "export" / name, text.encode())
-    sweep = read_json(directory / "sweep.json") or {}
-    write_card(
-        directory / "best", decision, setup, sweep, score=sweep["task"].get("score", "accuracy")
-    )
+    write_card(directory / "best", decision, setup, sweep)

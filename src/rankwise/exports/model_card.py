@@ -1,14 +1,14 @@
 """The model card: ``README.md`` beside the chosen adapter, with the evidence for its rank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rankwise.decide import Decision
 from rankwise.exports.recipe import CAUSAL_LM, TrainingSetup
 from rankwise.formatting import decision_sentences, rank_cells, signed
 from rankwise.models.auto import AUTO_CLASSES
 from rankwise.store.directory import write_whole
+from rankwise.store.records import SweepRecord
 from rankwise.tasks.samples import MINILM_HUB_ID
 
 PIPELINES = {"SEQ_CLS": "text-classification", CAUSAL_LM: "text-generation"}
@@ -18,9 +18,7 @@ def write_card(
     directory: Path,
     decision: Decision,
     setup: TrainingSetup,
-    sweep: Mapping[str, Any],
-    *,
-    score: str = "accuracy",
+    sweep: SweepRecord,
 ) -> None:
     """Write ``README.md`` into the directory of an adapter.
 
@@ -28,8 +26,7 @@ def write_card(
         directory: of the adapter.
         decision: that chose it.
         setup: how it was trained.
-        sweep: the request, as ``sweep.json`` holds it.
-        score: what the task score is called.
+        sweep: the request.
 
     Raises:
         RankwiseError: it cannot be written.
@@ -41,35 +38,35 @@ def write_card(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    score = sweep.task.score
     header, rows = _table(decision, score)
     body = environment.get_template("card.md.j2").render(
         decision=decision,
-        task=sweep["task"],
+        task=sweep.task,
         sentences=decision_sentences(decision, score),
         header=header,
         rows=rows,
         training=_training(setup, sweep),
-        code=_code(setup, sweep["task"].get("label_names") or ()),
-        versions=sweep["environment"]["versions"],
-        command=sweep["command"],
+        code=_code(setup, sweep.task.label_names),
+        versions=sweep.environment.versions,
+        command=sweep.command,
     )
-    front = _front_matter(decision, setup, sweep, score)
+    front = _front_matter(decision, setup, sweep)
     write_whole(directory / "README.md", f"---\n{front}\n---\n{body}".encode())
 
 
-def _front_matter(
-    decision: Decision, setup: TrainingSetup, sweep: Mapping[str, Any], score: str
-) -> str:
+def _front_matter(decision: Decision, setup: TrainingSetup, sweep: SweepRecord) -> str:
     """Return the hub's metadata as YAML, with the tags that PEFT gives an adapter of its own."""
     from huggingface_hub import EvalResult, ModelCardData
 
     # The hub knows no directories or files, and refuses a card that names one.
-    name = MINILM_HUB_ID if sweep["paths"]["model"] is None else setup.base_model
+    score = sweep.task.score
+    name = MINILM_HUB_ID if sweep.paths.model is None else setup.base_model
     base = None if Path(name).exists() else name
     pipeline = PIPELINES[setup.task_type]
     results = None
     if decision.test is not None:
-        data = sweep["task"]["name"]
+        data = sweep.task.name
         results = [
             EvalResult(
                 task_type=pipeline,
@@ -92,7 +89,7 @@ def _front_matter(
             "transformers",
         ],
         metrics=[score],
-        model_name=f"LoRA rank {decision.rank}, {sweep['task']['name']}",
+        model_name=f"LoRA rank {decision.rank}, {sweep.task.name}",
         eval_results=results,
     ).to_yaml()
 
@@ -114,16 +111,16 @@ def _table(decision: Decision, score: str) -> tuple[str, list[str]]:
     return header, lines
 
 
-def _training(setup: TrainingSetup, sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _training(setup: TrainingSetup, sweep: SweepRecord) -> list[tuple[str, str]]:
     """Return how the adapter was trained, name by name."""
-    task, fingerprints = sweep["task"], sweep["fingerprints"]
+    task, fingerprints = sweep.task, sweep.fingerprints
     named = setup.target_modules
     targets = named if isinstance(named, str) else ", ".join(named)
     rows = [
-        ("base model", f"`{setup.base_model}`, fingerprint `{fingerprints['model'][:16]}`"),
-        ("data", f"{task['name']}, fingerprint `{str(fingerprints['data'])[:16]}`"),
-        ("examples", f"{task['train_examples']} training, {task['held_out_examples']} held-out, "
-                     f"{task['test_examples']} test"),
+        ("base model", f"`{setup.base_model}`, fingerprint `{fingerprints.model[:16]}`"),
+        ("data", f"{task.name}, fingerprint `{fingerprints.data[:16]}`"),
+        ("examples", f"{task.train_examples} training, {task.held_out_examples} held-out, "
+                     f"{task.test_examples} test"),
         ("rank", str(setup.rank) if setup.keep_rank is None else f"{setup.rank}, cut to {setup.keep_rank} by SVD"),
         ("lora_alpha", f"{setup.lora_alpha:g}" + (" (rsLoRA)" if setup.use_rslora else "")),
         ("target modules", targets),

@@ -1,6 +1,5 @@
 """What a finished sweep says about how to train: read from its directory, for any tool to be told."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from rankwise.engine.config import TrainingConfig
 from rankwise.errors import RequestError
 from rankwise.models.files import load_arguments
 from rankwise.models.targets import ALL_LINEAR
-from rankwise.store.directory import read_json
+from rankwise.store.records import read_json, read_sweep, read_trial
 from rankwise.tasks.chat_formats import DataLayout, read_data_layout
 from rankwise.tasks.hf_datasets import split_hub_id
 from rankwise.tasks.readers import is_hub_id
@@ -186,55 +185,52 @@ def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
     Raises:
         RequestError: a file of the sweep is missing.
     """
-    sweep, trials = _needed(directory / "sweep.json"), directory / "trials"
-    trained, keep = _needed(trials / trial_name / "config.json"), None
-    if trained.get("truncated_from") is not None:
-        trial_name, keep = trained["truncated_from"], trained["rank"]
-        trained = _needed(trials / trial_name / "config.json")
-    adapter = _needed(trials / trial_name / "adapter" / "adapter_config.json")
-    steps = json.loads((trials / trial_name / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    settings, recipe = (
-        sweep["settings"],
-        TrainingConfig(epochs=trained["epochs"], batch_size=trained["batch_size"]),
-    )
-    task, split = sweep["task"], sweep["paths"]["eval_data"] is None
+    sweep = read_sweep(directory)
+    if sweep is None:
+        raise RequestError(f"{str(directory)!r} has no sweep.json; run the sweep to its end first")
+    trained, keep = read_trial(directory / "trials" / trial_name), None
+    if trained.truncated_from is not None:
+        keep = trained.rank
+        trained = read_trial(directory / "trials" / trained.truncated_from)
+    adapter = _needed(trained.directory / "adapter" / "adapter_config.json")
+    settings, task, split = sweep.training, sweep.task, sweep.paths.eval_data is None
+    recipe = TrainingConfig(epochs=settings.epochs, batch_size=settings.batch_size)
     return TrainingSetup(
         task_type=adapter["task_type"],
-        base_model=_absolute(sweep["paths"]["model"] or adapter["base_model_name_or_path"]),
-        trust_remote_code=settings.get("trust_remote_code", False),
-        rank=trained["rank"],
+        base_model=_absolute(sweep.paths.model or adapter["base_model_name_or_path"]),
+        trust_remote_code=settings.trust_remote_code,
+        rank=trained.rank,
         keep_rank=keep,
         # Not the adapter's: with PiSSA and OLoRA that is saved for the original base, at twice the rank.
-        lora_alpha=trained["lora_alpha"],
-        use_rslora=trained["use_rslora"],
+        lora_alpha=trained.lora_alpha,
+        use_rslora=trained.use_rslora,
         use_dora=adapter["use_dora"],
-        init=settings.get("init", "default"),
-        loraplus_ratio=settings.get("loraplus_ratio", 1.0),
-        quantization=settings.get("quantization", "none"),
-        target_modules=_targets(settings["target_modules"], adapter["target_modules"]),
+        init=settings.init,
+        loraplus_ratio=settings.loraplus_ratio,
+        quantization=settings.quantization,
+        target_modules=_targets(settings.target_modules, adapter["target_modules"]),
         # With which PEFT notes that it met Conv1D.
         conv1d=_last_parts(adapter["target_modules"]) if adapter.get("fan_in_fan_out") else (),
         modules_to_save=_saved_in_full(
-            trials / trial_name / "adapter", adapter["modules_to_save"] or ()
+            trained.directory / "adapter", adapter["modules_to_save"] or ()
         ),
-        learning_rate=trained["learning_rate"],
+        learning_rate=trained.learning_rate,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        steps=steps,
-        warmup_steps=math.ceil(recipe.warmup_share * steps),
+        steps=trained.step,
+        warmup_steps=math.ceil(recipe.warmup_share * trained.step),
         warmup_share=recipe.warmup_share,
         max_grad_norm=recipe.max_grad_norm,
-        max_length=settings["max_length"],
-        seed=trained["seed"],
-        data=None if sweep["paths"]["data"] is None else _absolute(sweep["paths"]["data"]),
-        train_examples=task.get("train_examples"),
-        held_out_examples=task.get("held_out_examples", 0) if split else 0,
-        test_examples=task.get("test_examples", 0) if split else 0,
-        limited=settings.get("train_examples") is not None
-        and settings["train_examples"] == task.get("train_examples"),
-        layout=read_data_layout(task),
-        chat_template=task.get("chat_template"),
-        answers_marked=task.get("answers_marked"),
+        max_length=settings.max_length,
+        seed=trained.seed,
+        data=None if sweep.paths.data is None else _absolute(sweep.paths.data),
+        train_examples=task.train_examples,
+        held_out_examples=task.held_out_examples if split else 0,
+        test_examples=task.test_examples if split else 0,
+        limited=settings.train_examples == task.train_examples,
+        layout=read_data_layout(task.data_layout),
+        chat_template=task.chat_template,
+        answers_marked=task.answers_marked,
     )
 
 
@@ -261,7 +257,7 @@ def _absolute(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
-def _targets(asked: str | list[str], layers: list[str]) -> str | tuple[str, ...]:
+def _targets(asked: str | Sequence[str], layers: list[str]) -> str | tuple[str, ...]:
     """Return targets as every tool understands them: all-linear, plain names, else all layers by name."""
     names = [asked] if isinstance(asked, str) else asked
     if names == [ALL_LINEAR]:

@@ -16,15 +16,8 @@ from rankwise.errors import RequestError
 from rankwise.formatting import figure
 from rankwise.report.console import Console, wide_console
 from rankwise.report.figures import FONT, error_bars, learning_rate_ticks, rank_axis, write_figure
-from rankwise.store.directory import read_evidence, read_json
+from rankwise.store.records import SweepRecord, read_evidence, read_finished_sweep
 
-# Losses compare only if these agree: section of sweep.json, key.
-MUST_AGREE = (
-    ("fingerprints", "data"),
-    ("fingerprints", "eval_data"),
-    ("settings", "train_examples"),
-    ("task", "loss"),
-)
 PLOT_HEIGHT = 760
 COLOURS = ("#2563eb", "#d97706", "#15803d", "#7c3aed", "#dc2626", "#0891b2", "#6b7280", "#be185d")
 # Dashes and symbols keep curves apart that lie on top of each other.
@@ -88,18 +81,18 @@ def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
     Raises:
         RequestError: a directory holds no finished sweep, or the sweeps differ in data or loss.
     """
-    requests: list[dict[str, Any]] = []
+    requests: list[SweepRecord] = []
     decisions: list[dict[str, Any]] = []
     for directory in directories:
         request, decision = read_finished_sweep(directory)
-        for section, key in MUST_AGREE:
-            first = requests[0] if requests else request
-            if request[section].get(key) != first[section].get(key):
+        requests.append(request)
+        first = _comparability(requests[0])
+        for name, value in _comparability(request).items():
+            if value != first[name]:
                 raise RequestError(
-                    f"{str(directory)!r} and {str(directories[0])!r} differ in {key}: "
+                    f"{str(directory)!r} and {str(directories[0])!r} differ in {name}: "
                     "their losses cannot be compared"
                 )
-        requests.append(request)
         decisions.append(decision)
     labels = _labels(directories, requests)
     sweeps = []
@@ -109,7 +102,7 @@ def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
         sweeps.append(
             ComparedSweep(
                 label=label,
-                unit=requests[0]["task"]["loss"],
+                unit=requests[0].task.loss,
                 directory=directory,
                 rank=decision["rank"],
                 table=tuple(table),
@@ -118,19 +111,6 @@ def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
             )
         )
     return sweeps
-
-
-def read_finished_sweep(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the contents of a finished sweep's ``sweep.json`` and ``decision.json``.
-
-    Raises:
-        RequestError: one of the two files is missing.
-    """
-    contents = {name: read_json(directory / name) for name in ("sweep.json", "decision.json")}
-    for name, content in contents.items():
-        if content is None:
-            raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {name}")
-    return contents["sweep.json"] or {}, contents["decision.json"] or {}
 
 
 def print_sweep_comparison(sweeps: Sequence[ComparedSweep], console: Console | None = None) -> None:
@@ -218,9 +198,19 @@ def write_sweep_comparison_plot(sweeps: Sequence[ComparedSweep], path: Path) -> 
     write_figure(plot, path, height=PLOT_HEIGHT)
 
 
-def _labels(directories: Sequence[Path], requests: Sequence[dict[str, Any]]) -> list[str]:
+def _comparability(sweep: SweepRecord) -> dict[str, Any]:
+    """Return what two sweeps must share for their losses to be comparable."""
+    return {
+        "data": sweep.fingerprints.data,
+        "eval_data": sweep.fingerprints.eval_data,
+        "train_examples": sweep.settings.get("train_examples"),
+        "loss": sweep.task.loss,
+    }
+
+
+def _labels(directories: Sequence[Path], requests: Sequence[SweepRecord]) -> list[str]:
     """Name each sweep by the settings that differ, or by its directory if those are not unique."""
-    settings = [{**request["settings"], "model": request["paths"]["model"]} for request in requests]
+    settings = [{**request.settings, "model": request.paths.model} for request in requests]
     names = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
     labels = []

@@ -1,13 +1,12 @@
 """The HTML report: one self-contained page, built from the files of a sweep directory."""
 
 from pathlib import Path
-from typing import Any
 
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.formatting import interval, plain_bytes, seconds, share, signed, training_time
 from rankwise.report import figures
-from rankwise.report.compare_sweeps import read_finished_sweep
-from rankwise.store.directory import read_evidence, read_summaries, write_whole
+from rankwise.store.directory import write_whole
+from rankwise.store.records import read_evidence, read_finished_sweep, read_trials
 
 
 def write_report(directory: Path) -> Path:
@@ -19,7 +18,7 @@ def write_report(directory: Path) -> Path:
     """
     import jinja2
 
-    request, decision = read_finished_sweep(directory)
+    sweep, decision = read_finished_sweep(directory)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rankwise.report", "."),
         autoescape=True,
@@ -28,26 +27,22 @@ def write_report(directory: Path) -> Path:
     environment.filters.update(
         bytes=plain_bytes, seconds=seconds, signed=signed, interval=interval, share=share
     )
-    task, table = request["task"], decision["table"]
-    score = task["score"]
+    task, table = sweep.task, decision["table"]
+    trials = read_trials(directory)
+    trials.sort(key=lambda trial: (trial.rank, trial.learning_rate, trial.seed))
     page = environment.get_template("report.html.j2").render(
-        sweep=request,
+        sweep=sweep,
         decision=decision,
-        trials=_trial_rows(directory),
-        plots=figures.report_plots(decision, read_evidence(directory), task["loss"], score),
+        trials=trials,
+        plots=figures.report_plots(decision, read_evidence(directory), task.loss, task.score),
         plotly=figures.plotly_script(),
         compared_title=figures.COMPARED_TITLE,
         rates_title=figures.RATES_TITLE,
-        percent=is_share(score),
+        percent=is_share(task.score),
         possible_losses=value_range("loss", [row["loss_mean"] for row in table]),
-        possible_scores=value_range(score, [row["score_mean"] for row in table]),
+        possible_scores=value_range(task.score, [row["score_mean"] for row in table]),
         training_time=training_time(table),
     )
     path = directory / "report.html"
     write_whole(path, page.encode())
     return path
-
-
-def _trial_rows(directory: Path) -> list[dict[str, Any]]:
-    trials = read_summaries(directory).sort_values(["rank", "learning_rate", "seed"])
-    return [{str(key): value for key, value in row.items()} for row in trials.to_dict("records")]

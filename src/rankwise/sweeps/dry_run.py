@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 
 from rankwise.lora.alpha import parse_alpha_policy
-from rankwise.store.directory import is_begun, read_evidence, refuse_bad_directory
+from rankwise.store.directory import can_resume, refuse_bad_directory
+from rankwise.store.records import read_evidence
 from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.request_record import max_length, request_record
 from rankwise.sweeps.run import (
     Progress,
     Run,
     Silent,
     make_strategy,
-    max_length,
     open_run,
     requested,
-    sweep_request,
 )
 
 MEASURED_BATCHES = 4
@@ -106,7 +106,7 @@ def dry_run(
         tempfile.TemporaryDirectory(prefix="rankwise-") as scratch,
         open_run(replace(config, out=Path(scratch) / "sweep"), progress or Silent()) as run,
     ):
-        is_begun(config.out, sweep_request(config, run.task, run.base), config.extend)
+        can_resume(config.out, request_record(config, run.task, run.base), extend=config.extend)
         evidence = read_evidence(config.out)
         strategy = make_strategy(run, run.task.chance_loss)
         first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]

@@ -1,17 +1,28 @@
-"""The versions and the hardware that a sweep ran on."""
+"""The versions and the hardware that a sweep runs on, and a note on its random seeds.
+
+Reproducibility: a sweep has four sources of randomness, and all of them are fixed.
+- ``Trial.seed`` sets an adapter's initial values, a new head and the order of the training data.
+- `rankwise.tasks.splits.SPLIT_SEED` splits the data into training, held-out and test examples. It is the same for
+  every sweep, so that all trials and all sweeps of a file are judged on the same examples.
+- ``torch.manual_seed(0)`` in `rankwise.models.base_model` initialises what a checkpoint lacks, before the trials
+  draw their own heads.
+- ``default_rng(0)`` in `rankwise.sweeps.dry_run` picks the examples that are timed; no trial depends on it.
+
+The same versions on the same hardware give the same losses, so both are part of a sweep's record.
+"""
 
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from rankwise._version import __version__
+from rankwise.store.records import Environment
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
-def environment() -> dict[str, Any]:
-    """Return versions and hardware, for the record."""
+def environment() -> Environment:
+    """Return the versions and the hardware of this process."""
     import torch
 
     versions = {"rankwise": __version__, "python": platform.python_version()}
@@ -20,10 +31,10 @@ def environment() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
+    return Environment(
+        versions=versions,
+        platform=platform.platform(),
+        cpu_count=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    )

@@ -16,7 +16,8 @@ from rankwise.decide.explain import wording_of
 from rankwise.decide.metrics import default_margin
 from rankwise.decide.select import decide
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
-from rankwise.store.directory import rank_costs, read_histories
+from rankwise.store.costs import rank_costs
+from rankwise.store.records import select_trials
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run import Run
@@ -61,7 +62,7 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
     from rankwise.report.html import write_report
     from rankwise.sweeps.rank_pattern import try_rank_pattern
 
-    evidence, summaries = run.store.evidence(), run.store.summaries()
+    evidence, trials = run.store.evidence(), run.store.trials()
     objective = run.task.objective
     trained_at = run.config.ranks[-1] if run.config.strategy == "once" else None
     runs = read_rank_results(evidence, trained_at=trained_at)
@@ -69,7 +70,7 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
         runs,
         run.config.margin,
         run.config.confidence,
-        histories=read_histories(run.store.directory),
+        histories=run.store.train_losses(),
         chance_loss=run.chance_loss,
         # A share's margin is a point; of errors in the labels' own units it is a share of their size.
         score_margin=default_margin(objective.score, _scores(runs))[0],
@@ -77,7 +78,7 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
         trained_at=trained_at,
     )
     decision = decision.with_costs(
-        {row.rank: rank_costs(summaries, row.rank, row.learning_rate) for row in decision.table}
+        {row.rank: rank_costs(trials, row.rank, row.learning_rate) for row in decision.table}
     )
     if left_out is not None:  # which comes before any further seed
         decision = replace(decision, next=None, warnings=(left_out, *decision.warnings))
@@ -90,18 +91,16 @@ def finish(run: "Run", left_out: str | None) -> SweepResult:
     chosen, rank_pattern = None, None
     if decision.rank is not None:
         row = decision.row(decision.rank)
-        trials = summaries[
-            (summaries["rank"] == row.rank) & (summaries["learning_rate"] == row.learning_rate)
-        ]
-        trials = trials.sort_values("eval_loss")
-        chosen = str(trials["name"].iloc[0])
+        at_rank = select_trials(trials, rank=row.rank, learning_rate=row.learning_rate)
+        at_rank.sort(key=lambda trial: trial.eval_loss)
+        chosen = at_rank[0].name
         if decision.trained_at not in (None, decision.rank):
-            cut, rank_pattern = try_rank_pattern(decision, runs, trials, run.store, run.engine)
+            cut, rank_pattern = try_rank_pattern(decision, runs, at_rank, run.store, run.engine)
             decision = replace(decision, rank_pattern=cut)
     if chosen is not None:
         decision = replace(decision, test=_test_score(run, chosen))
-    run.store.hand_over(chosen)
-    run.store.offer(rank_pattern)
+    run.store.write_best(chosen)
+    run.store.write_rank_pattern(rank_pattern)
     run.store.write_json("decision.json", decision.as_dict())
     write_exports(run.store.directory, chosen, decision)
     write_report(run.store.directory)

@@ -1,13 +1,18 @@
 """The course exercise: train several ranks on a real task and put them side by side."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
+
+import pandas as pd
 
 from rankwise.decide import best_learning_rate
 from rankwise.errors import RequestError
+from rankwise.store.records import TrialRecord, select_trials
 from rankwise.sweeps.config import make_config
 
 
@@ -72,24 +77,23 @@ def run_rank_comparison(
             )
         with open_run(config, progress) as run:
             run_trials(run)
-            evidence, trials = run.store.evidence(), run.store.summaries()
-    results = []
-    for rank in config.ranks:
-        rate = best_learning_rate(evidence[evidence["rank"] == rank])
-        own = trials[trials["rank"] == rank]
-        own = own if rate is None else own[own["learning_rate"] == rate]
-        results.append(
-            RankExperiment(
-                rank=rank,
-                alpha=float(own["lora_alpha"].iloc[0]),
-                trainable_params=int(own["trainable_params"].iloc[0]),
-                accuracy=float(own["eval_score"].astype(float).mean()),
-                loss=float(own["eval_loss"].astype(float).mean()),
-                training_time_seconds=float(own["train_seconds"].median()),
-                peak_memory_bytes=int(own["peak_memory_bytes"].max()),
-                adapter_bytes=int(own["adapter_bytes"].max()),
-                learning_rate=float("nan") if rate is None else rate,
-                seeds=len(own),
-            )
-        )
-    return results
+            evidence, trials = run.store.evidence(), run.store.trials()
+    return [_experiment(evidence, trials, rank) for rank in config.ranks]
+
+
+def _experiment(evidence: pd.DataFrame, trials: Sequence[TrialRecord], rank: int) -> RankExperiment:
+    """Return the means of a rank's trials at its own best learning rate."""
+    rate = best_learning_rate(evidence[evidence["rank"] == rank])
+    at_rank = select_trials(trials, rank=rank, learning_rate=rate)
+    return RankExperiment(
+        rank=rank,
+        alpha=at_rank[0].lora_alpha,
+        trainable_params=at_rank[0].trainable_params,
+        accuracy=fmean(trial.eval_score for trial in at_rank),
+        loss=fmean(trial.eval_loss for trial in at_rank),
+        training_time_seconds=median(trial.train_seconds for trial in at_rank),
+        peak_memory_bytes=max(trial.peak_memory_bytes for trial in at_rank),
+        adapter_bytes=max(trial.adapter_bytes for trial in at_rank),
+        learning_rate=math.nan if rate is None else rate,
+        seeds=len(at_rank),
+    )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from rankwise.decide.decision import Decision, RankPattern
 from rankwise.decide.evidence import RankResults
@@ -12,6 +11,7 @@ from rankwise.engine.trial import Engine
 from rankwise.lora import ranks_by_budget, read_adapter, spectrum, truncate
 from rankwise.lora.adapter import Adapter
 from rankwise.store.directory import RANK_PATTERN_DIRECTORY, SweepStore
+from rankwise.store.records import TrialRecord
 
 PATTERN = 0  # what they are called among the ranks
 
@@ -19,7 +19,7 @@ PATTERN = 0  # what they are called among the ranks
 def try_rank_pattern(
     decision: Decision,
     runs: Sequence[RankResults],
-    cuts: pd.DataFrame,
+    cuts: Sequence[TrialRecord],
     store: SweepStore,
     engine: Engine,
 ) -> tuple[RankPattern | None, Adapter | None]:
@@ -32,7 +32,7 @@ def try_rank_pattern(
     Args:
         decision: which rank to keep.
         runs: the evidence that it is made from.
-        cuts: rows of `SweepStore.summaries`: the chosen rank's cuts, best first.
+        cuts: the chosen rank's cuts, best first.
         store: holds the trained adapters.
         engine: scores.
 
@@ -42,9 +42,8 @@ def try_rank_pattern(
     """
     rank = decision.rank
     assert rank is not None
-    found = [
-        spectrum(read_adapter(store.adapter_directory(name))) for name in cuts["truncated_from"]
-    ]
+    sources = [cut.truncated_from for cut in cuts if cut.truncated_from is not None]
+    found = [spectrum(read_adapter(store.adapter_directory(name))) for name in sources]
     # The adapter's own rank, which is twice that of the trial where it was saved for the original base (PiSSA, OLoRA).
     entries = found[0].params // found[0].largest_rank * rank
     ranks = [ranks_by_budget(one, entries) for one in found]
@@ -54,8 +53,8 @@ def try_rank_pattern(
     alive = [run for run in runs if run.seeds]
     examples = alive[0].examples
     losses = {
-        seed: scored.set_index("example_id")["loss"].loc[examples]
-        for seed, scored in zip(cuts["seed"], engine.score(adapters), strict=True)
+        cut.seed: scored.set_index("example_id")["loss"].loc[examples]
+        for cut, scored in zip(cuts, engine.score(adapters), strict=True)
     }
     seeds = sorted(losses)
     costs = Comparison(

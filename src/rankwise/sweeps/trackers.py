@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RequestError
-from rankwise.store.directory import read_json, read_metrics, read_trial_config, write_whole
+from rankwise.store.directory import write_whole
+from rankwise.store.records import (
+    read_json,
+    read_steps,
+    read_summary,
+    read_trial_config,
+    trial_directories,
+)
 
 REPORTED = "reported.json"
 STEP_METRICS = {
@@ -54,12 +61,11 @@ class TrackedTrial:
 
 def read_trial(directory: Path) -> TrackedTrial:
     """Read a trial's directory."""
-    *steps, last = read_metrics(directory)
     return TrackedTrial(
         name=directory.name,
         config=read_trial_config(directory),
-        steps=[(row["step"], _named(row, STEP_METRICS)) for row in steps],
-        result=_named(last, END_METRICS),
+        steps=[(row["step"], _named(row, STEP_METRICS)) for row in read_steps(directory)],
+        result=_named(read_summary(directory), END_METRICS),
     )
 
 
@@ -176,12 +182,9 @@ def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], N
         note: is told of failures.
     """
     reported: dict[str, list[str]] = read_json(directory / REPORTED) or {}
-    trials = sorted(
-        path for path in (directory / "trials").glob("*") if not path.name.startswith(".")
-    )
     for name in names:
         known = reported.setdefault(name, [])
-        for path in trials:
+        for path in trial_directories(directory):
             if path.name in known:
                 continue
             try:

@@ -80,9 +80,8 @@ class DataLayout:
         return asdict(self)
 
 
-def read_data_layout(task: Mapping[str, Any]) -> DataLayout | None:
+def read_data_layout(record: Mapping[str, Any] | None) -> DataLayout | None:
     """Return the layout in a sweep's task record; None if the task has no instruction data."""
-    record = task.get("data_layout")
     if record is None:
         return None
     keys = tuple((role, content) for role, content in record["keys"])

@@ -22,7 +22,8 @@ from rankwise.engine.fused.training_state import Trainee
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel, load_base
-from rankwise.store.directory import _over_tokens, read_summaries
+from rankwise.store.costs import token_means
+from rankwise.store.records import read_trial
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
@@ -199,9 +200,7 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
     assert result.decision.rank == 2
     assert result.score == "token accuracy"
     assert "token accuracy" in result.report.read_text()
-    (summary,) = {
-        row.name: row for row in read_summaries(out).itertuples() if row.name == "r2-lr0.005-seed0"
-    }.values()
+    summary = read_trial(out / "trials" / "r2-lr0.005-seed0")
     own = result.evidence[(result.evidence["rank"] == 2) & (result.evidence["seed"] == 0)]
     assert summary.eval_loss == pytest.approx(own["loss"].mean())
     assert summary.eval_token_loss == pytest.approx(np.average(own["loss"], weights=own["tokens"]))
@@ -298,7 +297,7 @@ def test_exact_match_is_that_of_greedy_decoding(tiny: Tiny) -> None:
         Encoded((0, 1, 2, 3), inputs, tuple(labels), positions=places),
         base.objective,
     )
-    assert _over_tokens(table)["eval_exact_match"] == 0.5
+    assert token_means(table)["eval_exact_match"] == 0.5
     assert list(table["score"] == 1.0) == [True, False, False, True]
 
 

@@ -1,0 +1,71 @@
+"""The record of a sweep's request, by which a later command recognises the sweep."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from rankwise.models.files import model_fingerprint
+from rankwise.store.records import Fingerprints, SweepPaths, SweepRecord, TaskRecord
+from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.environment import environment
+from rankwise.tasks import samples
+from rankwise.tasks.base import Task
+from rankwise.tasks.readers import file_fingerprint
+from rankwise.tasks.sft import marks_assistant_tokens
+
+if TYPE_CHECKING:
+    from rankwise.models.base_model import BaseModel
+
+# These settings do not affect results, so they do not identify a sweep.
+NOT_IDENTIFYING = ("extend", "allow_duplicates", "max_memory", "budget", "report_to", "out")
+
+
+def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepRecord:
+    """Return the record of a request; files count by content, so that a moved file is the same file."""
+    settings = {**config.as_dict(), "max_length": max_length(config, task)}
+    for name in NOT_IDENTIFYING:
+        del settings[name]
+    paths = SweepPaths(**{name: settings.pop(name) for name in ("model", "data", "eval_data")})
+    eval_data = None if config.eval_data is None else file_fingerprint(config.eval_data)
+    command = " ".join(sys.argv) if sys.argv[0].endswith("rankwise") else "rankwise.sweep(...)"
+    return SweepRecord(
+        settings=settings,
+        paths=paths,
+        fingerprints=Fingerprints(
+            model=model_fingerprint(model_name(config)),
+            data=file_fingerprint(config.data or samples.movie_reviews_file()),
+            eval_data=eval_data,
+        ),
+        task=_task_record(task, base),
+        environment=environment(),
+        command=command,
+    )
+
+
+def model_name(config: SweepConfig) -> str:
+    """Return the base model's directory, file or hub id."""
+    return config.model if config.model is not None else str(samples.minilm_directory())
+
+
+def max_length(config: SweepConfig, task: Task) -> int:
+    """Return how many tokens are kept of an example."""
+    return config.max_length or task.objective.max_length
+
+
+def _task_record(task: Task, base: "BaseModel") -> TaskRecord:
+    objective = task.objective
+    return TaskRecord(
+        name=task.name,
+        examples=objective.describe(),
+        task_type=objective.task_type,
+        loss=objective.unit,
+        chance=objective.chance,
+        chance_loss=task.chance_loss,
+        score=objective.score,
+        data_layout=None if task.layout is None else task.layout.as_dict(),
+        chat_template=bool(base.tokenizer.chat_template),
+        answers_marked=marks_assistant_tokens(base.tokenizer),
+        label_names=list(objective.settings.get("id2label", {}).values()),
+        train_examples=len(task.train),
+        held_out_examples=len(task.held_out),
+        test_examples=len(task.test),
+    )

@@ -1,0 +1,117 @@
+"""Builders of requests, evidence, finished trials and sweep directories, shared by the tests."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rankwise.engine.trial import FinishedTrial, Trial
+from rankwise.store.directory import SweepStore
+from rankwise.store.records import (
+    EVIDENCE_COLUMNS,
+    Environment,
+    Fingerprints,
+    SweepPaths,
+    SweepRecord,
+    TaskRecord,
+)
+
+NO_EVIDENCE = pd.DataFrame(columns=list(EVIDENCE_COLUMNS))
+REQUEST = SweepRecord(
+    settings={
+        "ranks": [4, 8],
+        "seeds": 2,
+        "learning_rate": "auto",
+        "margin": 0.02,
+        "confidence": 0.95,
+    },
+    paths=SweepPaths(model=None, data="reviews.csv", eval_data=None),
+    fingerprints=Fingerprints(model="a", data="b"),
+    task=TaskRecord(
+        name="reviews.csv",
+        examples="2 classes",
+        task_type="SEQ_CLS",
+        loss="nats per example",
+        chance="guessing by the classes' shares",
+        chance_loss=None,
+        score="accuracy",
+        data_layout=None,
+        chat_template=False,
+        answers_marked=False,
+        label_names=["0", "1"],
+        train_examples=8,
+        held_out_examples=2,
+        test_examples=2,
+    ),
+    environment=Environment(
+        versions={"rankwise": "0.1.0"}, platform="Linux", cpu_count=2, threads=1, device="cpu"
+    ),
+    command="rankwise.sweep(...)",
+)
+
+
+def request(**settings: Any) -> SweepRecord:
+    """Return a sweep's request with changed settings."""
+    return replace(REQUEST, settings={**REQUEST.settings, **settings})
+
+
+def evidence_of(trial: Trial, losses: Sequence[float]) -> pd.DataFrame:
+    """Return a trial's evidence: a row per held-out loss, or a single row without one if it diverged."""
+    diverged = not losses
+    return pd.DataFrame(
+        {
+            "rank": trial.rank,
+            "seed": trial.seed,
+            "learning_rate": trial.learning_rate,
+            "example_id": [-1] if diverged else range(len(losses)),
+            "loss": [float("nan")] if diverged else losses,
+            "score": 0.0,
+            "diverged": diverged,
+        }
+    )
+
+
+def finished(
+    rank: int = 4,
+    seed: int = 0,
+    *,
+    diverged: bool = False,
+    losses: Sequence[float] = (0.25, 0.75),
+    **changes: Any,
+) -> FinishedTrial:
+    """Return a finished trial of two held-out examples.
+
+    Args:
+        rank: its rank.
+        seed: its seed.
+        diverged: whether its losses stopped being finite.
+        losses: the losses of the held-out examples 3 and 5.
+        changes: to other fields of the trial, for example ``train_seconds``.
+    """
+    values: dict[str, Any] = {
+        "trial": Trial(rank=rank, seed=seed, learning_rate=1e-3, lora_alpha=rank),
+        "diverged": diverged,
+        "trainable_params": 6,
+        "train_seconds": 1.5,
+        "pack_seconds": 1.5,
+        "pack_size": 1,
+        "eval_seconds": 0.5,
+        "peak_memory_bytes": 1000,
+        "adapter_config": {"peft_type": "LORA", "r": rank},
+        "adapter": {"lora_A.weight": torch.arange(6.0).view(2, 3)},
+        "evidence": pd.DataFrame({"example_id": [3, 5], "loss": losses, "score": [1.0, 0.0]}),
+        "steps": [{"step": 1, "train_loss": float("nan") if diverged else 0.7}],
+    }
+    return FinishedTrial(**{**values, **changes})
+
+
+def save_sweep(
+    directory: Path, trials: Sequence[FinishedTrial], record: SweepRecord = REQUEST
+) -> None:
+    """Save a sweep directory with these complete trials."""
+    with SweepStore(directory, record) as store:
+        for trial in trials:
+            store.add(trial, {"epochs": 1})

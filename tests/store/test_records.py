@@ -1,0 +1,115 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.store.records import (
+    TRAIN_LOSS_COLUMNS,
+    read_chance_loss,
+    read_json,
+    read_sweep,
+    read_train_losses,
+    read_trial,
+    read_trials,
+)
+from tests.factories import REQUEST, finished, save_sweep
+
+
+def test_a_sweep_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    save_sweep(tmp_path, [])
+    assert read_sweep(tmp_path) == REQUEST
+    assert read_sweep(tmp_path / "elsewhere") is None
+
+
+def test_the_settings_that_exports_repeat_are_typed() -> None:
+    settings = {
+        "epochs": 2, "batch_size": 4, "max_length": 256, "train_examples": None, "target_modules": ["q", "v"],
+        "quantization": "nf4", "init": "default", "loraplus_ratio": 1.0, "trust_remote_code": False, "seeds": 3,
+    }  # fmt: skip
+    training = replace(REQUEST, settings=settings).training
+    assert (training.epochs, training.quantization) == (2, "nf4")
+
+
+@pytest.mark.parametrize("part", ["settings", "task", "environment", "command"])
+def test_a_sweep_json_that_lacks_a_part_is_refused_in_one_line(tmp_path: Path, part: str) -> None:
+    save_sweep(tmp_path, [])
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    del content[part]
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=f"sweep.json' cannot be read: it lacks .*{part}"):
+        read_sweep(tmp_path)
+
+
+def test_a_trial_record_holds_config_and_summary(tmp_path: Path) -> None:
+    save_sweep(tmp_path, [finished(8, seed=1, train_seconds=2.5)])
+    (trial,) = read_trials(tmp_path)
+    assert (trial.name, trial.rank, trial.seed) == ("r8-lr0.001-seed1", 8, 1)
+    assert (trial.train_seconds, trial.eval_loss, trial.step) == (2.5, 0.5, 1)
+    assert trial.truncated_from is None
+    assert trial == read_trial(tmp_path / "trials" / trial.name)
+
+
+def test_trials_are_selected_by_rank_and_rate(tmp_path: Path) -> None:
+    save_sweep(tmp_path, [finished(rank, seed) for rank in (4, 8) for seed in (0, 1)])
+    assert [trial.seed for trial in read_trials(tmp_path, rank=8)] == [0, 1]
+    assert len(read_trials(tmp_path, learning_rate=1e-3)) == 4
+    assert read_trials(tmp_path, rank=8, learning_rate=1e-2) == []
+
+
+def test_a_diverged_trial_has_no_loss(tmp_path: Path) -> None:
+    save_sweep(tmp_path, [finished(diverged=True)])
+    (trial,) = read_trials(tmp_path)
+    assert trial.diverged
+    assert math.isnan(trial.eval_loss)
+    assert read_train_losses(tmp_path)["train_loss"].isna().all()
+
+
+def test_a_summary_is_read_without_the_steps_before_it(tmp_path: Path) -> None:
+    steps = [{"step": step, "train_loss": 0.5} for step in range(1, 2000)]
+    save_sweep(tmp_path, [finished(steps=steps)])
+    log = tmp_path / "trials" / "r4-lr0.001-seed0" / "metrics.jsonl"
+    log.write_bytes(b"broken" + log.read_bytes()[6:])
+    assert read_trials(tmp_path)[0].step == 1999
+    with pytest.raises(RankwiseError, match=r"metrics.jsonl"):
+        read_train_losses(tmp_path)
+
+
+def test_a_trial_whose_files_lack_an_entry_is_named_with_the_remedy(tmp_path: Path) -> None:
+    save_sweep(tmp_path, [finished()])
+    path = tmp_path / "trials" / "r4-lr0.001-seed0" / "config.json"
+    path.write_text(json.dumps({"rank": 4}))
+    with pytest.raises(RankwiseError, match=r"lack 'seed, learning_rate.*delete its directory"):
+        read_trials(tmp_path)
+
+
+def test_training_losses_are_a_row_per_step(tmp_path: Path) -> None:
+    steps = [{"step": 1, "train_loss": 0.7}, {"step": 2, "train_loss": 0.6}]
+    save_sweep(tmp_path, [finished(rank, steps=steps) for rank in (4, 8)])
+    losses = read_train_losses(tmp_path)
+    assert tuple(losses.columns) == TRAIN_LOSS_COLUMNS
+    assert losses[["rank", "step", "train_loss"]].to_numpy().tolist() == [
+        [4, 1, 0.7], [4, 2, 0.6], [8, 1, 0.7], [8, 2, 0.6]
+    ]  # fmt: skip
+
+
+def test_the_chance_loss_is_the_task_s_or_that_of_the_untrained_base(tmp_path: Path) -> None:
+    save_sweep(tmp_path, [])
+    assert read_chance_loss(tmp_path) is None
+    (tmp_path / "untrained.json").write_text('{"example_id": [3, 5], "loss": [2.0, 4.0]}')
+    expected = pd.Series([2.0, 4.0], index=[3, 5])
+    pd.testing.assert_series_equal(read_chance_loss(tmp_path), expected)
+    task = replace(REQUEST.task, chance_loss=0.6931)
+    save_sweep(tmp_path / "guessed", [], replace(REQUEST, task=task))
+    assert read_chance_loss(tmp_path / "guessed") == 0.6931
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '"text"'])
+def test_a_file_without_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(RequestError, match=r"file.json' cannot be read"):
+        read_json(tmp_path / "file.json")
+    assert read_json(tmp_path / "missing.json") is None
