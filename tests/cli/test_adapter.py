@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rankwise.lora import read_adapter, write_adapter
-from rankwise.lora.adapter import pairs
+from rankwise.lora.adapter import factor_pairs
 from tests.cli.test_main import rankwise as run
 from tests.cli.test_main import refuse
 from tests.lora.adapters import make_adapter
@@ -20,7 +20,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def ranks(directory: Path) -> list[int]:
-    return [pair.rank for pair in pairs(read_adapter(directory))]
+    return [pair.rank for pair in factor_pairs(read_adapter(directory))]
 
 
 def test_a_cut_says_what_is_left_and_that_energy_is_not_quality(

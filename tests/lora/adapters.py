@@ -1,15 +1,17 @@
-"""Adapters made up on the spot, and PEFT's view of them."""
+"""Builders of small random adapters, and the same adapters as PEFT sees them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.lora import Adapter
-from rankwise.lora.adapter import Pair, pairs
+from rankwise.lora.adapter import FactorPair, factor_pairs
 
 SIZES = {"h.0.q": (24, 24), "h.0.v": (24, 12), "h.1.q": (24, 24), "h.10.q": (24, 24)}
 
@@ -39,14 +41,22 @@ def make_adapter(
     return Adapter(tensors, config)
 
 
-def product(pair: Pair) -> np.ndarray:
+def write_unchecked(directory: Path, adapter: Adapter) -> Path:
+    """Write an adapter without any check."""
+    directory.mkdir(exist_ok=True)
+    (directory / "adapter_config.json").write_text(json.dumps(dict(adapter.config)))
+    save_file(dict(adapter.tensors), directory / "adapter_model.safetensors")
+    return directory
+
+
+def product(pair: FactorPair) -> np.ndarray:
     """Return delta-W, ``(d_out, d_in)``, formed as such in float64."""
     a, b = (tensor.double().flatten(1).numpy() for tensor in (pair.a, pair.b))
     return pair.scaling * (b @ a)
 
 
 def products(adapter: Adapter) -> dict[str, np.ndarray]:
-    return {pair.name: product(pair) for pair in pairs(adapter)}
+    return {pair.name: product(pair) for pair in factor_pairs(adapter)}
 
 
 class Mixed(nn.Module):

@@ -1,16 +1,13 @@
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from rankwise.errors import RankwiseError, RequestError
-from rankwise.lora import Adapter, read_adapter, write_adapter
-from rankwise.lora.adapter import pairs
-from tests.lora.adapters import load_mixed, make_adapter, save_mixed
+from rankwise.errors import RequestError
+from rankwise.lora import Adapter, read_adapter
+from rankwise.lora.adapter import factor_pairs, natural_order, replace_pairs
+from tests.lora.adapters import load_mixed, make_adapter, save_mixed, write_unchecked
 
 Q_A = "base_model.model.h.0.q.lora_A.weight"
 
@@ -24,10 +21,10 @@ Q_A = "base_model.model.h.0.q.lora_A.weight"
         {"use_rslora": True, "rank_pattern": {"conv1d": 6}, "alpha_pattern": {"conv2d": 1}},
     ],
 )
-def test_scaling_and_delta_w_are_those_of_peft(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_scaling_and_delta_w_match_peft(tmp_path: Path, settings: dict[str, Any]) -> None:
     save_mixed(tmp_path / "a", **settings)
     model = load_mixed(tmp_path / "a")
-    found = pairs(read_adapter(tmp_path / "a"))
+    found = factor_pairs(read_adapter(tmp_path / "a"))
     assert [pair.name for pair in found] == ["conv1d", "conv2d", "embed", "fc"]
     for pair in found:
         module = model.get_submodule(f"base_model.model.{pair.name}")
@@ -42,14 +39,6 @@ def test_scaling_and_delta_w_are_those_of_peft(tmp_path: Path, settings: dict[st
             "conv1d": (18, 12), "conv2d": (12, 18), "embed": (16, 30), "fc": (12, 16)
         }[pair.name]  # fmt: skip
         assert pair.is_embedding == (pair.name == "embed")
-
-
-def written(directory: Path, adapter: Adapter) -> Path:
-    """Write an adapter without any check."""
-    directory.mkdir(exist_ok=True)
-    (directory / "adapter_config.json").write_text(json.dumps(dict(adapter.config)))
-    save_file(dict(adapter.tensors), directory / "adapter_model.safetensors")
-    return directory
 
 
 def without(adapter: Adapter, key: str, **more: torch.Tensor) -> Adapter:
@@ -106,8 +95,10 @@ def replaced(key: str, tensor: torch.Tensor) -> Adapter:
         (make_adapter(target_parameters=["experts.w1"]), "stacked experts"),
     ],
 )
-def test_adapters_that_cannot_serve(tmp_path: Path, adapter: Adapter, words: str) -> None:
-    directory = written(tmp_path / "a", adapter)
+def test_a_broken_or_unsupported_adapter_is_refused_in_one_line(
+    tmp_path: Path, adapter: Adapter, words: str
+) -> None:
+    directory = write_unchecked(tmp_path / "a", adapter)
     with pytest.raises(RequestError) as error:
         read_adapter(directory)
     assert words in str(error.value)
@@ -115,71 +106,25 @@ def test_adapters_that_cannot_serve(tmp_path: Path, adapter: Adapter, words: str
     assert "\n" not in str(error.value)
 
 
-def test_directories_that_cannot_serve(tmp_path: Path, swept: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "empty").mkdir()
-    for name, words in (
-        ("absent", "no such directory"),
-        ("file", "is a file"),
-        ("empty", "no adapter_config.json"),
-    ):
-        with pytest.raises(RequestError, match=words):
-            read_adapter(tmp_path / name)
-    with pytest.raises(RequestError, match=r"did you mean '.*best'"):
-        read_adapter(swept)
-    directory = written(tmp_path / "a", make_adapter())
-    (directory / "adapter_model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(RequestError, match=r"adapter_model\.safetensors cannot be read"):
-        read_adapter(directory)
-    (directory / "adapter_model.safetensors").unlink()
-    with pytest.raises(RequestError, match=r"the directory has no adapter_model\.safetensors"):
-        read_adapter(directory)
-    (directory / "adapter_config.json").write_text("{")
-    with pytest.raises(RequestError, match=r"adapter_config\.json cannot be read"):
-        read_adapter(directory)
+def test_layers_are_ordered_by_their_numbers() -> None:
+    assert sorted(["h.10.q", "h.2.v", "h.2.q", "a"], key=natural_order) == [
+        "a",
+        "h.2.q",
+        "h.2.v",
+        "h.10.q",
+    ]
 
 
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path("exploded").touch, ())
-
-
-def test_pickle_is_refused_unopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    directory = written(tmp_path / "a", make_adapter())
-    (directory / "adapter_model.safetensors").unlink()
-    (directory / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(RequestError, match=r"pickle only .* save_pretrained"):
-        read_adapter(directory)
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    adapter = make_adapter(dtype=torch.bfloat16)
-    write_adapter(adapter, tmp_path / "deep" / "out")
-    again = read_adapter(tmp_path / "deep" / "out")
-    assert again.config == adapter.config
-    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in adapter.tensors.items())
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-
-
-def test_nothing_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    write_adapter(make_adapter(), tmp_path / "empty")
-    before = (tmp_path / "empty" / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(RequestError, match="is not empty"):
-        write_adapter(make_adapter(2), tmp_path / "empty")
-    assert (tmp_path / "empty" / "adapter_model.safetensors").read_bytes() == before
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="is a file"):
-        write_adapter(make_adapter(), tmp_path / "file")
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RankwiseError, match="No space left on device"):
-        write_adapter(make_adapter(), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_replaced_pairs_keep_scaling_and_write_patterns_that_read_back() -> None:
+    adapter = make_adapter(6, use_rslora=True)
+    ranks = {"h.0.q": 2, "h.0.v": 6, "h.1.q": 3, "h.10.q": 3}
+    before = {pair.name: pair for pair in factor_pairs(adapter)}
+    smaller = []
+    for name, rank in ranks.items():
+        a, b = before[name].matrices()
+        smaller.append(before[name].with_matrices(a[:rank], b[:, :rank]))
+    after = {pair.name: pair for pair in factor_pairs(replace_pairs(adapter, smaller))}
+    assert {name: pair.rank for name, pair in after.items()} == ranks
+    for name, pair in after.items():
+        assert pair.scaling == pytest.approx(before[name].scaling, rel=1e-15)
+        assert torch.equal(pair.a, before[name].a[: ranks[name]])

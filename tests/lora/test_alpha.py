@@ -7,7 +7,7 @@ from rankwise.lora.alpha import parse_alpha_policy
 
 
 @pytest.mark.parametrize("policy", ["r", "2r", "fixed:32", "fixed:0.5", "rslora", "rslora:8"])
-def test_the_scaling_is_the_one_that_peft_applies(policy: str) -> None:
+def test_scaling_matches_peft(policy: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     alpha = parse_alpha_policy(policy)
@@ -26,7 +26,7 @@ def test_the_scaling_is_the_one_that_peft_applies(policy: str) -> None:
         torch.testing.assert_close(layer.get_delta_weight("default"), alpha.scaling(rank) * product)
 
 
-def test_names_are_kept_and_alphas_are_whole_where_they_can_be() -> None:
+def test_policy_names_are_normalized_and_whole_alphas_are_integers() -> None:
     assert parse_alpha_policy(" R ").name == "r"
     assert parse_alpha_policy("fixed:32.0").name == "fixed:32"
     assert isinstance(parse_alpha_policy("r").alpha(8), int)
@@ -37,6 +37,6 @@ def test_names_are_kept_and_alphas_are_whole_where_they_can_be() -> None:
 @pytest.mark.parametrize(
     "text", ["", "3r", "fixed", "fixed:", "fixed:nan", "fixed:0", "rslora:x", "r:2", "32"]
 )
-def test_anything_else_is_refused(text: str) -> None:
+def test_an_unknown_policy_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="allowed: r, 2r"):
         parse_alpha_policy(text)

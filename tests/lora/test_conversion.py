@@ -8,7 +8,9 @@ from tests.lora.adapters import make_adapter, products
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"lora_alpha": 5}], ids=str)
-def test_the_difference_of_two_adapters_as_one_of_twice_the_rank(settings: dict[str, Any]) -> None:
+def test_the_converted_adapter_adds_the_difference_of_both_at_twice_the_rank(
+    settings: dict[str, Any],
+) -> None:
     trained, initial = (
         make_adapter(rank=6, seed=1, **settings),
         make_adapter(rank=6, seed=2, **settings),

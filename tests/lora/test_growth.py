@@ -4,12 +4,12 @@ import torch
 
 from rankwise.errors import RequestError
 from rankwise.lora import grow, read_adapter, write_adapter
-from rankwise.lora.adapter import pairs
+from rankwise.lora.adapter import factor_pairs
 from tests.lora.adapters import IDS, load_mixed, make_adapter, products, save_mixed
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"h.1.q": 2}}])
-def test_delta_w_stays(settings: dict) -> None:
+def test_growth_keeps_delta_w(settings: dict) -> None:
     adapter = make_adapter(4, **settings)
     grown = grow(adapter, 9)
     before, after = products(adapter), products(grown)
@@ -17,7 +17,7 @@ def test_delta_w_stays(settings: dict) -> None:
         np.testing.assert_allclose(after[name], delta, rtol=1e-12)
     assert grown.config["r"] == 9
     assert grown.config["rank_pattern"] == {}
-    for old, new in zip(pairs(adapter), pairs(grown), strict=True):
+    for old, new in zip(factor_pairs(adapter), factor_pairs(grown), strict=True):
         assert torch.equal(new.a[: old.rank], old.a)
         assert torch.equal(new.b[:, : old.rank], old.b)
         assert (new.b[:, old.rank :] == 0).all()
@@ -26,7 +26,7 @@ def test_delta_w_stays(settings: dict) -> None:
         assert new.a[old.rank :].std() == pytest.approx(bound / 3**0.5, rel=0.3)
 
 
-def test_the_seed_makes_the_new_rows() -> None:
+def test_the_seed_decides_the_new_rows() -> None:
     adapter = make_adapter(4)
     one, again, other = (grow(adapter, 6, seed).tensors for seed in (0, 0, 1))
     name = "base_model.model.h.0.q.lora_A.weight"
@@ -36,7 +36,7 @@ def test_the_seed_makes_the_new_rows() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}])
-def test_logits_stay_and_the_new_part_learns_by_the_second_step(tmp_path, settings: dict) -> None:
+def test_logits_stay_and_all_new_entries_learn_by_the_second_step(tmp_path, settings: dict) -> None:
     logits = save_mixed(tmp_path / "old", **settings)
     write_adapter(grow(read_adapter(tmp_path / "old"), 5), tmp_path / "new")
     model = load_mixed(tmp_path / "new", trainable=True)
@@ -66,12 +66,12 @@ def test_logits_stay_and_the_new_part_learns_by_the_second_step(tmp_path, settin
         (13, "rank 13 is larger than a layer allows: at most 12"),
     ],
 )
-def test_ranks_that_cannot_be(rank: int, words: str) -> None:
+def test_a_rank_out_of_bounds_is_refused(rank: int, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         grow(make_adapter(4), rank)
 
 
-def test_the_present_rank_changes_nothing() -> None:
+def test_growth_to_the_present_rank_changes_nothing() -> None:
     adapter = make_adapter(4)
     same = grow(adapter, 4)
     assert all(torch.equal(same.tensors[name], tensor) for name, tensor in adapter.tensors.items())

@@ -1,4 +1,4 @@
-"""``rankwise inspect``: adapters on disk, taken apart."""
+"""Tests of ``rankwise inspect``."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from rankwise.cli import main
 from rankwise.errors import RequestError
 from rankwise.lora import read_adapter, write_adapter
-from rankwise.lora.adapter import pairs
+from rankwise.lora.adapter import factor_pairs
 from rankwise.lora.inspection import CAUTION, inspect_adapter
 from rankwise.report.inspect_report import similarity_figure, spectra_figure
 from tests.cli.test_main import rankwise as run
@@ -33,7 +33,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "one", tmp_path / "two"
 
 
-def test_the_command_tells_each_layer_and_that_spectra_do_not_decide(
+def test_the_command_prints_each_layer_and_that_spectra_do_not_decide(
     two: tuple[Path, Path],
 ) -> None:
     done = run("inspect", two[0])
@@ -56,13 +56,13 @@ def test_the_command_tells_each_layer_and_that_spectra_do_not_decide(
     assert "Warning" not in done.stderr
 
 
-def test_json_has_every_singular_value(
+def test_json_lists_every_singular_value(
     two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", *map(str, two), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     total = kept = 0.0
-    for layer, pair in zip(content["layers"], pairs(read_adapter(two[0])), strict=True):
+    for layer, pair in zip(content["layers"], factor_pairs(read_adapter(two[0])), strict=True):
         truth = np.linalg.svd(product(pair), compute_uv=False)[:6]
         assert layer["name"] == pair.name
         np.testing.assert_allclose(layer["singular_values"], truth, rtol=1e-6, atol=1e-6)
@@ -96,7 +96,7 @@ def test_plots_are_drawn(two: tuple[Path, Path], tmp_path: Path, name: str) -> N
         assert path.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_plots_show_the_figures(two: tuple[Path, Path]) -> None:
+def test_the_plots_show_the_values_of_the_inspection(two: tuple[Path, Path]) -> None:
     found = inspect_adapter(*two)
     heat, *marks = spectra_figure(found).data
     assert list(heat.y) == SHORT
@@ -109,13 +109,13 @@ def test_the_plots_show_the_figures(two: tuple[Path, Path]) -> None:
     np.testing.assert_allclose(figure.data[0].z, mean)
 
 
-def test_notes_say_where_delta_w_is_not_all(tmp_path: Path) -> None:
+def test_notes_name_effects_beyond_delta_w(tmp_path: Path) -> None:
     write_adapter(make_adapter(use_dora=True), tmp_path / "dora")
     assert "DoRA" in inspect_adapter(tmp_path / "dora").notes[0]
     write_adapter(make_adapter(init_lora_weights="pissa"), tmp_path / "pissa")
     assert "pissa" in inspect_adapter(tmp_path / "pissa").notes[0]
     found = inspect_adapter(tmp_path / "dora", _with_one_layer(tmp_path))
-    assert "3 layers are in one of the two" in found.notes[1]
+    assert "3 layers are in only one of the adapters" in found.notes[1]
 
 
 def _with_one_layer(tmp_path: Path) -> Path:
@@ -123,7 +123,9 @@ def _with_one_layer(tmp_path: Path) -> Path:
     return tmp_path / "small"
 
 
-def test_adapters_of_other_models_are_named(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_adapters_of_different_base_models_are_refused(
+    two: tuple[Path, Path], tmp_path: Path
+) -> None:
     with pytest.raises(
         RequestError,
         match=r"adapters '.*one' and '.*small': the two adapters have no layer in common",
@@ -131,7 +133,7 @@ def test_adapters_of_other_models_are_named(two: tuple[Path, Path], tmp_path: Pa
         inspect_adapter(two[0], _with_one_layer(tmp_path))
 
 
-def test_bad_requests_are_one_line_and_exit_2(
+def test_a_wrong_request_gives_one_line_and_exit_code_2(
     two: tuple[Path, Path], tmp_path: Path, capfd: Any
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -148,16 +150,16 @@ def test_bad_requests_are_one_line_and_exit_2(
         assert words in refuse(capfd, "inspect", *arguments)
 
 
-def test_what_the_page_says_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text()
     write_adapter(make_adapter(8, {"q": (24, 24), "v": (24, 20)}), tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
     exec(page.split("```python")[1].split("```")[0], {})
-    assert [pair.rank for pair in pairs(read_adapter(tmp_path / "adapter-r4"))] == [4, 4]
+    assert [pair.rank for pair in factor_pairs(read_adapter(tmp_path / "adapter-r4"))] == [4, 4]
     assert " ".join(CAUTION.split()) in " ".join(page.split())
 
 
-def test_no_big_library_but_torch_is_loaded(two: tuple[Path, Path]) -> None:
+def test_torch_is_the_only_large_library_loaded(two: tuple[Path, Path]) -> None:
     code = (
         f"import sys; from rankwise.cli import main; main(['inspect', {str(two[0])!r}])\n"
         "heavy = {'transformers', 'peft', 'pandas', 'plotly'} & set(sys.modules)\n"

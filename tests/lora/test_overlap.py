@@ -7,7 +7,7 @@ from rankwise.lora.overlap import overlaps, subspace_similarity
 from tests.lora.adapters import make_adapter
 
 
-def test_similarity_by_the_paper_s_equation() -> None:
+def test_similarity_matches_the_equation_in_the_paper() -> None:
     generator = np.random.default_rng(0)
     a1, a2 = generator.normal(size=(3, 10)), generator.normal(size=(5, 10))
     found = subspace_similarity(torch.tensor(a1), torch.tensor(a2))
@@ -20,7 +20,7 @@ def test_similarity_by_the_paper_s_equation() -> None:
             assert float(found[i - 1, j - 1]) == pytest.approx(phi, rel=1e-12)
 
 
-def test_the_same_is_one_and_the_orthogonal_zero() -> None:
+def test_equal_subspaces_have_similarity_one_and_orthogonal_ones_zero() -> None:
     eye = torch.eye(8, dtype=torch.float64)
     weights = torch.arange(4, 0, -1)[:, None]
     same = subspace_similarity(weights * eye[:4], weights * eye[:4])
@@ -40,7 +40,7 @@ def test_shared_directions_are_counted() -> None:
     assert layer.similarity.shape == (4, 3)
 
 
-def test_random_adapters_share_what_chance_says() -> None:
+def test_random_adapters_share_as_much_as_chance_predicts() -> None:
     sizes = {f"{i}.q": (40, 30) for i in range(40)}
     layers = overlaps(make_adapter(6, sizes), make_adapter(5, sizes, seed=1))
     assert np.mean([layer.shared_inputs for layer in layers]) == pytest.approx(6 * 5 / 40, rel=0.1)

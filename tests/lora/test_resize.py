@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 
 from rankwise.errors import RequestError
 from rankwise.lora import read_adapter
-from rankwise.lora.adapter import pairs
+from rankwise.lora.adapter import factor_pairs
 from rankwise.lora.resize import resize
-from tests.lora.adapters import IDS, load_mixed, make_adapter, products, save_mixed
-from tests.lora.test_adapter import written
+from tests.lora.adapters import IDS, load_mixed, make_adapter, products, save_mixed, write_unchecked
 from tests.lora.test_truncation import tail
 
 KINDS = [
@@ -38,7 +37,7 @@ def deltas(directory: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("settings", KINDS)
 @pytest.mark.parametrize("rank", [1, 3])
-def test_a_cut_is_the_best_in_every_kind_of_layer_as_peft_loads_it(
+def test_truncation_is_the_best_approximation_in_every_kind_of_layer(
     tmp_path: Path, settings: dict[str, Any], rank: int
 ) -> None:
     save_mixed(tmp_path / "old", **settings)
@@ -61,11 +60,11 @@ def test_a_cut_is_the_best_in_every_kind_of_layer_as_peft_loads_it(
 
 
 @pytest.mark.parametrize("settings", KINDS)
-def test_the_largest_rank_changes_nothing_and_more_grows(
+def test_the_largest_rank_changes_nothing_and_a_higher_one_grows(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     logits = save_mixed(tmp_path / "old", **settings)
-    largest = max(pair.rank for pair in pairs(read_adapter(tmp_path / "old")))
+    largest = max(pair.rank for pair in factor_pairs(read_adapter(tmp_path / "old")))
     resize(tmp_path / "old", tmp_path / "same", rank=largest)
     old, same = (
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("old", "same")
@@ -84,7 +83,7 @@ def test_the_largest_rank_changes_nothing_and_more_grows(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rank", [2, 6])
-def test_the_file_keeps_its_dtype(tmp_path: Path, dtype: torch.dtype, rank: int) -> None:
+def test_tensors_keep_their_dtype(tmp_path: Path, dtype: torch.dtype, rank: int) -> None:
     save_mixed(tmp_path / "old", dtype)
     resize(tmp_path / "old", tmp_path / "new", rank=rank)
     assert {
@@ -97,7 +96,7 @@ def test_the_file_keeps_its_dtype(tmp_path: Path, dtype: torch.dtype, rank: int)
         assert np.linalg.norm(after[name] - delta) <= math.hypot(tail(delta, rank), rounding)
 
 
-def test_peft_s_own_conversion_gives_the_same(tmp_path: Path) -> None:
+def test_truncation_matches_the_conversion_of_peft(tmp_path: Path) -> None:
     """`peft.convert_to_lora` decomposes the explicit delta-W of linear layers, to one rank or by energy."""
     conversion = pytest.importorskip("peft.tuners.lora.conversion")
     targets = {"target_modules": ["fc", "conv1d"], "alpha_pattern": {"fc": 3}}
@@ -106,7 +105,7 @@ def test_peft_s_own_conversion_gives_the_same(tmp_path: Path) -> None:
         _, tensors = conversion.convert_to_lora(load_mixed(tmp_path / "old"), size)
         out = tmp_path / f"new{number}"
         resize(tmp_path / "old", out, **{"rank" if isinstance(size, int) else "energy": size})
-        for pair in pairs(read_adapter(out)):
+        for pair in factor_pairs(read_adapter(out)):
             a, b = (
                 tensors[f"base_model.model.{pair.name}.lora_{side}.weight"].double()
                 for side in "AB"
@@ -134,7 +133,7 @@ def test_energy_and_budget_write_patterns_that_peft_reads(tmp_path: Path) -> Non
     assert resize(tmp_path / "old", tmp_path / "last", rank_pattern="auto:200").params <= 200
 
 
-def test_lora_bias_and_trained_biases_are_carried_over(tmp_path: Path) -> None:
+def test_lora_bias_and_trained_biases_are_kept(tmp_path: Path) -> None:
     logits = save_mixed(
         tmp_path / "old", target_modules=["fc", "conv2d"], lora_bias=True, bias="none"
     )
@@ -142,14 +141,16 @@ def test_lora_bias_and_trained_biases_are_carried_over(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(load_mixed(tmp_path / "new")(IDS), logits, rtol=1e-6, atol=1e-6)
     save_mixed(tmp_path / "all", target_modules=["fc", "conv2d"], bias="all")
-    resize(tmp_path / "all", tmp_path / "cut", rank=2)
-    old, new = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("all", "cut"))
+    resize(tmp_path / "all", tmp_path / "truncated", rank=2)
+    old, new = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("all", "truncated")
+    )
     biases = [name for name in old if name.endswith(".bias")]
     assert len(biases) >= 3
     assert all(torch.equal(old[name], new[name]) for name in biases)
 
 
-def test_an_orthogonal_start_does_not_stop_odd_ranks(tmp_path: Path) -> None:
+def test_an_adapter_with_orthogonal_init_takes_odd_ranks(tmp_path: Path) -> None:
     save_mixed(tmp_path / "old", target_modules=["fc"], init_lora_weights="orthogonal")
     resize(tmp_path / "old", tmp_path / "new", rank=3)
     assert load_mixed(tmp_path / "new").peft_config["default"].r == 3
@@ -165,8 +166,10 @@ def test_an_orthogonal_start_does_not_stop_odd_ranks(tmp_path: Path) -> None:
         ({"ensure_weight_tying": True}, "ties factors of two layers"),
     ],
 )
-def test_other_kinds_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
-    directory = written(tmp_path / "old", make_adapter(**settings))
+def test_an_adapter_that_is_not_plain_lora_is_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    directory = write_unchecked(tmp_path / "old", make_adapter(**settings))
     with pytest.raises(RequestError) as error:
         resize(directory, tmp_path / "out", rank=2)
     assert words in str(error.value)
@@ -179,7 +182,7 @@ def test_dora_as_peft_saves_it_is_refused(tmp_path: Path) -> None:
         resize(tmp_path / "old", tmp_path / "out", rank=2)
 
 
-def test_a_swept_adapter_is_resized(swept: Path, tmp_path: Path) -> None:
+def test_the_adapter_of_a_sweep_can_be_resized(swept: Path, tmp_path: Path) -> None:
     source = next((swept / "trials").glob("r8-*")) / "adapter"
     resize(source, tmp_path / "out", rank=3)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

@@ -12,7 +12,7 @@ from tests.lora.adapters import make_adapter, product
     "settings", [{}, {"use_rslora": True}, {"lora_alpha": -3}, {"alpha_pattern": {"1.q": 5}}]
 )
 @pytest.mark.parametrize("rank", [1, 6, 12, 20])  # 20 is more than h.0.v has outputs
-def test_singular_values_are_those_of_the_product(rank: int, settings: dict) -> None:
+def test_singular_values_match_those_of_the_whole_delta_w(rank: int, settings: dict) -> None:
     found = spectrum(make_adapter(rank, **settings))
     assert [layer.pair.name for layer in found.layers] == ["h.0.q", "h.0.v", "h.1.q", "h.10.q"]
     for layer in found.layers:
@@ -31,7 +31,7 @@ def test_singular_values_are_those_of_the_product(rank: int, settings: dict) -> 
         )
 
 
-def test_figures_by_their_definitions() -> None:
+def test_figures_match_their_definitions() -> None:
     for layer in spectrum(make_adapter(6)).layers:
         values = np.linalg.svd(product(layer.pair), compute_uv=False)[:6]
         shares = values / values.sum()
@@ -43,7 +43,7 @@ def test_figures_by_their_definitions() -> None:
             assert layer.rank_for(share) == min(int(np.searchsorted(energy, share - 1e-12)) + 1, 6)
 
 
-def test_equal_values_use_all_of_the_rank_and_one_direction_does_not() -> None:
+def test_a_layer_uses_its_rank_if_its_singular_values_are_equal() -> None:
     adapter = make_adapter(4, {"q": (8, 8)})
     a, b = adapter.tensors.values()
     a.copy_(torch.eye(8)[:4])
@@ -61,7 +61,7 @@ def test_equal_values_use_all_of_the_rank_and_one_direction_does_not() -> None:
     assert not layer.uses_rank
 
 
-def test_an_untrained_adapter_has_no_spectrum_but_figures() -> None:
+def test_the_figures_of_an_untrained_adapter_are_zero() -> None:
     adapter = make_adapter(4, {"q": (8, 8)})
     adapter.tensors["base_model.model.q.lora_B.weight"].zero_()
     found = spectrum(adapter)
@@ -77,7 +77,7 @@ def test_an_untrained_adapter_has_no_spectrum_but_figures() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_is_computed_in_high(dtype: torch.dtype) -> None:
+def test_low_precision_factors_are_decomposed_in_float64(dtype: torch.dtype) -> None:
     for layer in spectrum(make_adapter(6, dtype=dtype)).layers:
         truth = np.linalg.svd(product(layer.pair), compute_uv=False)[:6]
         np.testing.assert_allclose(layer.singular_values.numpy(), truth, rtol=1e-12)

@@ -25,7 +25,7 @@ from tests.tiny_models import MULTIMODAL, save_tiny
 LABELS = ("bad", "good")
 
 
-def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
+def test_modules_missing_from_the_checkpoint_are_trained_in_full(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     base = load_base(str(tiny_model), ClassificationObjective(LABELS), ["all-linear"], [4])
@@ -47,7 +47,7 @@ def test_what_the_checkpoint_lacks_is_fresh_and_trained_in_full(
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_path: Path) -> None:
+def test_every_part_of_a_loaded_head_is_trained_in_full(quantization: str, tmp_path: Path) -> None:
     directory = save_tiny("distilbert", tmp_path)
     AutoModelForSequenceClassification.from_pretrained(directory).save_pretrained(directory)
     base = load_base(
@@ -68,14 +68,14 @@ def test_a_head_that_is_there_is_trained_in_full_whole(quantization: str, tmp_pa
     assert trained == set(base.trained_in_full) == {"pre_classifier", "classifier"}
 
 
-def test_there_is_no_dropout_anywhere(tiny_model: Path) -> None:
+def test_dropout_is_off_everywhere(tiny_model: Path) -> None:
     base = load_base(str(tiny_model), ClassificationObjective(LABELS), ["all-linear"], [4])
     base.model.train()
     tokens = torch.tensor([[2, 5, 6, 3]])
     assert torch.equal(base.model(input_ids=tokens).logits, base.model(input_ids=tokens).logits)
 
 
-def test_a_decoder_without_padding_gets_one(tmp_path: Path) -> None:
+def test_a_decoder_without_a_padding_token_gets_one(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2Model
 
     save_tokenizer(tmp_path)
@@ -102,7 +102,7 @@ def roberta(directory: Path) -> None:
     RobertaModel(config).save_pretrained(directory)
 
 
-def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
+def test_the_classifier_of_a_multimodal_model_takes_batches(tmp_path: Path) -> None:
     config = AutoConfig.for_model("gemma3", **MULTIMODAL["gemma3"])
     for part in (config, config.get_text_config()):
         part.pad_token_id = None
@@ -117,7 +117,7 @@ def test_a_classifier_of_several_parts_takes_batches(tmp_path: Path) -> None:
     torch.testing.assert_close(both, alone)
 
 
-def test_the_longest_input_is_what_the_positions_allow(tmp_path: Path) -> None:
+def test_positions_limit_the_longest_input(tmp_path: Path) -> None:
     roberta(tmp_path)
     base = load_base(str(tmp_path), ClassificationObjective(LABELS), ["all-linear"], [4])
     assert base.max_length == 32  # 34 positions, counted from behind the padding index 1
@@ -161,7 +161,7 @@ def change_config(directory: Path, **changes: Any) -> None:
         (without_special_tokens, "neither a padding nor an end-of-sequence token"),
     ],
 )
-def test_models_that_cannot_serve(
+def test_a_broken_model_is_refused(
     tiny_model: Path, tmp_path: Path, break_it: Any, words: str
 ) -> None:
     for file in tiny_model.iterdir():
@@ -172,7 +172,7 @@ def test_models_that_cannot_serve(
     assert "\n" not in str(caught.value)
 
 
-def test_names_that_are_no_model(tmp_path: Path) -> None:
+def test_a_wrong_model_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no such directory"):
         load_base(str(tmp_path / "absent"), ClassificationObjective(LABELS), ["all-linear"], [4])
     (tmp_path / "file").write_text("x")

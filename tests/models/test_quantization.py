@@ -1,4 +1,4 @@
-"""A base in few bits: both engines, what is kept in full, and the saved adapter in plain PEFT."""
+"""Quantised bases: both engines, unquantised modules, and the saved adapter in plain PEFT."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ TRIALS = [
 @pytest.mark.parametrize(
     ("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("llama", "nf4-dq"), ("bert", "int8")]
 )
-def test_both_engines_train_alike_and_peft_loads_the_adapter(
+def test_both_engines_agree_and_peft_loads_the_adapter(
     name: str, kind: str, tmp_path: Path
 ) -> None:
     base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
@@ -83,7 +83,7 @@ def test_both_engines_train_alike_and_peft_loads_the_adapter(
 @pytest.mark.parametrize(
     ("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("gemma2", "nf4"), ("bert", "int8")]
 )
-def test_bf16_products_come_close_to_fp32(name: str, kind: str, tmp_path: Path) -> None:
+def test_training_in_bf16_is_close_to_fp32(name: str, kind: str, tmp_path: Path) -> None:
     """Quantised layers give back the precision of their input, which is fp32 after a norm, under autocast too."""
     base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
     (exact,) = FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
@@ -95,7 +95,7 @@ def test_bf16_products_come_close_to_fp32(name: str, kind: str, tmp_path: Path) 
     assert all(value.dtype == torch.float32 for value in rough.adapter.values())
 
 
-def test_rounding_to_bf16_is_not_taken_for_a_base_that_cannot_run_packed() -> None:
+def test_bf16_rounding_does_not_make_the_check_for_packing_fail() -> None:
     """On a GPU with bf16 a 4-bit base computes in it, and the logits of one example move with its batch's shape."""
     task = load_task(SweepConfig())
     base = load_base(
@@ -109,7 +109,7 @@ def test_rounding_to_bf16_is_not_taken_for_a_base_that_cannot_run_packed() -> No
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
 
 
-def test_rounding_inputs_to_8_bits_is_not_taken_for_a_base_that_cannot_run_packed() -> None:
+def test_8_bit_rounding_does_not_make_the_check_for_packing_fail() -> None:
     """By that rounding alone a nudge of embeddings by parts in ten million moves 8-bit MiniLM's logits by percents."""
     task = load_task(SweepConfig())
     base = load_base(
@@ -132,7 +132,7 @@ def test_rounding_inputs_to_8_bits_is_not_taken_for_a_base_that_cannot_run_packe
 
 
 @pytest.mark.slow
-def test_both_engines_train_an_8_bit_minilm_alike() -> None:
+def test_both_engines_agree_on_an_8_bit_minilm() -> None:
     task = load_task(SweepConfig())
     base = load_base(
         str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="int8"
@@ -152,7 +152,7 @@ def test_both_engines_train_an_8_bit_minilm_alike() -> None:
     assert mean == pytest.approx(expected_mean, abs=2e-3)
 
 
-def test_a_trial_does_not_decide_which_columns_of_another_are_in_8_bits(tmp_path: Path) -> None:
+def test_trials_do_not_share_the_outlier_columns_of_8_bit_layers(tmp_path: Path) -> None:
     base, train, held_out = load_tiny("bert", tmp_path, quantization="int8")
     engine = FusedEngine(base, train.take(range(16)), held_out, RECIPE)
     (trained,) = engine.train(TRIALS[:1])
@@ -166,7 +166,7 @@ def test_a_trial_does_not_decide_which_columns_of_another_are_in_8_bits(tmp_path
 
 @pytest.mark.parametrize("engine", [FusedEngine, ReferenceEngine])
 @pytest.mark.parametrize("kind", ["nf4", "nf4-dq", "int8"])
-def test_evaluating_leaves_the_base_as_it_is(
+def test_evaluation_leaves_the_base_unchanged(
     engine: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the processor has AVX512-BF16, bitsandbytes would change it, and the next trial with it."""
@@ -179,7 +179,7 @@ def test_evaluating_leaves_the_base_as_it_is(
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
-def test_a_gpu_that_emulates_bf16_computes_in_fp32(
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp32(
     native: bool, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch counts emulation, as on T4 and V100, as support unless it is asked not to."""
@@ -197,7 +197,9 @@ def test_a_gpu_that_emulates_bf16_computes_in_fp32(
     assert config.bnb_4bit_compute_dtype == (expected or torch.float32)
 
 
-def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: Path) -> None:
+def test_modules_missing_from_the_checkpoint_are_not_quantised(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     for file in tiny_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = {
@@ -224,7 +226,7 @@ def test_what_the_checkpoint_lacks_is_not_quantized(tiny_model: Path, tmp_path: 
     assert quantized == set(base.targets)
 
 
-def test_memory_counts_the_scales(tmp_path: Path) -> None:
+def test_resident_tensors_include_the_scales(tmp_path: Path) -> None:
     base, _, _ = load_tiny("llama", tmp_path, quantization="nf4-dq")
     layer = base.model.model.layers[0].mlp.up_proj
     sizes = {id(value): value.untyped_storage().nbytes() for value in resident_tensors(layer)}
@@ -238,7 +240,7 @@ def test_memory_counts_the_scales(tmp_path: Path) -> None:
     )
 
 
-def test_without_bitsandbytes_there_is_one_clear_line(
+def test_a_missing_bitsandbytes_is_reported_in_one_line(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification
 
 from rankwise.errors import RequestError
-from rankwise.models.targets import check_ranks, find_targets, group_pattern
+from rankwise.models.targets import check_ranks, find_targets, group_pattern, parse_targets
 from rankwise.planning.params_estimate import adapter_params
 from tests.tiny_models import PACKABLE
 
@@ -50,7 +50,7 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("rank", [1, 8])
-def test_targets_and_counts_are_peft_s(name: str, rank: int) -> None:
+def test_targets_and_parameter_counts_match_peft(name: str, rank: int) -> None:
     model = MODELS[name]()
     saved = [head for head in HEADS if hasattr(model, head)]
     targets = find_targets(model, ["all-linear"], saved)
@@ -69,7 +69,7 @@ def test_targets_and_counts_are_peft_s(name: str, rank: int) -> None:
     assert adapter_params(targets.values(), rank) == lora
 
 
-def test_names_match_as_in_peft() -> None:
+def test_layer_names_match_as_in_peft() -> None:
     model = MODELS["llama"]()
     targets = find_targets(model, ["q_proj", "layers.1.mlp.up_proj"], ["score"])
     assert list(targets) == [
@@ -80,14 +80,14 @@ def test_names_match_as_in_peft() -> None:
     assert targets["model.layers.1.mlp.up_proj"] == (16, 24)
 
 
-def test_a_name_that_matches_nothing_names_close_ones() -> None:
+def test_a_name_that_matches_nothing_is_refused_with_similar_names() -> None:
     with pytest.raises(
         RequestError, match=r"'q_prj' matches no linear layer.*did you mean 'q_proj'.*down_proj"
     ):
         find_targets(MODELS["llama"](), ["v_proj", "q_prj"], ["score"])
 
 
-GROUPS_OF: dict[str, tuple[str, str]] = {
+LAYERS_BY_GROUP: dict[str, tuple[str, str]] = {
     "bert": (
         "attention.self.query attention.self.key attention.self.value attention.output.dense",
         "intermediate.dense output.dense",
@@ -114,8 +114,8 @@ GROUPS_OF: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", GROUPS_OF)
-def test_attention_and_mlp_are_the_architecture_s_own(name: str) -> None:
+@pytest.mark.parametrize("name", LAYERS_BY_GROUP)
+def test_groups_match_the_layers_of_each_architecture(name: str) -> None:
     from transformers import AutoConfig
 
     settings = {
@@ -126,7 +126,7 @@ def test_attention_and_mlp_are_the_architecture_s_own(name: str) -> None:
         "eos_token_id": 2,
     }
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(name, **settings))
-    for group, leaves in zip(("attention", "mlp"), GROUPS_OF[name], strict=True):
+    for group, leaves in zip(("attention", "mlp"), LAYERS_BY_GROUP[name], strict=True):
         found = find_targets(model, group, HEADS)
         blocks: dict[str, set[str]] = {}
         for layer in found:
@@ -141,7 +141,7 @@ def test_attention_and_mlp_are_the_architecture_s_own(name: str) -> None:
         assert layers == {f"base_model.model.{layer}" for layer in found}
 
 
-def test_groups_and_regexes_that_match_nothing() -> None:
+def test_groups_and_regexes_that_match_nothing_are_refused() -> None:
     with pytest.raises(RequestError, match=r"'attention' matches no linear layer.*0"):
         find_targets(torch.nn.Sequential(torch.nn.Linear(2, 2)), "attention", ())
     with pytest.raises(RequestError, match=r"'.*nothing' matches no linear layer.*q_proj"):
@@ -157,7 +157,7 @@ def test_a_regex_matches_as_in_peft() -> None:
     ]
 
 
-def test_ranks_above_the_smaller_side_name_the_layer() -> None:
+def test_a_rank_above_the_smaller_side_of_a_layer_is_refused() -> None:
     targets = find_targets(MODELS["llama"](), ["all-linear"], ["score"])
     check_ranks([1, 8], targets)
     with pytest.raises(RequestError, match=r"rank 9 is larger.*at most 8.*k_proj \(16 -> 8\)"):
@@ -171,3 +171,25 @@ def test_a_rank_as_large_as_the_layer_trains_in_peft(tiny_model: Path) -> None:
     get_peft_model(
         model, LoraConfig(r=16, target_modules=list(targets), task_type=TaskType.SEQ_CLS)
     )
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([" All-Linear "], "all-linear"),
+        (["MLP"], "mlp"),
+        (["query", "value"], ("query", "value")),
+        (["query"], ("query",)),
+        ([r".*\.(q|v)_proj"], r".*\.(q|v)_proj"),
+    ],
+)
+def test_words_and_regexes_are_told_from_names(items: list[str], expected: object) -> None:
+    assert parse_targets(items) == expected
+
+
+@pytest.mark.parametrize(
+    ("items", "words"), [(["query", "mlp"], "'mlp' stands alone"), (["q(v"], "regular expression")]
+)
+def test_wrong_targets_are_refused(items: list[str], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        parse_targets(items)

@@ -14,7 +14,7 @@ from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.select import decide
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
-from rankwise.lora.adapter import pairs
+from rankwise.lora.adapter import factor_pairs
 from rankwise.lora.conversion import for_original_base
 from rankwise.store.directory import RANK_PATTERN_DIRECTORY
 from rankwise.store.records import TrialRecord, read_json
@@ -82,7 +82,7 @@ def test_it_is_offered_only_where_it_is_shown_to_be_better(
     assert found.gain == pytest.approx(-loss, abs=5e-3)
     assert found.gain_ci[0] < found.gain < found.gain_ci[1]
     assert (adapter is engine.scored[0]) is better
-    assert dict(found.ranks) == {pair.name: pair.rank for pair in pairs(engine.scored[0])}
+    assert dict(found.ranks) == {pair.name: pair.rank for pair in factor_pairs(engine.scored[0])}
     for own, cut in zip(engine.scored, cuts, strict=True):
         same_size = read_adapter(run.store.adapter_directory(cut.name))
         assert entries(own) <= entries(same_size) == found.entries
@@ -117,7 +117,7 @@ def cuts_of(run: Run) -> list[TrialRecord]:
 
 
 def entries(adapter: Adapter) -> int:
-    return sum(pair.a.numel() + pair.b.numel() for pair in pairs(adapter))
+    return sum(pair.a.numel() + pair.b.numel() for pair in factor_pairs(adapter))
 
 
 def test_the_gain_is_what_peft_gives(

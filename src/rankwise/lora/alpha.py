@@ -1,4 +1,4 @@
-"""How ``lora_alpha`` follows from the rank: the alpha policies."""
+"""Alpha policies: how ``lora_alpha`` follows from the rank."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ RSLORA_ALPHA = 16.0
 class AlphaPolicy:
     """The rule that gives each rank its ``lora_alpha``.
 
-    The adapter adds ``scaling * B @ A`` to the frozen weight. LoRA (Hu et al. 2021, section 4.1) takes
-    ``scaling = lora_alpha / r``; rsLoRA (Kalajdzievski 2023, section 3) takes ``lora_alpha / sqrt(r)``, with
-    which activations and gradients keep their size as the rank grows.
+    The adapter adds ``scaling * B @ A`` to the frozen weight. LoRA (Hu et al. 2021, section 4.1)
+    sets ``scaling = lora_alpha / r``. rsLoRA (Kalajdzievski 2023, section 3) sets
+    ``lora_alpha / sqrt(r)``, which keeps the size of activations and gradients as the rank grows.
 
     ==============  ====================  ==========================
     name            ``lora_alpha``        scaling
@@ -33,7 +33,7 @@ class AlphaPolicy:
     use_rslora: bool = False
 
     def alpha(self, rank: int) -> float:
-        """Return ``lora_alpha`` for a rank, an ``int`` where it is whole (as PEFT writes it)."""
+        """Return ``lora_alpha`` for a rank, as an ``int`` if it is whole (as PEFT writes it)."""
         value = self.constant if self.multiple is None else self.multiple * rank
         assert value is not None
         return int(value) if float(value).is_integer() else value
@@ -44,14 +44,13 @@ class AlphaPolicy:
 
 
 def parse_alpha_policy(text: str) -> AlphaPolicy:
-    """Read a policy's name, for example ``"r"``, ``"2r"``, ``"fixed:32"``, ``"rslora"``.
+    """Return the policy of a name such as ``"r"``, ``"2r"``, ``"fixed:32"`` or ``"rslora"``.
 
     Raises:
-        RequestError: the name is none of those, or its alpha is not a positive number.
+        RequestError: There is no such policy, or its alpha is not a positive number.
     """
-    name, _, number = (
-        (text if isinstance(text, str) else shown(text)).strip().lower().partition(":")
-    )
+    given = text if isinstance(text, str) else shown(text)
+    name, _, number = given.strip().lower().partition(":")
     if name in ("r", "2r") and not number:
         return AlphaPolicy(name, multiple=1.0 if name == "r" else 2.0, constant=None)
     if name in ("fixed", "rslora") and (number or name == "rslora"):
@@ -67,7 +66,8 @@ def parse_alpha_policy(text: str) -> AlphaPolicy:
                 use_rslora=name == "rslora",
             )
         raise RequestError(
-            f"lora_alpha {shown(text)}: {shown(number)} is not a positive number; allowed: {ALLOWED}"
+            f"lora_alpha {shown(text)}: {shown(number)} is not a positive number; "
+            f"allowed: {ALLOWED}"
         )
     hint = f" (did you mean 'fixed:{name}'?)" if name.isdigit() else ""
     raise RequestError(f"lora_alpha {shown(text)} is not a policy; allowed: {ALLOWED}{hint}")

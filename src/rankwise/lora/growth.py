@@ -1,42 +1,44 @@
-"""Growing an adapter to a higher rank without changing what it does."""
+"""Growth of an adapter to a higher rank without any change of its effect."""
 
 import math
 from typing import TYPE_CHECKING
 
 from rankwise.checks import check_whole
 from rankwise.errors import RequestError
-from rankwise.lora.adapter import Adapter, Pair, pairs, with_pairs
+from rankwise.lora.adapter import Adapter, FactorPair, factor_pairs, replace_pairs
 
 if TYPE_CHECKING:
     from torch import Generator
 
 
 def grow(adapter: Adapter, rank: int, seed: int = 0) -> Adapter:
-    """Raise every layer's rank, so that the adapter does what it did and the new part can learn.
+    """Raise the rank of every layer so that delta-W stays and the new directions can learn.
 
-    A ``(r, d_in)`` gets new rows as PEFT starts them, Kaiming-uniform with ``a = sqrt(5)``: uniform within
-    ``1 / sqrt(d_in)``; B ``(d_out, r)`` gets columns of zeros. So ``B @ A`` stays as it was, and the new columns of B
-    receive a gradient at once, the new rows of A from the second step on. An embedding has its zeros in A and standard
-    normal columns in B, as in PEFT. The layer's scaling stays as it was: ``lora_alpha`` becomes
-    ``lora_alpha * rank / r`` (rsLoRA: ``* sqrt(rank / r)``). The factors' old entries stay bit by bit.
+    A ``(r, d_in)`` gets new rows drawn as PEFT draws its first A (Kaiming-uniform with
+    ``a = sqrt(5)``: uniform within ``1 / sqrt(d_in)``), and B ``(d_out, r)`` gets columns of zeros.
+    So ``B @ A`` stays, the new columns of B receive a gradient in the first step and the new rows
+    of A from the second step on. In an embedding the zeros are in A and standard normal columns in
+    B, as in PEFT. The scaling of each layer stays: ``lora_alpha`` becomes ``lora_alpha * rank / r``
+    (rsLoRA: ``* sqrt(rank / r)``). Existing entries stay bit by bit.
 
     Args:
         adapter: PEFT's tensors and config.
-        rank: for all layers; a layer that has as much keeps its rank.
-        seed: of the new entries, layer by layer in the order of names.
+        rank: New rank of all layers. A layer that has this rank stays as it is.
+        seed: Seed of the new entries, which are drawn layer by layer in the order of names.
 
     Returns:
-        The grown adapter with its config; tensors beside the factors are the same objects as before.
+        The grown adapter with its config. Tensors other than factors stay the same objects.
 
     Raises:
-        RequestError: the rank is no whole number, not above the present one, or above the smaller side of a layer.
+        RequestError: The rank is not a whole number, is below the present one, or is above the
+            smaller side of a layer.
     """
     import torch
 
-    layers = pairs(adapter)
-    largest = max(pair.rank for pair in layers)
+    pairs = factor_pairs(adapter)
+    largest = max(pair.rank for pair in pairs)
     rank = check_whole("rank", rank, at_least=largest)
-    narrow = min(layers, key=lambda pair: min(pair.d_in, pair.d_out))
+    narrow = min(pairs, key=lambda pair: min(pair.d_in, pair.d_out))
     side = min(narrow.d_in, narrow.d_out)
     if rank > max(side, largest):
         raise RequestError(
@@ -44,12 +46,11 @@ def grow(adapter: Adapter, rank: int, seed: int = 0) -> Adapter:
             f"the smaller side of {narrow.name} being {side} ({narrow.d_in} -> {narrow.d_out})"
         )
     generator = torch.Generator().manual_seed(seed)
-    return with_pairs(
-        adapter, [_grow(pair, rank, generator) if rank > pair.rank else pair for pair in layers]
-    )
+    grown = [_grow(pair, rank, generator) if rank > pair.rank else pair for pair in pairs]
+    return replace_pairs(adapter, grown)
 
 
-def _grow(pair: Pair, rank: int, generator: "Generator") -> Pair:
+def _grow(pair: FactorPair, rank: int, generator: "Generator") -> FactorPair:
     import torch
 
     new = rank - pair.rank

@@ -1,10 +1,10 @@
-"""How far two adapters of one base model learnt the same directions."""
+"""Overlap of two adapters of one base model: how far they learned the same directions."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rankwise.errors import RequestError
-from rankwise.lora.adapter import Adapter, Pair, pairs
+from rankwise.lora.adapter import Adapter, FactorPair, factor_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerOverlap:
-    """What two adapters of ranks r1 and r2 share in one layer.
+    """The directions that two adapters of ranks r1 and r2 share in one layer.
 
     Attributes:
-        name: of the layer.
-        similarity: ``(r1, r2)``, entry ``[i - 1, j - 1]`` is phi of the first i and the first j directions of A, see
-            `subspace_similarity`.
-        shared_inputs: directions that both A have in common: the squared cosines of the principal angles between their
-            row spaces, summed; between 0 and ``min(r1, r2)``.
-        shared_outputs: likewise of the column spaces of B. B starts at zero, so all of it was learnt, while A keeps
-            much of its random start; 0 where a B is zero.
-        chance_inputs: what two random A of these ranks share on average, ``r1 * r2 / d_in``.
-        chance_outputs: likewise of B, ``r1 * r2 / d_out``.
+        name: Name of the layer.
+        similarity: ``(r1, r2)``. Entry ``[i - 1, j - 1]`` is phi of the first i and the first j
+            directions of A, see `subspace_similarity`.
+        shared_inputs: Number of directions that both A have in common: the sum of the squared
+            cosines of the principal angles between their row spaces, from 0 to ``min(r1, r2)``.
+        shared_outputs: The same for the column spaces of B. B starts at zero, so all of it was
+            learned, while A keeps much of its random start. 0 if a B is zero.
+        chance_inputs: Average of `shared_inputs` for random A, ``r1 * r2 / d_in``.
+        chance_outputs: Average of `shared_outputs` for random B, ``r1 * r2 / d_out``.
     """
 
     name: str
@@ -35,69 +35,70 @@ class LayerOverlap:
 
 
 def overlaps(first: Adapter, second: Adapter) -> list[LayerOverlap]:
-    """Compare two adapters in the layers that both have, in the order of their names.
+    """Compare two adapters in the layers that both have, ordered by name.
 
     Raises:
-        RequestError: there is no such layer, or one has other sizes: the adapters belong to other base models.
+        RequestError: They have no layer in common, or one of another size: the adapters belong to
+            different base models.
     """
-    others = {pair.name: pair for pair in pairs(second)}
-    both = [(pair, others[pair.name]) for pair in pairs(first) if pair.name in others]
-    if not both:
+    first_pairs = factor_pairs(first)
+    second_pairs = {pair.name: pair for pair in factor_pairs(second)}
+    common = [(pair, second_pairs[pair.name]) for pair in first_pairs if pair.name in second_pairs]
+    if not common:
         raise RequestError(
-            f"the two adapters have no layer in common: {pairs(first)[0].name!r} in the first, "
-            f"{next(iter(others))!r} in the second"
+            f"the two adapters have no layer in common: {first_pairs[0].name!r} in the first, "
+            f"{next(iter(second_pairs))!r} in the second"
         )
-    return [_overlap(one, other) for one, other in both]
+    return [_overlap(one, two) for one, two in common]
 
 
-def _overlap(one: Pair, other: Pair) -> LayerOverlap:
-    sizes = [(pair.d_in, pair.d_out) for pair in (one, other)]
-    if sizes[0] != sizes[1]:
+def _overlap(first: FactorPair, second: FactorPair) -> LayerOverlap:
+    if (first.d_in, first.d_out) != (second.d_in, second.d_out):
         raise RequestError(
-            f"layer {one.name!r} is {sizes[0][0]} -> {sizes[0][1]} in the first adapter and {sizes[1][0]} -> "
-            f"{sizes[1][1]} in the second; allowed are two adapters of one base model"
+            f"layer {first.name!r} is {first.d_in} -> {first.d_out} in the first adapter and "
+            f"{second.d_in} -> {second.d_out} in the second; "
+            "allowed are two adapters of one base model"
         )
-    (a1, b1), (a2, b2) = one.matrices(), other.matrices()
-    inputs, outputs = (
-        _cosines(_directions(a1.T), _directions(a2.T)),
-        _cosines(_directions(b1), _directions(b2)),
-    )
+    (a1, b1), (a2, b2) = first.matrices(), second.matrices()
+    inputs = _squared_cosines(_directions(a1.T), _directions(a2.T))
+    outputs = _squared_cosines(_directions(b1), _directions(b2))
     return LayerOverlap(
-        name=one.name,
+        name=first.name,
         similarity=subspace_similarity(a1, a2),
         shared_inputs=float(inputs.sum()),
         shared_outputs=float(outputs.sum()),
-        chance_inputs=inputs.numel() / one.d_in,
-        chance_outputs=outputs.numel() / one.d_out,
+        chance_inputs=inputs.numel() / first.d_in,
+        chance_outputs=outputs.numel() / first.d_out,
     )
 
 
 def subspace_similarity(a1: "Tensor", a2: "Tensor") -> "Tensor":
-    """Return phi for all numbers i, j of leading directions (Hu et al. 2021, section 7.2, equation 4).
+    """Return phi for all numbers i, j of leading directions (Hu et al. 2021, section 7.2, eq. 4).
 
-    ``phi(A1, A2, i, j) = ||U1[:, :i]^T U2[:, :j]||_F^2 / min(i, j)``, between 0 and 1, where the columns of U1 and U2
-    are the right singular vectors of A1 and A2, the largest singular value first. It is 1 where one subspace holds the
-    other; of random subspaces it is ``max(i, j) / d_in`` on average.
+    ``phi(A1, A2, i, j) = ||U1[:, :i]^T U2[:, :j]||_F^2 / min(i, j)``, where the columns of U1 and
+    U2 are the right singular vectors of A1 and A2, largest singular value first. It lies between 0
+    and 1, is 1 if one subspace contains the other, and averages ``max(i, j) / d_in`` for random
+    subspaces.
 
     Args:
         a1: ``(r1, d_in)``.
         a2: ``(r2, d_in)``.
 
     Returns:
-        ``(r1, r2)`` in float64; zero rows or columns where an A has fewer directions than its rank.
+        ``(r1, r2)`` in float64. Rows or columns past the number of an A's directions are zero.
     """
     import torch
 
-    cosines = _cosines(_directions(a1.double().T), _directions(a2.double().T))  # (<= r1, <= r2)
-    found = torch.zeros(len(a1), len(a2), dtype=torch.float64)
-    found[: cosines.shape[0], : cosines.shape[1]] = cosines
-    sums = found.cumsum(0).cumsum(1)
+    found = _squared_cosines(_directions(a1.double().T), _directions(a2.double().T))
+    cosines = torch.zeros(len(a1), len(a2), dtype=torch.float64)
+    cosines[: found.shape[0], : found.shape[1]] = found
+    sums = cosines.cumsum(0).cumsum(1)
     rows, columns = torch.arange(1, len(a1) + 1), torch.arange(1, len(a2) + 1)
     return sums / torch.minimum(rows[:, None], columns[None, :])
 
 
 def _directions(matrix: "Tensor") -> "Tensor":
-    """Return the left singular vectors of a tall matrix ``(d, r)``, without those whose singular value is zero."""
+    """Return the left singular vectors of a tall matrix ``(d, r)`` with nonzero singular values."""
     import torch
 
     q, r = torch.linalg.qr(matrix)  # (d, m), (m, r), where m = min(d, r)
@@ -106,6 +107,6 @@ def _directions(matrix: "Tensor") -> "Tensor":
     return q @ u[:, values > noise]  # (d, <= m)
 
 
-def _cosines(u1: "Tensor", u2: "Tensor") -> "Tensor":
-    """Return the squared cosines between the directions of two orthonormal bases."""
+def _squared_cosines(u1: "Tensor", u2: "Tensor") -> "Tensor":
+    """Return the squared cosines between the columns of two orthonormal bases."""
     return (u1.T @ u2).square()

@@ -1,4 +1,4 @@
-"""An adapter on disk cut or grown: the Python call behind ``rankwise resize``."""
+"""Truncation or growth of an adapter on disk: the Python call behind ``rankwise resize``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 from rankwise.checks import check_whole
 from rankwise.errors import RequestError
-from rankwise.lora.adapter import BASE_CHANGED_BY, Adapter, pairs
-from rankwise.lora.files import read_adapter, refuse_taken, write_adapter
+from rankwise.lora.adapter import INITS_THAT_CHANGE_THE_BASE, Adapter, factor_pairs
+from rankwise.lora.files import check_new_directory, read_adapter, write_adapter
 from rankwise.lora.growth import grow
 from rankwise.lora.spectra import Spectrum, spectrum
 from rankwise.lora.truncation import check_energy, ranks_by_budget, ranks_by_energy, truncate
@@ -20,11 +20,11 @@ class ResizedLayer:
     """One layer before and after.
 
     Attributes:
-        name: of the layer in the base model.
-        rank_before: its rank.
-        rank: its new rank.
-        energy: share of the squared singular values of its delta-W that is left.
-        error: Frobenius norm of what its delta-W lost, before rounding to the file's dtype.
+        name: Name of the layer in the base model.
+        rank_before: Rank before.
+        rank: Rank after.
+        energy: Share of its squared singular values that is kept.
+        error: Frobenius norm of the lost part of its delta-W, before rounding to the file's dtype.
     """
 
     name: str
@@ -36,14 +36,14 @@ class ResizedLayer:
 
 @dataclass(frozen=True)
 class Resized:
-    """What became of an adapter.
+    """An account of a resized adapter.
 
     Attributes:
-        out: directory of the new one.
-        layers: in the order of their names.
-        params_before: entries of all factors A and B.
-        params: likewise of the new adapter.
-        energy: share of the squared singular values, over all layers, that is left.
+        out: Directory of the new adapter.
+        layers: Its layers, ordered by name.
+        params_before: Entries of all factors A and B before.
+        params: Entries of all factors A and B after.
+        energy: Share of the squared singular values, over all layers, that is kept.
     """
 
     out: Path
@@ -53,7 +53,7 @@ class Resized:
     energy: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all as JSON values."""
+        """Return everything as JSON values."""
         return {
             "out": str(self.out),
             "params_before": self.params_before,
@@ -72,20 +72,22 @@ def resize(
     rank_pattern: str | None = None,
     seed: int = 0,
 ) -> Resized:
-    """Cut or grow a PEFT LoRA adapter on disk.
+    """Truncate or grow a PEFT LoRA adapter on disk. Exactly one size must be given.
 
     Args:
-        source: directory of the adapter.
-        out: directory of the new one, new or empty.
-        rank: for all layers. Up to the largest present rank it is a cut, and layers at or below it stay as they are;
-            above, every layer grows to it.
-        energy: cut each layer to the smallest rank that keeps this share of its squared singular values.
-        rank_pattern: ``auto:PARAMS``: cut to at most so many parameters, shared among the layers by energy.
-        seed: of the new entries where the adapter grows.
+        source: Directory of the adapter.
+        out: Directory of the new adapter, new or empty.
+        rank: Rank of all layers. Up to the largest present rank, layers above it are truncated and
+            the others stay; above the largest, every layer grows to it.
+        energy: Truncate each layer to the smallest rank that keeps this share of its squared
+            singular values.
+        rank_pattern: ``auto:PARAMS``: truncate to at most this many parameters, shared among the
+            layers by energy.
+        seed: Seed of the new entries if the adapter grows.
 
     Raises:
-        RequestError: not exactly one of the three is given, one of them cannot be, the adapter cannot be read or
-            resized, or something lies at ``out``.
+        RequestError: Not exactly one size is given, a size is out of bounds, the adapter cannot be
+            read or resized, or ``out`` is not empty.
         RankwiseError: ``out`` cannot be written.
 
     Example:
@@ -93,32 +95,32 @@ def resize(
         0.97
     """
     source, out = Path(source), Path(out)
-    given = {"rank": rank, "energy": energy, "rank_pattern": rank_pattern}
-    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if len(names) != 1:
+    sizes = {"--rank": rank, "--energy": energy, "--rank-pattern": rank_pattern}
+    given = [option for option, value in sizes.items() if value is not None]
+    if len(given) != 1:
         raise RequestError(
-            f"{' and '.join(names) if names else 'no size'} given; allowed is exactly one of --rank, --energy and "
-            "--rank-pattern"
+            f"{' and '.join(given) or 'no size'} given; allowed is exactly one of --rank, "
+            "--energy and --rank-pattern"
         )
-    if rank is not None:
-        rank = check_whole("rank", rank, at_least=1)
-    if energy is not None:
-        energy = check_energy(energy)
+    # All checks of the request come before any file is read.
+    rank = None if rank is None else check_whole("rank", rank, at_least=1)
+    energy = None if energy is None else check_energy(energy)
     params = None if rank_pattern is None else _budget(rank_pattern)
     seed = check_whole("seed", seed, at_least=0)
-    refuse_taken(out)
+    check_new_directory(out)
     adapter = read_adapter(source)
-    _refuse(adapter, source)
-    found = spectrum(adapter)
+    _check_resizable(adapter, source)
+    before = spectrum(adapter)
     if energy is not None:
-        new = truncate(found, ranks_by_energy(found, energy))
+        after = truncate(before, ranks_by_energy(before, energy))
     elif params is not None:
-        new = truncate(found, ranks_by_budget(found, params))
+        after = truncate(before, ranks_by_budget(before, params))
     else:
         assert rank is not None
-        new = truncate(found, rank) if rank <= found.largest_rank else grow(adapter, rank, seed)
-    write_adapter(new, out)
-    return _account(found, new, out)
+        shrinks = rank <= before.largest_rank
+        after = truncate(before, rank) if shrinks else grow(adapter, rank, seed)
+    write_adapter(after, out)
+    return _account(before, after, out)
 
 
 def _budget(text: str) -> int:
@@ -128,47 +130,53 @@ def _budget(text: str) -> int:
     return check_whole("rank_pattern auto:PARAMS with PARAMS", number, at_least=1)
 
 
-def _refuse(adapter: Adapter, source: Path) -> None:
-    """Refuse an adapter whose effect is not kept when delta-W is."""
-    config, shown = adapter.config, f"adapter {str(source)!r}"
+def _check_resizable(adapter: Adapter, source: Path) -> None:
+    """Refuse an adapter whose effect depends on more than delta-W."""
+    config, label = adapter.config, f"adapter {str(source)!r}"
     if config.get("use_dora"):
         raise RequestError(
-            f"{shown} is DoRA, which scales the sum of base weight and delta-W: the best cut of delta-W is not the "
-            "best of what it does, and the base weight is not here; allowed is plain LoRA"
+            f"{label} is DoRA, which rescales the sum of base weight and delta-W: the best "
+            "approximation of delta-W is not the best one of that sum, and the base weight is not "
+            "here; allowed is plain LoRA"
         )
-    start = str(config.get("init_lora_weights"))
-    if start.startswith(BASE_CHANGED_BY):
+    init = str(config.get("init_lora_weights"))
+    if init.startswith(INITS_THAT_CHANGE_THE_BASE):
         raise RequestError(
-            f"{shown} changes the base weight by {start} when it is loaded, in a way that depends on its rank; save it "
-            "as plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion)"
+            f"{label} changes the base weight by {init} when it is loaded, in a way that depends "
+            "on its rank; save it as plain LoRA first (save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
         )
-    if start == "mica" or config.get("ensure_weight_tying"):
-        why = (
-            "freezes B (mica)"
-            if start == "mica"
-            else "ties factors of two layers (ensure_weight_tying)"
-        )
+    reason = ""
+    if init == "mica":
+        reason = "freezes B (mica)"
+    elif config.get("ensure_weight_tying"):
+        reason = "ties factors of two layers (ensure_weight_tying)"
+    if reason:
         raise RequestError(
-            f"{shown} {why}, which resized factors would break; allowed is plain LoRA"
+            f"{label} {reason}, which resized factors would break; allowed is plain LoRA"
         )
 
 
-def _account(found: Spectrum, new: Adapter, out: Path) -> Resized:
-    after = {pair.name: pair for pair in pairs(new)}
+def _account(before: Spectrum, after: Adapter, out: Path) -> Resized:
+    pairs = {pair.name: pair for pair in factor_pairs(after)}
+    ranks = {name: pair.rank for name, pair in pairs.items()}
     layers = []
-    for layer in found.layers:
-        rank = after[layer.pair.name].rank
-        rest = layer.singular_values[rank:]
-        kept = float(layer.energy[min(rank, layer.pair.rank) - 1])
+    for layer in before.layers:
+        rank = ranks[layer.pair.name]
+        lost = layer.singular_values[rank:]
         layers.append(
             ResizedLayer(
-                layer.pair.name, layer.pair.rank, rank, kept, float(rest.square().sum().sqrt())
+                name=layer.pair.name,
+                rank_before=layer.pair.rank,
+                rank=rank,
+                energy=layer.energy_at(rank),
+                error=float(lost.square().sum().sqrt()),
             )
         )
     return Resized(
         out=out,
         layers=tuple(layers),
-        params_before=found.params,
-        params=sum(pair.rank * (pair.d_in + pair.d_out) for pair in after.values()),
-        energy=found.energy_at({name: pair.rank for name, pair in after.items()}),
+        params_before=before.params,
+        params=sum(pair.params for pair in pairs.values()),
+        energy=before.energy_at(ranks),
     )

@@ -1,38 +1,39 @@
-"""The singular values of what an adapter adds to each layer, and the figures that sum them up."""
+"""Spectra of an adapter: the singular values of each layer's delta-W and figures drawn from them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rankwise.lora.adapter import Adapter, Pair, pairs
+from rankwise.lora.adapter import Adapter, FactorPair, factor_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST = 0.99  # the share of the energy that counts as all but noise
+NEARLY_ALL = 0.99  # share of the energy; the rest counts as noise
 
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """The singular value decomposition of one layer's ``B @ A = left @ diag(values) @ right``, thin.
+    """The thin singular value decomposition ``B @ A = left @ diag(values) @ right`` of one layer.
 
-    Here m is the smallest of ``d_out``, r and ``d_in``: ``B @ A`` has no more singular values.
+    It has m singular values, m being the smallest of ``d_out``, r and ``d_in``.
 
     Attributes:
-        pair: the layer's factors.
-        left: ``(d_out, m)``, orthonormal columns; in the factors' precision, fp32 at least.
-        values: ``(m,)`` in float64, not scaled, largest first.
-        right: ``(m, d_in)``, orthonormal rows; precision as ``left``.
+        pair: The layer's factors.
+        left: ``(d_out, m)``, orthonormal columns, in the precision of the factors or fp32.
+        values: ``(m,)`` in float64, without the scaling, largest first.
+        right: ``(m, d_in)``, orthonormal rows, precision as ``left``.
     """
 
-    pair: Pair
+    pair: FactorPair
     left: "Tensor"
     values: "Tensor"
     right: "Tensor"
 
     @property
     def singular_values(self) -> "Tensor":
-        """Those of delta-W, ``scaling * B @ A``: ``(m,)`` in float64, largest first."""
+        """Singular values of delta-W, which is ``scaling * B @ A``: ``(m,)``, largest first."""
         return abs(self.pair.scaling) * self.values
 
     @property
@@ -42,9 +43,10 @@ class LayerSpectrum:
 
     @property
     def energy(self) -> "Tensor":
-        """The share of the squared Frobenius norm in the first 1, 2, ... r directions: ``(r,)`` in float64.
+        """Share of the squared Frobenius norm in the first 1, 2, ... r directions: ``(r,)``.
 
-        What the best approximation of rank k keeps (Eckart and Young 1936). Ones where delta-W is zero.
+        The best approximation of rank k keeps the share at k (Eckart and Young 1936). All shares
+        are 1 if delta-W is zero.
         """
         import torch
 
@@ -53,11 +55,19 @@ class LayerSpectrum:
         sums = squares.cumsum(0)
         return sums / sums[-1] if sums[-1] > 0 else torch.ones_like(sums)
 
+    def energy_at(self, rank: int) -> float:
+        """Return the share of the energy that the best approximation of a rank keeps."""
+        return float(self.energy[min(rank, self.pair.rank) - 1])
+
+    def rank_for(self, energy: float) -> int:
+        """Return the smallest rank, at least 1, that keeps this share of the energy."""
+        return 1 + int((self.energy < energy).sum())
+
     @property
     def effective_rank(self) -> float:
-        """``exp`` of the entropy of the singular values over their sum (Roy and Vetterli 2007).
+        """Exponential of the entropy of the singular values (Roy and Vetterli 2007).
 
-        Between 1 and r, r where all singular values are equal; 0 for a zero delta-W.
+        It lies between 1 and r, is r if all singular values are equal, and 0 if delta-W is zero.
         """
         total = self.values.sum()
         if total <= 0:
@@ -67,28 +77,24 @@ class LayerSpectrum:
 
     @property
     def stable_rank(self) -> float:
-        """Squared Frobenius norm over squared spectral norm (Rudelson and Vershynin 2007); 0 for a zero delta-W."""
+        """Squared Frobenius norm over squared spectral norm (Rudelson and Vershynin 2007)."""
         if self.values[0] <= 0:
             return 0.0
         return float((self.values / self.values[0]).square().sum())
 
-    def rank_for(self, energy: float) -> int:
-        """Return the smallest rank, at least 1, whose best approximation keeps this share of the energy."""
-        return 1 + int((self.energy < energy).sum())
-
     @property
     def uses_rank(self) -> bool:
-        """More than half the rank is needed for 99 % of the energy."""
-        return self.norm > 0 and 2 * self.rank_for(MOST) > self.pair.rank
+        """Whether 99 % of the energy needs more than half of the rank."""
+        return self.norm > 0 and 2 * self.rank_for(NEARLY_ALL) > self.pair.rank
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """An adapter taken apart: decomposed once, it can be cut to many ranks (`rankwise.lora.truncate`).
+    """The decomposition of an adapter, which `rankwise.lora.truncate` can use for many ranks.
 
     Attributes:
-        adapter: what was decomposed.
-        layers: in the order of their names.
+        adapter: The adapter that was decomposed.
+        layers: Spectra of its layers, ordered by name.
     """
 
     adapter: Adapter
@@ -96,47 +102,45 @@ class Spectrum:
 
     @property
     def largest_rank(self) -> int:
-        """The largest rank of a layer."""
+        """Largest rank of a layer."""
         return max(layer.pair.rank for layer in self.layers)
 
     @property
     def params(self) -> int:
-        """Entries of all factors A and B."""
-        return sum(layer.pair.rank * (layer.pair.d_in + layer.pair.d_out) for layer in self.layers)
+        """Number of entries of all factors A and B."""
+        return sum(layer.pair.params for layer in self.layers)
 
-    def energy_at(self, ranks: "dict[str, int]") -> float:
-        """Return the share of the adapter's energy, over all layers, that a cut of each layer to its rank keeps."""
+    def energy_at(self, ranks: Mapping[str, int]) -> float:
+        """Return the share of the whole adapter's energy that truncation to these ranks keeps."""
         total = sum(layer.norm**2 for layer in self.layers)
         if total <= 0:
             return 1.0
-        kept = (
-            layer.norm**2 * float(layer.energy[min(ranks[layer.pair.name], layer.pair.rank) - 1])
-            for layer in self.layers
-        )
-        return sum(kept) / total
+        kept = sum(layer.norm**2 * layer.energy_at(ranks[layer.pair.name]) for layer in self.layers)
+        return kept / total
 
 
 def spectrum(adapter: Adapter) -> Spectrum:
-    """Decompose what an adapter adds to each layer.
+    """Decompose the delta-W of every layer of an adapter.
 
     Args:
-        adapter: PEFT's tensors and config, see `rankwise.lora.Adapter`.
+        adapter: PEFT's tensors and config.
 
     Raises:
-        RequestError: it is not plain LoRA, incomplete, or has weights that are not finite.
+        RequestError: It is not plain LoRA, is incomplete, or has weights that are not finite.
 
     Example:
         >>> spectrum(read_adapter(Path("best"))).layers[0].effective_rank  # doctest: +SKIP
         5.3
     """
-    return Spectrum(adapter, tuple(_decompose(pair) for pair in pairs(adapter)))
+    return Spectrum(adapter, tuple(_decompose(pair) for pair in factor_pairs(adapter)))
 
 
-def _decompose(pair: Pair) -> LayerSpectrum:
-    """Decompose ``B @ A`` by way of its core, so that nothing of shape ``(d_out, d_in)`` is ever formed.
+def _decompose(pair: FactorPair) -> LayerSpectrum:
+    """Decompose ``B @ A`` without ever forming this ``(d_out, d_in)`` matrix.
 
-    With the QR decompositions ``B = Q_b R_b`` and ``A^T = Q_a R_a``, ``B @ A = Q_b (R_b R_a^T) Q_a^T``: the core has
-    the same singular values and costs r³. All in float64, whatever the precision of the factors.
+    With the QR decompositions ``B = Q_b R_b`` and ``A^T = Q_a R_a`` the product is
+    ``Q_b (R_b R_a^T) Q_a^T``. The core in brackets has the same singular values and costs r³. All
+    in float64, whatever the precision of the factors.
     """
     import torch
 
@@ -144,5 +148,5 @@ def _decompose(pair: Pair) -> LayerSpectrum:
     q_b, r_b = torch.linalg.qr(b)  # (d_out, p), (p, r), where p = min(d_out, r)
     q_a, r_a = torch.linalg.qr(a.T)  # (d_in, q), (q, r), where q = min(d_in, r)
     u, values, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # (p, m), (m,), (m, q)
-    kept = torch.promote_types(pair.a.dtype, torch.float32)
-    return LayerSpectrum(pair, (q_b @ u).to(kept), values, (vh @ q_a.T).to(kept))
+    dtype = torch.promote_types(pair.a.dtype, torch.float32)
+    return LayerSpectrum(pair, (q_b @ u).to(dtype), values, (vh @ q_a.T).to(dtype))

@@ -1,4 +1,4 @@
-"""Cutting an adapter to a lower rank by its singular values, and which rank each layer gets."""
+"""Truncation of an adapter to a lower rank by its singular values, and choice of each layer's rank."""
 
 import heapq
 import math
@@ -6,69 +6,69 @@ from collections.abc import Mapping
 
 from rankwise.checks import check_whole
 from rankwise.errors import RequestError, nearest
-from rankwise.lora.adapter import Adapter, Pair, with_pairs
+from rankwise.lora.adapter import Adapter, FactorPair, replace_pairs
 from rankwise.lora.spectra import LayerSpectrum, Spectrum
 
 
 def truncate(spectrum: Spectrum, rank: int | Mapping[str, int]) -> Adapter:
-    """Cut an adapter to a lower rank, so that each layer's delta-W is its best approximation of that rank.
+    """Return the adapter of lower rank with the best approximation of each layer's delta-W.
 
-    The best in Frobenius and spectral norm is the truncated singular value decomposition (Eckart and Young 1936); its
-    Frobenius error is the root of the squared singular values left out. Each singular value of ``B @ A`` goes by its
-    root to either factor: ``B = left * sqrt(values)`` ``(d_out, k)`` and ``A = sqrt(values) * right`` ``(k, d_in)``, so
-    that both have the same norm. The layer's scaling stays as it was: ``lora_alpha`` becomes ``lora_alpha * k / r``
-    (rsLoRA: ``* sqrt(k / r)``), so ``lora_alpha = r`` stays so. Factors keep their dtype. A layer whose rank is at or
-    below the one asked for keeps its factors bit by bit.
+    The truncated singular value decomposition is the best one in Frobenius and spectral norm
+    (Eckart and Young 1936). Each factor gets the roots of the singular values of ``B @ A``, so that
+    both have the same norm: ``B = left * sqrt(values)`` ``(d_out, k)`` and
+    ``A = sqrt(values) * right`` ``(k, d_in)``. The scaling of each layer stays: ``lora_alpha``
+    becomes ``lora_alpha * k / r`` (rsLoRA: ``* sqrt(k / r)``). Factors keep their dtype, and a
+    layer that has no higher rank than asked for keeps its factors bit by bit.
 
-    A direction with singular value zero adds nothing, but could still learn: it keeps a row of A and zeros in B (in an
-    embedding the other way), since zeros in both would never receive a gradient.
+    A direction with singular value zero adds nothing but could still learn. It keeps a row of A
+    and gets zeros in B (in an embedding the other way round): zeros in both would never receive a
+    gradient.
 
     Args:
-        spectrum: of the adapter, see `rankwise.lora.spectrum`; it serves for any number of cuts.
-        rank: for all layers, or ``{layer name: rank}`` for all of them.
+        spectrum: Spectrum of the adapter. It serves any number of truncations.
+        rank: Rank of all layers, or ``{layer name: rank}`` with every layer.
 
     Returns:
-        The cut adapter with its config, as PEFT loads it; tensors beside the factors are the same objects as before.
+        The adapter with its config. Tensors other than factors stay the same objects.
 
     Raises:
-        RequestError: a rank is no whole number, below 1 or above the largest there is; a layer is unknown or missing.
+        RequestError: A rank is not a whole number, is below 1 or above the largest rank; or a layer
+            is unknown or missing.
     """
     if isinstance(rank, Mapping):
         ranks = _check_names(spectrum, rank)
     else:
         whole = check_whole("rank", rank, at_least=1, at_most=spectrum.largest_rank)
         ranks = {layer.pair.name: whole for layer in spectrum.layers}
-    return with_pairs(
-        spectrum.adapter, [_cut(layer, ranks[layer.pair.name]) for layer in spectrum.layers]
-    )
+    pairs = [_truncate(layer, ranks[layer.pair.name]) for layer in spectrum.layers]
+    return replace_pairs(spectrum.adapter, pairs)
 
 
-def _check_names(spectrum: Spectrum, given: Mapping[str, int]) -> dict[str, int]:
-    layers = {layer.pair.name: layer.pair.rank for layer in spectrum.layers}
-    for name in given:
-        if name not in layers:
+def _check_names(spectrum: Spectrum, ranks: Mapping[str, int]) -> dict[str, int]:
+    """Refuse a mapping that does not give each layer a rank up to its present one."""
+    present = {layer.pair.name: layer.pair.rank for layer in spectrum.layers}
+    for name in ranks:
+        if name not in present:
             raise RequestError(
-                f"rank of {name!r}: the adapter has no such layer{nearest(name, layers)}"
+                f"rank of {name!r}: the adapter has no such layer{nearest(name, present)}"
             )
-    for name in layers:
-        if name not in given:
+    for name in present:
+        if name not in ranks:
             raise RequestError(f"rank of {name!r} is missing; every layer needs one")
     return {
-        name: check_whole(f"rank of {name}", value, at_least=1, at_most=layers[name])
-        for name, value in given.items()
+        name: check_whole(f"rank of {name}", rank, at_least=1, at_most=present[name])
+        for name, rank in ranks.items()
     }
 
 
-def _cut(layer: LayerSpectrum, rank: int) -> Pair:
-    """Return a layer's factors of rank k, in fp32 at least until they take their own dtype."""
+def _truncate(layer: LayerSpectrum, rank: int) -> FactorPair:
+    """Return a layer's factors of rank k. They are computed in fp32 or better."""
     import torch
 
     pair = layer.pair
     if rank >= pair.rank:
         return pair
-    kept = min(
-        rank, len(layer.values)
-    )  # fewer where the layer is smaller than the rank: zeros fill up
+    kept = min(rank, len(layer.values))  # fewer if a side of the layer is smaller than the rank
     a = layer.values.new_zeros(rank, pair.d_in)
     b = layer.values.new_zeros(pair.d_out, rank)
     roots = layer.values[:kept].sqrt()  # (k,)
@@ -78,36 +78,36 @@ def _cut(layer: LayerSpectrum, rank: int) -> Pair:
     for i in torch.nonzero(layer.values[:kept] <= noise).flatten().tolist():
         if pair.is_embedding:
             a[i] = 0
-            b[:, i] = layer.left[:, i] * math.sqrt(pair.d_out)  # the norm of PEFT's first B there
+            b[:, i] = layer.left[:, i] * math.sqrt(pair.d_out)  # norm of PEFT's first B
         else:
-            a[i] = layer.right[i] / math.sqrt(
-                3
-            )  # the norm of PEFT's first A: uniform within 1 / sqrt(d_in)
+            a[i] = layer.right[i] / math.sqrt(3)  # norm of PEFT's first A, see `grow`
             b[:, i] = 0
     return pair.with_matrices(a, b)
 
 
 def ranks_by_energy(spectrum: Spectrum, energy: float) -> dict[str, int]:
-    """Return the smallest rank of each layer whose cut keeps this share of the layer's squared singular values.
+    """Return for each layer the smallest rank that keeps this share of its energy.
 
     Args:
-        spectrum: of the adapter.
-        energy: above 0 and at most 1; at 1 only directions that add nothing go.
+        spectrum: Spectrum of the adapter.
+        energy: Share of the squared singular values, above 0 and at most 1. At 1, only directions
+            that add nothing go.
 
     Returns:
         ``{layer name: rank}``, for `truncate`.
 
     Raises:
-        RequestError: the energy is outside.
+        RequestError: The energy is out of bounds.
     """
-    return {layer.pair.name: layer.rank_for(check_energy(energy)) for layer in spectrum.layers}
+    energy = check_energy(energy)
+    return {layer.pair.name: layer.rank_for(energy) for layer in spectrum.layers}
 
 
 def check_energy(value: object) -> float:
     """Return a share of the energy as a ``float``.
 
     Raises:
-        RequestError: it is no number above 0 and at most 1.
+        RequestError: It is not a number above 0 and at most 1.
     """
     try:
         energy = float(value)  # type: ignore[arg-type]
@@ -120,52 +120,57 @@ def check_energy(value: object) -> float:
 
 
 def ranks_by_budget(spectrum: Spectrum, params: int) -> dict[str, int]:
-    """Return a rank for each layer: at most ``params`` in all, with as much energy of the whole adapter as that allows.
+    """Return ranks that keep as much of the adapter's energy as a number of parameters allows.
 
-    A direction of a layer costs ``d_in + d_out`` parameters and brings its squared singular value. Each layer has its
-    first direction; the others are taken in the order of energy by parameter, as far as they fit. Within a layer that
-    is the order of singular values, so the ranks make a cut. This is the greedy solution of a knapsack: the best one
-    where all layers have the same size, and else at most the energy of one direction below it. Should one rank for all
-    layers keep more within the same budget, as can happen with few layers of unlike sizes, it is taken instead.
+    A direction of a layer costs ``d_in + d_out`` parameters and adds its squared singular value.
+    Each layer gets its first direction; the others follow in the order of energy per parameter, as
+    long as they fit. This is the greedy solution of a knapsack problem: the best one if all layers
+    have the same size, and otherwise worse by at most the energy of one direction. If one rank for
+    all layers keeps more within the budget, which can happen with few layers of unlike sizes, that
+    rank is returned instead.
 
     Args:
-        spectrum: of the adapter.
-        params: the most entries that all factors A and B may have.
+        spectrum: Spectrum of the adapter.
+        params: Most entries that all factors A and B may have together.
 
     Returns:
         ``{layer name: rank}``, for `truncate`.
 
     Raises:
-        RequestError: the budget is no whole number, or too small for rank 1 in every layer.
+        RequestError: The budget is not a whole number, or is too small for rank 1 in every layer.
     """
-    costs = {layer.pair.name: layer.pair.d_in + layer.pair.d_out for layer in spectrum.layers}
-    squares = {
-        layer.pair.name: layer.singular_values.square().tolist() for layer in spectrum.layers
-    }
+    costs: dict[str, int] = {}
+    squares: dict[str, list[float]] = {}
+    for layer in spectrum.layers:
+        costs[layer.pair.name] = layer.pair.d_in + layer.pair.d_out
+        squares[layer.pair.name] = layer.singular_values.square().tolist()
     least = sum(costs.values())
     if check_whole("parameters", params, at_least=1) < least:
         raise RequestError(
             f"parameters {params}: rank 1 in every layer takes {least}; allowed is that or more"
         )
     params = int(params)
-    shared = _share(squares, costs, params - least)
-    same = {name: min(params // least, len(values)) for name, values in squares.items()}
-    return max(shared, same, key=spectrum.energy_at)
+    greedy = _share_greedily(squares, costs, params - least)
+    uniform = {name: min(params // least, len(values)) for name, values in squares.items()}
+    return max(greedy, uniform, key=spectrum.energy_at)
 
 
-def _share(squares: dict[str, list[float]], costs: dict[str, int], left: int) -> dict[str, int]:
-    """Give every layer rank 1 and then, as far as ``left`` goes, what brings most energy by parameter."""
+def _share_greedily(
+    squares: dict[str, list[float]], costs: dict[str, int], budget: int
+) -> dict[str, int]:
+    """Return ranks: 1 for every layer, then the directions with most energy per parameter."""
     ranks = dict.fromkeys(costs, 1)
-    waiting = [
-        (-values[1] / costs[name], name) for name, values in squares.items() if len(values) > 1
-    ]
-    heapq.heapify(waiting)
-    while waiting:
-        _, name = heapq.heappop(waiting)
-        if costs[name] > left:
-            continue  # nor will a later direction of this layer fit
-        left -= costs[name]
+    heap = []
+    for name, values in squares.items():
+        if len(values) > 1:
+            heap.append((-values[1] / costs[name], name))
+    heapq.heapify(heap)
+    while heap:
+        _, name = heapq.heappop(heap)
+        if costs[name] > budget:
+            continue  # later directions of this layer do not fit either
+        budget -= costs[name]
         ranks[name] += 1
         if ranks[name] < len(squares[name]):
-            heapq.heappush(waiting, (-squares[name][ranks[name]] / costs[name], name))
+            heapq.heappush(heap, (-squares[name][ranks[name]] / costs[name], name))
     return ranks

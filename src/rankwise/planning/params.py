@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError, nearest, some
-from rankwise.lora.adapter import PREFIX
+from rankwise.lora.adapter import PEFT_PREFIX
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.auto import trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
@@ -286,7 +286,7 @@ def smaller_sides(peft_model: Any) -> dict[str, int]:
     from peft.tuners.lora import LoraLayer
 
     return {
-        name.removeprefix(PREFIX): min(module.in_features or 0, module.out_features or 0)
+        name.removeprefix(PEFT_PREFIX): min(module.in_features or 0, module.out_features or 0)
         for name, module in peft_model.named_modules()
         if isinstance(module, LoraLayer)
     }
@@ -294,7 +294,7 @@ def smaller_sides(peft_model: Any) -> dict[str, int]:
 
 def _layer_name(parameter: str) -> str:
     """Return the base model's layer that a trainable parameter belongs to."""
-    name = parameter.removeprefix(PREFIX)
+    name = parameter.removeprefix(PEFT_PREFIX)
     for sign in (".lora_", ".modules_to_save."):
         name = name.split(sign)[0]
     return name.removesuffix(".weight").removesuffix(".bias").replace(".base_layer", "")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rankwise.lora.inspection import CAUTION, Inspection
 from rankwise.lora.overlap import LayerOverlap
 from rankwise.lora.resize import Resized
-from rankwise.lora.spectra import MOST, LayerSpectrum
+from rankwise.lora.spectra import NEARLY_ALL, LayerSpectrum
 from rankwise.report.console import wide_console
 from rankwise.report.figures import FONT, ORANGE, write_figure
 
@@ -102,8 +102,10 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
             ygap=1,
         )
     )
-    ranks_for_most = [layer.rank_for(MOST) for layer in layers]
-    _add_marks(figure, names, f"rank for {100 * MOST:g} %", ranks_for_most, ("square", "#ffffff"))
+    ranks_for_most = [layer.rank_for(NEARLY_ALL) for layer in layers]
+    _add_marks(
+        figure, names, f"rank for {100 * NEARLY_ALL:g} %", ranks_for_most, ("square", "#ffffff")
+    )
     effective = [layer.effective_rank for layer in layers]
     _add_marks(figure, names, "effective rank", effective, ("circle", "#facc15"))
     stable = [layer.stable_rank for layer in layers]
@@ -201,7 +203,7 @@ def _spectra_table(inspection: Inspection) -> Table:
             f"{layer.effective_rank:.1f}",
             f"{layer.stable_rank:.1f}",
             str(layer.rank_for(0.9)),
-            str(layer.rank_for(MOST)),
+            str(layer.rank_for(NEARLY_ALL)),
             "yes" if layer.uses_rank else "no",
             f"{layer.norm:.3f}",
             _spectrum_bars(layer),
@@ -241,8 +243,10 @@ def _summary(inspection: Inspection) -> list[str]:
         who = f"1 of {len(layers)} layers does not use its rank"
     else:
         who = f"{len(idle)} of {len(layers)} layers do not use their rank"
-    lowest = sorted(idle, key=lambda layer: layer.rank_for(MOST) / layer.pair.rank)[:3]
-    names = [f"{layer.pair.name} ({layer.rank_for(MOST)} of {layer.pair.rank})" for layer in lowest]
+    lowest = sorted(idle, key=lambda layer: layer.rank_for(NEARLY_ALL) / layer.pair.rank)[:3]
+    names = [
+        f"{layer.pair.name} ({layer.rank_for(NEARLY_ALL)} of {layer.pair.rank})" for layer in lowest
+    ]
     return [
         energy,
         f"{who}: half of it or less holds 99 % of the energy. Lowest: {', '.join(names)}.",

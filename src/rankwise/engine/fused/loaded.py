@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rankwise.engine.fused.linear import Factors
-from rankwise.lora.adapter import PREFIX, Adapter, pairs
+from rankwise.lora.adapter import PEFT_PREFIX, Adapter, factor_pairs
 from rankwise.models.base_model import BaseModel
 
 
@@ -25,11 +25,11 @@ class Loaded:
             pair.name: Factors(
                 pair.a.to(device), pair.b.t().contiguous().to(device), nothing, nothing, pair.scaling
             )
-            for pair in pairs(adapter)
+            for pair in factor_pairs(adapter)
         }  # fmt: skip
         self.head: dict[str, nn.Module] = {}
         for name in base.trained_in_full:
-            start = f"{PREFIX}{name}."
+            start = f"{PEFT_PREFIX}{name}."
             state = {
                 key.removeprefix(start): value
                 for key, value in adapter.tensors.items()

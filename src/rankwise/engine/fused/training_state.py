@@ -14,7 +14,7 @@ from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.linear import Factors
 from rankwise.engine.trial import Trial
-from rankwise.lora.adapter import PREFIX
+from rankwise.lora.adapter import PEFT_PREFIX
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
 
@@ -67,7 +67,7 @@ class Trainee:
             parameter for module in self.head.values() for parameter in module.parameters()
         ]
         a_factors = {
-            name: self._take(initial[f"{PREFIX}{name}.lora_A.weight"]) for name in base.targets
+            name: self._take(initial[f"{PEFT_PREFIX}{name}.lora_A.weight"]) for name in base.targets
         }  # (r, d_in)
         for parameter in parameters:
             if parameter.ndim > 1:
@@ -75,7 +75,9 @@ class Trainee:
         slow = self._used  # LoRA+ has a rate for what lies before, and another for what lies behind
         self.factors: dict[str, Factors] = {}
         for name, (a, a_grad) in a_factors.items():
-            bt, bt_grad = self._take(initial[f"{PREFIX}{name}.lora_B.weight"].t())  # (r, d_out)
+            bt, bt_grad = self._take(
+                initial[f"{PEFT_PREFIX}{name}.lora_B.weight"].t()
+            )  # (r, d_out)
             self.factors[name] = Factors(a, bt, a_grad, bt_grad, scaling)
         for parameter in parameters:
             if parameter.ndim == 1:
@@ -169,11 +171,11 @@ class Trainee:
         """Return the parameters under PEFT's names."""
         state: dict[str, torch.Tensor] = {}
         for name, own in self.factors.items():
-            state[f"{PREFIX}{name}.lora_A.weight"] = own.a
-            state[f"{PREFIX}{name}.lora_B.weight"] = own.bt.t()
+            state[f"{PEFT_PREFIX}{name}.lora_A.weight"] = own.a
+            state[f"{PEFT_PREFIX}{name}.lora_B.weight"] = own.bt.t()
         for name, module in self.head.items():
             state.update(
-                {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
+                {f"{PEFT_PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
             )
         return {
             key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
