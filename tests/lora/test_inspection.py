@@ -104,7 +104,7 @@ def test_the_plots_show_the_values_of_the_inspection(two: tuple[Path, Path]) -> 
     assert [mark.name for mark in marks] == ["rank for 99 %", "effective rank", "stable rank"]
     assert marks[2].x[2] == pytest.approx(1)
     figure = similarity_figure(found)
-    assert [one.text for one in figure.layout.annotations] == ["q, mean of 3", "v"]
+    assert [one.text for one in figure.layout.annotations] == ["q<br>mean of 3", "v"]
     mean = sum(layer.similarity for layer in found.overlaps if layer.name.endswith("q")) / 3
     np.testing.assert_allclose(figure.data[0].z, mean)
 

@@ -100,8 +100,8 @@ def compared_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
                 hovertemplate="%{text}: %{y:+.4f}",
             )
         )
-    _add_margin_line(figure, decision)
     _style(figure, COMPARED_TITLE)
+    _add_margin_line(figure, decision)
     return figure.update_xaxes(**rank_axis([row["rank"] for row in rows]))
 
 
@@ -242,8 +242,8 @@ def _gain_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
             hovertemplate="rank %{x}: %{y:+.4f} per doubling<extra></extra>",
         )
     )
-    _add_margin_line(figure, decision)
     _style(figure, "Fall in held-out loss per doubling of the rank")
+    _add_margin_line(figure, decision)
     return figure.update_xaxes(title="step from rank to rank", type="category")
 
 
@@ -269,9 +269,9 @@ def _learning_rate_figure(evidence: pd.DataFrame, unit: str) -> go.Figure:
             )
         )
     _style(figure, f"{RATES_TITLE}, {unit}")
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.1})
-    ticks = learning_rate_ticks(means["learning_rate"])
-    return figure.update_xaxes(title="learning rate", type="log", **ticks)
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "yanchor": "top"})
+    ticks = learning_rate_ticks(means["learning_rate"], most=4)
+    return figure.update_xaxes(title="learning rate", type="log", tickangle=0, **ticks)
 
 
 def _cost_figure(rows: list[Row], key: str, title: str) -> go.Figure:
@@ -297,11 +297,13 @@ def _add_margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
         line_dash="dot",
         line_color=ORANGE,
         annotation_text="margin",
-        annotation_position="top right",
+        annotation_position="right",
     )
+    figure.update_layout(margin_r=65)
 
 
 def _style(figure: go.Figure, title: str) -> go.Figure:
+    figure.update_xaxes(title_font_size=13)
     return figure.update_layout(
         title={"text": title, "font": {"size": 14}, "x": 0.01, "y": 0.97},
         template="plotly_white",

@@ -20,6 +20,17 @@ BARS = "▁▂▃▄▅▆▇█"
 MOST_BARS = 16
 PANEL_COLUMNS = 2  # in a narrow window, the titles of three columns would meet
 FEW_DIRECTIONS = 8  # up to here every direction has a tick; plotly might add one at 1.5
+COLOUR_BAR = {  # below the plot, where it takes no width
+    "orientation": "h",
+    "thickness": 14,
+    "xref": "container",
+    "yref": "container",
+    "x": 0.5,
+    "y": 0.0,
+    "yanchor": "bottom",
+    "len": 0.8,
+    "tickangle": 0,
+}
 ENERGY_COLOURS = [
     [0, "#ffffff"],
     [0.5, "#dbeafe"],
@@ -84,8 +95,7 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
     Three ranks are marked in each row: for 99 % of the energy, effective and stable.
     """
     layers = inspection.spectrum.layers
-    start = _common_start([layer.pair.name for layer in layers])
-    names = [layer.pair.name.removeprefix(start) for layer in layers]
+    names = _short_names([layer.pair.name for layer in layers])
     largest = inspection.spectrum.largest_rank
     energy = [(100 * layer.energy).tolist() for layer in layers]
     figure = go.Figure(
@@ -96,7 +106,7 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
             zmin=0,
             zmax=100,
             colorscale=ENERGY_COLOURS,
-            colorbar={"title": "energy<br>kept, %", "tickvals": [0, 50, 90, 100], "thickness": 14},
+            colorbar={**COLOUR_BAR, "title": _top("energy kept, %"), "tickvals": [0, 50, 100]},
             hovertemplate="%{y}<br>truncated to rank %{x}: %{z:.1f} % kept<extra></extra>",
             xgap=1,
             ygap=1,
@@ -114,7 +124,7 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
     figure.update_layout(**_layout(title))
     # In a narrow window the legend has a line for each of its three marks, below the title.
     figure.update_layout(
-        height=190 + max(18 * len(names), 180),
+        height=250 + max(18 * len(names), 180),
         margin_t=130,
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
     )
@@ -135,16 +145,16 @@ def similarity_figure(inspection: Inspection) -> go.Figure:
         kinds.setdefault(kind, []).append(layer.similarity)
     titles = []
     for kind, similarities in kinds.items():
-        depth = f", mean of {len(similarities)}" if len(similarities) > 1 else ""
+        depth = f"<br>mean of {len(similarities)}" if len(similarities) > 1 else ""
         titles.append(_unique_ending(kind, list(kinds)) + depth)
     rows = -(-len(kinds) // PANEL_COLUMNS)
-    height = 150 + 280 * rows
+    height = 230 + 300 * rows
     figure = make_subplots(
         rows,
         PANEL_COLUMNS,
         subplot_titles=titles,
         horizontal_spacing=0.16,
-        vertical_spacing=80 / height,
+        vertical_spacing=95 / height,
     )
     highest = 0.0
     for index, similarities in enumerate(kinds.values()):
@@ -171,7 +181,7 @@ def similarity_figure(inspection: Inspection) -> go.Figure:
             "colorscale": "Blues",
             "cmin": 0,
             "cmax": highest,
-            "colorbar": {"title": "phi(i, j)", "thickness": 14},
+            "colorbar": {**COLOUR_BAR, "title": _top("phi(i, j)")},
         },
     )
 
@@ -180,7 +190,7 @@ def _spectra_table(inspection: Inspection) -> Table:
     layers = inspection.spectrum.layers
     start = _common_start([layer.pair.name for layer in layers])
     table = Table(
-        caption=f"{_start_note(start)}90 % and 99 %: the smallest rank that keeps that share of "
+        caption=f"{_start_note(start)}For 90 % (99 %): the smallest rank that keeps that share of "
         "the energy. Spectrum: singular values relative to the largest.",
         caption_justify="left",
     )
@@ -326,6 +336,13 @@ def _common_start(names: Sequence[str]) -> str:
     return "".join(f"{part}." for part in parts[0][:shared])
 
 
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Drop the start that all numbered layers share, ``"model.h."``, from the names."""
+    numbered = [name for name in names if any(part.isdigit() for part in name.split("."))]
+    start = _common_start(numbered or names)
+    return [name.removeprefix(start) for name in names]
+
+
 def _start_note(start: str) -> str:
     return f"Layers of {start.removesuffix('.')}. " if start else ""
 
@@ -354,6 +371,10 @@ def _print_line(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _top(text: str) -> dict[str, str]:
+    return {"text": text, "side": "top"}
+
+
 def _layout(title: str) -> dict[str, Any]:
     return {
         "template": "plotly_white",
@@ -366,5 +387,5 @@ def _layout(title: str) -> dict[str, Any]:
             "pad": {"t": 12},
         },
         "font": FONT,
-        "margin": {"l": 60, "r": 20, "t": 90, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 110, "b": 120},
     }

@@ -208,9 +208,9 @@ def _layout(plan: Plan, highest: float) -> dict[str, Any]:
         "template": "plotly_white",
         "title": {"text": title, "font": {"size": 15}, "x": 0.01},
         "font": FONT,
-        "margin": {"l": 60, "r": 90, "t": 120, "b": 50},
+        "margin": {"l": 60, "r": 90, "t": 80, "b": 50},
         "height": 560,
         "xaxis": {"title": "rank", "type": "category"},
         "yaxis": {"range": [0, 1.12 * highest]},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "y": -0.15, "yanchor": "top"},
     }
