@@ -8,14 +8,15 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from rich.console import Console
 from rich.table import Table
 
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import value_range
 from rankwise.errors import RequestError
 from rankwise.formatting import figure
-from rankwise.report.console import Console, wide_console
-from rankwise.report.figures import FONT, error_bars, learning_rate_ticks, rank_axis, write_figure
+from rankwise.report.figures import error_bars, learning_rate_ticks, rank_axis, write_figure
+from rankwise.report.style import FONT, wide_console
 from rankwise.store.records import SweepRecord, read_evidence, read_finished_sweep
 
 PLOT_HEIGHT = 760

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from rankwise.decide.decision import Decision
 from rankwise.formatting import decision_sentences, rank_cells
-from rankwise.report.console import wide_console
+from rankwise.report.style import wide_console
 
 
 def print_decision(

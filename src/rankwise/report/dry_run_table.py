@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise.formatting import plain_bytes, seconds
-from rankwise.report.console import wide_console
+from rankwise.report.style import wide_console
 
 if TYPE_CHECKING:
     from rankwise.sweeps.dry_run import DryRun

@@ -13,15 +13,14 @@ from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.formatting import clip, plain_bytes, seconds
+from rankwise.report.style import BLUE, FONT, GREEN, GREY, ORANGE
 
 Row = dict[str, Any]
 """A row of the decision's table, as in ``decision.json``."""
 
-BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
 SHADES = (
     "#93c5fd", "#60a5fa", "#3b82f6", "#1d4ed8", "#1e3a8a", "#172554", "#7c3aed", "#4c1d95",
 )  # fmt: skip
-FONT = {"family": "system-ui, sans-serif", "size": 13}
 PLOT_HEIGHT = 340
 # The text of the page refers to these two plots by their titles.
 COMPARED_TITLE = "Held-out loss minus that of the best other rank"

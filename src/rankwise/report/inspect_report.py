@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
@@ -13,8 +11,10 @@ from rankwise.lora.inspection import CAUTION, Inspection
 from rankwise.lora.overlap import LayerOverlap
 from rankwise.lora.resize import Resized
 from rankwise.lora.spectra import NEARLY_ALL, LayerSpectrum
-from rankwise.report.console import wide_console
-from rankwise.report.figures import FONT, ORANGE, write_figure
+from rankwise.report.style import FONT, ORANGE, wide_console
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 BARS = "▁▂▃▄▅▆▇█"
 MOST_BARS = 16
@@ -84,16 +84,20 @@ def write_inspection_plot(inspection: Inspection, path: Path) -> None:
     Raises:
         RankwiseError: the file cannot be written, see `write_figure`.
     """
+    from rankwise.report.figures import write_figure
+
     draw = spectra_figure if inspection.other is None else similarity_figure
     figure = draw(inspection)
     write_figure(figure, path, width=1000, height=int(figure.layout.height))
 
 
-def spectra_figure(inspection: Inspection) -> go.Figure:
+def spectra_figure(inspection: Inspection) -> "go.Figure":
     """Return a heat map: for each layer, the energy that truncation to each rank keeps.
 
     Three ranks are marked in each row: for 99 % of the energy, effective and stable.
     """
+    import plotly.graph_objects as go
+
     layers = inspection.spectrum.layers
     names = _short_names([layer.pair.name for layer in layers])
     largest = inspection.spectrum.largest_rank
@@ -134,11 +138,14 @@ def spectra_figure(inspection: Inspection) -> go.Figure:
     )
 
 
-def similarity_figure(inspection: Inspection) -> go.Figure:
+def similarity_figure(inspection: Inspection) -> "go.Figure":
     """Return a heat map of phi(i, j) (Hu et al. 2021, equation 4) for each kind of layer.
 
     Layers of the same kind at different depths are averaged.
     """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
     kinds: dict[str, list[Any]] = {}
     for layer in inspection.overlaps:
         kind = ".".join(part for part in layer.name.split(".") if not part.isdigit())
@@ -300,23 +307,21 @@ def _overlap_summary(layers: Sequence[LayerOverlap]) -> str:
 
 
 def _add_marks(
-    figure: go.Figure, names: list[str], label: str, ranks: list[Any], look: tuple[str, str]
+    figure: "go.Figure", names: list[str], label: str, ranks: list[Any], look: tuple[str, str]
 ) -> None:
     symbol, colour = look
-    figure.add_trace(
-        go.Scatter(
-            x=ranks,
-            y=names,
-            mode="markers",
-            name=label,
-            marker={
-                "symbol": symbol,
-                "size": 8,
-                "color": colour,
-                "line": {"width": 1, "color": "#111827"},
-            },
-            hovertemplate=f"%{{y}}<br>{label}: %{{x:.1f}}<extra></extra>",
-        )
+    figure.add_scatter(
+        x=ranks,
+        y=names,
+        mode="markers",
+        name=label,
+        marker={
+            "symbol": symbol,
+            "size": 8,
+            "color": colour,
+            "line": {"width": 1, "color": "#111827"},
+        },
+        hovertemplate=f"%{{y}}<br>{label}: %{{x:.1f}}<extra></extra>",
     )
 
 

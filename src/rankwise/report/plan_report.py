@@ -1,16 +1,17 @@
 """A plan in the terminal and as a plot."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
 from rankwise.formatting import plain_bytes
 from rankwise.planning.plan import Plan
-from rankwise.report.console import wide_console
-from rankwise.report.figures import FONT, GREY
+from rankwise.report.style import FONT, GREY, wide_console
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 BASES = {"int8": "int8", "nf4": "NF4", "nf4-dq": "NF4, double quantisation"}
 GIB = 2.0**30
@@ -36,8 +37,10 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def plan_figure(plan: Plan) -> go.Figure:
+def plan_figure(plan: Plan) -> "go.Figure":
     """Return a plot with a stacked bar of memory for each rank and a line at the device's memory."""
+    import plotly.graph_objects as go
+
     ranks = [str(row.rank) for row in plan.rows]
     memories: list[dict[str, int]] = [row.memory.as_dict() for row in plan.rows]
     figure = go.Figure()
@@ -185,7 +188,7 @@ def _limit_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _add_device_line(figure: go.Figure, plan: Plan, room: int) -> None:
+def _add_device_line(figure: "go.Figure", plan: Plan, room: int) -> None:
     figure.add_hline(
         y=room / GIB,
         line={"dash": "dot", "color": GREY},

@@ -1,6 +1,9 @@
-"""A console that is wide enough for tables."""
+"""The common look of tables and plots."""
 
 from rich.console import Console
+
+BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#15803d"
+FONT = {"family": "system-ui, sans-serif", "size": 13}
 
 
 def wide_console(console: Console | None, width: int = 120) -> Console:
