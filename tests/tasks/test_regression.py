@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import rankwise
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.model import why_not
+from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.errors import RequestError
 from rankwise.models.base_model import load_base
@@ -51,7 +51,7 @@ def test_training_matches_peft_and_the_trainer(kind: str, name: str, tmp_path: P
     base, train, held_out = prepare(task, save_tiny(name, tmp_path))
     assert base.model.config.problem_type == "regression"
     assert (train.token_type_ids is not None) == (kind == "pairs" and name == "bert")
-    assert why_not(base, train) is None
+    assert unsupported_reason(base, train) is None
     expected = next(iter(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
     fused = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
     assert_same_training(fused, expected)
