@@ -36,6 +36,7 @@ from rankwise.lora import read_adapter
 from rankwise.report.progress_bar import ProgressBar
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import TrialRecord, select_trials
+from rankwise.strategies.config import STRATEGIES
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.run import Run, make_strategy, open_run, run_strategy
 from rankwise.sweeps.truncating_engine import TruncatingEngine
@@ -44,7 +45,6 @@ from rankwise.tasks.base import Examples
 from rankwise.tasks.load import load_task
 
 RESULTS = Path(__file__).parent / "results" / "strategies.json"
-STRATEGIES = ("grid", "once", "escalate", "race")
 FIXED = (8, 16)
 ONCE_SEEDS = 2  # of `once`, the default of a sweep: it is there to be cheap
 EXAMPLES = 4000  # of the tasks cut out of IMDB

@@ -13,19 +13,29 @@ class RankwiseError(Exception):
 
 
 class RequestError(RankwiseError, ValueError):
-    """The request was wrong (exit code 2); the message names the value, what is allowed and the nearest fix."""
+    """The request was wrong (exit code 2).
+
+    The message is one line that names the value, what is allowed and the nearest fix.
+
+    Attributes:
+        setting: name of the setting at fault; None where it is not one setting alone.
+    """
 
     exit_code = 2
 
+    def __init__(self, message: str = "", *, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the known word closest to ``word``, or an empty string."""
+    """Return ``" (did you mean 'x'?)"`` for the closest known word, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def shown(value: object) -> str:
-    """Return a value as Python writes it, cut where it is long, so that a line stays one that can be read."""
+    """Return a value as Python writes it, shortened so that the line stays readable."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of more than 4300 digits

@@ -247,9 +247,8 @@ def test_version_and_help_load_no_torch() -> None:
 
 def test_every_setting_is_an_option() -> None:
     done = rankwise("sweep", "--help")
-    from dataclasses import fields
-
     from rankwise import SweepConfig
+    from rankwise.settings import options
 
-    for item in (item for item in fields(SweepConfig) if item.metadata):
-        assert f"--{item.name.replace('_', '-')}" in done.stdout
+    for name in options(SweepConfig):
+        assert f"--{name.replace('_', '-')}" in done.stdout

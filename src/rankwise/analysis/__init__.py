@@ -1,4 +1,4 @@
-"""Results of others as evidence."""
+"""Other people's results as evidence."""
 
 from rankwise.analysis.read import ImportedResults, read_results
 

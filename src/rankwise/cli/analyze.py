@@ -1,95 +1,110 @@
 """The command ``rankwise analyze``."""
 
-import argparse
 import json
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from rankwise.checks import check_number
-
-
-def add_analyze_command(commands: Any) -> None:
-    """Add the command to the others."""
-    analyze = commands.add_parser(
-        "analyze",
-        help="a decision from results that others produced",
-        description="Decide which rank others' results support: a table (CSV, TSV, JSON lines, Parquet) with a column "
-        "of ranks and one or more metrics, a directory of training runs, a sweep directory, or results of PEFT's "
-        "method comparison.",
-        allow_abbrev=False,
-    )
-    analyze.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="files and directories"
-    )
-    analyze.add_argument(
-        "--metric",
-        metavar="X",
-        help="compare by this. Default: the held-out loss, or the first found.",
-    )
-    analyze.add_argument(
-        "--margin",
-        metavar="X",
-        help="what a smaller rank may cost, in units of the metric. Default: 0.02 for the loss, 0.01 for shares.",
-    )
-    analyze.add_argument(
-        "--confidence",
-        metavar="X",
-        default="0.95",
-        help="confidence of the decision. Default: 0.95.",
-    )
-    analyze.add_argument(
-        "--noise",
-        metavar="X",
-        help="standard deviation over seeds of one trial's result, where you know it",
-    )
-    analyze.add_argument(
-        "--score-margin",
-        metavar="X",
-        help="what the rank may be worse in a second metric, as a share (a point of percent is 0.01). Default: 0.01.",
-    )
-    way = analyze.add_mutually_exclusive_group()
-    way.add_argument("--higher-is-better", action="store_true", default=None, help="of the metric")
-    way.add_argument(
-        "--lower-is-better", dest="higher_is_better", action="store_false", help="of the metric"
-    )
-    for role, what in (
-        ("rank", "ranks"),
-        ("seed", "seeds"),
-        ("learning-rate", "learning rates"),
-        ("example", "held-out examples' ids"),
-    ):
-        analyze.add_argument(
-            f"--{role}-column",
-            metavar="X",
-            help=f"a table's column of {what}. Default: by its name.",
-        )
-    analyze.set_defaults(run=_analyze)
+from rankwise.cli.options import Command
+from rankwise.cli.output import Output
+from rankwise.settings import (
+    DECISION,
+    MODEL,
+    FilePath,
+    Flag,
+    Option,
+    Positive,
+    Several,
+    Share,
+    Text,
+)
 
 
-def _analyze(options: argparse.Namespace) -> None:
-    numbers = {
-        name: check_number(name, value, above=0)
-        for name in ("margin", "noise", "score_margin")
-        if (value := getattr(options, name)) is not None
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeRequest(Output):
+    """Results of others, and how to decide from them; a test holds the names to `rankwise.analyze`."""
+
+    paths: Annotated[
+        tuple[FilePath, ...],
+        Several,
+        Option("Files and directories with results.", metavar="PATH", positional=True),
+    ]
+    rank_column: Annotated[
+        Text | None, Option("Column of the ranks in a table.", MODEL, "COLUMN", "found by its name")
+    ] = None
+    seed_column: Annotated[
+        Text | None, Option("Column of the seeds.", MODEL, "COLUMN", "found by its name")
+    ] = None
+    learning_rate_column: Annotated[
+        Text | None, Option("Column of the learning rates.", MODEL, "COLUMN", "found by its name")
+    ] = None
+    example_column: Annotated[
+        Text | None,
+        Option("Column of the ids of held-out examples.", MODEL, "COLUMN", "found by its name"),
+    ] = None
+    metric: Annotated[
+        Text | None,
+        Option(
+            "Compare ranks by this metric.",
+            DECISION,
+            "NAME",
+            "the held-out loss, or the first metric found",
+        ),
+    ] = None
+    higher_is_better: Annotated[
+        Flag | None,
+        Option(
+            "Higher values of the metric are better; for a metric whose name does not tell.",
+            DECISION,
+            negative="--lower-is-better",
+        ),
+    ] = None
+    margin: Annotated[
+        Positive | None,
+        Option(
+            "Loss of quality that a smaller rank may cost, in units of the metric.",
+            DECISION,
+            "X",
+            "0.02 for the loss, 0.01 for shares",
+        ),
+    ] = None
+    confidence: Annotated[
+        Share, Option("Confidence of the decision, between 0 and 1.", DECISION, "SHARE")
+    ] = 0.95
+    noise: Annotated[
+        Positive | None,
+        Option(
+            "Standard deviation of one trial's result over seeds, if you know it.",
+            DECISION,
+            "X",
+            "estimated from the results",
+        ),
+    ] = None
+    score_margin: Annotated[
+        Positive | None,
+        Option(
+            "Loss of a second metric that the chosen rank may have, as a share (one percentage "
+            "point is 0.01).",
+            DECISION,
+            "SHARE",
+            "0.01",
+        ),
+    ] = None
+
+
+def run(settings: Mapping[str, Any]) -> None:
+    """Decide from others' results, and print the decision."""
+    asked = AnalyzeRequest(**settings)
+    arguments = {
+        name: getattr(asked, name) for name in vars(asked) if name not in ("paths", "json")
     }
-    confidence = check_number("confidence", options.confidence, above=0, below=1)
     from rankwise.analysis.analysis import analyze
 
-    found = analyze(
-        *options.paths,
-        metric=options.metric,
-        higher_is_better=options.higher_is_better,
-        rank_column=options.rank_column,
-        seed_column=options.seed_column,
-        learning_rate_column=options.learning_rate_column,
-        example_column=options.example_column,
-        confidence=confidence,
-        **numbers,
-    )
+    found = analyze(*asked.paths, **arguments)
     for note in found.notes:
         print(note, file=sys.stderr)
-    if options.json:
+    if asked.json:
         print(json.dumps(found.as_dict(), indent=2, allow_nan=False))
         return
     from rankwise.report.decision_table import print_decision
@@ -97,3 +112,16 @@ def _analyze(options: argparse.Namespace) -> None:
     print_decision(found.decision, score=found.score or "score")
     rank = found.decision.rank
     print(f"Rank supported: {rank if rank is not None else 'undetermined'}")
+
+
+COMMAND = Command(
+    description="Decide which rank the results of others support: a table (CSV, TSV, JSON lines, "
+    "Parquet) with a column of ranks and one or more metrics, a directory of training runs, a sweep "
+    "directory, or results of PEFT's method comparison.",
+    examples=(
+        "analyze results.csv --metric accuracy --margin 0.01",
+        "analyze runs/ --confidence 0.9 --json",
+    ),
+    requests=(AnalyzeRequest,),
+    run=run,
+)

@@ -1,67 +1,48 @@
-"""The command ``rankwise plan``: its options are the fields of its request."""
+"""The command ``rankwise plan``."""
 
-import argparse
-from contextlib import nullcontext
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+from rankwise.cli.options import Command
+from rankwise.cli.output import PlotOutput
 from rankwise.planning.config import PlanConfig, make_plan_config
-from rankwise.planning.quick_imports import quick_imports
 
 
-def add_plan_command(commands: Any) -> None:
-    """Add the command to the others."""
-    plan = commands.add_parser(
-        "plan",
-        help="parameters and memory per rank, what fits a device; no weights needed",
-        description="Tell trainable parameters, exactly, and memory of every rank from the model's config alone.",
-        allow_abbrev=False,
-    )
-    for item in fields(PlanConfig):
-        text = str(item.metadata["help"]).replace("%", "%%")
-        if item.name == "model":
-            plan.add_argument("model", metavar="MODEL", help=text)
-            continue
-        option = f"--{item.name.replace('_', '-')}"
-        if isinstance(item.default, bool):
-            plan.add_argument(option, action="store_const", const=True, help=text)
-            continue
-        if item.default not in (None, ()):
-            shown = (
-                ",".join(map(str, item.default))
-                if isinstance(item.default, tuple)
-                else item.default
-            )
-            text = f"{text} Default: {shown}."
-        plan.add_argument(option, metavar="X", help=text)
-    plan.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw a bar for each rank: FILE.html or FILE.png"
-    )
-    plan.set_defaults(run=_plan)
-
-
-def _plan(options: argparse.Namespace) -> None:
-    given = {item.name: getattr(options, item.name) for item in fields(PlanConfig)}
-    config = make_plan_config({name: value for name, value in given.items() if value is not None})
-    if options.plot is not None:
+def run(output: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Plan parameters and memory, and print them."""
+    asked, config = PlotOutput(**output), make_plan_config(settings)
+    if asked.plot is not None:
         from rankwise.report.figures import check_plot_path
 
-        check_plot_path(options.plot)
-    with quick_imports() if options.own_process else nullcontext():
+        check_plot_path(asked.plot)
+    from rankwise.models.compat import quiet_libraries
+
+    with quiet_libraries():  # PEFT imports bitsandbytes, which on some processors logs a warning
         from rankwise.planning.plan import plan
 
-        result = plan(config=config)
-    if options.plot is not None:
+    result = plan(config=config)
+    if asked.plot is not None:
         from rankwise.report.figures import write_figure
         from rankwise.report.plan_report import plan_figure
 
-        write_figure(plan_figure(result), options.plot)
-    if options.json:
+        write_figure(plan_figure(result), asked.plot)
+    if asked.json:
         print(result.as_json())
         return
     from rankwise.report.plan_report import print_plan
 
     print_plan(result)
-    if options.plot is not None:
-        print(f"Plot: {options.plot}")
+    if asked.plot is not None:
+        print(f"Plot: {asked.plot}")
+
+
+COMMAND = Command(
+    description="Show the trainable parameters (exact) and the training memory of every rank, from "
+    "the model's config alone.",
+    examples=(
+        "plan path/to/model --ranks 8,16,32 --device T4",
+        "plan path/to/model --quantization nf4 --memory 24GB --plot plan.html",
+    ),
+    requests=(PlotOutput, PlanConfig),
+    run=run,
+)

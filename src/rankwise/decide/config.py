@@ -1,23 +1,24 @@
 """Settings of the decision."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from rankwise.checks import check_number
-from rankwise.settings import Settings, option
+from rankwise.settings import DECISION, Option, Positive, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionConfig(Settings):
-    """Settings of the decision: how much worse a smaller rank may be, and how sure that must be."""
+    """Settings of the decision: how much worse a smaller rank may be, and with what confidence."""
 
-    margin: float = option(
-        0.02,
-        "Held-out loss that a smaller rank may cost: nats per example, of sft nats per token, of regression a share "
-        "of the labels' variance.",
-        lambda value: check_number("margin", value, above=0),
-    )
-    confidence: float = option(
-        0.95,
-        "Confidence of the decision.",
-        lambda value: check_number("confidence", value, above=0, below=1),
-    )
+    margin: Annotated[
+        Positive,
+        Option(
+            "Held-out loss that a smaller rank may cost: nats per example, for sft nats per token, "
+            "for regression a share of the labels' variance.",
+            DECISION,
+            "LOSS",
+        ),
+    ] = 0.02
+    confidence: Annotated[
+        Share, Option("Confidence of the decision, between 0 and 1.", DECISION, "SHARE")
+    ] = 0.95

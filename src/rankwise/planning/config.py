@@ -1,45 +1,46 @@
-"""What a plan is asked for: the one source for command-line options and Python arguments."""
+"""The request of a plan: one declaration for command-line options and Python arguments."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from rankwise.checks import check_flag, check_text, check_whole, parse_bytes
-from rankwise.errors import RequestError, nearest, shown
-from rankwise.lora.alpha import parse_alpha_policy
-from rankwise.models.config import QUANTIZATIONS, model_name, targets
-from rankwise.models.targets import TargetModules
+from pydantic import PlainValidator
+
+from rankwise.checks import check_text, check_whole, parse_bytes
+from rankwise.errors import RequestError, shown
+from rankwise.models.config import QUANTIZATIONS, AlphaPolicyName, ModelName, Quantization, Targets
 from rankwise.planning.memory.devices import DEVICES, find_device
-from rankwise.settings import Settings, choice, items, option, optional, whole_items
-
-PRECISIONS = ("fp32", "bf16", "fp16")
-OPTIMIZERS = (
-    "adamw",
-    "adamw-8bit",
-    "paged-adamw",
-    "paged-adamw-8bit",
-    "sgd",
-    "adafactor",
-    "lion",
+from rankwise.settings import (
+    ADAPTER,
+    MACHINE,
+    MODEL,
+    TRAINING,
+    Count,
+    Flag,
+    Option,
+    Ranks,
+    Settings,
+    Several,
+    Text,
+    any_case,
+    items,
+    named,
 )
-ATTENTIONS = ("eager", "sdpa", "flash")
-TASK_TYPES = (
-    "auto",
-    "CAUSAL_LM",
-    "SEQ_CLS",
-    "SEQ_2_SEQ_LM",
-    "TOKEN_CLS",
-    "IMAGE_CLS",
-    "SPEECH_SEQ2SEQ",
-)
-BIASES = ("none", "all", "lora_only")
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Optimizer = Literal[
+    "adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit", "sgd", "adafactor", "lion"
+]
+AttentionName = Literal["eager", "sdpa", "flash"]
+TaskType = Literal[
+    "auto", "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "IMAGE_CLS", "SPEECH_SEQ2SEQ"
+]
+Bias = Literal["none", "all", "lora_only"]
+RankPattern = tuple[tuple[str, int], ...]
 
 
-def _switch(name: str) -> Callable[[Any], bool]:
-    return lambda value: check_flag(name, value)
-
-
-def _rank_pattern(value: object) -> tuple[tuple[str, int], ...]:
+def _rank_pattern(value: object) -> RankPattern:
     pairs = list(value.items()) if isinstance(value, Mapping) else items(value)
     parsed = []
     for pair in pairs:
@@ -54,109 +55,162 @@ def _rank_pattern(value: object) -> tuple[tuple[str, int], ...]:
     return tuple(parsed)
 
 
+def _device(value: Any) -> str:
+    return find_device(check_text("device", value)).name
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(Settings):
-    """A plan's request. Every field is a command-line option and a Python argument of that name.
+    """The request of a plan.
 
     Raises:
-        RequestError: a value is not allowed; the message names it and what is.
+        RequestError: a value is not allowed; the message names it and what is allowed.
     """
 
-    model: str = option(
-        "",
-        "Base model: a directory with config.json (weights are not needed), or a hub id.",
-        model_name,
+    model: Annotated[
+        ModelName,
+        Option(
+            "Base model: a directory with config.json (weights are not needed), or a hub id.",
+            MODEL,
+            "MODEL",
+            positional=True,
+        ),
+    ] = ""
+    task_type: Annotated[
+        TaskType,
+        any_case(*get_args(TaskType)),
+        Option("PEFT's task type; auto reads the architecture in config.json."),
+    ] = "auto"
+    num_labels: Annotated[
+        Count | None,
+        Option("Classes of a classification head.", MODEL, "N", "the number in config.json"),
+    ] = None
+    trust_remote_code: Annotated[Flag, Option("Run Python code that comes with the model.")] = False
+    precision: Annotated[
+        Precision,
+        any_case("fp32", "bf16", "fp16"),
+        Option("Precision of the base weights and of the computation."),
+    ] = "bf16"
+    quantization: Annotated[
+        Quantization,
+        any_case(*QUANTIZATIONS),
+        Option("Quantisation of the frozen linear layers; none leaves them as on disk."),
+    ] = "none"
+    batch_size: Annotated[Count, Option("Sequences in a training batch.", TRAINING)] = 1
+    seq_len: Annotated[
+        Count, Option("Tokens of a sequence; the batch has no padding.", TRAINING, "TOKENS")
+    ] = 512
+    optimizer: Annotated[
+        Optimizer,
+        any_case(*get_args(Optimizer)),
+        Option("Optimizer of the training step.", TRAINING),
+    ] = "adamw"
+    gradient_checkpointing: Annotated[
+        Flag,
+        Option("Keep only the inputs of the blocks, and compute the rest again.", TRAINING),
+    ] = False
+    attention: Annotated[
+        AttentionName,
+        any_case("eager", "sdpa", "flash"),
+        Option(
+            "Attention: eager keeps the scores; sdpa is what PyTorch chooses on the device; flash "
+            "never keeps them.",
+            TRAINING,
+        ),
+    ] = "sdpa"
+    ranks: Annotated[Ranks, Option("Ranks to plan for, as in 4,8,16.", ADAPTER, "R,R,...")] = (
+        4,
+        8,
+        16,
+        32,
+        64,
     )
-    ranks: tuple[int, ...] = option(
-        (4, 8, 16, 32, 64),
-        "Ranks, as in 4,8,16.",
-        lambda value: whole_items("rank", value, at_least=1),
-    )
-    batch_size: int = option(
-        1,
-        "Sequences in a training batch.",
-        lambda value: check_whole("batch_size", value, at_least=1),
-    )
-    seq_len: int = option(
-        512,
-        "Tokens of a sequence; the batch has no padding.",
-        lambda value: check_whole("seq_len", value, at_least=1),
-    )
-    precision: str = option(
-        "bf16",
-        "Of the base weights and the computation: fp32, bf16 or fp16.",
-        choice("precision", PRECISIONS),
-    )
-    quantization: str = option(
-        "none",
-        "Of the frozen linear layers: none (as on disk), int8, nf4 or nf4-dq.",
-        choice("quantization", QUANTIZATIONS),
-    )
-    optimizer: str = option(
-        "adamw", f"One of {', '.join(OPTIMIZERS)}.", choice("optimizer", OPTIMIZERS)
-    )
-    gradient_checkpointing: bool = option(
-        False,
-        "Keep only the blocks' inputs and compute the rest again.",
-        _switch("gradient_checkpointing"),
-    )
-    attention: str = option(
-        "sdpa",
-        "eager keeps the scores; sdpa is what PyTorch chooses on the device; flash never keeps them.",
-        choice("attention", ATTENTIONS),
-    )
-    target_modules: TargetModules = option(
-        "all-linear",
-        "Layers that get an adapter: all-linear, attention, mlp, names as in q_proj,v_proj, or a regex.",
-        targets,
-    )
-    modules_to_save: tuple[str, ...] = option(
-        (),
-        "Layers trained in full beside the adapter, as in embed_tokens,lm_head.",
-        lambda value: tuple(check_text("modules_to_save", item) for item in items(value)),
-    )
-    lora_alpha: str = option(
-        "r",
-        "r, 2r, fixed:32 or rslora; changes no figure.",
-        lambda value: parse_alpha_policy(value).name,
-    )
-    rank_pattern: tuple[tuple[str, int], ...] = option(
-        (), "Ranks of single layers, as in q_proj=4 (name or regex).", _rank_pattern
-    )
-    bias: str = option(
-        "none", "Biases trained too: none, all or lora_only.", choice("bias", BIASES)
-    )
-    use_dora: bool = option(False, "Train DoRA's magnitudes as well.", _switch("use_dora"))
-    task_type: str = option(
-        "auto", f"One of {', '.join(TASK_TYPES)}.", choice("task_type", TASK_TYPES)
-    )
-    num_labels: int | None = option(
-        None,
-        "Classes of a classification head. Default: the config's.",
-        optional(lambda value: check_whole("num_labels", value, at_least=1)),
-    )
-    device: str | None = option(
-        None,
-        f"Which ranks fit: {', '.join(DEVICES)}, or cpu.",
-        optional(lambda value: find_device(check_text("device", value)).name),
-    )
-    memory: int | None = option(
-        None,
-        "Which ranks fit a memory of this size, as in 24GB or 16GiB.",
-        optional(lambda value: parse_bytes("memory", value)),
-    )
-    trust_remote_code: bool = option(
-        False, "Run Python code that comes with the model.", _switch("trust_remote_code")
-    )
+    target_modules: Annotated[
+        Targets,
+        Option(
+            "Layers that get an adapter: all-linear, attention, mlp, names as in q_proj,v_proj, or "
+            "a regular expression.",
+            ADAPTER,
+            "LAYERS",
+        ),
+    ] = "all-linear"
+    modules_to_save: Annotated[
+        tuple[Text, ...],
+        Several,
+        Option(
+            "Layers trained in full next to the adapter, as in embed_tokens,lm_head.",
+            ADAPTER,
+            "LAYERS",
+            "none",
+        ),
+    ] = ()
+    lora_alpha: Annotated[
+        AlphaPolicyName,
+        Option("lora_alpha: r, 2r, fixed:32 or rslora; it changes no figure.", ADAPTER, "POLICY"),
+    ] = "r"
+    rank_pattern: Annotated[
+        RankPattern,
+        PlainValidator(_rank_pattern),
+        Option(
+            "Ranks of single layers, as in q_proj=4 (name or regular expression).",
+            ADAPTER,
+            "LAYER=R,...",
+            "none",
+        ),
+    ] = ()
+    bias: Annotated[
+        Bias, any_case("none", "all", "lora_only"), Option("Biases that are trained too.", ADAPTER)
+    ] = "none"
+    use_dora: Annotated[Flag, Option("Train DoRA's magnitudes too.", ADAPTER)] = False
+    device: Annotated[
+        Annotated[str, PlainValidator(_device)] | None,
+        Option(
+            f"Show which ranks fit this device: {', '.join(DEVICES)}, or cpu.",
+            MACHINE,
+            "DEVICE",
+            "none; kernels of a card of capability 8.0",
+        ),
+    ] = None
+    memory: Annotated[
+        Annotated[int, PlainValidator(partial(parse_bytes, "memory"))] | None,
+        Option(
+            "Show which ranks fit this much memory, as in 24GB or 16GiB.",
+            MACHINE,
+            "SIZE",
+            "all of the device",
+        ),
+    ] = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["rank_pattern"] = dict(self.rank_pattern)
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
+        return {**super().as_dict(), "rank_pattern": dict(self.rank_pattern)}
+
+
+class PlanSettings(TypedDict, total=False):
+    """Keyword arguments of `rankwise.plan`, for editors and type checkers.
+
+    A test holds them to the fields of `PlanConfig`.
+    """
+
+    task_type: TaskType
+    num_labels: int | None
+    trust_remote_code: bool
+    precision: Precision
+    quantization: Quantization
+    batch_size: int
+    seq_len: int
+    optimizer: Optimizer
+    gradient_checkpointing: bool
+    attention: AttentionName
+    ranks: Sequence[int] | str
+    target_modules: str | Sequence[str]
+    modules_to_save: str | Sequence[str]
+    lora_alpha: str
+    rank_pattern: str | Mapping[str, int]
+    bias: Bias
+    use_dora: bool
+    device: str | None
+    memory: int | str | None
 
 
 def make_plan_config(values: Mapping[str, object]) -> PlanConfig:
@@ -165,10 +219,4 @@ def make_plan_config(values: Mapping[str, object]) -> PlanConfig:
     Raises:
         RequestError: a name is not a setting (the nearest is named), or a value is not allowed.
     """
-    known = [item.name for item in fields(PlanConfig)]
-    for name in values:
-        if name not in known:
-            raise RequestError(
-                f"{name!r} is not a setting of a plan{nearest(name, known)}; known: {', '.join(known)}"
-            )
-    return PlanConfig(**values)  # type: ignore[arg-type]
+    return PlanConfig(**named(PlanConfig, values, "a plan"))  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from rankwise.planning.repeated_blocks import Stack, cut_stacks
 if TYPE_CHECKING:
     from torch import nn
 
+    from rankwise.models.config import Quantization
     from rankwise.planning.config import PlanConfig
 
 PEFT_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS")
@@ -104,6 +105,7 @@ def as_on_disk(config: "PlanConfig", meta: MetaModel) -> tuple["PlanConfig", lis
     if not isinstance(written, dict):
         return config, []
     method = str(written.get("quant_method", "bitsandbytes"))
+    stored: Quantization
     if method == "bitsandbytes" and written.get("load_in_8bit"):
         stored = "int8"
     elif method == "bitsandbytes" and written.get("load_in_4bit"):
@@ -168,7 +170,7 @@ def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
         exclude_modules=rf".*({in_full})(\..*)?" if in_full and targets == "all-linear" else None,
         modules_to_save=list(config.modules_to_save) or None,
         rank_pattern=dict(config.rank_pattern),
-        bias=config.bias,  # type: ignore[arg-type]
+        bias=config.bias,
         use_dora=config.use_dora,
         task_type=task_type if task_type in PEFT_TASKS else None,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from rankwise.checks import check_config
 from rankwise.errors import RequestError
+from rankwise.models.config import Quantization
 from rankwise.planning.beside import beside
 from rankwise.planning.config import PlanConfig, make_plan_config
 from rankwise.planning.memory.devices import Device
@@ -31,7 +32,7 @@ from rankwise.planning.planner import (
     find_savings,
 )
 
-COMPARED = ("none", "int8", "nf4")
+COMPARED: tuple[Quantization, ...] = ("none", "int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,10 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
     )
 
 
-def _peaks(planner: Planner, quantizations: Sequence[str]) -> dict[str, Any]:
+def _peaks(planner: Planner, quantizations: Sequence[Quantization]) -> dict[str, Any]:
     """Return bytes of the training peak of every rank, by quantisation."""
     ranks = planner.config.ranks
-    peaks = {}
+    peaks: dict[str, Any] = {}
     for name in quantizations:
         config = replace(planner.config, quantization=name)
         other = Planner(planner.skeleton, config, planner.device, evaluation=False)

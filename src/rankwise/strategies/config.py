@@ -1,19 +1,32 @@
 """Settings of the search: which ranks, seeds and learning rates are tried."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from rankwise.checks import check_number, check_whole
+from pydantic import PlainValidator
+
+from rankwise.checks import check_number
 from rankwise.errors import RequestError
-from rankwise.lora.alpha import parse_alpha_policy
-from rankwise.settings import Settings, items, one_of, option, optional, whole_items
+from rankwise.models.config import AlphaPolicyName
+from rankwise.settings import (
+    ADAPTER,
+    SEARCH,
+    Count,
+    Option,
+    Positive,
+    Ranks,
+    Settings,
+    items,
+)
 
 AUTO: Literal["auto"] = "auto"
-STRATEGIES = ("grid", "once", "escalate", "race")
+StrategyName = Literal["grid", "once", "escalate", "race"]
+STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
+
+LearningRates = Literal["auto"] | tuple[float, ...]
 
 
-def parse_learning_rate(value: object) -> Literal["auto"] | tuple[float, ...]:
-    """Return ``auto`` or the rates, ascending."""
+def _learning_rates(value: object) -> LearningRates:
     if isinstance(value, str) and value.strip().lower() == AUTO:
         return AUTO
     try:
@@ -22,7 +35,8 @@ def parse_learning_rate(value: object) -> Literal["auto"] | tuple[float, ...]:
         raise RequestError(f"{error}, or {AUTO!r}") from None
     if not rates:
         raise RequestError(
-            "learning_rate: none given; allowed is 'auto', a rate, or several such as 1e-3,2e-3,4e-3"
+            "learning_rate: none given; allowed is 'auto', a rate, or several such as "
+            "1e-3,2e-3,4e-3"
         )
     return tuple(sorted(set(rates)))
 
@@ -31,34 +45,45 @@ def parse_learning_rate(value: object) -> Literal["auto"] | tuple[float, ...]:
 class SearchConfig(Settings):
     """Settings of the search: which ranks, seeds and learning rates are tried."""
 
-    ranks: tuple[int, ...] = option(
-        (4, 8, 16, 32),
-        "Ranks to compare, as in 4,8,16,32.",
-        lambda value: whole_items("rank", value, at_least=1),
+    ranks: Annotated[Ranks, Option("Ranks to compare, as in 4,8,16,32.", SEARCH, "R,R,...")] = (
+        4,
+        8,
+        16,
+        32,
     )
-    strategy: str = option(
-        "grid",
-        "Which trials to run: grid (every rank), race (drop ranks that are shown to be worse), escalate (up from 8, "
-        "then down) or once (train the largest, cut it to the others).",
-        lambda value: one_of("strategy", STRATEGIES, value),
-    )
-    budget: float | None = option(
-        None,
-        "Minutes of training and scoring after which no trial is begun. Default: no end.",
-        optional(lambda value: check_number("budget", value, above=0)),
-    )
-    seeds: int = option(
-        2,
-        "Trials per rank, each with its own seed.",
-        lambda value: check_whole("seeds", value, at_least=1),
-    )
-    learning_rate: Literal["auto"] | tuple[float, ...] = option(
-        AUTO,
-        "auto (each rank's own best, by search), one rate, or several as in 1e-3,2e-3.",
-        parse_learning_rate,
-    )
-    lora_alpha: str = option(
-        "r",
-        "lora_alpha for each rank: r, 2r, fixed:32 or rslora.",
-        lambda value: parse_alpha_policy(value).name,
-    )
+    seeds: Annotated[
+        Count, Option("Train this many trials per rank, each with its own seed.", SEARCH)
+    ] = 2
+    strategy: Annotated[
+        StrategyName,
+        Option(
+            "How ranks are explored: grid trains every rank; race drops ranks shown to be worse; "
+            "escalate goes up from rank 8, then down; once trains the largest rank and truncates "
+            "its adapters to the others.",
+            SEARCH,
+        ),
+    ] = "grid"
+    learning_rate: Annotated[
+        LearningRates,
+        PlainValidator(_learning_rates),
+        Option(
+            "Learning rate: auto searches the best one of each rank; or one rate, or several as "
+            "in 1e-3,2e-3.",
+            SEARCH,
+            "RATE,...",
+            aliases=("learning_rates",),
+        ),
+    ] = AUTO
+    budget: Annotated[
+        Positive | None,
+        Option(
+            "Stop starting trials after this many minutes of training and scoring.",
+            SEARCH,
+            "MINUTES",
+            "unlimited",
+        ),
+    ] = None
+    lora_alpha: Annotated[
+        AlphaPolicyName,
+        Option("lora_alpha of each rank: r, 2r, fixed:32 or rslora.", ADAPTER, "POLICY"),
+    ] = "r"

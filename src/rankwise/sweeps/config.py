@@ -1,87 +1,93 @@
-"""What a sweep is asked to do: the one source for command-line options, YAML keys and Python arguments."""
+"""The request of a sweep: one declaration for command-line options, YAML keys and Python arguments."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from rankwise.checks import check_flag, check_path, check_text, parse_bytes
+from pydantic import AfterValidator, PlainValidator
+
+from rankwise.checks import parse_bytes
 from rankwise.decide.config import DecisionConfig
-from rankwise.engine.config import BASE_CHANGING_INITS, ENGINES, FUSED_INITS, TrainingConfig
-from rankwise.errors import RequestError, nearest, shown
-from rankwise.models.config import ModelConfig
-from rankwise.settings import items, one_of, option, optional
-from rankwise.strategies.config import SearchConfig
-from rankwise.tasks.config import DataConfig
+from rankwise.engine.config import (
+    BASE_CHANGING_INITS,
+    FUSED_INITS,
+    EngineName,
+    InitName,
+    TrainingConfig,
+)
+from rankwise.errors import RequestError, shown
+from rankwise.models.config import ModelConfig, Quantization
+from rankwise.settings import (
+    MACHINE,
+    OUTPUT,
+    FilePath,
+    Flag,
+    Option,
+    Several,
+    any_case,
+    named,
+)
+from rankwise.strategies.config import SearchConfig, StrategyName
+from rankwise.tasks.config import DataConfig, TaskName
 
-TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
-OTHER_NAMES = {"learning_rates": "learning_rate"}
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 
 
-def parse_trackers(value: object) -> tuple[str, ...]:
-    """Return names of trackers."""
-    names = [check_text("report_to", item).strip().lower() for item in items(value)]
-    for name in names:
-        if name not in TRACKERS:
-            raise RequestError(
-                f"report_to {shown(name)}: allowed are {', '.join(TRACKERS)}{nearest(name, TRACKERS)}"
-            )
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(ModelConfig, DataConfig, SearchConfig, TrainingConfig, DecisionConfig):
-    """A sweep's request. Every field is a command-line option, a YAML key and a Python argument of that name.
+class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, ModelConfig):
+    """The request of a sweep: the settings of all its components, and what concerns the whole.
 
-    Values are parsed and checked when the object is made, so text from the command line (``"4,8"``) and Python
-    values (``[4, 8]``) mean the same.
+    Values are parsed and checked when the object is made, so text from the command line
+    (``"4,8"``) and Python values (``[4, 8]``) mean the same.
 
     Raises:
-        RequestError: a value is not allowed; the message names it and what is.
+        RequestError: a value is not allowed; the message names it and what is allowed.
     """
 
-    engine: str = option(
-        "fused",
-        "What trains: fused (ours, without padding), or reference (PEFT and transformers' Trainer).",
-        lambda value: one_of("engine", ENGINES, value),
-    )
-    max_memory: int | None = option(
-        None,
-        "Train as many trials at once as this holds, as in 6GB. Default: what fits, on a CPU up to its cores and 4.",
-        optional(lambda value: parse_bytes("max_memory", value)),
-    )
-    out: Path = option(
-        Path("rankwise-out"),
-        "The sweep directory; the same command resumes it.",
-        lambda value: check_path("out", value),
-    )
-    report_to: tuple[str, ...] = option(
-        (),
-        f"Trackers to report every trial to, as in tensorboard,mlflow: {', '.join(TRACKERS)}.",
-        parse_trackers,
-    )
-    extend: bool = option(
-        False,
-        "Go on with a finished sweep in out, with more seeds.",
-        lambda value: check_flag("extend", value),
-    )
+    engine: Annotated[
+        EngineName,
+        Option(
+            "Engine that trains: fused (ours, without padding) or reference (PEFT and the Trainer "
+            "of transformers).",
+            MACHINE,
+        ),
+    ] = "fused"
+    max_memory: Annotated[
+        Annotated[int, PlainValidator(partial(parse_bytes, "max_memory"))] | None,
+        Option(
+            "Train as many trials at once as this memory holds, as in 6GB.",
+            MACHINE,
+            "SIZE",
+            "all that is free; on a CPU at most 4 trials, one a core",
+        ),
+    ] = None
+    out: Annotated[
+        FilePath,
+        Option("Sweep directory; the same command resumes an interrupted sweep.", OUTPUT, "DIR"),
+    ] = Path("rankwise-out")
+    extend: Annotated[Flag, Option("Add seeds to a finished sweep in --out.", OUTPUT)] = False
+    report_to: Annotated[
+        tuple[Annotated[Tracker, any_case(*TRACKERS)], ...],
+        Several,
+        AfterValidator(_each_once),
+        Option("Report every trial to these trackers.", OUTPUT, ",".join(TRACKERS), "none"),
+    ] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.engine == "fused":
-            if self.use_dora:
-                raise RequestError(
-                    "use_dora: the fused engine trains plain LoRA only; add --engine reference"
-                )
-            if self.init not in FUSED_INITS:
-                raise RequestError(
-                    f"init {self.init!r}: the fused engine takes only values that need neither the base's weights nor "
-                    f"data ({', '.join(FUSED_INITS)}); add --engine reference"
-                )
+            self._check_fused_engine()
         if self.use_dora and self.strategy == "once":
             raise RequestError(
-                "use_dora: strategy once cuts adapters, and DoRA's are not cut (their magnitudes scale base weight and "
-                "delta-W together); take grid, race or escalate"
+                "use_dora: strategy once truncates adapters, and DoRA's cannot be truncated (their "
+                "magnitudes scale base weight and delta-W together); take grid, race or escalate"
             )
         odd = [rank for rank in self.ranks if rank % 2]
         if self.init == "orthogonal" and odd:
@@ -90,75 +96,134 @@ class SweepConfig(ModelConfig, DataConfig, SearchConfig, TrainingConfig, Decisio
             )
         if self.init in BASE_CHANGING_INITS and self.quantization != "none":
             raise RequestError(
-                f"init {self.init!r} takes a part out of the base's weights, which a quantised base does not give back "
-                f"exactly; with --quantization {self.quantization} allowed are {', '.join(FUSED_INITS)}, eva"
+                f"init {self.init!r} takes a part out of the base's weights, which a quantised "
+                f"base does not give back exactly; with --quantization {self.quantization} allowed "
+                f"are {', '.join(FUSED_INITS)}, eva"
             )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the request as JSON values."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.metadata}
-        for name, value in values.items():
-            if isinstance(value, Path):
-                values[name] = str(value)
-            elif isinstance(value, tuple):
-                values[name] = list(value)
-        return values
-
-
-def _by_field(values: Mapping[Any, object]) -> dict[str, object]:
-    """Return values by the names of fields: ``batch-size`` is ``batch_size``."""
-    written: dict[str, object] = {}
-    for name in values:
-        field_name = str(name).replace("-", "_")
-        field_name = OTHER_NAMES.get(field_name, field_name)
-        if field_name in written:
+    def _check_fused_engine(self) -> None:
+        if self.use_dora:
             raise RequestError(
-                f"{written[field_name]!r} and {name!r} are the same setting; give one of them"
+                "use_dora: the fused engine trains plain LoRA only; add --engine reference"
             )
-        written[field_name] = name
-    return {field_name: values[name] for field_name, name in written.items()}
+        if self.init not in FUSED_INITS:
+            raise RequestError(
+                f"init {self.init!r}: the fused engine takes only values that need neither the "
+                f"base's weights nor data ({', '.join(FUSED_INITS)}); add --engine reference"
+            )
+
+
+class SweepSettings(TypedDict, total=False):
+    """Keyword arguments of `rankwise.sweep`, for editors and type checkers.
+
+    A test holds them to the fields of `SweepConfig`.
+    """
+
+    model: str | Path | None
+    trust_remote_code: bool
+    quantization: Quantization
+    target_modules: str | Sequence[str]
+    data: str | Path | None
+    eval_data: str | Path | None
+    allow_duplicates: bool
+    task: TaskName
+    text_column: str | None
+    text_pair_column: str | None
+    label_column: str | None
+    messages_column: str | None
+    prompt_column: str | None
+    completion_column: str | None
+    max_length: int | None
+    train_examples: int | None
+    ranks: Sequence[int] | str
+    seeds: int
+    strategy: StrategyName
+    learning_rate: float | Sequence[float] | str
+    budget: float | None
+    lora_alpha: str
+    epochs: int
+    batch_size: int
+    loraplus_ratio: float
+    init: InitName
+    use_dora: bool
+    margin: float
+    confidence: float
+    engine: EngineName
+    max_memory: int | str | None
+    out: str | Path
+    extend: bool
+    report_to: str | Sequence[str]
+
+
+class YamlSettings(dict[str, object]):
+    """Settings from a YAML file, each with its place for messages, as in ``sweep.yaml, line 4``."""
+
+    def __init__(self, values: Mapping[str, object], places: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
+    def overridden_by(self, values: Mapping[str, object]) -> "YamlSettings":
+        """Return these settings with those from the command line in their place."""
+        places = {name: place for name, place in self.places.items() if name not in values}
+        return YamlSettings({**self, **values}, places)
 
 
 def make_config(values: Mapping[str, object]) -> SweepConfig:
     """Build a config from named values, as a YAML file or a Python call gives them.
 
     Raises:
-        RequestError: a name is not a field (the nearest is named), or a value is not allowed.
+        RequestError: a name is not a setting (the nearest is named), or a value is not allowed.
     """
-    known = [item.name for item in fields(SweepConfig) if item.metadata]
-    named = _by_field(values)
-    for name in named:
-        if name not in known:
-            raise RequestError(
-                f"{name!r} is not a setting of a sweep{nearest(name, known)}; known: {', '.join(known)}"
-            )
-    return SweepConfig(**named)  # type: ignore[arg-type]
+    try:
+        return SweepConfig(**named(SweepConfig, values, "a sweep"))  # type: ignore[arg-type]
+    except RequestError as error:
+        place = getattr(values, "places", {}).get(error.setting)
+        if place is None:
+            raise
+        raise RequestError(f"{place}: {error}") from None
 
 
-def read_yaml(path: Path) -> dict[str, object]:
+def read_yaml(path: Path) -> YamlSettings:
     """Read a YAML file of sweep settings; a name may be written with hyphens, as the option is.
 
     Raises:
-        RequestError: the file is missing, is not YAML, is not a mapping of names to values, or names a setting twice.
+        RequestError: the file is missing, is not YAML, is not a mapping of names to values, or
+            names a setting twice.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
     except OSError as error:
         raise RequestError(f"config {str(path)!r}: {error.strerror}") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # of a number or a date that Python has not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # or a number too long for Python
         raise RequestError(
             f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}"
         ) from None
-    if content is None:
-        return {}
+    if root is None:
+        return YamlSettings({}, {})
     if not isinstance(content, dict):
         raise RequestError(
-            f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', not {shown(content)}"
+            f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', "
+            f"not {shown(content)}"
         )
-    return _by_field(content)
+    return _with_places(path, content, [key for key, _ in root.value])
+
+
+def _with_places(path: Path, content: dict[Any, object], keys: Sequence[Any]) -> YamlSettings:
+    """Give every setting its place; `keys` are YAML's nodes."""
+    places: dict[str, str] = {}
+    spellings: set[str] = set()
+    for key in keys:
+        place = f"{path.name}, line {key.start_mark.line + 1}"
+        try:
+            (name,) = named(SweepConfig, {key.value: None}, "a sweep")
+        except RequestError as error:
+            raise RequestError(f"{place}: {error}") from None
+        if name in places and key.value in spellings:
+            raise RequestError(f"{place}: {key.value!r} is a second time in the file; keep one")
+        places[name] = place
+        spellings.add(key.value)
+    return YamlSettings(named(SweepConfig, content, "a sweep"), places)

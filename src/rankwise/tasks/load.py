@@ -4,7 +4,7 @@ from rankwise.errors import RequestError
 from rankwise.tasks.base import Task
 from rankwise.tasks.chat_formats import ChatFormat, find_chat_format, holds_messages
 from rankwise.tasks.classification import load_classification, load_sample
-from rankwise.tasks.config import DataConfig
+from rankwise.tasks.config import DataConfig, TaskName
 from rankwise.tasks.readers import LABEL_NAMES, Table, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
@@ -45,7 +45,7 @@ def load_task(config: DataConfig) -> Task:
     return load_classification(config, table)
 
 
-def _infer_task(config: DataConfig, table: Table, chat_format: ChatFormat | None) -> str:
+def _infer_task(config: DataConfig, table: Table, chat_format: ChatFormat | None) -> TaskName:
     """Return the task that the columns imply.
 
     Messages and instructions are supervised fine-tuning, even beside labels such as a category or

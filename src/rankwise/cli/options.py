@@ -1,0 +1,186 @@
+"""Command-line options made of settings: the bridge from `rankwise.settings` to argparse."""
+
+import argparse
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, get_args
+
+from rankwise.errors import RequestError, nearest
+from rankwise.settings import GROUPS, Option, Settings, choices, hints, options, plain_type
+
+WIDEST_PAGE = 100  # columns
+LONGEST_CHOICES = 50  # characters; longer lists stand in the help text
+PLACEHOLDERS = {"int": "N", "float": "X", "Path": "PATH"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of ``rankwise``.
+
+    Attributes:
+        description: one or two sentences.
+        examples: command lines, without ``rankwise``.
+        requests: settings that the command takes; each becomes an option.
+        run: does the work; gets the values given for each request, in order.
+    """
+
+    description: str
+    examples: Sequence[str]
+    requests: Sequence[type[Settings]]
+    run: Callable[..., None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in one line, with exit code 2."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            formatter_class=_formatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            **settings,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise RequestError(f"{message}; see '{self.prog} --help'")
+
+
+def parse(command: Command, name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the values that a command line gives, for each of the command's requests.
+
+    Raises:
+        RequestError: an option is unknown (the nearest is named) or lacks its value.
+    """
+    parser = Parser(
+        prog=f"rankwise {name}",
+        description=textwrap.fill(command.description, _columns()),
+        epilog="\n".join(["examples:", *(f"  rankwise {line}" for line in command.examples)]),
+    )
+    settings = [setting for kind in command.requests for setting in _settings(kind)]
+    known = add_settings(parser, settings)
+    found, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        option = unknown[0].partition("=")[0]
+        raise RequestError(
+            f"unrecognized argument {option!r}{nearest(option, known)}; see '{parser.prog} --help'"
+        )
+    values = vars(found)
+    return [
+        {setting: values[setting] for setting in options(kind) if setting in values}
+        for kind in command.requests
+    ]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting with everything that its option needs."""
+
+    name: str
+    option: Option
+    hint: Any
+    default: Any
+
+    @property
+    def names(self) -> list[str]:
+        """The option in every spelling."""
+        return [f"--{name.replace('_', '-')}" for name in (self.name, *self.option.aliases)]
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether the option takes no value."""
+        return plain_type(self.hint) is bool
+
+    @property
+    def metavar(self) -> str:
+        """Placeholder for the value: what the declaration says, the choices, or one for the type."""
+        allowed = choices(self.hint)
+        if self.option.metavar is not None:
+            return self.option.metavar
+        if allowed and len(",".join(allowed)) <= LONGEST_CHOICES:
+            return f"{{{','.join(allowed)}}}"
+        return PLACEHOLDERS.get(plain_type(self.hint).__name__, "NAME")
+
+    @property
+    def help(self) -> str:
+        """The sentence of the declaration, with choices and default."""
+        text, allowed = self.option.help, choices(self.hint)
+        if allowed and self.metavar == "NAME":
+            text += f" One of {', '.join(allowed)}."
+        default = self.option.unset if self.default in (None, ()) else self.default
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        if default is not None and not self.is_flag and not self.option.positional:
+            text += f" (default: {default})"
+        return text.replace("%", "%%")
+
+
+def add_settings(parser: Parser, settings: Sequence[Setting]) -> list[str]:
+    """Add an option for every setting under the heading of its group; return the options' names."""
+    known = ["--help"]
+    positional = [setting for setting in settings if setting.option.positional]
+    for setting in positional:
+        _add_positional(parser, setting)
+    places = [_place(setting) for setting in positional]
+    parser.usage = " ".join([parser.prog, *places, "[OPTIONS]"])
+    for group in GROUPS:
+        members = [setting for setting in settings if setting.option.group == group]
+        members = [setting for setting in members if not setting.option.positional]
+        section = parser.add_argument_group(group) if members else parser
+        for setting in members:
+            known += _add_option(section, setting)
+    return known
+
+
+def _settings(kind: type[Settings]) -> Iterator[Setting]:
+    defaults = {item.name: item.default for item in fields(kind)}
+    for name, option in options(kind).items():
+        yield Setting(name, option, hints(kind)[name], defaults[name])
+
+
+def _place(setting: Setting) -> str:
+    """Return a positional argument as the usage line shows it."""
+    return {"?": "[{}]", "+": "{} [{}...]", None: "{}"}[_nargs(setting)].format(
+        *[setting.metavar] * 2
+    )
+
+
+def _nargs(setting: Setting) -> str | None:
+    if plain_type(setting.hint) is tuple:
+        return "+"
+    return "?" if type(None) in get_args(setting.hint.__origin__) else None
+
+
+def _add_positional(parser: Parser, setting: Setting) -> None:
+    parser.add_argument(
+        setting.name, nargs=_nargs(setting), metavar=setting.metavar, help=setting.help
+    )
+
+
+def _add_option(section: Any, setting: Setting) -> list[str]:
+    """Add the option of a setting, and of a flag the one that sets it to false."""
+    dest, negative = setting.name, setting.option.negative
+    if not setting.is_flag:
+        first, *aliases = setting.names
+        section.add_argument(first, dest=dest, metavar=setting.metavar, help=setting.help)
+        for alias in aliases:  # accepted, and not on the page
+            section.add_argument(alias, dest=dest, help=argparse.SUPPRESS)
+        return setting.names
+    if negative is not None:
+        section = section.add_mutually_exclusive_group()
+    section.add_argument(*setting.names, dest=dest, action="store_true", help=setting.help)
+    if negative is None:
+        return setting.names
+    opposite = f"The opposite of {setting.names[0]}."
+    section.add_argument(negative, dest=dest, action="store_false", help=opposite)
+    return [*setting.names, negative]
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=_columns())
+
+
+def _columns() -> int:
+    return min(shutil.get_terminal_size().columns, WIDEST_PAGE) - 2

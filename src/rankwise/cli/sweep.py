@@ -1,0 +1,80 @@
+"""The command ``rankwise sweep``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rankwise.cli.options import Command
+from rankwise.cli.output import Output
+from rankwise.settings import OUTPUT, FilePath, Flag, Option
+from rankwise.sweeps.config import SweepConfig, YamlSettings, make_config, read_yaml
+
+if TYPE_CHECKING:
+    from rankwise.sweeps.finish import SweepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutput(Output):
+    """What the command takes besides the request itself."""
+
+    config: Annotated[
+        FilePath | None,
+        Option(
+            "YAML file with settings, under the names of the options; options given here win.",
+            metavar="CONFIG",
+            positional=True,
+        ),
+    ] = None
+    dry_run: Annotated[
+        Flag, Option("Show the trials, their memory and their time; write nothing.", OUTPUT)
+    ] = False
+
+
+def run(output: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Run a sweep, or show what it would do."""
+    asked = SweepOutput(**output)
+    from_file = YamlSettings({}, {}) if asked.config is None else read_yaml(asked.config)
+    config = make_config(from_file.overridden_by(settings))
+    from rankwise.report.progress_bar import ProgressBar
+
+    if asked.dry_run:
+        from rankwise.report.dry_run_table import print_dry_run
+        from rankwise.sweeps.dry_run import dry_run
+
+        with ProgressBar() as progress:
+            planned = dry_run(config, progress=progress)
+        print(planned.as_json()) if asked.json else print_dry_run(planned)
+        return
+    from rankwise.sweeps.finish import as_json
+    from rankwise.sweeps.run import sweep
+
+    with ProgressBar() as progress:
+        result = sweep(config, progress=progress)
+    print(as_json(result)) if asked.json else _print(result)
+
+
+def _print(result: "SweepResult") -> None:
+    from rankwise.report.decision_table import print_decision
+
+    print_decision(result.decision, score=result.score)
+    if result.best is not None:
+        cut = f" of {result.decision.trained_at}" if result.decision.question == "keep" else ""
+        print(f"Chosen rank: {result.decision.rank}{cut}. Adapter: {result.best}")
+    else:
+        trials = result.directory / "trials"
+        print(f"Chosen rank: undetermined. The adapter of every trial: {trials}")
+    if result.export is not None:
+        print(f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {result.export}")
+    print(f"Report: {result.report}")
+
+
+COMMAND = Command(
+    description="Train adapters of several ranks, decide which rank the task needs, and keep "
+    "everything on disk. Without arguments, on the built-in task.",
+    examples=(
+        "sweep --model path/to/model --data reviews.csv --ranks 4,8,16 --out my-sweep",
+        "sweep settings.yaml --budget 30 --dry-run",
+    ),
+    requests=(SweepOutput, SweepConfig),
+    run=run,
+)
