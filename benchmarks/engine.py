@@ -30,7 +30,7 @@ from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import packed_model
-from rankwise.engine.fused.training_state import Trainee
+from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Trial
@@ -230,7 +230,7 @@ def step_cost(
     """Return a pack's seconds per step in one pass, the median of some, and peak bytes on long sentences."""
     engine = FusedEngine(base, examples, examples, recipe)
     trainees = [
-        Trainee(trial(r, s), base, saved_modules(base), recipe, examples)
+        TrainingState(trial(r, s), base, saved_modules(base), recipe, examples)
         for s, r in enumerate(ranks)
     ]
     with packed_model(base) as model:
@@ -238,7 +238,7 @@ def step_cost(
         def step() -> None:
             batches = [trainee.next_batch() for trainee in trainees]
             for trainee, loss in zip(
-                trainees, engine._gradients(model, trainees, batches), strict=True
+                trainees, engine.forward_backward(model, trainees, batches), strict=True
             ):
                 trainee.update(loss)
 
@@ -252,7 +252,7 @@ def step_cost(
         ]
 
         def longest_step() -> None:
-            engine._gradients(model, trainees, [longest] * len(trainees))
+            engine.forward_backward(model, trainees, [longest] * len(trainees))
             for trainee in trainees:
                 trainee.optimizer.step()
 

@@ -20,9 +20,8 @@ from rankwise.decide.pairwise import Comparison
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.loaded import Loaded
 from rankwise.engine.fused.model import packed_model
-from rankwise.engine.fused.training_state import Trainee
+from rankwise.engine.fused.training_state import EvalAdapter, TrainingState
 from rankwise.engine.trial import Trial
 from rankwise.lora import grow
 from rankwise.lora.adapter import Adapter
@@ -89,9 +88,9 @@ def train_from(
 ) -> Adapter:
     """Train a trial, from an adapter of its rank where one is given; return what it has become."""
     recipe = TrainingConfig(epochs=epochs, batch_size=RECIPE.batch_size)
-    trainee = Trainee(trial, base, saved_modules(base), recipe, examples)
+    trainee = TrainingState(trial, base, saved_modules(base), recipe, examples)
     if start is not None:
-        loaded = Loaded(base, start)
+        loaded = EvalAdapter(base, start)
         for name, own in trainee.factors.items():
             own.a.copy_(loaded.factors[name].a)
             own.bt.copy_(loaded.factors[name].bt)
@@ -101,7 +100,7 @@ def train_from(
     with packed_model(base) as model:
         base.model.train()
         while not trainee.finished:
-            (loss,) = engine._gradients(model, [trainee], [trainee.next_batch()])
+            (loss,) = engine.forward_backward(model, [trainee], [trainee.next_batch()])
             trainee.update(loss)
     return Adapter(trainee.adapter(), trainee.adapter_config)
 

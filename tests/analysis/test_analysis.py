@@ -148,17 +148,16 @@ def test_a_metric_that_is_not_asked_is_named(tmp_path: Path) -> None:
     found = rankwise.analyze(conflict(tmp_path / "one.csv", reward=(150.0, 900.0)))
     assert (found.score, found.decision.confirmation) == (None, None)
     assert any(
-        "not asked whether it agrees with the loss: reward; no shares" in note
+        "metrics not used to confirm the choice: reward; they are not shares" in note
         for note in found.notes
     )
     found = rankwise.analyze(
         conflict(tmp_path / "two.csv", reward=(150.0, 900.0), accuracy=(0.6, 0.8))
     )
     assert found.score == "accuracy"
-    assert any("agrees with the loss: reward; accuracy is asked" in note for note in found.notes)
+    assert any("to confirm the choice: reward; accuracy is used" in note for note in found.notes)
     assert not any(
-        "not asked" in note
-        for note in rankwise.analyze(tmp_path / "one.csv", metric="reward").notes
+        "not used" in note for note in rankwise.analyze(tmp_path / "one.csv", metric="reward").notes
     )
 
 
@@ -196,7 +195,7 @@ def test_json_is_all_that_stdout_holds(gpt2: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metric", "blue"], "'blue' is not there (did you mean 'bleu'?)"),
+        (["--metric", "blue"], "'blue' (did you mean 'bleu'?)"),
         (["--margin", "-1"], "margin '-1'"),
         (["--confidence", "95"], "confidence '95'"),
         (["--noise", "nan"], "noise 'nan'"),

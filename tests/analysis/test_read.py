@@ -189,7 +189,7 @@ def test_pefts_method_comparison(tmp_path: Path) -> None:
         [250, 0.98],
         [5000, 0.607],
     ]
-    assert imported.notes == ("of each run the last evaluation counts (step 5000)",)
+    assert imported.notes == ("the last evaluation of each run counts (step 5000)",)
     pd.testing.assert_frame_equal(read_results([tmp_path]).evidence, imported.evidence)
 
 
@@ -267,7 +267,7 @@ def test_paths_that_hold_nothing(tmp_path: Path) -> None:
 def test_columns_are_for_tables(tmp_path: Path) -> None:
     save_sweep(tmp_path)
     assert "seed_column is for tables" in refused(tmp_path, seed_column="run")
-    assert "metric 'bleu' is not there; metrics: loss, accuracy" in refused(tmp_path, metric="bleu")
+    assert "there is no metric 'bleu'; metrics: loss, accuracy" in refused(tmp_path, metric="bleu")
     assert read_results([tmp_path], metric="accuracy").metrics == ("accuracy", "loss")
     assert read_results([tmp_path], metric="score").metrics == ("accuracy", "loss")
 

@@ -103,8 +103,8 @@ def test_tinker_cookbook_runs(tmp_path: Path) -> None:
         [0, 1, 2, 3, 4],
         [2.0, 1.9, 1.8, 1.7, 1.6],
     ]
-    assert "of each run the last evaluation counts (step 4)" in imported.notes
-    assert "no seed is known; taken as 0" in imported.notes  # shuffle_seed is the data's
+    assert "the last evaluation of each run counts (step 4)" in imported.notes
+    assert "no seed is recorded; it is taken as 0" in imported.notes  # shuffle_seed is the data's
 
 
 def test_a_run_may_be_named_itself(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_runs_that_the_trainer_itself_wrote(tmp_path: Path) -> None:
     assert imported.evidence["loss"].tolist() == losses
     assert imported.train_loss is not None
     assert imported.train_loss["step"].tolist() == [1, 2, 3, 4] * 2
-    assert "seed is read from the name of the run where no config has it" in imported.notes
-    assert "no learning rate is known; taken as 0" in imported.notes
+    assert "seed is read from the run's name where no config has it" in imported.notes
+    assert "no learning rate is recorded; it is taken as 0" in imported.notes
 
 
 def test_the_last_checkpoint_of_a_run_counts(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_last_checkpoint_of_a_run_counts(tmp_path: Path) -> None:
             "accuracy": 0.5,
         }
     ]
-    assert "of each run the last evaluation counts (step 10)" in imported.notes
+    assert "the last evaluation of each run counts (step 10)" in imported.notes
     save_state(run, 12, loss=2.0)  # of save_state() at the end
     assert read_results([tmp_path]).evidence["loss"].tolist() == [2.0 + 1 / 12]
     save_state(run, 6, loss=3.0)  # of an earlier end, resumed since
@@ -305,15 +305,18 @@ def test_what_else_differs_between_runs_is_said(tmp_path: Path) -> None:
     save_state(tmp_path / "8", 4, 1.0)
     notes = read_results([tmp_path]).notes
     assert "the runs differ in more than their rank: target_modules" in notes
-    assert "of each run the last evaluation counts (steps 2 to 4, not the same)" in notes
+    assert "the last evaluation of each run counts (steps 2 to 4, not the same)" in notes
 
 
 def test_runs_that_cannot_be_told_apart(tmp_path: Path) -> None:
     save_tinker_run(tmp_path / "a", 4, 0.5)
     save_tinker_run(tmp_path / "b", 4, 0.6)
     line = refused(tmp_path)
-    assert "1 rows repeat another, such as rank 4, seed 0, learning rate 0.001 (a, b)" in line
-    assert 'say in its args.json what sets it apart: {"seed": 1}, or another learning rate' in line
+    assert "1 row repeats another, such as rank 4, seed 0, learning rate 0.001 (a, b)" in line
+    assert (
+        'record what distinguishes it in its args.json: {"seed": 1}, or another learning rate'
+        in line
+    )
     save_json(tmp_path / "b" / "args.json", {"seed": 1})
     assert read_results([tmp_path]).evidence["seed"].tolist() == [0, 1]
 

@@ -65,7 +65,7 @@ def test_the_gpt2_table_of_the_lora_paper(tmp_path: Path) -> None:
     assert imported.evidence["cider"].tolist() == table["cider"].tolist()
     assert "example_id" not in imported.evidence
     assert (imported.evidence[["seed", "learning_rate"]] == 0).all(axis=None)
-    assert "no seed is known; taken as 0" in imported.notes
+    assert "no seed is recorded; it is taken as 0" in imported.notes
     assert "loss from 'val_loss'" in imported.notes[0]
 
 
@@ -161,7 +161,7 @@ def test_several_tables_are_put_together(tmp_path: Path) -> None:
     assert imported.evidence[["rank", "loss"]].values.tolist() == [[4, 0.5], [8, 0.4]]
     assert imported.metrics == ("loss",)
     assert (
-        "loss is called 'eval_loss', 'val_loss'; they compare if the held-out data are the same"
+        "loss is called 'eval_loss', 'val_loss'; they are comparable if the held-out data are the same"
         in imported.notes
     )
     assert any(
@@ -172,7 +172,7 @@ def test_several_tables_are_put_together(tmp_path: Path) -> None:
     ):
         read_results([one, other], metric="accuracy")
     with pytest.raises(
-        RequestError, match=r"1 rows repeat another, such as rank 4.*r4.csv, r4.csv"
+        RequestError, match=r"1 row repeats another, such as rank 4.*r4.csv, r4.csv"
     ):
         read_results([one, one])
     per_example = write(tmp_path / "e.csv", TABLE)
@@ -206,7 +206,7 @@ def test_the_metric_asked_for_comes_first(tmp_path: Path) -> None:
         ("rank,loss\n4,0.5\n", {"seed_column": "run"}, "seed_column 'run' is not in.*columns: rank, loss"),
         ("rank,loss\n4,0.5\n", {"seed_column": "rank", "rank_column": "rank"}, "both 'rank'; name two columns"),
         ("rank,quality\n4,0.5\n", {}, "no column that is plainly a metric; name it with metric; columns: rank, q"),
-        ("rank,loss\n4,0.5\n", {"metric": "los"}, "metric 'los' is not there.*did you mean 'loss'.*metrics: loss"),
+        ("rank,loss\n4,0.5\n", {"metric": "los"}, "there is no metric 'los'.*did you mean 'loss'.*metrics: loss"),
         ("rank,good\n4,0.5\n", {"metric": "godo"}, "for the metric 'godo'.*did you mean 'good'.*columns: rank, good"),
         ("rank,loss\n4,0.5\n0,0.4\n", {}, r"rank: 0 in 1 of 2 rows \(a\.csv row 2\); allowed are whole numbers of at"),
         ("rank,loss\n4,0.5\n-8,0.4\n", {}, r"rank: -8\.?0? in 1 of 2 rows"),
@@ -221,7 +221,7 @@ def test_the_metric_asked_for_comes_first(tmp_path: Path) -> None:
         ("rank,val_loss\n4,0.5\n8,n/a\n", {}, r"loss \('val_loss'\): nan in 1 of 2 rows \(a\.csv row 2\)"),
         ("rank,loss\n4,0.5\n8,\n", {}, r"loss: nan in 1 of 2 rows \(a\.csv row 2\).*column diverged"),
         ("rank,loss,diverged\n4,0.5,no\n8,0.4,maybe\n", {}, r"'diverged'.*no, maybe in 2 rows.*true and false"),
-        ("rank,seed,loss\n4,0,1\n4,1,1\n4,1,1\n", {}, r"1 rows repeat.*rank 4, seed 1.*row 2, 3\).*one of each"),
+        ("rank,seed,loss\n4,0,1\n4,1,1\n4,1,1\n", {}, r"1 row repeats.*rank 4, seed 1.*row 2, 3\).*one of each"),
         ("rank,seed,id,loss\n4,0,7,1\n4,0,7,1\n8,0,7,1\n", {}, r"seed 0.*example 7 \(a\.csv row 1, 2\)"),
         ("rank,example_id,loss\n4,7,1\n4,,1\n8,7,1\n", {}, r"example_id: nan in 1 of 3 rows"),
         ("", {}, "is empty"),

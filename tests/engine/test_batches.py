@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rankwise.engine.batches import EpochOrder, epoch_batches
+from rankwise.engine.batches import EpochSampler, epoch_batches
 
 LENGTHS = [int(length) for length in np.random.default_rng(0).integers(3, 60, size=403)]
 
@@ -35,7 +35,7 @@ def test_little_is_padding_and_length_does_not_drift() -> None:
 
 
 def test_the_sampler_moves_on_with_each_epoch() -> None:
-    order = EpochOrder(LENGTHS, 8, seed=3)
+    order = EpochSampler(LENGTHS, 8, seed=3)
     epochs = [list(order), list(order)]
     for epoch, rows in enumerate(epochs):
         assert rows == [row for batch in epoch_batches(LENGTHS, 8, 3, epoch) for row in batch]

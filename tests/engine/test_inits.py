@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
-from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.reference import ReferenceEngine
@@ -98,9 +98,9 @@ def test_eva_takes_the_main_directions_of_a_layer_s_inputs(tiny: Tiny) -> None:
     base, train, held_out = tiny
     engine = ReferenceEngine(base, train, held_out, replace(RECIPE, init="eva"))
     with quiet_libraries():
-        model = put_on_adapter(base, TRIAL, saved_modules(base), init="eva")
+        model = attach_adapter(base, TRIAL, saved_modules(base), init="eva")
     try:
-        engine._draw_from_data(model, TRIAL)
+        engine._initialize_from_data(model, TRIAL)
         layer = model.base_model.model.bert.encoder.layer[1].intermediate.dense
         a = layer.lora_A["default"].weight.detach().double()  # (r, d_in)
         assert not layer.lora_B["default"].weight.any()
@@ -137,5 +137,5 @@ def test_gpt2_s_layers_with_pissa_and_olora(tmp_path: Path) -> None:
     assert held_out_losses(finished, base, held_out, tmp_path / "adapter") == pytest.approx(
         list(finished.evidence["loss"]), rel=1e-4, abs=1e-5
     )
-    with pytest.raises(RequestError, match="'olora' does not know GPT-2's Conv1D layers"):
+    with pytest.raises(RequestError, match="'olora' does not support GPT-2's Conv1D layers"):
         list(ReferenceEngine(base, train, held_out, replace(RECIPE, init="olora")).train([TRIAL]))

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, training_args
 
-from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.reference import ReferenceEngine, score_adapter
@@ -48,7 +48,7 @@ def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Task) -> None:
     engine = engine_for(tiny_model, task)
     finished = train_one(engine)
     base, examples = engine.base, engine.examples
-    initial = put_on_adapter(engine.base, TRIAL, saved_modules(engine.base)).state_dict()
+    initial = attach_adapter(engine.base, TRIAL, saved_modules(engine.base)).state_dict()
     fresh = load_base(base.name, task.objective, ["all-linear"], [4])
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -110,7 +110,7 @@ def test_the_seed_sets_head_adapter_and_order(tiny_model: Path, task: Task) -> N
     states: list[dict[str, torch.Tensor]] = []
     for seed in (0, 0, 1):
         trial = Trial(rank=4, seed=seed, learning_rate=1e-3, lora_alpha=4)
-        model = put_on_adapter(engine.base, trial, saved_modules(engine.base))
+        model = attach_adapter(engine.base, trial, saved_modules(engine.base))
         states.append({key: value.clone() for key, value in model.state_dict().items()})
         model.unload()
     for key, value in states[0].items():

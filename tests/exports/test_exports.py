@@ -362,9 +362,8 @@ def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
     """From exported Python and PEFT's own defaults the same A as the reference engine's."""
     from peft import get_peft_model, initialize_lora_eva_weights
 
-    from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+    from rankwise.engine.adapter_init import EVA_BATCH, attach_adapter, saved_modules
     from rankwise.engine.batches import epoch_batches
-    from rankwise.engine.inits import EVA_BATCH
     from rankwise.engine.reference import ReferenceEngine
 
     def drawn(model: Any) -> dict[str, torch.Tensor]:
@@ -377,8 +376,8 @@ def test_eva_is_set_up_and_drawn_as_the_sweep_draws_it(tmp_path: Path) -> None:
         base, train, held_out, TrainingConfig(epochs=1, batch_size=8, init="eva")
     )
     trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4)
-    model = put_on_adapter(base, trial, saved_modules(base), init="eva")
-    engine._draw_from_data(model, trial)
+    model = attach_adapter(base, trial, saved_modules(base), init="eva")
+    engine._initialize_from_data(model, trial)
     expected = drawn(model)
     model.unload()
 

@@ -11,7 +11,7 @@ from rankwise.tasks import samples
 @pytest.mark.slow
 def test_smollm2_loads_answers_and_runs_packed() -> None:
     from rankwise.engine.config import TrainingConfig
-    from rankwise.engine.fused.model import why_not
+    from rankwise.engine.fused.model import unsupported_reason
     from rankwise.engine.reference import ReferenceEngine
     from rankwise.engine.trial import Trial
     from rankwise.models.base_model import load_base
@@ -35,7 +35,7 @@ def test_smollm2_loads_answers_and_runs_packed() -> None:
         for said in ("2", "It is 2, I think.")
     ]
     examples, _ = encode(number_examples(dialogues, [None] * 2), base.tokenizer, 64)
-    assert why_not(base, examples) is None
+    assert unsupported_reason(base, examples) is None
     # Trainer refuses a base that transformers takes for quantised.
     engine = ReferenceEngine(base, examples, examples, TrainingConfig(epochs=1, batch_size=2))
     (finished,) = engine.train([Trial(rank=4, seed=0, learning_rate=1e-4, lora_alpha=4)])

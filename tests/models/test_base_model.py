@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.trial import Trial
 from rankwise.errors import RequestError
@@ -59,7 +59,7 @@ def test_every_part_of_a_loaded_head_is_trained_in_full(quantization: str, tmp_p
     )
     assert not base.newly_initialized
     trial = Trial(rank=4, seed=0, learning_rate=1e-3, lora_alpha=4.0, use_rslora=False)
-    model = put_on_adapter(base, trial, saved_modules(base))
+    model = attach_adapter(base, trial, saved_modules(base))
     trained = {
         name.removeprefix("base_model.model.").split(".modules_to_save")[0]
         for name, parameter in model.named_parameters()

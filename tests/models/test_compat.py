@@ -3,6 +3,7 @@
 import importlib
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes
@@ -10,10 +11,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from rankwise.models.compat import (
+    attention_implementation,
     dequantize_bnb,
     expand_all_linear,
     first_sentence,
@@ -24,12 +26,16 @@ from rankwise.models.compat import (
     quiet_libraries,
     reinitialize,
     tensors_in,
+    trainer_with_sampler,
+    use_at_most_one_gpu,
 )
 
 PRIVATE_NAMES = [  # module, name inside it, function of compat that uses it
     ("torch.utils._python_dispatch", "TorchDispatchMode", "intercept_operators"),
     ("torch.utils._pytree", "tree_leaves", "tensors_in"),
     ("transformers", "PreTrainedModel._init_weights", "reinitialize"),
+    ("transformers", "PreTrainedConfig._attn_implementation", "attention_implementation"),
+    ("transformers", "Trainer._get_train_sampler", "trainer_with_sampler"),
     ("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", "expand_all_linear"),
 ]
 
@@ -94,6 +100,61 @@ def test_reinitialize_draws_as_a_new_model_does() -> None:
     expected = torch.empty(2, 8).normal_(0.0, model.config.initializer_range)
     assert torch.equal(model.classifier.weight, expected)
     assert model.classifier.bias.tolist() == [0.0, 0.0]
+
+
+def test_every_part_gets_the_attention_and_gets_its_own_back() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = tiny_bert(), tiny_bert()
+
+    model = Pair()
+    model.second.config._attn_implementation = "eager"
+    with pytest.raises(KeyError), attention_implementation(model, "some_attention"):
+        inside = [part.config._attn_implementation for part in (model.first, model.second)]
+        raise KeyError
+    after = [part.config._attn_implementation for part in (model.first, model.second)]
+    assert inside == ["some_attention"] * 2
+    assert after == ["sdpa", "eager"]
+
+
+def test_the_trainer_sees_examples_in_the_order_of_the_sampler(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        seen.extend(rows)
+        return {
+            "input_ids": torch.tensor([[row] for row in rows]),
+            "labels": torch.zeros(len(rows), dtype=torch.long),
+        }
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        num_train_epochs=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=True,
+    )
+    trainer = trainer_with_sampler(
+        [3, 0, 2, 1],
+        model=tiny_bert(),
+        args=arguments,
+        train_dataset=[0, 1, 2, 3],
+        data_collator=collate,
+    )
+    trainer.train()
+    assert seen == [3, 0, 2, 1]
+
+
+def test_one_of_several_gpus_is_used(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4)
+    arguments._n_gpu = 3  # as on a machine with three
+    assert arguments.train_batch_size == 12
+    use_at_most_one_gpu(arguments)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 4)
 
 
 def test_all_linear_becomes_every_linear_layer_but_the_head() -> None:

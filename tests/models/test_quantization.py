@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused.engine import FusedEngine, lower_precision
-from rankwise.engine.fused.model import why_not
+from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Trial
 from rankwise.errors import RequestError
@@ -49,7 +49,7 @@ def test_both_engines_agree_and_peft_loads_the_adapter(
     base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
     layers = {type(base.model.get_submodule(target)).__name__ for target in base.targets}
     assert layers == {"Linear8bitLt" if kind == "int8" else "Linear4bit"}
-    assert why_not(base, train) is None
+    assert unsupported_reason(base, train) is None
     (expected,) = ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
     packed = list(FusedEngine(base, train, held_out, RECIPE, pack_size=2).train(TRIALS))
     assert_same_training(packed[0], expected)
@@ -105,7 +105,9 @@ def test_bf16_rounding_does_not_make_the_check_for_packing_fail() -> None:
     for layer in layers:
         layer.compute_dtype = torch.bfloat16
     examples = encode(task.train.take(range(40)), base.tokenizer, 128)[0]
-    assert [why_not(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [None] * 5
+    assert [unsupported_reason(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [
+        None
+    ] * 5
     assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}
 
 
@@ -116,7 +118,9 @@ def test_8_bit_rounding_does_not_make_the_check_for_packing_fail() -> None:
         str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="int8"
     )
     examples = encode(task.train.take(range(40)), base.tokenizer, 128)[0]
-    assert [why_not(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [None] * 5
+    assert [unsupported_reason(base, examples.take([row, row + 1])) for row in range(0, 40, 8)] == [
+        None
+    ] * 5
 
     base.model.eval()
     with torch.inference_mode():

@@ -106,8 +106,7 @@ def test_settings_count_as_peft_counts_them(
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
 def test_default_targets_count_as_the_sweep_trains_them(name: str, tmp_path: Path) -> None:
-    from rankwise.engine.adapter_init import put_on_adapter as put_on_trial
-    from rankwise.engine.adapter_init import saved_modules
+    from rankwise.engine.adapter_init import attach_adapter, saved_modules
     from rankwise.engine.trial import Trial
 
     base = load_base(
@@ -118,7 +117,7 @@ def test_default_targets_count_as_the_sweep_trains_them(name: str, tmp_path: Pat
         key.replace(".modules_to_save.default", "").removeprefix(
             "base_model.model."
         ): parameter.numel()
-        for key, parameter in put_on_trial(base, trial, saved_modules(base)).named_parameters()
+        for key, parameter in attach_adapter(base, trial, saved_modules(base)).named_parameters()
         if parameter.requires_grad
     }
     params = count(PlanConfig(model=str(tmp_path), ranks=(4,), task_type="SEQ_CLS"))

@@ -1,22 +1,18 @@
+"""Tables of texts and class labels, and their tokens."""
+
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
-from scipy.special import log_softmax
 
 from rankwise.errors import RequestError
-from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode, sort_labels
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
-from rankwise.tasks.losses import ClassificationObjective
-from rankwise.tasks.splits import stratified_split
 from tests.conftest import make_reviews
 
 
-def test_own_data_is_split_into_three(reviews: Path) -> None:
+def test_a_table_is_split_in_three(reviews: Path) -> None:
     task = load_task(DataConfig(data=reviews))
     assert (len(task.train), len(task.held_out), len(task.test)) == (84, 24, 12)
     assert task.objective.label_names == ("0", "1")
@@ -28,7 +24,7 @@ def test_own_data_is_split_into_three(reviews: Path) -> None:
         ]
 
 
-def test_train_examples_take_from_the_training_part_only(reviews: Path) -> None:
+def test_train_examples_limits_the_train_split_only(reviews: Path) -> None:
     whole = load_task(DataConfig(data=reviews))
     part = load_task(DataConfig(data=reviews, train_examples=20))
     assert len(part.train) == 20
@@ -37,7 +33,7 @@ def test_train_examples_take_from_the_training_part_only(reviews: Path) -> None:
     assert sum(part.train.labels) == 10
 
 
-def test_train_examples_with_a_class_of_one_row(tmp_path: Path) -> None:
+def test_train_examples_keeps_every_class(tmp_path: Path) -> None:
     """A class of three rows has one in each part."""
     path = tmp_path / "reviews.csv"
     reviews = make_reviews(63)
@@ -52,7 +48,7 @@ def test_train_examples_with_a_class_of_one_row(tmp_path: Path) -> None:
         load_task(DataConfig(data=path, train_examples=2))
 
 
-def test_held_out_data_of_its_own(reviews: Path, tmp_path: Path) -> None:
+def test_eval_data_becomes_the_held_out_split(reviews: Path, tmp_path: Path) -> None:
     other = tmp_path / "held.jsonl"
     make_reviews(30, seed=1).astype({"label": str}).to_json(other, orient="records", lines=True)
     task = load_task(DataConfig(data=reviews, eval_data=other))
@@ -70,14 +66,16 @@ def test_held_out_data_of_its_own(reviews: Path, tmp_path: Path) -> None:
         (pd.DataFrame({"text": [1, 2, 3], "label": [0, 1, 1]}), "not a text in 3 of 3 rows"),
     ],
 )
-def test_data_that_cannot_serve(tmp_path: Path, table: pd.DataFrame, words: str) -> None:
+def test_unusable_data_is_refused(tmp_path: Path, table: pd.DataFrame, words: str) -> None:
     path = tmp_path / "data.csv"
     table.to_csv(path, index=False)
     with pytest.raises(RequestError, match=words):
         load_task(DataConfig(data=path))
 
 
-def test_unseen_labels_and_missing_columns_in_held_out_data(reviews: Path, tmp_path: Path) -> None:
+def test_eval_data_with_unseen_labels_or_missing_columns_is_refused(
+    reviews: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "held.csv"
     make_reviews(10).assign(label=[0, 1, 2, 5, 0, 1, 0, 1, 0, 1]).to_csv(other, index=False)
     with pytest.raises(
@@ -89,34 +87,22 @@ def test_unseen_labels_and_missing_columns_in_held_out_data(reviews: Path, tmp_p
         load_task(DataConfig(data=reviews, eval_data=other))
 
 
-def test_labels_are_ordered_as_numbers_where_they_are() -> None:
+def test_labels_that_are_numbers_sort_by_value() -> None:
     assert sort_labels({"10", "9", "-1"}) == ("-1", "9", "10")
     assert sort_labels({"b", "a", "10"}) == ("10", "a", "b")
 
 
-def test_labels_of_one_value_have_an_order_too() -> None:
+def test_labels_of_equal_value_sort_by_name() -> None:
     many = {"0" * zeros + "1" for zeros in range(8)}  # a set's own order differs between processes
     assert sort_labels(many) == tuple(sorted(many))
 
 
-def test_one_column_cannot_be_texts_and_labels(reviews: Path) -> None:
+def test_one_column_as_text_and_label_is_refused(reviews: Path) -> None:
     with pytest.raises(RequestError, match=r"are both 'label' of .*name two columns: text, label"):
         load_task(DataConfig(data=reviews, text_column="label"))
 
 
-def test_loss_and_score_against_scipy() -> None:
-    logits = np.random.default_rng(0).normal(size=(50, 3)) * 20
-    labels = np.arange(50) % 3
-    examples = Encoded(tuple(range(50)), [[1]] * 50, tuple(labels.tolist()))
-    measured = ClassificationObjective(("a", "b", "c")).measure(
-        torch.tensor(logits, dtype=torch.float32), examples
-    )
-    expected = -log_softmax(logits.astype(np.float32).astype(float), axis=1)[np.arange(50), labels]
-    np.testing.assert_allclose(measured["loss"], expected, rtol=1e-12, atol=1e-15)
-    np.testing.assert_array_equal(measured["score"], logits.argmax(1) == labels)
-
-
-def test_long_texts_are_cut_and_counted(tiny_model: Path, reviews: Path) -> None:
+def test_long_texts_are_truncated_and_counted(tiny_model: Path, reviews: Path) -> None:
     from transformers import AutoTokenizer
 
     task = load_task(DataConfig(data=reviews))
@@ -124,41 +110,3 @@ def test_long_texts_are_cut_and_counted(tiny_model: Path, reviews: Path) -> None
     words = [len(text.split()) for text in task.train.inputs]
     assert cut == sum(count + 2 > 8 for count in words)  # [CLS] and [SEP]
     assert encoded.lengths == [min(8, count + 2) for count in words]
-
-
-def test_copies_of_a_text_stay_in_one_part(tmp_path: Path) -> None:
-    table = make_reviews(60).drop_duplicates("text")
-    alone = tmp_path / "alone.csv"
-    table.to_csv(alone, index=False)
-    twice = tmp_path / "twice.csv"
-    pd.concat([table, table, table.head(5)]).to_csv(twice, index=False)
-    one, other = load_task(DataConfig(data=alone)), load_task(DataConfig(data=twice))
-    parts = [set(part.inputs) for part in (other.train, other.held_out, other.test)]
-    assert parts == [set(part.inputs) for part in (one.train, one.held_out, one.test)]
-    assert sum(map(len, (other.train, other.held_out, other.test))) == 2 * len(table) + 5
-    assert any(
-        f"{len(table) + 5} of {2 * len(table) + 5} texts are copies" in note for note in other.notes
-    )
-    assert not any("copies" in note for note in one.notes)
-
-
-def test_the_split_of_data_without_copies_is_the_plain_one(reviews: Path) -> None:
-    table = pd.read_csv(reviews).drop_duplicates("text")
-    table.to_csv(reviews, index=False)
-    task = load_task(DataConfig(data=reviews))
-    plain = stratified_split([str(label) for label in table["label"]], [0.2, 0.1], 0)
-    assert [list(part.ids) for part in (task.train, task.held_out, task.test)] == plain
-
-
-def test_held_out_texts_that_are_trained_on_are_refused_or_said(
-    reviews: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "held.csv"
-    pd.concat([make_reviews(30, seed=1), pd.read_csv(reviews).head(3)]).to_csv(other, index=False)
-    with pytest.raises(
-        RequestError, match=r"3 of its 33 texts are in the training data too; .*--allow-duplicates"
-    ):
-        load_task(DataConfig(data=reviews, eval_data=other))
-    task = load_task(DataConfig(data=reviews, eval_data=other, allow_duplicates=True))
-    assert len(task.held_out) == 33
-    assert any("3 of its 33 texts" in note for note in task.notes)

@@ -22,14 +22,14 @@ def reviews(count: int = 40) -> datasets.Dataset:
     )
 
 
-def test_a_split_is_a_task_and_its_classes_have_names(tmp_path: Path) -> None:
+def test_a_saved_split_keeps_its_class_names(tmp_path: Path) -> None:
     reviews().save_to_disk(tmp_path / "saved")
     task = load_task(DataConfig(data=tmp_path / "saved"))
     assert task.objective.label_names == ("bad", "good")
     assert len(task.train) + len(task.held_out) + len(task.test) == 40
 
 
-def test_dialogues_are_read_from_a_split(tmp_path: Path) -> None:
+def test_dialogues_are_read_from_a_saved_split(tmp_path: Path) -> None:
     turns = [
         [
             {"role": "user", "content": f"question {number}"},
@@ -42,7 +42,7 @@ def test_dialogues_are_read_from_a_split(tmp_path: Path) -> None:
     assert layout is not None and layout.data_format == "messages"
 
 
-def test_several_splits_are_named(tmp_path: Path) -> None:
+def test_a_directory_of_several_splits_is_refused_with_their_names(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": reviews(), "test": reviews(10)}).save_to_disk(tmp_path / "both")
     with pytest.raises(
         RequestError, match=r"holds the splits 'test', 'train'|holds the splits test, train"
@@ -63,7 +63,7 @@ def test_other_directories_and_a_missing_package_are_refused(
         read_table(tmp_path / "saved")
 
 
-def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:
     reviews().save_to_disk(tmp_path / "one")
     (tmp_path / "one").rename(tmp_path / "moved")
     first = file_fingerprint(tmp_path / "moved")
@@ -80,7 +80,7 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
         ("owner/all-sets:re.views:test", ("owner/all-sets", "re.views", "test")),
     ],
 )
-def test_a_hub_id_is_loaded_by_the_library(
+def test_a_hub_id_is_loaded_by_datasets(
     data: str, asked: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -98,7 +98,7 @@ def test_a_hub_id_is_loaded_by_the_library(
     assert file_fingerprint(Path(data)) != first
 
 
-def test_a_hub_out_of_reach_is_one_line() -> None:
+def test_an_unreachable_hub_fails_with_one_line() -> None:
     with pytest.raises(
         RequestError, match="data 'owner/reviews:test': no such file, and no data set of a hub"
     ) as raised:
@@ -109,7 +109,9 @@ def test_a_hub_out_of_reach_is_one_line() -> None:
 @pytest.mark.parametrize(
     "name", ["reviews", "a/b/c", "owner/reviews.csv", "owner/reviews:a:b:c", "../reviews", "/tmp/x"]
 )
-def test_what_is_no_hub_id_is_a_missing_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_no_hub_id_is_a_missing_file(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: pytest.fail("asked for a data set")
     )

@@ -1,3 +1,5 @@
+"""Tables read from files, and their columns."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ TABLE = pd.DataFrame(
         (".parquet", lambda path: TABLE.to_parquet(path)),
     ],
 )
-def test_every_format_reads_the_same(
+def test_every_file_format_reads_the_same(
     tmp_path: Path, ending: str, write: Callable[[Path], None]
 ) -> None:
     path = tmp_path / f"data{ending}"
@@ -43,7 +45,7 @@ def test_every_format_reads_the_same(
         ("broken.csv", 'a,b\n"1,2\n3', "cannot be read as CSV"),
     ],
 )
-def test_files_that_cannot_serve(
+def test_unusable_files_are_refused(
     tmp_path: Path, name: str, content: str | None, words: str
 ) -> None:
     path = tmp_path / name
@@ -65,7 +67,7 @@ def test_files_that_cannot_serve(
     ],
 )
 @pytest.mark.parametrize("text", ["fine", "fine, good, better", "worth 3,5"])
-def test_another_separator_is_named(
+def test_another_separator_is_refused_with_a_remedy(
     tmp_path: Path, name: str, separator: str, words: str, text: str
 ) -> None:
     path = tmp_path / name
@@ -76,7 +78,7 @@ def test_another_separator_is_named(
     assert "cannot be read" not in str(caught.value)
 
 
-def test_other_signs_in_a_table_are_no_separators(tmp_path: Path) -> None:
+def test_semicolons_inside_cells_are_no_separators(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("text,a;b\nx;y,1\n")
     assert read_table(path).columns == ["text", "a;b"]
@@ -84,7 +86,7 @@ def test_other_signs_in_a_table_are_no_separators(tmp_path: Path) -> None:
     assert read_table(path).texts("text") == ["x;y"]
 
 
-def test_columns_are_found_by_name_and_named_when_absent() -> None:
+def test_columns_are_found_by_name_or_listed_when_absent() -> None:
     rows = pd.DataFrame({"Sentence": ["a"], "Sentiment": [1], "id": [7]})
     table = Table(rows, Path("x.csv"))
     assert table.pick_column(None, ("text", "sentence"), "text") == "Sentence"
@@ -98,13 +100,13 @@ def test_columns_are_found_by_name_and_named_when_absent() -> None:
         table.pick_column(None, ("text",), "text")
 
 
-def test_texts_that_are_none_name_their_rows() -> None:
+def test_missing_texts_name_their_rows() -> None:
     values = pd.Series(["a", None, "b", 3, "  "], name="text", dtype=object)
     with pytest.raises(RequestError, match=r"3 of 5 rows \(row 2, 4, 5\)"):
         Table(values.to_frame(), Path("x.csv")).texts("text")
 
 
-def test_labels_are_names_whatever_their_type() -> None:
+def test_labels_become_class_names_whatever_their_type() -> None:
     assert labels_of([0, 1]) == ["0", "1"]
     assert labels_of([0.0, 1.0]) == ["0", "1"]
     assert labels_of(["pos", "neg"]) == ["pos", "neg"]

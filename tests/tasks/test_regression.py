@@ -1,4 +1,4 @@
-"""Numbers as labels, and pairs of texts, against transformers' own losses."""
+"""Numbers as labels, and pairs of texts, against the losses of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import rankwise
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.model import why_not
+from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.errors import RequestError
 from rankwise.models.base_model import load_base
@@ -46,12 +46,12 @@ def prepare(task: Task, model: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 @pytest.mark.parametrize("kind", ["numbers", "pairs"])
-def test_training_is_that_of_peft_and_the_trainer(kind: str, name: str, tmp_path: Path) -> None:
+def test_training_matches_peft_and_the_trainer(kind: str, name: str, tmp_path: Path) -> None:
     task = load_task(DataConfig(data=write(tmp_path / "data.csv", kind)))
     base, train, held_out = prepare(task, save_tiny(name, tmp_path))
     assert base.model.config.problem_type == "regression"
     assert (train.token_type_ids is not None) == (kind == "pairs" and name == "bert")
-    assert why_not(base, train) is None
+    assert unsupported_reason(base, train) is None
     expected = next(iter(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
     fused = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
     assert_same_training(fused, expected)
@@ -61,7 +61,7 @@ def test_training_is_that_of_peft_and_the_trainer(kind: str, name: str, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["numbers", "pairs"])
-def test_losses_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+def test_losses_match_transformers(kind: str, tmp_path: Path) -> None:
     """Texts tokenised anew, one at a time; R² is that of the residuals."""
     path = write(tmp_path / "data.csv", kind)
     task, table = load_task(DataConfig(data=path)), pd.read_csv(path)
@@ -88,7 +88,7 @@ def test_losses_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     assert found["loss"].mean() == pytest.approx(np.mean(errors) / variance, rel=1e-4)
 
 
-def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(
+def test_a_regression_sweep_decides_and_reports_in_its_own_units(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     data = write(tmp_path / "data.csv", "numbers")
@@ -111,7 +111,7 @@ def test_a_sweep_of_numbers_ends_with_a_decision_in_their_units(
     assert found.decision.rank == 2
 
 
-def test_pairs_of_two_classes_are_found_by_their_names(tmp_path: Path) -> None:
+def test_pairs_of_texts_are_found_by_column_names(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     one, two = make_reviews(60), make_reviews(60, seed=1)
     pd.DataFrame(
@@ -132,17 +132,11 @@ def test_pairs_of_two_classes_are_found_by_their_names(tmp_path: Path) -> None:
         load_task(DataConfig(data=path, text_column="sentence1", text_pair_column="sentence1"))
 
 
-def test_whole_numbers_are_classes_unless_regression_is_asked_for(reviews: Path) -> None:
-    assert load_task(DataConfig(data=reviews)).objective.score == "accuracy"
-    task = load_task(DataConfig(data=reviews, task="regression"))
-    assert set(task.train.labels) == {0.0, 1.0}
-
-
 @pytest.mark.parametrize(
     ("labels", "words"),
     [(["1.5", "x", "2"] * 10, "not a number in 10 of 30 rows"), ([2.0] * 30, "one number only")],
 )
-def test_labels_that_cannot_serve(tmp_path: Path, labels: list[Any], words: str) -> None:
+def test_unusable_labels_are_refused(tmp_path: Path, labels: list[Any], words: str) -> None:
     path = tmp_path / "data.csv"
     make_reviews(30).assign(label=labels).to_csv(path, index=False)
     with pytest.raises(RequestError, match=words):

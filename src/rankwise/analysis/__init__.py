@@ -1,4 +1,4 @@
-"""Other people's results as evidence."""
+"""Results of others as evidence."""
 
 from rankwise.analysis.read import ImportedResults, read_results
 

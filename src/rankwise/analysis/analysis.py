@@ -1,4 +1,4 @@
-"""A decision from results that others produced: the Python call behind ``rankwise analyze``."""
+"""A decision on results that others produced: the Python call behind ``rankwise analyze``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.analysis import ImportedResults, read_results
+from rankwise.analysis.read import ImportedResults, read_results
 from rankwise.checks import check_number, check_path, check_text
 from rankwise.decide import Decision, select
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
@@ -16,13 +16,13 @@ from rankwise.store.costs import rank_costs, trained_at
 
 @dataclass(frozen=True)
 class Analysis:
-    """What others' results support.
+    """The decision that results of others support.
 
     Attributes:
         decision: a rank, or "undetermined".
-        evidence: the results as they were understood, a row per trial, and per example where they are.
+        evidence: the results as they were read: one row per trial, or per trial and example.
         score: name of the metric in the decision's ``score`` columns; None if there is none.
-        notes: what was guessed or left out.
+        notes: guesses and omissions that the user should know of.
     """
 
     decision: Decision
@@ -31,7 +31,7 @@ class Analysis:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return decision, score's name and notes as JSON values."""
+        """Return the decision, the score's name and the notes as JSON values."""
         return {**self.decision.as_dict(), "score": self.score, "notes": list(self.notes)}
 
 
@@ -48,24 +48,24 @@ def analyze(
     learning_rate_column: str | None = None,
     example_column: str | None = None,
 ) -> Analysis:
-    """Decide from results on disk: tables, directories of runs, sweep directories, PEFT's method comparison.
+    """Decide on results on disk: tables, training runs, sweeps, or PEFT's method comparison.
 
     Args:
         *paths: files and directories, see `rankwise.analysis.read_results`.
-        metric: what to compare by; by default the held-out loss, or else the first metric found.
-        margin: see `rankwise.select`; so too ``confidence``, ``noise``, ``higher_is_better`` and ``score_margin``.
-        confidence: of the decision.
-        noise: standard deviation over seeds of one trial's mean, where you know it.
-        higher_is_better: of the metric, where its name does not tell.
-        score_margin: what the chosen rank may be worse in a second metric, as a share; by default 0.01, a point of
-            percent.
-        rank_column: a table's column of ranks; by default found by its name, and so for the others.
-        seed_column: its column of seeds.
-        learning_rate_column: its column of learning rates.
-        example_column: its column of held-out examples' ids.
+        metric: metric to compare ranks by; by default the held-out loss, or else the first metric.
+        margin: how much worse than the best rank a smaller one may be, in units of the metric.
+        confidence: confidence of the decision, between 0 and 1.
+        noise: standard deviation of a trial's mean over seeds, if known from elsewhere.
+        higher_is_better: whether more of the metric is better, if its name does not tell.
+        score_margin: how much worse the chosen rank may be in a second metric, as a share; by
+            default 0.01, one percentage point.
+        rank_column: column of ranks in tables; by default the one with a conventional name.
+        seed_column: column of seeds in tables, found like the ranks.
+        learning_rate_column: column of learning rates in tables, found like the ranks.
+        example_column: column of the held-out examples' ids in tables, found like the ranks.
 
     Raises:
-        RequestError: the results cannot be read or cannot serve.
+        RequestError: the results cannot be read or cannot be compared.
 
     Example:
         >>> import rankwise
@@ -82,70 +82,82 @@ def analyze(
     for name, value in names.items():
         if value is not None:
             check_text(name, value)
-    imported = read_results([check_path("results", path) for path in paths], **names)
-    metric = imported.metrics[0]  # the one asked for, by its name in the evidence
-    evidence, score, whole, said = _with_score(imported, metric)
-    share = (
-        SHARE_MARGIN
-        if score_margin is None
-        else check_number("score_margin", score_margin, above=0)
-    )
-    if score_margin is not None and (metric != "loss" or score is None):
-        said.append(
-            f"score_margin is not used: no second metric is asked whether it agrees with {metric}"
-        )
+    share = SHARE_MARGIN
+    if score_margin is not None:
+        share = check_number("score_margin", score_margin, above=0)
+    results = read_results([check_path("results", path) for path in paths], **names)
+    compared = results.metrics[0]
+    score = _find_score(results, compared)
     decision = select(
-        evidence,
-        metric=metric,
+        score.evidence,
+        metric=compared,
         margin=margin,
         confidence=confidence,
         higher_is_better=higher_is_better,
         noise=noise,
-        score_margin=share * whole,
-        histories=imported.train_loss,
-        chance_loss=imported.chance_loss,
-        wording=imported.wording,
-        trained_at=trained_at(imported.trials),
+        score_margin=share * score.unit,
+        histories=results.train_loss,
+        chance_loss=results.chance_loss,
+        wording=results.wording,
+        trained_at=trained_at(results.trials),
     )
-    if imported.trials:
+    if results.trials:
         costs = {
-            row.rank: rank_costs(imported.trials, row.rank, row.learning_rate)
+            row.rank: rank_costs(results.trials, row.rank, row.learning_rate)
             for row in decision.table
         }
         decision = decision.with_costs(costs)
-    return Analysis(decision, imported.evidence, score, (*imported.notes, *said))
+    notes = [*results.notes, *score.notes]
+    if score_margin is not None and not score.confirms:
+        notes.append(f"score_margin is not used: no second metric confirms {compared}")
+    return Analysis(decision, results.evidence, score.name, tuple(notes))
 
 
-def _with_score(
-    imported: ImportedResults, metric: str
-) -> tuple[pd.DataFrame, str | None, float, list[str]]:
-    """Put a second metric, of which more is better, where `select` looks for the one that should agree.
+@dataclass(frozen=True)
+class _Score:
+    """The metric in the decision's ``score`` columns.
 
-    Returns:
-        The evidence; the metric's name; what 1 is in its units; what a reader should know.
+    Attributes:
+        evidence: the evidence, with a second metric in the column ``score``, where `select` looks
+            for the one that should confirm the choice.
+        name: name of the metric; None if there is none.
+        unit: the metric's value that stands for a whole: 1, or 100 for percent.
+        confirms: whether it is a second metric, besides the one that ranks are compared by.
+        notes: notes on metrics that are not used, and on the unit.
     """
-    if metric != "loss":
-        return imported.evidence, metric, 1, []
-    usable = imported.evidence[~imported.evidence["diverged"]]
-    others = [
-        name
-        for name in imported.metrics
-        if name != metric and higher_is_better(name) and len(usable)
-    ]
-    wholes = {name: whole_share(name, usable[name].to_numpy()) for name in others}
-    score = next((name for name in others if wholes[name] is not None), None)
+
+    evidence: pd.DataFrame
+    name: str | None
+    unit: float = 1
+    confirms: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _find_score(results: ImportedResults, compared: str) -> _Score:
+    """Find a second metric, of which more is better, that can confirm a choice by the loss."""
+    evidence = results.evidence
+    if compared != "loss":
+        return _Score(evidence, compared)
+    usable = evidence[~evidence["diverged"]]
+    names = [name for name in results.metrics if name != "loss" and higher_is_better(name)]
+    if usable.empty:
+        names = []
+    units = {name: whole_share(name, usable[name].to_numpy()) for name in names}
+    score = next((name for name in names if units[name] is not None), None)
     notes = []
-    left_out = [name for name in others if name != score]
-    if left_out:
-        reason = (
-            f"{score} is asked"
-            if score
-            else "no shares, percent or correlations; metric compares by one of them"
-        )
-        notes.append(f"not asked whether it agrees with the loss: {some(left_out)}; {reason}")
+    unused = [name for name in names if name != score]
+    if unused:
+        reason = f"{score} is used"
+        if score is None:
+            reason = (
+                "they are not shares, percentages or correlations; choose one with metric to "
+                "compare by it"
+            )
+        notes.append(f"metrics not used to confirm the choice: {some(unused)}; {reason}")
     if score is None:
-        return imported.evidence, None, 1, notes
-    whole = wholes[score] or 1
-    if whole != 1:
-        notes.append(f"{score} is in percent; so is its margin, {whole:g} times score_margin")
-    return imported.evidence.assign(score=imported.evidence[score]), score, whole, notes
+        return _Score(evidence, None, notes=tuple(notes))
+    unit = units[score] or 1
+    if unit != 1:
+        notes.append(f"{score} is in percent; so is its margin, {unit:g} times score_margin")
+    with_score = evidence.assign(score=evidence[score])
+    return _Score(with_score, score, unit, confirms=True, notes=tuple(notes))

@@ -1,28 +1,21 @@
-"""Other people's sweeps as evidence: found by what is there, read, put together and checked."""
+"""Read results of others, from one or more sources, into one checked table of evidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rankwise.analysis.join import (
-    KEY,
-    UNKNOWN,
-    common_metrics,
-    differences,
-    join_evidence,
-    refuse_repeats,
-)
 from rankwise.analysis.peft_comparison import is_comparison, read_comparison
 from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
-from rankwise.analysis.source import ResultsSource, read_object
+from rankwise.analysis.source import ResultsSource, read_json_object
 from rankwise.analysis.tables import read_result_table
-from rankwise.decide.evidence import ChanceLoss, as_numbers
+from rankwise.decide.evidence import ChanceLoss, as_numbers, check_columns
 from rankwise.decide.explain import PLAIN, Wording, wording_of
 from rankwise.decide.metrics import snake
-from rankwise.errors import RankwiseError, RequestError, some
+from rankwise.errors import RankwiseError, RequestError, nearest, some
 from rankwise.store.records import (
     EVIDENCE_COLUMNS,
     TrialRecord,
@@ -34,26 +27,30 @@ from rankwise.store.records import (
 )
 from rankwise.tasks.readers import FORMATS
 
+KEY = ["rank", "seed", "learning_rate", "example_id"]
+DEFAULTS = {"seed": 0, "learning_rate": 0.0}  # values where none is recorded
+
 
 @dataclass(frozen=True)
 class ImportedResults:
-    """Others' results as evidence.
+    """Results of others as evidence.
 
     Attributes:
-        evidence: a row per (rank, seed, learning_rate) or, where results are per example, per (rank, seed,
-            learning_rate, example_id). Columns: ``rank`` and ``seed`` (int; seed 0 where none is known),
-            ``learning_rate`` (float; 0.0 where none is known), ``example_id`` (int or str; only where results are
-            per example), ``diverged`` (bool) and a float column per metric, finite except in rows that diverged.
-            The held-out loss, whatever it was called, is ``loss``; other metrics keep their name in lower case
-            without the part of the data (``eval_accuracy`` is ``accuracy``).
-        metrics: names of the metric columns: the one asked for first, then the held-out loss where there is one;
+        evidence: one row per (rank, seed, learning_rate) or, for results per example, per (rank,
+            seed, learning_rate, example_id). Columns: ``rank`` and ``seed`` (int), ``learning_rate``
+            (float), ``example_id`` (int or str; only for results per example), ``diverged`` (bool)
+            and a float column per metric, finite except where a trial diverged. The held-out loss
+            is always called ``loss``; other metrics keep their name in lower case without the name
+            of the split (``eval_accuracy`` is ``accuracy``). Seeds and rates that are not recorded
+            are 0.
+        metrics: names of the metric columns: the requested one first, then the held-out loss;
             ``train_loss``, which is not held out, last.
-        train_loss: columns ``rank``, ``seed``, ``learning_rate``, ``step`` and ``train_loss`` (finite) where
-            histories are known, else None.
-        trials: trials of the rankwise sweeps among the results; empty where there are none.
-        notes: what was guessed or left out, to be said aloud.
-        chance_loss: the held-out loss that says nothing is learnt, of a single sweep that knows it.
-        wording: how sentences speak of the loss.
+        train_loss: columns ``rank``, ``seed``, ``learning_rate``, ``step`` and ``train_loss``
+            (finite); None if no source logged training losses.
+        trials: trials of the rankwise sweeps among the results; empty if there are none.
+        notes: guesses and omissions that the user should know of.
+        chance_loss: chance-level held-out loss, of a single sweep that knows it.
+        wording: names of the loss in sentences.
     """
 
     evidence: pd.DataFrame
@@ -74,119 +71,123 @@ def read_results(
     learning_rate_column: str | None = None,
     example_column: str | None = None,
 ) -> ImportedResults:
-    """Read results that others produced.
+    """Read results that others produced, and join those of several paths.
 
-    Each path is one of: a rankwise sweep directory; a table (CSV, TSV, JSON lines, Parquet); a directory of training
-    runs, or one run (see `rankwise.analysis.run_logs`); a result file of PEFT's method comparison or a directory of
-    them (see `rankwise.analysis.peft_comparison`). Results of several paths are put together.
+    Each path is one of: a rankwise sweep directory; a table (CSV, TSV, JSON lines, Parquet); a
+    directory of training runs, or one run (see `rankwise.analysis.run_logs`); a result file of
+    PEFT's method comparison or a directory of them (see `rankwise.analysis.peft_comparison`).
 
     Args:
         paths: files and directories.
-        rank_column: the tables' column of ranks; by default the one with a conventional name, and so for the others.
-        metric: a metric to look for, beside those known by name; it comes first in ``metrics``.
-        seed_column: the tables' column of seeds.
-        learning_rate_column: the tables' column of learning rates.
-        example_column: the tables' column of held-out examples' ids.
+        rank_column: column of ranks in tables; by default the one with a conventional name.
+        metric: a metric to look for, besides those with known names; it comes first.
+        seed_column: column of seeds in tables, found like the ranks.
+        learning_rate_column: column of learning rates in tables, found like the ranks.
+        example_column: column of the held-out examples' ids in tables, found like the ranks.
 
     Raises:
-        RequestError: a path cannot be read or holds no results, there is no such column or metric, a rank is not a
-            positive whole number, a metric is not finite in a row that did not diverge, or results stand twice.
+        RequestError: a path cannot be read or holds no results, a column or metric is missing, a
+            rank is not a positive whole number, a metric is not finite in a row that did not
+            diverge, or a result occurs twice.
     """
     columns = {
-        "rank": rank_column, "seed": seed_column, "learning_rate": learning_rate_column, "example": example_column,
-    }  # fmt: skip
+        "rank": rank_column,
+        "seed": seed_column,
+        "learning_rate": learning_rate_column,
+        "example": example_column,
+    }
     if not paths:
         raise RequestError("no results were named; allowed are files and directories")
-    parts: list[ResultsSource] = []
+    sources: list[ResultsSource] = []
     notes: list[str] = []
-    for path in paths:
-        found, said = _read_path(Path(path), columns, metric)
-        if not found:
-            raise RequestError(f"{str(path)!r} holds no results: {'; '.join(said)}")
-        parts += found
-        notes += said
-    for part in parts:
-        notes += part.notes
-    given = [f"{role}_column" for role, column in columns.items() if column is not None]
-    if given and all(path.is_dir() or path.suffix.lower() == ".json" for path in map(Path, paths)):
+    for path in map(Path, paths):
+        read, omissions = _read_path(path, columns, metric)
+        if not read:
+            raise RequestError(f"{str(path)!r} holds no results: {'; '.join(omissions)}")
+        sources += read
+        notes += omissions
+    for source in sources:
+        notes += source.notes
+    named = [f"{role}_column" for role, column in columns.items() if column is not None]
+    if named and not any(_is_table(path) for path in map(Path, paths)):
         raise RequestError(
-            f"{given[0]} is for tables, and {some(map(str, paths))} holds none; leave it out"
+            f"{named[0]} is for tables, and {some(map(str, paths))} holds none; leave it out"
         )
-    metrics = common_metrics(parts, metric, notes)
-    evidence = join_evidence(parts, metrics, notes)
-    refuse_repeats(parts, evidence)
-    notes += _cautions(parts)
-    evidence = evidence.reset_index(drop=True)
-    trials = tuple(trial for part in parts for trial in part.trials)
-    chance_loss, wording = (
-        (parts[0].chance_loss, parts[0].wording) if len(parts) == 1 else (None, PLAIN)
-    )
+    metrics = _common_metrics(sources, metric, notes)
+    evidence = _join(sources, metrics, notes)
+    _refuse_repeats(sources, evidence)
+    notes += _comparability_notes(sources)
+    single = sources[0] if len(sources) == 1 else None
     return ImportedResults(
-        evidence,
-        tuple(metrics),
-        _histories(parts),
-        trials,
-        tuple(dict.fromkeys(notes)),
-        chance_loss,
-        wording,
+        evidence=evidence.reset_index(drop=True),
+        metrics=tuple(metrics),
+        train_loss=_join_train_losses(sources),
+        trials=tuple(trial for source in sources for trial in source.trials),
+        notes=tuple(dict.fromkeys(notes)),
+        chance_loss=single.chance_loss if single else None,
+        wording=single.wording if single else PLAIN,
     )
+
+
+def _is_table(path: Path) -> bool:
+    return not path.is_dir() and path.suffix.lower() != ".json"
 
 
 def _read_path(
     path: Path, columns: dict[str, str | None], metric: str | None
 ) -> tuple[list[ResultsSource], list[str]]:
-    """Return the parts at a path, and notes on what was left out; no parts if nothing could be used."""
+    """Return the sources at a path, and notes on what was left out."""
     if path.is_file() and path.suffix.lower() == ".json":
-        content = read_object(path)
+        content = read_json_object(path)
         if not is_comparison(content):
             raise RequestError(
-                f"{str(path)!r} is not a result of PEFT's method comparison (it has no run_info and train_info); "
-                f"allowed are those and tables that end in {', '.join(FORMATS)}"
+                f"{str(path)!r} is not a result of PEFT's method comparison (it has no run_info "
+                f"and train_info); allowed are those and tables that end in {', '.join(FORMATS)}"
             )
-        return _sort_out([(path.name, read_comparison(path, content, metric))])
+        return _separate([(path.name, read_comparison(path, content, metric))])
     if not path.is_dir():
         return [read_result_table(path, columns, metric)], []
     if (path / "sweep.json").is_file() and (path / "trials").is_dir():
         return [_read_sweep(path)], []
     try:
-        parts, notes = read_run_directories(path, metric)
-        contents = (
-            [(file, read_object(file)) for file in sorted(path.glob("*.json"))] if not parts else []
-        )
+        runs, notes = read_run_directories(path, metric)
+        files = [] if runs else sorted(path.glob("*.json"))
+        contents = [(file, read_json_object(file)) for file in files]
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-    compared = [
+    comparisons = [
         (file.name, read_comparison(file, content, metric))
         for file, content in contents
         if is_comparison(content)
     ]
-    if compared:
-        return _sort_out(compared)
-    if not parts and not notes:
+    if comparisons:
+        return _separate(comparisons)
+    if not runs and not notes:
         raise RequestError(
-            f"{str(path)!r} holds no results; allowed are a rankwise sweep (sweep.json), runs at most {DEPTH} "
-            f"directories down ({' or '.join(CONFIGS[:2])} with metrics.jsonl or trainer_state.json), and results of "
-            "PEFT's method comparison; name a table itself"
+            f"{str(path)!r} holds no results; allowed are a rankwise sweep (sweep.json), runs at "
+            f"most {DEPTH} directories down ({' or '.join(CONFIGS[:2])} with metrics.jsonl or "
+            "trainer_state.json), and results of PEFT's method comparison; name the file of a table"
         )
-    return parts, notes
+    return runs, notes
 
 
-def _sort_out(read: list[tuple[str, ResultsSource | str]]) -> tuple[list[ResultsSource], list[str]]:
-    parts = [part for _, part in read if isinstance(part, ResultsSource)]
-    return parts, [
-        f"{name} is left out: {reason}" for name, reason in read if isinstance(reason, str)
-    ]
+def _separate(
+    results: list[tuple[str, ResultsSource | str]],
+) -> tuple[list[ResultsSource], list[str]]:
+    """Separate sources from the reasons why files are left out, which become notes."""
+    sources = [each for _, each in results if isinstance(each, ResultsSource)]
+    reasons = [(name, each) for name, each in results if isinstance(each, str)]
+    return sources, [f"{name} is left out: {reason}" for name, reason in reasons]
 
 
 def _read_sweep(directory: Path) -> ResultsSource:
-    """Read a rankwise sweep's evidence and its trials' training losses and costs."""
+    """Read the evidence, training losses and trials of a rankwise sweep."""
     try:
         rows, trials = read_evidence(directory), read_trials(directory)
         train_loss = read_train_losses(directory)
     except (OSError, ValueError, RankwiseError) as error:
-        raise RequestError(
-            f"sweep {str(directory)!r} cannot be read: {' '.join(str(error).split())}"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise RequestError(f"sweep {str(directory)!r} cannot be read: {reason}") from None
     missing = [name for name in EVIDENCE_COLUMNS if name not in rows.columns]
     if missing:
         raise RequestError(
@@ -195,12 +196,12 @@ def _read_sweep(directory: Path) -> ResultsSource:
     if rows.empty:
         raise RequestError(f"sweep {str(directory)!r} has no complete trial yet; run it first")
     sweep = read_sweep(directory)
-    assert sweep is not None  # its file is what makes the directory a sweep
+    assert sweep is not None  # a directory without sweep.json is not read as a sweep
     score = snake(sweep.task.score)
     return ResultsSource(
         origin=str(directory),
         rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
-        names={"loss": "loss", "score": score},
+        metrics={"loss": "loss", "score": score},
         train_loss=None if train_loss.empty else train_loss,
         trials=tuple(trials),
         chance_loss=read_chance_loss(directory),
@@ -208,44 +209,186 @@ def _read_sweep(directory: Path) -> ResultsSource:
     )
 
 
-def _cautions(parts: list[ResultsSource]) -> list[str]:
-    """Say what limits a comparison of results."""
-    cautions = []
-    for own in dict.fromkeys(own for part in parts for own in part.names.values()):
+def _common_metrics(
+    sources: list[ResultsSource], requested: str | None, notes: list[str]
+) -> list[str]:
+    """Return the metrics that all sources have, the requested one first and train_loss last.
+
+    Sources whose trials all diverged do not count. Notes name the metrics that only some have.
+    """
+    finite = [source for source in sources if not source.rows["diverged"].astype(bool).all()]
+    counted = finite or sources
+    metrics = list(dict.fromkeys(name for source in counted for name in source.metrics.values()))
+    if not metrics:
+        origins = some(source.origin for source in sources)
+        raise RequestError(f"every trial diverged and no metric is recorded; results: {origins}")
+    chosen = None if requested is None else _find_metric(requested, metrics, counted)
+    common = [
+        name for name in metrics if all(name in source.metrics.values() for source in counted)
+    ]
+    for name in metrics:
+        if name in common:
+            continue
+        without = [source.origin for source in counted if name not in source.metrics.values()]
+        missing = (
+            f"metric {name!r} is missing in {len(without)} of {len(counted)} results "
+            f"({some(without)})"
+        )
+        if name == chosen or not common:
+            raise RequestError(
+                f"{missing}; leave those results out, or name a metric that all have: "
+                f"{some(common) or 'none'}"
+            )
+        notes.append(f"{missing} and left out")
+    order = {"loss": -1, "train_loss": 1}
+    rest = [name for name in common if name != chosen]
+    rest.sort(key=lambda name: order.get(name, 0))
+    return rest if chosen is None else [chosen, *rest]
+
+
+def _find_metric(requested: str, metrics: list[str], sources: list[ResultsSource]) -> str:
+    """Return the metric that the user requested, by its name in a source or in the evidence."""
+    written = {name: metric for source in sources for name, metric in source.metrics.items()}
+    spellings = {snake(name): metric for name, metric in written.items()}
+    spellings |= {metric: metric for metric in metrics}
+    metric = written.get(requested) or spellings.get(snake(requested))
+    if metric is None:
+        hint = nearest(requested, [*metrics, *written])
+        raise RequestError(f"there is no metric {requested!r}{hint}; metrics: {some(metrics, 12)}")
+    return metric
+
+
+def _join(sources: list[ResultsSource], metrics: list[str], notes: list[str]) -> pd.DataFrame:
+    """Join the rows of all sources and check them; the index is (source, row)."""
+    per_example = ["example_id" in source.rows.columns for source in sources]
+    if any(per_example) and not all(per_example):
+        with_ids = sources[per_example.index(True)].origin
+        without_ids = sources[per_example.index(False)].origin
+        raise RequestError(
+            f"{with_ids} holds results per example and {without_ids} does not; "
+            "give results of one kind"
+        )
+    for name, default in DEFAULTS.items():
+        without = [source.origin for source in sources if name not in source.rows.columns]
+        if without:
+            where = f" in {some(without)}" if len(without) < len(sources) else ""
+            notes.append(
+                f"no {name.replace('_', ' ')} is recorded{where}; it is taken as {default:g}"
+            )
+    columns = [*KEY[: 3 + any(per_example)], "diverged", *metrics]
+    rows = []
+    for source in sources:
+        missing = {name: each for name, each in DEFAULTS.items() if name not in source.rows.columns}
+        rows.append(source.rows.assign(**missing))
+    evidence = pd.concat(rows, keys=range(len(sources))).reindex(columns=columns)
+    return check_columns(evidence, metrics, partial(_refuse, sources))
+
+
+def _refuse(
+    sources: list[ResultsSource], values: pd.Series, good: np.ndarray, allowed: str
+) -> None:
+    """Refuse a column with bad values; name the column, the values and their rows."""
+    bad = values[~good]
+    if bad.empty:
+        return
+    metrics = sources[bad.index[0][0]].metrics
+    names = [
+        f" ({written!r})" for written, name in metrics.items() if name == values.name != written
+    ]
+    raise RequestError(
+        f"{values.name}{''.join(names)}: {some(bad.astype(str).unique())} in {len(bad)} of {len(values)} rows "
+        f"({_places(sources, bad.index)}); allowed are {allowed}"
+    )
+
+
+def _places(sources: list[ResultsSource], rows: pd.Index) -> str:
+    """Return the origins and numbers of rows, given as (source, row)."""
+    places = []
+    for number in dict.fromkeys(source for source, _ in rows):
+        source = sources[number]
+        inside = [row for source_number, row in rows if source_number == number]
+        places.append(
+            source.origin if len(source.rows) == 1 else f"{source.origin} row {some(inside)}"
+        )
+    return some(places)
+
+
+def _refuse_repeats(sources: list[ResultsSource], evidence: pd.DataFrame) -> None:
+    """Refuse results that occur twice, with advice on what would distinguish them."""
+    key = [name for name in KEY if name in evidence.columns]
+    repeated = evidence.duplicated(key)
+    if not repeated.any():
+        return
+    first = {name: evidence.loc[repeated, name].iloc[0] for name in key}
+    equal = [(evidence[name] == value).to_numpy() for name, value in first.items()]
+    same = evidence.index[np.logical_and.reduce(equal)]
+    result = f"rank {first['rank']}, seed {first['seed']}, learning rate {first['learning_rate']:g}"
+    if "example_id" in key:
+        result += f", example {first['example_id']}"
+    pair = [sources[same[0][0]], sources[same[1][0]]]
+    differing = _differing_settings(pair)
+    if differing:
+        advice = f"they differ in {some(differing)}; give runs that differ in their rank only"
+    elif all(source.is_run for source in pair):
+        advice = (
+            "keep one of them, or record what distinguishes it in its args.json: "
+            '{"seed": 1}, or another learning rate, such as {"learning_rate": 1e-4}'
+        )
+    else:
+        column = "seed_column" if "example_id" in key else "seed_column or example_column"
+        advice = (
+            "keep one of each, such as a run's last step, or name the column that distinguishes "
+            f"them with {column}"
+        )
+    count = int(repeated.sum())
+    rows = f"{count} row repeats another" if count == 1 else f"{count} rows repeat another"
+    raise RequestError(f"{rows}, such as {result} ({_places(sources, same[:5])}); {advice}")
+
+
+def _differing_settings(sources: Sequence[ResultsSource]) -> list[str]:
+    """Return the settings that differ between sources, where they are known."""
+    values: dict[str, set[str]] = {}
+    for source in sources:
+        for name, value in source.settings.items():
+            values.setdefault(name, set()).add(value)
+    return [name for name, different in values.items() if len(different) > 1]
+
+
+def _comparability_notes(sources: list[ResultsSource]) -> list[str]:
+    """Return notes on what limits a comparison of the results."""
+    notes = []
+    for metric in dict.fromkeys(name for source in sources for name in source.metrics.values()):
         written = dict.fromkeys(
-            name for part in parts for name, metric in part.names.items() if metric == own
+            name for source in sources for name, each in source.metrics.items() if each == metric
         )
         if len(written) > 1:
-            cautions.append(
-                f"{own} is called {some(map(repr, written))}; they compare if the held-out data are the same"
+            notes.append(
+                f"{metric} is called {some(map(repr, written))}; "
+                "they are comparable if the held-out data are the same"
             )
-    steps = [part.step for part in parts if part.step is not None]
+    steps = [source.step for source in sources if source.step is not None]
     if steps:
-        reached = (
-            f"step {steps[0]}"
-            if min(steps) == max(steps)
-            else f"steps {min(steps)} to {max(steps)}, not the same"
-        )
-        cautions.append(f"of each run the last evaluation counts ({reached})")
-    if differ := differences(parts):
-        cautions.append(f"the runs differ in more than their rank: {some(differ)}")
-    return cautions
+        reached = f"step {steps[0]}"
+        if min(steps) < max(steps):
+            reached = f"steps {min(steps)} to {max(steps)}, not the same"
+        notes.append(f"the last evaluation of each run counts ({reached})")
+    differing = _differing_settings(sources)
+    if differing:
+        notes.append(f"the runs differ in more than their rank: {some(differing)}")
+    return notes
 
 
-def _histories(parts: list[ResultsSource]) -> pd.DataFrame | None:
-    frames = [part.train_loss for part in parts if part.train_loss is not None]
+def _join_train_losses(sources: list[ResultsSource]) -> pd.DataFrame | None:
+    """Join the training losses of all sources, without those that are not finite."""
+    frames = [source.train_loss for source in sources if source.train_loss is not None]
     if not frames:
         return None
-    known = pd.concat(frames, ignore_index=True).reindex(columns=[*KEY[:3], "step", "train_loss"])
-    known = known[np.isfinite(as_numbers(known["train_loss"]))].fillna(UNKNOWN)
-    kinds = {
-        "rank": np.int64,
-        "seed": np.int64,
-        "learning_rate": float,
-        "step": np.int64,
-        "train_loss": float,
+    joined = pd.concat(frames, ignore_index=True)
+    losses = joined.reindex(columns=[*KEY[:3], "step", "train_loss"])
+    finite = losses[np.isfinite(as_numbers(losses["train_loss"]))].fillna(DEFAULTS)
+    whole = ("rank", "seed", "step")
+    columns = {
+        name: as_numbers(finite[name]).astype(np.int64 if name in whole else float)
+        for name in finite.columns
     }
-    known = pd.DataFrame(
-        {name: as_numbers(known[name]).astype(kind) for name, kind in kinds.items()}
-    )
-    return None if known.empty else known
+    return None if finite.empty else pd.DataFrame(columns)

@@ -1,7 +1,7 @@
-"""What one source of results gives, before several are put together."""
+"""Results from a single source, before several sources are joined, and helpers to read logs."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,37 +13,42 @@ from rankwise.decide.explain import PLAIN, Wording
 from rankwise.errors import RequestError
 from rankwise.store.records import TrialRecord
 
-# Settings that move results as much as a rank does; runs that differ in them do not compare ranks alone.
+# Settings that can change results as much as the rank does. Runs that differ in them do not
+# compare ranks alone.
 SETTINGS = (
-    "peft_type", "target_modules", "use_rslora", "use_dora", "init_lora_weights", "lora_dropout", "bias",
-    "modules_to_save", "rank_pattern", "layers_to_transform", "optimizer_type", "optim", "lr_scheduler",
-    "lr_scheduler_type", "lr_schedule", "max_steps", "num_epochs", "num_train_epochs", "epochs", "batch_size",
-    "per_device_train_batch_size", "weight_decay", "model", "model_id", "model_name", "base_model_name_or_path",
+    "peft_type", "target_modules", "use_rslora", "use_dora", "init_lora_weights", "lora_dropout",
+    "bias", "modules_to_save", "rank_pattern", "layers_to_transform", "optimizer_type", "optim",
+    "lr_scheduler", "lr_scheduler_type", "lr_schedule", "max_steps", "num_epochs",
+    "num_train_epochs", "epochs", "batch_size", "per_device_train_batch_size", "weight_decay",
+    "model", "model_id", "model_name", "base_model_name_or_path",
 )  # fmt: skip
+LARGEST_STEP = 2**53
 
 
 @dataclass(frozen=True)
 class ResultsSource:
-    """One source: a table, a rankwise sweep, a run or a result file.
+    """Results from one source: a table, a rankwise sweep, a training run or a result file.
 
     Attributes:
-        origin: what to call it in a message.
-        rows: a row per result, not yet checked: columns ``rank``, ``diverged``, the metrics' own names, and ``seed``,
-            ``learning_rate`` and ``example_id`` where known. The index is the row's number in the source.
-        names: the metrics, from the name as written to its own name.
-        notes: what was guessed or left out.
-        train_loss: columns ``rank``, ``seed``, ``learning_rate`` (as far as known), ``step`` and ``train_loss``.
-        trials: of a sweep, its complete trials.
-        step: of a run, the step of the evaluation that counts, if known.
-        is_run: whether it is a single run, not a table or a sweep.
-        settings: those of SETTINGS that are known, as JSON text.
-        chance_loss: of a sweep, the held-out loss that says nothing is learnt, where it is known.
-        wording: of a sweep, how sentences speak of its loss.
+        origin: name of the source for messages.
+        rows: one row per result, not yet checked. Columns: ``rank``, ``diverged``, each metric,
+            and ``seed``, ``learning_rate`` and ``example_id`` where known. The index is the row
+            number in the source, from 1.
+        metrics: name of each metric in ``rows``, by its name in the source.
+        notes: guesses and omissions that the user should know of.
+        train_loss: training losses, with columns ``rank``, ``seed``, ``learning_rate`` (where
+            known), ``step`` and ``train_loss``; None where not logged.
+        trials: complete trials of a rankwise sweep; empty for other sources.
+        step: step of a run's last evaluation, where known.
+        is_run: whether the source is a single run, not a table or a sweep.
+        settings: values of the SETTINGS of a run that are known, as JSON text.
+        chance_loss: chance-level held-out loss of a sweep, where known.
+        wording: names of a sweep's loss in sentences.
     """
 
     origin: str
     rows: pd.DataFrame
-    names: Mapping[str, str]
+    metrics: Mapping[str, str]
     notes: tuple[str, ...] = ()
     train_loss: pd.DataFrame | None = None
     trials: tuple[TrialRecord, ...] = ()
@@ -54,92 +59,84 @@ class ResultsSource:
     wording: Wording = PLAIN
 
 
-def known_settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return those of SETTINGS that a configuration holds, as text that compares equal when the values do."""
-    found = {}
+def comparable_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SETTINGS in a configuration, as JSON text that is equal if the values are."""
+    settings = {}
     for name in SETTINGS:
         value = config.get(name)
         if isinstance(value, list):
             value = sorted(value, key=str)  # PEFT writes sets, whose order differs between runs
         if value is not None and value != {}:
-            found[name] = json.dumps(value, sort_keys=True)
-    return found
+            settings[name] = json.dumps(value, sort_keys=True)
+    return settings
 
 
-def last_values(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the last number logged under each name."""
+def last_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the last number that a log holds under each name."""
     values: dict[str, float] = {}
     for row in rows:
         values |= {name: float(value) for name, value in row.items() if is_number(value)}
     return values
 
 
-def is_scalar(value: object) -> bool:
-    """Whether a JSON value can be a rank, a seed or a rate, right or wrong: a number or a text."""
-    return is_number(value) or isinstance(value, str)
-
-
-def history(
-    rows: list[dict[str, Any]], names: tuple[str, ...], identity: Mapping[str, Any]
-) -> pd.DataFrame | None:
-    """Return a run's training loss per step, None if it was not logged.
-
-    Args:
-        rows: of the log, in order; a step logged twice (by a resumed run) counts once, the last time.
-        names: under which the loss may be logged; the first that is there counts.
-        identity: the run's ``rank`` and, as far as known, ``seed`` and ``learning_rate``.
-    """
-    for name in names:
-        logged = {
-            _step(row, number): row[name]
-            for number, row in enumerate(rows, start=1)
-            if is_number(row.get(name))
-        }
-        if logged:
-            steps = sorted(logged)
-            return pd.DataFrame(
-                {**identity, "step": steps, "train_loss": [float(logged[step]) for step in steps]}
-            )
+def last_step(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> int | None:
+    """Return the last step at which one of the names was logged; None if none was."""
+    for number, row in reversed(list(enumerate(rows, start=1))):
+        if any(is_number(row.get(name)) for name in names):
+            return _step(row, number)
     return None
 
 
-def _step(row: Mapping[str, Any], number: int) -> int:
-    given = (row[name] for name in ("step", "global_step", "_step") if is_number(row.get(name)))
-    return next((int(step) for step in given if abs(step) < 2**53), number)  # NaN is not
+def train_loss_history(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], identity: Mapping[str, Any]
+) -> pd.DataFrame | None:
+    """Return a run's training loss per step; None if it was not logged.
+
+    Args:
+        rows: rows of the log in order. Of a step that was logged twice, by a resumed run, the
+            last row counts.
+        names: possible names of the training loss; the first that was logged is used.
+        identity: the run's ``rank``, and its ``seed`` and ``learning_rate`` where known.
+    """
+    for name in names:
+        losses = {
+            _step(row, number): float(row[name])
+            for number, row in enumerate(rows, start=1)
+            if is_number(row.get(name))
+        }
+        if losses:
+            steps = sorted(losses)
+            logged = [losses[step] for step in steps]
+            return pd.DataFrame({**identity, "step": steps, "train_loss": logged})
+    return None
 
 
-def last_step(rows: list[dict[str, Any]], names: Mapping[str, str]) -> int | None:
-    """Return the step at which a metric was last logged."""
-    steps = [
-        _step(row, number)
-        for number, row in enumerate(rows, start=1)
-        if any(is_number(row.get(n)) for n in names)
-    ]
-    return steps[-1] if steps else None
+def is_scalar(value: object) -> bool:
+    """Return whether a JSON value is a number or a text, as ranks, seeds and rates are."""
+    return is_number(value) or isinstance(value, str)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object; NaN and Infinity, which Python's writer uses, are numbers.
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; NaN and Infinity are numbers, as Python writes them.
 
     Raises:
-        RequestError: it cannot be read or holds something else.
+        RequestError: the file cannot be read or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{str(path)!r} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise RequestError(
-            f"{str(path)!r} holds a JSON {type(content).__name__}; allowed is an object"
-        )
+        kind = type(content).__name__
+        raise RequestError(f"{str(path)!r} holds a JSON {kind}; allowed is an object")
     return content
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of JSON lines, each an object; blank lines are skipped.
+    """Read a file with a JSON object on each line; blank lines are skipped.
 
     Raises:
-        RequestError: it cannot be read or a line is something else; the line is named.
+        RequestError: the file cannot be read, or a line is something else; the line is named.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -148,12 +145,21 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        place = f"{str(path)!r} line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"{str(path)!r} line {number} is not JSON: {error}") from None
+            raise RequestError(f"{place} is not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise RequestError(
-                f"{str(path)!r} line {number} holds a JSON {type(row).__name__}; allowed is an object"
-            )
+            kind = type(row).__name__
+            raise RequestError(f"{place} holds a JSON {kind}; allowed is an object")
         yield row
+
+
+def _step(row: Mapping[str, Any], number: int) -> int:
+    """Return the step of a log's row, or the row's number if none is given."""
+    for name in ("step", "global_step", "_step"):
+        step: Any = row.get(name)
+        if is_number(step) and abs(step) < LARGEST_STEP:  # false for NaN
+            return int(step)
+    return number

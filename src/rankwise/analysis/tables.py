@@ -13,16 +13,13 @@ from rankwise.decide.metrics import find_metrics
 from rankwise.errors import RequestError, nearest, some
 from rankwise.tasks.readers import Table, read_table
 
-# Conventional names, in lower case, the plainest first.
-ROLES = {
+# Conventional column names of each role, in lower case; the most explicit first.
+COLUMN_NAMES = {
     "rank": ("rank", "lora_rank", "lora_r", "r"),
     "seed": ("seed", "random_seed"),
     "learning_rate": ("learning_rate", "lr"),
     "example": ("example_id", "sample_id", "example", "sample", "id", "idx", "index"),
 }
-ROLE_COLUMNS = {
-    "example": "example_id"
-}  # where the column of the evidence is not called as its role
 
 
 def read_result_table(
@@ -31,89 +28,84 @@ def read_result_table(
     """Read a table of results.
 
     Args:
-        path: of the file; its ending says the format.
-        wanted: the column of each role in ROLES, None to go by conventional names.
-        metric: a metric to look for beside those known by name.
+        path: path of the file; its ending tells the format.
+        wanted: column of each role in COLUMN_NAMES; None to look for a conventional name.
+        metric: a metric to look for, besides those with known names.
 
     Raises:
-        RequestError: the file cannot be read, has no column for the rank or for a metric, a column is named for two
-            roles, or ``diverged`` holds something else than true and false.
+        RequestError: the file cannot be read, lacks a column for the rank or a metric, gives one
+            column two roles, or ``diverged`` holds something other than true and false.
     """
     table = read_table(path).rows
     table.index = pd.RangeIndex(1, len(table) + 1)
-    notes: list[str] = []
-    columns = _pick_columns(table, wanted, path, notes)
-    divergence = next((column for column in table.columns if column.lower() == "diverged"), None)
-    rest = [column for column in table.columns if column not in {*columns.values(), divergence}]
-    numbers = {column: as_measures(table[column]) for column in rest}
-    # Text such as "n/a" in a column of numbers is a bad value, reported later; a column of text only is no metric.
-    numbers = {column: values for column, values in numbers.items() if not np.isnan(values).all()}
-    names, _ = find_metrics(numbers, metric)
-    if not names:
+    columns, notes = _pick_columns(table, wanted, path)
+    diverged_column = Table(table, path).find_column(("diverged",))
+    taken = {*columns.values(), diverged_column}
+    rest = [column for column in table.columns if column not in taken]
+    values = {column: as_measures(table[column]) for column in rest}
+    # A column of text only is not a metric. In a column of numbers, text such as "n/a" is a bad
+    # value, which is refused later.
+    numbers = {column: each for column, each in values.items() if not np.isnan(each).all()}
+    metrics, _ = find_metrics(numbers, metric)
+    if not metrics:
         missing = "no column that is plainly a metric; name it with metric"
         if metric is not None:
-            missing = (
-                f"no column of numbers for the metric {metric!r}{nearest(metric, table.columns)}"
-            )
+            hint = nearest(metric, table.columns)
+            missing = f"no column of numbers for the metric {metric!r}{hint}"
         raise RequestError(f"{str(path)!r} has {missing}; columns: {some(table.columns, 12)}")
 
-    rows = pd.DataFrame(
-        {ROLE_COLUMNS.get(role, role): table[column] for role, column in columns.items()}
-    )
-    rows["diverged"] = (
-        False if divergence is None else as_booleans(table[divergence], partial(_refuse, path))
-    )
-    for written, own in names.items():
-        rows[own] = numbers[written]
-    read = [
-        f"{own} from {name!r}"
-        for own, name in (*columns.items(), *((own, name) for name, own in names.items()))
-    ]
-    left_out = [column for column in rest if column not in names]
-    notes.append(
-        f"{path.name}: read {', '.join(read)}"
-        + (f"; left out {some(left_out, 8)}" if left_out else "")
-    )
-
-    return ResultsSource(origin=path.name, rows=rows, names=names, notes=tuple(notes))
+    names = {"example": "example_id"}
+    roles = {names.get(role, role): table[column] for role, column in columns.items()}
+    rows = pd.DataFrame(roles, index=table.index)
+    rows["diverged"] = False
+    if diverged_column is not None:
+        rows["diverged"] = as_booleans(table[diverged_column], partial(_refuse, path))
+    for written, name in metrics.items():
+        rows[name] = numbers[written]
+    used = [f"{role} from {column!r}" for role, column in columns.items()]
+    used += [f"{name} from {written!r}" for written, name in metrics.items()]
+    left_out = [column for column in rest if column not in metrics]
+    omitted = f"; left out {some(left_out, 8)}" if left_out else ""
+    notes.append(f"{path.name}: read {', '.join(used)}{omitted}")
+    return ResultsSource(origin=path.name, rows=rows, metrics=metrics, notes=tuple(notes))
 
 
 def _pick_columns(
-    table: pd.DataFrame, wanted: Mapping[str, str | None], path: Path, notes: list[str]
-) -> dict[str, str]:
-    """Return the column of each role that the table has."""
-    columns = {
-        role: Table(table, path).pick_column(name, (), role)
-        for role, name in wanted.items()
-        if name is not None
-    }
-    for role, column in columns.items():
-        twice = [other for other, name in columns.items() if name == column and other != role]
-        if twice:
-            raise RequestError(
-                f"{role}_column and {twice[0]}_column are both {column!r}; name two columns"
-            )
-    for role, names in ROLES.items():
-        free = table.drop(columns=list(columns.values()))
-        if role not in columns and (
-            role == "rank" or any(column.lower() in names for column in free.columns)
-        ):
-            columns[role] = Table(free, path).pick_column(None, names, role)
+    table: pd.DataFrame, wanted: Mapping[str, str | None], path: Path
+) -> tuple[dict[str, str], list[str]]:
+    """Return the column of each role that the table has, and notes on columns left out."""
+    columns: dict[str, str] = {}
+    for role, column in wanted.items():
+        if column is None:
+            continue
+        for other, taken in columns.items():
+            if column == taken:
+                raise RequestError(
+                    f"{other}_column and {role}_column are both {column!r}; name two columns"
+                )
+        columns[role] = Table(table, path).pick_column(column, (), role)
+    for role, names in COLUMN_NAMES.items():
+        if role in columns:
+            continue
+        free = Table(table.drop(columns=list(columns.values())), path)
+        if role == "rank" or free.find_column(names) is not None:
+            columns[role] = free.pick_column(None, names, role)
     example = columns.get("example")
-    if example is not None and wanted["example"] is None and table[example].astype(str).is_unique:
-        # Held-out examples are the same ones at every rank; numbers that never repeat count the table's rows.
-        notes.append(
-            f"{path.name}: {example!r} is left out: its values never repeat, so it is no example id"
-        )
+    if example is None or wanted["example"] is not None:
+        return columns, []
+    # The same held-out examples occur at every rank, so ids that never repeat are row numbers.
+    if table[example].astype(str).is_unique:
         del columns["example"]
-    return columns
+        note = f"{example!r} is left out: its values never repeat, so they are not example ids"
+        return columns, [f"{path.name}: {note}"]
+    return columns, []
 
 
 def _refuse(path: Path, values: pd.Series, good: np.ndarray, allowed: str) -> None:
-    """Refuse values, naming column, file and rows."""
+    """Refuse a column with bad values; name the column, the file and the rows."""
     bad = values[~good]
     if len(bad):
         raise RequestError(
-            f"column {values.name!r} of {str(path)!r}: {some(bad.astype(str).unique())} in {len(bad)} rows "
-            f"(row {some(bad.index)}); allowed are {allowed}"
+            f"column {values.name!r} of {str(path)!r}: {some(bad.astype(str).unique())} in "
+            f"{len(bad)} rows (row {some(bad.index)}); allowed are {allowed}"
         )

@@ -1,20 +1,34 @@
-"""A trial's adapter and head as they are before training, drawn from its seed by PEFT and transformers themselves."""
+"""Adapters before training: initial values from the seed, from data, or from the base's weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    initialize_lora_eva_weights,
+)
 from transformers import set_seed
 
+from rankwise.engine.config import BASE_CHANGING_INITS
 from rankwise.engine.trial import Trial
+from rankwise.errors import RankwiseError, RequestError
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries, reinitialize
 
+EVA_BATCH = 64  # examples in each step of EVA's incremental decomposition
+# Steps after which the data do not distinguish as many directions as the rank asks for.
+MAX_EVA_STEPS = 500
+
 
 def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
-    """Return a copy of the weights that putting on an adapter draws anew, by module."""
+    """Return a copy of the weights of modules trained in full, by module, to undo their training."""
     return {
         name: {
             key: value.clone() for key, value in base.model.get_submodule(name).state_dict().items()
@@ -23,21 +37,22 @@ def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def put_on_adapter(
+def attach_adapter(
     base: BaseModel,
     trial: Trial,
     saved: Mapping[str, Mapping[str, torch.Tensor]],
     use_dora: bool = False,
     init: str = "default",
 ) -> PeftModel:
-    """Put a fresh adapter on the base; take it off with ``unload()``.
+    """Attach an untrained adapter to the base; ``unload()`` of the result detaches it.
 
     Args:
-        base: without adapters.
-        trial: its seed sets the head's and the adapter's initial values.
-        saved: from `saved_modules`: what an earlier trial left in the modules trained in full is undone.
+        base: base without adapters.
+        trial: trial whose seed sets the initial values of the head and the adapter.
+        saved: weights from `saved_modules`, which replace those that an earlier trial left.
         use_dora: see `rankwise.engine.config.TrainingConfig`.
-        init: likewise. EVA's values need data and are set after this (`rankwise.engine.inits`).
+        init: see `rankwise.engine.config.TrainingConfig`. EVA's values need data;
+            `initialize_from_data` sets them afterwards.
     """
     model = base.model
     for name, state in saved.items():
@@ -45,30 +60,26 @@ def put_on_adapter(
     set_seed(trial.seed)
     for name in base.newly_initialized:
         reinitialize(model, model.get_submodule(name))
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type=base.objective.task_type,
-            r=trial.rank,
-            lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
-            use_rslora=trial.use_rslora,
-            lora_dropout=0.0,
-            use_dora=use_dora,
-            init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]
-            eva_config=EvaConfig(rho=1.0)
-            if init == "eva"
-            else None,  # which leaves every layer its rank
-            target_modules=list(base.targets),
-            modules_to_save=list(base.trained_in_full) or None,
-        ),
+    config = LoraConfig(
+        task_type=base.objective.task_type,
+        r=trial.rank,
+        lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
+        use_rslora=trial.use_rslora,
+        lora_dropout=0.0,
+        use_dora=use_dora,
+        init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]
+        eva_config=EvaConfig(rho=1.0) if init == "eva" else None,  # 1.0: every layer keeps its rank
+        target_modules=list(base.targets),
+        modules_to_save=list(base.trained_in_full) or None,
     )
+    return get_peft_model(model, config)
 
 
 def untrained_adapter(base: BaseModel) -> Adapter:
-    """Return an adapter of rank 1 that changes nothing: its B is zero, and modules trained in full are as they are."""
+    """Return an adapter of rank 1 that changes nothing: B is zero, the head is the base's."""
     trial = Trial(rank=1, seed=0, learning_rate=1.0, lora_alpha=1.0, use_rslora=False)
     with quiet_libraries():
-        model = put_on_adapter(base, trial, saved_modules(base))
+        model = attach_adapter(base, trial, saved_modules(base))
         try:
             state = {name: tensor.clone() for name, tensor in adapter_state(model).items()}
             return Adapter(state, json_config(model))
@@ -79,18 +90,112 @@ def untrained_adapter(base: BaseModel) -> Adapter:
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return the adapter's parameters under PEFT's names.
 
-    Embeddings stay out: none is trained, and asked to find out by itself PEFT would look the base up at the hub.
+    Embeddings are left out. None is trained, and PEFT would look the base up at the hub to find out.
     """
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def json_config(model: PeftModel) -> dict[str, Any]:
-    """Return the adapter's config as PEFT writes it, ready for use rather than for more training.
+    """Return the adapter's config as PEFT writes it, for inference.
 
-    How its values were drawn is no part of that: PEFT would draw them again before it loads the trained ones.
+    The kind of initial values is left out: PEFT would draw them before it loads the trained ones.
     """
     config = model.active_peft_config.to_dict()
     config.update(inference_mode=True, init_lora_weights=True, eva_config=None)
     return {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
     }
+
+
+@contextmanager
+def base_restored(base: BaseModel, init: str) -> Iterator[None]:
+    """Restore the base's weights bit for bit after the ``with`` block, if the init changes them.
+
+    The copies take as much memory as the layers that get an adapter.
+
+    Raises:
+        RequestError: the init is OLoRA and a layer is a ``Conv1D``, whose weight PEFT would take for
+            its transpose.
+    """
+    layers: dict[str, Any] = {}
+    if init in BASE_CHANGING_INITS:
+        layers = {name: base.model.get_submodule(name) for name in base.targets}
+    if init == "olora" and any(type(layer).__name__ == "Conv1D" for layer in layers.values()):
+        raise RequestError(
+            "init 'olora' does not support GPT-2's Conv1D layers; take pissa, or default"
+        )
+    weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.weight.data = weights[name]
+
+
+def initialize_from_data(
+    model: PeftModel,
+    rank: int,
+    batches: Sequence[Sequence[int]],
+    collate: Callable[[Sequence[int]], Any],
+) -> None:
+    """Set A of every layer to the main directions of its inputs (EVA, Paischer et al. 2024, 3.2).
+
+    Every layer keeps its rank. EVA's redistribution would give a trial another rank than its name.
+
+    Args:
+        model: model with an adapter whose ``init_lora_weights`` is ``"eva"``.
+        rank: rank r.
+        batches: rows of training examples, at least r in each batch.
+        collate: function that makes a padded batch from rows.
+
+    Raises:
+        RequestError: there are too few examples.
+        RankwiseError: the decomposition does not converge.
+    """
+    if not batches:
+        raise RequestError(
+            f"init 'eva' at rank {rank} needs at least {max(EVA_BATCH, rank)} training examples"
+        )
+
+    def token_mask(batch: dict[str, torch.Tensor], _: Any) -> torch.Tensor:
+        return batch["attention_mask"].bool()  # (n, L)
+
+    def token_rows(inputs: Any, tokens: torch.Tensor, _: str) -> torch.Tensor:
+        states = inputs[0] if isinstance(inputs, tuple) else inputs
+        if states.ndim == 3:  # a pooler gets one row for each sequence instead
+            states = states[tokens]
+        return states.contiguous()  # (T, d_in)
+
+    initialize_lora_eva_weights(
+        model,
+        _LimitedBatches(batches, collate, rank),
+        prepare_model_inputs_fn=token_mask,
+        prepare_layer_inputs_fn=token_rows,
+        show_progress_bar=False,
+    )
+
+
+class _LimitedBatches:
+    """Batches over which PEFT repeats until its decomposition converges, up to `MAX_EVA_STEPS`."""
+
+    def __init__(
+        self, batches: Sequence[Sequence[int]], collate: Callable[[Sequence[int]], Any], rank: int
+    ) -> None:
+        self.batches = batches
+        self.collate = collate
+        self.rank = rank
+        self.steps = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            self.steps += 1
+            if self.steps > MAX_EVA_STEPS:
+                raise RankwiseError(
+                    f"init 'eva' at rank {self.rank}: the directions of the layers' inputs have "
+                    f"not converged after {MAX_EVA_STEPS} batches; try a smaller rank, more "
+                    "training data or another init"
+                )
+            yield self.collate(batch)

@@ -1,26 +1,27 @@
-"""In which order examples are seen: a function of the seed and the epoch, of nothing else."""
+"""Order of the training examples: a function of the seed and the epoch alone."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-MAX_POOL = 50  # batches that are sorted by length together
+MAX_POOL = 50  # batches whose examples are sorted by length together
 
 
 def epoch_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Draw an epoch's batches: shuffled, examples of like length together, so that little is padding.
+    """Draw an epoch's batches: shuffled, with examples of similar length together.
 
-    Examples are shuffled, cut into pools, sorted by length within a pool and cut into batches, and the batches are
-    shuffled, so that length does not drift through the epoch. At least four pools, where the data allow,
-    keep a batch's company from being the same every epoch. A last batch that is short stays last.
+    So little of a batch is padding. Examples are shuffled and split into pools; a pool is sorted by
+    length and split into batches; the batches are shuffled, so that length does not drift through
+    the epoch. With at least four pools, where the data allow, an example meets other examples in
+    every epoch. A last batch that is not full stays last.
 
     Args:
-        lengths: tokens of each example, (N,).
-        batch_size: examples in a batch.
-        seed: of the trial.
-        epoch: counted from 0.
+        lengths: number of tokens of each example, (N,).
+        batch_size: number of examples in a batch.
+        seed: seed of the trial.
+        epoch: epoch, counted from 0.
 
     Returns:
         Batches of row numbers, together all N.
@@ -28,21 +29,23 @@ def epoch_batches(
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))  # (N,)
     pool = batch_size * max(1, min(MAX_POOL, len(lengths) // (4 * batch_size)))
-    by_length = [
-        row
-        for start in range(0, len(order), pool)
-        for row in sorted(order[start : start + pool].tolist(), key=lambda row: lengths[row])
-    ]
-    batches = [
-        by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)
-    ]
+    rows: list[int] = []
+    for start in range(0, len(order), pool):
+        rows += sorted(order[start : start + pool].tolist(), key=lambda row: lengths[row])
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     full = len(batches) - (len(batches[-1]) < batch_size)
     shuffled = [batches[i] for i in generator.permutation(full)]
     return shuffled + batches[full:]
 
 
-class EpochOrder:
-    """A sampler for a data loader: rows in the order of `epoch_batches`, one epoch each time it is iterated."""
+class EpochSampler:
+    """Sampler for a data loader, with the rows of `epoch_batches`; each iteration is an epoch.
+
+    Args:
+        lengths: see `epoch_batches`.
+        batch_size: see `epoch_batches`.
+        seed: see `epoch_batches`.
+    """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths = lengths

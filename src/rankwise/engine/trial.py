@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out."""
+"""Trials and their results: the input and output of an engine."""
 
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One adapter to train once, or to cut from one that is trained.
+    """One adapter to train once, or to truncate from a trained one.
 
     Attributes:
-        rank: r.
-        seed: sets the head, the adapter's initial values and the data order.
-        learning_rate: at which it is trained; of a cut, at which what it is cut from was.
-        lora_alpha: PEFT's.
-        use_rslora: scaling is ``lora_alpha / sqrt(r)``, not ``lora_alpha / r``.
-        truncated_from: name of the complete trial to cut; None to train.
+        rank: rank r.
+        seed: seed of the head, the adapter's initial values and the data order.
+        learning_rate: learning rate used in training; a truncated adapter inherits its source's.
+        lora_alpha: PEFT's ``lora_alpha``.
+        use_rslora: whether scaling is ``lora_alpha / sqrt(r)`` instead of ``lora_alpha / r``.
+        truncated_from: name of the finished trial whose adapter is truncated; None to train.
     """
 
     rank: int
@@ -36,27 +36,31 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Directory name, one for each trial of a sweep."""
+        """Name of the trial's directory, unique within a sweep."""
         return f"r{self.rank}-lr{self.learning_rate:g}-seed{self.seed}"
 
 
 @dataclass(kw_only=True)
 class FinishedTrial:
-    """One trained adapter with all that was measured about it.
+    """A trained adapter and everything measured about it.
 
     Attributes:
-        trial: what was asked.
-        diverged: a loss or a gradient was not finite; there is no evidence then.
-        steps: per optimizer step ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``grad_norm``.
-        evidence: per held-out example ``example_id``, ``loss``, ``score``; no rows if diverged.
+        trial: the trial that was trained.
+        diverged: whether a loss or gradient was not finite; there is no evidence then.
+        steps: for each optimizer step ``step``, ``epoch``, ``train_loss``, ``learning_rate`` and
+            ``grad_norm``.
+        evidence: for each held-out example ``example_id``, ``loss`` and ``score``; no rows if the
+            trial diverged.
         adapter: parameters under PEFT's names.
-        adapter_config: PEFT's ``adapter_config.json``.
-        trainable_params: adapter entries and those of modules trained in full.
-        train_seconds: of the training loop, without loading and scoring, had the trial trained alone.
-        pack_seconds: of the training loop of all the pack's trials together.
-        pack_size: trials that trained together.
-        eval_seconds: of scoring the held-out examples.
-        peak_memory_bytes: largest sum of live tensors in a training step, see `rankwise.engine.peak_memory`.
+        adapter_config: content of PEFT's ``adapter_config.json``.
+        trainable_params: number of entries of the adapter and of modules trained in full.
+        train_seconds: seconds of the training loop if the trial had trained alone, without loading
+            and scoring.
+        pack_seconds: seconds of the training loop of all the pack's trials together.
+        pack_size: number of trials that trained together.
+        eval_seconds: seconds for scoring the held-out examples.
+        peak_memory_bytes: largest sum of live tensors in a training step, see
+            `rankwise.engine.peak_memory`.
     """
 
     trial: Trial
@@ -73,6 +77,28 @@ class FinishedTrial:
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
+class Engine(Protocol):
+    """Trains adapters over one frozen base.
+
+    Attributes:
+        pack_size: number of trials that train at once.
+    """
+
+    pack_size: int
+
+    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+        """Train every trial and yield each as soon as it is finished, in any order."""
+        ...
+
+    def score(self, adapters: "Sequence[Adapter]") -> list[pd.DataFrame]:
+        """Score finished adapters on the held-out examples.
+
+        Returns:
+            Evidence of each adapter, as in `FinishedTrial`.
+        """
+        ...
+
+
 def no_evidence() -> pd.DataFrame:
     """Return the evidence of a diverged trial: no rows."""
     return pd.DataFrame(
@@ -84,28 +110,11 @@ def no_evidence() -> pd.DataFrame:
     )
 
 
-def share_of_training(recipe: TrainingConfig, train: Sized, held_out: Sized) -> float:
-    """Return which share of a trial's work is training, the rest being scoring.
+def share_of_training(config: TrainingConfig, train: Sized, held_out: Sized) -> float:
+    """Return the share of a trial's work that is training; the rest is scoring.
 
-    A step on an example costs about three forward passes: forward, and backward through base and adapter.
+    A training step costs about three forward passes: one forward, and two backward, through base
+    and adapter.
     """
-    work = 3.0 * recipe.epochs * len(train)
+    work = 3.0 * config.epochs * len(train)
     return work / (work + len(held_out))
-
-
-class Engine(Protocol):
-    """Trains adapters over one frozen base.
-
-    Attributes:
-        pack_size: trials that it trains at once.
-    """
-
-    pack_size: int
-
-    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Train every trial and yield each as soon as it is finished, in any order."""
-        ...
-
-    def score(self, adapters: "Sequence[Adapter]") -> list[pd.DataFrame]:
-        """Score finished adapters on the held-out examples: evidence as in `FinishedTrial`, one each."""
-        ...

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import Tensor, nn
+    from transformers import Trainer, TrainingArguments
 
 # ---- All libraries: their output and their errors ----
 
@@ -102,6 +103,44 @@ def reinitialize(model: Any, module: "nn.Module") -> None:
         for parameter in child.parameters(recurse=False):
             parameter._is_hf_initialized = False  # type: ignore[attr-defined]
         model._init_weights(child)
+
+
+@contextmanager
+def attention_implementation(model: "nn.Module", name: str) -> Iterator[None]:
+    """Let all parts of a transformers model use a registered attention function inside the ``with`` block.
+
+    The public ``set_attn_implementation()`` cannot be undone: nothing public tells what each part used before.
+    """
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation = name
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+def trainer_with_sampler(sampler: Any, **arguments: Any) -> "Trainer":
+    """Return transformers' Trainer, but with its training examples in the order of a sampler.
+
+    The Trainer takes the name of an order, and no sampler.
+    """
+    from transformers import Trainer
+
+    class TrainerWithSampler(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return sampler
+
+    return TrainerWithSampler(**arguments)
+
+
+def use_at_most_one_gpu(arguments: "TrainingArguments") -> None:
+    """Keep the Trainer from multiplying the batch size by the number of visible GPUs. ``n_gpu`` is read-only."""
+    arguments._n_gpu = min(1, arguments.n_gpu)
 
 
 # ---- PEFT ----

@@ -295,7 +295,7 @@ def _engine(run: Run) -> "Engine":
     """Return the engine asked for, or the reference where a base is beyond the fused one, which is said aloud."""
     from rankwise.engine.config import TrainingConfig
     from rankwise.engine.fused.engine import FusedEngine, lower_precision
-    from rankwise.engine.fused.model import why_not
+    from rankwise.engine.fused.model import unsupported_reason
     from rankwise.engine.reference import ReferenceEngine
 
     config = run.config
@@ -308,7 +308,7 @@ def _engine(run: Run) -> "Engine":
         init=config.init,
     )
     if config.engine == "fused":
-        reason = why_not(run.base, train)
+        reason = unsupported_reason(run.base, train)
         if reason is None:
             if run.fit.at_once > 1:
                 run.progress.note(f"up to {run.fit.at_once} trials train at once")

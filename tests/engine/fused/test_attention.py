@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rankwise.engine.fused.attention import LONG, packed_attention
+from rankwise.engine.fused.attention import FLASH_LENGTH, packed_attention
 from rankwise.engine.fused.packing import Packing, packed
 
 LENGTHS = [3, 11, 5, 5, 1, 12, 7, 30]
@@ -29,7 +29,7 @@ def plain(
     return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, [6, 6, 6], [LONG + 3, 4, LONG + 8]])
+@pytest.mark.parametrize("lengths", [LENGTHS, [6, 6, 6], [FLASH_LENGTH + 3, 4, FLASH_LENGTH + 8]])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("softcap", [None, 1.5])

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import rankwise
-from rankwise.engine.adapter_init import put_on_adapter, saved_modules, untrained_adapter
+from rankwise.engine.adapter_init import attach_adapter, saved_modules, untrained_adapter
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.model import packed_model, why_not
-from rankwise.engine.fused.training_state import Trainee
+from rankwise.engine.fused.model import packed_model, unsupported_reason
+from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel, load_base
@@ -79,7 +79,7 @@ def test_losses_are_those_of_transformers(tiny: Tiny) -> None:
 @every_architecture
 def test_training_is_that_of_peft_and_the_trainer(tiny: Tiny) -> None:
     base, train, held_out = tiny
-    assert why_not(base, train) is None
+    assert unsupported_reason(base, train) is None
     expected = list(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1]))
     alone = list(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:2]))
     with cores(1):  # so that both are in one pass
@@ -110,19 +110,19 @@ def test_gradients_are_those_of_peft(tiny: Tiny) -> None:
     base.model.double()
     try:
         saved = saved_modules(base)
-        trainee = Trainee(TRIALS[1], base, saved, RECIPE, train)
+        trainee = TrainingState(TRIALS[1], base, saved, RECIPE, train)
         trainee.flat.copy_(
             torch.randn(trainee.flat.shape, dtype=torch.float64) * 0.1
         )  # B is 0 in a fresh adapter
         state = trainee.adapter()
         with packed_model(base) as model:
-            (loss,) = FusedEngine(base, train, held_out, RECIPE)._gradients(
+            (loss,) = FusedEngine(base, train, held_out, RECIPE).forward_backward(
                 model, [trainee], [range(5)]
             )
         trainee.flat.copy_(trainee.flat.grad)  # so that the names are those of the adapter
         ours = trainee.adapter()
 
-        model = put_on_adapter(base, TRIALS[1], saved)
+        model = attach_adapter(base, TRIALS[1], saved)
         set_peft_model_state_dict(model, state)
         tokens, expected = sum(map(len, batch.labels)), 0.0
         for row in range(len(batch)):

@@ -9,12 +9,12 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 
-from rankwise.engine.adapter_init import put_on_adapter, saved_modules
+from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.config import TrainingConfig
-from rankwise.engine.fused.closing import FirstTokenAttention
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.model import packed_model, why_not
-from rankwise.engine.fused.training_state import Trainee
+from rankwise.engine.fused.heads import FirstTokenAttention
+from rankwise.engine.fused.model import packed_model, unsupported_reason
+from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.models.base_model import BaseModel, load_base
@@ -74,7 +74,7 @@ def assert_same_training(one: FinishedTrial, other: FinishedTrial) -> None:
 @every_architecture
 def test_training_is_that_of_peft_and_the_trainer(tiny: Tiny) -> None:
     base, train, held_out = tiny
-    assert why_not(base, train) is None
+    assert unsupported_reason(base, train) is None
     expected = list(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1]))
     alone = list(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:2]))
     with cores(1):  # so that both are in one pass
@@ -108,17 +108,17 @@ def assert_gradients_of_peft(base: BaseModel, train: Encoded, held_out: Encoded)
     try:
         saved = saved_modules(base)
         engine = FusedEngine(base, train, held_out, RECIPE)
-        trainee = Trainee(TRIALS[1], base, saved, RECIPE, train)
+        trainee = TrainingState(TRIALS[1], base, saved, RECIPE, train)
         trainee.flat.copy_(
             torch.randn(trainee.flat.shape, dtype=torch.float64) * 0.1
         )  # B is 0 in a fresh adapter
         state = trainee.adapter()
         with packed_model(base) as model:
-            (loss,) = engine._gradients(model, [trainee], [batch])
+            (loss,) = engine.forward_backward(model, [trainee], [batch])
         trainee.flat.copy_(trainee.flat.grad)  # so that the names are those of the adapter
         ours = trainee.adapter()
 
-        model = put_on_adapter(base, TRIALS[1], saved)
+        model = attach_adapter(base, TRIALS[1], saved)
         set_peft_model_state_dict(model, state)
         expected = 0.0
         for row in batch:  # one at a time: Gemma 2 gives NaN for a padded batch in float64
@@ -150,7 +150,7 @@ def assert_gradients_of_peft(base: BaseModel, train: Encoded, held_out: Encoded)
 def test_company_and_padding_change_no_logit(tiny: Tiny) -> None:
     base, train, _ = tiny
     trainee, other_trainee = (
-        Trainee(trial, base, saved_modules(base), RECIPE, train) for trial in TRIALS[:2]
+        TrainingState(trial, base, saved_modules(base), RECIPE, train) for trial in TRIALS[:2]
     )
     for seed, one in enumerate((trainee, other_trainee)):  # B is 0 in a fresh adapter
         torch.manual_seed(seed)
@@ -173,7 +173,7 @@ def test_the_last_attention_is_asked_for_the_first_token_alone(tiny: Tiny) -> No
     attention = base.model.base_model.encoder.layer[-1].attention
     with packed_model(base) as model:
         assert isinstance(attention.self, FirstTokenAttention)
-        assert model.closes_early
+        assert model.pools_early
     assert not isinstance(attention.self, FirstTokenAttention)
 
 
@@ -288,7 +288,7 @@ def test_a_base_that_cannot_run_packed_is_recognised(
     name: str, reason: str, tmp_path: Path
 ) -> None:
     base, train, _ = load_tiny(name, tmp_path)
-    said = why_not(base, train)
+    said = unsupported_reason(base, train)
     assert said is not None
     assert reason in said
     assert "\n" not in said

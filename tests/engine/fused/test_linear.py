@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.fused.linear import Factors, fused_layers, is_fusable
+from rankwise.engine.fused.linear import LoraFactors, fused_layers, is_fusable
 
 D_IN, D_OUT, RANK, TOKENS = 64, 128, 4, 12
 RANKS = {"q_proj": 4, "k_proj": 2, "v_proj": 3}
@@ -46,12 +46,12 @@ def test_output_and_gradients_are_peft_s(kind: str) -> None:
     a, b = torch.randn(RANK, D_IN), torch.randn(D_OUT, RANK)
     x, direction = torch.randn(TOKENS, D_IN), torch.randn(TOKENS, D_OUT)
 
-    own = Factors(
+    own = LoraFactors(
         a, b.t().contiguous(), torch.zeros(RANK, D_IN), torch.zeros(RANK, D_OUT), scaling=0.5
     )
     ours_x = x.clone().requires_grad_()
-    with fused_layers(model, ["0"]) as stretches:
-        stretches.factors, stretches.bounds = [{"0": own}], [0, TOKENS]
+    with fused_layers(model, ["0"]) as segments:
+        segments.assign([{"0": own}], [TOKENS])
         ours = model(ours_x)
         ours.backward(direction)
 
@@ -93,17 +93,19 @@ def test_layers_of_one_input_are_each_peft_s(names: tuple[str, ...], other_input
     model = nn.Sequential(Attention()).double().requires_grad_(False)
     ranks, alphas = ({f"0.{name}": own[name] for name in names} for own in (RANKS, ALPHAS))
 
-    def draw(name: str) -> Factors:
+    def draw(name: str) -> LoraFactors:
         a, bt = torch.randn(ranks[name], D_IN).double(), torch.randn(ranks[name], D_OUT).double()
-        return Factors(a, bt, torch.zeros_like(a), torch.zeros_like(bt), alphas[name] / ranks[name])
+        return LoraFactors(
+            a, bt, torch.zeros_like(a), torch.zeros_like(bt), alphas[name] / ranks[name]
+        )
 
     trials = [{name: draw(name) for name in ranks} for _ in range(2)]
     x = torch.randn(TOKENS, D_IN).double()
     z = torch.randn(TOKENS, D_IN).double() if other_input else x
     direction = torch.randn(TOKENS, D_OUT).double()
     inputs = [value.clone().requires_grad_() for value in (x, z)]
-    with fused_layers(model, list(ranks)) as stretches:
-        stretches.factors, stretches.bounds = trials, [0, 5, TOKENS]
+    with fused_layers(model, list(ranks)) as segments:
+        segments.assign(trials, [5, TOKENS - 5])
         ours = model[0](inputs[0], inputs[1] if other_input else inputs[0])
         ours.backward(direction)
 

@@ -9,7 +9,7 @@ import torch
 
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.threads import side_by_side
+from rankwise.engine.fused.threads import run_in_threads
 from rankwise.engine.trial import Trial
 from tests.tiny_models import cores, load_tiny
 
@@ -26,7 +26,7 @@ def test_tasks_run_at_once_each_on_its_cores(two_cores: None) -> None:
     def task(_: threading.Event) -> tuple[int, int]:
         return both.wait(), torch.get_num_threads()
 
-    results = side_by_side([task, task], 1)
+    results = run_in_threads([task, task], 1)
     assert sorted(place for place, _ in results) == [0, 1]
     assert [threads for _, threads in results] == [1, 1]
     assert torch.get_num_threads() == 2
@@ -43,7 +43,7 @@ def test_a_failure_ends_the_others(two_cores: None, error: BaseException) -> Non
         ended.append(stop.wait(60))
 
     with pytest.raises(type(error)):
-        side_by_side([waiting, failing], 1)
+        run_in_threads([waiting, failing], 1)
     assert ended == [True]
     assert torch.get_num_threads() == 2
 

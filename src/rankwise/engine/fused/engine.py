@@ -1,4 +1,4 @@
-"""The fused engine: trials over one frozen base, without padding, each exactly as it would train alone."""
+"""The fused engine: trials over one frozen base, without padding, each as it would train alone."""
 
 import statistics
 import threading
@@ -13,10 +13,9 @@ import torch
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import Results, length_batches
-from rankwise.engine.fused.loaded import Loaded
-from rankwise.engine.fused.model import Adapted, PackedModel, packed_model
-from rankwise.engine.fused.threads import side_by_side
-from rankwise.engine.fused.training_state import Trainee
+from rankwise.engine.fused.model import PackedModel, PackedTrial, packed_model
+from rankwise.engine.fused.threads import run_in_threads
+from rankwise.engine.fused.training_state import EvalAdapter, TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
@@ -25,33 +24,35 @@ from rankwise.models.compat import quiet_libraries
 from rankwise.models.quantization import has_fast_bf16, mixes_rows, resident_tensors
 from rankwise.tasks.base import Encoded
 
-SOLO_STEPS = 9  # after a pack's training, trial by trial, to see what each would take alone
+TIMING_STEPS = 9  # thrown-away steps of each trial after its training, to time it alone
 
 
 def lower_precision(base: BaseModel) -> torch.dtype | None:
-    """Return the precision for a base's products where its device has a fast lower one; None for fp32."""
+    """Return the lower precision in which a base's device multiplies fast; None to stay in fp32."""
     on_cuda = next(base.model.parameters()).device.type == "cuda"
     return torch.bfloat16 if on_cuda and has_fast_bf16() else None
 
 
 class FusedEngine:
-    """Trains packs of trials.
+    """Trains packs of trials over one frozen base.
 
-    A pack's trials share the frozen base and nothing else: each has its own adapter, head, order, clipping, optimizer
-    and schedule, and a trial whose loss or gradient is not finite drops out without the others noticing. Adapters keep
-    their own ranks: nothing is padded to the largest.
+    The trials of a pack share the base and nothing else: each has its adapter, head, data order,
+    clipping, optimizer and schedule. A trial whose loss or gradient is not finite drops out without
+    effect on the others. Adapters keep their ranks; none is padded to the largest.
 
-    On a CPU a pack's trials are dealt out to as many threads as there are trials or cores, each with its share of the
-    cores; those of one thread, and all on another device, go through the base together.
+    On a CPU a pack is split into sub-packs, one for each thread, and each thread gets its share of
+    the cores. The trials of a sub-pack, or of the whole pack on another device, go through the base
+    together.
 
     Args:
-        base: the frozen base; `rankwise.engine.fused.model.why_not` tells whether it will do.
-        train: examples to learn from.
-        held_out: examples to judge by.
-        recipe: what all trials share.
-        on_work: told of each finished share of a trial; the shares of one trial add up to 1.
-        pack_size: trials that train together. With no more of them than cores, a trial's figures are the same to the
-            last bit whatever else the sweep runs; where several go through the base in one pass, to rounding.
+        base: the frozen base; `rankwise.engine.fused.model.unsupported_reason` checks it.
+        train: training examples.
+        held_out: examples to score.
+        config: settings that all trials share.
+        on_work: called with each finished share of a trial; the shares of a trial add up to 1.
+        pack_size: number of trials that train together. With at most one trial to a core, a trial's
+            figures are the same to the last bit whatever else is in its pack; where several trials
+            share a pass, they are the same up to rounding.
         autocast: lower precision for the base's products, such as ``torch.bfloat16`` on a GPU.
     """
 
@@ -60,7 +61,7 @@ class FusedEngine:
         base: BaseModel,
         train: Encoded,
         held_out: Encoded,
-        recipe: TrainingConfig,
+        config: TrainingConfig,
         on_work: Callable[[float], None] = lambda share: None,
         pack_size: int = 1,
         autocast: torch.dtype | None = None,
@@ -68,20 +69,19 @@ class FusedEngine:
         self.base = base
         self.examples = train
         self.held_out = held_out
-        self.recipe = recipe
+        self.config = config
         self.on_work = on_work
         self.pack_size = pack_size
         self.autocast = autocast
-        self.train_share = share_of_training(recipe, train, held_out)
-        self._one_by_one = mixes_rows(base.model)
-        self._pass_tokens = (
-            0 if self._one_by_one else pass_tokens(next(base.model.parameters()).device)
-        )
+        self.train_share = share_of_training(config, train, held_out)
+        self._rows_interact = mixes_rows(base.model)
+        device = next(base.model.parameters()).device
+        self._pass_tokens = 0 if self._rows_interact else max_pass_tokens(device)
         self._saved = saved_modules(base)
-        self._telling = threading.Lock()
+        self._report_lock = threading.Lock()
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Train the trials pack by pack, in the order given."""
+        """Train the trials pack by pack, in the given order."""
         for start in range(0, len(trials), self.pack_size):
             with quiet_libraries():
                 finished = self._train_pack(trials[start : start + self.pack_size])
@@ -89,107 +89,112 @@ class FusedEngine:
 
     def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
         """Score adapters on the held-out examples."""
-        loaded = [Loaded(self.base, adapter) for adapter in adapters]
+        eval_adapters = [EvalAdapter(self.base, adapter) for adapter in adapters]
         with packed_model(self.base, self.autocast) as model:
-            return self._evaluate(model, loaded)
+            return self._evaluate(model, eval_adapters)
 
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
-        trainees = [
-            Trainee(trial, self.base, self._saved, self.recipe, self.examples) for trial in trials
+        states = [
+            TrainingState(trial, self.base, self._saved, self.config, self.examples)
+            for trial in trials
         ]
         with packed_model(self.base, self.autocast) as model:
-            count = (
-                min(self.pack_size, torch.get_num_threads()) if model.device.type == "cpu" else 1
-            )
-            teams = _deal(trainees, count)
-            threads = (
-                torch.get_num_threads() // count
-            )  # the same however many trials are left: see `side_by_side`
-            self.base.model.train()  # bitsandbytes' 8-bit layers on a CPU compute otherwise in eval mode
+            # Both stay the same in a last pack with fewer trials: sums depend on them.
+            on_cpu = model.device.type == "cpu"
+            count = min(self.pack_size, torch.get_num_threads()) if on_cpu else 1
+            cores = torch.get_num_threads() // count
+            subpacks = _split_pack(states, count)
+            pack_seconds = self._train_subpacks(model, subpacks, cores)
             start = time.perf_counter()
-            side_by_side([partial(self._train_team, model, team) for team in teams], threads)
-            pack_seconds, start = time.perf_counter() - start, time.perf_counter()
-            evidence = {}
-            for scored in side_by_side(
-                [partial(self._evaluate_team, model, team) for team in teams], threads
-            ):
-                evidence.update(scored)
+            evidence = self._evaluate_subpacks(model, subpacks, cores)
             eval_seconds = (time.perf_counter() - start) / len(trials)
             finished = []
-            for trainee in trainees:
-                rows = evidence.get(trainee)
-                diverged = rows is None or not bool(np.isfinite(rows["loss"]).all())
-                adapter = trainee.adapter()
+            for state in states:
+                rows = evidence.get(state)
                 finished.append(
-                    FinishedTrial(
-                        trial=trainee.trial,
-                        diverged=diverged,
-                        trainable_params=sum(value.numel() for value in adapter.values()),
-                        train_seconds=pack_seconds,
-                        pack_seconds=pack_seconds,
-                        pack_size=len(trials),
-                        eval_seconds=eval_seconds,
-                        peak_memory_bytes=0,
-                        adapter_config=trainee.adapter_config,
-                        adapter=adapter,
-                        evidence=no_evidence() if rows is None or diverged else rows,
-                        steps=list(trainee.steps),
-                    )
+                    _finished_trial(state, rows, len(trials), pack_seconds, eval_seconds)
                 )
-                self._tell(1.0 - self.train_share * len(trainee.steps) / trainee.total_steps)
-            # From here on the adapters are saved, and whatever else the trainees learn is thrown away.
-            for one, trainee in zip(finished, trainees, strict=True):
-                one.peak_memory_bytes = self._peak_memory(model, trainee)
-            if len(trials) > 1 or threads < torch.get_num_threads():
-                for one, seconds in zip(
-                    finished, self._seconds_alone(model, trainees), strict=True
-                ):
-                    one.train_seconds = seconds
+                trained = self.train_share * len(state.steps) / state.total_steps
+                self._report_work(1.0 - trained)
+            # The results hold copies of the adapters. Further steps change the states, which are
+            # thrown away after them.
+            for result, state in zip(finished, states, strict=True):
+                result.peak_memory_bytes = self._peak_memory(model, state)
+            if len(trials) > 1 or cores < torch.get_num_threads():
+                seconds_alone = self._seconds_alone(model, states)
+                for result, seconds in zip(finished, seconds_alone, strict=True):
+                    result.train_seconds = seconds
             return finished
 
-    def _train_team(
-        self, model: PackedModel, trainees: Sequence[Trainee], stop: threading.Event
+    def _train_subpacks(
+        self, model: PackedModel, subpacks: Sequence[Sequence[TrainingState]], cores: int
+    ) -> float:
+        """Train all sub-packs at the same time; return the seconds that they took."""
+        self.base.model.train()  # in eval mode bitsandbytes' 8-bit layers compute otherwise on a CPU
+        start = time.perf_counter()
+        run_in_threads([partial(self._train_subpack, model, each) for each in subpacks], cores)
+        return time.perf_counter() - start
+
+    def _train_subpack(
+        self, model: PackedModel, states: Sequence[TrainingState], stop: threading.Event
     ) -> None:
-        """Train trials in step with each other, those with few tokens in one pass."""
-        while not stop.is_set() and (
-            active := [trainee for trainee in trainees if not trainee.finished]
-        ):
-            batches = [trainee.next_batch() for trainee in active]
+        """Train trials step by step, in as few passes a step as the tokens allow."""
+        while not stop.is_set():
+            active = [state for state in states if not state.finished]
+            if not active:
+                break
+            batches = [state.next_batch() for state in active]
             tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
             for part in _passes(tokens, self._pass_tokens):
-                group = active[part]
-                for trainee, loss in zip(
-                    group, self._gradients(model, group, batches[part]), strict=True
-                ):
-                    trainee.update(loss)
-                    self._tell(self.train_share / trainee.total_steps)
-        _wait(model.device)
+                losses = self.forward_backward(model, active[part], batches[part])
+                for state, loss in zip(active[part], losses, strict=True):
+                    state.update(loss)
+                    self._report_work(self.train_share / state.total_steps)
+        _synchronize(model.device)
 
-    def _evaluate_team(
-        self, model: PackedModel, trainees: Sequence[Trainee], _: threading.Event
-    ) -> dict[Trainee, pd.DataFrame]:
-        alive = [trainee for trainee in trainees if not trainee.diverged]
-        return dict(zip(alive, self._evaluate(model, alive), strict=True))
-
-    def _tell(self, share: float) -> None:
-        with self._telling:
-            self.on_work(share)
-
-    def _gradients(
-        self, model: PackedModel, trainees: Sequence[Trainee], batches: Sequence[Sequence[int]]
+    def forward_backward(
+        self,
+        model: PackedModel,
+        states: Sequence[TrainingState],
+        batches: Sequence[Sequence[int]],
     ) -> list[float]:
-        """Run forward and backward, each trial on its own batch; return each trial's mean loss."""
+        """Run one pass, each trial on its batch, and add to the trials' gradients.
+
+        Args:
+            model: the packed base.
+            states: K trials.
+            batches: rows of training examples, a batch for each trial.
+
+        Returns:
+            Each trial's mean loss, K.
+        """
         objective = self.base.objective
         parts = [self.examples.take(batch) for batch in batches]
         targets = [objective.targets(part).to(model.device) for part in parts]
-        logits = model.logits(trainees, parts)  # K of (m_k, outputs)
+        logits = model.logits(states, parts)  # K of (m_k, outputs)
         losses = [objective.loss(*pair) for pair in zip(logits, targets, strict=True)]
         torch.autograd.backward(losses)
         return torch.stack(losses).tolist()
 
-    def _evaluate(self, model: PackedModel, trials: Sequence[Adapted]) -> list[pd.DataFrame]:
-        """Score every held-out example with every trial, one pass for all of them where they leave each other alone."""
-        if self._one_by_one and len(trials) > 1:
+    def _evaluate_subpacks(
+        self, model: PackedModel, subpacks: Sequence[Sequence[TrainingState]], cores: int
+    ) -> dict[TrainingState, pd.DataFrame]:
+        """Score the trials that have not diverged, all sub-packs at the same time."""
+
+        def evaluate(
+            states: Sequence[TrainingState], _: threading.Event
+        ) -> dict[TrainingState, pd.DataFrame]:
+            alive = [state for state in states if not state.diverged]
+            return dict(zip(alive, self._evaluate(model, alive), strict=True))
+
+        evidence: dict[TrainingState, pd.DataFrame] = {}
+        for scored in run_in_threads([partial(evaluate, each) for each in subpacks], cores):
+            evidence.update(scored)
+        return evidence
+
+    def _evaluate(self, model: PackedModel, trials: Sequence[PackedTrial]) -> list[pd.DataFrame]:
+        """Score every held-out example with every trial, in shared passes where rows permit it."""
+        if self._rows_interact and len(trials) > 1:
             return [rows for trial in trials for rows in self._evaluate(model, [trial])]
         examples = self.held_out
         self.base.model.eval()
@@ -198,58 +203,73 @@ class FusedEngine:
             for rows in length_batches(examples, model.device, len(trials)) if trials else ():
                 part = examples.take(rows)
                 logits = model.logits(trials, [part] * len(trials))  # K of (m, outputs)
-                for result, own in zip(results, logits, strict=True):
-                    result.put(rows, self.base.objective.measure(own, part))
+                for result, trial_logits in zip(results, logits, strict=True):
+                    result.put(rows, self.base.objective.measure(trial_logits, part))
         return [result.frame() for result in results]
 
-    def _peak_memory(self, model: PackedModel, trainee: Trainee) -> int:
-        """Measure one more step on the longest examples; its result is thrown away with the trial."""
+    def _peak_memory(self, model: PackedModel, state: TrainingState) -> int:
+        """Measure a thrown-away step on the longest examples, in bytes."""
         by_length = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)
-        longest = by_length[-self.recipe.batch_size :]
-
+        longest = by_length[-self.config.batch_size :]
         self.base.model.train()
 
         def step() -> None:
-            self._gradients(model, [trainee], [longest])
-            trainee.optimizer.step()
+            self.forward_backward(model, [state], [longest])
+            state.optimizer.step()
 
-        return peak_live_bytes(step, [*resident_tensors(self.base.model), *trainee.tensors()])
+        return peak_live_bytes(step, [*resident_tensors(self.base.model), *state.tensors()])
 
-    def _seconds_alone(self, model: PackedModel, trainees: Sequence[Trainee]) -> list[float]:
-        """Return what each trial's steps would take alone, on all cores, from a few more steps, the trials in turns.
+    def _seconds_alone(self, model: PackedModel, states: Sequence[TrainingState]) -> list[float]:
+        """Return the seconds that each trial would take alone, on all cores.
 
-        A step's time for a token is taken at its median: one step that something else delays would move a mean.
+        The trials take turns at `TIMING_STEPS` thrown-away steps, spread over their training. The
+        time for a token is the median of these steps, which one delayed step does not move.
         """
-        spent: list[list[float]] = [[] for _ in trainees]  # seconds for a token, step by step
-        shares = [len(trainee.steps) / trainee.total_steps for trainee in trainees]
-        for turn in range(SOLO_STEPS):
-            for trainee, own in zip(trainees, spent, strict=True):
-                batch = trainee.batch(trainee.total_steps * turn // SOLO_STEPS)
+        shares = [len(state.steps) / state.total_steps for state in states]
+        seconds_per_token: list[list[float]] = [[] for _ in states]
+        for turn in range(TIMING_STEPS):
+            for state, seconds in zip(states, seconds_per_token, strict=True):
+                batch = state.batch(state.total_steps * turn // TIMING_STEPS)
                 start = time.perf_counter()
-                (loss,) = self._gradients(model, [trainee], [batch])
-                trainee.update(loss)
-                _wait(model.device)
-                own.append(
-                    (time.perf_counter() - start) / sum(self.examples.lengths[row] for row in batch)
-                )
-        tokens = self.recipe.epochs * sum(self.examples.lengths)
+                (loss,) = self.forward_backward(model, [state], [batch])
+                state.update(loss)
+                _synchronize(model.device)
+                tokens = sum(self.examples.lengths[row] for row in batch)
+                seconds.append((time.perf_counter() - start) / tokens)
+        all_tokens = self.config.epochs * sum(self.examples.lengths)
         return [
-            share * tokens * statistics.median(own)
-            for share, own in zip(shares, spent, strict=True)
+            share * all_tokens * statistics.median(seconds)
+            for share, seconds in zip(shares, seconds_per_token, strict=True)
         ]
 
+    def _report_work(self, share: float) -> None:
+        with self._report_lock:
+            self.on_work(share)
 
-def pass_tokens(device: torch.device) -> int:
-    """Return how many tokens of several trials go through the base in one pass.
 
-    On a CPU a pass is the slower for each token the less of it stays in the caches: benchmarks/README.md has the
-    measurement. Another device wants as many as it can get.
+def max_pass_tokens(device: torch.device) -> int:
+    """Return the most tokens of several trials that go through the base in one pass.
+
+    On a CPU a token costs more the less of a pass stays in the caches (benchmarks/README.md has the
+    measurement). Other devices are the faster the more tokens they get.
     """
     return 1024 if device.type == "cpu" else 16384
 
 
+def _split_pack(states: Sequence[TrainingState], count: int) -> list[list[TrainingState]]:
+    """Split a pack into sub-packs of about equal work.
+
+    The trials are dealt out from the lowest rank, to sub-packs 0, 1, 1, 0, 0, 1, ...
+    """
+    subpacks: list[list[TrainingState]] = [[] for _ in range(count)]
+    for place, state in enumerate(sorted(states, key=lambda state: state.trial.rank)):
+        turn, index = divmod(place, count)
+        subpacks[index if turn % 2 == 0 else count - 1 - index].append(state)
+    return [subpack for subpack in subpacks if subpack]
+
+
 def _passes(tokens: Sequence[int], most: int) -> Iterator[slice]:
-    """Cut a pack into passes of neighbours with at most so many tokens, or of one trial."""
+    """Split trials into passes of neighbours with at most this many tokens, or of one trial."""
     start = 0
     for stop in range(1, len(tokens) + 1):
         if stop == len(tokens) or sum(tokens[start : stop + 1]) > most:
@@ -257,16 +277,33 @@ def _passes(tokens: Sequence[int], most: int) -> Iterator[slice]:
             start = stop
 
 
-def _deal(trainees: Sequence[Trainee], count: int) -> list[list[Trainee]]:
-    """Deal trials out to teams with about as much to do, by turns from the lowest rank: 0, 1, 1, 0, 0, 1, ..."""
-    teams: list[list[Trainee]] = [[] for _ in range(count)]
-    for place, trainee in enumerate(sorted(trainees, key=lambda one: one.trial.rank)):
-        turn, team = divmod(place, count)
-        teams[team if turn % 2 == 0 else count - 1 - team].append(trainee)
-    return [team for team in teams if team]
+def _finished_trial(
+    state: TrainingState,
+    evidence: pd.DataFrame | None,
+    pack_size: int,
+    pack_seconds: float,
+    eval_seconds: float,
+) -> FinishedTrial:
+    """Return a trial's results, its memory not measured yet; evidence is None if it diverged."""
+    finite = evidence is not None and bool(np.isfinite(evidence["loss"]).all())
+    adapter = state.adapter()
+    return FinishedTrial(
+        trial=state.trial,
+        diverged=not finite,
+        trainable_params=sum(value.numel() for value in adapter.values()),
+        train_seconds=pack_seconds,
+        pack_seconds=pack_seconds,
+        pack_size=pack_size,
+        eval_seconds=eval_seconds,
+        peak_memory_bytes=0,
+        adapter_config=state.adapter_config,
+        adapter=adapter,
+        evidence=no_evidence() if evidence is None or not finite else evidence,
+        steps=list(state.steps),
+    )
 
 
-def _wait(device: torch.device) -> None:
-    """Wait until a device has done what it was told."""
+def _synchronize(device: torch.device) -> None:
+    """Wait until a device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

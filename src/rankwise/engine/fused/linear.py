@@ -1,10 +1,33 @@
-"""Linear layers of a frozen base with the adapters of several trials, each on its own stretch of tokens."""
+"""Frozen linear layers with the LoRA adapters of several trials, each on its own token rows.
+
+A packed batch is one matrix of T token rows. Trial k owns the T_k rows of its segment::
+
+     x (T, d_in)                                     y (T, d_out)
+    +------------+                                  +------------+
+    | x_0, T_0   |--- low_0 = s_0 x_0 A_0^T ------->| y_0 += low_0 B_0^T
+    +------------+                                  +------------+
+    | x_1, T_1   |--- low_1 = s_1 x_1 A_1^T ------->| y_1 += low_1 B_1^T
+    +------------+                                  +------------+
+          |                                                ^
+          +---- frozen, all T rows in one product: x W^T + b
+
+    backward, from dy:    dx           = dy W                   all rows in one product
+                          B_k^T.grad  += low_k^T dy_k           into the trial's buffer
+                          dlow_k       = dy_k B_k
+                          A_k.grad    += s_k dlow_k^T x_k       into the trial's buffer
+                          dx_k        += dlow_k (s_k A_k)
+
+Autograd would make a node and a copy of each slice, and a new tensor for each gradient. Here every
+product adds to the place where its result belongs. W gets no gradient. Layers that share an input,
+such as query, key and value, run together: their A's are stacked, so that three products with a
+thin matrix, whose overhead on a CPU exceeds their arithmetic, become one.
+"""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -12,8 +35,8 @@ from torch import nn
 
 from rankwise.models.quantization import dequantized, is_quantized
 
-# Layers of a module that are given the same input, as modelling code calls them, in the order in which it does.
-OF_ONE_INPUT = (
+# Sibling layers to which modelling code passes the same input, in the order in which it calls them.
+SHARED_INPUT = (
     ("query", "key", "value"),
     ("q_proj", "k_proj", "v_proj"),
     ("q_lin", "k_lin", "v_lin"),
@@ -22,15 +45,15 @@ OF_ONE_INPUT = (
 
 
 @dataclass
-class Factors:
-    """One trial's adapter on one layer: ``delta_W = scaling * B @ A``, with gradients kept beside the factors.
+class LoraFactors:
+    """A trial's adapter on one layer, ``delta_W = scaling * B @ A``, with its gradient buffers.
 
     Attributes:
         a: A, (r, d_in).
-        bt: B transposed, (r, d_out): both factors then have their long side last, and every product with
-            activations has the same fast layout.
-        a_grad: is added to, (r, d_in).
-        bt_grad: is added to, (r, d_out).
+        bt: B transposed, (r, d_out). Both factors have their long side last, so that every product
+            with activations has the same fast layout.
+        a_grad: buffer to which the gradient of A is added, (r, d_in).
+        bt_grad: buffer to which the gradient of B transposed is added, (r, d_out).
         scaling: alpha / r, or alpha / sqrt(r).
     """
 
@@ -41,138 +64,173 @@ class Factors:
     scaling: float
 
 
-class Stretches(threading.local):
-    """Whose tokens are where in the current pass; every thread has a pass of its own.
+class Segments(threading.local):
+    """Row ranges of the current batch, and the adapter that applies to each range.
+
+    These are the segments of Punica and S-LoRA. Every thread runs passes of its own, so every
+    thread sees its own segments.
 
     Attributes:
-        factors: of each trial in the pass, by layer.
-        bounds: where each trial's tokens begin, and the end of the last, (K + 1,).
-        trigger: a tensor that requires a gradient, so that autograd visits layers whose input requires none.
-        ready: outputs that a layer has computed for others of the same input, by layer, each with that input.
+        adapters: LoRA factors by layer name, for each of the K trials.
+        bounds: first row of each trial, then the number of rows, (K + 1,).
+        grad_anchor: scalar that requires a gradient. It makes autograd run the backward pass of
+            layers whose input requires none.
+        sibling_outputs: outputs computed in advance for layers that share an input, by layer name,
+            each with that input.
     """
 
     def __init__(self) -> None:
-        self.factors: Sequence[dict[str, Factors]] = ()
+        self.adapters: Sequence[Mapping[str, LoraFactors]] = ()
         self.bounds: Sequence[int] = ()
-        self.trigger = torch.zeros((), requires_grad=True)
-        self.ready: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.grad_anchor = torch.zeros((), requires_grad=True)
+        self.sibling_outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def assign(self, adapters: Sequence[Mapping[str, LoraFactors]], rows: Sequence[int]) -> None:
+        """Tell the LoRA layers how many rows each trial owns, in the order of the rows.
+
+        Args:
+            adapters: LoRA factors by layer name, for each of the K trials; empty without adapter.
+            rows: number of rows of each trial, (K,).
+        """
+        self.adapters = [factors for factors in adapters if factors]
+        self.bounds = [0, *accumulate(rows)]
 
 
 class FusedLinear(nn.Module):
-    """Stands in for a linear layer: the frozen layer on all tokens at once, each trial's factors on its own.
+    """Replaces a linear layer: the frozen layer on all rows, each trial's factors on its segment.
 
     Args:
         base: ``nn.Linear``, GPT-2's ``Conv1D``, or a quantised linear layer of bitsandbytes.
-        name: of the layer in the model.
-        stretches: shared by all layers of a model.
+        name: name of the layer in the model.
+        segments: shared by all layers of a model.
 
     Attributes:
-        group: the layers computed when this one is asked: itself, and those that will be given the same input.
+        group: layers to compute when this one is called: itself, then siblings with the same input.
     """
 
-    def __init__(self, base: nn.Module, name: str, stretches: Stretches) -> None:
+    def __init__(self, base: nn.Module, name: str, segments: Segments) -> None:
         super().__init__()
         self.base = base
         self.name = name
-        self.stretches = stretches
+        self.segments = segments
         self.group: Sequence[FusedLinear] = [self]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x W^T + b + s (x A^T) B^T``, (..., d_in) to (..., d_out)."""
-        now = self.stretches
-        given, y = now.ready.pop(self.name, (None, None))
-        if given is x and y is not None:
-            return y
-        factors = [[trial[layer.name] for layer in self.group] for trial in now.factors]
-        ys = _Apply.apply(x, now.trigger, [layer.base for layer in self.group], factors, now.bounds)
-        now.ready.update(
-            {layer.name: (x, own) for layer, own in zip(self.group[1:], ys[1:], strict=True)}
-        )
-        own_y: torch.Tensor = ys[0]
-        return own_y
+        segments = self.segments
+        computed_from, output = segments.sibling_outputs.pop(self.name, (None, None))
+        if computed_from is x and output is not None:
+            return output
+        bases = [layer.base for layer in self.group]
+        factors = [[adapter[layer.name] for layer in self.group] for adapter in segments.adapters]
+        ys = _SegmentedLora.apply(x, segments.grad_anchor, bases, factors, segments.bounds)
+        for layer, y in zip(self.group[1:], ys[1:], strict=True):
+            segments.sibling_outputs[layer.name] = (x, y)
+        first: torch.Tensor = ys[0]
+        return first
 
 
-class _Apply(torch.autograd.Function):
-    """Layers of one input. Thin products take a CPU more time than their work does; of these there are fewer.
+class _SegmentedLora(torch.autograd.Function):
+    """Sibling layers with one input; gradients of the factors go straight to their buffers.
 
-    Gradients of factors are added to their own buffers: autograd would keep a copy of each until the end. Under
-    autocast the products are in the lower precision, and the buffers stay in the factors' own.
+    Under autocast the products are in the lower precision, and the buffers keep the precision of
+    the factors.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        trigger: torch.Tensor,
+        grad_anchor: torch.Tensor,
         bases: list[nn.Module],
-        factors: list[list[Factors]],
+        factors: list[list[LoraFactors]],
         bounds: Sequence[int],
     ) -> tuple[torch.Tensor, ...]:
+        """Return each layer's output.
+
+        Args:
+            ctx: autograd's context.
+            x: shared input, (..., d_in).
+            grad_anchor: see `Segments`.
+            bases: frozen layers, L.
+            factors: for each of K trials, its factors of the L layers.
+            bounds: see `Segments`.
+        """
         ys = [base(x) for base in bases]  # (..., d_out)
         dtype = ys[0].dtype
         if torch.is_autocast_enabled(x.device.type):
-            # bitsandbytes' layers give back the precision of x, which is fp32 after a norm; the rest is lower.
+            # bitsandbytes' layers return the precision of x, which is fp32 after a norm layer.
             dtype = torch.get_autocast_dtype(x.device.type)
             ys = [y.to(dtype) for y in ys]
-        ctx.like = x.shape, x.dtype
+        ctx.input_shape, ctx.input_dtype = x.shape, x.dtype
         x = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, d_in)
-        outputs = [_stretches(y.view(-1, y.shape[-1]), bounds) for y in ys]
+        outputs = [_by_segment(y.view(-1, y.shape[-1]), bounds) for y in ys]
         lows = []
-        for own, x_k, *ys_k in zip(factors, _stretches(x, bounds), *outputs, strict=False):
-            lows.append(x_k @ _stacked(own).to(dtype).t())  # (T_k, R), R = r for each layer
-            for layer, own_low, y_k in zip(own, _apart(lows[-1], own, 1), ys_k, strict=True):
-                y_k.addmm_(own_low, layer.bt.to(dtype))
+        for layers, x_k, *ys_k in zip(factors, _by_segment(x, bounds), *outputs, strict=False):
+            low = x_k @ _stacked_a(layers).to(dtype).t()  # (T_k, R), R = sum of the layers' r
+            lows.append(low)
+            for layer, layer_low, y_k in zip(layers, _by_layer(low, layers, 1), ys_k, strict=True):
+                y_k.addmm_(layer_low, layer.bt.to(dtype))
         ctx.save_for_backward(x, *lows)
         ctx.bases, ctx.factors, ctx.bounds = bases, factors, bounds
         return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *dys: torch.Tensor) -> tuple[Any, ...]:
-        x, *lows = ctx.saved_tensors  # (T, d_in), (T_k, R) each
-        shape, dtype = ctx.like
+        """Return the gradient of x, and add those of the factors to their buffers."""
+        x, *lows = ctx.saved_tensors  # (T, d_in), (T_k, R) for each trial
         flat = [dy.reshape(-1, dy.shape[-1]) for dy in dys]  # (T, d_out)
         dx = None
         if ctx.needs_input_grad[0]:
             for base, dy in zip(ctx.bases, flat, strict=True):
                 weight = frozen_weight(base).to(dy.dtype)
                 dx = dy @ weight if dx is None else dx.addmm_(dy, weight)  # (T, d_in)
-        inputs, outputs = _stretches(x, ctx.bounds), [_stretches(dy, ctx.bounds) for dy in flat]
-        changes = [None] * len(inputs) if dx is None else _stretches(dx, ctx.bounds)
-        for own, low, x_k, dx_k, *dys_k in zip(
-            ctx.factors, lows, inputs, changes, *outputs, strict=False
+        inputs = _by_segment(x, ctx.bounds)
+        outputs = [_by_segment(dy, ctx.bounds) for dy in flat]
+        input_grads = [None] * len(inputs) if dx is None else _by_segment(dx, ctx.bounds)
+        for layers, low, x_k, dx_k, *dys_k in zip(
+            ctx.factors, lows, inputs, input_grads, *outputs, strict=False
         ):
             dlows = []
-            for layer, own_low, dy_k in zip(own, _apart(low, own, 1), dys_k, strict=True):
+            for layer, layer_low, dy_k in zip(
+                layers, _by_layer(low, layers, 1), dys_k, strict=True
+            ):
                 dlows.append(dy_k @ layer.bt.to(dy_k.dtype).t())  # (T_k, r)
-                _add_product(layer.bt_grad, own_low.t(), dy_k)
-            dlow = _beside(dlows, 1)  # (T_k, R)
+                _add_product(layer.bt_grad, layer_low.t(), dy_k)
+            dlow = _joined(dlows, 1)  # (T_k, R)
             da = dlow.t() @ x_k  # (R, d_in)
-            for layer, own_da in zip(own, _apart(da, own, 0), strict=True):
-                layer.a_grad.add_(own_da, alpha=layer.scaling)
+            for layer, layer_da in zip(layers, _by_layer(da, layers, 0), strict=True):
+                layer.a_grad.add_(layer_da, alpha=layer.scaling)
             if dx_k is not None:
-                dx_k.addmm_(dlow, _stacked(own).to(dlow.dtype))
-        return None if dx is None else dx.view(shape).to(dtype), None, None, None, None
+                dx_k.addmm_(dlow, _stacked_a(layers).to(dlow.dtype))
+        input_grad = None if dx is None else dx.view(ctx.input_shape).to(ctx.input_dtype)
+        return input_grad, None, None, None, None
 
 
-def _beside(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+def _joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _stacked(own: Sequence[Factors]) -> torch.Tensor:
-    """Return each layer's A, scaled, below one another, (R, d_in)."""
-    return _beside(
-        [layer.a if layer.scaling == 1.0 else layer.a * layer.scaling for layer in own], 0
-    )
+def _stacked_a(layers: Sequence[LoraFactors]) -> torch.Tensor:
+    """Return ``scaling * A`` of all layers below one another, (R, d_in)."""
+    scaled = [layer.a if layer.scaling == 1.0 else layer.a * layer.scaling for layer in layers]
+    return _joined(scaled, 0)
 
 
-def _apart(stacked: torch.Tensor, own: Sequence[Factors], dim: int) -> Sequence[torch.Tensor]:
-    """Return each layer's part of the R rows or columns, views."""
-    return (stacked,) if len(own) == 1 else stacked.split([layer.a.shape[0] for layer in own], dim)
+def _by_layer(
+    stacked: torch.Tensor, layers: Sequence[LoraFactors], dim: int
+) -> Sequence[torch.Tensor]:
+    """Split R rows or columns into views, one for each layer."""
+    if len(layers) == 1:
+        return (stacked,)
+    return stacked.split([layer.a.shape[0] for layer in layers], dim)
 
 
-def _stretches(rows: torch.Tensor, bounds: Sequence[int]) -> Sequence[torch.Tensor]:
-    """Return each trial's rows, views of (T, ...)."""
-    return (rows,) if len(bounds) == 2 else [rows[start:stop] for start, stop in pairwise(bounds)]
+def _by_segment(rows: torch.Tensor, bounds: Sequence[int]) -> Sequence[torch.Tensor]:
+    """Split (T, ...) into views, one for each trial."""
+    if len(bounds) == 2:
+        return (rows,)
+    return [rows[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _add_product(grad: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -183,14 +241,12 @@ def _add_product(grad: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
 
 
 def is_fusable(layer: nn.Module) -> bool:
-    """Whether `FusedLinear` can stand in for a layer."""
-    return (
-        isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-    )  # bitsandbytes' layers are nn.Linear
+    """Whether `FusedLinear` can replace a layer; bitsandbytes' layers are ``nn.Linear`` too."""
+    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
 
 
 def frozen_weight(base: Any) -> torch.Tensor:
-    """Return a layer's weight, (d_out, d_in), out of its quantised form where it has one."""
+    """Return a layer's weight in full precision, (d_out, d_in)."""
     if is_quantized(base):
         return dequantized(base)
     weight: torch.Tensor = base.weight
@@ -198,23 +254,27 @@ def frozen_weight(base: Any) -> torch.Tensor:
 
 
 @contextmanager
-def fused_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Stretches]:
-    """Put `FusedLinear` in the place of the named layers until the end of the ``with`` block."""
-    stretches = Stretches()
+def fused_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Segments]:
+    """Replace the named layers by `FusedLinear` until the end of the ``with`` block."""
+    segments = Segments()
     originals = {name: model.get_submodule(name) for name in names}
-    layers = {name: FusedLinear(module, name, stretches) for name, module in originals.items()}
+    layers = {name: FusedLinear(module, name, segments) for name, module in originals.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    for name in layers:
-        parent, _, own = name.rpartition(".")
-        for family in OF_ONE_INPUT:
-            if own in family:
-                group = [
-                    layers[f"{parent}.{other}"] for other in family if f"{parent}.{other}" in layers
-                ]
-                group[0].group = group
+    _group_siblings(layers)
     try:
-        yield stretches
+        yield segments
     finally:
         for name, module in originals.items():
             model.set_submodule(name, module)
+
+
+def _group_siblings(layers: Mapping[str, FusedLinear]) -> None:
+    """Let the first layer of each group with a shared input compute the others as well."""
+    for name in layers:
+        parent, _, leaf = name.rpartition(".")
+        for siblings in SHARED_INPUT:
+            if leaf in siblings:
+                paths = [f"{parent}.{sibling}" for sibling in siblings]
+                group = [layers[path] for path in paths if path in layers]
+                group[0].group = group

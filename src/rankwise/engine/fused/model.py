@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -11,161 +10,172 @@ from torch import nn
 
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused import attention
-from rankwise.engine.fused.closing import Speaking, closing_early
-from rankwise.engine.fused.heads import Head, find_head
-from rankwise.engine.fused.linear import Factors, Stretches, fused_layers, is_fusable
+from rankwise.engine.fused.heads import (
+    Head,
+    PooledTokens,
+    find_head,
+    last_block_for_pooled_tokens,
+)
+from rankwise.engine.fused.linear import LoraFactors, Segments, fused_layers, is_fusable
 from rankwise.engine.fused.packing import Packing, packed
 from rankwise.models.auto import first_position, position_tables
 from rankwise.models.base_model import BaseModel
-from rankwise.models.compat import quiet_libraries
+from rankwise.models.compat import attention_implementation, quiet_libraries
 from rankwise.models.quantization import computing_in_fp32
 from rankwise.tasks.base import Encoded
 
-CLOSE = 1e-3  # of the largest logit: what packed and padded logits may differ by; rounding is a thousandth of it
+# Packed and padded logits may differ by this share of the largest one; rounding is a thousandth.
+CLOSE = 1e-3
 
 
-class Adapted(Protocol):
-    """What a trial brings: its factors by layer, and its own copies of the modules trained in full."""
+class PackedTrial(Protocol):
+    """A trial as a packed pass needs it.
 
-    factors: dict[str, Factors]
+    Attributes:
+        factors: LoRA factors by layer name.
+        head: the trial's copies of the modules that are trained in full, by name.
+    """
+
+    factors: dict[str, LoraFactors]
     head: dict[str, nn.Module]
 
 
+class NoAdapter:
+    """A trial without an adapter, with the base's head."""
+
+    def __init__(self) -> None:
+        self.factors: dict[str, LoraFactors] = {}
+        self.head: dict[str, nn.Module] = {}
+
+
 class PackedModel:
-    """Runs packed batches; made by `packed_model`, and usable inside its ``with`` block alone.
+    """Runs packed batches. `packed_model` makes it, for use inside its ``with`` block alone.
 
     Attributes:
-        device: of the base.
-        speaking: what `rankwise.engine.fused.closing` is told in every pass.
-        closes_early: whether the model's last hidden states are those of the speaking tokens alone.
+        device: device of the base.
+        pooled: the tokens whose hidden states go to the head, in the current pass.
+        pools_early: whether the model's last hidden states are those of the pooled tokens alone.
     """
 
     def __init__(
-        self, base: BaseModel, head: Head, stretches: Stretches, autocast: torch.dtype | None
+        self, base: BaseModel, head: Head, segments: Segments, autocast: torch.dtype | None
     ) -> None:
         self.model = base.model
         self.head = head
-        self.stretches = stretches
+        self.segments = segments
         self.autocast = autocast
         self.device = next(base.model.parameters()).device
-        self.speaking = Speaking()
-        self.closes_early = False
+        self.pooled = PooledTokens()
+        self.pools_early = False
         self.first_position = max(map(first_position, position_tables(base.model)), default=0)
 
-    def logits(self, trials: Sequence[Adapted], parts: Sequence[Encoded]) -> list[torch.Tensor]:
-        """Run every trial on its own examples, in one pass.
+    def logits(
+        self, trials: Sequence[PackedTrial], batches: Sequence[Encoded]
+    ) -> list[torch.Tensor]:
+        """Run every trial on its batch, in one pass.
 
         Args:
-            trials: K of them.
-            parts: the examples of each trial, n_k of them.
+            trials: K trials.
+            batches: examples of each trial, n_k of them.
 
         Returns:
-            Logits, K tensors of (n_k, outputs), or of (m_k, vocabulary) for the m_k places to be told.
+            Logits: K tensors of (n_k, outputs), or of (m_k, vocabulary) for the m_k supervised
+            tokens.
         """
-        packing = Packing([tokens for part in parts for tokens in part.input_ids], self.device)
-        self._give(trials, [sum(part.lengths) for part in parts])
-        speakers, counts = self._speakers(packing, parts)  # (N,) and K
-        self.speaking.rows, self.speaking.give = speakers, partial(self._give, trials, counts)
+        sequences = [tokens for batch in batches for tokens in batch.input_ids]
+        packing = Packing(sequences, self.device)
+        self._assign_segments(trials, [sum(batch.lengths) for batch in batches])
+        rows, counts = self._pooled_rows(packing, batches)  # (N,) and K
+        self.pooled.rows = rows
+        self.pooled.assign_segments = partial(self._assign_segments, trials, counts)
         with packed(packing), self._autocast():
             hidden = self.model.base_model(  # type: ignore[operator]
                 input_ids=packing.input_ids,
                 position_ids=packing.position_ids + self.first_position,
-                **self._segments(parts),
+                **self._token_types(batches),
             ).last_hidden_state[0]  # (T, H)
-            if not self.closes_early:
-                hidden = hidden.index_select(0, speakers)  # (N, H)
+            if not self.pools_early:
+                hidden = hidden.index_select(0, rows)  # (N, H)
         with self._head_precision():
             logits = []
-            for trial, rows in zip(trials, hidden.split(counts), strict=True):
-                self._give(
-                    [trial], [len(rows)]
-                )  # the head's layers may be targets as well, as BERT's pooler is
+            for trial, states in zip(trials, hidden.split(counts), strict=True):
+                # A head's layers may be targets as well, as BERT's pooler is.
+                self._assign_segments([trial], [len(states)])
                 modules = {name: self._module(trial, name) for name in self.head.names}
                 logits.append(
-                    self.head.logits(modules, rows if self.autocast is None else rows.float())
+                    self.head.logits(modules, states if self.autocast is None else states.float())
                 )
-        return logits if self.autocast is None else [own.float() for own in logits]
+        return logits if self.autocast is None else [each.float() for each in logits]
 
-    def _head_precision(self) -> AbstractContextManager[Any]:
-        """Return the context for a head: that of fp32, or logits would be rounded before losses are taken from them.
+    def _assign_segments(self, trials: Sequence[PackedTrial], rows: Sequence[int]) -> None:
+        self.segments.assign([trial.factors for trial in trials], rows)
 
-        Only a language model's head keeps the lower precision while it trains: over a whole vocabulary its product is
-        a large part of a step. Neither takes more memory, since weights and logits are there in fp32 in any case.
-        """
-        lower = self.head.token == "places" and torch.is_grad_enabled()
-        return self._autocast() if lower else nullcontext()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return (
-            nullcontext()
-            if self.autocast is None
-            else torch.autocast(self.device.type, self.autocast)
-        )
-
-    def _speakers(
-        self, packing: Packing, parts: Sequence[Encoded]
+    def _pooled_rows(
+        self, packing: Packing, batches: Sequence[Encoded]
     ) -> tuple[torch.Tensor, list[int]]:
-        """Return the tokens that go to the head, (N,), and how many of them each trial has."""
-        if self.head.token != "places":
-            return packing.first if self.head.token == "first" else packing.last, [
-                len(part) for part in parts
-            ]
-        places = [own for part in parts for own in part.positions or ()]
-        starts = packing.first.tolist()
-        rows = [start + place for start, own in zip(starts, places, strict=True) for place in own]
-        counts = [sum(map(len, part.positions or ())) for part in parts]
+        """Return the token rows that go to the head, (N,), and how many of them each trial has."""
+        if self.head.pooling != "supervised":
+            first = self.head.pooling == "first"
+            return packing.first if first else packing.last, [len(batch) for batch in batches]
+        positions = [each for batch in batches for each in batch.positions or ()]
+        rows = []
+        for start, supervised in zip(packing.first.tolist(), positions, strict=True):
+            rows += [start + position for position in supervised]
+        counts = [sum(map(len, batch.positions or ())) for batch in batches]
         return torch.tensor(rows, device=self.device), counts
 
-    def _segments(self, parts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Return which of two texts each token is of, where the tokenizer tells, (1, T)."""
-        segments = [own for part in parts for one in part.token_type_ids or () for own in one]
-        return {"token_type_ids": torch.tensor([segments], device=self.device)} if segments else {}
+    def _token_types(self, batches: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Return which of two texts each token belongs to, (1, T), if the tokenizer tells."""
+        sequences = [each for batch in batches for each in batch.token_type_ids or ()]
+        types = [token_type for sequence in sequences for token_type in sequence]
+        return {"token_type_ids": torch.tensor([types], device=self.device)} if types else {}
 
-    def _give(self, trials: Sequence[Adapted], rows: Sequence[int]) -> None:
-        """Say whose the rows are that linear layers will see, each trial's so many."""
-        self.stretches.factors = [trial.factors for trial in trials if trial.factors]
-        self.stretches.bounds = [0, *accumulate(rows)]
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
 
-    def _module(self, trial: Adapted, name: str) -> nn.Module:
+    def _head_precision(self) -> AbstractContextManager[Any]:
+        """Return the context in which the head computes: fp32, so that no loss has rounded logits.
+
+        Only a language model's head keeps the lower precision in training: over a whole vocabulary
+        its product is a large part of a step. Neither choice takes more memory, as weights and
+        logits are in fp32 in any case.
+        """
+        lower = self.head.pooling == "supervised" and torch.is_grad_enabled()
+        return self._autocast() if lower else nullcontext()
+
+    def _module(self, trial: PackedTrial, name: str) -> nn.Module:
         return trial.head[name] if name in trial.head else self.model.get_submodule(name)
 
 
 @contextmanager
 def packed_model(base: BaseModel, autocast: torch.dtype | None = None) -> Iterator[PackedModel]:
-    """Let a base run packed batches until the end of the ``with`` block, which leaves it as it was.
+    """Let a base run packed batches until the end of the ``with`` block, then restore it.
 
     Args:
-        base: one for which `why_not` has nothing to say.
+        base: a base for which `unsupported_reason` returns None.
         autocast: lower precision for matrix products.
     """
     head = find_head(base.model)
     assert head is not None
     attention.register()
-    configs: dict[int, Any] = {
-        id(module.config): module.config
-        for module in base.model.modules()
-        if hasattr(module, "config")
-    }
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    with fused_layers(base.model, list(base.targets)) as stretches:
-        for config in configs.values():
-            config._attn_implementation = attention.NAME
-        try:
-            model = PackedModel(base, head, stretches, autocast)
-            with closing_early(
-                base.model, stretches, model.speaking, head.token == "first"
-            ) as model.closes_early:
-                yield model
-        finally:
-            for key, config in configs.items():
-                config._attn_implementation = before[key]
+    with (
+        fused_layers(base.model, list(base.targets)) as segments,
+        attention_implementation(base.model, attention.NAME),
+    ):
+        model = PackedModel(base, head, segments, autocast)
+        with last_block_for_pooled_tokens(
+            base.model, segments, model.pooled, head.pooling == "first"
+        ) as model.pools_early:
+            yield model
 
 
-def why_not(base: BaseModel, examples: Encoded) -> str | None:
-    """Say why a base cannot run packed; None if it can.
+def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
+    """Return why a base cannot run packed, or None if it can.
 
-    The last word has a trial run: a shortest example and one of median length, packed and padded, must give the same
-    logits.
+    The final check is a run: a shortest example and one of median length, packed and padded, must
+    give the same logits.
 
     Args:
         base: the frozen base, without adapters.
@@ -178,31 +188,24 @@ def why_not(base: BaseModel, examples: Encoded) -> str | None:
     outside = [name for name in base.trained_in_full if name not in head.names]
     if outside:
         return f"{outside[0]} is trained in full and lies outside the head"
-    other = [name for name in base.targets if not is_fusable(model.get_submodule(name))]
-    if other:
-        return f"{other[0]} is a {type(model.get_submodule(other[0])).__name__}"
+    unfusable = [name for name in base.targets if not is_fusable(model.get_submodule(name))]
+    if unfusable:
+        return f"{unfusable[0]} is a {type(model.get_submodule(unfusable[0])).__name__}"
     by_length = sorted(range(len(examples)), key=examples.lengths.__getitem__)
     two = examples.take([by_length[0], by_length[len(by_length) // 2]])
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), quiet_libraries(), computing_in_fp32(model):
-            padded = padded_logits(model, base.tokenizer, two)  # (M, outputs)
+            expected = padded_logits(model, base.tokenizer, two)  # (M, outputs)
             try:
                 with packed_model(base) as packed_base:
-                    (ours,) = packed_base.logits([_Bare()], [two])  # (M, outputs)
-            except Exception as error:  # whatever a model that is not made for this raises
-                return f"{type(model).__name__} does not take packed sequences ({type(error).__name__})"
+                    (logits,) = packed_base.logits([NoAdapter()], [two])  # (M, outputs)
+            except Exception as error:  # models not made for packing raise anything
+                kind = type(error).__name__
+                return f"{type(model).__name__} does not take packed sequences ({kind})"
     finally:
         model.train(was_training)
-    if not torch.allclose(ours, padded, rtol=0.0, atol=CLOSE * float(padded.abs().max())):
+    if not torch.allclose(logits, expected, rtol=0.0, atol=CLOSE * float(expected.abs().max())):
         return f"{type(model).__name__} gives other logits for packed sequences"
     return None
-
-
-class _Bare:
-    """No adapter, and the base's own head."""
-
-    def __init__(self) -> None:
-        self.factors: dict[str, Factors] = {}
-        self.head: dict[str, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""One trial while it trains: its parameters in one flat tensor, its optimizer, its order, its figures."""
+"""State of one trial: its parameters, optimizer, data order and figures while it trains."""
 
 import copy
 import math
@@ -9,28 +9,38 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from rankwise.engine.adapter_init import adapter_state, json_config, put_on_adapter
+from rankwise.engine.adapter_init import adapter_state, attach_adapter, json_config
 from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
-from rankwise.engine.fused.linear import Factors
+from rankwise.engine.fused.linear import LoraFactors
 from rankwise.engine.trial import Trial
-from rankwise.lora.adapter import PEFT_PREFIX
+from rankwise.lora.adapter import PEFT_PREFIX, Adapter, factor_pairs
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
 
 
-class Trainee:
-    """A trial's own state; nothing in it is shared with another trial.
+class TrainingState:
+    """A trial in training; it shares nothing with another trial.
 
-    All parameters lie in one flat tensor, so that clipping and AdamW are one kernel each however many layers there
-    are.
+    All parameters lie in one flat tensor, so clipping and AdamW are one kernel each, however many
+    layers there are::
+
+        flat (P,)   [ A of each layer | matrices of the head | B^T of each layer | vectors of the head ]
+                      at the learning rate                     at loraplus_ratio times that rate
 
     Args:
-        trial: what is asked.
+        trial: rank, seed, learning rate and scaling.
         base: the frozen base, without adapters.
-        saved: see `rankwise.engine.adapter_init.saved_modules`.
-        recipe: what all trials share.
-        examples: to learn from.
+        saved: the base's weights from `rankwise.engine.adapter_init.saved_modules`.
+        config: settings that all trials share.
+        examples: training examples.
+
+    Attributes:
+        flat: all parameters, (P,); its ``grad`` is a tensor to which passes add.
+        factors: views of the LoRA factors and their gradients, by layer.
+        head: modules trained in full, whose parameters are views too, by name.
+        steps: figures of each finished step, see `rankwise.engine.trial.FinishedTrial`.
+        diverged: whether a loss or gradient was not finite.
     """
 
     def __init__(
@@ -38,95 +48,80 @@ class Trainee:
         trial: Trial,
         base: BaseModel,
         saved: Mapping[str, Mapping[str, torch.Tensor]],
-        recipe: TrainingConfig,
+        config: TrainingConfig,
         examples: Encoded,
     ) -> None:
         self.trial = trial
-        self.recipe = recipe
+        self.config = config
         self.examples = examples
-        model = put_on_adapter(base, trial, saved, init=recipe.init)
-        try:
-            self.adapter_config = json_config(model)
-            initial = {key: value.detach().clone() for key, value in adapter_state(model).items()}
-            wrappers: dict[str, Any] = {
-                name: base.model.get_submodule(name) for name in base.trained_in_full
-            }
-            self.head: dict[str, nn.Module] = {
-                name: copy.deepcopy(wrapper.modules_to_save["default"])
-                for name, wrapper in wrappers.items()
-            }
-        finally:
-            model.unload()
-        total = sum(value.numel() for value in initial.values())
-        like = next(iter(initial.values()))
-        self.flat = torch.zeros(total, dtype=like.dtype, device=like.device)  # (P,)
-        self.flat.grad = torch.zeros_like(self.flat)
-        self._used = 0
-        scaling = trial.lora_alpha / (math.sqrt(trial.rank) if trial.use_rslora else trial.rank)
-        parameters = [
-            parameter for module in self.head.values() for parameter in module.parameters()
-        ]
-        a_factors = {
-            name: self._take(initial[f"{PEFT_PREFIX}{name}.lora_A.weight"]) for name in base.targets
-        }  # (r, d_in)
-        for parameter in parameters:
-            if parameter.ndim > 1:
-                self._move(parameter)
-        slow = self._used  # LoRA+ has a rate for what lies before, and another for what lies behind
-        self.factors: dict[str, Factors] = {}
-        for name, (a, a_grad) in a_factors.items():
-            bt, bt_grad = self._take(
-                initial[f"{PEFT_PREFIX}{name}.lora_B.weight"].t()
-            )  # (r, d_out)
-            self.factors[name] = Factors(a, bt, a_grad, bt_grad, scaling)
-        for parameter in parameters:
-            if parameter.ndim == 1:
-                self._move(parameter)
-        steps_per_epoch = math.ceil(len(examples) / recipe.batch_size)
-        self.total_steps = steps_per_epoch * recipe.epochs
+        self.steps: list[dict[str, float]] = []
+        self.diverged = False
+        self.total_steps = math.ceil(len(examples) / config.batch_size) * config.epochs
+        self._epoch = -1
+        self._epoch_batches: list[list[int]] = []
+        initial = self._draw_initial_values(base, saved)
+        slow_entries = self._allocate(list(base.targets), initial)
         self.optimizer = torch.optim.AdamW(
-            self._groups(slow, recipe.loraplus_ratio),
+            self._parameter_groups(slow_entries),
             trial.learning_rate,
             weight_decay=0.0,
             fused=True,
         )
         self.schedule = get_linear_schedule_with_warmup(
-            self.optimizer, math.ceil(recipe.warmup_share * self.total_steps), self.total_steps
+            self.optimizer, math.ceil(config.warmup_share * self.total_steps), self.total_steps
         )
-        self.steps: list[dict[str, float]] = []
-        self.diverged = False
-        self._epoch = -1
-        self._epoch_batches: list[list[int]] = []
 
-    def _take(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Move a value into the next stretch of the flat tensor; return its view there and that of its gradient."""
-        assert self.flat.grad is not None
-        stretch = slice(self._used, self._used + value.numel())
-        self._used = stretch.stop
-        view = self.flat[stretch].view(value.shape)
-        view.copy_(value)
-        return view, self.flat.grad[stretch].view(value.shape)
+    def _draw_initial_values(
+        self, base: BaseModel, saved: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """Return the adapter that PEFT draws from the seed, and keep its config and the head."""
+        model = attach_adapter(base, self.trial, saved, init=self.config.init)
+        try:
+            self.adapter_config = json_config(model)
+            self.head: dict[str, nn.Module] = {}
+            for name in base.trained_in_full:
+                wrapper: Any = base.model.get_submodule(name)
+                self.head[name] = copy.deepcopy(wrapper.modules_to_save["default"])
+            return {key: value.detach().clone() for key, value in adapter_state(model).items()}
+        finally:
+            model.unload()
 
-    def _move(self, parameter: nn.Parameter) -> None:
-        """Let a head's parameter live in the flat tensor; autograd adds to a gradient that is there."""
-        parameter.data, parameter.grad = self._take(parameter.detach())
+    def _allocate(self, targets: list[str], initial: Mapping[str, torch.Tensor]) -> int:
+        """Lay all parameters out in the flat tensor; return the number of entries before B."""
+        parameters: dict[str, nn.Parameter] = {}
+        for name, module in self.head.items():
+            for key, parameter in module.named_parameters():
+                parameters[f"{PEFT_PREFIX}{name}.{key}"] = parameter
+        slow = {_key(name, "A"): initial[_key(name, "A")] for name in targets}  # (r, d_in)
+        slow.update((key, value.detach()) for key, value in parameters.items() if value.ndim > 1)
+        fast = {_key(name, "B"): initial[_key(name, "B")].t() for name in targets}  # (r, d_out)
+        fast.update((key, value.detach()) for key, value in parameters.items() if value.ndim <= 1)
 
-    def _groups(self, slow: int, ratio: float) -> list[dict[str, Any]]:
-        """Return the optimizer's groups: one, or two with their own rates."""
+        self.flat, views = _flat_copy({**slow, **fast})
+        for key, parameter in parameters.items():
+            parameter.data, parameter.grad = views[key]  # autograd adds to a gradient that exists
+        trial = self.trial
+        scaling = trial.lora_alpha / (math.sqrt(trial.rank) if trial.use_rslora else trial.rank)
+        self.factors: dict[str, LoraFactors] = {}
+        for name in targets:
+            (a, a_grad), (bt, bt_grad) = views[_key(name, "A")], views[_key(name, "B")]
+            self.factors[name] = LoraFactors(a, bt, a_grad, bt_grad, scaling)
+        return sum(value.numel() for value in slow.values())
+
+    def _parameter_groups(self, slow_entries: int) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups: one, or two with different rates for LoRA+."""
+        ratio = self.config.loraplus_ratio
         if ratio == 1.0:
             return [{"params": [self.flat]}]
         assert self.flat.grad is not None
-        parts = self.flat[:slow], self.flat[slow:]
-        for part, grad in zip(parts, (self.flat.grad[:slow], self.flat.grad[slow:]), strict=True):
-            part.grad = grad
-        return [
-            {"params": [parts[0]]},
-            {"params": [parts[1]], "lr": self.trial.learning_rate * ratio},
-        ]
+        slow, fast = self.flat[:slow_entries], self.flat[slow_entries:]
+        slow.grad, fast.grad = self.flat.grad[:slow_entries], self.flat.grad[slow_entries:]
+        fast_rate = self.trial.learning_rate * ratio
+        return [{"params": [slow]}, {"params": [fast], "lr": fast_rate}]
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to train."""
+        """Whether no step is left."""
         return self.diverged or len(self.steps) == self.total_steps
 
     def next_batch(self) -> list[int]:
@@ -134,23 +129,22 @@ class Trainee:
         return self.batch(len(self.steps))
 
     def batch(self, step: int) -> list[int]:
-        """Return the rows of a step's examples, the first being step 0."""
-        epoch, within = divmod(step, self.total_steps // self.recipe.epochs)
+        """Return the rows of a step's examples; the first step is 0."""
+        epoch, step_of_epoch = divmod(step, self.total_steps // self.config.epochs)
         if epoch != self._epoch:
             self._epoch = epoch
             self._epoch_batches = epoch_batches(
-                self.examples.lengths, self.recipe.batch_size, self.trial.seed, epoch
+                self.examples.lengths, self.config.batch_size, self.trial.seed, epoch
             )
-        return self._epoch_batches[within]
+        return self._epoch_batches[step_of_epoch]
 
     def update(self, loss: float) -> None:
-        """Clip, take an optimizer step with the gradients that have gathered, and note the step's figures."""
+        """Clip the gradients, take an optimizer step, and record the step's figures."""
         grad = self.flat.grad
         assert grad is not None
         norm = torch.linalg.vector_norm(grad)
-        grad.mul_(
-            (self.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        )  # as torch's clip_grad_norm_
+        # As torch's clip_grad_norm_ does.
+        grad.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
@@ -162,32 +156,79 @@ class Trainee:
                 "train_loss": loss,
                 "grad_norm": float(norm),
                 "learning_rate": rate,
-                "epoch": step * self.recipe.epochs / self.total_steps,
+                "epoch": step * self.config.epochs / self.total_steps,
             }
         )
         self.diverged = not (math.isfinite(loss) and math.isfinite(float(norm)))
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """Return the parameters under PEFT's names."""
+        """Return a copy of the parameters under PEFT's names."""
         state: dict[str, torch.Tensor] = {}
-        for name, own in self.factors.items():
-            state[f"{PEFT_PREFIX}{name}.lora_A.weight"] = own.a
-            state[f"{PEFT_PREFIX}{name}.lora_B.weight"] = own.bt.t()
+        for name, factors in self.factors.items():
+            state[_key(name, "A")] = factors.a
+            state[_key(name, "B")] = factors.bt.t()
         for name, module in self.head.items():
-            state.update(
-                {f"{PEFT_PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
-            )
+            for key, value in module.state_dict().items():
+                state[f"{PEFT_PREFIX}{name}.{key}"] = value
         return {
             key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for key, value in state.items()
         }
 
     def tensors(self) -> list[Any]:
-        """Return what the trial keeps in memory between steps: parameters, gradients, optimizer states."""
-        states = [
-            v
-            for state in self.optimizer.state.values()
-            for v in state.values()
-            if isinstance(v, torch.Tensor)
-        ]
+        """Return the tensors kept between steps: parameters, gradients, optimizer states."""
+        states = []
+        for state in self.optimizer.state.values():
+            states += [value for value in state.values() if isinstance(value, torch.Tensor)]
         return [self.flat, self.flat.grad, *states]
+
+
+class EvalAdapter:
+    """A finished adapter in the form that packed passes take, to score and not to train.
+
+    Args:
+        base: the frozen base, without adapters.
+        adapter: adapter that was trained over this base.
+    """
+
+    def __init__(self, base: BaseModel, adapter: Adapter) -> None:
+        device = next(base.model.parameters()).device
+        no_grad = torch.empty(0)
+        self.factors: dict[str, LoraFactors] = {}
+        for pair in factor_pairs(adapter):
+            a, bt = pair.a.to(device), pair.b.t().contiguous().to(device)
+            self.factors[pair.name] = LoraFactors(a, bt, no_grad, no_grad, pair.scaling)
+        self.head: dict[str, nn.Module] = {}
+        for name in base.trained_in_full:
+            start = f"{PEFT_PREFIX}{name}."
+            state = {
+                key.removeprefix(start): value
+                for key, value in adapter.tensors.items()
+                if key.startswith(start)
+            }
+            self.head[name] = copy.deepcopy(base.model.get_submodule(name))
+            self.head[name].load_state_dict(state)
+
+
+def _key(layer: str, factor: str) -> str:
+    """Return PEFT's name of a layer's factor A or B."""
+    return f"{PEFT_PREFIX}{layer}.lora_{factor}.weight"
+
+
+def _flat_copy(
+    values: Mapping[str, torch.Tensor],
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Copy values end to end into one tensor that has a gradient; return it and views of both."""
+    like = next(iter(values.values()))
+    total = sum(value.numel() for value in values.values())
+    flat = torch.zeros(total, dtype=like.dtype, device=like.device)
+    flat.grad = torch.zeros_like(flat)
+    views: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    start = 0
+    for key, value in values.items():
+        stop = start + value.numel()
+        view = flat[start:stop].view(value.shape)
+        view.copy_(value)
+        views[key] = view, flat.grad[start:stop].view(value.shape)
+        start = stop
+    return flat, views

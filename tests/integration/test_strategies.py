@@ -43,7 +43,7 @@ def once(request_of: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def cuts_in(out: Path) -> list[tuple[Path, dict[str, Any]]]:
+def truncated_trials(out: Path) -> list[tuple[Path, dict[str, Any]]]:
     configs = [
         (path, read_json(path / "config.json") or {})
         for path in sorted((out / "trials").glob("r*"))
@@ -51,9 +51,9 @@ def cuts_in(out: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [(path, config) for path, config in configs if "truncated_from" in config]
 
 
-def test_the_smaller_ranks_are_cuts_of_the_largest(once: Path) -> None:
+def test_smaller_ranks_are_truncated_from_the_largest(once: Path) -> None:
     names = {path.name for path in (once / "trials").glob("r*")}
-    cuts = cuts_in(once)
+    cuts = truncated_trials(once)
     assert len(names) == 3 + 4  # two rates and a second seed; two cuts of each seed
     assert {config["rank"] for _, config in cuts} == {2, 4}
     for path, config in cuts:
@@ -62,12 +62,12 @@ def test_the_smaller_ranks_are_cuts_of_the_largest(once: Path) -> None:
         assert json.loads((path / "metrics.jsonl").read_text())["train_seconds"] == 0
 
 
-def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(
+def test_truncated_adapters_load_in_peft_and_reproduce_the_stored_evidence(
     once: Path, request_of: dict[str, Any]
 ) -> None:
     with open_run(make_config({**request_of, "strategy": "once", "out": once}), Silent()) as run:
         held_out = run.encode("held_out")
-        for path, _ in cuts_in(once):
+        for path, _ in truncated_trials(once):
             stored = pd.read_parquet(path / "evidence.parquet")
             again = (
                 score_adapter(run.base, path / "adapter", held_out)
@@ -78,7 +78,7 @@ def test_cuts_load_in_peft_and_give_the_evidence_that_is_stored(
 
 
 @pytest.mark.parametrize("engine", ["fused", "reference"])
-def test_a_cut_at_the_trained_rank_is_the_trained_adapter(
+def test_truncation_to_the_trained_rank_changes_nothing(
     once: Path, request_of: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
     from rankwise.sweeps.run import _engine
@@ -95,7 +95,7 @@ def test_a_cut_at_the_trained_rank_is_the_trained_adapter(
     np.testing.assert_allclose(scored["loss"], stored["loss"], rtol=1e-4)
 
 
-def test_the_answer_is_which_rank_to_keep_and_best_is_the_cut(once: Path) -> None:
+def test_once_decides_which_rank_to_keep_and_saves_its_adapter(once: Path) -> None:
     decision = read_json(once / "decision.json") or {}
     assert (decision["question"], decision["trained_at"], decision["rank"]) == ("keep", 8, 2)
     assert decision["reason"].startswith("Keep rank 2 of an adapter trained at rank 8: ")
@@ -111,7 +111,7 @@ def test_the_answer_is_which_rank_to_keep_and_best_is_the_cut(once: Path) -> Non
 
 
 @pytest.mark.parametrize("lost", ["r2-", "r8-", "r*seed1"])
-def test_once_goes_on_where_it_was_killed(
+def test_once_resumes_after_losing_trials(
     once: Path, request_of: dict[str, Any], tmp_path: Path, lost: str
 ) -> None:
     """A trial exists whole or not at all, so that a killed sweep is one that lacks some."""
@@ -125,7 +125,7 @@ def test_once_goes_on_where_it_was_killed(
 
 
 @pytest.mark.parametrize("name", ["grid", "race", "escalate"])
-def test_the_others_say_which_rank_to_train_at(
+def test_other_strategies_decide_which_rank_to_train_at(
     request_of: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
     decision = rankwise.sweep(**request_of, strategy=name, out=tmp_path / "out").decision
@@ -133,7 +133,7 @@ def test_the_others_say_which_rank_to_train_at(
     assert decision.reason.startswith("Train at rank 2: ")
 
 
-def test_a_budget_that_is_spent_ends_the_sweep_and_a_larger_one_goes_on(
+def test_a_spent_budget_ends_the_sweep_and_a_larger_one_resumes_it(
     request_of: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -149,7 +149,7 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_a_larger_one_goes_on(
     assert not any("budget" in warning for warning in whole.warnings)
 
 
-def test_a_budget_that_ends_before_any_cut_still_asks_which_rank_to_keep(
+def test_a_budget_spent_before_any_truncation_still_decides_which_rank_to_keep(
     request_of: dict[str, Any], tmp_path: Path
 ) -> None:
     decision = rankwise.sweep(
@@ -158,7 +158,7 @@ def test_a_budget_that_ends_before_any_cut_still_asks_which_rank_to_keep(
     assert (decision.verdict, decision.question, decision.trained_at) == ("undetermined", "keep", 8)
 
 
-def test_the_trials_of_once_are_read_as_what_they_are(once: Path) -> None:
+def test_analyze_keeps_truncated_trials_apart(once: Path) -> None:
     assert rankwise.analyze(once).decision.question == "keep"
     found = read_results([once / "trials"])
     assert set(found.evidence["rank"]) == {8}

@@ -1,0 +1,90 @@
+"""Escalate on simulated sweeps: which ranks it visits, and where it stops."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from tests.strategies.simulation import (
+    EXAMPLES,
+    NOTHING,
+    Truth,
+    decide_on,
+    make_strategy,
+    needs_rank_8,
+    ranks_in_order,
+    run_sweep,
+    simulate_trial,
+)
+
+
+@pytest.mark.parametrize(
+    ("truth", "order", "chosen"),
+    [
+        (lambda rank: 0.5, [8, 16, 4, 2], 2),  # nothing gained above, nothing lost below
+        (needs_rank_8, [8, 16, 4], 8),
+        (lambda rank: 0.9 - 0.1 * (rank >= 16) - 0.1 * (rank >= 32), [8, 16, 32], 32),
+        (lambda rank: 0.9 - 0.1 * (rank >= 16), [8, 16, 32], 16),
+    ],
+)
+def test_escalate_climbs_while_it_gains_and_descends_while_nothing_is_lost(
+    truth: Truth, order: list[int], chosen: int
+) -> None:
+    evidence, trials = run_sweep(make_strategy("escalate"), truth)
+    assert ranks_in_order(trials) == order
+    assert all(sum(trial.rank == rank for trial in trials) == 3 for rank in order)
+    assert decide_on(evidence).rank == chosen
+
+
+def test_escalate_starts_at_the_second_smallest_rank_without_rank_8() -> None:
+    assert {trial.rank for trial in make_strategy("escalate", (3, 6, 12)).propose(NOTHING)} == {6}
+    assert {trial.rank for trial in make_strategy("escalate", (16, 32)).propose(NOTHING)} == {32}
+
+
+def test_escalate_searches_the_learning_rate_of_its_first_rank_only() -> None:
+    """Other ranks take their neighbour's rate, which falls as the cube root of the rank."""
+    _, trials = run_sweep(make_strategy("escalate", rates="auto"), lambda rank: 0.5)
+    rates = {
+        rank: {trial.learning_rate for trial in trials if trial.rank == rank}
+        for rank in (8, 16, 4, 2)
+    }
+    assert len(rates[8]) > 2
+    (best,) = {trial.learning_rate for trial in trials if trial.rank == 8 and trial.seed == 1}
+    for rank in (16, 4, 2):
+        (taken,) = rates[rank]
+        assert taken == pytest.approx(best * (8 / rank) ** (1 / 3), rel=5e-3)
+
+
+def test_escalate_expects_every_given_rate_of_the_rank_it_has_reached() -> None:
+    strategy = make_strategy("escalate", rates=(1e-3, 2e-3, 4e-3))
+    whole, trials = run_sweep(strategy, lambda rank: 0.5)
+    of_one = 3 + 2  # rates, and two more seeds at one of them
+    assert len(trials) == 4 * of_one  # 8, 16, 4, 2
+    for complete in range(len(trials)):
+        rank_complete = -(-(complete + 1) // of_one) * of_one
+        assert strategy.expected_trials(whole.iloc[: complete * EXAMPLES]) == rank_complete
+
+
+def test_escalate_searches_again_after_a_neighbour_that_always_diverged() -> None:
+    strategy = make_strategy("escalate", (4, 8), rates="auto")
+    evidence = NOTHING
+    while trials := [trial for trial in strategy.propose(evidence) if trial.rank == 8]:
+        rows = simulate_trial(trials[0], needs_rank_8, 1e-3).assign(diverged=True)
+        evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
+    assert (
+        len({trial.learning_rate for trial in strategy.propose(evidence) if trial.rank == 4}) == 3
+    )
+
+
+def test_escalate_gives_more_seeds_to_ranks_it_would_no_longer_visit() -> None:
+    """With one seed it climbed to 32 by luck; with three it turns at 16."""
+    turned, trials = run_sweep(make_strategy("escalate"), lambda rank: 0.5)
+    assert 32 not in ranks_in_order(trials)
+    stray = simulate_trial(
+        replace(trials[0], rank=32, seed=0, lora_alpha=32.0), lambda rank: 0.5, 1e-3
+    )
+    extended, more = run_sweep(
+        make_strategy("escalate"), lambda rank: 0.5, pd.concat([turned, stray], ignore_index=True)
+    )
+    assert [(trial.rank, trial.seed) for trial in more] == [(32, 1), (32, 2)]
+    assert (extended.groupby("rank")["seed"].nunique() == 3).all()

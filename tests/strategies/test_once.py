@@ -1,0 +1,116 @@
+"""Once on simulated sweeps: which rates it tries, and which adapters it truncates."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from rankwise.decide.evidence import read_rank_results
+from rankwise.decide.select import decide
+from rankwise.engine.trial import Trial
+from rankwise.strategies import strategies
+from rankwise.strategies.config import SearchConfig
+from tests.strategies.simulation import (
+    CONFIDENCE,
+    MARGIN,
+    NOTHING,
+    RANKS,
+    RULE,
+    make_strategy,
+    run_sweep,
+    simulate_trial,
+)
+
+
+def test_once_trains_the_largest_rank_and_truncates_it_to_the_others() -> None:
+    _, trials = run_sweep(make_strategy("once", seeds=2, rates=(1e-3, 2e-3)), lambda rank: 0.5)
+    trained = [trial for trial in trials if trial.truncated_from is None]
+    assert {trial.rank for trial in trained} == {32}
+    assert len(trained) == 3  # two rates, and the second seed at the better one
+    truncated = [trial for trial in trials if trial.truncated_from is not None]
+    assert sorted(trial.rank for trial in truncated) == sorted(2 * RANKS[:-1])
+    for trial in truncated:
+        assert trial.truncated_from == f"r32-lr{trial.learning_rate:g}-seed{trial.seed}"
+        assert trial.lora_alpha == trial.rank  # the scaling stays
+
+
+@pytest.mark.parametrize(
+    ("losses", "trained"),
+    [  # the start is 1e-3 at rank 4 and falls with the cube root
+        ({5e-4: 0.5, 2e-3: 0.6}, [(5e-4, 0), (2e-3, 0), (5e-4, 1)]),
+        (
+            {5e-4: 0.9, 2e-3: 0.7, 8e-3: 0.6, 0.032: 0.8},
+            [(5e-4, 0), (2e-3, 0), (8e-3, 0), (0.032, 0), (8e-3, 1)],
+        ),
+    ],
+)
+def test_once_tries_higher_rates_while_they_gain(
+    losses: dict[float, float], trained: list[tuple[float, int]]
+) -> None:
+    strategy = make_strategy("once", seeds=2, rates="auto")
+    assert [trial.learning_rate for trial in strategy.propose(NOTHING)] == [
+        5e-4,
+        2e-3,
+    ]  # both may train at once
+    evidence, done = NOTHING, []
+    while trials := strategy.propose(evidence):
+        rows = simulate_trial(trials[0], lambda rank: losses[trials[0].learning_rate], 1e-3)
+        evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
+        done.append(trials[0])
+    assert [
+        (trial.learning_rate, trial.seed) for trial in done if trial.truncated_from is None
+    ] == trained
+    assert {trial.learning_rate for trial in done if trial.truncated_from is not None} == {
+        trained[-1][0]
+    }
+
+
+def test_truncations_at_a_rate_that_diverges_later_do_not_count() -> None:
+    """Rank 2 looks best at the diverged rate, but the trained rank is judged at the other one."""
+    stray = Trial(
+        rank=2, seed=0, learning_rate=4e-3, lora_alpha=2.0, truncated_from="r8-lr0.004-seed0"
+    )
+    rows = [simulate_trial(stray, lambda rank: 0.1, 1e-3)]
+    for seed in range(2):
+        lost = Trial(rank=8, seed=seed, learning_rate=4e-3, lora_alpha=8.0)
+        rows.append(simulate_trial(lost, lambda rank: 0.1, 1e-3).assign(diverged=seed == 1))
+        for rank, loss in ((2, 0.7), (8, 0.5)):
+            trial = Trial(rank=rank, seed=seed, learning_rate=1e-3, lora_alpha=float(rank))
+            rows.append(simulate_trial(trial, lambda rank, loss=loss: loss, 1e-3))
+    decision = decide(
+        read_rank_results(pd.concat(rows), trained_at=8), MARGIN, CONFIDENCE, trained_at=8
+    )
+    assert decision.rank == 8
+    assert [row.learning_rate for row in decision.table] == [1e-3, 1e-3]
+
+
+def test_once_proposes_a_lost_first_seed_again() -> None:
+    strategy = strategies()["once"](SearchConfig(ranks=RANKS, seeds=2), RULE, 0.7)
+    start, leap = strategy.propose(NOTHING)
+    left = [(replace(start, seed=1), 0.5), (leap, 0.6)]
+    evidence = pd.concat(
+        [simulate_trial(trial, lambda rank, loss=loss: loss, 1e-3) for trial, loss in left]
+    )
+    assert strategy.propose(evidence) == [start]
+
+
+@pytest.mark.parametrize("diverging", [0, 1])
+def test_once_searches_lower_rates_after_a_seed_diverged(diverging: int) -> None:
+    strategy = make_strategy("once", seeds=2, rates="auto")
+    first = strategy.propose(NOTHING)[0]
+    before = [
+        simulate_trial(replace(first, seed=seed), lambda rank: 0.5, 1e-3)
+        for seed in range(diverging)
+    ]
+    lost = simulate_trial(replace(first, seed=diverging), lambda rank: 0.5, 1e-3).assign(
+        diverged=True
+    )
+    _, trials = run_sweep(strategy, lambda rank: 0.5, pd.concat([*before, lost]))
+    trained = [
+        trial
+        for trial in trials
+        if trial.truncated_from is None and trial.learning_rate != first.learning_rate
+    ]
+    rates = [trial.learning_rate for trial in trained if trial.seed == 0]
+    assert min(rates) < first.learning_rate
+    assert {trial.seed for trial in trained} == {0, 1}
