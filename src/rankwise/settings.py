@@ -311,7 +311,7 @@ def named(kind: type[Settings], values: Mapping[Any, object], what: str) -> dict
     return {name: values[key] for name, key in written.items()}
 
 
-def requested(
+def requested_config(
     kind: type[Config], config: Config | None, values: Mapping[str, object], what: str
 ) -> Config:
     """Return a request that is given as a whole or by its fields.

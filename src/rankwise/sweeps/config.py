@@ -113,11 +113,8 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
             )
 
 
-class SweepSettings(TypedDict, total=False):
-    """Keyword arguments of `rankwise.sweep`, for editors and type checkers.
-
-    A test holds them to the fields of `SweepConfig`.
-    """
+class GridSettings(TypedDict, total=False):
+    """Keyword arguments of `rankwise.run_rank_comparison`, for editors and type checkers."""
 
     model: str | Path | None
     trust_remote_code: bool
@@ -135,11 +132,8 @@ class SweepSettings(TypedDict, total=False):
     completion_column: str | None
     max_length: int | None
     train_examples: int | None
-    ranks: Sequence[int] | str
     seeds: int
-    strategy: StrategyName
     learning_rate: float | Sequence[float] | str
-    budget: float | None
     lora_alpha: str
     epochs: int
     batch_size: int
@@ -153,6 +147,14 @@ class SweepSettings(TypedDict, total=False):
     out: str | Path
     extend: bool
     report_to: str | Sequence[str]
+
+
+class SweepSettings(GridSettings, total=False):
+    """Keyword arguments of `rankwise.sweep`; a test holds them to the fields of `SweepConfig`."""
+
+    ranks: Sequence[int] | str
+    strategy: StrategyName
+    budget: float | None
 
 
 class YamlSettings(dict[str, object]):

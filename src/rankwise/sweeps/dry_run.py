@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.store.directory import can_resume, refuse_bad_directory
 from rankwise.store.records import read_evidence
 from rankwise.strategies.trial_keys import count_trials
-from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.request_record import max_length, request_record
 from rankwise.sweeps.run import (
     Progress,
@@ -80,7 +80,10 @@ class DryRun:
 
 
 def dry_run(
-    config: SweepConfig | None = None, *, progress: Progress | None = None, **settings: Any
+    config: SweepConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Unpack[SweepSettings],
 ) -> DryRun:
     """Check a sweep's whole request, load its model and data, time a few steps, and leave nothing behind.
 

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Unpack
 
 import pandas as pd
 
 from rankwise.decide import best_learning_rate
 from rankwise.errors import RequestError
 from rankwise.store.records import TrialRecord, select_trials
-from rankwise.sweeps.config import make_config
+from rankwise.sweeps.config import GridSettings, make_config
+from rankwise.sweeps.progress import Progress, Silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,10 @@ class RankExperiment:
 
 
 def run_rank_comparison(
-    ranks: Sequence[int] = (4, 8, 16, 32), **settings: Any
+    ranks: Sequence[int] | str = (4, 8, 16, 32),
+    *,
+    progress: Progress | None = None,
+    **settings: Unpack[GridSettings],
 ) -> list[RankExperiment]:
     """Really train an adapter of every rank and return the results, ascending.
 
@@ -54,6 +58,7 @@ def run_rank_comparison(
 
     Args:
         ranks: one or more.
+        progress: reports how the training goes on.
         **settings: other fields of `SweepConfig`, for example ``seeds=1``, ``data="reviews.csv"``. Without ``out``
             nothing is kept on disk.
 
@@ -65,17 +70,15 @@ def run_rank_comparison(
         >>> results = run_rank_comparison([4, 8], seeds=1)  # doctest: +SKIP
         >>> [(one.rank, one.accuracy) for one in results]  # doctest: +SKIP
     """
-    from rankwise.sweeps.progress import Silent
     from rankwise.sweeps.run import open_run, run_trials
 
-    progress = settings.pop("progress", None) or Silent()
     with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
         config = make_config({"out": Path(scratch) / "sweep", **settings, "ranks": ranks})
         if config.strategy != "grid" or config.budget is not None:
             raise RequestError(
                 "run_rank_comparison trains every rank: strategy and budget go with rankwise.sweep"
             )
-        with open_run(config, progress) as run:
+        with open_run(config, progress or Silent()) as run:
             run_trials(run)
             evidence, trials = run.store.evidence(), run.store.trials()
     return [_experiment(evidence, trials, rank) for rank in config.ranks]

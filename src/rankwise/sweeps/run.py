@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from rankwise.checks import check_config
 from rankwise.errors import RequestError
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments
+from rankwise.settings import requested_config
 from rankwise.store.directory import SweepStore, refuse_bad_directory
 from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
-from rankwise.sweeps.config import SweepConfig, make_config
+from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.finish import SweepResult, finish
 from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import max_length, model_name, request_record
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    config: SweepConfig | None = None, *, progress: Progress | None = None, **settings: Any
+    config: SweepConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Unpack[SweepSettings],
 ) -> SweepResult:
     """Train adapters of several ranks, decide which rank the task needs, and leave everything on disk.
 
@@ -60,15 +63,13 @@ def sweep(
         return finish(run, run_trials(run))
 
 
-def requested(config: SweepConfig | None, settings: Mapping[str, Any]) -> SweepConfig:
+def requested(config: SweepConfig | None, settings: Mapping[str, object]) -> SweepConfig:
     """Return a sweep's request from a config or its fields.
 
     Raises:
         RequestError: both are given, the config is none, a field is not allowed, or there are no ranks to compare.
     """
-    if config is not None and settings:
-        raise RequestError("give either a config or its fields, not both")
-    config = make_config(settings) if config is None else check_config(config, SweepConfig)
+    config = requested_config(SweepConfig, config, settings, "a sweep")
     if len(config.ranks) < 2:
         raise RequestError(
             f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
