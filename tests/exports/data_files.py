@@ -1,19 +1,19 @@
-"""Instruction data under other names than the usual ones, and what rankwise trains on of them."""
+"""Instruction data in many layouts, and the tokens that rankwise trains on for each."""
 
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rankwise.exports.recipe import TrainingSetup
+from rankwise.exports.recipe import Recipe
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.chat_formats import read_data_layout
 from rankwise.tasks.load import load_task
-from tests.exports.setups import PLAIN
+from tests.exports.recipes import PLAIN, make_recipe
+from tests.exports.tools import comment_of
 from tests.tasks.test_sft import MARKED, byte_level_tokenizer
 
 COUNT = 10
@@ -30,7 +30,8 @@ def _talk(n: int, role: str, content: str, user: str, assistant: str) -> list[di
     return [{role: who, content: what} for who, what in said]
 
 
-# A row of each file, by its number, beside which other columns stand that nobody asked for; and the sweep's settings.
+# For each file: a function from a row's number to the row, and the settings of the sweep. Columns
+# with "not this" must not be read.
 FILES: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
     "messages beside a prompt": (
         lambda n: {
@@ -106,18 +107,18 @@ CASES = [
 ]
 
 
-def kept(
+def swept_file(
     name: str, directory: Path, *, template: bool
-) -> tuple[TrainingSetup, list[dict[str, Any]]]:
-    """Return the setup that a sweep of a file leaves, and what rankwise trains of its rows.
+) -> tuple[Recipe, list[dict[str, Any]]]:
+    """Return the recipe that a sweep of a file leaves, and the examples that rankwise trains on.
 
     Args:
-        name: of FILES.
-        directory: for the file.
-        template: whether the tokenizer has a chat template.
+        name: Key of FILES.
+        directory: Directory for the file.
+        template: Whether the tokenizer has a chat template.
 
     Returns:
-        The setup, and for each training example its ``row``, ``input_ids`` and ``labels``.
+        The recipe, and for each training example its ``row``, ``input_ids`` and ``labels``.
     """
     make, settings = FILES[name]
     path, tokenizer = directory / "data.jsonl", tokenizer_for(template)
@@ -125,30 +126,28 @@ def kept(
     task = load_task(SweepConfig(data=path, **settings))
     assert task.layout is not None
     record = json.loads(json.dumps(task.layout.as_dict()))
-    setup = replace(
-        PLAIN,
-        data=str(path),
+    recipe = make_recipe(
+        source=str(path),
         layout=read_data_layout(record),
         chat_template=template,
         answers_marked=template,
     )
-    encoded, _ = task.encoder(task.train, tokenizer, PLAIN.max_length)
+    encoded, _ = task.encoder(task.train, tokenizer, PLAIN["max_length"])
     rows = []
     for row, tokens, places in zip(encoded.ids, encoded.input_ids, encoded.positions, strict=True):
-        told = {place + 1 for place in places}
-        labels = [token if place in told else -100 for place, token in enumerate(tokens)]
+        supervised = {place + 1 for place in places}
+        labels = [token if place in supervised else -100 for place, token in enumerate(tokens)]
         rows.append({"row": row, "input_ids": tokens, "labels": labels})
-    return setup, rows
+    return recipe, rows
 
 
 def tokenizer_for(template: bool) -> Any:
-    """Return the tokenizer, with a chat template that marks what the assistant says, or none."""
+    """Return a tokenizer with a chat template that marks the assistant's words, or with none."""
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = MARKED if template else None
     return tokenizer
 
 
-def asks_for(text: str) -> str | None:
-    """Return what a file says at its top if the data have to be changed for its tool; None where they have not."""
-    said = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-    return said if re.search(r"\b(?:[Ss]ave|rename)\b", said) else None
+def needs_changes(text: str) -> bool:
+    """Return whether a file's comment says that the data must be changed for its tool."""
+    return re.search(r"\b(?:[Ss]ave|rename) (?!the file|both)", comment_of(text)) is not None

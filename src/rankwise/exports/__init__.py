@@ -1,4 +1,4 @@
-"""For others to use: configs that train as the chosen trial was trained, and the adapter's model card."""
+"""Exports: configs that train as the chosen trial was trained, and the adapter's model card."""
 
 import shutil
 from pathlib import Path
@@ -8,43 +8,42 @@ from rankwise.exports.axolotl import axolotl_config
 from rankwise.exports.llama_factory import dataset_info, llama_factory_config
 from rankwise.exports.model_card import write_card
 from rankwise.exports.peft import peft_config
-from rankwise.exports.recipe import TrainingSetup, read_setup
+from rankwise.exports.recipe import Recipe, read_recipe
 from rankwise.exports.trl import trl_config
-from rankwise.exports.yaml_text import trains_causal_lms
 from rankwise.store.directory import write_whole
 from rankwise.store.records import read_sweep
 
 
-def export_files(setup: TrainingSetup) -> dict[str, str]:
-    """Return the files of ``export/`` by name."""
+def export_files(recipe: Recipe) -> dict[str, str]:
+    """Return the files of ``export/`` as ``{name: text}``."""
     files = {
-        "peft_config.py": peft_config(setup),
-        "trl.yaml": trl_config(setup),
-        "axolotl.yaml": axolotl_config(setup),
-        "llama_factory.yaml": llama_factory_config(setup),
+        "peft_config.py": peft_config(recipe),
+        "trl.yaml": trl_config(recipe),
+        "axolotl.yaml": axolotl_config(recipe),
+        "llama_factory.yaml": llama_factory_config(recipe),
     }
-    if trains_causal_lms(setup):
-        files["dataset_info.json"] = dataset_info(setup)
+    if recipe.model.is_causal_lm:
+        files["dataset_info.json"] = dataset_info(recipe)
     return files
 
 
 def write_exports(directory: Path, trial_name: str | None, decision: Decision) -> None:
-    """Write ``export/`` and the model card of ``best/`` for a sweep's chosen trial, or remove ``export/``.
+    """Write ``export/`` and the model card in ``best/``; without a chosen trial, remove ``export/``.
 
     Args:
-        directory: the sweep directory, with ``best/`` in it.
-        trial_name: the chosen trial; None where there is none.
-        decision: that chose it.
+        directory: Sweep directory, with ``best/`` in it.
+        trial_name: The chosen trial; None if there is none.
+        decision: The decision for its rank.
 
     Raises:
-        RankwiseError: something cannot be written.
+        RankwiseError: A file cannot be written.
     """
     shutil.rmtree(directory / "export", ignore_errors=True)
     if trial_name is None:
         return
     sweep = read_sweep(directory)
     assert sweep is not None  # a chosen trial is a trial of a sweep
-    setup = read_setup(directory, trial_name)
-    for name, text in export_files(setup).items():
+    recipe = read_recipe(directory, trial_name)
+    for name, text in export_files(recipe).items():
         write_whole(directory / "export" / name, text.encode())
-    write_card(directory / "best", decision, setup, sweep)
+    write_card(directory / "best", decision, recipe, sweep)

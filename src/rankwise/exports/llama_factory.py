@@ -1,17 +1,16 @@
-"""LLaMA-Factory: the YAML file that ``llamafactory-cli train`` takes, and the description of the data it asks for."""
+"""LLaMA-Factory: the YAML file for ``llamafactory-cli train``, and its description of the data."""
 
 import json
 from typing import Any
 
 from rankwise.errors import some
-from rankwise.exports.data import layout_of, save_messages, unknown_template
-from rankwise.exports.recipe import TrainingSetup
+from rankwise.exports.recipe import Recipe
 from rankwise.exports.yaml_text import (
-    adapter_only,
-    gguf_base,
-    origin,
-    trains_causal_lms,
-    without,
+    adapter_only_notes,
+    gguf_notes,
+    missing_settings,
+    origin_notes,
+    save_messages_note,
     yaml_text,
 )
 from rankwise.tasks.chat_formats import MESSAGE_KEYS, DataLayout
@@ -20,142 +19,167 @@ DATASET = "sweep_data"
 ROLES = ("user", "assistant", "system")
 
 
-def llama_factory_config(setup: TrainingSetup) -> str:
+def llama_factory_config(recipe: Recipe) -> str:
     """Return ``llama_factory.yaml``: fields of LLaMA-Factory's argument classes."""
-    other = setup.init not in ("default", "pissa")
-    lacking = without(setup, "LLaMA-Factory", **{f"the_initialisation_{setup.init}": other})
-    if lacking is not None:
-        return lacking
-    adapter: dict[str, Any] = {
-        "finetuning_type": "lora",
-        "lora_rank": setup.rank,
-        "lora_alpha": int(setup.lora_alpha),
-        "lora_dropout": 0.0,
-        "lora_target": "all" if setup.named_targets is None else ",".join(setup.named_targets),
-        "use_rslora": setup.use_rslora,
-        "use_dora": setup.use_dora,
-    }
-    if setup.init == "pissa":
-        # Exact, and not of few steps; converted for the base as it is, as the sweep's adapter is.
-        adapter |= {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True}
-    if not trains_causal_lms(setup):
-        return yaml_text([*adapter_only(setup, "LLaMA-Factory"), *origin(setup)[:1]], [adapter])
-    model: dict[str, Any] = {"model_name_or_path": setup.base_directory, **setup.remote_code}
-    if setup.quantization != "none":
-        model |= {
-            "quantization_method": "bnb",
-            "quantization_bit": 8 if setup.quantization == "int8" else 4,
-        }
-        if setup.quantization != "int8":
-            model |= {
-                "quantization_type": "nf4",
-                "double_quantization": setup.quantization == "nf4-dq",
-            }
-    training: dict[str, Any] = {
-        "stage": "pt" if layout_of(setup).data_format == "text" else "sft",
-        "do_train": True,
-        **setup.training_arguments,
-        "gradient_accumulation_steps": 1,
-        "cutoff_len": setup.max_length,
-        "packing": False,  # which stage pt would turn on
-    }
-    if setup.loraplus_ratio != 1.0:
-        training["loraplus_lr_ratio"] = setup.loraplus_ratio
-    template, notes = _template(setup)
-    if setup.init == "pissa":
-        notes.append(
-            f"For the base as it is on disk, take the adapter in {training['output_dir']}/pissa_converted: the other "
-            "one goes with a base that PiSSA changed."
-        )
-    if (setup.data or "").endswith(".ndjson"):
-        notes.append(
-            "LLaMA-Factory reads no file that ends in .ndjson: rename it to .jsonl, in dataset_info.json too."
-        )
-    if training["stage"] == "sft":
-        notes.append(
-            "rankwise cut the end off examples that are too long; LLaMA-Factory shortens prompt and answer, each at "
-            "its end, so that more of the answer stays."
-        )
-    return yaml_text(
-        [
-            "llamafactory-cli train llama_factory.yaml, from this directory: dataset_info.json describes the data.",
-            *origin(setup),
-            *gguf_base(setup, "LLaMA-Factory"),
-            *notes,
-        ],
-        [model, adapter, training, {"dataset": DATASET, "dataset_dir": ".", **template}],
-    )
+    missing = missing_settings(recipe, "LLaMA-Factory", inits=("default", "pissa"))
+    if missing is not None:
+        return missing
+    if not recipe.model.is_causal_lm:
+        return yaml_text(adapter_only_notes(recipe, "LLaMA-Factory"), [_adapter(recipe)])
+    template, template_notes = _template(recipe)
+    data = {"dataset": DATASET, "dataset_dir": ".", **template}
+    notes = [
+        "llamafactory-cli train llama_factory.yaml",
+        "Run it in this directory: dataset_info.json describes the data.",
+        *origin_notes(recipe),
+        *gguf_notes(recipe, "LLaMA-Factory"),
+        *template_notes,
+        *_training_notes(recipe),
+    ]
+    return yaml_text(notes, [_model(recipe), _adapter(recipe), _training(recipe), data])
 
 
-def dataset_info(setup: TrainingSetup) -> str:
-    """Return ``dataset_info.json``, which names LLaMA-Factory the data and their columns."""
-    described: dict[str, Any] = {"file_name": setup.data}
-    if setup.hub_data is not None:
-        name, config, split = setup.hub_data
-        described = {
-            "hf_hub_url": name,
-            **({} if config is None else {"subset": config}),
-            "split": split,
-        }
-    layout = layout_of(setup)
-    columns = layout.columns
+def dataset_info(recipe: Recipe) -> str:
+    """Return ``dataset_info.json``, which tells LLaMA-Factory where the data and columns are."""
+    layout, columns = recipe.layout, recipe.layout.columns
+    source: dict[str, Any] = {"file_name": recipe.data.source}
+    if recipe.data.hub_parts is not None:
+        name, config, split = recipe.data.hub_parts
+        subset = {} if config is None else {"subset": config}
+        source = {"hf_hub_url": name, **subset, "split": split}
     if layout.data_format == "messages":
-        role, content = layout.keys[0] if _reads_messages(layout) else MESSAGE_KEYS
-        names = layout.roles if _reads_messages(layout) else {}
-        tags = {f"{who}_tag": names.get(who, (who,))[0] for who in ROLES}
-        described |= {
-            "formatting": "sharegpt",
-            "columns": {"messages": columns["messages"]},
-            "tags": {"role_tag": role, "content_tag": content, **tags},
-        }
+        description = _describe_messages(layout)
     elif layout.data_format == "alpaca":
-        named = {"prompt": "instruction", "query": "input", "response": "output"}
-        described |= {
-            "columns": {theirs: columns[ours] for theirs, ours in named.items() if ours in columns}
-        }
+        names = {"prompt": "instruction", "query": "input", "response": "output"}
+        present = {theirs: columns[ours] for theirs, ours in names.items() if ours in columns}
+        description = {"columns": present}
     elif layout.data_format == "prompt-completion":
-        described |= {"columns": {"prompt": columns["prompt"], "response": columns["completion"]}}
+        description = {"columns": {"prompt": columns["prompt"], "response": columns["completion"]}}
     else:
-        described |= {"columns": {"prompt": columns["text"]}}
-    return json.dumps({DATASET: described}, indent=2) + "\n"
+        description = {"columns": {"prompt": columns["text"]}}
+    return json.dumps({DATASET: source | description}, indent=2) + "\n"
+
+
+def _describe_messages(layout: DataLayout) -> dict[str, Any]:
+    readable = _reads_messages(layout)  # else the file gets the usual names when it is rewritten
+    role, content = layout.keys[0] if readable else MESSAGE_KEYS
+    names = layout.roles if readable else {}
+    tags = {f"{who}_tag": names.get(who, (who,))[0] for who in ROLES}
+    return {
+        "formatting": "sharegpt",
+        "columns": {"messages": layout.columns["messages"]},
+        "tags": {"role_tag": role, "content_tag": content, **tags},
+    }
 
 
 def _reads_messages(layout: DataLayout) -> bool:
-    """Whether messages need no rewriting: lists, with one pair of keys and one name for each role."""
-    return (
-        not layout.as_text
-        and len(layout.keys) == 1
-        and all(len(names) == 1 for names in layout.roles.values())
-    )
+    """Whether messages are lists with one pair of keys and one name for each role."""
+    one_name_each = all(len(names) == 1 for names in layout.roles.values())
+    return not layout.as_text and len(layout.keys) == 1 and one_name_each
 
 
-def _template(setup: TrainingSetup) -> tuple[dict[str, str], list[str]]:
-    """Return how examples become text, if not by the tokenizer's chat template, and what to know about the data."""
-    layout = layout_of(setup)
-    if layout.data_format == "messages":
-        notes = (
-            []
-            if _reads_messages(layout)
-            else [save_messages(layout, "LLaMA-Factory", layout.columns["messages"])]
+def _model(recipe: Recipe) -> dict[str, Any]:
+    quantization = recipe.model.quantization
+    settings: dict[str, Any] = {
+        "model_name_or_path": recipe.model.directory,
+        **recipe.model.remote_code,
+    }
+    if quantization == "int8":
+        settings |= {"quantization_method": "bnb", "quantization_bit": 8}
+    elif quantization != "none":
+        settings |= {
+            "quantization_method": "bnb",
+            "quantization_bit": 4,
+            "quantization_type": "nf4",
+            "double_quantization": quantization == "nf4-dq",
+        }
+    return settings
+
+
+def _adapter(recipe: Recipe) -> dict[str, Any]:
+    adapter = recipe.adapter
+    settings: dict[str, Any] = {
+        "finetuning_type": "lora",
+        "lora_rank": adapter.rank,
+        "lora_alpha": int(adapter.lora_alpha),
+        "lora_dropout": 0.0,
+        "lora_target": "all" if adapter.named_targets is None else ",".join(adapter.named_targets),
+        "use_rslora": adapter.use_rslora,
+        "use_dora": adapter.use_dora,
+    }
+    if adapter.init == "pissa":
+        # Exact singular values, and conversion for the original base, as in the sweep.
+        settings |= {"pissa_init": True, "pissa_iter": -1, "pissa_convert": True}
+    return settings
+
+
+def _training(recipe: Recipe) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "stage": _stage(recipe),
+        "do_train": True,
+        **recipe.optimizer.training_arguments,
+        "gradient_accumulation_steps": 1,
+        "cutoff_len": recipe.data.max_length,
+        "packing": False,  # the default in stage pt is True
+    }
+    if recipe.optimizer.loraplus_ratio != 1.0:
+        settings["loraplus_lr_ratio"] = recipe.optimizer.loraplus_ratio
+    return settings
+
+
+def _stage(recipe: Recipe) -> str:
+    return "pt" if recipe.layout.data_format == "text" else "sft"
+
+
+def _training_notes(recipe: Recipe) -> list[str]:
+    notes = []
+    if recipe.adapter.init == "pissa":
+        directory = recipe.optimizer.training_arguments["output_dir"]
+        notes.append(
+            f"For the original base, use the adapter in {directory}/pissa_converted: the other one "
+            "belongs to a base that PiSSA changed."
         )
+    if (recipe.data.source or "").endswith(".ndjson"):
+        notes.append(
+            "LLaMA-Factory does not read files that end in .ndjson: rename the file to .jsonl, "
+            "also in dataset_info.json."
+        )
+    if _stage(recipe) == "sft":
+        notes.append(
+            "rankwise truncated long examples at the end. LLaMA-Factory shortens prompt and answer "
+            "separately, so that more of the answer stays."
+        )
+    return notes
+
+
+def _template(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
+    """Return the template setting, none for the tokenizer's chat template, and notes on the data."""
+    layout, columns = recipe.layout, recipe.layout.columns
+    if layout.data_format == "messages":
+        notes = []
+        if not _reads_messages(layout):
+            notes.append(save_messages_note(layout, "LLaMA-Factory", columns["messages"]))
         others = [role for role in layout.roles if role not in ROLES]
         if others:
             notes.append(
-                f"LLaMA-Factory leaves out dialogues with roles beside {', '.join(ROLES)}: here {some(others)}."
+                f"LLaMA-Factory leaves out dialogues with roles other than {', '.join(ROLES)}; "
+                f"these data have {some(others)}."
             )
         return {}, notes
     if layout.data_format == "prompt-completion":
         return {"template": "empty"}, [
-            "LLaMA-Factory's template empty writes prompts and completions as they are, but no end-of-sequence token, "
-            f"which rankwise trained: write the tokenizer's behind each text in {layout.columns['completion']!r}."
+            "LLaMA-Factory's template 'empty' writes prompts and completions as they are, without "
+            "the end-of-sequence token that rankwise trained on: append it to each text in "
+            f"{columns['completion']!r}."
         ]
     if layout.data_format == "text":
         return {}, []
     notes = []
-    if "input" in layout.columns:
-        between = "a blank line" if setup.chat_template else "Stanford Alpaca's heading for inputs"
-        notes = [
-            f"Between {layout.columns['instruction']!r} and {layout.columns['input']!r}, LLaMA-Factory puts a line "
-            f"break; rankwise put {between}."
-        ]
-    return {} if setup.chat_template else {"template": "alpaca"}, [*notes, *unknown_template(setup)]
+    if "input" in columns:
+        heading = "Stanford Alpaca's heading for inputs"
+        notes.append(
+            f"LLaMA-Factory puts a line break between {columns['instruction']!r} and "
+            f"{columns['input']!r}; rankwise put "
+            f"{'a blank line' if recipe.data.chat_template else heading}."
+        )
+    return {} if recipe.data.chat_template else {"template": "alpaca"}, notes

@@ -1,78 +1,103 @@
-"""The whole training for PEFT and transformers, as Python: every task."""
+"""PEFT and transformers: the whole training as Python, for every task."""
 
-from rankwise.exports.recipe import CAUSAL_LM, TrainingSetup
-from rankwise.exports.yaml_text import comment, origin
+from rankwise.exports.recipe import Recipe
+from rankwise.exports.yaml_text import comment, origin_notes
 from rankwise.models.auto import AUTO_CLASSES
 
 
-def peft_config(setup: TrainingSetup) -> str:
-    """Return ``peft_config.py``: ``base``, ``lora_config``, ``training_arguments``, perhaps ``quantization_config``."""
-    adapter: dict[str, object] = {
-        "task_type": setup.task_type,
-        "r": setup.rank,
-        "lora_alpha": setup.lora_alpha,
-        "lora_dropout": 0.0,
-        "target_modules": setup.target_modules if setup.everywhere else list(setup.target_modules),
-    }
-    if setup.modules_to_save:
-        adapter["modules_to_save"] = list(setup.modules_to_save)
-    if setup.use_rslora:
-        adapter["use_rslora"] = True
-    if setup.use_dora:
-        adapter["use_dora"] = True
-    if setup.init != "default":
-        adapter["init_lora_weights"] = setup.init
-    bits = ", quantization_config=quantization_config" if setup.bits or setup.from_gguf else ""
-    labels = (
-        "" if setup.task_type == CAUSAL_LM else ", with the labels that best/README.md gives it"
-    )
-    notes = [
-        f"{AUTO_CLASSES[setup.task_type]}.from_pretrained(**base{bits}) loads the base{labels}; "
-        "AutoTokenizer.from_pretrained(**base) its tokenizer. "
-        f"Texts are cut at {setup.max_length} tokens.",
-        *origin(setup),
-    ]
-    notes.append(
-        "get_peft_model(model, lora_config) puts the adapter on; Trainer takes training_arguments."
-    )
-    if setup.loraplus_ratio != 1.0:
-        notes.append(
-            f"LoRA+: B learns at {setup.loraplus_ratio:g} times this rate, by "
-            f"peft.optimizers.create_loraplus_optimizer with loraplus_lr_ratio={setup.loraplus_ratio:g}."
-        )
-    from_peft = "LoraConfig"
-    if setup.init == "eva":
-        # As the sweep has it: every layer keeps its rank, and all tokens count.
-        adapter["eva_config"] = _Code("EvaConfig(rho=1.0, use_label_mask=False)")
-        from_peft = "EvaConfig, LoraConfig"
-        notes.append(
-            "EVA: before training call peft.initialize_lora_eva_weights(model, batches) with padded batches of "
-            "training examples, none smaller than the rank: the config alone leaves A random. Where a target sees one "
-            "row for each sequence, as BERT's pooler does, it needs a prepare_layer_inputs_fn too."
-        )
-    quantization = ("BitsAndBytesConfig", setup.bits) if setup.bits else None
-    if setup.from_gguf:
-        # Else it may stay packed, and transformers lets no such model be trained or written.
-        quantization = ("GgufConfig", {"dequantize": True})
-        notes.append(
-            "GgufConfig unpacks the GGUF file: leave it out where transformers has none yet and always does."
-        )
-    place, options = setup.loading
-    names = "TrainingArguments" if quantization is None else f"{quantization[0]}, TrainingArguments"
+def peft_config(recipe: Recipe) -> str:
+    """Return ``peft_config.py``.
+
+    It defines ``base``, ``lora_config``, ``training_arguments`` and, for a quantised or GGUF base,
+    ``quantization_config``.
+    """
+    is_eva = recipe.adapter.init == "eva"
+    quantization = _quantization(recipe)
+    from_transformers = "TrainingArguments"
+    if quantization is not None:
+        from_transformers = f"{quantization[0]}, TrainingArguments"
+    place, options = recipe.model.load_arguments
     parts = [
-        comment(notes),
-        f"from peft import {from_peft}\nfrom transformers import {names}\n",
+        comment(_notes(recipe)),
+        f"from peft import {'EvaConfig, LoraConfig' if is_eva else 'LoraConfig'}\n"
+        f"from transformers import {from_transformers}\n",
         _call("base", "dict", {"pretrained_model_name_or_path": place, **options}),
-        _call("lora_config", "LoraConfig", adapter),
-        _call("training_arguments", "TrainingArguments", setup.training_arguments),
+        _call("lora_config", "LoraConfig", _adapter(recipe)),
+        _call("training_arguments", "TrainingArguments", recipe.optimizer.training_arguments),
     ]
     if quantization is not None:
         parts.append(_call("quantization_config", *quantization))
     return "\n".join(parts)
 
 
-class _Code(str):
-    """A value that is written as it is: Python, not a text."""
+def _adapter(recipe: Recipe) -> dict[str, object]:
+    adapter = recipe.adapter
+    targets = adapter.target_modules
+    settings: dict[str, object] = {
+        "task_type": recipe.model.task_type,
+        "r": adapter.rank,
+        "lora_alpha": adapter.lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+    }
+    if adapter.modules_to_save:
+        settings["modules_to_save"] = list(adapter.modules_to_save)
+    if adapter.use_rslora:
+        settings["use_rslora"] = True
+    if adapter.use_dora:
+        settings["use_dora"] = True
+    if adapter.init != "default":
+        settings["init_lora_weights"] = adapter.init
+    if adapter.init == "eva":
+        # As in the sweep: every layer keeps its rank, and all tokens count.
+        settings["eva_config"] = _Expression("EvaConfig(rho=1.0, use_label_mask=False)")
+    return settings
+
+
+def _quantization(recipe: Recipe) -> tuple[str, dict[str, object]] | None:
+    """Return the class and the arguments of ``quantization_config``; None if there is none."""
+    if recipe.model.is_gguf:
+        # transformers neither trains nor saves a GGUF model that it did not unpack.
+        return "GgufConfig", {"dequantize": True}
+    arguments = recipe.bitsandbytes_arguments
+    return ("BitsAndBytesConfig", arguments) if arguments else None
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    model, ratio = recipe.model, recipe.optimizer.loraplus_ratio
+    arguments = "**base"
+    if _quantization(recipe) is not None:
+        arguments += ", quantization_config=quantization_config"
+    labels = "" if model.is_causal_lm else ", with the labels listed in best/README.md"
+    notes = [
+        f"{AUTO_CLASSES[model.task_type]}.from_pretrained({arguments}) loads the base{labels}; "
+        "AutoTokenizer.from_pretrained(**base) loads its tokenizer. "
+        f"Truncate texts at {recipe.data.max_length} tokens.",
+        *origin_notes(recipe),
+        "get_peft_model(model, lora_config) adds the adapter; give training_arguments to Trainer.",
+    ]
+    if ratio != 1.0:
+        notes.append(
+            f"LoRA+: B learns at {ratio:g} times this rate. Use "
+            f"peft.optimizers.create_loraplus_optimizer with loraplus_lr_ratio={ratio:g}."
+        )
+    if recipe.adapter.init == "eva":
+        notes.append(
+            "EVA: before training, call peft.initialize_lora_eva_weights(model, batches) with "
+            "padded batches of training examples, none smaller than the rank; the config alone "
+            "leaves A random. A target that sees one row per sequence, such as BERT's pooler, also "
+            "needs a prepare_layer_inputs_fn."
+        )
+    if model.is_gguf:
+        notes.append(
+            "GgufConfig unpacks the GGUF file. Leave it out if your transformers has no GgufConfig: "
+            "such a version always unpacks."
+        )
+    return notes
+
+
+class _Expression(str):
+    """Python code, written without quotes."""
 
     __repr__ = str.__str__
 

@@ -1,4 +1,4 @@
-"""What a finished sweep says about how to train: read from its directory, for any tool to be told."""
+"""The recipe of a finished trial: everything that another tool needs to train in the same way."""
 
 import math
 from collections.abc import Sequence
@@ -12,140 +12,130 @@ from rankwise.engine.config import TrainingConfig
 from rankwise.errors import RequestError
 from rankwise.models.files import load_arguments
 from rankwise.models.targets import ALL_LINEAR
-from rankwise.store.records import read_json, read_sweep, read_trial
+from rankwise.store.records import SweepRecord, TrialRecord, read_json, read_sweep, read_trial
 from rankwise.tasks.chat_formats import DataLayout, read_data_layout
 from rankwise.tasks.hf_datasets import split_hub_id
 from rankwise.tasks.readers import is_hub_id
 
 CAUSAL_LM = "CAUSAL_LM"  # PEFT's name of the task that TRL, Axolotl and LLaMA-Factory train
-SAVED_BASE = "base"
+SAVED_BASE = "base"  # directory for a GGUF base that a tool cannot load
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSetup:
-    """How the chosen adapter is trained.
+class ModelRecipe:
+    """The base model and how to load it.
 
     Attributes:
         task_type: PEFT's name of the task.
-        base_model: a directory, a GGUF file or a hub id.
-        trust_remote_code: whether Python code that comes with the base is run.
-        rank: r to train at.
-        keep_rank: r to cut the trained adapter to; None where it is kept as it is.
-        lora_alpha: for `rank`.
-        use_rslora: scaling by the root of the rank.
-        use_dora: DoRA's magnitudes too.
-        init: how the adapter is initialised, as `rankwise.sweeps.config` names it.
-        loraplus_ratio: LoRA+: learning rate of B divided by that of A; 1 for plain LoRA.
-        quantization: of the frozen base: ``"none"``, ``"int8"``, ``"nf4"`` or ``"nf4-dq"``.
-        target_modules: ``"all-linear"``, or names, or all layers by their full names.
-        conv1d: the last parts of the target layers' names where they are GPT-2's Conv1D; else empty.
-        modules_to_save: trained in full beside the adapter.
-        learning_rate: the best of those tried for this rank; it rises linearly, then falls linearly to 0.
-        epochs: passes over the training data.
-        batch_size: examples in a batch.
-        steps: optimizer steps in all.
-        warmup_steps: steps over which the learning rate rises.
-        warmup_share: the share of all steps that these are, before they were rounded up.
-        max_grad_norm: gradients are clipped to it.
-        max_length: tokens kept of an example.
-        seed: of the trial whose adapter was chosen.
-        data: the training data's path; None for a built-in sample.
-        train_examples: of these data, that the sweep trained on; None where it did not keep how many.
-        held_out_examples: of the same data, that judged the ranks; 0 where they came from elsewhere.
-        test_examples: of the same data, that judged the chosen adapter.
-        limited: whether the sweep was allowed no more than `train_examples`, so that the data may hold more.
-        layout: how a causal LM's data are held; None for another task.
-        chat_template: whether the tokenizer has one, which makes chats of Alpaca's instructions; None where the sweep
-            did not keep it.
-        answers_marked: whether that template itself marks what the assistant says; None where the sweep did not keep
-            it.
+        name: Directory, GGUF file or hub id.
+        trust_remote_code: Whether to run Python code that comes with the base.
+        quantization: Precision of the frozen layers: ``none``, ``int8``, ``nf4`` or ``nf4-dq``.
     """
 
     task_type: str
-    base_model: str
+    name: str
     trust_remote_code: bool
+    quantization: str
+
+    @property
+    def is_causal_lm(self) -> bool:
+        """Whether TRL's SFT, Axolotl and LLaMA-Factory train this task."""
+        return self.task_type == CAUSAL_LM
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the base is a GGUF file."""
+        return bool(load_arguments(self.name)[1])
+
+    @property
+    def directory(self) -> str:
+        """The base for tools that load no GGUF file, which must be saved as a directory first."""
+        return SAVED_BASE if self.is_gguf else self.name
+
+    @property
+    def remote_code(self) -> dict[str, bool]:
+        """The setting that permits the base's own code; every tool calls it the same."""
+        return {"trust_remote_code": True} if self.trust_remote_code else {}
+
+    @property
+    def load_arguments(self) -> tuple[str, dict[str, Any]]:
+        """Arguments of ``from_pretrained`` for base and tokenizer: directory or hub id, options."""
+        place, file = load_arguments(self.name)
+        return place, {**file, **self.remote_code}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecipe:
+    """The adapter.
+
+    Attributes:
+        rank: Rank r to train at.
+        truncate_to: Rank to truncate the trained adapter to; None to keep it.
+        lora_alpha: ``lora_alpha`` at `rank`.
+        use_rslora: Whether to scale by ``lora_alpha / sqrt(r)``.
+        use_dora: Whether to train DoRA's magnitudes as well.
+        init: Initial values, as `rankwise.engine.config.INITS` names them.
+        target_modules: ``all-linear``, or layer names.
+        conv1d_names: Last parts of the target layers' names if they are GPT-2's Conv1D.
+        modules_to_save: Modules trained in full and saved with the adapter.
+    """
+
     rank: int
-    keep_rank: int | None
+    truncate_to: int | None
     lora_alpha: float
     use_rslora: bool
     use_dora: bool
     init: str
-    loraplus_ratio: float
-    quantization: str
     target_modules: str | tuple[str, ...]
-    conv1d: tuple[str, ...]
+    conv1d_names: tuple[str, ...]
     modules_to_save: tuple[str, ...]
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    steps: int
-    warmup_steps: int
-    warmup_share: float
-    max_grad_norm: float
-    max_length: int
-    seed: int
-    data: str | None
-    train_examples: int | None
-    held_out_examples: int
-    test_examples: int
-    limited: bool
-    layout: DataLayout | None
-    chat_template: bool | None
-    answers_marked: bool | None
 
     @property
-    def from_gguf(self) -> bool:
-        """Whether the base is a GGUF file."""
-        return bool(load_arguments(self.base_model)[1])
-
-    @property
-    def base_directory(self) -> str:
-        """The base for tools that load no GGUF file: such a base has to be written to a directory first."""
-        return SAVED_BASE if self.from_gguf else self.base_model
-
-    @property
-    def remote_code(self) -> dict[str, bool]:
-        """The permission to run the base's code, which every tool names alike; nothing where the sweep had none."""
-        return {"trust_remote_code": True} if self.trust_remote_code else {}
-
-    @property
-    def loading(self) -> tuple[str, dict[str, Any]]:
-        """What ``from_pretrained`` takes for the base and its tokenizer: a directory or hub id, and options."""
-        place, file = load_arguments(self.base_model)
-        return place, {**file, **self.remote_code}
-
-    @property
-    def everywhere(self) -> bool:
+    def targets_all(self) -> bool:
         """Whether every linear layer but the output gets an adapter."""
         return self.target_modules == ALL_LINEAR
 
     @property
     def named_targets(self) -> list[str] | None:
-        """The targets' names for a tool whose word for all layers finds no Conv1D; None where that word does."""
-        return (list(self.conv1d) or None) if self.everywhere else list(self.target_modules)
+        """Layer names for a tool whose "all linear" misses Conv1D; None if it finds all layers."""
+        if self.targets_all:
+            return list(self.conv1d_names) or None
+        return list(self.target_modules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecipe:
+    """The optimisation.
+
+    Attributes:
+        learning_rate: Peak rate, the best of those tried for this rank. It rises linearly, then
+            falls linearly to 0.
+        loraplus_ratio: LoRA+: learning rate of B divided by that of A; 1 for plain LoRA.
+        epochs: Passes over the training data.
+        batch_size: Examples in a batch.
+        steps: Optimizer steps in total.
+        warmup_share: Share of the steps over which the learning rate rises.
+        max_grad_norm: Gradients are clipped to this norm.
+        seed: Seed of the trial whose adapter was chosen.
+    """
+
+    learning_rate: float
+    loraplus_ratio: float
+    epochs: int
+    batch_size: int
+    steps: int
+    warmup_share: float
+    max_grad_norm: float
+    seed: int
 
     @property
-    def bits(self) -> dict[str, Any]:
-        """The base's precision by the names of transformers' BitsAndBytesConfig; nothing for a base in fp32.
-
-        Modules trained in full stay as they are; where there are none, the output layer does, as transformers has it.
-        """
-        if self.quantization == "none":
-            return {}
-        bits: dict[str, Any] = {"load_in_8bit": True}
-        if self.quantization != "int8":
-            bits = {
-                "load_in_4bit": True,
-                "bnb_4bit_quant_type": "nf4",
-                "bnb_4bit_use_double_quant": self.quantization == "nf4-dq",
-            }
-        if self.modules_to_save:
-            bits["llm_int8_skip_modules"] = list(self.modules_to_save)  # of 4-bit layers as well
-        return bits
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return math.ceil(self.warmup_share * self.steps)
 
     @property
     def training_arguments(self) -> dict[str, Any]:
-        """The training by the names of transformers' TrainingArguments, which TRL and LLaMA-Factory build upon."""
+        """Settings of transformers' TrainingArguments; TRL and LLaMA-Factory take them as well."""
         return {
             "learning_rate": self.learning_rate,
             "num_train_epochs": self.epochs,
@@ -159,110 +149,193 @@ class TrainingSetup:
             "output_dir": "adapter",
         }
 
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """The training data.
+
+    Attributes:
+        source: Path or hub id; None for a built-in sample.
+        max_length: Tokens kept of an example.
+        train_examples: Number of examples that the sweep trained on.
+        held_out_examples: Number of examples of the same source that compared the ranks.
+        test_examples: Number of examples of the same source that tested the chosen adapter.
+        limited: Whether the request limited `train_examples`, so that the source may hold more.
+        layout: Columns and roles of instruction data; None for another task.
+        chat_template: Whether the tokenizer has a chat template, which decides how instructions
+            are written.
+        answers_marked: Whether that template marks the assistant's words.
+    """
+
+    source: str | None
+    max_length: int
+    train_examples: int
+    held_out_examples: int
+    test_examples: int
+    limited: bool
+    layout: DataLayout | None
+    chat_template: bool
+    answers_marked: bool
+
     @property
-    def data_kind(self) -> str:
-        """The data file's kind as `datasets` names it: csv, parquet or json."""
-        suffix = Path(self.data or "").suffix.lower()
+    def file_kind(self) -> str:
+        """Kind of the data file, as `datasets` names it: csv, parquet or json."""
+        suffix = Path(self.source or "").suffix.lower()
         return {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}.get(suffix, "json")
 
     @property
-    def hub_data(self) -> tuple[str, str | None, str] | None:
-        """Name, configuration and split of a hub's data set; None where the data are files."""
-        return (
-            split_hub_id(Path(self.data))
-            if self.data is not None and is_hub_id(Path(self.data))
-            else None
-        )
+    def hub_parts(self) -> tuple[str, str | None, str] | None:
+        """Name, configuration and split of a data set on a hub; None for files."""
+        if self.source is None or not is_hub_id(Path(self.source)):
+            return None
+        return split_hub_id(Path(self.source))
 
 
-def read_setup(directory: Path, trial_name: str) -> TrainingSetup:
-    """Read how a trial of a sweep was trained, or, where it is a cut, the trial that it was cut from.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the chosen adapter is trained."""
+
+    model: ModelRecipe
+    adapter: AdapterRecipe
+    optimizer: OptimizerRecipe
+    data: DataRecipe
+
+    @property
+    def layout(self) -> DataLayout:
+        """Columns and roles of the data of a causal language model."""
+        assert self.data.layout is not None
+        return self.data.layout
+
+    @property
+    def bitsandbytes_arguments(self) -> dict[str, Any]:
+        """Arguments of transformers' BitsAndBytesConfig; none for a base in fp32.
+
+        Modules trained in full stay unquantised. If there are none, transformers keeps the output
+        layer.
+        """
+        quantization = self.model.quantization
+        if quantization == "none":
+            return {}
+        arguments: dict[str, Any] = {"load_in_8bit": True}
+        if quantization != "int8":
+            arguments = {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": quantization == "nf4-dq",
+            }
+        if self.adapter.modules_to_save:  # the setting holds for 4-bit layers as well
+            arguments["llm_int8_skip_modules"] = list(self.adapter.modules_to_save)
+        return arguments
+
+
+def read_recipe(directory: Path, trial_name: str) -> Recipe:
+    """Read the recipe of a trial; for a truncated adapter, that of the trial it was made from.
 
     Args:
-        directory: the sweep directory.
-        trial_name: the chosen trial.
+        directory: Sweep directory.
+        trial_name: The chosen trial.
 
     Raises:
-        RequestError: a file of the sweep is missing.
+        RequestError: A file of the sweep is missing.
     """
     sweep = read_sweep(directory)
     if sweep is None:
         raise RequestError(f"{str(directory)!r} has no sweep.json; run the sweep to its end first")
-    trained, keep = read_trial(directory / "trials" / trial_name), None
-    if trained.truncated_from is not None:
-        keep = trained.rank
-        trained = read_trial(directory / "trials" / trained.truncated_from)
-    adapter = _needed(trained.directory / "adapter" / "adapter_config.json")
-    settings, task, split = sweep.training, sweep.task, sweep.paths.eval_data is None
-    recipe = TrainingConfig(epochs=settings.epochs, batch_size=settings.batch_size)
-    return TrainingSetup(
-        task_type=adapter["task_type"],
-        base_model=_absolute(sweep.paths.model or adapter["base_model_name_or_path"]),
-        trust_remote_code=settings.trust_remote_code,
+    chosen = read_trial(directory / "trials" / trial_name)
+    trained, truncate_to = chosen, None
+    if chosen.truncated_from is not None:
+        trained = read_trial(directory / "trials" / chosen.truncated_from)
+        truncate_to = chosen.rank
+    path = trained.directory / "adapter" / "adapter_config.json"
+    config = read_json(path)
+    if config is None:
+        raise RequestError(f"{str(path)!r} is missing; run the sweep to its end first")
+    settings = sweep.training
+    return Recipe(
+        model=ModelRecipe(
+            task_type=config["task_type"],
+            name=_absolute(sweep.paths.model or config["base_model_name_or_path"]),
+            trust_remote_code=settings.trust_remote_code,
+            quantization=settings.quantization,
+        ),
+        adapter=_adapter_recipe(sweep, trained, config, truncate_to),
+        optimizer=_optimizer_recipe(sweep, trained),
+        data=_data_recipe(sweep),
+    )
+
+
+def _adapter_recipe(
+    sweep: SweepRecord, trained: TrialRecord, config: dict[str, Any], truncate_to: int | None
+) -> AdapterRecipe:
+    """Return the adapter's recipe.
+
+    Rank and alpha come from the trial: PiSSA and OLoRA adapters are saved at twice their rank.
+    """
+    layers = config["target_modules"]
+    is_conv1d = bool(config.get("fan_in_fan_out"))  # PEFT sets it when it meets Conv1D
+    endings = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+    return AdapterRecipe(
         rank=trained.rank,
-        keep_rank=keep,
-        # Not the adapter's: with PiSSA and OLoRA that is saved for the original base, at twice the rank.
+        truncate_to=truncate_to,
         lora_alpha=trained.lora_alpha,
         use_rslora=trained.use_rslora,
-        use_dora=adapter["use_dora"],
-        init=settings.init,
-        loraplus_ratio=settings.loraplus_ratio,
-        quantization=settings.quantization,
-        target_modules=_targets(settings.target_modules, adapter["target_modules"]),
-        # With which PEFT notes that it met Conv1D.
-        conv1d=_last_parts(adapter["target_modules"]) if adapter.get("fan_in_fan_out") else (),
-        modules_to_save=_saved_in_full(
-            trained.directory / "adapter", adapter["modules_to_save"] or ()
-        ),
+        use_dora=config["use_dora"],
+        init=sweep.training.init,
+        target_modules=_targets(sweep.training.target_modules, layers),
+        conv1d_names=tuple(endings) if is_conv1d else (),
+        modules_to_save=_saved_in_full(trained.directory, config["modules_to_save"] or ()),
+    )
+
+
+def _optimizer_recipe(sweep: SweepRecord, trained: TrialRecord) -> OptimizerRecipe:
+    settings = sweep.training
+    training = TrainingConfig(epochs=settings.epochs, batch_size=settings.batch_size)
+    return OptimizerRecipe(
         learning_rate=trained.learning_rate,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
+        loraplus_ratio=settings.loraplus_ratio,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
         steps=trained.step,
-        warmup_steps=math.ceil(recipe.warmup_share * trained.step),
-        warmup_share=recipe.warmup_share,
-        max_grad_norm=recipe.max_grad_norm,
-        max_length=settings.max_length,
+        warmup_share=training.warmup_share,
+        max_grad_norm=training.max_grad_norm,
         seed=trained.seed,
-        data=None if sweep.paths.data is None else _absolute(sweep.paths.data),
+    )
+
+
+def _data_recipe(sweep: SweepRecord) -> DataRecipe:
+    task = sweep.task
+    one_source = sweep.paths.eval_data is None
+    return DataRecipe(
+        source=None if sweep.paths.data is None else _absolute(sweep.paths.data),
+        max_length=sweep.training.max_length,
         train_examples=task.train_examples,
-        held_out_examples=task.held_out_examples if split else 0,
-        test_examples=task.test_examples if split else 0,
-        limited=settings.train_examples == task.train_examples,
+        held_out_examples=task.held_out_examples if one_source else 0,
+        test_examples=task.test_examples if one_source else 0,
+        limited=sweep.training.train_examples == task.train_examples,
         layout=read_data_layout(task.data_layout),
         chat_template=task.chat_template,
         answers_marked=task.answers_marked,
     )
 
 
-def _needed(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if content is None:
-        raise RequestError(f"{str(path)!r} is missing; run the sweep to its end first")
-    return content
-
-
-def _saved_in_full(adapter: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of which the adapter's file holds something: PEFT lists every name that a head may have."""
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+def _saved_in_full(trial: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that the adapter file holds: PEFT lists every name that a head may have."""
+    with safe_open(trial / "adapter" / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
     return tuple(name for name in dict.fromkeys(names) if any(f".{name}." in key for key in keys))
 
 
-def _last_parts(layers: list[str]) -> tuple[str, ...]:
-    return tuple(sorted({layer.rsplit(".", 1)[-1] for layer in layers}))
-
-
 def _absolute(path: str) -> str:
-    """Return a path that holds from any directory; a hub id stays as it is."""
+    """Return an absolute path; a hub id stays as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
-def _targets(asked: str | Sequence[str], layers: list[str]) -> str | tuple[str, ...]:
-    """Return targets as every tool understands them: all-linear, plain names, else all layers by name."""
-    names = [asked] if isinstance(asked, str) else asked
+def _targets(requested: str | Sequence[str], layers: Sequence[str]) -> str | tuple[str, ...]:
+    """Return targets that every tool understands: all-linear, plain names, or all full names."""
+    names = [requested] if isinstance(requested, str) else list(requested)
     if names == [ALL_LINEAR]:
         return ALL_LINEAR
-    plain = all(
-        any(layer == name or layer.endswith(f".{name}") for layer in layers) for name in names
-    )
-    return tuple(names if plain else sorted(layers))
+    for name in names:
+        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+            return tuple(sorted(layers))  # a group or a regular expression
+    return tuple(names)

@@ -1,4 +1,4 @@
-"""The model card as the hub and a reader take it."""
+"""The model card: its metadata, its text, and its code."""
 
 import json
 import re
@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.trial import Trial
-from rankwise.exports.model_card import _code
+from rankwise.exports.model_card import loading_code
 from rankwise.lora import Adapter, write_adapter
 from rankwise.models.base_model import load_base
 from rankwise.models.quantization import is_quantized, keep_as_loaded
 from rankwise.store.records import read_evidence, read_sweep
-from tests.exports.setups import PLAIN
+from tests.exports.recipes import make_recipe
 from tests.tiny_models import load_tiny
 
 
@@ -34,7 +34,7 @@ def test_the_hub_reads_the_metadata(swept: Path) -> None:
         ["accuracy"],
     )
     assert {"lora", "transformers", "rankwise"} <= set(data.tags)
-    assert data.base_model is None  # a directory, which is no model of the hub's
+    assert data.base_model is None  # a directory is not on the hub
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {
         name: round(decision["test"][key], 4)
@@ -42,18 +42,19 @@ def test_the_hub_reads_the_metadata(swept: Path) -> None:
     }
 
 
-def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
+def test_a_hub_base_is_tagged_as_peft_tags_it(swept: Path) -> None:
     from rankwise.analysis.analysis import analyze
     from rankwise.exports.model_card import write_card
-    from rankwise.exports.recipe import read_setup
+    from rankwise.exports.recipe import read_recipe
 
     sweep = read_sweep(swept)
     assert sweep is not None
     decision = json.loads((swept / "decision.json").read_text())
-    setup = replace(read_setup(swept, decision["test"]["trial"]), base_model="org/base")
+    recipe = read_recipe(swept, decision["test"]["trial"])
+    recipe = replace(recipe, model=replace(recipe.model, name="org/base"))
     (swept.parent / "card").mkdir()
     decided = replace(analyze(swept, margin=0.5).decision, margin=0.123456)
-    write_card(swept.parent / "card", decided, setup, sweep)
+    write_card(swept.parent / "card", decided, recipe, sweep)
     card = ModelCard.load(swept.parent / "card" / "README.md")
     assert "within the margin of 0.123 for" in card.text
     data = card.data
@@ -61,7 +62,7 @@ def test_a_base_of_the_hub_is_named_as_peft_names_it(swept: Path) -> None:
     assert "base_model:adapter:org/base" in data.tags
 
 
-def test_the_card_carries_the_evidence(swept: Path) -> None:
+def test_the_card_shows_the_evidence(swept: Path) -> None:
     decision = json.loads((swept / "decision.json").read_text())
     sweep = json.loads((swept / "sweep.json").read_text())
     text = ModelCard.load(swept / "best" / "README.md").text
@@ -85,7 +86,7 @@ def test_the_card_carries_the_evidence(swept: Path) -> None:
     ]
 
 
-def test_the_code_of_the_card_gives_the_losses_of_the_evidence(swept: Path) -> None:
+def test_the_code_reproduces_the_losses_of_the_evidence(swept: Path) -> None:
     (code,) = re.findall(
         r"```python\n(.*?)```", (swept / "best" / "README.md").read_text(), re.DOTALL
     )
@@ -108,8 +109,8 @@ def test_the_code_of_the_card_gives_the_losses_of_the_evidence(swept: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_the_code_loads_a_quantised_base_in_its_bits(kind: str, tmp_path: Path) -> None:
-    """And leaves what was trained in full as it is, such as a pooler that the checkpoint lacks."""
+def test_the_code_quantises_the_base_as_the_sweep_did(kind: str, tmp_path: Path) -> None:
+    """Modules trained in full stay unquantised, such as a pooler missing from the checkpoint."""
     plain, train, held_out = load_tiny("bert", tmp_path)
     weights = {
         key: value
@@ -118,21 +119,18 @@ def test_the_code_loads_a_quantised_base_in_its_bits(kind: str, tmp_path: Path) 
     }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     base = load_base(plain.name, plain.objective, "all-linear", [4], quantization=kind)
-    recipe, trial = (
-        TrainingConfig(epochs=1, batch_size=8),
-        Trial(rank=4, seed=3, learning_rate=1e-2, lora_alpha=4),
-    )
-    (finished,) = FusedEngine(base, train.take(range(80)), held_out, recipe).train([trial])
+    trial = Trial(rank=4, seed=3, learning_rate=1e-2, lora_alpha=4)
+    training = TrainingConfig(epochs=1, batch_size=8)
+    (finished,) = FusedEngine(base, train.take(range(80)), held_out, training).train([trial])
     write_adapter(Adapter(finished.adapter, finished.adapter_config), tmp_path / "best")
-    setup = replace(
-        PLAIN,
+    recipe = make_recipe(
         task_type="SEQ_CLS",
-        base_model=base.name,
+        name=base.name,
         quantization=kind,
         modules_to_save=base.trained_in_full,
     )
     names: dict[str, Any] = {}
-    exec(_code(setup, ("0", "1")).replace('"."', repr(str(tmp_path / "best"))), names)
+    exec(loading_code(recipe, ("0", "1")).replace('"."', repr(str(tmp_path / "best"))), names)
     model = names["model"]
     assert all(
         is_quantized(model.base_model.model.get_submodule(target).base_layer)
@@ -146,7 +144,7 @@ def test_the_code_loads_a_quantised_base_in_its_bits(kind: str, tmp_path: Path) 
         np.testing.assert_allclose(loss, finished.evidence["loss"][row], rtol=1e-4)
 
 
-def test_the_code_of_the_card_trusts_the_base_as_the_sweep_did() -> None:
+def test_the_code_trusts_remote_code_as_the_sweep_did() -> None:
     for trusted, times in ((False, 0), (True, 2)):  # tokenizer and model
-        code = _code(replace(PLAIN, trust_remote_code=trusted), ())
+        code = loading_code(make_recipe(trust_remote_code=trusted), ())
         assert code.count("from_pretrained(base, trust_remote_code=True)") == times

@@ -1,0 +1,57 @@
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from rankwise.exports import export_files
+from rankwise.exports.recipe import read_recipe
+from rankwise.lora import read_adapter, write_adapter
+from rankwise.lora.conversion import for_original_base
+from rankwise.sweeps.config import SweepConfig
+from tests.exports.tools import run
+from tests.tiny_models import save_tiny_lm
+
+
+def test_the_layout_of_the_data_is_read_from_the_sweep(swept: Path, tmp_path: Path) -> None:
+    from rankwise.sweeps.progress import Silent
+    from rankwise.sweeps.run import open_run
+
+    data, lm = tmp_path / "data.jsonl", tmp_path / "lm"
+    talk = [
+        [{"from": "human", "value": f"the film {n}"}, {"from": "gpt", "value": f"was {n}"}]
+        for n in range(20)
+    ]
+    pd.DataFrame({"conversations": talk}).to_json(data, orient="records", lines=True)
+    config = SweepConfig(
+        model=str(save_tiny_lm("llama", lm)), data=data, ranks=(2, 4), out=tmp_path / "out"
+    )
+    with open_run(config, Silent()):
+        task = json.loads((tmp_path / "out" / "sweep.json").read_text())["task"]
+
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    sweep = json.loads((swept / "sweep.json").read_text())
+    (copy / "sweep.json").write_text(json.dumps({**sweep, "task": task}))
+    recipe = read_recipe(copy, trial)
+    assert recipe.data.layout is not None
+    assert recipe.data.layout.keys == (("from", "value"),)
+    assert recipe.data.layout.columns == {"messages": "conversations"}
+    assert (recipe.data.chat_template, recipe.data.answers_marked) == (True, False)
+
+
+def test_an_adapter_saved_at_twice_its_rank_gets_the_rank_of_its_training(
+    swept: Path, tmp_path: Path
+) -> None:
+    """PiSSA and OLoRA adapters are saved that way for the original base."""
+    name = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    shutil.copytree(swept, tmp_path / "out")
+    saved = tmp_path / "out" / "trials" / name / "adapter"
+    adapter = read_adapter(saved)
+    shutil.rmtree(saved)
+    write_adapter(for_original_base(adapter, adapter), saved)
+    on_disk = json.loads((saved / "adapter_config.json").read_text())
+    assert (on_disk["r"], on_disk["lora_alpha"]) == (4, 4)
+    config = run(export_files(read_recipe(tmp_path / "out", name))["peft_config.py"])["lora_config"]
+    assert (config.r, config.lora_alpha, config.use_rslora) == (2, 2, False)
