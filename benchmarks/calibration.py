@@ -215,7 +215,11 @@ def rate_taken(losses: np.ndarray) -> int:
 def rankwise_choice(values: dict[int, np.ndarray]) -> tuple[int | None, Comparison]:
     """Choose as `rankwise.select` does."""
     comparison = Comparison(values, {rank: range(len(losses)) for rank, losses in values.items()})
-    fit = [rank for rank in comparison.ranks if comparison.worst(rank, CONFIDENCE)[0] <= MARGIN]
+    fit = [
+        rank
+        for rank in comparison.ranks
+        if comparison.upper_bound(rank, CONFIDENCE).upper <= MARGIN
+    ]
     return (fit[0] if fit else None), comparison
 
 

@@ -2,7 +2,7 @@ from ._version import __version__ as __version__
 from .analysis.analysis import Analysis as Analysis
 from .analysis.analysis import analyze as analyze
 from .decide.decision import Decision as Decision
-from .decide.select import select as select
+from .decide.selection import select as select
 from .errors import RankwiseError as RankwiseError
 from .errors import RequestError as RequestError
 from .planning.config import PlanConfig as PlanConfig

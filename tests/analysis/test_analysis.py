@@ -66,8 +66,9 @@ def test_a_sweep_directory_gives_the_sweep_s_decision(swept: Path) -> None:
     for key in (
         "verdict",
         "rank",
-        "reason",
-        "warnings",
+        "answer",
+        "evidence",
+        "caveats",
         "table",
         "diagnosis",
         "confirmation",
@@ -178,7 +179,7 @@ def test_a_score_margin_without_a_use_is_said(
 def test_the_command_says_what_it_guessed_and_decides(gpt2: Path) -> None:
     done = run("analyze", gpt2, "--margin", "0.005", "--noise", "0.0005")
     assert done.returncode == 0, done.stderr
-    assert "Train at rank 16: it is the smallest" in done.stdout
+    assert "Use rank 16. It is at most" in done.stdout
     assert done.stdout.splitlines()[-1] == "Rank supported: 16"
     assert "val_loss" in done.stderr
     assert "Traceback" not in done.stderr

@@ -24,7 +24,7 @@ def test_one_number_for_each_rank_decides_nothing() -> None:
     for metric, margin in (("loss", 0.005), ("bleu", 0.5), ("meteor", None)):
         decision = select(gpt2(), metric=metric, margin=margin)
         assert (decision.verdict, decision.rank, decision.next) == ("undetermined", None, None)
-        assert "state the noise" in decision.reason
+        assert "state the noise" in decision.answer
         row = decision.table[3]
         assert (row.rank, row.seeds) == (8, 1)
         assert row.loss_mean == 1.17  # described all the same
@@ -67,7 +67,7 @@ def test_seeds_that_do_not_differ_tell_nothing(second: float) -> None:
     table = pd.DataFrame(rows, columns=["rank", "seed", "accuracy"])
     decision = select(table, metric="accuracy", margin=0.02)
     assert (decision.verdict, decision.next) == ("undetermined", None)
-    assert "differ by the same with every seed" in decision.reason
+    assert "differ by the same amount with every seed" in decision.answer
     assert decision.table[0].score_ci is None
     assert select(table, metric="accuracy", margin=0.02, noise=0.001).rank == 4
 
@@ -127,8 +127,8 @@ def test_seeds_not_shared_and_one_each_tell_nothing() -> None:
     ]
     decision = select(pd.DataFrame(rows))
     assert decision.verdict == "undetermined"
-    assert "share no seed" in decision.reason
-    assert "larger margin" not in decision.reason  # which would not help
+    assert "share no seed" in decision.answer
+    assert "larger margin" not in decision.answer  # it would not help
     json.dumps(decision.as_dict(), allow_nan=False)
 
 
@@ -141,9 +141,9 @@ def test_one_seed_with_a_stated_noise_covers_more() -> None:
     ]
     plain, noisy = select(pd.DataFrame(rows)), select(pd.DataFrame(rows), noise=0.02)
     assert plain.rank == 4
-    assert any("One seed only" in warning for warning in plain.warnings)
+    assert any("Only one seed" in caveat for caveat in plain.caveats)
     assert noisy.verdict == "undetermined"
-    assert not any("One seed only" in warning for warning in noisy.warnings)
+    assert not any("Only one seed" in caveat for caveat in noisy.caveats)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_metric_of_one_s_own_needs_its_direction_and_margin() -> None:
         select(table, metric="zing")
     taken = select(table, metric="zing", higher_is_better=True)
     assert taken.margin == pytest.approx(0.02, rel=0.05)  # a hundredth of the mean
-    assert "No margin was given for zing" in taken.warnings[0]
+    assert "No margin was given for zing" in taken.caveats[0]
     assert select(table, metric="zing", higher_is_better=True, margin=0.1).rank == 8
     assert select(table, metric="zing", higher_is_better=False, margin=0.1).rank == 4
 

@@ -9,8 +9,9 @@ import pytest
 from rankwise import RequestError, select
 from rankwise.decide import best_learning_rate
 from rankwise.decide.evidence import RankResults, read_rank_results
+from rankwise.decide.findings import Rule
 from rankwise.decide.pairwise import Comparison
-from rankwise.decide.select import decide
+from rankwise.decide.selection import decide
 
 RANKS = (4, 8, 16, 32)
 
@@ -75,7 +76,7 @@ def test_the_smallest_rank_that_is_not_worse() -> None:
     assert (decision.verdict, decision.rank) == ("selected", 8)
     assert [row.non_inferior for row in decision.table] == [False, True, True, True]
     assert decision.next is None
-    assert decision.reason.startswith("Train at rank 8: ")
+    assert decision.answer.startswith("Use rank 8. It is at most ")
 
 
 def test_the_best_mean_is_not_what_decides() -> None:
@@ -91,7 +92,7 @@ def test_noise_leaves_it_open_and_says_what_would_settle_it() -> None:
     assert decision.next is not None
     assert decision.next.seeds > 2
     assert decision.next.rank in (4, 8, 16, 32)
-    assert decision.reason.startswith("No rank is shown to be within 0.01 nats")
+    assert "none is shown to be within 0.01 nats of the best" in decision.answer
 
 
 def test_where_nothing_would_settle_it_that_is_said() -> None:
@@ -104,7 +105,7 @@ def test_where_nothing_would_settle_it_that_is_said() -> None:
     ]
     decision = select(pd.DataFrame(rows), margin=0.001)
     assert decision.next is None
-    assert "a larger margin would" in decision.reason
+    assert "a larger margin would" in decision.answer
 
 
 @pytest.mark.parametrize(("examples", "seed_noise"), [(100, 0.004), (300, 0.008)])
@@ -119,13 +120,13 @@ def test_what_is_advised_settles_it_in_four_cases_of_five(examples: int, seed_no
             seed_noise=seed_noise,
             generator=generator,
         )
-        advice = decide(first, margin=0.02, confidence=0.95).next
+        advice = decide(first, Rule(margin=0.02)).next
         if advice is None:
             continue
         seen = [float(run.cost.mean()) for run in first]  # these differences are to persist
         sizes = {"seeds": advice.seeds, "examples": advice.held_out_examples}
         again = make_results(seen, seed_noise=seed_noise, generator=generator, **sizes)
-        settled.append(decide(again, margin=0.02, confidence=0.95).rank is not None)
+        settled.append(decide(again, Rule(margin=0.02)).rank is not None)
     assert len(settled) >= 40
     # 80 % and two Monte Carlo standard errors
     assert np.mean(settled) >= 0.8 - 2 * np.sqrt(0.8 * 0.2 / len(settled))
@@ -151,7 +152,7 @@ def test_a_rank_that_is_truly_worse_is_seldom_chosen(losses: list[float], seeds:
         runs = make_results(
             losses, seeds=seeds, examples=200, seed_noise=noise, generator=generator
         )
-        wrong += decide(runs, margin=0.02, confidence=0.95).rank in worse
+        wrong += decide(runs, Rule(margin=0.02)).rank in worse
     # 5 % and three Monte Carlo standard errors
     assert wrong / replications <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / replications)
 
@@ -168,7 +169,9 @@ def test_two_seeds_do_not_make_a_wrong_choice_more_likely(ranks: int) -> None:
         comparison = Comparison(
             dict(zip(RANKS, values, strict=False)), {rank: (0, 1) for rank in RANKS[:ranks]}
         )
-        wrong += min(comparison.worst(rank, 0.95)[0] for rank in RANKS[: ranks - 1]) <= 0.02
+        wrong += (
+            min(comparison.upper_bound(rank, 0.95).upper for rank in RANKS[: ranks - 1]) <= 0.02
+        )
     # 5 % and two Monte Carlo standard errors
     assert wrong / replications <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / replications)
 
@@ -180,7 +183,7 @@ def test_intervals_cover_the_true_means_and_gains() -> None:
         runs = make_results(
             truth, ranks=(4, 8, 16), examples=100, seed_noise=0.02, generator=generator
         )
-        table = decide(runs, margin=0.02, confidence=0.95).table
+        table = decide(runs, Rule(margin=0.02)).table
         for row, loss in zip(table, truth, strict=True):
             assert row.loss_ci is not None
             covered += row.loss_ci[0] <= loss <= row.loss_ci[1]
@@ -209,7 +212,7 @@ def test_diverged_trials_put_their_learning_rate_out() -> None:
     assert decision.rank == 8
     assert decision.table[0].diverged == 1
     assert decision.table[0].loss_mean is None
-    assert any("Rank 4 diverged" in warning for warning in decision.warnings)
+    assert any("Rank 4 is left out" in caveat for caveat in decision.caveats)
 
 
 def test_every_trial_diverged() -> None:
@@ -230,25 +233,25 @@ def test_each_rank_stands_at_its_own_best_rate() -> None:
     assert decision.rank == 4
     # At either rate alone rank would seem to matter.
     assert select(slow, margin=0.05).rank != 4
-    assert any("lowest learning rate" in warning for warning in decision.warnings)
+    assert any("lowest learning rate" in caveat for caveat in decision.caveats)
 
 
 def test_one_rate_and_one_seed_are_warned_of() -> None:
-    warnings = " ".join(select(make_evidence([0.5, 0.5, 0.5, 0.5], seeds=1)).warnings)
-    assert "One seed only" in warnings
-    assert "confounded" in warnings
+    caveats = " ".join(select(make_evidence([0.5, 0.5, 0.5, 0.5], seeds=1)).caveats)
+    assert "Only one seed" in caveats
+    assert "confounded" in caveats
 
 
 def test_a_rate_of_its_own_for_each_rank_is_warned_of_unless_rates_were_searched() -> None:
     evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
     evidence["learning_rate"] = 1e-3 * 4 / evidence["rank"]
-    (warning,) = select(evidence).warnings
-    assert "(rank 4 at 0.001, 8 at 0.0005, 16 at 0.00025, 32 at 0.000125)" in warning
-    assert "confounded" in warning
+    (caveat,) = select(evidence).caveats
+    assert "(rank 4 at 0.001, 8 at 0.0005, 16 at 0.00025, 32 at 0.000125)" in caveat
+    assert "confounded" in caveat
     # One rank that tried several is a sweep that searched: the ranks between take theirs from a line.
     tried = evidence[(evidence["rank"] == 4) & (evidence["seed"] == 0)]
     worse = [tried.assign(learning_rate=rate, loss=tried["loss"] + 0.1) for rate in (5e-4, 2e-3)]
-    assert select(pd.concat([evidence, *worse])).warnings == ()
+    assert select(pd.concat([evidence, *worse])).caveats == ()
 
 
 def test_a_score_that_contradicts_the_loss_is_reported() -> None:
@@ -256,8 +259,8 @@ def test_a_score_that_contradicts_the_loss_is_reported() -> None:
     evidence["score"] = np.where(
         evidence["rank"] == 32, 1.0, (evidence["example_id"] % 10 > 0).astype(float)
     )
-    warnings = select(evidence).warnings
-    assert any("rank 32 scores 0.1000 higher" in warning for warning in warnings)
+    caveats = select(evidence).caveats
+    assert any("rank 32 scores 0.1000 higher" in caveat for caveat in caveats)
     assert select(evidence, score_margin=0.2).confirmation.status == "confirms"  # type: ignore[union-attr]
 
 
@@ -271,7 +274,7 @@ def test_a_score_that_is_no_lower_is_called_so() -> None:
     assert confirmation.bound < 0
     assert (
         confirmation.reason
-        == "The score confirms: rank 4 scores no lower than the best other rank."
+        == "The task score confirms it: rank 4 scores no lower than the best other rank."
     )
 
 
@@ -286,12 +289,12 @@ def test_ranks_that_learnt_nothing_are_not_chosen_from() -> None:
         None,
         (),
     )
-    assert "No rank is shown to have learnt anything" in decision.reason
-    assert "guessing by the classes' shares gives 0.6931" in decision.reason
-    assert "lower ones where losses lie above" in decision.warnings[0]
+    assert "none is shown to have learnt anything" in decision.answer
+    assert "guessing by the classes' shares gives 0.6931" in decision.evidence
+    assert "lower ones where the loss is above" in decision.answer
     below = select(make_evidence([chance - 0.005] * 4, example_noise=0.5), chance_loss=chance)
     assert below.verdict == "undetermined"
-    assert "more seeds or held-out examples" in below.warnings[0]
+    assert "more seeds or held-out examples" in below.answer
     # One rank that learns is enough to choose by.
     learnt = make_evidence([chance, chance, chance, 0.5], example_noise=0.05)
     assert select(learnt, chance_loss=chance) == select(learnt)
@@ -306,7 +309,7 @@ def test_a_rank_that_learnt_nothing_is_chosen_with_a_warning() -> None:
         losses = [chance + 0.001 - gain, *[chance - 0.01 - gain] * 3]
         decision = select(make_evidence(losses, **quiet), chance_loss=chance)
         assert decision.rank == 4
-        assert any(words in warning for warning in decision.warnings) == warned
+        assert any(words in caveat for caveat in decision.caveats) == warned
 
 
 def test_rates_that_were_scored_on_other_examples_are_refused() -> None:
@@ -348,11 +351,9 @@ def test_what_the_base_does_is_compared_example_by_example() -> None:
 
 
 def test_the_largest_rank_is_said_to_be_the_largest() -> None:
-    assert any(
-        "try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.7, 0.5])).warnings
-    )
+    assert any("try 64" in caveat for caveat in select(make_evidence([0.9, 0.8, 0.7, 0.5])).caveats)
     assert not any(
-        "try 64" in warning for warning in select(make_evidence([0.9, 0.8, 0.5, 0.5])).warnings
+        "try 64" in caveat for caveat in select(make_evidence([0.9, 0.8, 0.5, 0.5])).caveats
     )
 
 
@@ -428,7 +429,8 @@ def test_the_decision_is_plain_json() -> None:
         json.dumps(select(make_evidence([0.5, 0.5, 0.5, 0.5])).as_dict(), allow_nan=False)
     )
     assert {
-        "verdict", "rank", "metric", "margin", "confidence", "reason", "next", "warnings", "table",
+        "verdict", "rank", "metric", "margin", "confidence", "answer", "evidence", "caveats", "next",
+        "table",
     } <= set(content)  # fmt: skip
     assert {
         "rank", "seeds", "loss_mean", "loss_ci", "score_mean", "score_ci", "trainable_params", "adapter_bytes",

@@ -66,7 +66,7 @@ def test_the_card_shows_the_evidence(swept: Path) -> None:
     decision = json.loads((swept / "decision.json").read_text())
     sweep = json.loads((swept / "sweep.json").read_text())
     text = ModelCard.load(swept / "best" / "README.md").text
-    assert decision["reason"] in text
+    assert decision["answer"] in text
     assert "margin of 0.5" in text
     assert "95% confidence" in text
     for package, version in sweep["environment"]["versions"].items():

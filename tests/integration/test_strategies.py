@@ -98,7 +98,7 @@ def test_truncation_to_the_trained_rank_changes_nothing(
 def test_once_decides_which_rank_to_keep_and_saves_its_adapter(once: Path) -> None:
     decision = read_json(once / "decision.json") or {}
     assert (decision["question"], decision["trained_at"], decision["rank"]) == ("keep", 8, 2)
-    assert decision["reason"].startswith("Keep rank 2 of an adapter trained at rank 8: ")
+    assert decision["answer"].startswith("Keep rank 2 of an adapter trained at rank 8. ")
     assert decision["diagnosis"] == []
     assert json.loads((once / "best" / "adapter_config.json").read_text())["r"] == 2
     kept = once / "trials" / decision["test"]["trial"] / "adapter"
@@ -121,7 +121,7 @@ def test_once_resumes_after_losing_trials(
         shutil.rmtree(path)
     again = rankwise.sweep(**request_of, strategy="once", out=out)
     pd.testing.assert_frame_equal(read_evidence(out), read_evidence(once))
-    assert again.decision.reason == (read_json(once / "decision.json") or {})["reason"]
+    assert again.decision.answer == (read_json(once / "decision.json") or {})["answer"]
 
 
 @pytest.mark.parametrize("name", ["grid", "race", "escalate"])
@@ -130,7 +130,7 @@ def test_other_strategies_decide_which_rank_to_train_at(
 ) -> None:
     decision = rankwise.sweep(**request_of, strategy=name, out=tmp_path / "out").decision
     assert (decision.question, decision.trained_at) == ("train", None)
-    assert decision.reason.startswith("Train at rank 2: ")
+    assert decision.answer.startswith("Use rank 2. ")
 
 
 def test_a_spent_budget_ends_the_sweep_and_a_larger_one_resumes_it(
@@ -140,13 +140,13 @@ def test_a_spent_budget_ends_the_sweep_and_a_larger_one_resumes_it(
     first = rankwise.sweep(**request_of, strategy="escalate", budget=1e-6, out=out).decision
     assert len(list((out / "trials").glob("r*"))) == 1
     assert (first.verdict, first.next) == ("undetermined", None)
-    assert "budget of 1e-06 min is spent" in first.warnings[0]
+    assert "budget of 1e-06 min is spent" in first.caveats[0]
     again = rankwise.sweep(**request_of, strategy="escalate", budget=1e-6, out=out).decision
     assert len(list((out / "trials").glob("r*"))) == 1  # what was spent counts
-    assert again.reason == first.reason
+    assert again.answer == first.answer
     whole = rankwise.sweep(**request_of, strategy="escalate", budget=1000, out=out).decision
     assert whole.rank == 2
-    assert not any("budget" in warning for warning in whole.warnings)
+    assert not any("budget" in caveat for caveat in whole.caveats)
 
 
 def test_a_budget_spent_before_any_truncation_still_decides_which_rank_to_keep(

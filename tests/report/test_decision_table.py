@@ -12,9 +12,9 @@ from rankwise import sweep
 from rankwise.decide import select
 from rankwise.decide.decision import TestScore
 from rankwise.decide.metrics import value_range
+from rankwise.decide.summary import decision_sentences
 from rankwise.formatting import (
     UNLIMITED,
-    decision_sentences,
     figure,
     interval,
     plain_bytes,
@@ -85,7 +85,7 @@ def test_the_table_and_the_sentences_hold_only_what_is_possible(unit: int) -> No
         for line in decision_sentences(replace(decision, test=test), "accuracy")
         if "test examples" in line
     ]
-    assert "loss 0.0100 [0.000, 0.030], accuracy 98.0 % [94.0, 100.0]" in line
+    assert "accuracy 98.0 % [94.0, 100.0] and loss 0.0100 [0.000, 0.030]" in line
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -106,9 +106,10 @@ def test_the_table_has_a_line_for_each_rank(tiny_model: Path, swept: Path, termi
         assert f"{row.trainable_params:,}" in line
         assert f" {row.loss_mean:.4f} " in line
         assert f" {100 * row.score_mean:.1f} " in line
-    assert decision.reason.split(";")[0][:60] in out.getvalue()
-    assert f"On {decision.test.examples} test examples that no decision saw" in " ".join(
-        out.getvalue().split()
+    assert decision.answer[:60] in out.getvalue()
+    assert (
+        f"On {decision.test.examples} test examples that played no part in the decision"
+        in " ".join(out.getvalue().split())
     )
 
 

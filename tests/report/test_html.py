@@ -79,7 +79,7 @@ def test_the_page_shows_decision_table_and_plots(swept: Path, tmp_path: Path) ->
     text, _ = read(page)
     decision = read_json(swept / "decision.json")
     assert decision is not None
-    assert decision["reason"] in text
+    assert decision["answer"] in text
     for row in decision["table"]:
         assert f"{row['trainable_params']:,}" in text
         assert f"{row['loss_mean']:.4f}" in text

@@ -8,7 +8,8 @@ import pandas as pd
 from rankwise.decide import Decision
 from rankwise.decide.config import DecisionConfig
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.select import decide
+from rankwise.decide.findings import Rule
+from rankwise.decide.selection import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
@@ -74,7 +75,7 @@ def run_sweep(
 
 def decide_on(evidence: pd.DataFrame) -> Decision:
     """Return the decision on evidence by the simulated rule."""
-    return decide(read_rank_results(evidence), MARGIN, CONFIDENCE)
+    return decide(read_rank_results(evidence), Rule(margin=MARGIN, confidence=CONFIDENCE))
 
 
 def ranks_in_order(trials: list[Trial]) -> list[int]:

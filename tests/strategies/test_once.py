@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.select import decide
+from rankwise.decide.findings import Rule
+from rankwise.decide.selection import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies import strategies
 from rankwise.strategies.config import SearchConfig
@@ -78,7 +79,8 @@ def test_truncations_at_a_rate_that_diverges_later_do_not_count() -> None:
             trial = Trial(rank=rank, seed=seed, learning_rate=1e-3, lora_alpha=float(rank))
             rows.append(simulate_trial(trial, lambda rank, loss=loss: loss, 1e-3))
     decision = decide(
-        read_rank_results(pd.concat(rows), trained_at=8), MARGIN, CONFIDENCE, trained_at=8
+        read_rank_results(pd.concat(rows), trained_at=8),
+        Rule(margin=MARGIN, confidence=CONFIDENCE, trained_at=8),
     )
     assert decision.rank == 8
     assert [row.learning_rate for row in decision.table] == [1e-3, 1e-3]

@@ -62,7 +62,7 @@ def test_the_decision_on_disk_is_that_of_the_evidence(swept: Path) -> None:
 
     on_disk = json.loads((swept / "decision.json").read_text())
     again = rankwise.select(read_evidence(swept), margin=0.5).as_dict()
-    for key in ("verdict", "rank", "reason", "warnings", "margin", "confidence"):
+    for key in ("verdict", "rank", "answer", "evidence", "caveats", "margin", "confidence"):
         assert on_disk[key] == again[key]
     assert on_disk["rank"] == 2  # half a nat is a wide margin
     for row in on_disk["table"]:
@@ -147,9 +147,9 @@ def test_a_sweep_that_learns_nothing_chooses_no_rank(
     )
     assert (result.decision.verdict, result.best) == ("undetermined", None)
     # 120 reviews, one class in every other: the held-out part holds as many of each
-    assert "guessing by the classes' shares gives 0.6931" in result.decision.reason
+    assert "guessing by the classes' shares gives 0.6931" in result.decision.evidence
     again = rankwise.analyze(tmp_path / "out", margin=0.5).decision
-    assert (again.verdict, again.reason) == ("undetermined", result.decision.reason)
+    assert (again.verdict, again.answer) == ("undetermined", result.decision.answer)
 
 
 def test_a_single_held_out_example_gets_its_report_all_the_same(
@@ -163,7 +163,7 @@ def test_a_single_held_out_example_gets_its_report_all_the_same(
         **settings(tiny_model, reviews, tmp_path / "out"), eval_data=alone, seeds=1
     )
     assert result.decision.verdict == "undetermined"
-    assert "nothing says how much it would vary" in result.decision.reason
+    assert "nothing shows how much it would vary" in result.decision.answer
     assert all(f"{row.loss_mean:.4f}" in result.report.read_text() for row in result.decision.table)
 
 
@@ -177,7 +177,7 @@ def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path
     result = rankwise.sweep(model=str(tiny_model), data=train, eval_data=held_out, ranks=[1, 2], learning_rate=1e-2,
                             seeds=1, margin=1.0, out=tmp_path / "out")  # fmt: skip
     # The words tell two classes, not these three: nothing can be learnt.
-    assert "guessing by the classes' shares gives 1.0986" in result.decision.reason
+    assert "guessing by the classes' shares gives 1.0986" in result.decision.evidence
     assert result.decision.test is None
     assert len(result.evidence) == 2 * 30
 
@@ -229,7 +229,7 @@ def test_a_stated_memory_packs_trials_and_says_what_the_times_are(
     assert list(packed.evidence["loss"]) == pytest.approx(list(alone.evidence["loss"]), rel=1e-4)
     sizes = {row.pack_size for row in packed.decision.table}
     assert max(size or 0 for size in sizes) > 1
-    assert "trials trained at once" in packed.report.read_text()
+    assert "trials trained together" in packed.report.read_text()
     assert "trials trained at once" not in alone.report.read_text()
 
 

@@ -101,7 +101,7 @@ def test_a_regression_sweep_decides_and_reports_in_its_own_units(
     page = result.report.read_text()
     assert "<th>negative absolute error</th>" in page
     assert "<th>accuracy</th>" not in page
-    assert "of the labels' variance above" in result.decision.reason
+    assert "of the labels' variance worse" in result.decision.answer
     assert result.decision.test is not None
     assert (
         "from_pretrained(base, num_labels=1)"

@@ -8,8 +8,13 @@ import pandas as pd
 
 from rankwise.analysis.read import ImportedResults, read_results
 from rankwise.checks import check_number, check_path, check_text
-from rankwise.decide import Decision, select
+from rankwise.decide import Decision
+from rankwise.decide.choice import choose
+from rankwise.decide.explain import explain
+from rankwise.decide.findings import Rule, analyse
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
+from rankwise.decide.selection import read_ranks
+from rankwise.decide.wording import Context
 from rankwise.errors import some
 from rankwise.store.costs import rank_costs, trained_at
 
@@ -88,25 +93,22 @@ def analyze(
     results = read_results([check_path("results", path) for path in paths], **names)
     compared = results.metrics[0]
     score = _find_score(results, compared)
-    decision = select(
-        score.evidence,
+    rule = Rule(
         metric=compared,
         margin=margin,
         confidence=confidence,
         higher_is_better=higher_is_better,
         noise=noise,
         score_margin=share * score.unit,
-        histories=results.train_loss,
         chance_loss=results.chance_loss,
-        wording=results.wording,
         trained_at=trained_at(results.trials),
     )
-    if results.trials:
-        costs = {
-            row.rank: rank_costs(results.trials, row.rank, row.learning_rate)
-            for row in decision.table
-        }
-        decision = decision.with_costs(costs)
+    ranks = read_ranks(score.evidence, rule)
+    measured = {
+        one.rank: rank_costs(results.trials, one.rank, one.learning_rate or None) for one in ranks
+    }
+    findings = analyse(ranks, rule, results.train_loss, measured)
+    decision = explain(findings, choose(findings), Context(wording=results.wording))
     notes = [*results.notes, *score.notes]
     if score_margin is not None and not score.confirms:
         notes.append(f"score_margin is not used: no second metric confirms {compared}")

@@ -13,8 +13,8 @@ from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
 from rankwise.analysis.source import ResultsSource, read_json_object
 from rankwise.analysis.tables import read_result_table
 from rankwise.decide.evidence import ChanceLoss, as_numbers, check_columns
-from rankwise.decide.explain import PLAIN, Wording, wording_of
 from rankwise.decide.metrics import snake
+from rankwise.decide.wording import PLAIN, Wording, wording_of
 from rankwise.errors import RankwiseError, RequestError, nearest, some
 from rankwise.store.records import (
     EVIDENCE_COLUMNS,

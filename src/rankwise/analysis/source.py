@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.decide.evidence import ChanceLoss, is_number
-from rankwise.decide.explain import PLAIN, Wording
+from rankwise.decide.wording import PLAIN, Wording
 from rankwise.errors import RequestError
 from rankwise.store.records import TrialRecord
 

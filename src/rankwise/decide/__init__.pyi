@@ -2,4 +2,4 @@ from .decision import Decision as Decision
 from .decision import Interval as Interval
 from .decision import RankRow as RankRow
 from .evidence import best_learning_rate as best_learning_rate
-from .select import select as select
+from .selection import select as select

@@ -1,26 +1,29 @@
-"""What a decision says, and its JSON form."""
+"""The records that a decision consists of, and its JSON form."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Interval = tuple[float, float]
+from rankwise.formatting import Interval as Interval
+
 Verdict = Literal["raise the rank", "overfitting", "rank suffices", "not a rank problem", "open"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """How much better (positive) a rank is than the next smaller one. Intervals are for this one comparison, two-sided.
+    """How much better (positive) a rank is than the next smaller one.
+
+    Intervals are two-sided and hold for this one comparison.
 
     Attributes:
         rank: the smaller rank.
-        loss: how much held-out loss fell, nats per example, where there are losses.
-        loss_ci: its interval.
-        score: how much better the task score is, or the metric compared where that is no loss.
-        score_ci: its interval.
-        per_doubling: gain in the metric compared, for each doubling of the rank.
-        per_doubling_ci: its interval.
+        loss: fall of the held-out loss, nats per example, where there are losses.
+        loss_ci: interval of ``loss``.
+        score: rise of the task score, or the gain in the metric compared if that is not the loss.
+        score_ci: interval of ``score``.
+        per_doubling: gain in the metric compared for each doubling of the rank.
+        per_doubling_ci: interval of ``per_doubling``.
     """
 
     rank: int
@@ -37,13 +40,15 @@ class Confirmation:
     """Whether a second metric agrees with the choice.
 
     Attributes:
-        metric: its name.
-        margin: what the chosen rank may be worse in it.
-        status: "confirms" (shown to be within the margin), "contradicts" (shown to be worse, and seen to be so by more
-            than the margin) or "cannot tell".
-        bound: upper bound of how much the best other rank is ahead, simultaneous over ranks.
+        metric: name of the second metric.
+        margin: how much worse the chosen rank may be in it.
+        status: "confirms" (shown to be within the margin), "contradicts" (shown to be worse, and
+            worse on average by more than the margin) or "cannot tell".
+        bound: upper bound of the best other rank's lead, simultaneous over ranks.
         against: the rank that sets the bound.
-        reason: a sentence.
+        leader: the rank with the largest lead among those shown to be better, if "contradicts".
+        lead: average lead of ``leader``.
+        reason: the same as a sentence.
     """
 
     metric: str
@@ -51,24 +56,27 @@ class Confirmation:
     status: Literal["confirms", "contradicts", "cannot tell"]
     bound: float
     against: int
-    reason: str
+    leader: int | None = None
+    lead: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """A rank against the next larger one: does it underfit?
+    """Whether a rank underfits, judged against the next larger rank.
 
     Attributes:
         rank: the smaller rank.
-        next_rank: the larger one.
+        next_rank: the larger rank.
         verdict: "raise the rank", "overfitting", "rank suffices", "not a rank problem" or "open".
-        held_out_gap: how much the larger rank is better on held-out examples, in units of the metric.
-        held_out_ci: its two-sided interval.
-        train_gap: how much the larger rank's training loss is lower over the last third of the steps, nats; None where
-            training losses are not known.
-        train_ci: its two-sided interval.
-        train_gap_by_third: the same over each third of the steps.
-        reason: a sentence with the numbers.
+        held_out_gap: how much better the larger rank is on held-out examples, in units of the
+            metric.
+        held_out_ci: two-sided interval of ``held_out_gap``.
+        train_gap: how much lower the larger rank's training loss is over the last third of the
+            steps, nats; None where training losses are not known.
+        train_ci: two-sided interval of ``train_gap``.
+        train_gap_by_third: the training gap over each third of the steps.
+        reason: the same as sentences.
     """
 
     rank: int
@@ -76,33 +84,35 @@ class Diagnosis:
     verdict: Verdict
     held_out_gap: float
     held_out_ci: Interval
-    train_gap: float | None
-    train_ci: Interval | None
-    train_gap_by_third: tuple[float, float, float] | None
-    reason: str
+    train_gap: float | None = None
+    train_ci: Interval | None = None
+    train_gap_by_third: tuple[float, float, float] | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankRow:
-    """One rank's line in the table. Figures that were not measured are None.
+    """One rank's row in the table. Figures that were not measured are None.
 
     Attributes:
         rank: the rank.
-        seeds: trials that count, at the rank's own learning rate.
-        diverged: trials whose loss was not finite; a learning rate at which one did is out.
-        learning_rate: the best of those tried for this rank.
-        loss_mean: held-out loss, nats per example, with its interval.
-        score_mean: task score (accuracy, or the metric compared where that is no loss), with its interval.
-        trainable_params: adapter entries and those of modules trained in full.
+        seeds: number of trials that count, at the rank's own learning rate.
+        diverged: number of trials whose loss was not finite; their learning rate is excluded.
+        learning_rate: the best of the rates tried for this rank.
+        loss_mean: held-out loss, nats per example.
+        loss_ci: interval of ``loss_mean``.
+        score_mean: task score, or the metric compared if that is not the loss.
+        score_ci: interval of ``score_mean``.
+        trainable_params: number of adapter entries and of entries in modules trained in full.
         adapter_bytes: size of the adapter file.
-        train_seconds: median of the trials' training loops, each as if it had trained alone.
-        pack_seconds: the same of the packs that they trained in, shared by all trials of a pack.
-        pack_size: trials in the largest pack.
-        peak_memory_bytes: largest of the trials.
-        worst_difference: upper bound of how much worse than the best other rank this one is (its loss minus that
-            rank's), simultaneous over ranks.
-        non_inferior: that bound is within the margin.
-        gain_over_previous: against the next smaller rank.
+        train_seconds: median training time of a trial, as if it had trained alone.
+        pack_seconds: median training time of the packs that the trials trained in.
+        pack_size: number of trials in the largest pack.
+        peak_memory_bytes: largest peak memory of the trials.
+        worst_difference: upper bound of how much worse this rank is than the best other rank,
+            simultaneous over ranks.
+        non_inferior: whether that bound is within the margin.
+        gain_over_previous: gain over the next smaller rank.
     """
 
     rank: int
@@ -129,32 +139,34 @@ class Next:
     """What to run to settle an open question.
 
     Attributes:
-        seeds: seeds per rank, those already run included.
-        held_out_examples: held-out examples, those already there included.
-        rank: the rank that would then be selected, if the differences seen stay as they are.
+        seeds: seeds per rank, including those already run.
+        held_out_examples: held-out examples, including those already there.
+        rank: the rank that would then be selected if the differences seen persist.
         estimated_seconds: training time of the additional trials, where times are known.
-        advice: the same as a sentence.
+        advice: the same as sentences.
     """
 
     seeds: int
     held_out_examples: int
     rank: int
-    estimated_seconds: float | None
-    advice: str
+    estimated_seconds: float | None = None
+    advice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestScore:
-    """The chosen adapter on the part of the data that no decision saw.
+    """The chosen adapter's results on the test part, which no decision sees.
 
     Attributes:
         trial: name of the trial that was scored.
-        examples: size of the test part.
-        loss: nats per example, with an interval over examples.
-        score: task score, with an interval over examples.
+        examples: number of test examples.
+        loss: mean loss, nats per example.
+        loss_ci: interval of ``loss`` over examples.
+        score: mean task score.
+        score_ci: interval of ``score`` over examples.
     """
 
-    __test__ = False  # the name is not a test's
+    __test__ = False  # pytest would collect the class by its name
 
     trial: str
     examples: int
@@ -166,15 +178,15 @@ class TestScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RankPattern:
-    """The cut whose layers have ranks of their own, against the one of the chosen rank with as many entries.
+    """A truncated adapter with a rank for each layer, compared with the chosen rank at equal size.
 
     Attributes:
-        ranks: of each layer, by its name in the base model.
-        entries: of all factors A and B, at most.
-        gain: how much lower its held-out loss is, nats per example, over all seeds' cuts.
-        gain_ci: its two-sided interval.
-        better: that interval lies above zero; the cut is then offered beside the chosen adapter.
-        reason: a sentence with the numbers.
+        ranks: rank of each layer, by the layer's name in the base model.
+        entries: upper limit for the entries of all factors A and B.
+        gain: how much lower its held-out loss is, nats per example, over all seeds.
+        gain_ci: two-sided interval of ``gain``.
+        better: whether that interval lies above zero; the adapter is then offered beside ``best/``.
+        reason: the same as sentences.
     """
 
     ranks: Mapping[str, int]
@@ -182,7 +194,7 @@ class RankPattern:
     gain: float
     gain_ci: Interval
     better: bool
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,22 +203,26 @@ class Decision:
 
     Attributes:
         verdict: "selected" or "undetermined".
-        rank: the smallest rank not worse than any other by more than the margin; None if undetermined.
-        metric: what is compared.
-        margin: what a smaller rank may cost, in units of the metric (nats per example for the loss).
-        confidence: of the decision, simultaneous over ranks.
-        reason: a sentence.
-        next: what to run to settle it; None if selected.
-        warnings: what a reader should know before relying on this.
+        rank: the smallest rank that is not worse than any other by more than the margin; None if
+            undetermined.
+        metric: name of the metric compared.
+        margin: what a smaller rank may cost, in units of the metric (nats per example for the
+            loss).
+        confidence: confidence of the decision, simultaneous over ranks.
+        answer: the decision in a sentence or two.
+        evidence: what was compared, over how many seeds and examples, and what the bound is.
+        caveats: sentences to read before relying on the decision.
+        next: what to run to settle the question; None if a rank was selected.
         table: one row per rank, ascending.
-        confirmation: whether a second metric agrees; None where there is none, or no rank was selected.
+        confirmation: whether a second metric agrees; None if there is none, or no rank was selected.
         diagnosis: each rank against the next larger one.
-        detectable_difference: the smallest margin at which this evidence would have cleared, in four cases of five, a
-            rank that equals the best; None where nothing tells how far a mean may be off.
-        question: "train": which rank to train at; "keep": which rank to cut trained adapters to.
-        trained_at: where the question is which rank to keep, the rank that was trained.
-        rank_pattern: a cut with a rank for each layer, where one was tried.
-        test: the chosen adapter's score on unseen data, where there is such a part.
+        detectable_difference: the smallest margin at which this evidence would clear, in four cases
+            of five, a rank that equals the best; None if the noise is not known.
+        question: "train" (which rank to train at) or "keep" (which rank to truncate trained
+            adapters to).
+        trained_at: the rank that was trained, if the question is which rank to keep.
+        rank_pattern: a truncated adapter with a rank for each layer, if one was tried.
+        test: the chosen adapter's results on unseen data, if there is a test part.
     """
 
     verdict: Literal["selected", "undetermined"]
@@ -214,9 +230,10 @@ class Decision:
     metric: str
     margin: float
     confidence: float
-    reason: str
+    answer: str
+    evidence: str
+    caveats: tuple[str, ...]
     next: Next | None
-    warnings: tuple[str, ...]
     table: tuple[RankRow, ...]
     confirmation: Confirmation | None = None
     diagnosis: tuple[Diagnosis, ...] = ()
@@ -230,28 +247,8 @@ class Decision:
         """Return the table's row of a rank."""
         return next(row for row in self.table if row.rank == rank)
 
-    def with_costs(self, costs: Mapping[int, Mapping[str, Any]]) -> "Decision":
-        """Return the decision with each rank's measured costs in its row, and the cost of what to run next."""
-        table = tuple(replace(row, **costs.get(row.rank, {})) for row in self.table)
-        times = [row.train_seconds for row in table if row.train_seconds is not None]
-        following = self.next
-        # A cut has no time of its own.
-        if following is not None and (
-            len(times) == len(table) or (times and self.question == "keep")
-        ):
-            more = sum(
-                (row.train_seconds or 0.0) * max(0, following.seeds - row.seeds) for row in table
-            )
-            advice = (
-                f"{following.advice} About {max(1, round(more / 60))} min of training."
-                if more
-                else following.advice
-            )
-            following = replace(following, estimated_seconds=more, advice=advice)
-        return replace(self, table=table, next=following)
-
     def as_dict(self) -> dict[str, Any]:
-        """Return ``decision.json`` as JSON values; what is not finite becomes null."""
+        """Return ``decision.json`` as JSON values; numbers that are not finite become null."""
         return _json_value(asdict(self))
 
 

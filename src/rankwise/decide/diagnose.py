@@ -1,4 +1,4 @@
-"""Does a rank underfit? Training and held-out gaps to the next rank up."""
+"""Diagnosis of underfitting: training and held-out gaps from each rank to the next larger one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,19 @@ from rankwise.decide.decision import Diagnosis, Interval, Verdict
 from rankwise.decide.evidence import RankResults
 from rankwise.decide.pairwise import Comparison
 
-BLOCKS = 5  # in each third of the steps
+BLOCKS = 5  # blocks of steps in each third of the training
+HISTORY_KEY = ["seed", "step"]
 
 
 @dataclass(frozen=True)
 class TrainGap:
-    """How much lower a larger rank's training loss is: over the last third of the steps, and over each third."""
+    """How much lower a larger rank's training loss is, nats.
+
+    Attributes:
+        late: mean over the last third of the steps.
+        interval: two-sided interval of ``late``.
+        by_third: mean over each third of the steps.
+    """
 
     late: float
     interval: Interval
@@ -25,106 +32,92 @@ class TrainGap:
 
 
 def diagnose(
-    runs: Sequence[RankResults],
-    costs: Comparison,
+    results: Sequence[RankResults],
+    comparison: Comparison,
     histories: pd.DataFrame | None,
     margin: float,
     confidence: float,
 ) -> list[Diagnosis]:
-    """Hold every rank against the next larger one.
+    """Compare every rank with the next larger one.
 
     Args:
-        runs: those that did not diverge, ranks ascending.
-        costs: what decides.
-        histories: ``rank``, ``seed``, ``learning_rate``, ``step``, ``train_loss`` (nats), a row per step; or None.
-        margin: gain that counts as none.
-        confidence: of the intervals, each for itself.
+        results: ranks with usable trials, ascending.
+        comparison: the ranks compared in the metric that decides.
+        histories: training losses, one row per step: ``rank``, ``seed``, ``learning_rate``,
+            ``step``, ``train_loss`` (nats); or None.
+        margin: a gain within the margin counts as none.
+        confidence: confidence of each interval, for itself.
+
+    Returns:
+        One diagnosis per pair of neighbours; none if the noise is not known.
     """
-    pairs = pairwise(runs) if costs.noise_is_known else ()
-    return [
-        _diagnosis(
-            one, other, costs, train_gap(one, other, histories, confidence), margin, confidence
+    diagnoses: list[Diagnosis] = []
+    for smaller, larger in pairwise(results) if comparison.noise_is_known else ():
+        pair = comparison.difference(smaller.rank, larger.rank)  # positive: the larger is better
+        interval = pair.interval(confidence)
+        train = train_gap(smaller, larger, histories, confidence)
+        diagnoses.append(
+            Diagnosis(
+                rank=smaller.rank,
+                next_rank=larger.rank,
+                verdict=_verdict(interval, train, margin),
+                held_out_gap=pair.mean,
+                held_out_ci=interval,
+                train_gap=None if train is None else train.late,
+                train_ci=None if train is None else train.interval,
+                train_gap_by_third=None if train is None else train.by_third,
+            )
         )
-        for one, other in pairs
-    ]
+    return diagnoses
 
 
 def train_gap(
-    one: RankResults, other: RankResults, histories: pd.DataFrame | None, confidence: float
+    smaller: RankResults, larger: RankResults, histories: pd.DataFrame | None, confidence: float
 ) -> TrainGap | None:
-    """Compare two ranks' training losses, paired by seed and step: they saw the same batches.
+    """Compare two ranks' training losses, paired by seed and step: both saw the same batches.
 
-    The interval is that of the mean over blocks of steps in the last third, `BLOCKS` for each seed. Losses of
-    neighbouring steps go together; those of blocks are taken to be independent.
+    The interval is that of the mean over blocks of steps in the last third, `BLOCKS` for each seed.
+    Losses of neighbouring steps are correlated; those of blocks are taken to be independent.
 
     Returns:
-        None where the histories hold too few steps in common.
+        The gap, or None if the histories have too few steps in common.
     """
     if histories is None or histories.empty:
         return None
     first, second = (
         histories[
-            (histories["rank"] == run.rank) & (histories["learning_rate"] == run.learning_rate)
+            (histories["rank"] == one.rank) & (histories["learning_rate"] == one.learning_rate)
         ]
-        for run in (one, other)
+        for one in (smaller, larger)
     )
-    both = first.merge(second, on=["seed", "step"], suffixes=("", "_larger"))
+    both = first.merge(second, on=HISTORY_KEY, suffixes=("", "_larger"))
     both = both[np.isfinite(both["train_loss"]) & np.isfinite(both["train_loss_larger"])]
-    if both["step"].nunique() < 3 * BLOCKS:
+    steps = both["step"].nunique()
+    if steps < 3 * BLOCKS:
         return None
     gap = both["train_loss"] - both["train_loss_larger"]
     position = both["step"].rank(method="dense").astype(int) - 1  # from 0
-    block = position * 3 * BLOCKS // both["step"].nunique()  # 0 to 3 BLOCKS - 1
+    block = position * 3 * BLOCKS // steps  # 0 to 3 * BLOCKS - 1
     by_third = gap.groupby(block // BLOCKS).mean()
-    late = (
-        gap[block >= 2 * BLOCKS].groupby([both["seed"], block]).mean().to_numpy()
-    )  # (seeds x BLOCKS,)
+    last_third = block >= 2 * BLOCKS
+    late = gap[last_third].groupby([both["seed"], block]).mean().to_numpy()  # (seeds * BLOCKS,)
     half = float(stats.t.ppf((1 + confidence) / 2, len(late) - 1) * stats.sem(late))
     mean = float(late.mean())
-    return TrainGap(
-        mean,
-        (mean - half, mean + half),
-        (float(by_third[0]), float(by_third[1]), float(by_third[2])),
-    )
+    thirds = (float(by_third[0]), float(by_third[1]), float(by_third[2]))
+    return TrainGap(mean, (mean - half, mean + half), thirds)
 
 
-def _diagnosis(
-    one: RankResults,
-    other: RankResults,
-    costs: Comparison,
-    train: TrainGap | None,
-    margin: float,
-    confidence: float,
-) -> Diagnosis:
-    pair = costs.difference(one.rank, other.rank)  # positive: the larger rank is better
-    low, high = pair.interval(confidence)
-    gains = f"From rank {one.rank} to {other.rank} the held-out gain is {pair.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-    if train is not None:
-        gains += f" and the gain in training {train.late:+.4f} [{train.interval[0]:+.4f}, {train.interval[1]:+.4f}]"
-    verdict: Verdict
+def _verdict(held_out: Interval, train: TrainGap | None, margin: float) -> Verdict:
+    low, high = held_out
+    fits_better = train is not None and train.interval[0] > 0
     if high < 0 and train is None:
-        verdict, what = (
-            "open",
-            "training losses would tell overfitting from a matter of the learning rate",
-        )
-    elif high < 0 and train is not None and train.interval[0] > 0:
-        verdict, what = "overfitting", "regularise: fewer steps, more data, dropout or weight decay"
-    elif 0 <= high <= margin:
-        verdict, what = "rank suffices", f"rank {one.rank} gives up less than {margin:g}"
-    elif low > 0 and (train is None or train.interval[0] > 0):
-        verdict, what = "raise the rank", f"rank {one.rank} underfits"
-    elif low > 0 or high < 0:
-        verdict, what = "not a rank problem", "look at learning rate, target modules and steps"
-    else:
-        verdict, what = "open", "the evidence does not tell"
-    return Diagnosis(
-        rank=one.rank,
-        next_rank=other.rank,
-        verdict=verdict,
-        held_out_gap=pair.mean,
-        held_out_ci=(low, high),
-        train_gap=None if train is None else train.late,
-        train_ci=None if train is None else train.interval,
-        train_gap_by_third=None if train is None else train.by_third,
-        reason=f"{gains}: {what}.",
-    )
+        return "open"
+    if high < 0 and fits_better:
+        return "overfitting"
+    if 0 <= high <= margin:
+        return "rank suffices"
+    if low > 0 and (train is None or fits_better):
+        return "raise the rank"
+    if low > 0 or high < 0:
+        return "not a rank problem"
+    return "open"

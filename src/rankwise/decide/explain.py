@@ -1,195 +1,294 @@
-"""What a decision says in sentences."""
+"""The decision in sentences: answer, evidence, advice. Caveats are in `rankwise.decide.caveats`."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from math import isfinite
 
-from rankwise.decide.evidence import RankResults
-from rankwise.decide.pairwise import Comparison
-from rankwise.decide.power import MOST_EXAMPLES, MOST_SEEDS
-from rankwise.errors import some
-
-NOTHING_WOULD = (
-    f" Up to {MOST_SEEDS} seeds and {MOST_EXAMPLES} times the held-out examples would not settle it if the differences "
-    "seen persist; a larger margin would."
+from rankwise.decide.caveats import caveats
+from rankwise.decide.choice import Choice
+from rankwise.decide.decision import Confirmation, Decision, Diagnosis, Next, RankPattern
+from rankwise.decide.findings import Findings
+from rankwise.decide.pairwise import Bound
+from rankwise.decide.power import MOST_EXAMPLES, MOST_SEEDS, POWER
+from rankwise.decide.wording import (
+    Context,
+    Wording,
+    apart,
+    counted,
+    counted_range,
+    listed,
+    metric_name,
+    percent,
+    with_unit,
+    without_exponent,
 )
 
+TAKEAWAYS = {
+    "overfitting": "Rank {next_rank} overfits. Regularise: fewer steps, more data, dropout or "
+    "weight decay.",
+    "rank suffices": "Rank {rank} suffices: it gives up less than {margin:g}.",
+    "raise the rank": "Rank {rank} underfits.",
+    "not a rank problem": "Look at the learning rate, the target modules and the number of steps.",
+    "open": "The evidence does not settle it.",
+}
 
-@dataclass(frozen=True)
-class Wording:
-    """How sentences speak of a task's loss.
 
-    Attributes:
-        unit: of the loss.
-        chance: what gives the loss that has to be beaten.
-    """
+def explain(findings: Findings, choice: Choice, context: Context) -> Decision:
+    """Put a choice and what it rests on into words, and return the whole decision."""
+    rule, rank = findings.rule, choice.rank
+    if rank is None:
+        answer = _open_answer(findings, choice, context)
+        evidence = _open_evidence(findings, context.wording)
+    else:
+        answer = _answer(findings, rank, context.wording)
+        evidence = _evidence(findings, choice, rank, context.wording)
+    return Decision(
+        verdict="undetermined" if rank is None else "selected",
+        rank=rank,
+        metric=rule.metric,
+        margin=findings.margin,
+        confidence=rule.confidence,
+        answer=answer,
+        evidence=evidence,
+        caveats=tuple(caveats(findings, choice, context)),
+        next=_next(findings, choice, context),
+        table=findings.table,
+        confirmation=_confirmation(choice.confirmation, rank),
+        diagnosis=tuple(_diagnosis(one, findings.margin) for one in findings.diagnosis),
+        detectable_difference=findings.detectable_difference,
+        question="train" if rule.trained_at is None else "keep",
+        trained_at=rule.trained_at,
+        rank_pattern=_rank_pattern(context.rank_pattern, context.wording),
+        test=context.test,
+    )
 
-    unit: str = "nats"
-    chance: str = "guessing by the classes' shares"
 
-    def name(self, metric: str) -> tuple[str, str, str]:
-        """Return how a sentence names the metric, its unit, and the side that is worse."""
+def _answer(findings: Findings, rank: int, wording: Wording) -> str:
+    lead = f"Use rank {rank}."
+    if findings.rule.trained_at is not None:
+        lead = f"Keep rank {rank} of an adapter trained at rank {findings.rule.trained_at}."
+    upper, confidence = findings.bounds[rank].upper, percent(findings.rule.confidence)
+    if upper < 0:
+        return f"{lead} It is better than every other rank tried, at {confidence} confidence."
+    worse = f"{with_unit(without_exponent(upper), findings, wording)} worse"
+    if findings.rule.metric != "loss":
+        worse = f"{worse} in {findings.rule.metric}"
+    whose = "the" if findings.rule.margin is None else "your"
+    return (
+        f"{lead} It is at most {worse} than the best rank tried, within {whose} margin of "
+        f"{findings.margin:.3g}, at {confidence} confidence."
+    )
+
+
+def _evidence(findings: Findings, choice: Choice, rank: int, wording: Wording) -> str:
+    bound = findings.bounds[rank]
+    sentences = [
+        _what_was_compared(findings),
+        f"Rank {rank} is the smallest that stays within the margin. "
+        f"{_against(findings, rank, bound, wording)}",
+    ]
+    confirmation = _confirmation(choice.confirmation, rank)
+    if confirmation is not None:
+        sentences.append(confirmation.reason)
+    return " ".join(sentences)
+
+
+def _what_was_compared(findings: Findings) -> str:
+    """Say which ranks were compared in which metric, over how many seeds and examples."""
+    alive = findings.alive
+    seeds = counted_range((len(one.seeds) for one in alive), "seed")
+    each = ", with one result per trial"
+    if findings.examples > 1:
+        each = f" and {counted(findings.examples, 'example')}"
+    rates = ""
+    if any(len(one.rates) > 1 for one in alive):
+        rates = ", each at its best learning rate"
+    return (
+        f"Ranks {listed([one.rank for one in alive])} were compared by {metric_name(findings)}, "
+        f"over {seeds}{each}{rates}."
+    )
+
+
+def _against(findings: Findings, rank: int, bound: Bound, wording: Wording) -> str:
+    """Say how a rank compares with the rank that sets its bound."""
+    mean = findings.comparison.difference(rank, bound.against).mean
+    limit = with_unit(f"{abs(bound.upper):.4f}", findings, wording)
+    may_be = f"and may be up to {limit} worse"
+    if bound.upper < 0:
+        may_be = f"and is at least {limit} better"
+    elif mean < 0:
+        may_be = f"but may be up to {limit} worse"
+    return (
+        f"Compared with rank {bound.against}, it was {apart(mean, findings, wording)} on average "
+        f"{may_be}."
+    )
+
+
+def _open_answer(findings: Findings, choice: Choice, context: Context) -> str:
+    problem, remedy = _problem(findings, choice, context.wording)
+    if context.left_out is not None:
+        remedy = "Run the same command with a larger --budget first."
+    return f"No rank can be recommended yet: {problem}. {remedy}"
+
+
+def _problem(findings: Findings, choice: Choice, wording: Wording) -> tuple[str, str]:
+    """Return why no rank was chosen, and what to do about it."""
+    alive, bounds = findings.alive, findings.bounds
+    if len(alive) < 2:
         return (
-            ("held-out loss", f" {self.unit}", "above")
-            if metric == "loss"
-            else (metric, "", "worse than")
+            "fewer than two ranks trained without diverging, so there is nothing to compare",
+            "Run more ranks, or lower learning rates.",
         )
-
-
-PLAIN = Wording()
-
-
-def wording_of(loss: str, chance: str) -> Wording:
-    """Return the wording of a task whose loss is measured in this, ``nats per example``, and can be guessed so."""
-    return Wording(loss.partition(" per ")[0], chance)
-
-
-def why(
-    rank: int,
-    costs: Comparison,
-    worst: tuple[float, int],
-    metric: str,
-    margin: float,
-    confidence: float,
-    wording: Wording,
-    trained_at: int | None,
-) -> str:
-    """Say why a rank was selected; ``worst`` is its bound, and the rank that sets it."""
-    answer = f"Train at rank {rank}"
-    if trained_at is not None:
-        answer = f"Keep rank {rank} of an adapter trained at rank {trained_at}"
-    (name, unit, side), (bound, other) = wording.name(metric), worst
-    return (
-        f"{answer}: it is the smallest whose {name} is, with {confidence:.0%} confidence, at most {margin:.3g}{unit} "
-        f"{side} that of every other rank tried ({', '.join(map(str, costs.ranks))}); the bound is {bound:+.4f}, "
-        f"against rank {other}."
-    )
-
-
-def why_not(
-    costs: Comparison,
-    worst: dict[int, tuple[float, int]],
-    metric: str,
-    margin: float,
-    confidence: float,
-    wording: Wording,
-) -> str:
-    """Say why no rank was selected; ``worst`` holds each rank's bound, nothing where no noise is known."""
-    if len(costs.ranks) < 2:
-        return "Fewer than two ranks trained without diverging, so there is nothing to compare."
-    if not worst and max(len(seeds) for seeds in costs.seeds.values()) > 1:
+    if not bounds and max(len(one.seeds) for one in alive) > 1:
         return (
-            "The ranks differ by the same with every seed, so nothing says how much that would vary: results may be "
-            "copies or rounded. Keep results per example, run more seeds, or state the noise that you know."
+            "the ranks differ by the same amount with every seed, so the noise cannot be estimated",
+            "The results may be copies, or rounded. Keep results per example, run more seeds, or "
+            "state the noise if you know it.",
         )
-    if not worst:
+    if not bounds:
         return (
-            "There is a single number for each rank, and nothing says how much it would vary: run at least 2 seeds, "
-            "keep results per example, or state the noise that you know."
+            "there is a single number for each rank, and nothing shows how much it would vary",
+            "Run at least 2 seeds, keep results per example, or state the noise if you know it.",
         )
-    (name, unit, side), rank = wording.name(metric), min(worst, key=lambda r: worst[r][0])
-    bound, other = worst[rank]
-    if not math.isfinite(bound):
-        return "The ranks share no seed, and no rank has two, so that nothing says how much seeds vary: run at least 2."
-    return (
-        f"No rank is shown to be within {margin:.3g}{unit} of the best at {confidence:.0%} confidence: the nearest is "
-        f"rank {rank}, whose {name} may be up to {bound:.4f}{unit} {side} rank {other}'s "
-        f"(difference seen: {costs.difference(rank, other).mean:+.4f})."
-    )
-
-
-def why_nothing(losses: Comparison, above: dict[int, tuple[float, float]], wording: Wording) -> str:
-    """Say that no rank is shown to have learnt anything; ``above`` is each rank's loss over guessing, and its bound."""
-    rank = min(above, key=lambda r: above[r][1])
-    loss, (difference, bound) = float(losses.values[rank].mean()), above[rank]
-    chance = loss - difference
-    return (
-        f"No rank is shown to have learnt anything: the nearest is rank {rank}, whose held-out loss of "
-        f"{loss:.4f} {wording.unit} may be up to {chance + bound:.4f}, and {wording.chance} gives {chance:.4f}."
-    )
-
-
-def learn_first(above: dict[int, tuple[float, float]], wording: Wording) -> str:
-    """Say what may help where no rank is shown to have learnt anything."""
-    if min(difference for difference, _ in above.values()) < 0:
+    if findings.nothing_learnt:
+        return "none is shown to have learnt anything", _learn_first(findings, wording)
+    if not any(isfinite(bound.upper) for bound in bounds.values()):
         return (
-            f"Some loss is below what {wording.chance} gives: more seeds or held-out examples may show it, longer "
-            "training or other learning rates may make it clearer."
+            "the ranks share no seed and no rank has two, so nothing shows how much seeds vary",
+            "Run at least 2 seeds for each rank.",
+        )
+    margin = with_unit(f"{findings.margin:.3g}", findings, wording)
+    confidence = percent(findings.rule.confidence)
+    return (
+        f"none is shown to be within {margin} of the best at {confidence} confidence",
+        _what_would_settle_it(findings, choice),
+    )
+
+
+def _learn_first(findings: Findings, wording: Wording) -> str:
+    if min(above.mean for above in findings.above_chance.values()) < 0:
+        return (
+            f"Some losses are below what {wording.chance} gives, so more seeds or held-out examples "
+            "may show a gain. Longer training or other learning rates may make it clearer."
         )
     return (
-        "Ranks can be compared once something is learnt: try other learning rates, lower ones where losses lie above "
-        f"what {wording.chance} gives and higher ones where they do not move from it, more epochs or more training data."
+        "Try other learning rates: lower ones where the loss is above what "
+        f"{wording.chance} gives, higher ones where it does not move. More epochs or more training "
+        "data may also help."
     )
 
 
-def less_than_the_margin(rank: int, margin: float, wording: Wording) -> str:
-    """Say that the chosen rank is not shown to have learnt anything itself: others did, by less than the margin."""
+def _what_would_settle_it(findings: Findings, choice: Choice) -> str:
+    if choice.next is not None:
+        return f"Next, run {_amount_to_run(findings, choice.next)}."
+    examples = ""
+    if findings.examples > 1:
+        examples = f" and {MOST_EXAMPLES} times the held-out examples"
     return (
-        f"Rank {rank} itself is not shown to get below what {wording.chance} gives: it is chosen because others gain no "
-        f"more than the margin of {margin:.3g}, which may be all that there is to learn; try a smaller margin."
+        f"Even {MOST_SEEDS} seeds{examples} would not settle it if the differences seen persist; "
+        "a larger margin would."
     )
 
 
-def larger_may_be_better(costs: Comparison, rank: int, margin: float) -> str | None:
-    """Say that ranks above the chosen one may be better still: it is the largest, and better than the one before."""
-    if rank != costs.ranks[-1] or len(costs.ranks) < 2:
+def _open_evidence(findings: Findings, wording: Wording) -> str:
+    if len(findings.alive) < 2:
+        return ""
+    sentences = [_what_was_compared(findings)]
+    if findings.bounds and findings.losses is not None and findings.nothing_learnt:
+        rank = min(findings.above_chance, key=lambda one: findings.above_chance[one].upper)
+        above, loss = findings.above_chance[rank], findings.losses.mean(rank)
+        chance = loss - above.mean
+        sentences.append(
+            f"Rank {rank} comes nearest to a gain: its held-out loss of {loss:.4f} {wording.unit} "
+            f"may be up to {chance + above.upper:.4f}, and {wording.chance} gives {chance:.4f}."
+        )
+    elif any(isfinite(bound.upper) for bound in findings.bounds.values()):
+        rank = min(findings.bounds, key=lambda one: findings.bounds[one].upper)
+        against = _against(findings, rank, findings.bounds[rank], wording)
+        sentences.append(f"Rank {rank} comes nearest. {against}")
+    return " ".join(sentences)
+
+
+def _amount_to_run(findings: Findings, step: Next) -> str:
+    seeds = f"{step.seeds} seeds per rank"
+    if step.held_out_examples == findings.examples:
+        return seeds
+    return f"{seeds} and {step.held_out_examples:,} held-out examples"
+
+
+def _next(findings: Findings, choice: Choice, context: Context) -> Next | None:
+    """Return the next step with its advice; none where a budget left trials out, which come first."""
+    step = choice.next
+    if step is None or context.left_out is not None:
         return None
-    smaller = costs.ranks[-2]
-    if costs.difference(smaller, rank).mean <= margin:
+    sentences = [
+        f"Run {_amount_to_run(findings, step)}. If the differences seen persist, this selects rank "
+        f"{step.rank} or a smaller one with a probability of {percent(POWER)}."
+    ]
+    if step.estimated_seconds:
+        minutes = max(1, round(step.estimated_seconds / 60))
+        sentences.append(f"The additional training takes about {minutes:,} min.")
+    if context.is_sweep and step.held_out_examples == findings.examples:
+        sentences.append(f"To do so, run the same command with --seeds {step.seeds} --extend.")
+    return replace(step, advice=" ".join(sentences))
+
+
+def _confirmation(confirmation: Confirmation | None, rank: int | None) -> Confirmation | None:
+    if confirmation is None:
         return None
-    return (
-        f"Rank {rank} is the largest tried, and better than rank {smaller} by more than the margin: larger ranks may "
-        f"be better still; try {2 * rank}."
+    bound = f"{confirmation.bound:.4f}"
+    if confirmation.status == "contradicts":
+        reason = (
+            f"The task score contradicts it: rank {confirmation.leader} scores "
+            f"{confirmation.lead:.4f} higher than rank {rank}."
+        )
+    elif confirmation.status == "cannot tell":
+        reason = (
+            f"The task score cannot tell at its margin of {confirmation.margin:.3g}: rank {rank} "
+            f"may score up to {bound} lower than rank {confirmation.against}."
+        )
+    elif confirmation.bound < 1e-4:
+        reason = (
+            f"The task score confirms it: rank {rank} scores no lower than the best other rank."
+        )
+    else:
+        reason = (
+            f"The task score confirms it: rank {rank} scores at most {bound} lower than the best "
+            "other rank."
+        )
+    return replace(confirmation, reason=reason)
+
+
+def _diagnosis(diagnosis: Diagnosis, margin: float) -> Diagnosis:
+    low, high = diagnosis.held_out_ci
+    gains = (
+        f"From rank {diagnosis.rank} to rank {diagnosis.next_rank} the held-out gain is "
+        f"{diagnosis.held_out_gap:+.4f} [{low:+.4f}, {high:+.4f}]"
     )
+    if diagnosis.train_gap is not None and diagnosis.train_ci is not None:
+        late_low, late_high = diagnosis.train_ci
+        gains += (
+            f", and the gain in training loss is {diagnosis.train_gap:+.4f} "
+            f"[{late_low:+.4f}, {late_high:+.4f}]"
+        )
+    takeaway = TAKEAWAYS[diagnosis.verdict].format(
+        rank=diagnosis.rank, next_rank=diagnosis.next_rank, margin=margin
+    )
+    if diagnosis.verdict == "open" and high < 0:
+        takeaway = "Training losses would show whether the larger rank overfits or its rate is off."
+    return replace(diagnosis, reason=f"{gains}. {takeaway}")
 
 
-def warnings_of(
-    all_runs: Sequence[RankResults],
-    noise: float | None,
-    trained_at: int | None,
-    *,
-    rates_differ: bool,
-) -> list[str]:
-    """Say what a reader should know before relying on the decision.
-
-    Args:
-        all_runs: ranks ascending.
-        noise: that was stated.
-        trained_at: the trained rank, where the others are cuts.
-        rates_differ: whether some rates may be said to be better than others: not where nothing is learnt.
-    """
-    warnings: list[str] = []
-    per_example = any(len(run.examples) > 1 for run in all_runs)
-    if noise is None and per_example and max(len(run.seeds) for run in all_runs) == 1:
-        warnings.append(
-            "One seed only: the intervals cover the choice of held-out examples, not the luck of initial values and "
-            "data order; run at least 2 seeds."
-        )
-    dead = [run.rank for run in all_runs if not run.seeds]
-    if dead:
-        warnings.append(
-            f"Rank {some(dead)} diverged at every learning rate tried, with some seed, and is left out."
-        )
-    rates = {rate for run in all_runs for rate in run.rates}
-    if trained_at is None and len(rates) > 1 and all(len(run.rates) == 1 for run in all_runs):
-        each = ", ".join(f"{run.rank} at {run.rates[0]:g}" for run in all_runs)
-        warnings.append(
-            f"Each rank ran at one learning rate, and not all at the same (rank {each}): rank and learning rate are "
-            "confounded, and what looks like an effect of rank may be one of the rate, unless each rate is the best of "
-            "several tried for its rank (docs/learning-rate.md)."
-        )
-    if trained_at is None and len(rates) == 1 and len(all_runs) > 1:
-        warnings.append(
-            "One learning rate only, or none recorded: rank and learning rate are confounded. With lora_alpha = r a "
-            "larger rank learns faster at the same rate, and what looks like an effect of rank may be one of the rate: "
-            "on the built-in task, at one rate, rank 32 looked 0.17 nats better than rank 4, and 0.00 with each at its "
-            "own (docs/learning-rate.md). Try several rates for each rank."
-        )
-    for run in all_runs if rates_differ else ():
-        if len(run.rates) > 1 and run.learning_rate in (run.rates[0], run.rates[-1]):
-            side, end = (
-                ("below", "lowest") if run.learning_rate == run.rates[0] else ("above", "highest")
-            )
-            rate = f"the {end} learning rate tried for it ({run.learning_rate:g})"
-            warnings.append(f"Rank {run.rank} is best at {rate}; try {side} it.")
-    return warnings
+def _rank_pattern(pattern: RankPattern | None, wording: Wording) -> RankPattern | None:
+    if pattern is None:
+        return None
+    low, high = pattern.gain_ci
+    least, most = min(pattern.ranks.values()), max(pattern.ranks.values())
+    verdict = "It is not shown to be better than one rank for all layers."
+    if pattern.better:
+        verdict = "It is better than one rank for all layers, and is offered in best-rank-pattern/."
+    reason = (
+        f"An adapter of the same size with a rank for each layer ({least} to {most}, "
+        f"{pattern.entries:,} entries) lowers the held-out loss by {pattern.gain:+.4f} "
+        f"{wording.unit} [{low:+.4f}, {high:+.4f}]. {verdict}"
+    )
+    return replace(pattern, reason=reason)

@@ -188,23 +188,19 @@ def _precedence(name: str) -> int:
     return 0 if part in VALIDATION else 1 if part in TEST else 2
 
 
-def default_margin(metric: str, values: np.ndarray) -> tuple[float, str | None]:
-    """Return the margin for a metric where none was given, and a warning where it does not go without saying.
+def default_margin(metric: str, values: np.ndarray) -> float:
+    """Return the margin for a metric where none was given.
 
     Args:
-        metric: its name.
-        values: finite, with either sign, (n,).
+        metric: name of the metric.
+        values: finite values of the metric, with either sign, (n,).
     """
     if metric == "loss":
-        return LOSS_MARGIN, None
+        return LOSS_MARGIN
     sizes = np.abs(values)
     if not sizes.size or sizes.max() <= 1:
-        return SHARE_MARGIN, None
-    margin = OTHER_MARGIN * float(sizes.mean())
-    return (
-        margin,
-        f"No margin was given for {metric}: {OTHER_MARGIN:.0%} of its mean, {margin:.3g}, was taken.",
-    )
+        return SHARE_MARGIN
+    return OTHER_MARGIN * float(sizes.mean())
 
 
 def value_range(metric: str, means: Sequence[float | None]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What would settle an open question, and what the evidence could have seen."""
+"""Power analysis: what would settle an open question, and which margin the evidence can resolve."""
 
 from collections.abc import Iterator
 
@@ -8,56 +8,60 @@ from scipy import stats
 from rankwise.decide.decision import Next
 from rankwise.decide.pairwise import Comparison, Difference
 
-MOST_SEEDS = 32  # the most that a suggestion asks for
-MOST_EXAMPLES = 64  # times the held-out examples there are
+MOST_SEEDS = 32  # a suggestion asks for no more seeds
+MOST_EXAMPLES = 64  # nor for more than this many times the held-out examples
 POWER = 0.8
 
 
-def next_step(costs: Comparison, margin: float, confidence: float) -> Next | None:
-    """Find the fewest seeds, or else seeds and examples, with which a rank would be selected as things look now.
+def next_step(comparison: Comparison, margin: float, confidence: float) -> Next | None:
+    """Find the fewest seeds, or seeds and examples, that would select a rank if differences persist.
 
-    With a chance of `POWER`, as in `detectable_difference`: a bound that just reaches the margin would do so only every
-    other time.
+    They would do so with a probability of `POWER`: a bound that just reaches the margin on average
+    would pass only every other time.
 
     Returns:
-        None where nothing within `MOST_SEEDS` and `MOST_EXAMPLES` would do.
+        The step, without its sentence and its time; None if nothing within `MOST_SEEDS` and
+        `MOST_EXAMPLES` would do.
     """
-    if len(costs.ranks) < 2:
+    if len(comparison.ranks) < 2:
         return None
-    examples_now = costs.values[costs.ranks[0]].shape[1]
-    for seeds, times in _steps(
-        max(len(costs.seeds[rank]) for rank in costs.ranks), examples_now > 1
-    ):
-        for rank in costs.ranks:
-            others = [other for other in costs.ranks if other != rank]
-            pairs = [_scaled(costs.difference(rank, other), seeds, times) for other in others]
-            if all(
-                pair.upper(len(others), confidence) + pair.spread.half_width(_chance) <= margin
-                for pair in pairs
-            ):
-                examples = int(examples_now * times)
-                more = f" and {examples} held-out examples" if times > 1 else ""
-                chosen = f"rank {rank} or a smaller one"
-                advice = (
-                    f"{seeds} seeds per rank{more} would select {chosen} in four cases of five, if the differences "
-                    "seen persist."
-                )
-                return Next(
-                    seeds=seeds,
-                    held_out_examples=examples,
-                    rank=rank,
-                    estimated_seconds=None,
-                    advice=advice,
-                )
+    examples_now = comparison.values[comparison.ranks[0]].shape[1]
+    seeds_now = max(len(comparison.seeds[rank]) for rank in comparison.ranks)
+    for seeds, times in _steps(seeds_now, examples_now > 1):
+        for rank in comparison.ranks:
+            others = [other for other in comparison.ranks if other != rank]
+            pairs = (_scaled(comparison.difference(rank, other), seeds, times) for other in others)
+            if all(_reach(pair, len(others), confidence) <= margin for pair in pairs):
+                return Next(seeds=seeds, held_out_examples=int(examples_now * times), rank=rank)
     return None
 
 
+def detectable_difference(comparison: Comparison, confidence: float) -> float | None:
+    """Return the smallest margin at which this evidence would clear a rank that equals the best.
+
+    It would do so with a probability of `POWER`, for the pair of ranks that is known least well: the
+    distance of its bound plus Student's quantile.
+
+    Returns:
+        The margin in units of the metric, or None if the noise is not known.
+    """
+    ranks = comparison.ranks
+    if len(ranks) < 2 or not comparison.noise_is_known:
+        return None
+    widths: list[float] = []
+    for position, rank in enumerate(ranks):
+        for larger in ranks[position + 1 :]:
+            pair = comparison.difference(rank, larger)
+            widths.append(_reach(pair, len(ranks) - 1, confidence) - pair.mean)
+    return float(max(widths))
+
+
 def _steps(seeds_now: int, per_example: bool) -> Iterator[tuple[int, float]]:
-    """Yield (seeds, times the examples), the cheaper first: more seeds need no new data."""
-    for times in (
-        [2.0**power for power in range(int(np.log2(MOST_EXAMPLES)) + 1)] if per_example else [1.0]
-    ):
-        # One seed says nothing of how much seeds vary: a second comes before any sum.
+    """Yield (seeds, factor of the examples), the cheaper first: more seeds need no new data."""
+    doublings = int(np.log2(MOST_EXAMPLES)) if per_example else 0
+    for power in range(doublings + 1):
+        times = 2.0**power
+        # One seed does not show how much seeds vary, so a second is always part of the advice.
         for seeds in range(max(2, seeds_now), MOST_SEEDS + 1):
             if seeds > seeds_now or times > 1:
                 yield seeds, times
@@ -65,31 +69,16 @@ def _steps(seeds_now: int, per_example: bool) -> Iterator[tuple[int, float]]:
 
 def _scaled(pair: Difference, seeds: int, times_examples: float) -> Difference:
     df = pair.spread.seeds_df
-    if pair.seeds > 1:  # each seed after the first adds as many
+    if pair.seeds > 1:  # each seed after the first adds as many degrees of freedom
         df *= (seeds - 1) / (pair.seeds - 1)
     return Difference(pair.mean, pair.spread.scaled(seeds / pair.seeds, times_examples, df), seeds)
 
 
-def detectable_difference(costs: Comparison, confidence: float) -> float | None:
-    """Return the smallest margin at which this evidence would have cleared a rank that equals the best.
-
-    With a chance of `POWER`, for the pair of ranks that is known least well: its bound's distance, and Student's t.
-
-    Returns:
-        In units of the metric; None where nothing tells how far a mean may be off.
-    """
-    pairs = [
-        costs.difference(one, other) for one in costs.ranks for other in costs.ranks if one < other
-    ]
-    if not pairs or not costs.noise_is_known:
-        return None
-    widths = [
-        pair.upper(len(costs.ranks) - 1, confidence) - pair.mean + pair.spread.half_width(_chance)
-        for pair in pairs
-    ]
-    return float(max(widths))
+def _reach(pair: Difference, comparisons: int, confidence: float) -> float:
+    """Return what the upper bound of a difference stays below with a probability of `POWER`."""
+    return pair.upper(comparisons, confidence) + pair.spread.half_width(_power_quantile)
 
 
-def _chance(df: float) -> float:
-    """Return Student's t that a mean stays below with a chance of `POWER`."""
+def _power_quantile(df: float) -> float:
+    """Return Student's t that a mean stays below with a probability of `POWER`."""
     return float(stats.t.ppf(POWER, df))

@@ -150,9 +150,8 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
         seeds: of all ranks together.
         confidence: between 0 and 1.
     """
-    own_df = (
-        seeds.own_df + seeds.shared_df
-    )  # a small shared part lets its degrees of freedom to the own one
+    # A small shared part lends its degrees of freedom to the rank's own part.
+    own_df = seeds.own_df + seeds.shared_df
     examples, rest = example_variance(values)
     own, shared = seeds.own / len(values), seeds.shared / len(values)
     parts = [

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rankwise.decide import Decision
+from rankwise.decide.summary import decision_sentences, rank_cells
 from rankwise.exports.recipe import CAUSAL_LM, Recipe
-from rankwise.formatting import decision_sentences, rank_cells, signed
+from rankwise.formatting import signed
 from rankwise.models.auto import AUTO_CLASSES
 from rankwise.store.directory import write_whole
 from rankwise.store.records import SweepRecord

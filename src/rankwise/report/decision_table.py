@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise.decide.decision import Decision
-from rankwise.formatting import decision_sentences, rank_cells
+from rankwise.decide.summary import decision_sentences, rank_cells
 from rankwise.report.style import wide_console
 
 

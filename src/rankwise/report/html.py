@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from rankwise.decide.decision import TestScore
 from rankwise.decide.metrics import is_share, value_range
-from rankwise.formatting import interval, plain_bytes, seconds, share, signed, training_time
+from rankwise.decide.summary import training_time_note, unseen_data_sentence
+from rankwise.formatting import interval, plain_bytes, seconds, share, signed
 from rankwise.report import figures
 from rankwise.store.directory import write_whole
 from rankwise.store.records import read_evidence, read_finished_sweep, read_trials
@@ -27,7 +29,7 @@ def write_report(directory: Path) -> Path:
     environment.filters.update(
         bytes=plain_bytes, seconds=seconds, signed=signed, interval=interval, share=share
     )
-    task, table = sweep.task, decision["table"]
+    task, table, test = sweep.task, decision["table"], decision.get("test")
     trials = read_trials(directory)
     trials.sort(key=lambda trial: (trial.rank, trial.learning_rate, trial.seed))
     page = environment.get_template("report.html.j2").render(
@@ -41,7 +43,8 @@ def write_report(directory: Path) -> Path:
         percent=is_share(task.score),
         possible_losses=value_range("loss", [row["loss_mean"] for row in table]),
         possible_scores=value_range(task.score, [row["score_mean"] for row in table]),
-        training_time=training_time(table),
+        unseen_data=unseen_data_sentence(TestScore(**test), task.score) if test else None,
+        training_time=training_time_note(table),
     )
     path = directory / "report.html"
     write_whole(path, page.encode())

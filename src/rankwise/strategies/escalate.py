@@ -12,10 +12,8 @@ is not grown from the rank before, so ranks differ in nothing else.
 
 import pandas as pd
 
-from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.pairwise import compare
-from rankwise.decide.select import decide
+from rankwise.decide.findings import Findings, Rule, analyse
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.trial_keys import (
@@ -103,17 +101,17 @@ class Escalate(Strategy):
         """Whether the larger of two ranks is a real gain, or trains where the lower one diverges."""
         if evidence["rank"].nunique() < 2:
             return bool((evidence["rank"] != lower).any())
-        margin, confidence = self.rule.margin, self.rule.confidence
-        results = read_rank_results(evidence)
-        costs = compare(results, "cost")
-        assert costs is not None  # all results have costs
-        diagnoses = diagnose(results, costs, None, margin, confidence)
-        underfits = any(diagnosis.verdict == "raise the rank" for diagnosis in diagnoses)
-        return underfits or costs.is_shown_worse(lower, margin, confidence)
+        findings = self._findings(evidence)
+        underfits = any(one.verdict == "raise the rank" for one in findings.diagnosis)
+        return underfits or findings.is_shown_worse(lower)
 
     def _suffices(self, evidence: pd.DataFrame, rank: int) -> bool:
         """Whether a rank is shown to be within the margin of all ranks tried."""
         if rank_evidence(evidence, rank).empty:
             return False
-        decision = decide(read_rank_results(evidence), self.rule.margin, self.rule.confidence)
-        return decision.row(rank).non_inferior
+        bound = self._findings(evidence).bounds.get(rank)
+        return bound is not None and bound.upper <= self.rule.margin
+
+    def _findings(self, evidence: pd.DataFrame) -> Findings:
+        rule = Rule(margin=self.rule.margin, confidence=self.rule.confidence)
+        return analyse(read_rank_results(evidence), rule)

@@ -13,8 +13,7 @@ that end well.
 import pandas as pd
 
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.pairwise import compare
-from rankwise.decide.select import decide
+from rankwise.decide.findings import Rule, analyse
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.trial_keys import (
@@ -68,15 +67,11 @@ class Race(Strategy):
         """Return the ranks that race on; none once the rule selects a rank."""
         if evidence.empty:
             return []
-        margin, confidence = self.rule.margin, self.rule.confidence
-        results = read_rank_results(evidence)
-        decision = decide(results, margin, confidence, chance_loss=self.chance_loss)
-        if decision.verdict == "selected":
+        rule = Rule(
+            margin=self.rule.margin, confidence=self.rule.confidence, chance_loss=self.chance_loss
+        )
+        findings = analyse(read_rank_results(evidence), rule)
+        if findings.fitting:
             return []
-        costs = compare(results, "cost")
-        assert costs is not None  # all results have costs
-        return [
-            rank
-            for rank in racing
-            if rank in costs.ranks and not costs.is_shown_worse(rank, margin, confidence)
-        ]
+        alive = [rank for rank in racing if rank in findings.comparison.ranks]
+        return [rank for rank in alive if not findings.is_shown_worse(rank)]

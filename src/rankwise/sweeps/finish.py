@@ -2,22 +2,23 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from rankwise.decide import Decision
-from rankwise.decide.decision import TestScore
+from rankwise.decide.choice import choose
+from rankwise.decide.decision import Decision, TestScore
 from rankwise.decide.evidence import RankResults, read_rank_results
-from rankwise.decide.explain import wording_of
+from rankwise.decide.explain import explain
+from rankwise.decide.findings import Findings, Rule, analyse
 from rankwise.decide.metrics import default_margin
-from rankwise.decide.select import decide
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
+from rankwise.decide.wording import Context, LeftOut, wording_of
 from rankwise.store.costs import rank_costs
-from rankwise.store.records import select_trials
+from rankwise.store.records import TrialRecord, select_trials
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run import Run
@@ -29,10 +30,10 @@ class SweepResult:
 
     Attributes:
         decision: what the evidence supports.
-        evidence: a row per trial and held-out example: ``rank``, ``seed``, ``learning_rate``, ``example_id``,
-            ``loss`` (nats), ``score``, ``diverged``.
-        directory: where everything is kept.
-        score: what the task score is: accuracy, token accuracy or negative absolute error.
+        evidence: one row per trial and held-out example: ``rank``, ``seed``, ``learning_rate``,
+            ``example_id``, ``loss`` (nats), ``score``, ``diverged``.
+        directory: the sweep directory.
+        score: name of the task score: accuracy, token accuracy or negative absolute error.
     """
 
     decision: Decision
@@ -42,94 +43,110 @@ class SweepResult:
 
     @property
     def report(self) -> Path:
-        """The report's path."""
+        """Path of the report."""
         return self.directory / "report.html"
 
     @property
     def best(self) -> Path | None:
-        """The chosen adapter's directory, None if the decision is "undetermined"."""
+        """Directory of the chosen adapter; None if the decision is "undetermined"."""
         return self.directory / "best" if self.decision.rank is not None else None
 
     @property
     def export(self) -> Path | None:
-        """The directory of configs for other tools, None if the decision is "undetermined"."""
+        """Directory of configs for other tools; None if the decision is "undetermined"."""
         return self.directory / "export" if self.decision.rank is not None else None
 
 
-def finish(run: "Run", left_out: str | None) -> SweepResult:
-    """Decide, score the chosen adapter on the test part, and write decision, report, ``best/`` and ``export/``."""
+def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
+    """Decide, score the chosen adapter on the test part, and write all results.
+
+    Writes ``decision.json``, ``report.html``, ``best/``, ``export/`` and, if there is a better
+    truncated adapter with a rank for each layer, ``best-rank-pattern/``.
+
+    Args:
+        run: the sweep, with its trials complete.
+        left_out: trials that the budget left out, if any.
+    """
     from rankwise.exports import write_exports
     from rankwise.report.html import write_report
     from rankwise.sweeps.rank_pattern import try_rank_pattern
 
-    evidence, trials = run.store.evidence(), run.store.trials()
-    objective = run.task.objective
-    trained_at = run.config.ranks[-1] if run.config.strategy == "once" else None
-    runs = read_rank_results(evidence, trained_at=trained_at)
-    decision = decide(  # a strategy that was stopped early may have come to one rank only
-        runs,
-        run.config.margin,
-        run.config.confidence,
-        histories=run.store.train_losses(),
-        chance_loss=run.chance_loss,
-        # A share's margin is a point; of errors in the labels' own units it is a share of their size.
-        score_margin=default_margin(objective.score, _scores(runs))[0],
+    store, objective = run.store, run.task.objective
+    evidence, trials = store.evidence(), store.trials()
+    findings = _analyse(run, evidence, trials)
+    choice = choose(findings)
+    chosen, pattern, adapter, test = None, None, None, None
+    if choice.rank is not None:
+        candidates = _candidates(findings, choice.rank, trials)
+        chosen = candidates[0].name
+        if findings.rule.trained_at not in (None, choice.rank):
+            pattern, adapter = try_rank_pattern(
+                findings, choice.rank, candidates, store, run.engine
+            )
+        test = _test_score(run, chosen)
+    context = Context(
         wording=wording_of(objective.unit, objective.chance),
+        is_sweep=True,
+        left_out=left_out,
+        rank_pattern=pattern,
+        test=test,
+    )
+    decision = explain(findings, choice, context)
+    store.write_best(chosen)
+    store.write_rank_pattern(adapter)
+    store.write_json("decision.json", decision.as_dict())
+    write_exports(store.directory, chosen, decision)
+    write_report(store.directory)
+    return SweepResult(decision, evidence, store.directory, objective.score)
+
+
+def _analyse(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> Findings:
+    config = run.config
+    trained_at = config.ranks[-1] if config.strategy == "once" else None
+    # A strategy that was stopped early may have trained a single rank.
+    results = read_rank_results(evidence, trained_at=trained_at)
+    rule = Rule(
+        margin=config.margin,
+        confidence=config.confidence,
+        score_margin=default_margin(run.task.objective.score, _scores(results)),
+        chance_loss=run.chance_loss,
         trained_at=trained_at,
     )
-    decision = decision.with_costs(
-        {row.rank: rank_costs(trials, row.rank, row.learning_rate) for row in decision.table}
-    )
-    if left_out is not None:  # which comes before any further seed
-        decision = replace(decision, next=None, warnings=(left_out, *decision.warnings))
-    judged_on = max(
-        one.examples.size for one in runs
-    )  # texts that max_length leaves nothing of are not among them
-    if decision.next is not None and decision.next.held_out_examples == judged_on:
-        advice = f"{decision.next.advice} Run the same command with --seeds {decision.next.seeds} --extend."
-        decision = replace(decision, next=replace(decision.next, advice=advice))
-    chosen, rank_pattern = None, None
-    if decision.rank is not None:
-        row = decision.row(decision.rank)
-        at_rank = select_trials(trials, rank=row.rank, learning_rate=row.learning_rate)
-        at_rank.sort(key=lambda trial: trial.eval_loss)
-        chosen = at_rank[0].name
-        if decision.trained_at not in (None, decision.rank):
-            cut, rank_pattern = try_rank_pattern(decision, runs, at_rank, run.store, run.engine)
-            decision = replace(decision, rank_pattern=cut)
-    if chosen is not None:
-        decision = replace(decision, test=_test_score(run, chosen))
-    run.store.write_best(chosen)
-    run.store.write_rank_pattern(rank_pattern)
-    run.store.write_json("decision.json", decision.as_dict())
-    write_exports(run.store.directory, chosen, decision)
-    write_report(run.store.directory)
-    return SweepResult(decision, evidence, run.store.directory, run.task.objective.score)
+    measured = {
+        one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results
+    }
+    return analyse(results, rule, run.store.train_losses(), measured)
 
 
-def _scores(runs: Sequence[RankResults]) -> np.ndarray:
-    """Return the scores that ranks are judged by: of a rate that was tried and left an error says nothing."""
-    return np.concatenate(
-        [run.score.ravel() for run in runs if run.score is not None] or [np.empty(0)]
-    )
+def _scores(results: Sequence[RankResults]) -> np.ndarray:
+    """Return the scores at each rank's own learning rate, (cells,); other rates do not count."""
+    scores = [one.score.ravel() for one in results if one.score is not None]
+    return np.concatenate(scores or [np.empty(0)])
+
+
+def _candidates(findings: Findings, rank: int, trials: list[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials of a rank at its own learning rate, the best first."""
+    rate = next(one.learning_rate for one in findings.results if one.rank == rank)
+    candidates = select_trials(trials, rank=rank, learning_rate=rate)
+    return sorted(candidates, key=lambda trial: trial.eval_loss)
 
 
 def _test_score(run: "Run", chosen: str) -> TestScore | None:
-    """Score the chosen adapter on the test part, once: a score that is there already is kept.
+    """Score the chosen adapter on the test part, or return its score if it was scored before.
 
-    None where there are not two examples to score: one would say nothing, and its interval be nothing.
+    Returns:
+        The score, or None if there are fewer than two examples: one has no interval.
     """
     known = (run.store.read_json("decision.json") or {}).get("test")
     if known and known["trial"] == chosen:
-        return TestScore(
-            **{**known, "loss_ci": tuple(known["loss_ci"]), "score_ci": tuple(known["score_ci"])}
-        )
+        intervals = {name: tuple(known[name]) for name in ("loss_ci", "score_ci")}
+        return TestScore(**{**known, **intervals})
     if len(run.task.test) < 2 or len(examples := run.encode("test")) < 2:
         return None
     from rankwise.engine.reference import score_adapter
 
-    results = score_adapter(run.base, run.store.adapter_directory(chosen), examples)
-    loss, score = (results[name].to_numpy()[None] for name in ("loss", "score"))  # (1, N)
+    scored = score_adapter(run.base, run.store.adapter_directory(chosen), examples)
+    loss, score = scored["loss"].to_numpy()[None], scored["score"].to_numpy()[None]  # (1, N)
     return TestScore(
         trial=chosen,
         examples=loss.size,
@@ -141,7 +158,7 @@ def _test_score(run: "Run", chosen: str) -> TestScore | None:
 
 
 def as_json(result: SweepResult) -> str:
-    """Return a sweep's decision and where its files are, as one JSON document."""
+    """Return a sweep's decision and the paths of its files as one JSON document."""
     paths = {
         "directory": str(result.directory),
         "report": str(result.report),

@@ -1,86 +1,62 @@
-"""Cuts whose layers share the parameters by energy, held against the cuts to one rank at the same size."""
+"""Truncated adapters with a rank for each layer, compared with one rank for all at equal size."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rankwise.decide.decision import Decision, RankPattern
-from rankwise.decide.evidence import RankResults
+from rankwise.decide.decision import RankPattern
+from rankwise.decide.findings import Findings
 from rankwise.decide.pairwise import Comparison
 from rankwise.engine.trial import Engine
 from rankwise.lora import ranks_by_budget, read_adapter, spectrum, truncate
 from rankwise.lora.adapter import Adapter
-from rankwise.store.directory import RANK_PATTERN_DIRECTORY, SweepStore
+from rankwise.store.directory import SweepStore
 from rankwise.store.records import TrialRecord
 
-PATTERN = 0  # what they are called among the ranks
+PATTERN = 0  # stands for the rank patterns among the ranks compared
 
 
 def try_rank_pattern(
-    decision: Decision,
-    runs: Sequence[RankResults],
-    cuts: Sequence[TrialRecord],
-    store: SweepStore,
-    engine: Engine,
+    findings: Findings, rank: int, trials: Sequence[TrialRecord], store: SweepStore, engine: Engine
 ) -> tuple[RankPattern | None, Adapter | None]:
-    """Cut the trained adapters once more, each layer to a rank of its own, and compare with the chosen rank's cuts.
+    """Truncate the trained adapters to a rank for each layer, and compare with the chosen rank.
 
-    Every seed's adapter gets a rank for each layer from its own singular values (`rankwise.lora.ranks_by_budget`), and
-    as many entries as the chosen rank takes. The two kinds of cuts are compared as two ranks are: seed by seed and
-    example by example, with the seed variance that all ranks show.
+    Every seed's adapter gets a rank for each layer from its own singular values
+    (`rankwise.lora.ranks_by_budget`), with as many entries as the chosen rank has. The two kinds of
+    truncated adapters are compared as two ranks are: seed by seed and example by example, with the
+    seed variance that all ranks show.
 
     Args:
-        decision: which rank to keep.
-        runs: the evidence that it is made from.
-        cuts: the chosen rank's cuts, best first.
+        findings: what the evidence says about every rank.
+        rank: the chosen rank.
+        trials: the chosen rank's truncated adapters, best first.
         store: holds the trained adapters.
-        engine: scores.
+        engine: scores the new ones.
 
     Returns:
-        The comparison, None where every layer gets the rank that it had; and, if it is better, the cut of the adapter
-        that the best of ``cuts`` is made from.
+        The comparison, still without its sentence, or None if every layer gets the chosen rank; and,
+        if the pattern is better, the adapter truncated from the source of the best trial.
     """
-    rank = decision.rank
-    assert rank is not None
-    sources = [cut.truncated_from for cut in cuts if cut.truncated_from is not None]
-    found = [spectrum(read_adapter(store.adapter_directory(name))) for name in sources]
-    # The adapter's own rank, which is twice that of the trial where it was saved for the original base (PiSSA, OLoRA).
-    entries = found[0].params // found[0].largest_rank * rank
-    ranks = [ranks_by_budget(one, entries) for one in found]
-    if all(set(own.values()) == {rank} for own in ranks):
+    sources = [trial.truncated_from for trial in trials if trial.truncated_from is not None]
+    spectra = [spectrum(read_adapter(store.adapter_directory(name))) for name in sources]
+    # The rank of the file is twice the trial's if it was saved for the original base (PiSSA, OLoRA).
+    entries = spectra[0].params // spectra[0].largest_rank * rank
+    patterns = [ranks_by_budget(one, entries) for one in spectra]
+    if all(set(pattern.values()) == {rank} for pattern in patterns):
         return None, None
-    adapters = [truncate(one, own) for one, own in zip(found, ranks, strict=True)]
-    alive = [run for run in runs if run.seeds]
-    examples = alive[0].examples
-    losses = {
-        cut.seed: scored.set_index("example_id")["loss"].loc[examples]
-        for cut, scored in zip(cuts, engine.score(adapters), strict=True)
-    }
+    adapters = [truncate(one, ranks) for one, ranks in zip(spectra, patterns, strict=True)]
+    examples = findings.alive[0].examples
+    losses: dict[int, np.ndarray] = {}
+    for trial, scored in zip(trials, engine.score(adapters), strict=True):
+        losses[trial.seed] = scored.set_index("example_id")["loss"].loc[examples].to_numpy()
     seeds = sorted(losses)
-    costs = Comparison(
-        {
-            **{run.rank: run.cost for run in alive},
-            PATTERN: np.stack([losses[seed].to_numpy() for seed in seeds]),
-        },
-        {**{run.rank: run.seeds for run in alive}, PATTERN: seeds},
+    values = {one.rank: one.cost for one in findings.alive}
+    values[PATTERN] = np.stack([losses[seed] for seed in seeds])  # (S, N)
+    comparison = Comparison(values, {**findings.comparison.seeds, PATTERN: seeds})
+    gain = comparison.difference(rank, PATTERN)
+    interval = gain.interval(findings.rule.confidence)
+    better = interval[0] > 0
+    pattern = RankPattern(
+        ranks=patterns[0], entries=entries, gain=gain.mean, gain_ci=interval, better=better
     )
-    gain = costs.difference(rank, PATTERN)
-    low, high = gain.interval(decision.confidence)
-    least, most = min(ranks[0].values()), max(ranks[0].values())
-    better = low > 0
-    verdict = (
-        f"the better cut, in {RANK_PATTERN_DIRECTORY}/" if better else "not shown to be better"
-    )
-    reason = (
-        f"With the same {entries:,} entries shared among the layers by energy (ranks {least} to {most}), the held-out "
-        f"loss is lower by {gain.mean:+.4f} [{low:+.4f}, {high:+.4f}]: {verdict}."
-    )
-    cut = RankPattern(
-        ranks=ranks[0],
-        entries=entries,
-        gain=gain.mean,
-        gain_ci=(low, high),
-        better=better,
-        reason=reason,
-    )
-    return cut, adapters[0] if better else None
+    return pattern, adapters[0] if better else None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
+from rankwise.decide.wording import LeftOut
 from rankwise.errors import RequestError
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments
@@ -211,8 +212,8 @@ def _fit(name: str, config: SweepConfig, task: Task) -> "Fit":
     return how_many_fit(request, longest_text, config.max_memory)
 
 
-def run_trials(run: Run) -> str | None:
-    """Run the trials that are missing, and say which the budget left out."""
+def run_trials(run: Run) -> LeftOut | None:
+    """Run the trials that are missing, and return what the budget left out."""
     config = run.config
     strategy = make_strategy(run, run.chance_loss)
 
@@ -239,10 +240,13 @@ def run_trials(run: Run) -> str | None:
         return None
     more = strategy.expected_trials(run.store.evidence()) - len(run.store.trial_names())
     first = left_out[0]
-    return (
-        f"The budget of {config.budget:g} min is spent. About {max(more, len(left_out))} trials are left out, first "
-        f"rank {first.rank} at learning rate {first.learning_rate:g} with seed {first.seed}; the same command with a "
-        "larger --budget goes on from there."
+    assert config.budget is not None  # nothing else leaves trials out
+    return LeftOut(
+        budget=config.budget,
+        trials=max(more, len(left_out)),
+        rank=first.rank,
+        learning_rate=first.learning_rate,
+        seed=first.seed,
     )
 
 

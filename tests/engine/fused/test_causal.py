@@ -270,7 +270,7 @@ def test_a_sweep_that_learns_nothing_says_so_beside_the_untouched_base(
     untrained = np.mean(base["loss"])
     assert sorted(base["example_id"]) == sorted(result.evidence["example_id"].unique())
     assert result.decision.verdict == "undetermined"
-    assert f"the base without an adapter gives {untrained:.4f}" in result.decision.reason
+    assert f"the base without an adapter gives {untrained:.4f}" in result.decision.evidence
     assert result.evidence["loss"].mean() == pytest.approx(untrained, rel=1e-6)
 
 

@@ -1,0 +1,105 @@
+"""The caveats of a decision: what a reader should know before relying on it."""
+
+from collections.abc import Iterator
+
+from rankwise.decide.choice import Choice
+from rankwise.decide.evidence import RankResults
+from rankwise.decide.findings import Findings
+from rankwise.decide.metrics import LOSS_MARGIN, OTHER_MARGIN, SHARE_MARGIN
+from rankwise.decide.wording import Context, LeftOut, listed
+
+
+def caveats(findings: Findings, choice: Choice, context: Context) -> Iterator[str]:
+    """Yield the caveats, those that bear on the whole decision first."""
+    if context.left_out is not None:
+        yield _left_out(context.left_out)
+    if findings.rule.margin is None and findings.margin not in (LOSS_MARGIN, SHARE_MARGIN):
+        yield (
+            f"No margin was given for {findings.rule.metric}. The decision uses "
+            f"{OTHER_MARGIN:.0%} of its mean, {findings.margin:.3g}."
+        )
+    yield from _about_seeds(findings)
+    if findings.rule.trained_at is None:
+        yield from _about_single_rates(findings.results)
+    if not findings.nothing_learnt:
+        yield from _about_edges(findings.results)
+    if choice.rank is not None:
+        yield from _about_choice(findings, choice, choice.rank, context)
+
+
+def _left_out(left_out: LeftOut) -> str:
+    return (
+        f"The budget of {left_out.budget:g} min is spent. About {left_out.trials} trials are left "
+        f"out; the next is rank {left_out.rank} at learning rate {left_out.learning_rate:g} with "
+        f"seed {left_out.seed}. The same command with a larger --budget continues from there."
+    )
+
+
+def _about_seeds(findings: Findings) -> Iterator[str]:
+    most_seeds = max(len(one.seeds) for one in findings.results)
+    if findings.rule.noise is None and findings.examples > 1 and most_seeds == 1:
+        yield (
+            "Only one seed was run. The intervals cover the choice of held-out examples, but not "
+            "the effect of initial values and data order. Run at least 2 seeds."
+        )
+    dead = [one.rank for one in findings.results if not one.seeds]
+    if dead:
+        ranks = f"Rank {dead[0]} is" if len(dead) == 1 else f"Ranks {listed(dead)} are"
+        yield f"{ranks} left out: at every learning rate tried, training diverged with some seed."
+
+
+def _about_single_rates(results: tuple[RankResults, ...]) -> Iterator[str]:
+    rates = {rate for one in results for rate in one.rates}
+    if len(results) < 2:
+        return
+    if len(rates) == 1:
+        yield (
+            "Rank and learning rate are confounded: all ranks ran at one learning rate, or none is "
+            "recorded. With lora_alpha = r a larger rank learns faster at the same rate, so an "
+            "apparent effect of rank may be an effect of the rate. On the built-in task, rank 32 "
+            "looked 0.17 nats better than rank 4 at one rate, and 0.00 nats better with each at "
+            "its best rate (docs/learning-rate.md). Try several rates for each rank."
+        )
+    elif all(len(one.rates) == 1 for one in results):
+        each = ", ".join(f"{one.rank} at {one.rates[0]:g}" for one in results)
+        yield (
+            "Rank and learning rate are confounded: each rank ran at one learning rate, and these "
+            f"differ (rank {each}). An apparent effect of rank may be an effect of the rate, unless "
+            "each rate is the best of several tried for its rank (docs/learning-rate.md)."
+        )
+
+
+def _about_edges(results: tuple[RankResults, ...]) -> Iterator[str]:
+    for one in results:
+        if len(one.rates) < 2 or one.learning_rate not in (one.rates[0], one.rates[-1]):
+            continue
+        at_lowest = one.learning_rate == one.rates[0]
+        edge, others = ("lowest", "lower") if at_lowest else ("highest", "higher")
+        yield (
+            f"Rank {one.rank} is best at the {edge} learning rate tried for it "
+            f"({one.learning_rate:g}). Try {others} rates."
+        )
+
+
+def _about_choice(findings: Findings, choice: Choice, rank: int, context: Context) -> Iterator[str]:
+    above = findings.above_chance.get(rank)
+    if above is not None and above.upper >= 0:
+        yield (
+            f"Rank {rank} itself is not shown to get below what {context.wording.chance} gives. It "
+            f"is chosen because other ranks gain at most the margin of {findings.margin:.3g}, which "
+            "may be all that can be learnt. Try a smaller margin."
+        )
+    ranks = findings.comparison.ranks
+    if findings.rule.trained_at is None and rank == ranks[-1]:
+        smaller = ranks[-2]  # a rank is chosen among two at least
+        if findings.comparison.difference(smaller, rank).mean > findings.margin:
+            yield (
+                f"Rank {rank} is the largest tried, and better than rank {smaller} by more than the "
+                f"margin. Larger ranks may be better still: try {2 * rank}."
+            )
+    confirmation = choice.confirmation
+    if confirmation is not None and confirmation.lead is not None:
+        yield (
+            f"The task score contradicts the loss: rank {confirmation.leader} scores "
+            f"{confirmation.lead:.4f} higher than rank {rank}."
+        )
