@@ -61,6 +61,11 @@ class Option:
     aliases: tuple[str, ...] = ()
 
 
+def column(content: str) -> Option:
+    """Describe a setting that names a column of a table."""
+    return Option(f"Column of the {content}.", MODEL, "COLUMN", "found by its name")
+
+
 @dataclass(frozen=True)
 class Rule:
     """Constraints on a value together with their wording in refusals.

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command
-from rankwise.cli.output import Output
+from rankwise.cli.options import Command, Output
 from rankwise.settings import (
     DECISION,
-    MODEL,
     FilePath,
     Flag,
     Option,
@@ -18,6 +16,7 @@ from rankwise.settings import (
     Several,
     Share,
     Text,
+    column,
 )
 
 
@@ -30,19 +29,10 @@ class AnalyzeRequest(Output):
         Several,
         Option("Files and directories with results.", metavar="PATH", positional=True),
     ]
-    rank_column: Annotated[
-        Text | None, Option("Column of the ranks in a table.", MODEL, "COLUMN", "found by its name")
-    ] = None
-    seed_column: Annotated[
-        Text | None, Option("Column of the seeds.", MODEL, "COLUMN", "found by its name")
-    ] = None
-    learning_rate_column: Annotated[
-        Text | None, Option("Column of the learning rates.", MODEL, "COLUMN", "found by its name")
-    ] = None
-    example_column: Annotated[
-        Text | None,
-        Option("Column of the ids of held-out examples.", MODEL, "COLUMN", "found by its name"),
-    ] = None
+    rank_column: Annotated[Text | None, column("ranks in a table")] = None
+    seed_column: Annotated[Text | None, column("seeds")] = None
+    learning_rate_column: Annotated[Text | None, column("learning rates")] = None
+    example_column: Annotated[Text | None, column("ids of held-out examples")] = None
     metric: Annotated[
         Text | None,
         Option(

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command
-from rankwise.cli.output import PlotOutput
+from rankwise.cli.options import Command, PlotOutput
 from rankwise.settings import FilePath, Option
 
 

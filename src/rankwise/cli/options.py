@@ -5,10 +5,21 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn, get_args
+from typing import Annotated, Any, NoReturn, get_args
 
 from rankwise.errors import RequestError, nearest
-from rankwise.settings import GROUPS, Option, Settings, choices, hints, options, plain_type
+from rankwise.settings import (
+    GROUPS,
+    OUTPUT,
+    FilePath,
+    Flag,
+    Option,
+    Settings,
+    choices,
+    hints,
+    options,
+    plain_type,
+)
 
 WIDEST_PAGE = 100  # columns
 LONGEST_CHOICES = 50  # characters; longer lists stand in the help text
@@ -30,6 +41,24 @@ class Command:
     examples: Sequence[str]
     requests: Sequence[type[Settings]]
     run: Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Settings):
+    """The setting of every command."""
+
+    json: Annotated[
+        Flag, Option("Print one JSON document to stdout, and nothing else there.", OUTPUT)
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOutput(Output):
+    """The settings of commands that draw."""
+
+    plot: Annotated[
+        FilePath | None, Option("Draw the figures into FILE.html or FILE.png.", OUTPUT, "FILE")
+    ] = None
 
 
 class Parser(argparse.ArgumentParser):

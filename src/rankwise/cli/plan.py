@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rankwise.cli.options import Command
-from rankwise.cli.output import PlotOutput
+from rankwise.cli.options import Command, PlotOutput
 from rankwise.planning.config import PlanConfig, make_plan_config
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command
-from rankwise.cli.output import PlotOutput
+from rankwise.cli.options import Command, PlotOutput
 from rankwise.errors import RequestError
 from rankwise.settings import FilePath, Option, Several
 

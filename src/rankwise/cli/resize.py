@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command
-from rankwise.cli.output import Output
+from rankwise.cli.options import Command, Output
 from rankwise.settings import ADAPTER, FilePath, Option
 
 Size = Annotated[Any, "checked by rankwise.lora.resize, which takes exactly one size"]

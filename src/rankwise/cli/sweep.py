@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rankwise.cli.options import Command
-from rankwise.cli.output import Output
+from rankwise.cli.options import Command, Output
 from rankwise.settings import OUTPUT, FilePath, Flag, Option
 from rankwise.sweeps.config import SweepConfig, YamlSettings, make_config, read_yaml
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from rankwise.errors import RequestError
-from rankwise.settings import MODEL, FilePath, Flag, Option, Settings, Text, whole
+from rankwise.settings import MODEL, FilePath, Flag, Option, Settings, Text, column, whole
 
 TaskName = Literal["auto", "classification", "regression", "sft"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
@@ -38,32 +38,12 @@ class DataConfig(Settings):
             "texts for a causal language model); auto decides by the columns."
         ),
     ] = "auto"
-    text_column: Annotated[
-        Text | None, Option("Column of the texts.", MODEL, "COLUMN", "found by its name")
-    ] = None
-    text_pair_column: Annotated[
-        Text | None,
-        Option(
-            "Column of the second text of each pair.",
-            MODEL,
-            "COLUMN",
-            "found by its name, if there is one",
-        ),
-    ] = None
-    label_column: Annotated[
-        Text | None, Option("Column of the labels.", MODEL, "COLUMN", "found by its name")
-    ] = None
-    messages_column: Annotated[
-        Text | None,
-        Option("Column of the lists of messages (sft).", MODEL, "COLUMN", "found by its name"),
-    ] = None
-    prompt_column: Annotated[
-        Text | None, Option("Column of the prompts (sft).", MODEL, "COLUMN", "found by its name")
-    ] = None
-    completion_column: Annotated[
-        Text | None,
-        Option("Column of the completions (sft).", MODEL, "COLUMN", "found by its name"),
-    ] = None
+    text_column: Annotated[Text | None, column("texts")] = None
+    text_pair_column: Annotated[Text | None, column("second text of each pair")] = None
+    label_column: Annotated[Text | None, column("labels")] = None
+    messages_column: Annotated[Text | None, column("lists of messages (sft)")] = None
+    prompt_column: Annotated[Text | None, column("prompts (sft)")] = None
+    completion_column: Annotated[Text | None, column("completions (sft)")] = None
     max_length: Annotated[
         Annotated[int, whole(4)] | None,
         Option("Keep this many tokens of each text.", MODEL, "TOKENS", "256, for sft 1024"),

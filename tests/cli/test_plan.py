@@ -1,0 +1,35 @@
+"""``rankwise plan``: options reach the plan, and the plot is checked before anything is computed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.cli import main
+from rankwise.planning.config import PlanConfig
+from rankwise.settings import options
+from tests.cli.test_main import refuse
+from tests.tiny_models import write_config
+
+
+def test_options_are_the_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_config(tmp_path, "llama")
+    command = ["plan", model, "--ranks", "8,4", "--rank-pattern", "q_proj=2", "--precision", "FP32",
+               "--use-dora", "--json"]  # fmt: skip
+    assert main(command) == 0
+    request = json.loads(capsys.readouterr().out)["request"]
+    changed = {"model": model, "ranks": [4, 8], "rank_pattern": {"q_proj": 2}, "precision": "fp32",
+               "use_dora": True}  # fmt: skip
+    assert request == {**PlanConfig(model=model).as_dict(), **changed}
+    assert set(request) == set(options(PlanConfig))
+
+
+def test_wrong_requests_are_refused_before_the_model_is_read(tmp_path: Path, capfd: Any) -> None:
+    for options_given, words in [
+        (["--plot", "plan.pdf"], "plan.pdf"),
+        (["--ranks", "x"], "rank 'x': allowed is a whole number, at least 1"),
+        (["--sequence-length", "8"], "unrecognized argument '--sequence-length'"),
+        (["--seq-length", "8"], "did you mean '--seq-len'"),
+    ]:
+        assert words in refuse(capfd, "plan", tmp_path / "absent", *options_given)
