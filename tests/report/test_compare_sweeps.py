@@ -1,20 +1,26 @@
+"""Several sweeps compared: their labels, the spread of losses over ranks, the table and the plot."""
+
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import rankwise
 from rankwise.cli import main
 from rankwise.errors import RequestError
 from rankwise.report.compare_sweeps import (
     ComparedSweep,
+    print_sweep_comparison,
     read_compared_sweeps,
     write_sweep_comparison_plot,
 )
 from rankwise.store.records import read_evidence
 from tests.conftest import make_reviews
+from tests.report.browser import needs_browser, overlaps
 
 POLICIES = {"r": (4, False), "2r": (8, False), "fixed:32": (32, False), "rslora": (16, True)}
 RATES = (2e-3, 5e-3)
@@ -35,7 +41,7 @@ def directories(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     return found
 
 
-def test_every_policy_sets_alpha_and_scaling_of_its_trials(directories: list[Path]) -> None:
+def test_each_alpha_policy_sets_alpha_and_scaling_of_its_trials(directories: list[Path]) -> None:
     for directory, (alpha, use_rslora) in zip(directories, POLICIES.values(), strict=True):
         for trial in directory.glob("trials/r4-*"):
             config = json.loads((trial / "adapter" / "adapter_config.json").read_text())
@@ -48,7 +54,7 @@ def test_every_policy_sets_alpha_and_scaling_of_its_trials(directories: list[Pat
     assert len(set(losses)) == len(losses)  # no policy trains as another does
 
 
-def test_lines_are_named_by_what_differs_and_tell_the_rate_s_effect(
+def test_labels_name_the_differing_settings_and_spreads_the_effect_of_rates(
     directories: list[Path],
 ) -> None:
     lines = read_compared_sweeps(directories)
@@ -65,7 +71,7 @@ def test_lines_are_named_by_what_differs_and_tell_the_rate_s_effect(
         assert ComparedSweep.from_dict(json.loads(json.dumps(line.as_dict()))) == line
 
 
-def test_the_command_prints_and_draws_them(
+def test_the_command_prints_and_draws_the_comparison(
     directories: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", *map(str, directories[:2]), "--plot", str(tmp_path / "plot.html")]) == 0
@@ -82,7 +88,7 @@ def test_the_command_prints_and_draws_them(
     ]
 
 
-def test_what_cannot_be_side_by_side(directories: list[Path], swept: Path, tmp_path: Path) -> None:
+def test_sweeps_that_cannot_be_compared_are_refused(directories: list[Path], swept: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="differ in data: their losses cannot be compared"):
         read_compared_sweeps([directories[0], swept])
     other = tmp_path / "other"
@@ -98,3 +104,25 @@ def test_what_cannot_be_side_by_side(directories: list[Path], swept: Path, tmp_p
         read_compared_sweeps([directories[0], tmp_path])
     arguments: list[Any] = ["report", directories[0], "--plot", tmp_path / "plot.html"]
     assert main([str(argument) for argument in arguments]) == 2
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1280])
+def test_texts_of_the_plot_do_not_overlap(tmp_path: Path, width: int) -> None:
+    lines = []
+    for label, rates in (
+        ("lora alpha r", (0.01, 0.004, 0.0005)),
+        ("lora alpha 2r", (0.0105, 0.004, 0.002)),
+    ):
+        table = tuple(
+            {"rank": rank, "loss_mean": 0.01 * rank, "loss_ci": [-0.02, 0.3], "learning_rate": rate}
+            for rank, rate in zip((2, 4, 8), rates, strict=True)
+        )
+        lines.append(
+            ComparedSweep(label, "nats per completion token", tmp_path, None, table, None, {})
+        )
+    out = io.StringIO()
+    print_sweep_comparison(lines, Console(file=out, width=140))
+    assert "0.0200 [0.000, 0.300] at 0.01" in out.getvalue()  # what of an interval is possible
+    write_sweep_comparison_plot(lines, tmp_path / "plot.html")
+    assert overlaps(tmp_path / "plot.html", tmp_path / "profile", width) == []

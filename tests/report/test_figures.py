@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rankwise.report.figures import learning_rate_ticks
-from tests.report.test_html import labels, needs_browser, read, rendered
+from tests.report.browser import labels, needs_browser, read, rendered
 
 
 @needs_browser

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,63 +11,9 @@ import pytest
 from rankwise.errors import RequestError
 from rankwise.report.html import write_report
 from rankwise.store.records import read_json
+from tests.report.browser import labels, needs_browser, read, rendered
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-# On CI the browser must be there; a reader of the code may not have one.
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed"
-)
 PLOTS = ("loss", "score", "compared", "gain", "rates", "seconds", "memory", "params")
-
-
-def rendered(page: Path, profile: Path, *, width: int = 1240) -> str:
-    """Return the page's DOM after its scripts have run; every host name leads nowhere."""
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={profile}",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--virtual-time-budget=20000",
-        "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-def labels(page: str, plot: str, axis: str) -> list[str]:
-    """Return the ticks' labels of an axis, as a plot was drawn."""
-    start = page.index(f'id="plot-{plot}"')
-    drawn = page[start : page.find("</svg></div>", start)]
-    return re.findall(rf'<g class="{axis}tick"><text[^>]*>([^<]*)</text>', drawn)
-
-
-class Body(HTMLParser):
-    """Collects what a person reads, and what the page would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text: list[str] = []
-        self.loads: list[str] = []
-        self.hidden = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.hidden += tag in ("script", "style")
-        self.loads += [
-            value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"
-        ]
-
-    def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in ("script", "style")
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.text.append(data)
-
-
-def read(page: str) -> tuple[str, list[str]]:
-    body = Body()
-    body.feed(page)
-    return " ".join(" ".join(body.text).split()), body.loads
 
 
 @needs_browser

@@ -1,0 +1,51 @@
+"""A dry run in the terminal."""
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from rankwise.report.dry_run_table import print_dry_run
+from rankwise.sweeps.dry_run import DryRun, PlannedRank
+
+PLANNED = DryRun(
+    strategy="grid",
+    complete=2,
+    expected=6,
+    at_once=3,
+    ranks=(
+        PlannedRank(
+            rank=4, memory_bytes=3 * 2**20, train_seconds=30, eval_seconds=2, first_rates=(1e-3,)
+        ),
+        PlannedRank(rank=8, memory_bytes=None, train_seconds=240, eval_seconds=2, first_rates=()),
+    ),
+    room_bytes=2**30,
+    batch=(8, 128),
+    seconds=600,
+    timed_steps=4,
+)
+
+
+def printed(planned: DryRun) -> str:
+    out = io.StringIO()
+    print_dry_run(planned, Console(file=out, width=120))
+    return " ".join(out.getvalue().split())
+
+
+def test_each_rank_has_its_memory_time_and_learning_rates() -> None:
+    text = printed(PLANNED)
+    assert "│ 4 │ 3.0 MiB │ 30.0 s │ 2.0 s │ 0.001 │" in text
+    assert "│ 8 │ unknown │ 4.0 min │ 2.0 s │ - │" in text
+
+
+def test_the_summary_counts_the_trials_and_the_time_that_are_left() -> None:
+    text = printed(PLANNED)
+    assert "Trials: about 6, of which 2 are complete." in text
+    assert "Time: about 10.0 min for the remaining 4" in text
+    assert "timed steps each at ranks 4 and 8." in text
+    assert "1.0 GiB may be used, by up to 3 trials at once." in text
+    assert text.endswith("Nothing was written.")
+
+
+def test_memory_is_left_out_where_the_model_cannot_be_planned() -> None:
+    assert "Memory:" not in printed(replace(PLANNED, room_bytes=None))
