@@ -10,9 +10,8 @@ import pytest
 
 import rankwise
 from rankwise.cli import main
+from tests.analysis.results import PUBLISHED
 from tests.cli.test_main import rankwise as run
-
-PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_sweeps.json").read_text())
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_reruns_do_not_support_the_larger_rank(reruns: Path) -> None:
     assert found.evidence.groupby("rank").size().tolist() == [4, 4]
 
 
-def test_a_sweep_directory_gives_the_sweep_s_decision(swept: Path) -> None:
+def test_a_sweep_directory_gives_the_decision_of_the_sweep(swept: Path) -> None:
     on_disk = json.loads((swept / "decision.json").read_text())
     again = rankwise.analyze(swept, margin=0.5).as_dict()
     assert again["score"] == "accuracy"
@@ -77,7 +76,7 @@ def test_a_sweep_directory_gives_the_sweep_s_decision(swept: Path) -> None:
         assert again[key] == on_disk[key], key
 
 
-def test_a_second_metric_is_asked_to_agree(tmp_path: Path) -> None:
+def test_a_second_metric_confirms_or_contradicts(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [
         {
@@ -135,7 +134,7 @@ def test_scores_in_percent_and_correlations(
     assert any(f"{name} is in percent" in note for note in found.notes) == in_percent
 
 
-def test_percent_is_not_taken_times_a_hundred(
+def test_percentages_are_not_multiplied_by_a_hundred(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, values in (("shares.csv", (0.8, 0.82)), ("percent.csv", (80.0, 82.0))):
@@ -145,7 +144,7 @@ def test_percent_is_not_taken_times_a_hundred(
         assert "8000" not in out
 
 
-def test_a_metric_that_is_not_asked_is_named(tmp_path: Path) -> None:
+def test_a_note_names_metrics_that_are_not_used(tmp_path: Path) -> None:
     found = rankwise.analyze(conflict(tmp_path / "one.csv", reward=(150.0, 900.0)))
     assert (found.score, found.decision.confirmation) == (None, None)
     assert any(
@@ -162,7 +161,7 @@ def test_a_metric_that_is_not_asked_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_score_margin_without_a_use_is_said(
+def test_a_note_says_that_a_score_margin_is_not_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = str(conflict(tmp_path / "runs.csv", accuracy=(0.6, 0.8)))
@@ -176,7 +175,7 @@ def test_a_score_margin_without_a_use_is_said(
     assert "score_margin" not in capsys.readouterr().err
 
 
-def test_the_command_says_what_it_guessed_and_decides(gpt2: Path) -> None:
+def test_the_command_prints_its_guesses_and_decides(gpt2: Path) -> None:
     done = run("analyze", gpt2, "--margin", "0.005", "--noise", "0.0005")
     assert done.returncode == 0, done.stderr
     assert "Use rank 16. It is at most" in done.stdout
@@ -185,7 +184,7 @@ def test_the_command_says_what_it_guessed_and_decides(gpt2: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_json_is_all_that_stdout_holds(gpt2: Path) -> None:
+def test_stdout_holds_json_only(gpt2: Path) -> None:
     done = run("analyze", gpt2, "--json", "--metric", "val_loss")
     content = json.loads(done.stdout)
     assert content["verdict"] == "undetermined"
@@ -225,7 +224,7 @@ def test_bad_requests_are_one_line_and_exit_2(
         (pd.DataFrame({"rank": [4, 4, 8], "loss": [0.5, 0.5, 0.6]}), "rank"),
     ],
 )
-def test_tables_that_cannot_serve(
+def test_tables_that_cannot_be_compared_are_refused(
     tmp_path: Path, table: pd.DataFrame, words: str, capfd: Any
 ) -> None:
     path = tmp_path / "results.csv"

@@ -1,3 +1,5 @@
+"""Logs of training runs."""
+
 import json
 import math
 import pickle
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 
 from rankwise.analysis.read import read_results
-from rankwise.errors import RequestError
+from tests.analysis.results import refused
 
 
 def save_json(path: Path, content: object) -> None:
@@ -82,14 +84,7 @@ def save_tinker_run(directory: Path, rank: int, loss: float, rate: float = 1e-3)
     save_lines(directory / "metrics.jsonl", rows)
 
 
-def refused(path: Path, **options: Any) -> str:
-    with pytest.raises(RequestError) as caught:
-        read_results([path], **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_tinker_cookbook_runs(tmp_path: Path) -> None:
+def test_runs_of_tinker_cookbook_are_read(tmp_path: Path) -> None:
     for rank, loss in ((4, 0.5), (8, 0.4)):
         save_tinker_run(tmp_path / "sweep" / f"lora_rank={rank}", rank, loss)
     imported = read_results([tmp_path / "sweep"])
@@ -107,13 +102,13 @@ def test_tinker_cookbook_runs(tmp_path: Path) -> None:
     assert "no seed is recorded; it is taken as 0" in imported.notes  # shuffle_seed is the data's
 
 
-def test_a_run_may_be_named_itself(tmp_path: Path) -> None:
+def test_a_single_run_may_be_given(tmp_path: Path) -> None:
     for rank in (4, 8):
         save_tinker_run(tmp_path / str(rank), rank, 0.5)
     assert read_results([tmp_path / "8", tmp_path / "4"]).evidence["rank"].tolist() == [8, 4]
 
 
-def test_runs_that_the_trainer_itself_wrote(tmp_path: Path) -> None:
+def test_runs_of_the_trainer_are_read(tmp_path: Path) -> None:
     """PEFT and Trainer write the directory; its pickle is left alone."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -202,7 +197,9 @@ def test_the_last_checkpoint_of_a_run_counts(tmp_path: Path) -> None:
         ("adapter/adapter_config.json", {"r": 16}),
     ],
 )
-def test_where_a_rank_may_stand(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+def test_the_rank_is_found_in_every_known_place(
+    tmp_path: Path, name: str, config: dict[str, Any]
+) -> None:
     save_state(tmp_path / "run", 2, 1.0)
     save_json(tmp_path / "run" / name, config)
     assert read_results([tmp_path]).evidence["rank"].tolist() == [16]
@@ -216,14 +213,16 @@ def test_where_a_rank_may_stand(tmp_path: Path, name: str, config: dict[str, Any
         {"training_args": {"seed": 5}, "optimizer": {"lr": 3e-4}},
     ],
 )
-def test_where_seed_and_learning_rate_may_stand(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_seed_and_learning_rate_are_found_in_every_known_place(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
     save_state(tmp_path / "run-seed1-lr1e-2", 2, 1.0)
     save_json(tmp_path / "run-seed1-lr1e-2" / "config.json", {"lora_rank": 4, **config})
     evidence = read_results([tmp_path]).evidence
     assert evidence[["seed", "learning_rate"]].to_numpy().tolist() == [[5, 3e-4]]
 
 
-def test_seed_and_learning_rate_may_stand_in_the_names_of_runs(tmp_path: Path) -> None:
+def test_seed_and_learning_rate_may_be_in_the_names_of_runs(tmp_path: Path) -> None:
     for name in ("r4_lr1e-3_seed0", "r4_lr3e-4_seed0", "r4_lr3e-4_seed1"):
         save_state(tmp_path / name, 2, 1.0)
         save_json(tmp_path / name / "adapter_config.json", {"r": 4})
@@ -235,7 +234,7 @@ def test_seed_and_learning_rate_may_stand_in_the_names_of_runs(tmp_path: Path) -
     ]
 
 
-def test_a_hyperparameter_search_keeps_its_choices_in_the_state(tmp_path: Path) -> None:
+def test_choices_of_a_hyperparameter_search_are_read_from_the_state(tmp_path: Path) -> None:
     save_state(tmp_path / "run-0" / "checkpoint-2", 2, 1.0)
     path = tmp_path / "run-0" / "checkpoint-2" / "trainer_state.json"
     save_json(
@@ -245,7 +244,7 @@ def test_a_hyperparameter_search_keeps_its_choices_in_the_state(tmp_path: Path) 
     assert evidence[["rank", "learning_rate"]].to_numpy().tolist() == [[8, 5e-4]]
 
 
-def test_runs_that_cannot_serve_are_named(tmp_path: Path) -> None:
+def test_notes_name_the_runs_left_out(tmp_path: Path) -> None:
     save_tinker_run(tmp_path / "good", 4, 0.5)
     save_tinker_run(tmp_path / "rankless", 4, 0.5)
     save_json(tmp_path / "rankless" / "config.json", {"model_name": "m"})
@@ -291,7 +290,7 @@ def test_a_run_whose_loss_is_not_finite_diverged(tmp_path: Path) -> None:
     assert r"bpb ('test/bpb'): inf in 1 of 2 rows (r8)" in refused(tmp_path)
 
 
-def test_what_else_differs_between_runs_is_said(tmp_path: Path) -> None:
+def test_a_note_names_the_other_settings_that_differ(tmp_path: Path) -> None:
     for rank, targets in ((4, ["q_proj", "v_proj"]), (8, ["v_proj", "q_proj"])):
         save_state(tmp_path / str(rank), 2, 1.0)
         save_json(
@@ -308,7 +307,7 @@ def test_what_else_differs_between_runs_is_said(tmp_path: Path) -> None:
     assert "the last evaluation of each run counts (steps 2 to 4, not the same)" in notes
 
 
-def test_runs_that_cannot_be_told_apart(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_distinguished_are_refused(tmp_path: Path) -> None:
     save_tinker_run(tmp_path / "a", 4, 0.5)
     save_tinker_run(tmp_path / "b", 4, 0.6)
     line = refused(tmp_path)
@@ -357,14 +356,16 @@ def test_a_resumed_log_counts_each_step_once(tmp_path: Path) -> None:
         ("metrics.jsonl", '{"step": 1, "test/nll": "low"}', "metrics.jsonl holds no evaluation"),
     ],
 )
-def test_broken_files(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_broken_files_are_refused(tmp_path: Path, name: str, content: str, words: str) -> None:
     save_tinker_run(tmp_path / "run", 4, 0.5)
     (tmp_path / "run" / name).write_text(content)
     assert words in refused(tmp_path)
 
 
 @pytest.mark.parametrize("content", [{}, {"log_history": 3}, {"log_history": [3, {"loss": 1.0}]}])
-def test_a_trainer_state_without_an_evaluation(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_a_trainer_state_without_an_evaluation_is_left_out(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
     save_json(tmp_path / "run" / "trainer_state.json", content)
     save_json(tmp_path / "run" / "adapter_config.json", {"r": 8})
     assert "run run is left out: trainer_state.json holds no evaluation" in refused(tmp_path)

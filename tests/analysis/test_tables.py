@@ -1,9 +1,9 @@
-import json
+"""Tables of results."""
+
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ import pytest
 
 from rankwise.analysis.read import read_results
 from rankwise.errors import RequestError
+from tests.analysis.results import PUBLISHED, refused
 
-PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_sweeps.json").read_text())
 TABLE = pd.DataFrame(
     [(rank, seed, 1e-3, example, rank / 100 + seed + example / 10) for rank in (4, 8) for seed in (0, 1)
      for example in (0, 1, 2)],
@@ -23,14 +23,6 @@ TABLE = pd.DataFrame(
 def write(path: Path, content: str | pd.DataFrame) -> Path:
     path.write_text(content if isinstance(content, str) else content.to_csv(index=False))
     return path
-
-
-def refused(path: Path, **options: Any) -> str:
-    """Return the one line that the results are refused with."""
-    with pytest.raises(RequestError) as caught:
-        read_results([path], **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +61,7 @@ def test_the_gpt2_table_of_the_lora_paper(tmp_path: Path) -> None:
     assert "loss from 'val_loss'" in imported.notes[0]
 
 
-def test_the_repeated_peft_runs_need_a_column_that_tells_them_apart(tmp_path: Path) -> None:
+def test_repeated_runs_need_a_column_that_distinguishes_them(tmp_path: Path) -> None:
     accuracy = PUBLISHED["peft_metamathqa_repeats"]["test_accuracy"]
     table = pd.DataFrame(
         [
@@ -89,7 +81,7 @@ def test_the_repeated_peft_runs_need_a_column_that_tells_them_apart(tmp_path: Pa
     assert imported.evidence["seed"].tolist() == [0, 1, 2, 3] * 2
 
 
-def test_columns_are_guessed_by_name_and_said_and_named_ones_win(tmp_path: Path) -> None:
+def test_columns_are_found_by_name_unless_the_user_names_them(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.csv",
         "LoRA_r,LR,Seed,Eval_Loss,dim,notes\n8,1e-4,3,0.5,16,x\n4,1e-4,3,0.6,8,y\n",
@@ -107,7 +99,7 @@ def test_columns_are_guessed_by_name_and_said_and_named_ones_win(tmp_path: Path)
     assert read_results([path], rank_column="dim").evidence["rank"].tolist() == [16, 8]
 
 
-def test_numbers_of_rows_are_no_example_ids(tmp_path: Path) -> None:
+def test_row_numbers_are_not_example_ids(tmp_path: Path) -> None:
     counted = read_results([write(tmp_path / "a.csv", "index,rank,loss\n0,4,0.5\n1,8,0.4\n")])
     assert "example_id" not in counted.evidence
     assert any("'index' is left out" in note for note in counted.notes)
@@ -117,14 +109,14 @@ def test_numbers_of_rows_are_no_example_ids(tmp_path: Path) -> None:
     assert named.evidence["example_id"].tolist() == [0, 1]
 
 
-def test_a_column_named_for_one_role_is_not_guessed_for_another(tmp_path: Path) -> None:
+def test_a_column_named_for_one_role_is_not_used_for_another(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "rank,id,loss\n4,0,0.5\n4,1,0.5\n8,0,0.4\n8,1,0.4\n")
     imported = read_results([path], seed_column="id")
     assert imported.evidence["seed"].tolist() == [0, 1, 0, 1]
     assert "example_id" not in imported.evidence
 
 
-def test_example_ids_may_be_text_and_answers_true_or_false(tmp_path: Path) -> None:
+def test_example_ids_may_be_text_and_metrics_true_or_false(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.csv",
         "rank,example_id,correct\n4,q-1,True\n4,q-2,False\n8,q-1,True\n8,q-2,True\n",
@@ -135,7 +127,7 @@ def test_example_ids_may_be_text_and_answers_true_or_false(tmp_path: Path) -> No
     assert imported.evidence["example_id"].tolist() == ["q-1", "q-2"] * 2
 
 
-def test_large_example_ids_stay_apart(tmp_path: Path) -> None:
+def test_large_example_ids_stay_distinct(tmp_path: Path) -> None:
     ids = [2**60, 2**60 + 1]  # the same as floats
     table = pd.DataFrame({"rank": [4, 4, 8, 8], "example_id": ids * 2, "loss": 0.5})
     assert (
@@ -154,7 +146,7 @@ def test_diverged_trials_may_lack_a_loss(tmp_path: Path, written: str) -> None:
     assert np.isnan(imported.evidence["loss"][1])
 
 
-def test_several_tables_are_put_together(tmp_path: Path) -> None:
+def test_several_tables_are_joined(tmp_path: Path) -> None:
     one = write(tmp_path / "r4.csv", "rank,seed,eval_loss,accuracy\n4,0,0.5,0.8\n")
     other = write(tmp_path / "r8.csv", "lora_rank,seed,val_loss\n8,0,0.4\n")
     imported = read_results([one, other])
@@ -182,7 +174,7 @@ def test_several_tables_are_put_together(tmp_path: Path) -> None:
         read_results([one, per_example])
 
 
-def test_the_metric_asked_for_comes_first(tmp_path: Path) -> None:
+def test_the_requested_metric_comes_first(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.csv",
         "rank,val_loss,bleu,quality,train_loss\n4,0.5,60,1,0.3\n8,0.4,61,2,0.2\n",
@@ -228,12 +220,14 @@ def test_the_metric_asked_for_comes_first(tmp_path: Path) -> None:
         ("rank,loss\n", {}, "no rows"),
     ],
 )  # fmt: skip
-def test_bad_tables(tmp_path: Path, content: str, options: dict[str, str], words: str) -> None:
+def test_bad_tables_are_refused(
+    tmp_path: Path, content: str, options: dict[str, str], words: str
+) -> None:
     line = refused(write(tmp_path / "a.csv", content), **options)
     assert re.search(words, line), line
 
 
-def test_bad_cells_of_json_lines(tmp_path: Path) -> None:
+def test_bad_cells_of_json_lines_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"rank": [4], "loss": 0.5}\n{"rank": 8, "loss": 0.4}\n')
     assert "rank: [4] in 1 of 2 rows (a.jsonl row 1)" in refused(path)
     path = write(

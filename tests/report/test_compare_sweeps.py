@@ -88,7 +88,9 @@ def test_the_command_prints_and_draws_the_comparison(
     ]
 
 
-def test_sweeps_that_cannot_be_compared_are_refused(directories: list[Path], swept: Path, tmp_path: Path) -> None:
+def test_sweeps_that_cannot_be_compared_are_refused(
+    directories: list[Path], swept: Path, tmp_path: Path
+) -> None:
     with pytest.raises(RequestError, match="differ in data: their losses cannot be compared"):
         read_compared_sweeps([directories[0], swept])
     other = tmp_path / "other"
