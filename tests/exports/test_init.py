@@ -164,7 +164,8 @@ def test_eva_draws_the_same_values_as_the_sweep(tmp_path: Path) -> None:
     assert "initialize_lora_eva_weights" in text
     model = get_peft_model(base.model, run(text)["lora_config"])
     batches = [
-        engine._padded(rows) for rows in epoch_batches(train.lengths, EVA_BATCH, trial.seed, 0)
+        engine._padded_batch(rows)
+        for rows in epoch_batches(train.lengths, EVA_BATCH, trial.seed, 0)
     ]
     initialize_lora_eva_weights(
         model, [dict(batch) for batch in batches if len(batch["labels"]) == EVA_BATCH]
