@@ -19,7 +19,8 @@ from rankwise.engine.trial import Trial
 from rankwise.lora import read_adapter, spectrum, truncate, write_adapter
 from rankwise.report.progress_bar import ProgressBar
 from rankwise.sweeps.config import SweepConfig
-from rankwise.sweeps.run import Run, open_run
+from rankwise.sweeps.run import open_run
+from rankwise.sweeps.run_context import Run
 
 CASES = {  # name: (rank, learning rate, target modules)
     "query-value": (8, 2e-3, ("query", "value")),

@@ -20,7 +20,8 @@ from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Trial
 from rankwise.report.progress_bar import ProgressBar
 from rankwise.sweeps.config import SweepConfig
-from rankwise.sweeps.run import Run, open_run
+from rankwise.sweeps.run import open_run
+from rankwise.sweeps.run_context import Run
 
 RANKS = (4, 8, 16, 32)
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)

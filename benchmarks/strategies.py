@@ -38,7 +38,8 @@ from rankwise.store.directory import SweepStore
 from rankwise.store.records import TrialRecord, select_trials
 from rankwise.strategies.config import STRATEGIES
 from rankwise.sweeps.environment import environment
-from rankwise.sweeps.run import Run, make_strategy, open_run, run_strategy
+from rankwise.sweeps.run import make_strategy, open_run, run_strategy
+from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.truncating_engine import TruncatingEngine
 from rankwise.tasks import samples
 from rankwise.tasks.base import Examples
@@ -186,18 +187,7 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     Known(run.engine.engine, directory / "grid" / "trials", run.store),
                     run.store.adapter_directory,
                 )
-                run_strategy(
-                    make_strategy(run, run.chance_loss),
-                    engine,
-                    run.store,
-                    {
-                        "lora_alpha_policy": config.lora_alpha,
-                        "epochs": config.epochs,
-                        "batch_size": config.batch_size,
-                    },
-                    on_trial=progress.trial,
-                    on_plan=progress.plan,
-                )
+                run_strategy(run, make_strategy(config, run.chance_loss), engine)
             decision = rankwise.sweep(
                 config, progress=progress
             ).decision  # nothing is left to train

@@ -15,6 +15,7 @@ from rankwise.engine.reference import score_adapter
 from rankwise.lora import read_adapter, spectrum, truncate
 from rankwise.store.records import read_evidence, read_json
 from rankwise.sweeps.config import make_config
+from rankwise.sweeps.engine_choice import choose_engine
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from rankwise.sweeps.truncating_engine import TruncatingEngine
@@ -81,8 +82,6 @@ def test_truncated_adapters_load_in_peft_and_reproduce_the_stored_evidence(
 def test_truncation_to_the_trained_rank_changes_nothing(
     once: Path, request_of: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
-    from rankwise.sweeps.run import _engine
-
     trained = next(path for path in sorted((once / "trials").glob("r8-*")))
     adapter = read_adapter(trained / "adapter")
     cut = truncate(spectrum(adapter), 8)
@@ -90,7 +89,7 @@ def test_truncation_to_the_trained_rank_changes_nothing(
     with open_run(
         make_config({**request_of, "engine": engine, "out": tmp_path / "out"}), Silent()
     ) as run:
-        (scored,) = TruncatingEngine(_engine(run), run.store.adapter_directory).score([cut])
+        (scored,) = TruncatingEngine(choose_engine(run), run.store.adapter_directory).score([cut])
     stored = pd.read_parquet(trained / "evidence.parquet")
     np.testing.assert_allclose(scored["loss"], stored["loss"], rtol=1e-4)
 

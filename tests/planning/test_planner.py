@@ -224,7 +224,7 @@ def test_sweep_says_that_its_memory_is_not_known(
     assert found[0].endswith(
         ", and one trial trains at a time: this model's forward pass depends on values"
     )
-    assert ("max_memory is not kept to" in found[0]) == (max_memory is not None)
+    assert ("max_memory is ignored" in found[0]) == (max_memory is not None)
 
 
 def test_sweep_refuses_before_it_trains(

@@ -22,7 +22,8 @@ from rankwise.sweeps import rank_pattern
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.rank_pattern import try_rank_pattern
-from rankwise.sweeps.run import Run, open_run
+from rankwise.sweeps.run import open_run
+from rankwise.sweeps.run_context import Run
 from tests.conftest import make_reviews
 
 RANK, TRAINED = 2, 8

@@ -1,4 +1,4 @@
-"""What a sweep would run and take, before it runs: the Python call behind ``rankwise sweep --dry-run``."""
+"""The dry run of a sweep: its trials, memory and time, before anything is trained."""
 
 import json
 import tempfile
@@ -15,18 +15,14 @@ from rankwise.store.directory import can_resume, refuse_bad_directory
 from rankwise.store.records import read_evidence
 from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig, SweepSettings
+from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import max_length, request_record
-from rankwise.sweeps.run import (
-    Progress,
-    Run,
-    Silent,
-    make_strategy,
-    open_run,
-    requested,
-)
+from rankwise.sweeps.run import make_strategy, open_run, requested
+from rankwise.sweeps.run_context import Run
+from rankwise.tasks.base import Examples
 
-MEASURED_BATCHES = 4
-SMALL_RATE = 1e-5  # nothing is learned from the steps that are timed, and nothing diverges
+TIMED_BATCHES = 4
+TIMED_RATE = 1e-5  # so low that the timed steps neither learn nor diverge
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,10 @@ class PlannedRank:
     """One rank of a sweep that has not run.
 
     Attributes:
-        rank: r.
-        memory_bytes: what the plan says a training step needs, the base included; None for a model beyond it.
-        train_seconds: of one trial, by the steps that were timed.
-        eval_seconds: of scoring one trial on the held-out examples, likewise.
+        rank: LoRA rank r.
+        memory_bytes: memory of a training step, the base model included; None if unknown.
+        train_seconds: estimated time of training one trial.
+        eval_seconds: estimated time of scoring one trial on the held-out examples.
         first_rates: learning rates of the trials that run first.
     """
 
@@ -50,18 +46,19 @@ class PlannedRank:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a sweep would do.
+    """The trials, memory and time that a sweep would take.
 
     Attributes:
-        strategy: its name.
-        complete: trials that the directory has already.
-        expected: trials in all, as far as can be told before their results are known.
-        at_once: trials that train together.
-        ranks: one by one.
-        room_bytes: memory that may be used; None for a model beyond the plan.
-        batch: examples and tokens that the memory is planned for.
-        seconds: training and scoring that is left, one trial after another.
-        timed_steps: steps timed at the smallest and at the largest rank; ranks between are on the line through both.
+        strategy: name of the strategy.
+        complete: number of trials that the directory holds already.
+        expected: expected number of trials in the whole sweep.
+        at_once: number of trials that train together.
+        ranks: memory and time of each rank.
+        room_bytes: memory that may be used; None if the memory of the model is unknown.
+        batch: examples and tokens of the batches that the memory is planned for.
+        seconds: estimated time of the remaining trials, trained one after another.
+        timed_steps: number of steps timed at the smallest and at the largest rank; the ranks
+            between them are interpolated.
     """
 
     strategy: str
@@ -85,11 +82,11 @@ def dry_run(
     progress: Progress | None = None,
     **settings: Unpack[SweepSettings],
 ) -> DryRun:
-    """Check a sweep's whole request, load its model and data, time a few steps, and leave nothing behind.
+    """Check a sweep's whole request, load its model and data, time a few steps, and write nothing.
 
     Args:
-        config: the request; or give its fields as keyword arguments.
-        progress: is told what the sweep would be told before it trains.
+        config: the request; alternatively, give its fields as keyword arguments.
+        progress: receives the notes that the sweep would give before it trains.
         **settings: fields of `SweepConfig`.
 
     Returns:
@@ -105,98 +102,110 @@ def dry_run(
     """
     config = requested(config, settings)
     refuse_bad_directory(config.out)
-    with (
-        tempfile.TemporaryDirectory(prefix="rankwise-") as scratch,
-        open_run(replace(config, out=Path(scratch) / "sweep"), progress or Silent()) as run,
-    ):
-        can_resume(config.out, request_record(config, run.task, run.base), extend=config.extend)
-        evidence = read_evidence(config.out)
-        strategy = make_strategy(run, run.task.chance_loss)
-        first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
-        train_seconds, eval_seconds = _time(run)
-    fit = run.fit
-    rows = tuple(
-        PlannedRank(
-            rank=rank,
-            memory_bytes=fit.needed.get(rank),
-            train_seconds=train_seconds[rank],
-            eval_seconds=eval_seconds[rank],
-            first_rates=tuple(trial.learning_rate for trial in first if trial.rank == rank),
-        )
-        for rank in config.ranks
-    )
+    with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
+        scratch_config = replace(config, out=Path(scratch) / "sweep")
+        with open_run(scratch_config, progress or Silent()) as run:
+            can_resume(config.out, request_record(config, run.task, run.base), extend=config.extend)
+            return _plan(run, read_evidence(config.out))
+
+
+def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
+    """Return the plan of an open sweep; ``evidence`` is that of the trials already complete."""
+    config, fit = run.config, run.fit
+    strategy = make_strategy(config, run.task.chance_loss)
+    first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
+    train_seconds, eval_seconds = _time_ranks(run)
+    ranks = []
+    for rank in config.ranks:
+        rates = tuple(trial.learning_rate for trial in first if trial.rank == rank)
+        needed = fit.needed.get(rank)
+        ranks.append(PlannedRank(rank, needed, train_seconds[rank], eval_seconds[rank], rates))
     complete, expected = count_trials(evidence), strategy.expected_trials(evidence)
     return DryRun(
         strategy=config.strategy,
         complete=complete,
         expected=expected,
         at_once=fit.at_once,
-        ranks=rows,
+        ranks=tuple(ranks),
         room_bytes=fit.room if fit.needed else None,
         batch=(config.batch_size, fit.length or max_length(config, run.task)),
-        seconds=_seconds_left(config, rows, evidence, expected - complete),
-        timed_steps=MEASURED_BATCHES,
+        seconds=_seconds_left(config, ranks, evidence, expected - complete),
+        timed_steps=TIMED_BATCHES,
     )
 
 
 def _seconds_left(
-    config: SweepConfig, rows: Sequence[PlannedRank], evidence: pd.DataFrame, left: int
+    config: SweepConfig, ranks: Sequence[PlannedRank], evidence: pd.DataFrame, trials_left: int
 ) -> float:
-    """Return what the trials left take: those that run first at their ranks, the others at the mean over ranks."""
-    cuts = 0
-    trained = list(rows)
-    if config.strategy == "once":  # which trains the largest rank, and only scores the others
-        cuts = (len(rows) - 1) * config.seeds - count_trials(
-            evidence[evidence["rank"] != config.ranks[-1]]
-        )
-        trained = [rows[-1]]
-    first = [row.train_seconds + row.eval_seconds for row in rows for _ in row.first_rates]
-    others = max(0, left - len(first) - cuts)
-    mean = float(np.mean([row.train_seconds + row.eval_seconds for row in trained]))
-    return sum(first) + others * mean + cuts * rows[0].eval_seconds
+    """Return the time of the remaining trials.
 
-
-def _time(run: Run) -> tuple[dict[int, float], dict[int, float]]:
-    """Return each rank's seconds of training and of scoring, from a few batches at the smallest and the largest rank.
-
-    Time is taken to grow with the tokens, which is what an engine without padding makes of it.
+    Those that run first take the time of their ranks, the others the mean time over ranks.
     """
-    from rankwise.engine.trial import Trial
+    truncations = 0
+    trained = list(ranks)
+    if config.strategy == "once":  # it trains the largest rank and only scores the others
+        done = count_trials(evidence[evidence["rank"] != config.ranks[-1]])
+        truncations = (len(ranks) - 1) * config.seeds - done
+        trained = [ranks[-1]]
+    first = [row.train_seconds + row.eval_seconds for row in ranks for _ in row.first_rates]
+    others = max(0, trials_left - len(first) - truncations)
+    mean = float(np.mean([row.train_seconds + row.eval_seconds for row in trained]))
+    return sum(first) + others * mean + truncations * ranks[0].eval_seconds
 
-    config, alpha = run.config, parse_alpha_policy(run.config.lora_alpha)
-    shares, parts = {}, {}
-    for name in ("train", "held_out"):
-        encoded, examples = run.encode(name), getattr(run.task, name)
-        lengths = np.array(encoded.lengths)
-        count = min(len(lengths), MEASURED_BATCHES * config.batch_size)
-        rows = np.sort(np.random.default_rng(0).choice(len(lengths), count, replace=False))
-        shares[name] = lengths.sum() / lengths[rows].sum()
-        places = {
-            example_id: row for row, example_id in enumerate(examples.ids)
-        }  # of all, encoded or left out
-        parts[name] = examples.take([places[encoded.ids[row]] for row in rows])
-    short = replace(
-        run, config=replace(config, epochs=1), task=replace(run.task, **parts), progress=Silent()
+
+def _time_ranks(run: Run) -> tuple[dict[int, float], dict[int, float]]:
+    """Return the seconds of training and of scoring one trial of each rank.
+
+    A few batches are timed at the smallest and at the largest rank. Time is taken to grow in
+    proportion to the tokens, as it does in an engine without padding.
+    """
+    config = run.config
+    train, train_factor = _sample(run, "train")
+    held_out, held_out_factor = _sample(run, "held_out")
+    sampled = replace(
+        run,
+        config=replace(config, epochs=1),
+        task=replace(run.task, train=train, held_out=held_out),
+        progress=Silent(),
     )
     ends = (config.ranks[0], config.ranks[-1])
     measured = {}
-    for rank in (ends[0], *ends):  # the first of all is slower, and measured again
-        trial = Trial(
-            rank=rank,
-            seed=0,
-            learning_rate=SMALL_RATE,
-            lora_alpha=alpha.alpha(rank),
-            use_rslora=alpha.use_rslora,
-        )
-        (finished,) = short.engine.train([trial])
+    for rank in (ends[0], *ends):  # the first measurement is slower, and is repeated
+        train_seconds, eval_seconds = _time_trial(sampled, rank)
         measured[rank] = (
-            float(finished.train_seconds * shares["train"] * config.epochs),
-            float(finished.eval_seconds * shares["held_out"]),
+            train_seconds * train_factor * config.epochs,
+            eval_seconds * held_out_factor,
         )
-    lines = [
-        np.interp(config.ranks, ends, [measured[rank][part] for rank in ends]) for part in (0, 1)
-    ]
-    train_seconds, eval_seconds = (
-        dict(zip(config.ranks, line.tolist(), strict=True)) for line in lines
+    lines = []
+    for part in (0, 1):
+        values = np.interp(config.ranks, ends, [measured[rank][part] for rank in ends])
+        lines.append(dict(zip(config.ranks, values.tolist(), strict=True)))
+    return lines[0], lines[1]
+
+
+def _sample(run: Run, part: str) -> tuple[Examples, float]:
+    """Return a few batches of a part of the data, and its tokens divided by theirs."""
+    encoded, examples = run.encode(part), getattr(run.task, part)
+    lengths = np.array(encoded.lengths)  # (N,)
+    count = min(len(lengths), TIMED_BATCHES * run.config.batch_size)
+    rows = np.sort(np.random.default_rng(0).choice(len(lengths), count, replace=False))
+    # Examples without a token to learn are not encoded, so rows differ from those of the data.
+    row_of = {example_id: row for row, example_id in enumerate(examples.ids)}
+    taken = examples.take([row_of[encoded.ids[row]] for row in rows])
+    return taken, float(lengths.sum() / lengths[rows].sum())
+
+
+def _time_trial(run: Run, rank: int) -> tuple[float, float]:
+    """Train and score one trial; return the seconds of both."""
+    from rankwise.engine.trial import Trial
+
+    alpha = parse_alpha_policy(run.config.lora_alpha)
+    trial = Trial(
+        rank=rank,
+        seed=0,
+        learning_rate=TIMED_RATE,
+        lora_alpha=alpha.alpha(rank),
+        use_rslora=alpha.use_rslora,
     )
-    return train_seconds, eval_seconds
+    (finished,) = run.engine.train([trial])
+    return float(finished.train_seconds), float(finished.eval_seconds)

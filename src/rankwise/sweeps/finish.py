@@ -21,7 +21,7 @@ from rankwise.store.costs import rank_costs
 from rankwise.store.records import TrialRecord, select_trials
 
 if TYPE_CHECKING:
-    from rankwise.sweeps.run import Run
+    from rankwise.sweeps.run_context import Run
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a caller is told while a sweep runs."""
+"""The interface through which a sweep reports its progress."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -7,32 +7,32 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Who is told how a sweep goes on."""
+    """A receiver of a sweep's progress, for example a bar on the terminal."""
 
     def note(self, text: str) -> None:
-        """Say something once."""
+        """Receive a sentence about the sweep."""
 
     def plan(self, complete: int, expected: int) -> None:
-        """Take note of how many trials are complete and how many there will be."""
+        """Receive the number of complete trials and the number expected in the whole sweep."""
 
     def work(self, share: float) -> None:
-        """Take note of a finished share of the current trial."""
+        """Receive the share of a trial that has been done since the last call."""
 
     def trial(self, finished: "FinishedTrial") -> None:
-        """Take note of a finished trial."""
+        """Receive a finished trial."""
 
 
 class Silent:
-    """Tells nobody."""
+    """A receiver that ignores everything."""
 
     def note(self, text: str) -> None:
-        """Drop it."""
+        """Ignore the sentence."""
 
     def plan(self, complete: int, expected: int) -> None:
-        """Drop it."""
+        """Ignore the numbers."""
 
     def work(self, share: float) -> None:
-        """Drop it."""
+        """Ignore the share."""
 
     def trial(self, finished: "FinishedTrial") -> None:
-        """Drop it."""
+        """Ignore the trial."""

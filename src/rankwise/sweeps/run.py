@@ -1,32 +1,35 @@
-"""A sweep at work: its request checked, its base loaded, its directory held, its trials run."""
+"""The course of a sweep: open a run, train the strategy's trials, finish with a decision.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Unpack
+Three public functions share this course:
+
+- `rankwise.sweep` opens a run, trains its trials and finishes it;
+- `rankwise.dry_run` opens a run and times a few steps (`rankwise.sweeps.dry_run`);
+- `rankwise.run_rank_comparison` opens a run and trains its trials
+  (`rankwise.sweeps.rank_comparison`).
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Unpack
 
 from rankwise.decide.wording import LeftOut
 from rankwise.errors import RequestError
 from rankwise.models.compat import quiet_libraries
-from rankwise.models.files import check_model_files, load_arguments
+from rankwise.models.files import check_model_files
 from rankwise.settings import requested_config
 from rankwise.store.directory import SweepStore, refuse_bad_directory
-from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
 from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.finish import SweepResult, finish
+from rankwise.sweeps.memory_fit import fit_to_machine
 from rankwise.sweeps.progress import Progress, Silent
-from rankwise.sweeps.request_record import max_length, model_name, request_record
+from rankwise.sweeps.request_record import model_name, request_record
+from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.trackers import report_trials, require_trackers
-from rankwise.tasks.base import Encoded, Task
 from rankwise.tasks.load import load_task
 
 if TYPE_CHECKING:
     from rankwise.decide.evidence import ChanceLoss
-    from rankwise.engine.trial import Engine, FinishedTrial, Trial
-    from rankwise.models.base_model import BaseModel
-    from rankwise.planning.planner import Fit
+    from rankwise.engine.trial import Engine, Trial
     from rankwise.strategies.base import Strategy
-    from rankwise.sweeps.truncating_engine import TruncatingEngine
 
 
 def sweep(
@@ -35,14 +38,14 @@ def sweep(
     progress: Progress | None = None,
     **settings: Unpack[SweepSettings],
 ) -> SweepResult:
-    """Train adapters of several ranks, decide which rank the task needs, and leave everything on disk.
+    """Train adapters of several ranks, decide which rank the task needs, and write everything down.
 
-    An existing directory of the same request is resumed: trials that are complete are not run again, and the result
-    is the same as if the sweep had never stopped.
+    The directory of an earlier sweep with the same request is resumed: complete trials are not
+    trained again, and the result is the same as if the sweep had never stopped.
 
     Args:
-        config: the request; or give its fields as keyword arguments.
-        progress: is told how the sweep goes on.
+        config: the request; alternatively, give its fields as keyword arguments.
+        progress: receives notes and finished trials while the sweep runs.
         **settings: fields of `SweepConfig`, for example ``ranks=[4, 8, 16]``, ``out="sweep"``.
 
     Returns:
@@ -59,110 +62,43 @@ def sweep(
         4
     """
     config = requested(config, settings)
-    progress = progress or Silent()
-    with open_run(config, progress) as run:
-        return finish(run, run_trials(run))
+    with open_run(config, progress or Silent()) as run:
+        left_out = run_trials(run)
+        return finish(run, left_out)
 
 
 def requested(config: SweepConfig | None, settings: Mapping[str, object]) -> SweepConfig:
-    """Return a sweep's request from a config or its fields.
+    """Return the request from a config or from its fields.
 
     Raises:
-        RequestError: both are given, the config is none, a field is not allowed, or there are no ranks to compare.
+        RequestError: both are given, a field is not allowed, or there are no ranks to compare.
     """
     config = requested_config(SweepConfig, config, settings, "a sweep")
     if len(config.ranks) < 2:
         raise RequestError(
-            f"rank {config.ranks[0]} alone has nothing to be compared with; give at least two, as in 4,8"
+            f"rank {config.ranks[0]} alone has nothing to be compared with; "
+            "give at least two, as in 4,8"
         )
     return config
 
 
-@dataclass(frozen=True)
-class Run:
-    """A sweep at work: its directory is held until the end of the ``with`` block."""
-
-    config: SweepConfig
-    task: Task
-    base: "BaseModel"
-    store: SweepStore
-    progress: Progress
-    fit: "Fit"
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.store.__exit__(*error)
-
-    @cached_property
-    def engine(self) -> "TruncatingEngine":
-        """What trains, cuts and scores; its making tokenises the examples."""
-        from rankwise.sweeps.truncating_engine import TruncatingEngine
-
-        return TruncatingEngine(_engine(self), self.store.adapter_directory)
-
-    @cached_property
-    def chance_loss(self) -> "ChanceLoss | None":
-        """The held-out loss that says nothing is learnt: of guessing, or of the base as it is where no guess is known.
-
-        A base whose head is drawn anew guesses too, badly, and says nothing.
-        """
-        if self.task.chance_loss is not None or self.base.newly_initialized:
-            return self.task.chance_loss
-        known = read_chance_loss(self.store.directory)
-        if known is None:
-            from rankwise.engine.adapter_init import untrained_adapter
-
-            (scored,) = self.engine.score([untrained_adapter(self.base)])
-            self.store.write_json(
-                UNTRAINED_FILE, {name: scored[name].tolist() for name in ("example_id", "loss")}
-            )
-            known = read_chance_loss(self.store.directory)
-        return known
-
-    def encode(self, part: str) -> Encoded:
-        """Tokenise a part of the data, and say how many texts were cut, or cut so short that nothing is left to learn.
-
-        Raises:
-            RequestError: of no text anything is left to learn, and a decision needs one.
-        """
-        length = min(max_length(self.config, self.task), self.base.max_length)
-        examples, name = getattr(self.task, part), part.replace("_", "-")
-        encoded, cut = self.task.encoder(examples, self.base.tokenizer, length)
-        lost = len(examples) - len(encoded)
-        if cut:
-            self.progress.note(f"{cut} of {len(examples)} {name} texts were cut at {length} tokens")
-        if lost:
-            self.progress.note(
-                f"{lost} of {len(examples)} {name} texts are left out: nothing to learn within {length}"
-            )
-        if len(examples) and not len(encoded) and part != "test":
-            raise RequestError(
-                f"max_length {length} leaves nothing to learn of any {name} text; give a larger one"
-            )
-        return encoded
-
-
 def open_run(config: SweepConfig, progress: Progress) -> Run:
-    """Check the whole request, load the base and open the directory; nothing is trained yet.
+    """Check the whole request, load data and base model, and lock the sweep directory.
 
     Raises:
-        RequestError: the request was wrong. No directory was made.
+        RequestError: the request was wrong; no directory was created.
     """
     refuse_bad_directory(config.out)
     require_trackers(config.report_to)
     task = load_task(config)
-    name = model_name(config)
-    check_model_files(name)
-    with (
-        quiet_libraries()
-    ):  # PEFT imports bitsandbytes, which on some processors asks for one more package
+    check_model_files(model_name(config))
+    # PEFT imports bitsandbytes, which on some processors recommends another package.
+    with quiet_libraries():
         from rankwise.models.base_model import load_base
 
-    fit = _fit(name, config, task)
+    fit = fit_to_machine(config, task)
     base = load_base(
-        name,
+        model_name(config),
         task.objective,
         config.target_modules,
         config.ranks,
@@ -173,158 +109,72 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     for note in task.notes:
         progress.note(note)
     if fit.unknown:
-        kept = "" if config.max_memory is None else ", max_memory is not kept to"
-        progress.note(f"memory is not checked{kept}, and one trial trains at a time: {fit.unknown}")
+        ignored = "" if config.max_memory is None else ", max_memory is ignored"
+        progress.note(
+            f"memory is not checked{ignored}, and one trial trains at a time: {fit.unknown}"
+        )
     progress.note(
-        f"{task.name}: {task.objective.describe()}; {len(task.train)} training, {len(task.held_out)} held-out "
-        f"and {len(task.test)} test examples"
+        f"{task.name}: {task.objective.describe()}; {len(task.train)} training, "
+        f"{len(task.held_out)} held-out and {len(task.test)} test examples"
     )
     return Run(config, task, base, store, progress, fit)
 
 
-def _fit(name: str, config: SweepConfig, task: Task) -> "Fit":
-    """Refuse a sweep that cannot fit this machine, and say how its trials fit (see `how_many_fit`)."""
-    from rankwise.planning.config import PlanConfig
-    from rankwise.planning.planner import how_many_fit
-
-    def longest_text() -> int:
-        from transformers import AutoTokenizer
-
-        place, file = load_arguments(name)
-        tokenizer = AutoTokenizer.from_pretrained(
-            place, **file, trust_remote_code=config.trust_remote_code
-        )
-        return max(task.encoder(task.train, tokenizer, max_length(config, task))[0].lengths)
-
-    request = PlanConfig(
-        model=name,
-        ranks=config.ranks,
-        batch_size=config.batch_size,
-        seq_len=max_length(config, task),
-        precision="fp32",
-        quantization=config.quantization,
-        use_dora=config.use_dora,
-        target_modules=config.target_modules,
-        task_type=task.objective.task_type,  # type: ignore[arg-type]
-        num_labels=task.objective.settings.get("num_labels"),
-        trust_remote_code=config.trust_remote_code,
-    )
-    return how_many_fit(request, longest_text, config.max_memory)
-
-
 def run_trials(run: Run) -> LeftOut | None:
-    """Run the trials that are missing, and return what the budget left out."""
-    config = run.config
-    strategy = make_strategy(run, run.chance_loss)
-
-    def report(finished: "FinishedTrial | None" = None) -> None:
-        if finished is not None:
-            run.progress.trial(finished)
-        report_trials(run.store.directory, config.report_to, run.progress.note)
-
-    report()  # what an interruption left unreported
-    left_out = run_strategy(
-        strategy,
-        run.engine,
-        run.store,
-        {
-            "lora_alpha_policy": config.lora_alpha,
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-        },
-        on_trial=report,
-        on_plan=run.progress.plan,
-        budget=None if config.budget is None else 60 * config.budget,
-    )
+    """Train the strategy's trials; return what the budget left out."""
+    strategy = make_strategy(run.config, run.chance_loss)
+    report_to_trackers(run)  # trials that an interruption left unreported
+    left_out = run_strategy(run, strategy, run.engine)
     if not left_out:
         return None
-    more = strategy.expected_trials(run.store.evidence()) - len(run.store.trial_names())
+    expected = strategy.expected_trials(run.store.evidence()) - len(run.store.trial_names())
     first = left_out[0]
-    assert config.budget is not None  # nothing else leaves trials out
+    assert run.config.budget is not None  # nothing else leaves trials out
     return LeftOut(
-        budget=config.budget,
-        trials=max(more, len(left_out)),
+        budget=run.config.budget,
+        trials=max(expected, len(left_out)),
         rank=first.rank,
         learning_rate=first.learning_rate,
         seed=first.seed,
     )
 
 
-def run_strategy(
-    strategy: "Strategy",
-    engine: "Engine",
-    store: SweepStore,
-    settings: Mapping[str, Any],
-    on_trial: Callable[["FinishedTrial"], None] = lambda finished: None,
-    on_plan: Callable[[int, int], None] = lambda complete, expected: None,
-    budget: float | None = None,
-) -> "list[Trial]":
-    """Run a strategy's trials until it proposes no more, keeping each as soon as it is finished.
-
-    The strategy is asked again after every pack, so that the budget is looked at before each.
-
-    Args:
-        strategy: says what to run.
-        engine: trains it.
-        store: keeps it.
-        settings: written into each trial's ``config.json`` beside the trial itself.
-        on_trial: told of every finished trial.
-        on_plan: told before each round how many trials are complete and how many are expected in all.
-        budget: seconds of training and scoring, of all complete trials together; once they are spent no adapter is
-            trained any more. Cuts of those that are there are still made.
-
-    Returns:
-        The trials that come next, which the budget left out; none when the sweep is complete.
-    """
-    while True:
-        evidence = store.evidence()
-        on_plan(len(store.trial_names()), strategy.expected_trials(evidence))
-        trials = strategy.propose(evidence)
-        cuts = [trial for trial in trials if trial.truncated_from is not None]
-        if not cuts and (not trials or (budget is not None and store.seconds_spent() >= budget)):
-            return trials
-        for finished in engine.train(cuts or trials[: engine.pack_size]):
-            store.add(finished, settings)
-            on_trial(finished)
-
-
-def make_strategy(run: Run, chance_loss: "ChanceLoss | None") -> "Strategy":
-    """Return the strategy asked for; `chance_loss` tells it where nothing is learnt."""
+def make_strategy(config: SweepConfig, chance_loss: "ChanceLoss | None") -> "Strategy":
+    """Return the strategy that the request names."""
     from rankwise.strategies import strategies
 
-    config = run.config
     return strategies()[config.strategy](config, config, chance_loss)
 
 
-def _engine(run: Run) -> "Engine":
-    """Return the engine asked for, or the reference where a base is beyond the fused one, which is said aloud."""
-    from rankwise.engine.config import TrainingConfig
-    from rankwise.engine.fused.engine import FusedEngine, lower_precision
-    from rankwise.engine.fused.model import unsupported_reason
-    from rankwise.engine.reference import ReferenceEngine
+def run_strategy(run: Run, strategy: "Strategy", engine: "Engine") -> "list[Trial]":
+    """Train a strategy's trials until it proposes no more, and store each when it is finished.
 
-    config = run.config
-    train, held_out = run.encode("train"), run.encode("held_out")
-    recipe = TrainingConfig(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        loraplus_ratio=config.loraplus_ratio,
-        use_dora=config.use_dora,
-        init=config.init,
-    )
-    if config.engine == "fused":
-        reason = unsupported_reason(run.base, train)
-        if reason is None:
-            if run.fit.at_once > 1:
-                run.progress.note(f"up to {run.fit.at_once} trials train at once")
-            return FusedEngine(
-                run.base,
-                train,
-                held_out,
-                recipe,
-                run.progress.work,
-                run.fit.at_once,
-                lower_precision(run.base),
-            )
-        run.progress.note(f"the reference engine trains instead of the fused one: {reason}")
-    return ReferenceEngine(run.base, train, held_out, recipe, run.progress.work)
+    The strategy is consulted after every pack, so that the budget is checked before each. Once
+    the budget is spent, no adapter is trained; finished adapters are still truncated.
+
+    Returns:
+        The next trials, which the budget left out; none when the sweep is complete.
+    """
+    config, store = run.config, run.store
+    settings = {
+        "lora_alpha_policy": config.lora_alpha,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+    }
+    while True:
+        evidence = store.evidence()
+        run.progress.plan(len(store.trial_names()), strategy.expected_trials(evidence))
+        trials = strategy.propose(evidence)
+        truncations = [trial for trial in trials if trial.truncated_from is not None]
+        spent = config.budget is not None and store.seconds_spent() >= 60 * config.budget
+        if not truncations and (not trials or spent):
+            return trials
+        for finished in engine.train(truncations or trials[: engine.pack_size]):
+            store.add(finished, settings)
+            run.progress.trial(finished)
+            report_to_trackers(run)
+
+
+def report_to_trackers(run: Run) -> None:
+    """Report complete trials to the experiment trackers that the request names."""
+    report_trials(run.store.directory, run.config.report_to, run.progress.note)

@@ -1,4 +1,4 @@
-"""An engine that also cuts: adapters of lower rank out of trained ones, without training."""
+"""An engine that also truncates trained adapters to lower ranks, without training."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +12,15 @@ from rankwise.lora.truncation import truncate
 
 
 class TruncatingEngine:
-    """Leaves training and scoring to another engine, and makes the cuts itself.
+    """An engine that truncates adapters itself and leaves training and scoring to another engine.
 
-    A cut's delta-W is the best approximation of its rank to the trained one (`truncate`); its head
-    is the trained adapter's. What it took to train is in the trial that it is cut from; its own is nought.
+    The delta-W of a truncated adapter is the best approximation of its rank to the trained one
+    (`truncate`); its head is the trained adapter's. Its trial has no training time, which is
+    recorded in the trial that it is truncated from.
 
     Args:
-        engine: trains, and scores the cuts.
-        adapter_directory: where a complete trial's adapter lies, by the trial's name.
+        engine: the engine that trains, and scores truncated adapters.
+        adapter_directory: returns the directory of a complete trial's adapter, given its name.
     """
 
     def __init__(self, engine: Engine, adapter_directory: Callable[[str], Path]) -> None:
@@ -29,16 +30,17 @@ class TruncatingEngine:
         self.adapter_directory = adapter_directory
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Train what is to be trained; decompose each adapter to be cut once, and score all its cuts together."""
+        """Train or truncate every trial, and yield each when it is finished."""
         yield from self.engine.train([trial for trial in trials if trial.truncated_from is None])
-        for source, cuts in groupby(trials, key=lambda trial: trial.truncated_from):
+        for source, truncations in groupby(trials, key=lambda trial: trial.truncated_from):
             if source is not None:
-                yield from self._cut(self.adapter_directory(source), list(cuts))
+                yield from self._truncate(self.adapter_directory(source), list(truncations))
 
-    def _cut(self, source: Path, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+    def _truncate(self, source: Path, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+        """Decompose a trained adapter once, and score all of its truncations together."""
         start = time.perf_counter()
-        found = spectrum(read_adapter(source))
-        adapters = [truncate(found, trial.rank) for trial in trials]
+        trained = spectrum(read_adapter(source))
+        adapters = [truncate(trained, trial.rank) for trial in trials]
         evidence = self.score(adapters)
         seconds = (time.perf_counter() - start) / len(trials)
         for trial, adapter, rows in zip(trials, adapters, evidence, strict=True):

@@ -1,0 +1,98 @@
+"""An open sweep: its request, data, base model and locked directory."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from rankwise.errors import RequestError
+from rankwise.store.directory import SweepStore
+from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
+from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.engine_choice import choose_engine
+from rankwise.sweeps.progress import Progress
+from rankwise.sweeps.request_record import max_length
+from rankwise.tasks.base import Encoded, Task
+
+if TYPE_CHECKING:
+    from rankwise.decide.evidence import ChanceLoss
+    from rankwise.models.base_model import BaseModel
+    from rankwise.planning.planner import Fit
+    from rankwise.sweeps.truncating_engine import TruncatingEngine
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open sweep; its directory is locked until the end of the ``with`` block.
+
+    Attributes:
+        config: the request.
+        task: the data, split into training, held-out and test examples.
+        base: the base model.
+        store: the sweep directory.
+        progress: receives notes and finished trials.
+        fit: memory of a trial of each rank, and how many trials fit at once.
+    """
+
+    config: SweepConfig
+    task: Task
+    base: "BaseModel"
+    store: SweepStore
+    progress: Progress
+    fit: "Fit"
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.store.__exit__(*error)
+
+    @cached_property
+    def engine(self) -> "TruncatingEngine":
+        """The engine that trains, truncates and scores; creating it tokenises the examples."""
+        from rankwise.sweeps.truncating_engine import TruncatingEngine
+
+        return TruncatingEngine(choose_engine(self), self.store.adapter_directory)
+
+    @cached_property
+    def chance_loss(self) -> "ChanceLoss | None":
+        """The held-out loss of a model that has learned nothing.
+
+        The task knows it, or the untrained base is scored once. A base with a newly initialised
+        head guesses badly, which says nothing.
+        """
+        if self.task.chance_loss is not None or self.base.newly_initialized:
+            return self.task.chance_loss
+        stored = read_chance_loss(self.store.directory)
+        if stored is not None:
+            return stored
+        from rankwise.engine.adapter_init import untrained_adapter
+
+        (scored,) = self.engine.score([untrained_adapter(self.base)])
+        columns = {name: scored[name].tolist() for name in ("example_id", "loss")}
+        self.store.write_json(UNTRAINED_FILE, columns)
+        return read_chance_loss(self.store.directory)
+
+    def encode(self, part: str) -> Encoded:
+        """Tokenise the examples of a part of the data: ``train``, ``held_out`` or ``test``.
+
+        Raises:
+            RequestError: no training or held-out example has a token left to learn.
+        """
+        length = min(max_length(self.config, self.task), self.base.max_length)
+        examples, name = getattr(self.task, part), part.replace("_", "-")
+        encoded, shortened = self.task.encoder(examples, self.base.tokenizer, length)
+        lost = len(examples) - len(encoded)
+        if shortened:
+            self.progress.note(
+                f"{shortened} of {len(examples)} {name} texts were cut at {length} tokens"
+            )
+        if lost:
+            self.progress.note(
+                f"{lost} of {len(examples)} {name} texts are left out: "
+                f"nothing to learn within {length} tokens"
+            )
+        if len(examples) and not len(encoded) and part != "test":
+            raise RequestError(
+                f"max_length {length} leaves nothing to learn of any {name} text; give a larger one"
+            )
+        return encoded
