@@ -1,4 +1,4 @@
-"""Costs of trials: seconds and bytes of each rank, and what they say about a strategy."""
+"""Summaries of trials: the costs of a rank, the rank that was trained, means over tokens."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from rankwise.store.records import TrialRecord, select_trials
 def rank_costs(
     trials: Sequence[TrialRecord], rank: int, learning_rate: float | None
 ) -> dict[str, Any]:
-    """Return the measured costs of a rank, from its trials at the learning rate that it is judged by.
+    """Return the measured costs of a rank at one learning rate.
 
     Args:
         trials: all trials of a sweep.
@@ -22,8 +22,8 @@ def rank_costs(
         learning_rate: the rate that the rank is judged by; None for all of its rates.
 
     Returns:
-        The cost fields of `rankwise.decide.decision.RankRow`; without seconds and memory where the rank's
-        adapters were truncated, not trained; empty where the rank has no trial.
+        The cost fields of `rankwise.decide.decision.RankRow`. A rank whose adapters were truncated,
+        not trained, has neither seconds nor memory; a rank without trials has no costs.
     """
     at_rank = select_trials(trials, rank=rank, learning_rate=learning_rate)
     if not at_rank:
@@ -41,7 +41,7 @@ def rank_costs(
 
 
 def trained_at(trials: Sequence[TrialRecord]) -> int | None:
-    """Return the rank that was trained where the others were truncated from it; None where every rank was trained.
+    """Return the only trained rank if the others were truncated from it, else None.
 
     Raises:
         RequestError: there are truncated adapters, and adapters trained at several ranks.
@@ -51,20 +51,21 @@ def trained_at(trials: Sequence[TrialRecord]) -> int | None:
     ranks = sorted({trial.rank for trial in trials if trial.truncated_from is None})
     if len(ranks) > 1:
         raise RequestError(
-            f"results mix truncated adapters with adapters trained at ranks {some(ranks)}: which rank to keep and "
-            "which to train at are two questions; give the results of one strategy at a time"
+            f"results mix truncated adapters with adapters trained at ranks {some(ranks)}: which "
+            "rank to keep and which to train at are two questions; give the results of one "
+            "strategy at a time"
         )
     return ranks[0]
 
 
 def token_means(evidence: pd.DataFrame) -> dict[str, float]:
-    """Return a trial's means over all held-out tokens, so that a long example counts for more.
+    """Return a trial's means over all held-out tokens, so that long examples weigh more.
 
-    The exact match is that of greedy decoding, without decoding: a completion is written exactly if each of its
-    tokens is the model's first choice after those before it, and is left at the first token that is not.
+    The exact match is that of greedy decoding, without decoding: a completion is reproduced if
+    every token is the model's first choice after the tokens before it.
 
     Args:
-        evidence: a row per held-out example; empty result where it has no column ``tokens``.
+        evidence: a row per held-out example. Without a column ``tokens`` there are no means.
     """
     if "tokens" not in evidence or evidence.empty:
         return {}

@@ -43,15 +43,15 @@ DECISION_SETTINGS = ("margin", "confidence")  # they affect the decision, not th
 class SweepStore:
     """A sweep's directory, held by one process at a time.
 
-    A trial is written under a temporary name and then renamed. So a sweep that is killed at any moment leaves
-    complete trials only, and resumes with the next one.
+    A trial is written under a temporary name and then renamed. So a sweep that is killed at any
+    moment leaves complete trials only, and resumes with the next one.
 
     Args:
         directory: the sweep directory; it is created if it does not exist.
-        record: what identifies the sweep. An existing directory must belong to the same request, or hold no
+        record: the request. An existing directory must belong to the same request, or hold no
             complete trial yet.
-        extend: allow the request to have more seeds than the directory's. Trials do not depend on one another, so
-            the result is the same as if the sweep had started with all seeds.
+        extend: allow more seeds than in the directory's request. Trials do not depend on one
+            another, so the result is the same as if the sweep had started with all seeds.
 
     Raises:
         RequestError: the directory cannot be used, belongs to another request, or is in use.
@@ -96,11 +96,11 @@ class SweepStore:
         self._lock.release()
 
     def add(self, finished: "FinishedTrial", settings: Mapping[str, Any]) -> None:
-        """Store a finished trial: ``config.json``, ``metrics.jsonl``, ``evidence.parquet`` and ``adapter/``.
+        """Store a finished trial under ``trials/``.
 
         Args:
             finished: the trial with its adapter and its measurements.
-            settings: further entries of ``config.json``.
+            settings: further entries of its ``config.json``.
 
         Raises:
             RankwiseError: the directory cannot be written; trials stored before stay as they are.
@@ -114,8 +114,9 @@ class SweepStore:
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RankwiseError(
-                f"cannot write {str(self.trials_directory / name)!r}: {error.strerror or error}; the "
-                f"{len(self.trial_names())} complete trials are kept, and the same command resumes from them"
+                f"cannot write {str(self.trials_directory / name)!r}: {error.strerror or error}; "
+                f"the {len(self.trial_names())} complete trials are kept, and the same command "
+                "resumes from them"
             ) from None
 
     def trial_names(self) -> list[str]:
@@ -129,11 +130,11 @@ class SweepStore:
         return read_trials(self.directory, rank=rank, learning_rate=learning_rate)
 
     def evidence(self) -> pd.DataFrame:
-        """Return the held-out results of all complete trials, a row per example, see `read_evidence`."""
+        """Return the held-out results of all complete trials, see `read_evidence`."""
         return read_evidence(self.directory)
 
     def train_losses(self) -> pd.DataFrame:
-        """Return the training losses of all complete trials, a row per step, see `read_train_losses`."""
+        """Return the training losses of all complete trials, see `read_train_losses`."""
         return read_train_losses(self.directory)
 
     def seconds_spent(self) -> float:
@@ -180,7 +181,7 @@ class SweepStore:
             ) from None
 
     def write_rank_pattern(self, adapter: "Adapter | None") -> None:
-        """Write the adapter with a rank for each layer, or remove an earlier one where there is none."""
+        """Write the adapter with a rank for each layer, or remove the directory if None."""
         from rankwise.lora.files import write_adapter
 
         shutil.rmtree(self.directory / RANK_PATTERN_DIRECTORY, ignore_errors=True)
@@ -203,14 +204,15 @@ def refuse_bad_directory(directory: Path) -> None:
     for path in directory.iterdir():
         if path.name != "trials" and not path.name.startswith("."):
             raise RequestError(
-                f"out {str(directory)!r} holds other files ({path.name}) and no sweep; name a new or empty directory"
+                f"out {str(directory)!r} holds other files ({path.name}) and no sweep; "
+                "name a new or empty directory"
             )
 
 
 def can_resume(directory: Path, record: SweepRecord, *, extend: bool) -> bool:
-    """Return whether a directory holds the sweep of the same request, which can then be resumed.
+    """Return whether a directory holds a sweep of the same request.
 
-    A sweep that was refused or stopped before its first trial does not block its directory for another request.
+    A sweep without a complete trial does not block its directory for another request.
 
     Raises:
         RequestError: the directory holds trials of another request.
@@ -278,13 +280,14 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 
 def _analyze_hint(directory: Path, before: SweepRecord, now: SweepRecord) -> str:
-    """Return the command that decides again without training, if nothing but the decision's settings changed."""
+    """Return the command that decides again, if only settings of the decision changed."""
     changed = _differences(before.settings, now.settings)
     if not set(changed) <= set(DECISION_SETTINGS) or before.fingerprints != now.fingerprints:
         return ""
     # All options: the sweep's values need not be the command's defaults.
     options = " ".join(f"--{name} {now.settings[name]}" for name in DECISION_SETTINGS)
-    return f"; or decide again without training: rankwise analyze {shlex.quote(str(directory))} {options}"
+    command = f"rankwise analyze {shlex.quote(str(directory))} {options}"
+    return f"; or decide again without training: {command}"
 
 
 def _trial_files(finished: "FinishedTrial", settings: Mapping[str, Any]) -> dict[str, bytes]:
@@ -335,7 +338,7 @@ def _summary(finished: "FinishedTrial", *, adapter_bytes: int) -> dict[str, Any]
 
 
 def _evidence_bytes(finished: "FinishedTrial") -> bytes:
-    """Return a trial's ``evidence.parquet``; a single row without a loss stands for a diverged trial."""
+    """Return a trial's ``evidence.parquet``; a diverged trial has a single row without a loss."""
     trial = finished.trial
     frame = finished.evidence
     if finished.diverged:

@@ -27,27 +27,17 @@ SUMMARY_BYTES = 8192  # more than the last line of a metrics.jsonl ever takes
 class TrialRecord:
     """A complete trial: its ``config.json`` and the summary at the end of its ``metrics.jsonl``.
 
+    `rankwise.engine.trial` describes the fields of the trial and its measurements.
+
     Attributes:
         directory: the trial's directory; its name is the trial's name.
-        rank: LoRA rank r.
-        seed: seed of the head, the adapter's initial values and the data order.
-        learning_rate: learning rate used in training; a truncated adapter inherits its source's.
-        lora_alpha: PEFT's ``lora_alpha``.
-        use_rslora: whether the scaling is ``lora_alpha / sqrt(r)`` instead of ``lora_alpha / r``.
-        truncated_from: name of the trial whose adapter was truncated; None for a trained adapter.
         step: number of optimizer steps.
-        diverged: whether a loss or a gradient was not finite.
         eval_loss: mean held-out loss, nats per example; NaN if the trial diverged.
         eval_score: mean held-out task score; NaN if the trial diverged.
-        trainable_params: adapter entries, and those of modules trained in full.
         adapter_bytes: size of the adapter file.
-        train_seconds: duration of the training loop, had the trial trained alone.
-        pack_seconds: duration of the training loop of the whole pack.
-        pack_size: number of trials that trained together.
-        eval_seconds: duration of scoring the held-out examples.
-        peak_memory_bytes: largest sum of live tensors in a training step.
-        eval_token_loss: mean held-out loss over all tokens, of causal language models only.
-        eval_perplexity: its exponential.
+        eval_token_loss: mean held-out loss over all tokens; this and the following are measured
+            of causal language models only, see `rankwise.store.costs.token_means`.
+        eval_perplexity: exponential of that loss.
         eval_token_accuracy: share of the tokens that are the model's first choice.
         eval_exact_match: share of the examples whose every token is the model's first choice.
     """
@@ -88,7 +78,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPaths:
-    """Model and data as the request names them; None stands for a built-in sample or for no file."""
+    """Model and data as the request names them; None for a built-in sample or no file."""
 
     model: str | None
     data: str | None
@@ -113,16 +103,12 @@ class TaskRecord:
         examples: description of the examples, as in "2 classes".
         task_type: PEFT's: ``SEQ_CLS`` or ``CAUSAL_LM``.
         loss: unit of the loss.
-        chance: what gives the chance-level loss.
-        chance_loss: chance-level held-out loss in nats; None where the task has none.
+        chance: what gives the chance-level loss; ``chance_loss`` is that loss, nats.
         score: name of the task score; larger is better.
         data_layout: columns and roles of instruction data; None for other tasks.
-        chat_template: whether the tokenizer has a chat template; it decides how instructions are written.
-        answers_marked: whether that template marks the assistant's tokens, which TRL needs to find them.
+        answers_marked: whether the chat template marks the assistant's tokens, as TRL needs it.
         label_names: names of the classes; empty where there are none.
-        train_examples: number of training examples.
-        held_out_examples: number of held-out examples.
-        test_examples: number of test examples.
+        train_examples: number of examples in this part of the data; so for the other parts.
     """
 
     name: str
@@ -174,7 +160,7 @@ class SweepRecord:
     Attributes:
         settings: every setting that affects results, by its name in `rankwise.SweepConfig`.
         paths: model and data as the request names them.
-        fingerprints: hashes of their contents. Settings and fingerprints together identify the sweep.
+        fingerprints: hashes of their contents; with the settings, they identify the sweep.
         task: the task that was loaded from the data.
         environment: versions and hardware.
         command: the command line, or the Python call.
@@ -303,17 +289,18 @@ def read_train_losses(directory: Path) -> pd.DataFrame:
         RankwiseError: a trial's file is missing or broken.
     """
     rows = []
-    for directory_ in trial_directories(directory):
-        trial = read_trial(directory_)
-        for step in read_steps(directory_):
-            rows.append(
-                (trial.rank, trial.seed, trial.learning_rate, step["step"], step["train_loss"])
-            )
+    for trial in read_trials(directory):
+        key = (trial.rank, trial.seed, trial.learning_rate)
+        rows += [(*key, row["step"], row["train_loss"]) for row in read_steps(trial.directory)]
     return pd.DataFrame(rows, columns=list(TRAIN_LOSS_COLUMNS))
 
 
 def read_chance_loss(directory: Path) -> "ChanceLoss | None":
-    """Read the held-out loss of a sweep that has learned nothing: chance level, or the untrained base's losses."""
+    """Read the held-out loss of a model that has learned nothing, None if it is unknown.
+
+    Returns:
+        The task's chance level, or the losses of the untrained base by ``example_id``.
+    """
     sweep = read_sweep(directory)
     if sweep is not None and sweep.task.chance_loss is not None:
         return sweep.task.chance_loss
@@ -345,7 +332,7 @@ def read_trial_config(trial: Path) -> dict[str, Any]:
 
 
 def read_steps(trial: Path) -> list[dict[str, Any]]:
-    """Read what a trial directory's ``metrics.jsonl`` logs of each optimizer step.
+    """Read the measurements of each optimizer step, the other lines of ``metrics.jsonl``.
 
     Raises:
         RankwiseError: it is missing or broken.
@@ -358,7 +345,7 @@ def read_steps(trial: Path) -> list[dict[str, Any]]:
 
 
 def read_summary(trial: Path) -> dict[str, Any]:
-    """Read the last line of a trial directory's ``metrics.jsonl``: what was measured of the whole trial.
+    """Read the measurements of a whole trial, the last line of its ``metrics.jsonl``.
 
     Raises:
         RankwiseError: the file is missing or broken.

@@ -1,14 +1,16 @@
 """The versions and the hardware that a sweep runs on, and a note on its random seeds.
 
-Reproducibility: a sweep has four sources of randomness, and all of them are fixed.
-- ``Trial.seed`` sets an adapter's initial values, a new head and the order of the training data.
-- `rankwise.tasks.splits.SPLIT_SEED` splits the data into training, held-out and test examples. It is the same for
-  every sweep, so that all trials and all sweeps of a file are judged on the same examples.
-- ``torch.manual_seed(0)`` in `rankwise.models.base_model` initialises what a checkpoint lacks, before the trials
-  draw their own heads.
-- ``default_rng(0)`` in `rankwise.sweeps.dry_run` picks the examples that are timed; no trial depends on it.
+Every source of randomness in a sweep is fixed:
 
-The same versions on the same hardware give the same losses, so both are part of a sweep's record.
+- ``Trial.seed`` draws an adapter's initial values and a new head, and orders the training data.
+- `rankwise.tasks.splits.SPLIT_SEED` splits the data into training, held-out and test examples. It
+  is the same in every sweep, so all trials on a file are judged by the same examples.
+- ``torch.manual_seed(0)`` in `rankwise.models.base_model` initialises what a checkpoint lacks;
+  each trial draws its head again.
+- ``default_rng(0)`` in `rankwise.sweeps.dry_run` picks the examples that are timed; no trial
+  depends on it.
+
+The same versions on the same hardware give the same losses, so a sweep records both.
 """
 
 import os

@@ -1,13 +1,14 @@
-"""The course exercise: train several ranks on a real task and put them side by side."""
+"""The course exercise: train adapters of several ranks and compare them."""
 
 import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Unpack
 
+import numpy as np
 import pandas as pd
 
 from rankwise.decide import best_learning_rate
@@ -19,19 +20,19 @@ from rankwise.sweeps.progress import Progress, Silent
 
 @dataclass(frozen=True, kw_only=True)
 class RankExperiment:
-    """What training at one rank gave, over its seeds at its own best learning rate.
+    """The results of one rank: over its seeds, at its own best learning rate.
 
     Attributes:
-        rank: r.
-        alpha: ``lora_alpha``.
+        rank: LoRA rank r.
+        alpha: PEFT's ``lora_alpha``.
         trainable_params: adapter entries and those of the classification head.
-        accuracy: mean over seeds, on held-out examples; NaN if every trial diverged.
-        loss: mean held-out loss, nats per example; NaN if every trial diverged.
-        training_time_seconds: median over seeds of one trial's training loop.
+        accuracy: mean held-out accuracy over seeds; NaN if every trial diverged.
+        loss: mean held-out loss over seeds, nats per example; NaN if every trial diverged.
+        training_time_seconds: duration of one trial's training loop, median over seeds.
         peak_memory_bytes: largest sum of live tensors in a training step.
         adapter_bytes: size of the adapter file.
-        learning_rate: the rank's own best of those tried; NaN if every trial diverged.
-        seeds: trials behind the means.
+        learning_rate: the rank's best of those tried; NaN if every trial diverged.
+        seeds: number of trials behind the means.
     """
 
     rank: int
@@ -52,15 +53,16 @@ def run_rank_comparison(
     progress: Progress | None = None,
     **settings: Unpack[GridSettings],
 ) -> list[RankExperiment]:
-    """Really train an adapter of every rank and return the results, ascending.
+    """Train adapters of every rank and return the results, ranks ascending.
 
-    This is the sweep's training without its decision; `rankwise.sweep` says which rank to take.
+    These are the trials of a sweep without its decision; `rankwise.sweep` also decides which rank
+    to take.
 
     Args:
-        ranks: one or more.
-        progress: reports how the training goes on.
-        **settings: other fields of `SweepConfig`, for example ``seeds=1``, ``data="reviews.csv"``. Without ``out``
-            nothing is kept on disk.
+        ranks: one rank or more.
+        progress: receives notes and finished trials while the ranks are trained.
+        **settings: other fields of `SweepConfig`, for example ``seeds=1``,
+            ``data="reviews.csv"``. Without ``out``, nothing is kept on disk.
 
     Raises:
         RequestError: the request was wrong; nothing was trained.
@@ -68,7 +70,7 @@ def run_rank_comparison(
     Example:
         >>> from rankwise import run_rank_comparison
         >>> results = run_rank_comparison([4, 8], seeds=1)  # doctest: +SKIP
-        >>> [(one.rank, one.accuracy) for one in results]  # doctest: +SKIP
+        >>> [(result.rank, result.accuracy) for result in results]  # doctest: +SKIP
     """
     from rankwise.sweeps.run import open_run, run_trials
 
@@ -76,7 +78,7 @@ def run_rank_comparison(
         config = make_config({"out": Path(scratch) / "sweep", **settings, "ranks": ranks})
         if config.strategy != "grid" or config.budget is not None:
             raise RequestError(
-                "run_rank_comparison trains every rank: strategy and budget go with rankwise.sweep"
+                "run_rank_comparison trains every rank: use rankwise.sweep for strategy and budget"
             )
         with open_run(config, progress or Silent()) as run:
             run_trials(run)
@@ -92,8 +94,8 @@ def _experiment(evidence: pd.DataFrame, trials: Sequence[TrialRecord], rank: int
         rank=rank,
         alpha=at_rank[0].lora_alpha,
         trainable_params=at_rank[0].trainable_params,
-        accuracy=fmean(trial.eval_score for trial in at_rank),
-        loss=fmean(trial.eval_loss for trial in at_rank),
+        accuracy=float(np.mean([trial.eval_score for trial in at_rank])),
+        loss=float(np.mean([trial.eval_loss for trial in at_rank])),
         training_time_seconds=median(trial.train_seconds for trial in at_rank),
         peak_memory_bytes=max(trial.peak_memory_bytes for trial in at_rank),
         adapter_bytes=max(trial.adapter_bytes for trial in at_rank),

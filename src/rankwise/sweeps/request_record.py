@@ -20,7 +20,7 @@ NOT_IDENTIFYING = ("extend", "allow_duplicates", "max_memory", "budget", "report
 
 
 def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepRecord:
-    """Return the record of a request; files count by content, so that a moved file is the same file."""
+    """Return the record of a request; a file is identified by its content, so it may be moved."""
     settings = {**config.as_dict(), "max_length": max_length(config, task)}
     for name in NOT_IDENTIFYING:
         del settings[name]

@@ -1,4 +1,7 @@
-"""Trials for experiment trackers: TensorBoard, MLflow, Weights & Biases, Trackio; each imported if asked for."""
+"""Reports of trials to experiment trackers: TensorBoard, MLflow, Weights & Biases, Trackio.
+
+A tracker is imported only if the request names it.
+"""
 
 import json
 import shutil
@@ -19,6 +22,7 @@ from rankwise.store.records import (
 )
 
 REPORTED = "reported.json"
+MLFLOW_BATCH = 1000  # the most metrics that MLflow takes in one call
 STEP_METRICS = {
     "train_loss": "train/loss",
     "learning_rate": "train/learning_rate",
@@ -39,13 +43,13 @@ END_METRICS = {
 
 @dataclass(frozen=True)
 class TrackedTrial:
-    """A complete trial, as a tracker takes it.
+    """A complete trial in the form that trackers take.
 
     Attributes:
-        name: of the trial.
-        config: rank, seed, learning rate and the like.
-        steps: metrics by step: ``(step, {name: value})``.
-        result: metrics at the end: held-out loss and score, parameters, seconds, bytes; none that was not measured.
+        name: name of the trial.
+        config: rank, seed, learning rate and further settings.
+        steps: metrics of each optimizer step: ``(step, {name: value})``.
+        result: metrics of the whole trial: held-out loss and score, parameters, seconds, bytes.
     """
 
     name: str
@@ -55,11 +59,59 @@ class TrackedTrial:
 
     @property
     def last_step(self) -> int:
-        """The step that the result stands at."""
+        """The step that the result is logged at."""
         return self.steps[-1][0] if self.steps else 0
 
+    @property
+    def rows(self) -> list[tuple[int, dict[str, float]]]:
+        """The metrics of all steps, and last the result."""
+        return [*self.steps, (self.last_step, self.result)]
 
-def read_trial(directory: Path) -> TrackedTrial:
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that are not installed.
+
+    Raises:
+        RequestError: a tracker's package is missing; the message says how to install it.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise RequestError(
+                f"report_to {name!r} needs the package {name!r}, which is not installed: "
+                f"pip install 'rankwise[{name}]'"
+            )
+
+
+def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], None]) -> None:
+    """Report the complete trials of a sweep to trackers, each trial once.
+
+    ``reported.json`` lists what each tracker has received, so a resumed sweep reports only new
+    trials. The failure of a tracker does not stop a sweep: it is noted, and the same command
+    reports the trial later.
+
+    Args:
+        directory: the sweep directory.
+        names: names of the trackers.
+        note: receives a sentence about each failure.
+    """
+    reported: dict[str, list[str]] = read_json(directory / REPORTED) or {}
+    for name in names:
+        received = reported.setdefault(name, [])
+        for path in trial_directories(directory):
+            if path.name in received:
+                continue
+            try:
+                REPORTERS[name](read_tracked_trial(path), directory)
+            # A server may be unreachable; whatever its client raises, the sweep continues.
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                note(f"report_to {name}: {path.name} not reported: {reason}")
+                break
+            received.append(path.name)
+            write_whole(directory / REPORTED, (json.dumps(reported, indent=2) + "\n").encode())
+
+
+def read_tracked_trial(directory: Path) -> TrackedTrial:
     """Read a trial's directory."""
     return TrackedTrial(
         name=directory.name,
@@ -70,56 +122,58 @@ def read_trial(directory: Path) -> TrackedTrial:
 
 
 def _named(row: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
+    """Return the metrics that were measured, under the names of trackers."""
     return {name: float(row[key]) for key, name in names.items() if row.get(key) is not None}
 
 
 def to_tensorboard(trial: TrackedTrial, directory: Path) -> None:
-    """Write ``tensorboard/TRIAL/``: a run with its scalars, and its config for the view that compares runs."""
+    """Write the run ``tensorboard/TRIAL/`` of the sweep, with its config in the HParams view."""
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
     place = directory / "tensorboard" / trial.name
-    shutil.rmtree(place, ignore_errors=True)  # what an interruption left
-    config = {
-        name: value
-        for name, value in trial.config.items()
-        if isinstance(value, (bool, int, float, str))
-    }
+    shutil.rmtree(place, ignore_errors=True)  # left by an interruption
+    config = {}
+    for name, value in trial.config.items():
+        if isinstance(value, (bool, int, float, str)):
+            config[name] = value
     with SummaryWriter(str(place)) as writer:
         for summary in hparams(config, trial.result):
-            writer._get_file_writer().add_summary(summary)
-        for step, metrics in [*trial.steps, (trial.last_step, trial.result)]:
+            writer.file_writer.add_summary(summary)
+        for step, metrics in trial.rows:
             for name, value in metrics.items():
                 writer.add_scalar(name, value, step)
 
 
 def to_mlflow(trial: TrackedTrial, directory: Path) -> None:
-    """Log a run of the experiment named like the sweep: where MLflow is set to, else ``mlflow.db`` in the sweep."""
+    """Log a run of the MLflow experiment that is named like the sweep.
+
+    Without a tracking URI of the user's, the run is kept in ``mlflow.db`` in the sweep directory.
+    """
     import mlflow
     from mlflow.entities import Metric, Param
 
-    # MLflow's setting is one for the whole process, and another's: a client of its own leaves it alone.
+    # A client of our own leaves the process-wide tracking URI, which is the user's, alone.
     uri = None if mlflow.is_tracking_uri_set() else f"sqlite:///{directory.resolve() / 'mlflow.db'}"
     client = mlflow.MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(directory.resolve().name)
-    number = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(directory.resolve().name)
-    )
+    name = directory.resolve().name
+    experiment = client.get_experiment_by_name(name)
+    number = experiment.experiment_id if experiment else client.create_experiment(name)
     run = client.create_run(number, run_name=trial.name).info.run_id
-    rows = [*trial.steps, (trial.last_step, trial.result)]
-    metrics = [
-        Metric(name, value, 0, step) for step, values in rows for name, value in values.items()
-    ]
-    client.log_batch(run, params=[Param(name, str(value)) for name, value in trial.config.items()])
-    for start in range(0, len(metrics), 1000):  # the most that a batch may hold
-        client.log_batch(run, metrics=metrics[start : start + 1000])
+    metrics = []
+    for step, values in trial.rows:
+        metrics += [Metric(key, value, 0, step) for key, value in values.items()]
+    client.log_batch(run, params=[Param(key, str(value)) for key, value in trial.config.items()])
+    for start in range(0, len(metrics), MLFLOW_BATCH):
+        client.log_batch(run, metrics=metrics[start : start + MLFLOW_BATCH])
     client.set_terminated(run)
 
 
 def to_wandb(trial: TrackedTrial, directory: Path) -> None:
-    """Log a run of the group named like the sweep, in the project "rankwise"; ``WANDB_MODE=offline`` keeps it here."""
+    """Log a run of the project "rankwise" in the group that is named like the sweep.
+
+    ``WANDB_MODE=offline`` keeps it on this machine.
+    """
     import wandb
 
     run = wandb.init(
@@ -130,22 +184,19 @@ def to_wandb(trial: TrackedTrial, directory: Path) -> None:
         dir=str(directory),
         reinit="create_new",
     )
-    for step, metrics in trial.steps:
+    for step, metrics in trial.rows:
         run.log(metrics, step=step)
-    run.log(trial.result, step=trial.last_step)
     run.finish()
 
 
 def to_trackio(trial: TrackedTrial, directory: Path) -> None:
-    """Log a run of the project named like the sweep, into Trackio's own local database."""
+    """Log a run of the project that is named like the sweep, in Trackio's local database."""
     import trackio
 
-    trackio.init(
-        project=directory.resolve().name, name=trial.name, config=trial.config, embed=False
-    )
-    for step, metrics in trial.steps:
+    project = directory.resolve().name
+    trackio.init(project=project, name=trial.name, config=trial.config, embed=False)
+    for step, metrics in trial.rows:
         trackio.log(metrics, step=step)
-    trackio.log(trial.result, step=trial.last_step)
     trackio.finish()
 
 
@@ -155,46 +206,3 @@ REPORTERS: dict[str, Callable[[TrackedTrial, Path], None]] = {
     "wandb": to_wandb,
     "trackio": to_trackio,
 }
-
-
-def require_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that are not installed.
-
-    Raises:
-        RequestError: naming the package and how to get it.
-    """
-    for name in names:
-        if find_spec(name) is None:
-            raise RequestError(
-                f"report_to {name!r} needs the package {name!r}, which is not installed: pip install 'rankwise[{name}]'"
-            )
-
-
-def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], None]) -> None:
-    """Report the complete trials of a sweep that a tracker has not got yet, each once.
-
-    What a tracker has is kept in ``reported.json``, so a resumed sweep reports only what is new. A tracker that fails
-    costs no training: that is said, and the same command reports the trial later.
-
-    Args:
-        directory: the sweep directory.
-        names: of the trackers.
-        note: is told of failures.
-    """
-    reported: dict[str, list[str]] = read_json(directory / REPORTED) or {}
-    for name in names:
-        known = reported.setdefault(name, [])
-        for path in trial_directories(directory):
-            if path.name in known:
-                continue
-            try:
-                REPORTERS[name](read_trial(path), directory)
-            except (
-                Exception
-            ) as error:  # a server may be away; whatever it raises, the sweep goes on
-                note(
-                    f"report_to {name}: {path.name} not reported: {' '.join(str(error).split())[:200]}"
-                )
-                break
-            known.append(path.name)
-            write_whole(directory / REPORTED, (json.dumps(reported, indent=2) + "\n").encode())

@@ -1,0 +1,67 @@
+"""The truncating engine over an engine that records its calls and scores by the adapter's rank."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from rankwise.engine.trial import FinishedTrial, Trial
+from rankwise.lora import Adapter, read_adapter, write_adapter
+from rankwise.lora.adapter import pairs
+from rankwise.sweeps.truncating_engine import TruncatingEngine
+from tests.factories import finished
+from tests.lora.adapters import make_adapter
+
+
+class RecordingEngine:
+    pack_size = 2
+
+    def __init__(self) -> None:
+        self.trained: list[Trial] = []
+        self.scored: list[list[int]] = []
+
+    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+        self.trained += trials
+        for trial in trials:
+            yield finished(trial=trial)
+
+    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+        ranks = [pairs(adapter)[0].rank for adapter in adapters]
+        self.scored.append(ranks)
+        return [pd.DataFrame({"example_id": [3], "loss": [1.0 / r], "score": [0.0]}) for r in ranks]
+
+
+def trial(rank: int, source: str | None = None) -> Trial:
+    return Trial(rank=rank, seed=0, learning_rate=1e-3, lora_alpha=rank, truncated_from=source)
+
+
+def test_truncations_of_one_adapter_are_scored_together(tmp_path: Path) -> None:
+    write_adapter(make_adapter(rank=8, dtype=torch.float32), tmp_path / "source")
+    inner = RecordingEngine()
+    engine = TruncatingEngine(inner, lambda name: tmp_path / name)
+    trials = [trial(8), trial(2, "source"), trial(4, "source")]
+    results = list(engine.train(trials))
+    assert inner.trained == [trial(8)]
+    assert inner.scored == [[2, 4]]
+    assert [result.trial for result in results] == trials
+    for result in results[1:]:
+        assert (result.train_seconds, result.pack_size, result.diverged) == (0.0, 1, False)
+        assert result.evidence["loss"].tolist() == [1.0 / result.trial.rank]
+
+
+def test_a_truncated_adapter_is_the_best_of_its_rank(tmp_path: Path) -> None:
+    trained = make_adapter(rank=8, dtype=torch.float32)
+    write_adapter(trained, tmp_path / "source")
+    engine = TruncatingEngine(RecordingEngine(), lambda name: tmp_path / name)
+    (result,) = engine.train([trial(4, "source")])
+    truncated = {pair.name: pair for pair in pairs(Adapter(result.adapter, result.adapter_config))}
+    for pair in pairs(read_adapter(tmp_path / "source")):
+        best = truncated[pair.name]
+        assert best.rank == 4
+        delta = pair.scaling * (pair.b @ pair.a)
+        rest = torch.linalg.svdvals(delta)[4:]
+        error = torch.linalg.norm(delta - best.scaling * (best.b @ best.a))
+        assert error == pytest.approx(torch.linalg.norm(rest), rel=1e-3)
+    assert result.trainable_params == sum(value.numel() for value in result.adapter.values())
