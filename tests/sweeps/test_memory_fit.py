@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,10 @@ def test_ranks_need_more_memory_the_larger_they_are(config: SweepConfig) -> None
     assert fit.at_once >= 1
 
 
-def test_a_rank_that_does_not_fit_is_refused(tiny_model: Path, reviews: Path) -> None:
-    config = SweepConfig(model=str(tiny_model), data=reviews, ranks=(2, 8), max_memory="1kB")
-    with pytest.raises(RequestError, match="rank 2 needs about"):
-        fit_to_machine(config, load_task(config))
+def test_a_rank_that_does_not_fit_is_refused(config: SweepConfig) -> None:
+    task = load_task(config)
+    ample = fit_to_machine(replace(config, max_memory="1GB"), task)
+    # Where memory is short, the longest text counts instead of the longest length allowed.
+    tight = fit_to_machine(replace(config, max_memory=ample.needed[8]), task)
+    with pytest.raises(RequestError, match=r"rank 8 needs about .* ranks up to 2 fit"):
+        fit_to_machine(replace(config, max_memory=tight.needed[8] - 1), task)
