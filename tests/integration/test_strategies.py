@@ -161,7 +161,9 @@ def test_analyze_keeps_truncated_trials_apart(once: Path) -> None:
     assert rankwise.analyze(once).decision.question == "keep"
     found = read_results([once / "trials"])
     assert set(found.evidence["rank"]) == {8}
-    assert sum("it is a cut of another trial's adapter" in note for note in found.notes) == 4
+    assert (
+        sum("its adapter was truncated from another trial's" in note for note in found.notes) == 4
+    )
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest(

@@ -26,5 +26,5 @@ def test_the_engine_is_the_one_that_the_request_names(
     with open_run(config, notes) as run:
         engine = choose_engine(run)
     assert type(engine) is kind
-    assert engine.recipe.epochs == 3
+    assert engine.config.epochs == 3
     assert not any("instead of the fused one" in note for note in notes.notes)
