@@ -74,8 +74,8 @@ def predict_t4(row: dict[str, Any], directory: Path) -> StepMemory:
     from rankwise.planning.memory.devices import find_device
     from rankwise.planning.memory.setup import DTYPES
     from rankwise.planning.meta_model import load_meta_model
-    from rankwise.planning.params import make_skeleton
     from rankwise.planning.planner import Planner
+    from rankwise.planning.prepare import make_skeleton
 
     config = t4_config(row, directory)
     attention = "eager" if config.attention == "eager" else "sdpa"

@@ -29,7 +29,8 @@ from rankwise.models.base_model import BaseModel, load_base
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.setup import DTYPES, training_batch
 from rankwise.planning.meta_model import load_meta_model, quiet_libraries
-from rankwise.planning.params import lora_config, make_skeleton
+from rankwise.planning.params import lora_config
+from rankwise.planning.prepare import make_skeleton
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode

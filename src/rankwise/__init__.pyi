@@ -6,8 +6,8 @@ from .decide.selection import select as select
 from .errors import RankwiseError as RankwiseError
 from .errors import RequestError as RequestError
 from .planning.config import PlanConfig as PlanConfig
+from .planning.estimates import estimate_lora_params as estimate_lora_params
 from .planning.estimates import estimate_training_memory as estimate_training_memory
-from .planning.params_estimate import estimate_lora_params as estimate_lora_params
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .sweeps.config import SweepConfig as SweepConfig

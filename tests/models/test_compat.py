@@ -11,20 +11,33 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from rankwise.models.compat import (
     attention_implementation,
+    cpu_attention,
+    cpu_fuses_attention,
     dequantize_bnb,
+    efficient_attention_backward,
     expand_all_linear,
     first_sentence,
     fix_bnb_layout,
+    flash_attention_backward,
+    fold_experts_without_autocast,
+    grouped_matmul,
     intercept_operators,
+    math_attention,
     quantized_bits,
     quantized_tensors,
     quiet_libraries,
+    reads_value,
+    register_adapter_classes,
     reinitialize,
+    softmax_backward,
+    softmax_to_fp32,
     tensors_in,
     trainer_with_sampler,
     use_at_most_one_gpu,
@@ -33,9 +46,39 @@ from rankwise.models.compat import (
 PRIVATE_NAMES = [  # module, name inside it, function of compat that uses it
     ("torch.utils._python_dispatch", "TorchDispatchMode", "intercept_operators"),
     ("torch.utils._pytree", "tree_leaves", "tensors_in"),
+    ("torch", "ops.aten._scaled_dot_product_attention_math", "math_attention"),
+    ("torch", "ops.aten._scaled_dot_product_flash_attention", "flash_attention"),
+    ("torch", "ops.aten._scaled_dot_product_efficient_attention", "efficient_attention"),
+    ("torch", "ops.aten._scaled_dot_product_flash_attention_for_cpu", "cpu_attention"),
+    ("torch", "_fused_sdp_choice", "cpu_fuses_attention"),
+    ("torch", "ops.aten._softmax", "softmax_to_fp32"),
+    ("torch", "_grouped_mm", "grouped_matmul"),
+    ("torch", "ops.aten._softmax_backward_data.default", "softmax_backward"),
+    (
+        "torch",
+        "ops.aten._scaled_dot_product_flash_attention_backward.default",
+        "flash_attention_backward",
+    ),
+    (
+        "torch",
+        "ops.aten._scaled_dot_product_efficient_attention_backward.default",
+        "efficient_attention_backward",
+    ),
+    ("torch", "ops.aten._local_scalar_dense.default", "reads_value"),
     ("transformers", "PreTrainedModel._init_weights", "reinitialize"),
     ("transformers", "PreTrainedConfig._attn_implementation", "attention_implementation"),
     ("transformers", "Trainer._get_train_sampler", "trainer_with_sampler"),
+    ("peft", "LoraConfig._register_custom_module", "register_adapter_classes"),
+    (
+        "peft.tuners.lora.layer",
+        "ParamWrapper._activate_lora",
+        "fold_experts_without_autocast",
+    ),
+    (
+        "peft.tuners.lora.layer",
+        "ParamWrapper._remove_parametrizations",
+        "fold_experts_without_autocast",
+    ),
     ("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", "expand_all_linear"),
 ]
 
@@ -80,6 +123,113 @@ def test_operators_are_intercepted_inside_the_with_block_only() -> None:
     torch.ones(2) * 2
     assert total.tolist() == [2.0, 2.0]
     assert seen == ["aten.ones.default", "aten.add.Tensor"]
+
+
+def test_attention_kernels_agree_with_the_public_function() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 6, 8)
+    expected = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    by_math = math_attention(query, key, value, None, 0.0, True, None, False)
+    fused = cpu_attention(query, key, value, None, 0.0, True, None)
+    torch.testing.assert_close(by_math, expected)
+    torch.testing.assert_close(fused, expected)
+    assert cpu_fuses_attention(query, key, value, None, 0.0, True, None, False)
+    assert not cpu_fuses_attention(query, key, value, None, 0.1, True, None, False)
+
+
+def test_softmax_of_fp16_is_taken_in_fp32() -> None:
+    x = torch.randn(3, 5, device="meta", dtype=torch.float16)
+    assert softmax_to_fp32(x, 1).dtype is torch.float32
+
+
+def test_backward_of_softmax_and_attention_runs_the_named_operators() -> None:
+    seen = set()
+
+    def run(operator: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, object]) -> object:
+        seen.add(operator)
+        return operator(*args, **kwargs)  # type: ignore[operator]
+
+    x = torch.randn(3, 5, requires_grad=True)
+    with intercept_operators(run):
+        x.softmax(dim=1).sum().backward()
+    assert softmax_backward() in seen
+    assert "flash" in str(flash_attention_backward())
+    assert "efficient" in str(efficient_attention_backward())
+
+
+def test_reading_a_value_is_recognised() -> None:
+    seen = []
+
+    def run(operator: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, object]) -> object:
+        seen.append(reads_value(operator))
+        return operator(*args, **kwargs)  # type: ignore[operator]
+
+    x = torch.ones(1)
+    with intercept_operators(run):
+        x + 1
+        x.item()
+    assert seen == [False, True]
+
+
+def test_grouped_matmul_is_what_a_function_mode_sees() -> None:
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    rows = torch.zeros(4, 16, dtype=torch.bfloat16, device="meta")
+    weight = torch.zeros(2, 16, 16, dtype=torch.bfloat16, device="meta")
+    ends = torch.zeros(2, dtype=torch.int32, device="meta")
+    with Mode():
+        functional.grouped_mm(rows, weight, offs=ends)
+    assert seen == [grouped_matmul()]
+
+
+def test_a_registered_class_wraps_its_layers() -> None:
+    from peft import get_peft_model
+    from peft.tuners.lora.layer import Linear
+
+    class Wide(nn.Linear):
+        pass
+
+    class WideLora(Linear):
+        pass
+
+    model = nn.Sequential(Wide(4, 4), nn.Linear(4, 4))
+    config = LoraConfig(target_modules=["0", "1"])
+    register_adapter_classes(config, {Wide: WideLora})
+    get_peft_model(model, config)
+    assert [type(layer) for layer in model] == [WideLora, Linear]
+
+
+class Experts(nn.Module):
+    """Two linear experts in one stacked parameter (experts, d_in, d_out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(x, self.weight)
+
+
+def test_experts_are_folded_on_meta_and_give_the_same_as_peft_elsewhere() -> None:
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nn.Sequential(Experts()),
+        LoraConfig(target_modules=[], target_parameters=["0.weight"], init_lora_weights=False),
+    )
+    x = torch.randn(2, 5, 4)
+    expected = model(x)
+    fold_experts_without_autocast(model)
+    assert torch.equal(model(x), expected)
+    assert model.to("meta")(x.to("meta")).shape == expected.shape
 
 
 def test_tensors_are_found_at_any_depth() -> None:

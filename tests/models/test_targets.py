@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rankwise.errors import RequestError
 from rankwise.models.targets import check_ranks, find_targets, group_pattern, parse_targets
-from rankwise.planning.params_estimate import adapter_params
+from rankwise.planning.estimates import adapter_params
 from tests.tiny_models import PACKABLE
 
 HEADS = ("classifier", "score", "pooler")

@@ -8,16 +8,16 @@ from peft import get_peft_model
 
 from rankwise.errors import RequestError
 from rankwise.models.base_model import load_base
+from rankwise.models.compat import quiet_libraries
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.meta_model import load_meta_model, quiet_libraries
+from rankwise.planning.estimates import estimate_lora_params
+from rankwise.planning.meta_model import load_meta_model
 from rankwise.planning.params import (
     ParamCount,
-    count_params,
+    count_at_rank,
     lora_config,
-    make_skeleton,
-    put_on_adapter,
 )
-from rankwise.planning.params_estimate import estimate_lora_params
+from rankwise.planning.prepare import make_skeleton
 from rankwise.tasks.losses import ClassificationObjective
 from tests.tiny_models import ARCHITECTURES, real_model, request, save_tiny, write_config
 
@@ -27,9 +27,7 @@ PUBLISHED = json.loads((Path(__file__).parent / "published_params.json").read_te
 def count(config: PlanConfig) -> ParamCount:
     meta = load_meta_model(config.model, torch.float32, task_type=config.task_type)
     skeleton = make_skeleton(meta, config)
-    return count_params(
-        skeleton, put_on_adapter(skeleton.copy(), config, config.ranks[0], meta.task_type)
-    )
+    return count_at_rank(skeleton, config, config.ranks[0])
 
 
 def count_by_peft(config: PlanConfig) -> Any:
@@ -155,7 +153,7 @@ def test_adapter_file_has_the_size_that_was_told(
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.precision]
     meta = load_meta_model(config.model, dtype)
     skeleton = make_skeleton(meta, config)
-    params = count_params(skeleton, put_on_adapter(skeleton.copy(), config, 8, meta.task_type))
+    params = count_at_rank(skeleton, config, 8)
     with quiet_libraries():
         real_model(config, tmp_path, 8).save_pretrained(tmp_path / "saved")
     assert params.adapter_bytes == (tmp_path / "saved" / "adapter_model.safetensors").stat().st_size

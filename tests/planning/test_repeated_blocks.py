@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from rankwise.planning.repeated_blocks import cut_stacks
+from rankwise.planning.repeated_blocks import shorten_stacks
 
 
 class Model(nn.Module):
@@ -27,7 +27,7 @@ def test_one_period_stands_for_the_others(
     widths: list[int], kept: list[str], middle: tuple[str, ...], repeats: int
 ) -> None:
     model = Model(widths)
-    (stack,) = cut_stacks(model)
+    (stack,) = shorten_stacks(model)
     layers = model.body.layers
     assert isinstance(layers, nn.ModuleList)
     assert [name for name, _ in layers.named_children()] == kept
@@ -48,13 +48,13 @@ def test_one_period_stands_for_the_others(
 @pytest.mark.parametrize("widths", [[8, 8, 8], [2, 4, 6, 8, 10], [8, 6, 8, 6, 8]])
 def test_what_repeats_too_little_stays_whole(widths: list[int]) -> None:
     model = Model(widths)
-    assert cut_stacks(model) == []
+    assert shorten_stacks(model) == []
     assert len(list(model.body.layers.children())) == len(widths)
 
 
 def test_blocks_that_are_treated_differently_stay_apart() -> None:
     model = Model([8] * 12)
-    (stack,) = cut_stacks(model, lambda name: name.rsplit(".", 1)[-1] in ("0", "1", "2", "3"))
+    (stack,) = shorten_stacks(model, lambda name: name.rsplit(".", 1)[-1] in ("0", "1", "2", "3"))
     # The longer run of equal blocks is the one that is cut; the first four are all kept.
     assert {"0", "1", "2", "3"} <= {name for name, _ in model.body.layers.named_children()}
     assert stack.middle == ("5",)

@@ -90,6 +90,153 @@ def tensors_in(value: Any) -> "list[Tensor]":
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
+# ---- torch: attention kernels and other operators, for planning ----
+
+
+def math_attention(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    mask: "Tensor | None",
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> "Tensor":
+    """Attend with PyTorch's unfused kernel. No public function runs a kernel that is not chosen.
+
+    This holds for the next three functions too.
+    """
+    import torch
+
+    return torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
+def flash_attention(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+) -> "Tensor":
+    """Attend with CUDA's FlashAttention kernel."""
+    import torch
+
+    return torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, dropout, is_causal, False, scale=scale
+    )[0]
+
+
+def efficient_attention(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    mask: "Tensor | None",
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+) -> "Tensor":
+    """Attend with CUDA's memory-efficient kernel."""
+    import torch
+
+    has_backward = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (query, key, value)
+    )
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, mask, has_backward, dropout, is_causal, scale=scale
+    )[0]
+
+
+def cpu_attention(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    mask: "Tensor | None",
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+) -> "Tensor":
+    """Attend with the CPU's fused kernel."""
+    import torch
+
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout, is_causal, attn_mask=mask, scale=scale
+    )[0]
+
+
+def cpu_fuses_attention(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    mask: "Tensor | None",
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> bool:
+    """Return whether PyTorch takes the CPU's fused kernel for these tensors.
+
+    The public `torch.backends.cuda.can_use_flash_attention` answers for CUDA only.
+    """
+    import torch
+
+    choice = torch._fused_sdp_choice(
+        query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
+
+
+def softmax_to_fp32(x: "Tensor", dim: int) -> "Tensor":
+    """Take the softmax of fp16 numbers in fp32, in one kernel. In public, CUDA alone does so."""
+    import torch
+
+    return torch.ops.aten._softmax(x, dim, True)
+
+
+def grouped_matmul() -> Any:
+    """Return the function that the public `torch.nn.functional.grouped_mm` calls.
+
+    A torch function mode sees this function only.
+    """
+    import torch
+
+    return torch._grouped_mm
+
+
+def softmax_backward() -> Any:
+    """Return the operator that differentiates softmax. Operators of autograd have no public names."""
+    import torch
+
+    return torch.ops.aten._softmax_backward_data.default
+
+
+def flash_attention_backward() -> Any:
+    """Return the operator that differentiates `flash_attention`."""
+    import torch
+
+    return torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+
+
+def efficient_attention_backward() -> Any:
+    """Return the operator that differentiates `efficient_attention`."""
+    import torch
+
+    return torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
+
+
+def reads_value(operator: Any) -> bool:
+    """Return whether an operator returns a tensor's value to Python, as ``bool()`` and ``item()`` do.
+
+    PyTorch has no public name for the operator that both of them call.
+    """
+    import torch
+
+    return operator is torch.ops.aten._local_scalar_dense.default
+
+
 # ---- transformers ----
 
 
@@ -154,6 +301,58 @@ def expand_all_linear(config: "LoraConfig", model: "nn.Module") -> None:
     from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 
     _maybe_include_all_linear_layers(config, model)
+
+
+def register_adapter_classes(config: "LoraConfig", classes: dict[type, type]) -> None:
+    """Let PEFT put an adapter class of ours on a layer class; PEFT calls this its experimental API.
+
+    Args:
+        config: changed in place.
+        classes: adapter class by layer class.
+    """
+    config._register_custom_module(classes)
+
+
+def fold_experts_without_autocast(peft_model: Any) -> None:
+    """Let PEFT's adapters on stacked experts run on the ``meta`` device.
+
+    PEFT folds their factors with autocast switched off, and `torch.autocast` refuses ``meta``.
+    """
+    from peft.tuners.lora.layer import ParamWrapper
+    from torch import baddbmm, nn
+    from torch.nn.utils import parametrize
+
+    class FoldedFactors(nn.Module):
+        def __init__(self, left: Any, right: Any, scaling: float) -> None:
+            super().__init__()
+            self.left, self.right, self.scaling = left, right, scaling
+
+        def forward(self, weight: Any) -> Any:
+            return baddbmm(weight, self.left, self.right, alpha=self.scaling)
+
+    class FoldedWrapper(ParamWrapper):
+        @contextmanager
+        def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
+            if self.num_experts == 1:
+                with super()._activate_lora(active_adapters):
+                    yield
+                return
+            (adapter,) = active_adapters
+            layer: Any = self.get_base_layer()
+            name = self.parameter_name
+            trains = self.get_param().requires_grad
+            factors = FoldedFactors(*self.get_delta_factors(adapter))
+            parametrize.register_parametrization(layer, name, factors)
+            layer.parametrizations[name].original.requires_grad_(trains)
+            try:
+                with parametrize.cached():
+                    yield
+            finally:
+                self._remove_parametrizations()
+
+    for module in peft_model.modules():
+        if type(module) is ParamWrapper:
+            module.__class__ = FoldedWrapper
 
 
 # ---- bitsandbytes: attributes of its layers that its documentation does not name ----

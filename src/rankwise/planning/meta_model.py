@@ -16,17 +16,27 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-ENDINGS = (  # of an architecture's class name
-    ("ForCausalLM", "CAUSAL_LM"),
-    ("LMHeadModel", "CAUSAL_LM"),
-    ("ForSequenceClassification", "SEQ_CLS"),
-    ("ForTokenClassification", "TOKEN_CLS"),
-    ("ForImageClassification", "IMAGE_CLS"),
+TASK_OF_ENDING = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForImageClassification": "IMAGE_CLS",
+}
+"""The task of an architecture, by how its class name ends."""
+HEAD_WIDTHS = ("head_dim", "kv_lora_rank")
+"""Config keys with which heads need not divide the width (MLA: DeepSeek-V2, 2024)."""
+BUILD_ERRORS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    ZeroDivisionError,
+    AssertionError,
 )
-HEAD_WIDTHS = (
-    "head_dim",
-    "kv_lora_rank",
-)  # with these, heads need not divide the width (MLA: DeepSeek-V2, 2024)
+"""Errors that transformers raises while it builds a model from a config that contradicts itself."""
 
 
 @dataclass
@@ -34,11 +44,11 @@ class MetaModel:
     """A model without weights.
 
     Attributes:
-        model: on the ``meta`` device, frozen.
+        model: the model on the ``meta`` device, frozen.
         name: directory or hub id.
         task_type: a key of `AUTO_CLASSES`.
-        attention: ``eager`` or ``sdpa``, what the model really has.
-        notes: where the model differs from what was asked for.
+        attention: ``eager`` or ``sdpa``, whichever the model has.
+        notes: where the model differs from the request.
     """
 
     model: "nn.Module"
@@ -66,68 +76,38 @@ def load_meta_model(
 
     Args:
         name: a directory with ``config.json``, or a hub id.
-        dtype: of the weights.
+        dtype: precision of the weights.
         task_type: a key of `AUTO_CLASSES`, or ``auto``: from the config's ``architectures``.
-        attention: ``eager``, or ``sdpa`` (where the model has it, else eager; a note says so).
+        attention: ``eager`` or ``sdpa``. A model without sdpa gets eager, and a note.
         num_labels: classes of a classification head; None for the config's.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        RequestError: there is no such config, transformers does not know it, or it contradicts itself.
+        RequestError: there is no such config, transformers does not know it, or it contradicts
+            itself.
     """
-    import torch
-    import transformers
-    from transformers.initialization import no_init_weights
-
-    config, untied = _read_config(name, num_labels, trust_remote_code)
+    config, has_untied_output = _read_config(name, num_labels, trust_remote_code)
     _check_heads(name, config)
+    _disable_cache(config)
+    _fill_in_token_ids(config)
     task = _task_type(config) if task_type == "auto" else task_type
-    _use_no_cache(config)
-    for part in (config, config.get_text_config()):
-        if getattr(part, "pad_token_id", None) is None:
-            part.pad_token_id = 0  # heads of decoders look for the last token that is not padding
-    if (
-        getattr(config, "is_encoder_decoder", False)
-        and getattr(config, "decoder_start_token_id", None) is None
-    ):
-        config.decoder_start_token_id = config.pad_token_id
-    auto_class: Any = getattr(transformers, AUTO_CLASSES[task])
-    notes: list[str] = []
-
-    def build(implementation: str) -> Any:
-        # On meta even values that nobody sees are computed, operation by operation in Python.
-        with quiet_libraries(), torch.device("meta"), no_init_weights():
-            return auto_class.from_config(
-                config,
-                dtype=dtype,
-                attn_implementation=implementation,
-                trust_remote_code=trust_remote_code,
-            )
-
+    notes = []
     try:
         try:
-            model = build(attention)
+            model = _build(config, task, dtype, attention, trust_remote_code)
         except (ValueError, ImportError) as error:
             if attention == "eager" or "attention" not in str(error):
                 raise
             notes.append(
-                f"{config.model_type} has no {attention} attention in transformers; planned with eager"
+                f"{config.model_type} has no {attention} attention in transformers; "
+                "planned with eager"
             )
             attention = "eager"
-            model = build(attention)
+            model = _build(config, task, dtype, attention, trust_remote_code)
         model.tie_weights()
-        if untied:
+        if has_untied_output:
             _untie_output(model)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        ZeroDivisionError,
-        AssertionError,
-    ) as error:
+    except BUILD_ERRORS as error:
         raise RequestError(
             f"model {name!r} cannot be built as {task}: {first_sentence(error)}"
         ) from None
@@ -135,122 +115,154 @@ def load_meta_model(
     return MetaModel(model, name, task, attention, notes)
 
 
-def _use_no_cache(config: Any) -> None:
-    """Let a model keep no keys and values: no training step does. A model of several parts asks each part's config."""
-    from transformers import PretrainedConfig
-
-    config.use_cache = False
-    for part in vars(config).values():
-        if isinstance(part, PretrainedConfig):
-            _use_no_cache(part)
-
-
-def _untie_output(model: Any) -> None:
-    """Give the output layer its own matrix where the model class ties it whatever the config says (mt5).
-
-    So does loading: a checkpoint that has both matrices is not tied.
-    """
-    import torch
-
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if outputs is not None and outputs.weight is inputs.weight:
-        outputs.weight = torch.nn.Parameter(torch.empty_like(outputs.weight))
-
-
 def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> tuple[Any, bool]:
-    """Return a model's config, and whether it says that the output layer has a matrix of its own."""
+    """Return a model's config, and whether it gives the output layer a matrix of its own."""
     from transformers import AutoConfig, PretrainedConfig
 
-    place, file = load_arguments(name)
-    if file:
+    place, gguf_file = load_arguments(name)
+    if gguf_file:
         check_model_files(name)
-    elif (directory := model_directory(name)) is not None:
-        _check_written_config(directory / "config.json", trust_remote_code)
-    more = {} if num_labels is None else {"num_labels": num_labels}
+    else:
+        directory = model_directory(name)
+        if directory is not None:
+            _check_config_file(directory / "config.json", trust_remote_code)
+    labels = {} if num_labels is None else {"num_labels": num_labels}
     try:
         with quiet_libraries():
             config = AutoConfig.from_pretrained(
-                place, trust_remote_code=trust_remote_code, **file, **more
+                place, trust_remote_code=trust_remote_code, **gguf_file, **labels
             )
-            written = config.to_dict() if file else PretrainedConfig.get_config_dict(name)[0]
-    except (
-        Exception
-    ) as error:  # transformers and huggingface_hub raise many kinds for a config they cannot have
+            content = config.to_dict()
+            if not gguf_file:  # the file itself, without the defaults of the config's class
+                content, _ = PretrainedConfig.get_config_dict(name)
+    except Exception as error:  # transformers and huggingface_hub raise errors of many kinds
         raise RequestError(
             f"model {name!r}: its config cannot be read: {first_sentence(error)}"
         ) from None
-    return config, written.get("tie_word_embeddings") is False
+    return config, content.get("tie_word_embeddings") is False
 
 
-def _check_written_config(path: Path, trust_remote_code: bool) -> None:
+def _check_config_file(path: Path, trust_remote_code: bool) -> None:
+    """Refuse a ``config.json`` that transformers does not know or that contradicts itself."""
     from transformers import CONFIG_MAPPING
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError(f"config {str(path)!r} is not JSON: {first_sentence(error)}") from None
-    kind = content.get("model_type") if isinstance(content, dict) else None
-    known = list(CONFIG_MAPPING.keys())
-    if kind not in known and not (trust_remote_code and "auto_map" in content):
-        close = difflib.get_close_matches(str(kind), known, n=1, cutoff=0.5)
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    model_types = list(CONFIG_MAPPING.keys())
+    if model_type in model_types:
+        # A config may hold only what differs from its class.
+        config_class = CONFIG_MAPPING[model_type]
+        defaults = {key: getattr(config_class, key, None) for key in HEAD_WIDTHS}
+        content = {**defaults, **content}
+    elif not (trust_remote_code and "auto_map" in content):
+        close = difflib.get_close_matches(str(model_type), model_types, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise RequestError(
-            f"config {str(path)!r}: model_type {kind!r} is not one that transformers knows{hint}"
+            f"config {str(path)!r}: model_type {model_type!r} is not one that transformers "
+            f"knows{hint}"
         )
-    if kind in known:  # some write no more than what differs from their class
-        content = {
-            **{key: getattr(CONFIG_MAPPING[kind], key, None) for key in HEAD_WIDTHS},
-            **content,
-        }
     _check_heads(str(path.parent), SimpleNamespace(**content))
 
 
 def _check_heads(name: str, config: Any) -> None:
-    """Refuse head counts that do not divide; transformers lets some through to a wrong shape."""
-    heads, width = (
-        getattr(config, "num_attention_heads", None),
-        getattr(config, "hidden_size", None),
-    )
+    """Refuse head counts that do not divide; transformers builds wrong shapes from some of them."""
+    heads = getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None)
+    width = getattr(config, "hidden_size", None)
     if not isinstance(heads, int) or not isinstance(width, int):
         return
-    if heads < 1 or (width % heads and not any(getattr(config, key, None) for key in HEAD_WIDTHS)):
+    need_not_divide = any(getattr(config, key, None) for key in HEAD_WIDTHS)
+    if heads < 1 or (width % heads and not need_not_divide):
         raise RequestError(
             f"model {name!r}: hidden_size {width} cannot be divided by num_attention_heads {heads}"
             f"{_nearest_divisor(width, heads)}"
         )
     if isinstance(groups, int) and groups and heads % groups:
         raise RequestError(
-            f"model {name!r}: num_attention_heads {heads} cannot be divided by num_key_value_heads {groups}"
-            f"{_nearest_divisor(heads, groups)}"
+            f"model {name!r}: num_attention_heads {heads} cannot be divided by "
+            f"num_key_value_heads {groups}{_nearest_divisor(heads, groups)}"
         )
 
 
 def _nearest_divisor(whole: int, part: int) -> str:
     divisors = [number for number in range(1, whole + 1) if whole % number == 0]
-    return (
-        f" (the nearest that does is {min(divisors, key=lambda number: abs(number - part))})"
-        if divisors
-        else ""
-    )
+    if not divisors:
+        return ""
+    return f" (the nearest that does is {min(divisors, key=lambda number: abs(number - part))})"
+
+
+def _disable_cache(config: Any) -> None:
+    """Let a model keep no keys and values, as in training; each part of it reads its own config."""
+    from transformers import PretrainedConfig
+
+    config.use_cache = False
+    for part in vars(config).values():
+        if isinstance(part, PretrainedConfig):
+            _disable_cache(part)
+
+
+def _fill_in_token_ids(config: Any) -> None:
+    """Give a config the token ids without which a forward pass fails; their values do not matter.
+
+    Classification heads of decoders look for the last token that is not padding.
+    """
+    for part in (config, config.get_text_config()):
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = 0
+    start = getattr(config, "decoder_start_token_id", None)
+    if getattr(config, "is_encoder_decoder", False) and start is None:
+        config.decoder_start_token_id = config.pad_token_id
 
 
 def _task_type(config: Any) -> str:
-    """Choose the head from the config's ``architectures``, or from what the model type is mostly for."""
+    """Choose the task from ``architectures``, or else the usual task of the model type."""
     from transformers.models.auto import modeling_auto as auto
 
-    kind = config.model_type
     for architecture in getattr(config, "architectures", None) or ():
-        for ending, task in ENDINGS:
+        for ending, task in TASK_OF_ENDING.items():
             if architecture.endswith(ending):
                 return task
-    if kind in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+    model_type = config.model_type
+    if model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
         return "SPEECH_SEQ2SEQ"
     if getattr(config, "is_encoder_decoder", False):
         return "SEQ_2_SEQ_LM"
-    encoder = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not encoder:
+    is_encoder = model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder:
         return "CAUSAL_LM"
-    if kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+    if model_type in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "IMAGE_CLS"
     return "SEQ_CLS"
+
+
+def _build(
+    config: Any, task: str, dtype: "torch.dtype", attention: str, trust_remote_code: bool
+) -> Any:
+    import torch
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    auto_class: Any = getattr(transformers, AUTO_CLASSES[task])
+    # Without no_init_weights the initial values, which meta drops, are computed in Python.
+    with quiet_libraries(), torch.device("meta"), no_init_weights():
+        return auto_class.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def _untie_output(model: Any) -> None:
+    """Give the output layer a matrix of its own, also if the class ties it always (mt5).
+
+    Loading does so too: a checkpoint that has both matrices is not tied.
+    """
+    import torch
+
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is not None and outputs.weight is inputs.weight:
+        outputs.weight = torch.nn.Parameter(torch.empty_like(outputs.weight))

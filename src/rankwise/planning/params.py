@@ -1,33 +1,37 @@
-"""Exact parameter counts: PEFT puts the adapter on a model without weights, and its own parameters are counted."""
+"""Exact parameter counts: PEFT puts the adapter on a model without weights, and we count."""
 
 import json
 import re
-from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError, nearest, some
 from rankwise.lora.adapter import PEFT_PREFIX
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.auto import trained_heads
-from rankwise.models.compat import first_sentence, quiet_libraries
-from rankwise.models.targets import GROUPS, group_pattern
-from rankwise.planning.meta_model import MetaModel
-from rankwise.planning.repeated_blocks import Stack, cut_stacks
+from rankwise.models.compat import (
+    first_sentence,
+    fold_experts_without_autocast,
+    quiet_libraries,
+    register_adapter_classes,
+)
+from rankwise.models.targets import linear_sizes
+from rankwise.planning.repeated_blocks import Skeleton
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rankwise.models.config import Quantization
     from rankwise.planning.config import PlanConfig
 
 PEFT_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS")
+MIXTRAL_NAMES = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
+"""Names of experts' single matrices, which PEFT maps to the stacked parameters of transformers 5."""
 
 
 @dataclass(frozen=True)
 class LayerParams:
-    """What a layer of the base model trains: its adapter, or itself (``modules_to_save``, ``bias``)."""
+    """Trainable parameters of a layer: its adapter's, or its own if it is trained in full."""
 
     name: str
     params: int
@@ -38,16 +42,20 @@ class ParamCount:
     """The parameters of a model with its adapter, as PEFT counts them.
 
     Attributes:
-        trainable: with the modules trained in full; what ``PeftModel.get_nb_trainable_parameters`` returns.
+        trainable: adapter and modules trained in full; the number that
+            ``PeftModel.get_nb_trainable_parameters`` returns.
         all: base model, adapter and the copies of modules trained in full; tied weights once.
         adapter_bytes: size of ``adapter_model.safetensors``.
         layers: the trainable parameters, layer by layer.
+        smaller_sides: the smaller side of every adapted layer, the highest rank that ``B @ A`` can
+            have there, by the layer's name in the skeleton.
     """
 
     trainable: int
     all: int
     adapter_bytes: int
     layers: tuple[LayerParams, ...]
+    smaller_sides: dict[str, int]
 
     @property
     def percent(self) -> float:
@@ -55,119 +63,61 @@ class ParamCount:
         return 100.0 * self.trainable / self.all
 
 
-@dataclass
-class Skeleton:
-    """A model without weights and adapters, its stacks cut to the blocks that stand for all.
+def count_params(skeleton: Skeleton, peft_model: Any) -> ParamCount:
+    """Count the parameters of the whole model from its skeleton.
 
-    Attributes:
-        meta: the cut model.
-        stacks: what was cut.
+    Args:
+        skeleton: the shortened model.
+        peft_model: a copy of it with the adapter, not quantised.
     """
-
-    meta: MetaModel
-    stacks: list[Stack]
-
-    def copy(self) -> "nn.Module":
-        """Return the cut model for changes."""
-        return deepcopy(self.meta.model)
-
-    def repeats(self, name: str) -> int:
-        """Return how many layers of the whole model a layer or parameter of the cut one stands for."""
-        return len(self.names(name))
-
-    def names(self, name: str) -> list[str]:
-        """Return the names, in the whole model, of the layers that a layer of the cut one stands for.
-
-        ``name`` may have anything in front (PEFT's ``base_model.model.``) and behind.
-        """
-        for stack in self.stacks:
-            for kept, represented in zip(stack.middle, stack.represented, strict=True):
-                inside = f"{stack.name}.{kept}."
-                if (at := f"{name}.".find(inside)) == 0 or (at > 0 and name[at - 1] == "."):
-                    front, behind = name[: at + len(stack.name) + 1], name[at + len(inside) - 1 :]
-                    return [f"{front}{key}{behind}" for key in represented]
-        return [name]
-
-
-def with_groups_named(config: "PlanConfig", model: "nn.Module") -> "PlanConfig":
-    """Return a request whose ``target_modules`` PEFT understands: ``attention`` and ``mlp`` by this model's names."""
-    targets = config.target_modules
-    return (
-        replace(config, target_modules=group_pattern(model, str(targets)))
-        if targets in GROUPS
-        else config
+    trainable = total = 0
+    layers: dict[str, int] = {}
+    for name, parameter in peft_model.named_parameters():  # tied weights come once
+        names = skeleton.names(name)
+        total += parameter.numel() * len(names)
+        if parameter.requires_grad:
+            trainable += parameter.numel() * len(names)
+            for full_name in names:
+                layer = _layer_name(full_name)
+                layers[layer] = layers.get(layer, 0) + parameter.numel()
+    return ParamCount(
+        trainable=trainable,
+        all=total,
+        adapter_bytes=_file_bytes(_saved_tensors(skeleton, peft_model)),
+        layers=tuple(LayerParams(name, layers[name]) for name in sorted(layers, key=_by_number)),
+        smaller_sides=_smaller_sides(peft_model),
     )
 
 
-def as_on_disk(config: "PlanConfig", meta: MetaModel) -> tuple["PlanConfig", list[str]]:
-    """Return a request that plans a quantised checkpoint in the bits that loading gives it, and notes about that."""
-    written = getattr(meta.config, "quantization_config", None)
-    if not isinstance(written, dict):
-        return config, []
-    method = str(written.get("quant_method", "bitsandbytes"))
-    stored: Quantization
-    if method == "bitsandbytes" and written.get("load_in_8bit"):
-        stored = "int8"
-    elif method == "bitsandbytes" and written.get("load_in_4bit"):
-        stored = (
-            "nf4-dq" if written.get("bnb_4bit_use_double_quant") else "nf4"
-        )  # FP4 takes the same
-    else:
-        planned = (
-            "is not quantised" if config.quantization == "none" else f"is {config.quantization}"
-        )
-        return config, [
-            f"the checkpoint is quantised on disk by {method}; the figures are for a base that {planned}"
-        ]
-    if config.quantization == "none":
-        return replace(config, quantization=stored), [
-            f"the checkpoint is {stored} on disk, and is planned so"
-        ]
-    if config.quantization == stored:
-        return config, []
-    return config, [
-        f"the checkpoint is {stored} on disk; the figures are for a base that is {config.quantization}"
-    ]
+def count_at_rank(skeleton: Skeleton, config: "PlanConfig", rank: int) -> ParamCount:
+    """Put a request's adapter on a copy of the skeleton and count.
 
-
-def make_skeleton(meta: MetaModel, config: "PlanConfig") -> Skeleton:
-    """Cut a model (in place) as far as the adapter allows: blocks that it treats differently are kept."""
-    from peft.tuners.tuners_utils import check_target_module_exists
-    from peft.utils.other import get_pattern_key
-
-    lora = lora_config(config, config.ranks[0], meta.task_type)
-    by_name = lora.target_modules != "all-linear"
-    patterns = list(lora.rank_pattern)
-
-    def is_like(name: str) -> object:
-        leaf_wise = tuple(name.endswith(f".{module}") for module in config.modules_to_save)
-        matched = bool(check_target_module_exists(lora, name)) if by_name else None
-        return (
-            matched,
-            next((p for p in patterns if get_pattern_key([p], name) != name or p == name), None),
-            leaf_wise,
-        )
-
-    return Skeleton(meta, cut_stacks(meta.model, is_like))
+    Raises:
+        RequestError: the target modules match nothing, or PEFT refuses.
+    """
+    peft_model = put_on_adapter(skeleton.copy(), config, rank, skeleton.meta.task_type)
+    return count_params(skeleton, peft_model)
 
 
 def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
-    """Return PEFT's config of a request.
+    """Return PEFT's config for a request.
 
-    What is trained in full gets no adapter, or PEFT refuses: it takes every name with such an ending, as DistilBERT's
-    ``pre_classifier``, but counts them, too, to ``all-linear``.
+    PEFT refuses an adapter on a module that is trained in full. It trains every module with such
+    an ending, as DistilBERT's ``pre_classifier``, but also counts it to ``all-linear``. So those
+    modules are excluded here.
     """
     from peft import LoraConfig
 
     targets = config.target_modules
-    in_full = "|".join(map(re.escape, (*config.modules_to_save, *trained_heads(task_type))))
     policy = parse_alpha_policy(config.lora_alpha)
+    in_full = "|".join(map(re.escape, (*config.modules_to_save, *trained_heads(task_type))))
+    excluded = rf".*({in_full})(\..*)?" if in_full and targets == "all-linear" else None
     return LoraConfig(
         r=rank,
         lora_alpha=policy.alpha(rank),  # type: ignore[arg-type]  # PEFT takes fractions as well
         use_rslora=policy.use_rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=rf".*({in_full})(\..*)?" if in_full and targets == "all-linear" else None,
+        exclude_modules=excluded,
         modules_to_save=list(config.modules_to_save) or None,
         rank_pattern=dict(config.rank_pattern),
         bias=config.bias,
@@ -177,16 +127,20 @@ def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
 
 
 def put_on_adapter(
-    model: "nn.Module", config: "PlanConfig", rank: int, task_type: str, more: Any = None
+    model: "nn.Module",
+    config: "PlanConfig",
+    rank: int,
+    task_type: str,
+    adapter_classes: dict[type, type] | None = None,
 ) -> Any:
-    """Put an adapter on a model with PEFT.
+    """Put an adapter on a model on ``meta`` with PEFT.
 
     Args:
-        model: changed in place.
+        model: the model, changed in place.
         config: the request.
         rank: r.
-        task_type: of the model.
-        more: PEFT's custom modules ``{layer class: adapter class}``.
+        task_type: the model's task.
+        adapter_classes: adapter class by layer class, for layers that PEFT does not know.
 
     Returns:
         The ``PeftModel``.
@@ -198,93 +152,48 @@ def put_on_adapter(
     from peft import get_peft_model
 
     lora = lora_config(config, rank, task_type)
-    if more:
-        lora._register_custom_module(more)
-    _check_targets(model, config)
-    leaves = sorted(_linear_leaves(model))  # as they are before PEFT begins
+    if adapter_classes:
+        register_adapter_classes(lora, adapter_classes)
+    _check_names(model, config)
+    leaves = sorted(_leaves(linear_sizes(model)))  # before PEFT wraps them
     try:
         with quiet_libraries(), torch.device("meta"):
-            return get_peft_model(model, lora, low_cpu_mem_usage=True)
+            peft_model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        targets = (
-            config.target_modules
-            if isinstance(config.target_modules, str)
-            else ",".join(config.target_modules)
-        )
+        targets = config.target_modules
+        shown = targets if isinstance(targets, str) else ",".join(targets)
         raise RequestError(
-            f"PEFT cannot put an adapter on target_modules {targets!r}: {first_sentence(error)[:200]}; "
-            f"the model's linear layers end in: {some(leaves, 12)}"
+            f"PEFT cannot put an adapter on target_modules {shown!r}: "
+            f"{first_sentence(error)[:200]}; the model's linear layers end in: {some(leaves, 12)}"
         ) from None
+    fold_experts_without_autocast(peft_model)
+    return peft_model
 
 
-def _check_targets(model: "nn.Module", config: "PlanConfig") -> None:
-    """Refuse names that no layer or parameter ends in, with the nearest one."""
-    names = [name for name, _ in model.named_modules()] + [
-        name for name, _ in model.named_parameters()
-    ]
-    leaves = {name.rsplit(".", 1)[-1] for name in names if name}
-    old_expert_names = {
-        "w1",
-        "w2",
-        "w3",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    }  # PEFT maps them to stacked parameters
-    given = {
-        "target_modules": () if isinstance(config.target_modules, str) else config.target_modules,
-        "modules_to_save": config.modules_to_save,
-    }
-    for setting, wanted in given.items():
-        for target in wanted:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                if (
-                    setting == "target_modules"
-                    and target in old_expert_names
-                    and "experts" in leaves
-                ):
-                    continue
-                raise RequestError(
-                    f"{setting} {target!r} matches no layer of the model{nearest(target, leaves)}; "
-                    f"its linear layers end in: {some(sorted(_linear_leaves(model)), 12)}"
-                )
+def _check_names(model: "nn.Module", config: "PlanConfig") -> None:
+    """Refuse names that no layer or parameter ends in, with the nearest one that exists."""
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
+    leaves = _leaves(names)
+    targets = () if isinstance(config.target_modules, str) else config.target_modules
+    if "experts" in leaves:
+        targets = tuple(target for target in targets if target not in MIXTRAL_NAMES)
+    requested = [("target_modules", target) for target in targets]
+    requested += [("modules_to_save", module) for module in config.modules_to_save]
+    for setting, wanted in requested:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            linear = sorted(_leaves(linear_sizes(model)))
+            raise RequestError(
+                f"{setting} {wanted!r} matches no layer of the model{nearest(wanted, leaves)}; "
+                f"its linear layers end in: {some(linear, 12)}"
+            )
 
 
-def _linear_leaves(model: "nn.Module") -> set[str]:
-    from rankwise.models.targets import linear_sizes
-
-    return {name.rsplit(".", 1)[-1] for name in linear_sizes(model)}
-
-
-def count_params(skeleton: Skeleton, peft_model: Any) -> ParamCount:
-    """Count the parameters of the whole model from its cut one.
-
-    Args:
-        skeleton: what was cut.
-        peft_model: the cut model with its adapter, not quantised.
-    """
-    trainable = everything = 0
-    layers: dict[str, int] = {}
-    for name, parameter in peft_model.named_parameters():  # tied weights come once
-        names = skeleton.names(name)
-        everything += parameter.numel() * len(names)
-        if parameter.requires_grad:
-            trainable += parameter.numel() * len(names)
-            for whole in names:
-                layer = _layer_name(whole)
-                layers[layer] = layers.get(layer, 0) + parameter.numel()
-    return ParamCount(
-        trainable=trainable,
-        all=everything,
-        adapter_bytes=_file_bytes(_saved_tensors(skeleton, peft_model)),
-        layers=tuple(
-            LayerParams(name, params) for name, params in sorted(layers.items(), key=_by_numbers)
-        ),
-    )
+def _leaves(names: Iterable[str]) -> set[str]:
+    """Return the last parts of dotted names."""
+    return {name.rsplit(".", 1)[-1] for name in names}
 
 
-def smaller_sides(peft_model: Any) -> dict[str, int]:
-    """Return the smaller side of every adapted layer: ``B @ A`` cannot have a higher rank there."""
+def _smaller_sides(peft_model: Any) -> dict[str, int]:
     from peft.tuners.lora import LoraLayer
 
     return {
@@ -297,14 +206,14 @@ def smaller_sides(peft_model: Any) -> dict[str, int]:
 def _layer_name(parameter: str) -> str:
     """Return the base model's layer that a trainable parameter belongs to."""
     name = parameter.removeprefix(PEFT_PREFIX)
-    for sign in (".lora_", ".modules_to_save."):
-        name = name.split(sign)[0]
+    for marker in (".lora_", ".modules_to_save."):
+        name = name.split(marker)[0]
     return name.removesuffix(".weight").removesuffix(".bias").replace(".base_layer", "")
 
 
-def _by_numbers(item: tuple[str, int]) -> list[tuple[int, str]]:
-    """Order names with numbers in them as people count: 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split(".")]
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sort numbers inside names by value: 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def _saved_tensors(skeleton: Skeleton, peft_model: Any) -> Iterator[tuple[str, Any]]:
@@ -313,33 +222,32 @@ def _saved_tensors(skeleton: Skeleton, peft_model: Any) -> Iterator[tuple[str, A
     with quiet_libraries():
         saved = get_peft_model_state_dict(peft_model)
     for name, tensor in saved.items():
-        for whole in skeleton.names(name):
-            yield whole, tensor
+        for full_name in skeleton.names(name):
+            yield full_name, tensor
 
 
-def _file_bytes(tensors: Iterator[tuple[str, Any]]) -> int:
+def _file_bytes(tensors: Iterable[tuple[str, Any]]) -> int:
     """Return the size of a safetensors file: 8 bytes of length, a header padded to 8, the data.
 
     https://huggingface.co/docs/safetensors, "Format". PEFT writes the metadata ``{"format": "pt"}``.
     """
-    kinds = {
-        "float32": "F32",
-        "float16": "F16",
-        "bfloat16": "BF16",
-        "float64": "F64",
-        "int64": "I64",
+    dtypes = {
+        "torch.float32": "F32",
+        "torch.float16": "F16",
+        "torch.bfloat16": "BF16",
+        "torch.float64": "F64",
+        "torch.int64": "I64",
     }
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    # The file has wide types first, then names in order (safetensors/src/tensor.rs, ``prepare``).
+    # The file has wide types first, then sorted names (safetensors/src/tensor.rs, ``prepare``).
     for name, tensor in sorted(tensors, key=lambda item: (-item[1].element_size(), item[0])):
-        size = tensor.numel() * tensor.element_size()
-        kind = kinds[str(tensor.dtype).removeprefix("torch.")]
+        end = offset + tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": kind,
+            "dtype": dtypes[str(tensor.dtype)],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
+            "data_offsets": [offset, end],
         }
-        offset += size
-    text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-text // 8) * 8 + offset
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + offset

@@ -1,48 +1,40 @@
-"""Parameters and memory of every rank before any weight is loaded: the Python call behind ``rankwise plan``."""
+"""Parameters and memory of every rank before any weight is loaded: the call of ``rankwise plan``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rankwise.checks import check_config
 from rankwise.errors import RequestError
 from rankwise.models.config import Quantization
-from rankwise.planning.beside import beside
 from rankwise.planning.config import PlanConfig, make_plan_config
+from rankwise.planning.machine_fit import chosen_device
 from rankwise.planning.memory.devices import Device
-from rankwise.planning.memory.setup import DTYPES, longest_input
+from rankwise.planning.memory.setup import longest_input
 from rankwise.planning.memory.step import StepMemory
-from rankwise.planning.meta_model import load_meta_model
-from rankwise.planning.params import (
-    ParamCount,
-    as_on_disk,
-    count_params,
-    make_skeleton,
-    put_on_adapter,
-    smaller_sides,
-    with_groups_named,
-)
-from rankwise.planning.planner import (
-    Limits,
-    Planner,
-    Saving,
-    chosen_device,
-    find_limits,
-    find_savings,
-)
+from rankwise.planning.meta_model import MetaModel
+from rankwise.planning.params import ParamCount, count_at_rank
+from rankwise.planning.planner import Limits, Planner, Saving, find_limits, find_savings
+from rankwise.planning.prepare import prepare
 
 COMPARED: tuple[Quantization, ...] = ("none", "int8", "nf4")
+"""Quantisations whose training peaks every plan compares."""
+MATH_ATTENTION = (
+    "PyTorch has no fused attention kernel for this model, precision and device, and keeps the "
+    "scores (grouped keys in fp32, or before capability 8.0); --attention flash plans for one, "
+    "with repeated keys"
+)
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """A rank.
+    """The plan of one rank.
 
     Attributes:
         rank: r.
-        params: counts, exact.
-        memory: of a training step.
+        params: exact counts.
+        memory: memory of a training step.
         fits: whether the device has room for it; None without a device.
         margin: bytes left on the device, negative if it does not fit; None without a device.
     """
@@ -56,19 +48,19 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was planned.
+    """Parameters and memory of every rank, and what fits.
 
     Attributes:
         config: the request.
-        task_type: that was planned for.
-        device: whose kernels were planned for.
-        room: bytes on it; None if the request names no device and no memory.
-        rows: rank by rank.
-        by_quantization: bytes of the training peak by quantisation and rank: the same ranks at the request's
-            precision, int8 and NF4.
+        task_type: the task that was planned for.
+        device: the device with the kernels that were planned for.
+        room: bytes on the device; None if the request names no device and no memory.
+        rows: the plan, rank by rank.
+        by_quantization: bytes of the training peak by quantisation and rank: the same ranks at the
+            request's precision, int8 and NF4.
         limits: the most that fits; None without a device.
-        savings: what to change first, where the smallest rank does not fit.
-        notes: where the plan differs from what was asked for.
+        savings: what to change first, if the smallest rank does not fit.
+        notes: where the plan differs from the request.
     """
 
     config: PlanConfig
@@ -120,15 +112,13 @@ class Plan:
 
 
 def plan(model: str | None = None, *, config: PlanConfig | None = None, **settings: Any) -> Plan:
-    """Tell parameters and memory of every rank from the model's config alone.
+    """Return the parameters and the memory of every rank, from the model's config alone.
 
     Args:
         model: a directory with ``config.json``, or a hub id.
         config: the whole request; or give its fields as keyword arguments.
-        **settings: fields of `PlanConfig`, for example ``ranks=[4, 8]``, ``quantization="nf4"``, ``device="T4"``.
-
-    Returns:
-        The plan.
+        **settings: fields of `PlanConfig`, for example ``ranks=[4, 8]``, ``quantization="nf4"``,
+            ``device="T4"``.
 
     Raises:
         RequestError: the request was wrong.
@@ -137,88 +127,80 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
         >>> import rankwise
         >>> rankwise.plan("path/to/Llama-2-7b", ranks=[8], target_modules="q_proj,v_proj")  # doctest: +SKIP
     """
-    if config is not None and (settings or model is not None):
-        raise RequestError("give either a config or its fields, not both")
-    if config is None:
-        config = make_plan_config({**settings, **({} if model is None else {"model": model})})
-    config = check_config(config, PlanConfig)
-    device, room = chosen_device(config)
-    meta = load_meta_model(
-        config.model,
-        DTYPES[config.precision],
-        task_type=config.task_type,
-        attention="eager" if config.attention == "eager" else "sdpa",
-        num_labels=config.num_labels,
-        trust_remote_code=config.trust_remote_code,
+    request = _request(model, config, settings)
+    device, room = chosen_device(request)
+    prepared = prepare(request)
+    planner = Planner(prepared.skeleton, prepared.config, device)
+    counts = {
+        rank: count_at_rank(prepared.skeleton, prepared.config, rank) for rank in request.ranks
+    }
+    rows = tuple(
+        _row(rank, counts[rank], memory, room)
+        for rank, memory in planner.by_rank(request.ranks).items()
     )
-    longest = 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
-    request, on_disk = as_on_disk(config, meta)
-    config = with_groups_named(request, meta.model)
-    skeleton = make_skeleton(meta, config)
-    notes = [*meta.notes, *on_disk]
-    planner = Planner(skeleton, config, device)
-    others = beside(
-        lambda: _peaks(planner, [name for name in COMPARED if name != config.quantization])
-    )
-    counts = {}
-    for rank in config.ranks:
-        peft_model = put_on_adapter(skeleton.copy(), config, rank, meta.task_type)
-        counts[rank] = count_params(skeleton, peft_model)
-        sides = smaller_sides(peft_model)
-        small = {name: side for name, side in sides.items() if side < rank}
-        if small:
-            name = min(small, key=small.__getitem__)
-            notes.append(
-                f"rank {rank} is above {small[name]}, the smaller side of {name}, and adds nothing there"
-            )
-    rows = []
-    for rank, memory in planner.by_rank(config.ranks).items():
-        margin = None if room is None else room - memory.needed
-        rows.append(
-            PlanRow(rank, counts[rank], memory, None if margin is None else margin >= 0, margin)
-        )
+    notes = [*prepared.notes, *_idle_ranks(counts)]
     if "math" in planner.kernels:
-        notes.append(
-            "PyTorch has no fused attention kernel for this model, precision and device, and keeps the scores "
-            "(grouped keys in fp32, or before capability 8.0); --attention flash plans for one, with repeated keys"
-        )
-    limits, savings = None, list[Saving]()
+        notes.append(MATH_ATTENTION)
+    limits = savings = None
     if room is not None:
-        free = room
-
-        def find() -> dict[str, Any]:
-            return {
-                "savings": [
-                    asdict(saving) for saving in find_savings(planner, free, config.ranks[0])
-                ]
-            }
-
-        found = None if rows[0].fits else beside(find)
-        limits = find_limits(planner, room, config.ranks, max(sides.values()), longest)
-        savings = [] if found is None else [Saving(**saving) for saving in found()["savings"]]
-    peaks = {config.quantization: [row.memory.peak_allocated for row in rows], **others()}
+        highest_rank = max(counts[request.ranks[0]].smaller_sides.values())
+        longest = _longest(prepared.skeleton.meta)
+        limits = find_limits(planner, room, request.ranks, highest_rank, longest)
+        if not rows[0].fits:
+            savings = find_savings(planner, room, request.ranks[0])
     return Plan(
-        config=request,
-        task_type=meta.task_type,
+        config=prepared.on_disk,
+        task_type=prepared.skeleton.meta.task_type,
         device=device,
         room=room,
-        rows=tuple(rows),
-        by_quantization={
-            name: dict(zip(config.ranks, peaks[name], strict=True))
-            for name in dict.fromkeys((*COMPARED, config.quantization))
-        },
+        rows=rows,
+        by_quantization=_by_quantization(planner, rows),
         limits=limits,
-        savings=tuple(savings),
+        savings=tuple(savings or ()),
         notes=tuple(notes),
     )
 
 
-def _peaks(planner: Planner, quantizations: Sequence[Quantization]) -> dict[str, Any]:
-    """Return bytes of the training peak of every rank, by quantisation."""
-    ranks = planner.config.ranks
-    peaks: dict[str, Any] = {}
-    for name in quantizations:
+def _request(model: str | None, config: PlanConfig | None, settings: dict[str, Any]) -> PlanConfig:
+    if config is not None and (settings or model is not None):
+        raise RequestError("give either a config or its fields, not both")
+    if config is not None:
+        return check_config(config, PlanConfig)
+    return make_plan_config({**settings, **({} if model is None else {"model": model})})
+
+
+def _row(rank: int, params: ParamCount, memory: StepMemory, room: int | None) -> PlanRow:
+    if room is None:
+        return PlanRow(rank, params, memory, fits=None, margin=None)
+    margin = room - memory.needed
+    return PlanRow(rank, params, memory, margin >= 0, margin)
+
+
+def _longest(meta: MetaModel) -> int | None:
+    """Return the model's own limit of the length; 0 if the length is fixed, None without a limit."""
+    return 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
+
+
+def _idle_ranks(counts: Mapping[int, ParamCount]) -> Iterator[str]:
+    """Note each rank that is above what a layer can use, with the smallest such layer."""
+    for rank, params in counts.items():
+        name, side = min(params.smaller_sides.items(), key=lambda item: item[1])
+        if side < rank:
+            yield (
+                f"rank {rank} is above {side}, the smaller side of {name}, and adds nothing there"
+            )
+
+
+def _by_quantization(planner: Planner, rows: Sequence[PlanRow]) -> dict[str, dict[int, int]]:
+    """Return bytes of the training peak by quantisation and rank."""
+    requested = planner.config.quantization
+    peaks: dict[str, dict[int, int]] = {}
+    for name in dict.fromkeys((*COMPARED, requested)):
+        if name == requested:
+            peaks[name] = {row.rank: row.memory.peak_allocated for row in rows}
+            continue
         config = replace(planner.config, quantization=name)
         other = Planner(planner.skeleton, config, planner.device, evaluation=False)
-        peaks[name] = [step.peak_allocated for step in other.by_rank(ranks).values()]
+        memories = other.by_rank(config.ranks)
+        peaks[name] = {rank: memory.peak_allocated for rank, memory in memories.items()}
     return peaks

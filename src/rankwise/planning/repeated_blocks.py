@@ -1,28 +1,34 @@
-"""Repeated blocks: a deep model cut down to the few blocks that tell everything about the rest.
+"""Repeated blocks: a deep model shortened to the few blocks that stand for the rest.
 
-A transformer is stacks of blocks that repeat with a period (1 in most models, 2 where attention alternates between
-a window and the whole). What one period takes, in parameters as in a training step, every period takes. So counting
-and tracing look at the first period, one in the middle, and the last, and multiply the one in the middle.
+A transformer is stacks of blocks that repeat with a period: 1 in most models, 2 where attention
+alternates between a window and all tokens. Every period takes the same parameters and memory. So
+planning keeps the first period, one in the middle and the last, and multiplies the middle one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from rankwise.planning.meta_model import MetaModel
+
 MIN_STACK = 4
+"""Repetitions below which a stack is kept whole."""
 MAX_PERIOD = 8
+LISTS_BY_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers", "sliding_window_pattern")
+"""Lists of a config with an entry for each block."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack after cutting.
+    """A stack of repeated blocks after shortening.
 
     Attributes:
-        name: of its ``ModuleList`` in the model, for example ``model.layers``.
+        name: name of its ``ModuleList`` in the model, for example ``model.layers``.
         middle: names of the kept blocks that stand for others, for example ``("1",)``.
-        represented: for each of them, the names of all blocks that it stands for, itself among them.
+        represented: names of all blocks that each of them stands for, its own included.
     """
 
     name: str
@@ -35,8 +41,44 @@ class Stack:
         return len(self.represented[0])
 
 
-class _SparseList(nn.ModuleList):
-    """A module list whose names have gaps: blocks keep the names that they have in the whole model."""
+@dataclass
+class Skeleton:
+    """A shortened model without weights and adapters.
+
+    Attributes:
+        meta: the shortened model.
+        stacks: its shortened stacks.
+    """
+
+    meta: MetaModel
+    stacks: list[Stack]
+
+    def copy(self) -> nn.Module:
+        """Return a copy of the shortened model, to be changed."""
+        return deepcopy(self.meta.model)
+
+    def repeats(self, name: str) -> int:
+        """Return how many layers or parameters of the whole model one of the skeleton stands for."""
+        return len(self.names(name))
+
+    def names(self, name: str) -> list[str]:
+        """Return the names, in the whole model, that a name of the skeleton stands for.
+
+        ``name`` may have anything in front (PEFT's ``base_model.model.``) and behind.
+        """
+        for stack in self.stacks:
+            for kept, represented in zip(stack.middle, stack.represented, strict=True):
+                block = f"{stack.name}.{kept}."
+                at = f"{name}.".find(block)
+                if at == 0 or (at > 0 and name[at - 1] == "."):
+                    front = name[: at + len(stack.name) + 1]
+                    behind = name[at + len(block) - 1 :]
+                    return [f"{front}{key}{behind}" for key in represented]
+        return [name]
+
+
+class _ListWithGaps(nn.ModuleList):
+    """A module list in which the kept blocks have the names that they have in the whole model."""
 
     def __init__(self, blocks: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -44,98 +86,105 @@ class _SparseList(nn.ModuleList):
             self.add_module(name, block)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, int):
-            return list(self._modules.values())[index]
-        return nn.ModuleList(list(self._modules.values())[index])
+        blocks = list(self.children())
+        return blocks[index] if isinstance(index, int) else nn.ModuleList(blocks[index])
 
 
-def cut_stacks(
-    model: nn.Module, is_like: Callable[[str], object] = lambda name: None
+def shorten_stacks(
+    model: nn.Module, tell_apart: Callable[[str], object] = lambda name: None
 ) -> list[Stack]:
-    """Cut every stack of repeated blocks, in place, and tell what was cut.
+    """Shorten every stack of repeated blocks, in place, and return the stacks.
 
     Args:
-        model: before adapters are put on.
-        is_like: anything that sets layers apart by their name, for example which of them a pattern matches; blocks
-            for which it differs are not taken for the same.
+        model: a model without adapters.
+        tell_apart: maps a layer's name to a value, for example the pattern that matches it. Blocks
+            for which the values differ are not the same.
     """
     stacks: list[Stack] = []
     for name, module in list(model.named_modules()):
-        if type(module) is not nn.ModuleList or any(
-            name.startswith(f"{stack.name}.") for stack in stacks
-        ):
-            continue
-        blocks = dict(module.named_children())
-        found = _periods(
-            [_signature(f"{name}.{key}", block, is_like) for key, block in blocks.items()]
-        )
-        if found is None:
-            continue
-        start, period, times = found
-        keys = list(blocks)
-        middle = tuple(keys[start + period + i] for i in range(period))
-        represented = tuple(
-            tuple(keys[start + step * period + i] for step in range(1, times - 1))
-            for i in range(period)
-        )
-        gone = {key for keys_of_one in represented for key in keys_of_one} - set(middle)
-        kept = {key: block for key, block in blocks.items() if key not in gone}
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, _SparseList(kept))
-        _cut_config(model, len(blocks), [index for index, key in enumerate(keys) if key in kept])
-        stacks.append(Stack(name, middle, represented))
+        is_inside = any(name.startswith(f"{stack.name}.") for stack in stacks)
+        if type(module) is nn.ModuleList and not is_inside:
+            stack = _shorten(model, name, dict(module.named_children()), tell_apart)
+            if stack is not None:
+                stacks.append(stack)
     return stacks
 
 
-def _cut_config(model: nn.Module, depth: int, kept: list[int]) -> None:
-    """Cut the config's lists with an entry a block, which forward passes look up by position."""
-    for config in {
+def _shorten(
+    model: nn.Module,
+    name: str,
+    blocks: dict[str, nn.Module],
+    tell_apart: Callable[[str], object],
+) -> Stack | None:
+    signatures = [_signature(f"{name}.{key}", block, tell_apart) for key, block in blocks.items()]
+    found = _find_repetition(signatures)
+    if found is None:
+        return None
+    start, period, times = found
+    keys = list(blocks)
+    middle = tuple(keys[start + period : start + 2 * period])
+    represented = tuple(
+        tuple(keys[start + step * period + offset] for step in range(1, times - 1))
+        for offset in range(period)
+    )
+    left_out = {key for group in represented for key in group} - set(middle)
+    kept = [index for index, key in enumerate(keys) if key not in left_out]
+    parent, _, leaf = name.rpartition(".")
+    shortened = _ListWithGaps({keys[index]: blocks[keys[index]] for index in kept})
+    setattr(model.get_submodule(parent), leaf, shortened)
+    _shorten_configs(model, len(blocks), kept)
+    return Stack(name, middle, represented)
+
+
+def _shorten_configs(model: nn.Module, depth: int, kept: list[int]) -> None:
+    """Shorten the configs' lists, which forward passes index by position."""
+    configs = {
         id(module.config): module.config for module in model.modules() if hasattr(module, "config")
-    }.values():
-        for key in ("layer_types", "mlp_layer_types", "no_rope_layers", "sliding_window_pattern"):
-            value = vars(config).get(key)
-            if isinstance(value, list) and len(value) == depth:
-                setattr(config, key, [value[index] for index in kept])
+    }
+    for config in configs.values():
+        for key in LISTS_BY_BLOCK:
+            values = vars(config).get(key)
+            if isinstance(values, list) and len(values) == depth:
+                setattr(config, key, [values[index] for index in kept])
 
 
-def _periods(signatures: list[Any]) -> tuple[int, int, int] | None:
-    """Return (start, period, times) of the repetition that leaves the fewest blocks, or None for too few blocks."""
+def _find_repetition(signatures: Sequence[Any]) -> tuple[int, int, int] | None:
+    """Return (start, period, times) of the repetition that leaves the fewest blocks, if any."""
     depth = len(signatures)
-    best: tuple[int, int, int, int] | None = None
+    fewest = depth
+    best: tuple[int, int, int] | None = None
     for period in range(1, min(MAX_PERIOD, depth // MIN_STACK) + 1):
-        # Lengths of runs in which each block equals the one a period earlier.
         start = 0
         while start < depth:
+            # Go on while each block equals the one a period earlier.
             end = start + period
             while end < depth and signatures[end] == signatures[end - period]:
                 end += 1
             times = (end - start) // period
-            if times >= MIN_STACK:
-                left = depth - (times - 3) * period
-                if best is None or left < best[0]:
-                    best = (left, start, period, times)
+            left = depth - (times - 3) * period
+            if times >= MIN_STACK and left < fewest:
+                fewest, best = left, (start, period, times)
             start = max(start + 1, end - period + 1)
-    return None if best is None else best[1:]
+    return best
 
 
-def _signature(name: str, block: nn.Module, is_like: Callable[[str], object]) -> tuple[Any, ...]:
-    """Describe a block by all that shapes its memory: classes, settings, shapes, and what ``is_like`` says."""
+def _signature(name: str, block: nn.Module, tell_apart: Callable[[str], object]) -> tuple[Any, ...]:
+    """Describe a block by all that shapes its memory: classes, settings, shapes, ``tell_apart``."""
     parts: list[Any] = []
     for key, module in block.named_modules():
-        settings = tuple(
-            sorted(
-                (attribute, value)
-                for attribute, value in vars(module).items()
-                if isinstance(value, bool | int | float | str)
-                and "layer_id" not in attribute
-                and attribute[0] != "_"
-            )
-        )
-        shapes = tuple(
-            (leaf, tuple(p.shape), str(p.dtype))
-            for leaf, p in module.named_parameters(recurse=False)
-        )
+        settings = [
+            (attribute, value)
+            for attribute, value in vars(module).items()
+            if isinstance(value, bool | int | float | str)
+            and "layer_id" not in attribute
+            and not attribute.startswith("_")
+        ]
+        shapes = [
+            (leaf, tuple(parameter.shape), str(parameter.dtype))
+            for leaf, parameter in module.named_parameters(recurse=False)
+        ]
+        full_name = f"{name}.{key}" if key else name
         parts.append(
-            (key, type(module), settings, shapes, is_like(f"{name}.{key}" if key else name))
+            (key, type(module), tuple(sorted(settings)), tuple(shapes), tell_apart(full_name))
         )
     return tuple(parts)

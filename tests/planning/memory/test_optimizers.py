@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rankwise.engine.peak_memory import peak_live_bytes
-from rankwise.planning.memory.optimizers import optimizer_memory
+from rankwise.planning.memory.optimizers import TrainedParameter, optimizer_memory
 
 SHAPES = [(300, 40), (64, 64), (7,), (256, 128)]
 
@@ -40,8 +40,8 @@ OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], Any]] = {
 PRECISIONS = [torch.float32, torch.bfloat16]
 
 
-def shapes(dtype: torch.dtype = torch.float32) -> list[tuple[tuple[int, ...], int, int]]:
-    return [(shape, dtype.itemsize, 1) for shape in SHAPES]
+def trained(dtype: torch.dtype = torch.float32) -> list[TrainedParameter]:
+    return [TrainedParameter(shape, dtype.itemsize) for shape in SHAPES]
 
 
 def stepped(name: str, dtype: torch.dtype) -> tuple[Any, list[torch.nn.Parameter]]:
@@ -64,7 +64,7 @@ def test_states(name: str, dtype: torch.dtype) -> None:
         # Step counts, and the table of 8-bit values, which all parameters share.
         if isinstance(value, torch.Tensor) and value.dim() > 0 and not key.startswith("qmap")
     }
-    memory = optimizer_memory(name, shapes(dtype), on_cpu=True)
+    memory = optimizer_memory(name, trained(dtype), on_cpu=True)
     assert memory.states == sum(tensors.values())
     assert memory.paged == 0
 
@@ -81,7 +81,7 @@ def test_scratch_on_the_cpu_is_enough_and_not_twice_too_much(name: str, dtype: t
     ]
     resident = [*params, *(param.grad for param in params if param.grad is not None), *states]
     measured = peak_live_bytes(optimizer.step, resident) - sum(tensor.nbytes for tensor in resident)
-    scratch = optimizer_memory(name, shapes(dtype), on_cpu=True).scratch
+    scratch = optimizer_memory(name, trained(dtype), on_cpu=True).scratch
     # Row and column means and single numbers are left out.
     assert measured <= 1.02 * scratch + 1024
     assert scratch <= 2 * measured + 1024
@@ -105,17 +105,26 @@ def test_multi_tensor_step_takes_one_more_copy_of_all(dtypes: list[str]) -> None
     resident = [*params, *(param.grad for param in params if param.grad is not None), *states]
     measured = peak_live_bytes(optimizer.step, resident) - sum(tensor.nbytes for tensor in resident)
     scratch = optimizer_memory(
-        "adamw", [one for dtype in kinds for one in shapes(dtype)], on_cpu=False
+        "adamw", [one for dtype in kinds for one in trained(dtype)], on_cpu=False
     ).scratch
     assert scratch == pytest.approx(measured, abs=1024)
 
 
 def test_paged_states_are_counted_apart() -> None:
     large, small = (400, 400), (8, 8)
-    memory = optimizer_memory("paged-adamw", [(large, 2, 2), (small, 2, 1)], on_cpu=False)
+    memory = optimizer_memory(
+        "paged-adamw",
+        [TrainedParameter(large, 2, repeats=2), TrainedParameter(small, 2)],
+        on_cpu=False,
+    )
     assert memory.paged == 2 * 8 * math.prod(large)
     assert memory.states == 8 * math.prod(small)
 
 
 def test_allocations_are_rounded_one_by_one() -> None:
-    assert optimizer_memory("adamw", [((3,), 4, 5)], on_cpu=False, block=512).states == 5 * 2 * 512
+    assert (
+        optimizer_memory(
+            "adamw", [TrainedParameter((3,), 4, repeats=5)], on_cpu=False, block=512
+        ).states
+        == 5 * 2 * 512
+    )

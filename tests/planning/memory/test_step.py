@@ -13,8 +13,8 @@ from rankwise.planning.memory.devices import CPU, find_device
 from rankwise.planning.memory.setup import DTYPES
 from rankwise.planning.memory.step import StepMemory
 from rankwise.planning.meta_model import load_meta_model
-from rankwise.planning.params import make_skeleton
 from rankwise.planning.planner import Planner
+from rankwise.planning.prepare import make_skeleton
 from tests.tiny_models import (
     ARCHITECTURES,
     MULTIMODAL,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rankwise.planning.meta_model import load_meta_model
-from rankwise.planning.params import count_params, make_skeleton, put_on_adapter
+from rankwise.planning.params import count_at_rank
+from rankwise.planning.prepare import make_skeleton
 
 ROWS = json.loads(
     (Path(__file__).parents[3] / "benchmarks/data/t4_memory_measured.json").read_text()
@@ -46,9 +47,7 @@ def test_counts_are_those_of_the_measured_models(tmp_path: Path) -> None:
         config = t4_config(row, tmp_path)
         meta = load_meta_model(config.model, torch.float16)
         skeleton = make_skeleton(meta, config)
-        params = count_params(
-            skeleton, put_on_adapter(skeleton.copy(), config, config.ranks[0], meta.task_type)
-        )
+        params = count_at_rank(skeleton, config, config.ranks[0])
         assert (params.trainable, params.all) == (row["trainable_params"], row["total_params"])
 
 

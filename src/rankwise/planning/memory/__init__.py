@@ -1,1 +1,1 @@
-"""What a training step will take, before it runs."""
+"""Memory of a training step before it runs."""

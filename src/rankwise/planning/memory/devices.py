@@ -7,20 +7,22 @@ from rankwise.errors import RequestError, nearest
 
 GIB, MIB = 2**30, 2**20
 CONTEXT = 512 * MIB
-"""What the driver takes for a CUDA context with its kernels, outside PyTorch's allocator. It differs with card,
-driver and the kernels that were loaded; this is a cautious figure for cards whose context was not measured."""
+"""Bytes of a CUDA context with its kernels, which the driver takes outside PyTorch's allocator.
+
+They differ by card, driver and kernels loaded; this is a cautious figure for cards not measured."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator.
+    """An accelerator, or the CPU.
 
     Attributes:
-        name: as ``--device`` takes it.
-        total_bytes: all memory, as the driver tells PyTorch (``torch.cuda.mem_get_info``): less than the label says.
-        capability: CUDA compute capability times ten; it decides which kernels there are. 0 for the CPU. AMD's
-            cards have the kernels of capability 80.
-        context_bytes: taken by the driver before the first tensor.
+        name: the name that ``--device`` takes.
+        total_bytes: all memory, as the driver reports it to PyTorch
+            (``torch.cuda.mem_get_info``): less than the label says.
+        capability: CUDA compute capability times ten; it decides which kernels there are. 0 for
+            the CPU. AMD's cards have the kernels of capability 80.
+        context_bytes: bytes that the driver takes before the first tensor.
     """
 
     name: str
@@ -29,13 +31,26 @@ class Device:
     context_bytes: int = CONTEXT
 
     @property
-    def workspace_bytes(self) -> int:
-        """Scratch of cuBLAS: one buffer a handle; forward and backward run on two threads with a handle each.
+    def is_cpu(self) -> bool:
+        """Whether this is the CPU."""
+        return self.capability == 0
 
-        8.125 MiB (``:4096:2:16:8`` KiB), on capability 90 and above 32 MiB (``:4096:8``): PyTorch's
+    @property
+    def allocation_block(self) -> int:
+        """Bytes of which each allocation takes a multiple.
+
+        CUDA: ``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``.
+        """
+        return 1 if self.is_cpu else 512
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch of cuBLAS: one buffer a handle; forward and backward have a handle each.
+
+        8.125 MiB (``:4096:2:16:8`` KiB), on capability 90 and above 32 MiB (``:4096:8``):
         ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``parseChosenWorkspaceSize``.
         """
-        if not self.capability:
+        if self.is_cpu:
             return 0
         return 2 * (32 * MIB if self.capability >= 90 else 8 * MIB + 128 * 1024)
 
@@ -47,9 +62,8 @@ def _gib(name: str, gib: float, capability: int, context: int = CONTEXT) -> tupl
 # The totals are those that PyTorch names in its out-of-memory messages.
 DEVICES: dict[str, Device] = dict(
     [
-        _gib(
-            "T4", 14.56, 75, 141 * MIB
-        ),  # both measured: the reference rows' t4-2026-09-15 session
+        # Total and context of the T4 were measured: session t4-2026-09-15 of the reference rows.
+        _gib("T4", 14.56, 75, 141 * MIB),
         _gib("P100", 15.89, 60),
         _gib("V100-16GB", 15.77, 70),
         _gib("V100-32GB", 31.73, 70),
@@ -77,37 +91,30 @@ DEVICES: dict[str, Device] = dict(
 )
 CPU = Device("cpu", None, 0, 0)
 GENERIC = Device("CUDA, capability 8.0", None, 80)
-"""The card that a plan is for when none is named."""
+"""The card that a plan assumes when the request names none."""
 
 
 def find_device(name: object) -> Device:
-    """Return a device by its name, in any spelling of case, blanks and hyphens.
+    """Return a device by its name, however case, blanks and hyphens are written.
 
     Raises:
-        RequestError: there is no such device (the nearest is named).
+        RequestError: there is no such device; the message names the nearest.
     """
-    names = {_plain(known): device for known, device in DEVICES.items()} | {"cpu": CPU}
+    devices = {_plain(device.name): device for device in (*DEVICES.values(), CPU)}
     text = _plain(str(name))
-    if text in names:
-        return names[text]
-    close = [known for known in names if text and known.startswith(text)] or [
-        known for known in names if known in text
-    ]
-    hint = (
-        f" (did you mean {names[close[0]].name!r}?)"
-        if close
-        else nearest(str(name).upper(), DEVICES)
-    )
+    if text in devices:
+        return devices[text]
+    similar = [key for key in devices if text and key.startswith(text)]
+    similar = similar or [key for key in devices if key in text]
+    hint = nearest(str(name).upper(), DEVICES)
+    if similar:
+        hint = f" (did you mean {devices[similar[0]].name!r}?)"
     raise RequestError(
-        f"device {name!r} is not known{hint}; known: {', '.join(DEVICES)}, cpu; or give --memory 24GB"
+        f"device {name!r} is not known{hint}; known: {', '.join(DEVICES)}, cpu; "
+        "or give --memory 24GB"
     )
 
 
 def _plain(name: str) -> str:
-    return (
-        re.sub(r"[\s_-]+", "", name)
-        .lower()
-        .removeprefix("nvidia")
-        .removeprefix("tesla")
-        .removeprefix("geforce")
-    )
+    text = re.sub(r"[\s_-]+", "", name).lower()
+    return text.removeprefix("nvidia").removeprefix("tesla").removeprefix("geforce")

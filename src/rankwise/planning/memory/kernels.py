@@ -1,133 +1,116 @@
-"""The kernels that a device would choose, on the ``meta`` device, which otherwise takes the plainest ones.
+"""Attention, softmax and dropout kernels of a device, chosen while a model runs on ``meta``.
 
-Most operators allocate the same everywhere: their outputs. Those here do not.
+On ``meta`` PyTorch takes its plainest kernels. Most operators allocate the same everywhere, namely
+their outputs; the operators in this file do not.
 """
 
-import math
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from math import inf
 from typing import Any
-from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.overrides import TorchFunctionMode
 
+from rankwise.models import compat
 from rankwise.planning.memory.devices import Device
 
-aten = torch.ops.aten
-_plain_autocast = torch.autocast
-_plain_softmax, _plain_dropout = functional.softmax, functional.dropout
-HALF = (torch.float16, torch.bfloat16)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
-class DeviceKernels:
-    """Meanwhile attention, softmax and dropout of ``torch.nn.functional`` are what they run as on a device.
+class DeviceKernels(TorchFunctionMode):
+    """Runs attention, softmax and dropout as a device would, inside a ``with`` block.
 
-    They are replaced, not overridden by a torch function mode: such a mode is off inside ``backward``, where
-    gradient checkpointing computes them again.
+    PyTorch leaves such a mode while it runs ``backward``. Gradient checkpointing, which runs
+    blocks again there, must be given `checkpoint_contexts`.
 
     Args:
-        device: to plan for.
-        attention: ``sdpa`` for PyTorch's own choice; ``flash`` for a kernel that never keeps the scores, with keys
-            and values repeated for it where it needs that. Eager attention never comes here.
+        device: the device that is planned for.
+        attention: ``sdpa`` for PyTorch's own choice; ``flash`` for a kernel that never keeps the
+            scores, with keys and values repeated where it needs that. Eager attention of
+            transformers calls none of these kernels.
 
     Attributes:
-        kernels: names of the attention kernels chosen so far.
+        chosen: names of the attention kernels chosen so far.
     """
 
     def __init__(self, device: Device, attention: str) -> None:
+        super().__init__()
         self.device = device
         self.attention = attention
-        self.kernels: set[str] = set()
-        self._replaced = ExitStack()
+        self.chosen: set[str] = set()
+        self._replacements: dict[Any, Callable[..., Any]] = {
+            functional.scaled_dot_product_attention: self._attend,
+            compat.grouped_matmul(): _grouped_mm,
+        }
+        if not device.is_cpu:
+            self._replacements[functional.softmax] = _softmax
+            self._replacements[functional.dropout] = _dropout
 
-    def __enter__(self) -> "DeviceKernels":
-        replacements: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": self._attend}
-        if self.device.capability:
-            replacements |= {"softmax": _softmax, "dropout": _dropout}
-        if hasattr(functional, "grouped_mm"):  # torch 2.10 and later
-            replacements["grouped_mm"] = _grouped_mm
-        for name, replacement in replacements.items():
-            self._replaced.enter_context(patch.object(functional, name, replacement))
-        self._replaced.enter_context(patch.object(torch, "autocast", _autocast))
-        return self
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self._replacements.get(func, func)(*args, **(kwargs or {}))
 
-    def __exit__(self, *error: object) -> None:
-        self._replaced.close()
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[Any], "DeviceKernels"]:
+        """Return contexts for a block's first and second forward pass.
+
+        They are for the ``context_fn`` of `torch.utils.checkpoint.checkpoint`.
+        """
+        return nullcontext(), self
 
     def _attend(
         self,
-        query: torch.Tensor,  # (b, heads, s, d)
-        key: torch.Tensor,  # (b, groups, s, d)
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
+        query: Tensor,  # (b, heads, s, d)
+        key: Tensor,  # (b, groups, s, d)
+        value: Tensor,  # (b, groups, s, d)
+        attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
-    ) -> torch.Tensor:
+    ) -> Tensor:
+        """Take the place of ``scaled_dot_product_attention``, with its parameters."""
         kernel = self._choose(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        self.kernels.add(kernel)
-        if kernel == "math":
-            result, _ = aten._scaled_dot_product_attention_math(
-                query,
-                key,
-                value,
-                attn_mask,
-                dropout_p,
-                is_causal,
-                scale=scale,
-                enable_gqa=enable_gqa,
-            )
-            return result
-        if kernel == "cpu":
-            if attn_mask is not None and attn_mask.dtype == torch.bool:
-                attn_mask = _additive(attn_mask, query.dtype)
-            return aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-            )[0]
+        self.chosen.add(kernel)
         if kernel == "flash":
-            return aten._scaled_dot_product_flash_attention(
-                query, key, value, dropout_p, is_causal, False, scale=scale
-            )[0]
-        if key.shape[1] != query.shape[1]:
-            groups = query.shape[1] // key.shape[1]
-            key, value = (
-                key.repeat_interleave(groups, dim=1),
-                value.repeat_interleave(groups, dim=1),
+            return compat.flash_attention(query, key, value, dropout_p, is_causal, scale)
+        if kernel == "math":
+            return compat.math_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
             )
-        if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                attn_mask = _additive(attn_mask, query.dtype)
-            attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
-        saved = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (query, key, value)
-        )
-        return aten._scaled_dot_product_efficient_attention(
-            query, key, value, attn_mask, saved, dropout_p, is_causal, scale=scale
-        )[0]
+        if kernel == "cpu":
+            mask = _additive(attn_mask, query.dtype)
+            return compat.cpu_attention(query, key, value, mask, dropout_p, is_causal, scale)
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key = key.repeat_interleave(groups, dim=1)
+            value = value.repeat_interleave(groups, dim=1)
+        mask = _additive(attn_mask, query.dtype)
+        if mask is not None:
+            mask = mask.expand(*query.shape[:3], key.shape[2])
+        return compat.efficient_attention(query, key, value, mask, dropout_p, is_causal, scale)
 
     def _choose(
         self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        dropout: float,
-        is_causal: bool,
-        scale: float | None,
-        enable_gqa: bool,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *options: Any,
     ) -> str:
-        """Choose as ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`` does; on the CPU, ask PyTorch."""
-        if not self.device.capability:
-            shapes = tuple((tensor.shape[1], tensor.shape[3]) for tensor in (query, key, value))
-            kind = None if mask is None else (mask.shape[1], mask.dtype)
-            return _choose_on_cpu(shapes, query.dtype, kind, dropout, is_causal, scale, enable_gqa)
+        """Choose as ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`` does on CUDA."""
+        if self.device.is_cpu:
+            sizes = tuple((tensor.shape[1], tensor.shape[3]) for tensor in (query, key, value))
+            mask_kind = None if mask is None else (mask.shape[1], mask.dtype)
+            return _choose_on_cpu(sizes, query.dtype, mask_kind, *options)
         width = query.shape[-1]
-        is_even = width == value.shape[-1] and width <= 256
-        if mask is None and query.dtype in HALF and is_even and self.device.capability >= 80:
+        flash_takes_width = width == value.shape[-1] and width <= 256
+        flash_takes_inputs = mask is None and query.dtype in HALF_PRECISION and flash_takes_width
+        if flash_takes_inputs and self.device.capability >= 80:
             return "flash"
         if self.attention == "flash" or key.shape[1] == query.shape[1]:
             return "efficient"
@@ -136,99 +119,101 @@ class DeviceKernels:
 
 @cache
 def _choose_on_cpu(
-    shapes: tuple[tuple[int, int], ...],
+    sizes: tuple[tuple[int, int], ...],
     dtype: torch.dtype,
-    mask: tuple[int, torch.dtype] | None,
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
+    mask_kind: tuple[int, torch.dtype] | None,
+    *options: Any,
 ) -> str:
-    with _disable_current_modes():
-        query, key, value = (
-            torch.zeros(1, heads, 2, width, dtype=dtype) for heads, width in shapes
-        )
-        small = None if mask is None else torch.zeros(1, mask[0], 2, 2, dtype=mask[1])
-        choice = torch._fused_sdp_choice(
-            query, key, value, small, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    return "cpu" if choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value else "math"
+    """Ask PyTorch, with real tensors of two tokens.
+
+    Args:
+        sizes: heads and width of query, key and value.
+        dtype: precision of all three.
+        mask_kind: heads and precision of the mask; None without one.
+        *options: dropout, is_causal, scale and enable_gqa.
+    """
+    query, key, value = (torch.zeros(1, heads, 2, width, dtype=dtype) for heads, width in sizes)
+    mask = None
+    if mask_kind is not None:
+        mask = torch.zeros(1, mask_kind[0], 2, 2, dtype=mask_kind[1])
+    return "cpu" if compat.cpu_fuses_attention(query, key, value, mask, *options) else "math"
 
 
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -math.inf)
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Turn a mask of booleans into one that is added to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -inf)
 
 
-def _softmax(x: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """fp16 to fp32 is one kernel on CUDA (``aten/src/ATen/native/SoftMax.cpp``, ``softmax``); bf16 is cast first."""
+def _softmax(x: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    """Run softmax from fp16 to fp32 as one kernel, as CUDA does; bf16 is cast first.
+
+    See ``aten/src/ATen/native/SoftMax.cpp``, ``softmax``.
+    """
     if x.dtype is torch.float16 and kwargs.get("dtype") is torch.float32 and dim is not None:
-        return aten._softmax(x, dim, True)
-    return _plain_softmax(x, dim, *args, **kwargs)
+        return compat.softmax_to_fp32(x, dim)
+    return functional.softmax(x, dim, *args, **kwargs)
 
 
-def _dropout(
-    x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> torch.Tensor:
-    """On CUDA dropout keeps a mask of one byte a number, elsewhere one in the input's precision."""
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Run dropout that keeps a mask of one byte a number, as CUDA does."""
     if training and 0 < p < 1 and not inplace:
         return torch.native_dropout(x, p, True)[0]
-    return _plain_dropout(x, p, training, inplace)
+    return functional.dropout(x, p, training, inplace)
 
 
 class _GroupedMatMul(torch.autograd.Function):
-    """Experts' matrix product in any precision: PyTorch's ``meta`` kernel knows bf16 only."""
+    """Matrix products of stacked experts in any precision: PyTorch's ``meta`` kernel takes bf16."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
         # (tokens, d_in) x (experts, d_in, d_out) -> (tokens, d_out)
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
-        ctx.like = rows.shape, rows.dtype
+        ctx.shape, ctx.dtype = rows.shape, rows.dtype
         return rows.new_empty(rows.shape[0], weight.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,) = gradients
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         _, weight = ctx.saved_tensors
-        shape, dtype = ctx.like
-        for_rows = gradient.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[0] else None
-        return for_rows, torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        rows_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            rows_gradient = gradients[0].new_empty(ctx.shape, dtype=ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            weight_gradient = torch.empty_like(weight)
+        return rows_gradient, weight_gradient
 
 
-def _grouped_mm(rows: torch.Tensor, weight: torch.Tensor, **_: Any) -> torch.Tensor:
+def _grouped_mm(rows: Tensor, weight: Tensor, **_: Any) -> Tensor:
     return _GroupedMatMul.apply(rows, weight)
 
 
-def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
-    """PEFT turns autocast off around stacked experts; there is none to turn off on the ``meta`` device."""
-    return nullcontext() if device_type == "meta" else _plain_autocast(device_type, *args, **kwargs)
+def _flash_scratch(gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
+    """Count padded fp32 gradients of the queries, and grouped keys' and values' whole gradients.
 
-
-def _flash_scratch(
-    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
-) -> int:
-    """fp32 gradients of the queries, padded, and whole keys' and values' gradients where they are grouped.
-
-    ``aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp``, ``mha_bwd``.
+    See ``aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp``, ``mha_bwd``.
     """
     b, heads, s, d = query.shape
     rows, width = -(-s // 128) * 128, -(-d // 32) * 32
-    expanded = 2 * b * heads * key.shape[2] * d * key.element_size() if key.shape[1] != heads else 0
+    expanded = 0
+    if key.shape[1] != heads:
+        expanded = 2 * b * heads * key.shape[2] * d * key.element_size()
     return 4 * b * heads * rows * (width + 1) + expanded
 
 
-def _efficient_scratch(gradient: torch.Tensor, *_: Any, **__: Any) -> int:
-    """``sum(gradient * output)`` in fp32 for inputs in fp32 (``attention_backward.cu``, ``kKernelComputesDelta``)."""
+def _efficient_scratch(gradient: Tensor, *_: Any, **__: Any) -> int:
+    """Count ``sum(gradient * output)`` (``attention_backward.cu``, ``kKernelComputesDelta``)."""
     return gradient.numel() * 4 if gradient.dtype is torch.float32 else 0
 
 
-def _softmax_scratch(gradient: torch.Tensor, *_: Any, **__: Any) -> int:
-    """``gradient * output`` (``aten/src/ATen/native/cuda/SoftMax.cu``, ``softmax_backward_cuda_out``)."""
+def _softmax_scratch(gradient: Tensor, *_: Any, **__: Any) -> int:
+    """Count ``gradient * output`` (``cuda/SoftMax.cu``, ``softmax_backward_cuda_out``)."""
     return gradient.numel() * gradient.element_size()
 
 
 CUDA_SCRATCH: dict[Any, Callable[..., int]] = {
-    aten._softmax_backward_data.default: _softmax_scratch,
-    aten._scaled_dot_product_flash_attention_backward.default: _flash_scratch,
-    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_scratch,
+    compat.softmax_backward(): _softmax_scratch,
+    compat.flash_attention_backward(): _flash_scratch,
+    compat.efficient_attention_backward(): _efficient_scratch,
 }
-"""Bytes that an operator's CUDA kernel takes from PyTorch's allocator beside its outputs, by its arguments."""
+"""Bytes that an operator's CUDA kernel allocates besides its outputs, from the operator's arguments."""

@@ -1,30 +1,40 @@
-"""Quantised linear layers without weights: what bitsandbytes keeps and allocates, on the ``meta`` device.
+"""Quantised linear layers without weights: what bitsandbytes keeps and allocates, on ``meta``.
 
-bitsandbytes' own layers need its compiled library to quantise a weight; these take the same memory at the same
-moments, and need nothing. Sources: ``bitsandbytes/nn/modules.py``, ``autograd/_functions.py`` (``MatMul4Bit``,
-``MatMul8bitLt``, ``MatMul8bitFp``) and ``backends/cuda/ops.py`` (``_dequant_linear_fallback``), version 0.50;
-``peft/tuners/lora/bnb.py`` for the adapter around them.
+bitsandbytes' layers need its compiled library to quantise a weight. The layers here take the same
+memory at the same moments, and need nothing. Sources: ``bitsandbytes/nn/modules.py``,
+``autograd/_functions.py`` (``MatMul4Bit``, ``MatMul8bitLt``, ``MatMul8bitFp``) and
+``backends/cuda/ops.py`` (``_dequant_linear_fallback``), version 0.50; ``peft/tuners/lora/bnb.py``
+for the adapter around them.
 """
 
 import math
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-NF4_BLOCK = 64  # weights with one scale (QLoRA, Dettmers et al. 2023, section 3)
-SCALE_BLOCK = 256  # scales with one scale of their own, in double quantisation
+from rankwise.models.compat import quiet_libraries
+
+with quiet_libraries():  # bitsandbytes, which PEFT imports, warns about kernels that it misses
+    from peft.tuners.lora.layer import Linear as LoraLinear
+
+NF4_BLOCK = 64
+"""Weights that share a scale (QLoRA, Dettmers et al. 2023, section 3)."""
+SCALE_BLOCK = 256
+"""Scales that share a second scale, in double quantisation."""
+OUTLIER = 6.0
+"""Default threshold of bitsandbytes: larger inputs are multiplied in fp16."""
 
 
 class QuantizedLinear(nn.Linear):
     """A frozen linear layer ``(d_in -> d_out)`` kept in few bits.
 
     Args:
-        source: the layer that it replaces (``nn.Linear`` or GPT-2's ``Conv1D``).
-        dtype: of the dequantised weight and the computation.
-        on_cpu: bitsandbytes dequantises inside one operator there, and its scratch is no tensor of PyTorch's.
+        source: the layer to replace (``nn.Linear`` or GPT-2's ``Conv1D``).
+        dtype: precision of the dequantised weight and of the computation.
+        on_cpu: plan for the CPU, where bitsandbytes dequantises inside one operator, and its
+            scratch is no tensor of PyTorch's.
     """
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool) -> None:
@@ -38,11 +48,12 @@ class QuantizedLinear(nn.Linear):
         self.bias = source.bias  # type: ignore[assignment]
 
     @property
-    def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """A dequantised copy (d_out, d_in), as PEFT asks for it for DoRA."""
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """A dequantised copy (d_out, d_in), which PEFT needs for DoRA."""
         return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
 
-    def _keep(self, name: str, count: int, dtype: torch.dtype) -> None:
+    def add_frozen(self, name: str, count: int, dtype: torch.dtype) -> None:
+        """Add a frozen parameter of ``count`` numbers."""
         tensor = torch.empty(count, dtype=dtype, device="meta")
         self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
@@ -52,61 +63,63 @@ class NF4Linear(QuantizedLinear):
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool, double: bool) -> None:
         super().__init__(source, dtype, on_cpu)
-        self.nested = double
+        self.is_nested = double
         weights = self.in_features * self.out_features
         self.scales = math.ceil(weights / NF4_BLOCK)
-        self._keep("packed", math.ceil(weights / 2), torch.uint8)
-        self._keep("absmax", self.scales, torch.uint8 if double else torch.float32)
-        self._keep("code", 16, torch.float32)
+        self.add_frozen("packed", math.ceil(weights / 2), torch.uint8)
+        self.add_frozen("absmax", self.scales, torch.uint8 if double else torch.float32)
+        self.add_frozen("code", 16, torch.float32)
         if double:
-            self._keep("nested_absmax", math.ceil(self.scales / SCALE_BLOCK), torch.float32)
-            self._keep("nested_code", 256, torch.float32)
-            self._keep("offset", 1, torch.float32)
+            self.add_frozen("nested_absmax", math.ceil(self.scales / SCALE_BLOCK), torch.float32)
+            self.add_frozen("nested_code", 256, torch.float32)
+            self.add_frozen("offset", 1, torch.float32)
 
-    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the weight (d_out, d_in); with double quantisation the scales are there in fp32 meanwhile."""
-        scales = (
-            torch.empty(self.scales, dtype=torch.float32, device="meta") if self.nested else None
-        )
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight (d_out, d_in); double quantisation also allocates fp32 scales."""
+        scales = None
+        if self.is_nested:
+            scales = torch.empty(self.scales, dtype=torch.float32, device="meta")
         weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
         del scales
         return weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (..., d_in) to (..., d_out) in the computing precision, returned in the input's."""
-        given = x.dtype
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., d_in) to (..., d_out) in the computing precision; return the input's."""
+        input_dtype = x.dtype
         x = x.to(self.dtype)
-        return _NF4MatMul.apply(x, self).to(given)
+        return _NF4MatMul.apply(x, self).to(input_dtype)
 
 
 class _NF4MatMul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: NF4Linear) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, layer: NF4Linear) -> Tensor:
         ctx.layer = layer
         if layer.on_cpu:
             return torch.empty(*x.shape[:-1], layer.out_features, dtype=x.dtype, device="meta")
         return functional.linear(x, layer.dequantize(x.dtype), layer.bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         (gradient,) = gradients
         weight = ctx.layer.dequantize(ctx.layer.dtype).to(gradient.dtype)
-        return torch.matmul(gradient, weight) if ctx.needs_input_grad[0] else None, None
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        return torch.matmul(gradient, weight), None
 
 
 class Int8Linear(QuantizedLinear):
-    """bitsandbytes' ``Linear8bitLt`` in training, with the default outlier threshold (and no outliers)."""
+    """bitsandbytes' ``Linear8bitLt`` in training, with the default threshold and no outliers."""
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool) -> None:
         super().__init__(source, dtype, on_cpu)
-        self._keep("rows", self.in_features * self.out_features, torch.int8)
-        self._keep("row_scales", self.out_features, torch.float32)
+        self.add_frozen("rows", self.in_features * self.out_features, torch.int8)
+        self.add_frozen("row_scales", self.out_features, torch.float32)
 
-    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the weight (d_out, d_in)."""
         return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (..., d_in) to (..., d_out) in the input's precision."""
         if self.bias is not None and self.bias.dtype != x.dtype:
             self.bias.data = self.bias.data.to(x.dtype)
@@ -115,13 +128,13 @@ class Int8Linear(QuantizedLinear):
 
 class _Int8MatMul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Int8Linear) -> torch.Tensor:
-        ctx.layer, ctx.kept = layer, x  # the input is kept though the layer is frozen
+    def forward(ctx: Any, x: Tensor, layer: Int8Linear) -> Tensor:
+        ctx.layer, ctx.x = layer, x  # the input is kept although the layer is frozen
         if layer.on_cpu:
             return functional.linear(x, layer.dequantize(x.dtype), layer.bias)
         rows = x.reshape(-1, x.shape[-1])
         half = rows.to(torch.float16)
-        outliers = half.abs() >= 6.0
+        outliers = half.abs() >= OUTLIER
         del outliers
         quantized = torch.empty(rows.shape, dtype=torch.int8, device="meta")
         products = torch.empty(rows.shape[0], layer.out_features, dtype=torch.int32, device="meta")
@@ -130,50 +143,51 @@ class _Int8MatMul(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         (gradient,) = gradients
-        weight = ctx.layer.dequantize(ctx.kept.dtype)
-        return torch.matmul(gradient.to(ctx.kept.dtype), weight) if ctx.needs_input_grad[
-            0
-        ] else None, None
+        weight = ctx.layer.dequantize(ctx.x.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        return torch.matmul(gradient.to(ctx.x.dtype), weight), None
 
 
 class QuantizedLora(LoraLinear):
-    """PEFT's adapter around a quantised layer (``peft.tuners.lora.bnb.Linear4bit`` and ``Linear8bitLt``)."""
+    """PEFT's adapter around a quantised layer.
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Add the adapter's part, in its own precision, to the frozen layer's."""
+    See ``peft.tuners.lora.bnb.Linear4bit`` and ``Linear8bitLt``.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Add the adapter's output, in the adapter's precision, to the frozen layer's."""
         result = self.base_layer(x, *args, **kwargs)
         if isinstance(self.base_layer, NF4Linear):
             result = result.clone()
         (adapter,) = self.active_adapters
         if adapter not in self.lora_A:
             return result
-        down: Any = self.lora_A[adapter]
-        up: Any = self.lora_B[adapter]
-        given = result.dtype
-        x = self._cast_input_dtype(x, down.weight.dtype)
+        lora_a: Any = self.lora_A[adapter]
+        lora_b: Any = self.lora_B[adapter]
+        x = x.to(lora_a.weight.dtype)
         if adapter in self.lora_variant:  # DoRA
-            return (
-                self.lora_variant[adapter]
-                .forward(self, active_adapter=adapter, x=x, result=result)
-                .to(given)
+            variant = self.lora_variant[adapter]
+            return variant.forward(self, active_adapter=adapter, x=x, result=result).to(
+                result.dtype
             )
-        added = up(down(self.lora_dropout[adapter](x))) * self.scaling[adapter]
-        return result + added.to(given)
+        added = lora_b(lora_a(self.lora_dropout[adapter](x))) * self.scaling[adapter]
+        return result + added.to(result.dtype)
 
 
 def quantize(
     model: Any, quantization: str, dtype: torch.dtype, on_cpu: bool, keep: tuple[str, ...]
 ) -> None:
-    """Replace a model's linear layers, in place, where ``from_pretrained(quantization_config=...)`` would.
+    """Replace a model's linear layers, in place, as loading it quantised would.
 
     Args:
         model: a transformers model without adapters.
         quantization: int8, nf4 or nf4-dq.
         dtype: the computing precision.
         on_cpu: plan for the CPU.
-        keep: names of modules that stay as they are: those trained in full.
+        keep: names of modules to leave as they are, because they are trained in full.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -181,16 +195,15 @@ def quantize(
 
     skipped = [*get_keys_to_not_convert(model), *keep]
     for name, module in list(model.named_modules()):
-        if not (
-            type(module) is nn.Linear or isinstance(module, Conv1D)
-        ) or not should_convert_module(name, skipped):
+        is_linear = type(module) is nn.Linear or isinstance(module, Conv1D)
+        if not is_linear or not should_convert_module(name, skipped):
             continue
-        new: QuantizedLinear
+        layer: QuantizedLinear
         if quantization == "int8":
-            new = Int8Linear(module, dtype, on_cpu)
+            layer = Int8Linear(module, dtype, on_cpu)
         else:
-            new = NF4Linear(module, dtype, on_cpu, double=quantization == "nf4-dq")
-        model.set_submodule(name, new)
+            layer = NF4Linear(module, dtype, on_cpu, double=quantization == "nf4-dq")
+        model.set_submodule(name, layer)
     if quantization == "int8":
         model.is_loaded_in_8bit = True
     else:
@@ -198,12 +211,10 @@ def quantize(
 
 
 def largest_dequantized(model: nn.Module) -> int:
-    """Return bytes of the largest weight that is there dequantised at some moment of a step; 0 without any."""
-    return max(
-        (
-            module.in_features * module.out_features * module.dtype.itemsize
-            for module in model.modules()
-            if isinstance(module, QuantizedLinear)
-        ),
-        default=0,
-    )
+    """Return bytes of the largest weight that is dequantised during a step; 0 without any."""
+    sizes = [
+        module.in_features * module.out_features * module.dtype.itemsize
+        for module in model.modules()
+        if isinstance(module, QuantizedLinear)
+    ]
+    return max(sizes, default=0)

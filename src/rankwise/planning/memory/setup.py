@@ -1,4 +1,4 @@
-"""The model as a LoRA or QLoRA script sets it up for training, without weights, and a batch for it."""
+"""The model as a LoRA or QLoRA script sets it up for training, without weights, and its batch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,52 +8,78 @@ from torch import nn
 from rankwise.errors import RequestError
 from rankwise.models.auto import first_position, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.planning.memory.kernels import DeviceKernels
 from rankwise.planning.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
-from rankwise.planning.params import Skeleton, put_on_adapter
+from rankwise.planning.params import put_on_adapter
+from rankwise.planning.repeated_blocks import Skeleton
 
 if TYPE_CHECKING:
     from rankwise.planning.config import PlanConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-POSITIONS = ("wpe", "embed_positions", "position_embeddings")  # names of learned positions
+POSITIONS = ("wpe", "embed_positions", "position_embeddings")
+"""Names of embeddings of learned positions."""
 
 
-def training_model(skeleton: Skeleton, config: "PlanConfig", rank: int, on_cpu: bool) -> Any:
-    """Quantise the cut model, prepare it for training and put the adapter on, as the libraries' guides do.
+def training_model(
+    skeleton: Skeleton, config: "PlanConfig", rank: int, kernels: DeviceKernels
+) -> Any:
+    """Quantise the shortened model, prepare it for training and put the adapter on.
+
+    Args:
+        skeleton: the shortened model.
+        config: the request.
+        rank: r.
+        kernels: gradient checkpointing runs blocks again with them.
 
     Raises:
         RequestError: PEFT or transformers refuse.
     """
-    model, task, dtype = skeleton.copy(), skeleton.meta.task_type, DTYPES[config.precision]
+    model = skeleton.copy()
+    dtype = DTYPES[config.precision]
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     with quiet_libraries():
         if config.quantization != "none":
-            from peft import prepare_model_for_kbit_training
-
-            written = (
-                getattr(model.config, "quantization_config", None) or {}
-            )  # of a checkpoint quantised on disk
-            unquantized = written.get("llm_int8_skip_modules") or ()
-            keep = (*config.modules_to_save, *trained_heads(task), *unquantized)
-            quantize(model, config.quantization, dtype, on_cpu, keep)
-            prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-            for module in model.modules():
-                if isinstance(module, NF4Linear) and module.bias is not None:
-                    module.bias.data = module.bias.data.to(
-                        dtype
-                    )  # as the first step of Linear4bit does, for good
-        peft_model = put_on_adapter(model, config, rank, task, {QuantizedLinear: QuantizedLora})
+            _quantize(model, skeleton, config, kernels.device.is_cpu)
+        peft_model = put_on_adapter(
+            model, config, rank, skeleton.meta.task_type, {QuantizedLinear: QuantizedLora}
+        )
         if config.gradient_checkpointing:
-            try:
-                model.gradient_checkpointing_enable(
-                    gradient_checkpointing_kwargs={"use_reentrant": False}
-                )  # type: ignore[operator]
-            except ValueError as error:
-                raise RequestError(f"gradient_checkpointing: {first_sentence(error)}") from None
-            if task not in ("IMAGE_CLS", "SPEECH_SEQ2SEQ"):
-                model.enable_input_require_grads()  # type: ignore[operator]
+            _checkpoint(model, skeleton.meta.task_type, kernels)
     return peft_model.train()
+
+
+def _quantize(model: Any, skeleton: Skeleton, config: "PlanConfig", on_cpu: bool) -> None:
+    from peft import prepare_model_for_kbit_training
+
+    dtype = DTYPES[config.precision]
+    # A checkpoint that is quantised on disk may keep some layers in full.
+    on_disk = getattr(model.config, "quantization_config", None) or {}
+    unquantized = on_disk.get("llm_int8_skip_modules") or ()
+    heads = trained_heads(skeleton.meta.task_type)
+    quantize(
+        model, config.quantization, dtype, on_cpu, (*config.modules_to_save, *heads, *unquantized)
+    )
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    for module in model.modules():
+        if isinstance(module, NF4Linear) and module.bias is not None:
+            # The first step of Linear4bit casts it for good.
+            module.bias.data = module.bias.data.to(dtype)
+
+
+def _checkpoint(model: Any, task_type: str, kernels: DeviceKernels) -> None:
+    try:
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={
+                "use_reentrant": False,
+                "context_fn": kernels.checkpoint_contexts,
+            }
+        )
+    except ValueError as error:
+        raise RequestError(f"gradient_checkpointing: {first_sentence(error)}") from None
+    if task_type not in ("IMAGE_CLS", "SPEECH_SEQ2SEQ"):
+        model.enable_input_require_grads()
 
 
 def training_batch(skeleton: Skeleton, config: "PlanConfig") -> dict[str, torch.Tensor]:
@@ -69,34 +95,30 @@ def training_batch(skeleton: Skeleton, config: "PlanConfig") -> dict[str, torch.
     # A model that was prepared for quantised training has its convolutions in fp32.
     dtype = DTYPES[config.precision] if config.quantization == "none" else torch.float32
 
-    def tokens(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.long, device="meta")
+    def zeros(*shape: int, dtype: torch.dtype = torch.long) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device="meta")
 
     if meta.task_type == "IMAGE_CLS":
         size = getattr(meta.config, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        pixels = torch.zeros(
-            b, getattr(meta.config, "num_channels", 3), height, width, dtype=dtype, device="meta"
-        )
-        return {"pixel_values": pixels, "labels": tokens(b)}
+        channels = getattr(meta.config, "num_channels", 3)
+        return {"pixel_values": zeros(b, channels, height, width, dtype=dtype), "labels": zeros(b)}
     if meta.task_type == "SPEECH_SEQ2SEQ":
         frames = 2 * meta.config.max_source_positions  # a convolution halves them
-        sound = torch.zeros(b, meta.config.num_mel_bins, frames, dtype=dtype, device="meta")
-        return {"input_features": sound, "labels": tokens(b, s)}
-    return {
-        "input_ids": tokens(b, s),
-        "labels": tokens(b) if meta.task_type == "SEQ_CLS" else tokens(b, s),
-    }
+        sound = zeros(b, meta.config.num_mel_bins, frames, dtype=dtype)
+        return {"input_features": sound, "labels": zeros(b, s)}
+    labels = zeros(b) if meta.task_type == "SEQ_CLS" else zeros(b, s)
+    return {"input_ids": zeros(b, s), "labels": labels}
 
 
 def longest_input(model: nn.Module) -> int | None:
-    """Return how many tokens a model has learned positions for; None where positions are computed."""
+    """Return how many tokens a model has learned positions for; None if it computes positions."""
     limits = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITIONS:
             # OPT and RoBERTa leave the first few unused.
-            taken = getattr(module, "offset", 0) or first_position(module)
-            limits.append(module.num_embeddings - taken)
+            unused = getattr(module, "offset", 0) or first_position(module)
+            limits.append(module.num_embeddings - unused)
     return limits[-1] if limits else None  # the decoder's, where there are two
 
 

@@ -1,6 +1,7 @@
-"""A training step's memory, part by part: traced on the cut model, and multiplied to its whole depth."""
+"""Memory of a training step, part by part: traced on the shortened model, multiplied to its depth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +12,23 @@ from rankwise.errors import RequestError
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import CUDA_SCRATCH, DeviceKernels
-from rankwise.planning.memory.optimizers import optimizer_memory
+from rankwise.planning.memory.optimizers import TrainedParameter, optimizer_memory
 from rankwise.planning.memory.quantized import largest_dequantized
 from rankwise.planning.memory.setup import logit_classes, training_batch
 from rankwise.planning.memory.trace import (
     ACTIVATIONS,
-    BLOCK,
+    ADAPTER,
     GRADIENTS,
+    OPTIMIZER,
     PARTS,
+    WEIGHTS,
     Record,
-    between,
-    highest,
+    Recorder,
+    interpolate_records,
+    peak_and_end,
     recording,
 )
-from rankwise.planning.params import Skeleton
+from rankwise.planning.repeated_blocks import Skeleton
 
 if TYPE_CHECKING:
     from rankwise.planning.config import PlanConfig
@@ -36,22 +40,23 @@ class StepMemory:
 
     Attributes:
         weights: the frozen base: parameters, buffers, quantisation scales.
-        adapter: trainable parameters: adapter and modules trained in full.
-        gradients: of all of those.
-        optimizer: its states.
-        activations: the rest of the peak: what forward and backward keep and allocate, the optimizer's and the
-            kernels' scratch, cuBLAS. Where the peak comes before all gradients are there, they later take memory
-            that these release, so that much is counted once, as gradients.
-        logits: at the highest moment: logits, their copies and gradients, and the loss.
-        context: the driver's, outside PyTorch's allocator.
-        peak_allocated: what ``torch.cuda.max_memory_allocated`` shows.
-        peak_eval: the same while evaluating between training steps.
-        optimizer_paged: states in unified memory; no part of the peak.
-        master_weights: fp32 copies of parameters trained in half precision. 0: PEFT keeps the adapter in fp32, and
-            the plain training step that is planned keeps no copies of modules trained in full.
-        largest_dequantized: the largest weight that is dequantised for a moment; within `activations` when that is
-            the highest moment.
-        at_peak: what is there at the highest moment, by part.
+        adapter: all trainable parameters: the adapter and modules trained in full.
+        gradients: gradients of the trainable parameters.
+        optimizer: the optimizer's states.
+        activations: the rest of the peak: what forward and backward keep and allocate, scratch of
+            the optimizer, the kernels and cuBLAS. If the peak comes before all gradients are
+            there, they later take memory that activations release. That memory is counted once,
+            as gradients.
+        logits: logits, their copies and gradients, and the loss, at the highest moment.
+        context: bytes of the driver, outside PyTorch's allocator.
+        peak_allocated: the figure that ``torch.cuda.max_memory_allocated`` shows.
+        peak_eval: the same figure for an evaluation between training steps.
+        optimizer_paged: optimizer states in unified memory; no part of the peak.
+        master_weights: fp32 copies of parameters trained in half precision. 0: PEFT keeps the
+            adapter in fp32, and the step keeps no copies of modules trained in full.
+        largest_dequantized: the largest weight that is dequantised for a moment; part of
+            `activations` if that is the highest moment.
+        at_peak: bytes by part at the highest moment.
     """
 
     weights: int
@@ -70,63 +75,70 @@ class StepMemory:
 
     @property
     def needed(self) -> int:
-        """What a device must have free: the higher of both peaks, and the context."""
+        """Bytes that a device must have free: the higher of both peaks, and the context."""
         return max(self.peak_allocated, self.peak_eval) + self.context
 
     def as_dict(self) -> dict[str, int]:
         """Return the figures by name, without `at_peak`."""
-        return {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name != "at_peak"
-        }
+        names = [item.name for item in fields(self) if item.name != "at_peak"]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class ResidentStorage:
+    """A storage that is there before the step.
+
+    Attributes:
+        size: bytes.
+        trains: whether it belongs to a trainable parameter.
+        repeats: how many storages of the whole model it stands for.
+    """
+
+    size: int
+    trains: bool
+    repeats: int
 
 
 @dataclass(frozen=True)
 class TracedStep:
-    """A training step and an evaluation step of the cut model.
+    """A training step and an evaluation step of the shortened model.
 
     Attributes:
-        training: forward and backward pass.
-        evaluation: a forward pass without gradients; None where it was not asked for.
-        resident: what is there before, as (bytes, whether it trains, how many of it the whole model has).
+        training: the forward and backward pass.
+        evaluation: a forward pass without gradients; None if it was not traced.
+        resident: parameters and buffers.
         inputs: bytes of each tensor of the batch.
-        shapes: of the trainable parameters, as (shape, bytes of a number, how many of it the whole model has).
+        parameters: the trainable parameters.
         kernels: names of the attention kernels.
         largest_dequantized: see `StepMemory`.
     """
 
     training: Record
     evaluation: Record | None
-    resident: tuple[tuple[int, bool, int], ...]
+    resident: tuple[ResidentStorage, ...]
     inputs: tuple[int, ...]
-    shapes: tuple[tuple[tuple[int, ...], int, int], ...]
+    parameters: tuple[TrainedParameter, ...]
     kernels: frozenset[str]
     largest_dequantized: int
 
     def memory(self, optimizer: str, device: Device) -> StepMemory:
         """Add everything up for the whole model."""
-        on_cpu = device.capability == 0
-        block = 1 if on_cpu else BLOCK
+        block = device.allocation_block
+        states = optimizer_memory(optimizer, self.parameters, on_cpu=device.is_cpu, block=block)
+        start = self._before(device)
+        start[OPTIMIZER] = states.states
+        peak, end = peak_and_end(start, self.training.sections(block))
+        optimizer_step = end.copy()
+        optimizer_step[OPTIMIZER] += states.scratch
+        if optimizer_step.sum() > peak.sum():
+            peak = optimizer_step
+        evaluation = [] if self.evaluation is None else self.evaluation.sections(block)
+        peak_eval, _ = peak_and_end(start, evaluation)
 
-        def rounded(size: int) -> int:
-            return -(-size // block) * block
-
-        kept = optimizer_memory(optimizer, self.shapes, on_cpu=on_cpu, block=block)
-        start = np.zeros(len(PARTS), dtype=np.int64)
-        for size, trains, times in self.resident:
-            start[PARTS.index("adapter" if trains else "weights")] += rounded(size) * times
-        start[PARTS.index("optimizer")] = kept.states
-        start[ACTIVATIONS] = device.workspace_bytes + sum(map(rounded, self.inputs))
-        peak, after = highest(start, self.training.pieces(block))
-        stepping = after.copy()
-        stepping[PARTS.index("optimizer")] += kept.scratch
-        peak = stepping if stepping.sum() > peak.sum() else peak
-        peak_eval, _ = highest(
-            start, [] if self.evaluation is None else self.evaluation.pieces(block)
-        )
-        at_peak = dict(zip(PARTS, (int(value) for value in peak), strict=True))
-        parts = dict(zip(PARTS, (int(value) for value in start), strict=True))
-        parts["gradients"] = int(after[GRADIENTS])
-        rest = int(peak.sum()) - sum(parts[part] for part in PARTS[:4])
+        at_peak = {part: int(size) for part, size in zip(PARTS, peak, strict=True)}
+        parts = {part: int(size) for part, size in zip(PARTS, start, strict=True)}
+        parts["gradients"] = int(end[GRADIENTS])
+        rest = int(peak.sum()) - sum(parts[part] for part in PARTS[:ACTIVATIONS])
         parts["logits"] = min(rest, at_peak["logits"])
         parts["activations"] = rest - parts["logits"]
         return StepMemory(
@@ -134,152 +146,166 @@ class TracedStep:
             context=device.context_bytes,
             peak_allocated=int(peak.sum()),
             peak_eval=int(peak_eval.sum()),
-            optimizer_paged=kept.paged,
+            optimizer_paged=states.paged,
             master_weights=0,
             largest_dequantized=self.largest_dequantized,
             at_peak=at_peak,
         )
 
+    def has_events_of(self, other: "TracedStep") -> bool:
+        """Return whether both have the same events, so that only sizes differ."""
+        records = [(self.training, other.training)]
+        if self.evaluation is not None and other.evaluation is not None:
+            records.append((self.evaluation, other.evaluation))
+        have_same_events = all(record.has_events_of(same) for record, same in records)
+        return have_same_events and len(self.resident) == len(other.resident)
+
+    def _before(self, device: Device) -> np.ndarray:
+        """Return bytes by part before the step, without optimizer states."""
+        block = device.allocation_block
+        start = np.zeros(len(PARTS), dtype=np.int64)
+        for storage in self.resident:
+            part = ADAPTER if storage.trains else WEIGHTS
+            start[part] += -(-storage.size // block) * block * storage.repeats
+        inputs = sum(-(-size // block) * block for size in self.inputs)
+        start[ACTIVATIONS] = device.workspace_bytes + inputs
+        return start
+
 
 def trace_step(
-    skeleton: Skeleton, config: "PlanConfig", model: Any, device: Device, *, evaluation: bool = True
+    skeleton: Skeleton,
+    config: "PlanConfig",
+    model: Any,
+    kernels: DeviceKernels,
+    *,
+    evaluation: bool = True,
 ) -> TracedStep:
-    """Trace a step.
+    """Trace a training step.
 
-    The training step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second or a later
-    one, so that optimizer states are there and gradients are not; ``output`` lives until its end. Gradient
-    checkpointing is the non-reentrant kind. There is no autocast.
+    The step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second
+    or a later one, so that optimizer states are there and gradients are not; ``output`` lives
+    until its end. Gradient checkpointing is the non-reentrant kind. There is no autocast.
 
     Args:
-        skeleton: the cut model.
+        skeleton: the shortened model.
         config: batch, length, precision, quantisation and the rest.
-        model: from `training_model`; may be traced more than once.
-        device: decides kernels.
+        model: the model that `training_model` returned; it may be traced more than once.
+        kernels: the device's.
         evaluation: whether to trace an evaluation step too.
 
     Raises:
         RequestError: the model cannot run such a step.
     """
-    on_cpu = device.capability == 0
-    model.train()
     inputs = training_batch(skeleton, config)
-    kernels = DeviceKernels(device, config.attention)
-    scratch = {} if on_cpu else CUDA_SCRATCH
-    try:
-        with quiet_libraries(), kernels:
-            with recording(model, skeleton, inputs, scratch, logit_classes(skeleton)) as (
-                recorder,
-                markers,
-            ):
-                output = model(**inputs)
-                markers.begin_backward()
-                output.loss.backward()
-                for parameter in model.parameters():
-                    number = None if parameter.grad is None else recorder.number(parameter.grad)
-                    if number is not None:
-                        recorder.parts[number] = GRADIENTS
-                training = markers.record()
-            del output
-            model.zero_grad(set_to_none=True)
-            evaluated = _trace_evaluation(model, skeleton, inputs, scratch) if evaluation else None
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(
-            f"model {skeleton.meta.name!r} cannot run this step: {first_sentence(error)}"
-        ) from error
+    kernels.chosen.clear()
+    with quiet_libraries(), kernels:
+        training = _trace_training(model, skeleton, inputs, kernels.device)
+        evaluated = None
+        if evaluation:
+            evaluated = _trace_evaluation(model, skeleton, inputs, kernels.device)
+    parameters = [
+        TrainedParameter(tuple(parameter.shape), parameter.itemsize, skeleton.repeats(name))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
     return TracedStep(
         training=training,
         evaluation=evaluated,
         resident=_resident(model, skeleton),
         inputs=tuple(tensor.nbytes for tensor in inputs.values()),
-        shapes=tuple(
-            (tuple(parameter.shape), parameter.itemsize, skeleton.repeats(name))
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        ),
-        kernels=frozenset(kernels.kernels),
+        parameters=tuple(parameters),
+        kernels=frozenset(kernels.chosen),
         largest_dequantized=largest_dequantized(model),
     )
 
 
+def _trace_training(
+    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], device: Device
+) -> Record:
+    model.train()
+    with recording(model, skeleton, inputs, _recorder(skeleton, device)) as step:
+        with _refusing(skeleton):
+            output = model(**inputs)
+        if getattr(output, "loss", None) is None:
+            raise RequestError(f"model {skeleton.meta.name!r} returns no loss; no plan for it")
+        step.begin_backward()
+        with _refusing(skeleton):
+            output.loss.backward()
+        step.end_backward()
+        record = step.so_far()
+    del output
+    model.zero_grad(set_to_none=True)
+    return record
+
+
 def _trace_evaluation(
-    model: Any,
-    skeleton: Skeleton,
-    inputs: dict[str, torch.Tensor],
-    scratch: dict[Any, Callable[..., int]],
+    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], device: Device
 ) -> Record:
     model.eval()
-    with (
-        torch.no_grad(),
-        recording(model, skeleton, inputs, scratch, logit_classes(skeleton)) as (_, markers),
-    ):
-        model(**inputs)
-        return markers.record()
+    recorder = _recorder(skeleton, device)
+    with torch.no_grad(), recording(model, skeleton, inputs, recorder) as step:
+        with _refusing(skeleton):
+            model(**inputs)
+        return step.so_far()
 
 
-def _resident(model: Any, skeleton: Skeleton) -> tuple[tuple[int, bool, int], ...]:
-    sizes: dict[int, tuple[int, bool, int]] = {}
+def _recorder(skeleton: Skeleton, device: Device) -> Recorder:
+    return Recorder({} if device.is_cpu else CUDA_SCRATCH, logit_classes(skeleton))
+
+
+@contextmanager
+def _refusing(skeleton: Skeleton) -> Iterator[None]:
+    """Turn the errors of a model that does not take such inputs into refusals."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise RequestError(
+            f"model {skeleton.meta.name!r} cannot run this step: {first_sentence(error)}"
+        ) from error
+
+
+def _resident(model: Any, skeleton: Skeleton) -> tuple[ResidentStorage, ...]:
+    storages: dict[int, ResidentStorage] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         storage = tensor.untyped_storage()
-        sizes.setdefault(
-            id(storage), (storage.nbytes(), tensor.requires_grad, skeleton.repeats(name))
-        )
-    return tuple(sizes.values())
+        resident = ResidentStorage(storage.nbytes(), tensor.requires_grad, skeleton.repeats(name))
+        storages.setdefault(id(storage), resident)
+    return tuple(storages.values())
 
 
-def step_between(points: Sequence[tuple[int, TracedStep]], at: int) -> TracedStep | None:
-    """Return the step at a value of one of rank, batch size and length from those at a few values (see `between`).
+def interpolate_steps(points: Sequence[tuple[int, TracedStep]], at: int) -> TracedStep | None:
+    """Return the step at a rank, batch size or length from the steps at a few.
+
+    See `interpolate_records`. Everything else is linear, and follows from the first and last step.
 
     Returns:
-        None where the traced steps are not the same but for their sizes.
+        None if the traced steps do not have the same events.
     """
-    for _, step in points[1:]:
-        first = points[0][1]
-        if not (
-            step.training.is_like(first.training)
-            and (
-                step.evaluation is None
-                or first.evaluation is None
-                or step.evaluation.is_like(first.evaluation)
-            )
-            and len(step.resident) == len(first.resident)
-        ):
-            return None
-
-    def line(values: Sequence[int]) -> int:
-        """Go through the first and the last point; what is not traced is linear in all three."""
-        if len(points) == 1:
-            return values[0]
-        (here, _), (there, _) = points[0], points[-1]
-        return round(values[0] + (values[-1] - values[0]) * (at - here) / (there - here))
-
     steps = [step for _, step in points]
-    evaluations = [
-        (value, step.evaluation) for value, step in points if step.evaluation is not None
-    ]
+    first, last = steps[0], steps[-1]
+    if not all(step.has_events_of(first) for step in steps[1:]):
+        return None
+
+    def line(low: int, high: int) -> int:
+        if len(points) == 1:
+            return low
+        return round(low + (high - low) * (at - points[0][0]) / (points[-1][0] - points[0][0]))
+
+    evaluations = [(x, step.evaluation) for x, step in points if step.evaluation is not None]
     return replace(
-        steps[0],
-        training=between([(value, step.training) for value, step in points], at),
-        evaluation=between(evaluations, at) if evaluations else None,
+        first,
+        training=interpolate_records([(x, step.training) for x, step in points], at),
+        evaluation=interpolate_records(evaluations, at) if evaluations else None,
         resident=tuple(
-            (line([size for size, _, _ in same]), same[0][1], same[0][2])
-            for same in zip(*(step.resident for step in steps), strict=True)
+            replace(low, size=line(low.size, high.size))
+            for low, high in zip(first.resident, last.resident, strict=True)
         ),
-        inputs=tuple(line(sizes) for sizes in zip(*(step.inputs for step in steps), strict=True)),
-        shapes=tuple(
-            (
-                tuple(line(sides) for sides in zip(*(shape for shape, *_ in same), strict=True)),
-                *same[0][1:],
-            )
-            for same in zip(*(step.shapes for step in steps), strict=True)
+        inputs=tuple(map(line, first.inputs, last.inputs)),
+        parameters=tuple(
+            replace(low, shape=tuple(map(line, low.shape, high.shape)))
+            for low, high in zip(first.parameters, last.parameters, strict=True)
         ),
         kernels=frozenset().union(*(step.kernels for step in steps)),
     )

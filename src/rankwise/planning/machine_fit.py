@@ -1,0 +1,145 @@
+"""How many trials of a sweep fit the machine at once, and the memory that each rank needs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from rankwise.errors import RequestError
+from rankwise.formatting import plain_bytes
+from rankwise.models.compat import first_sentence
+from rankwise.planning.memory.devices import CPU, GENERIC, Device, find_device
+from rankwise.planning.memory.setup import longest_input
+from rankwise.planning.memory.step import StepMemory
+from rankwise.planning.planner import Planner
+from rankwise.planning.prepare import prepare
+
+if TYPE_CHECKING:
+    from rankwise.planning.config import PlanConfig
+
+MOST_AT_ONCE = 16
+"""Trials in a pack: beyond this number a pass has enough tokens to keep any device busy, and a
+killed sweep loses more."""
+MOST_ON_CPU = 4
+"""Trials in a pack on a CPU, and no more than its cores, unless the user sets a memory budget."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The trials that fit a machine.
+
+    Attributes:
+        at_once: trials to train together, at most `MOST_AT_ONCE`, and at most `MOST_ON_CPU` on a
+            CPU without a budget.
+        needed: bytes that a trial of each rank needs, the base included; empty if the model
+            cannot be planned.
+        length: tokens of the sequences that the figures are for.
+        room: bytes that may be used.
+        unknown: why the model cannot be planned; empty if it can.
+    """
+
+    at_once: int = 1
+    needed: dict[int, int] = field(default_factory=dict)
+    length: int = 0
+    room: int = 0
+    unknown: str = ""
+
+
+def how_many_fit(
+    config: "PlanConfig",
+    longest_text: Callable[[], int],
+    budget: int | None = None,
+    machine: tuple[Device, int] | None = None,
+) -> Fit:
+    """Return how many trials to train at once, and refuse ranks of which not even one fits.
+
+    Args:
+        config: the training of one trial; its length is the length at which texts are truncated.
+        longest_text: returns the tokens of the longest text; called only if texts of full length
+            do not fit.
+        budget: bytes that may be used; default: the free bytes.
+        machine: the device and the bytes free on it; default: this machine's.
+
+    Returns:
+        The fit. A model that cannot be planned gets one trial at once and the reason: loading it
+        shows whether it trains.
+
+    Raises:
+        RequestError: a rank does not fit. The message names it, what it needs, what is free, and
+            which ranks fit.
+    """
+    device, free = machine or this_machine()
+    room = free if budget is None else min(budget, free)
+    most = _most_at_once(device, budget)
+    try:
+        prepared = prepare(config)
+        length = min(config.seq_len, longest_input(prepared.skeleton.meta.model) or config.seq_len)
+        request = replace(prepared.config, seq_len=length)
+        planner = Planner(prepared.skeleton, request, device)
+        needs = planner.by_rank(config.ranks)
+        if _at_once(needs, room) < most:
+            length = min(longest_text(), length)
+            needs = planner.changed(seq_len=length).by_rank(config.ranks)
+    except Exception as error:
+        return Fit(unknown=first_sentence(error))
+    needed = {rank: memory.needed for rank, memory in needs.items()}
+    if max(needed.values()) > room:
+        limit = f"{device.name} has {plain_bytes(free)} free"
+        if room < free:
+            limit = f"max_memory is {plain_bytes(room)}"
+        batch = f"{config.batch_size} x {length} tokens"
+        raise _refusal(needed, room, batch, limit)
+    return Fit(min(most, _at_once(needs, room)), needed, length, room)
+
+
+def _most_at_once(device: Device, budget: int | None) -> int:
+    import torch
+
+    if device is CPU and budget is None:
+        return min(MOST_ON_CPU, torch.get_num_threads())
+    return MOST_AT_ONCE
+
+
+def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
+    """Return how many trials of the largest need there is room for; they share one base."""
+    largest = max(needs.values(), key=lambda memory: memory.needed)
+    return 1 + (room - largest.needed) // (largest.needed - largest.weights - largest.context)
+
+
+def _refusal(needed: Mapping[int, int], room: int, batch: str, limit: str) -> RequestError:
+    """Word a refusal of the first rank that does not fit."""
+    too_large = next(rank for rank, size in needed.items() if size > room)
+    fitting = [rank for rank, size in needed.items() if size <= room]
+    advice = "no rank fits; try a smaller batch_size or max_length"
+    if fitting:
+        advice = f"ranks up to {max(fitting)} fit"
+    return RequestError(
+        f"rank {too_large} needs about {plain_bytes(needed[too_large])} for a batch of {batch}, "
+        f"and {limit}; {advice}"
+    )
+
+
+def chosen_device(config: "PlanConfig") -> tuple[Device, int | None]:
+    """Return the device of a request and its bytes; None bytes if the request names neither."""
+    device = GENERIC if config.device is None else find_device(config.device)
+    if config.memory is not None:
+        return device, config.memory
+    return device, _free_host_memory() if device is CPU else device.total_bytes
+
+
+def this_machine() -> tuple[Device, int]:
+    """Return the device that training runs on here, and the bytes that are free on it."""
+    import torch
+
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        free, _ = torch.cuda.mem_get_info()
+        # The context is there already: `free` is without it.
+        return Device(torch.cuda.get_device_name(), free, 10 * major + minor, 0), free
+    return CPU, _free_host_memory()
+
+
+def _free_host_memory() -> int:
+    """Return the bytes of main memory that a program can have without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
