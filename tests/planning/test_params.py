@@ -31,14 +31,14 @@ def count(config: PlanConfig) -> ParamCount:
 
 
 def count_by_peft(config: PlanConfig) -> Any:
-    """Put the adapter on the whole model, without cutting it, and let PEFT count."""
+    """Put the adapter on the whole model and let PEFT count."""
     meta = load_meta_model(config.model, torch.float32, task_type=config.task_type)
     with quiet_libraries():
         return get_peft_model(meta.model, lora_config(config, config.ranks[0], meta.task_type))
 
 
 @pytest.mark.parametrize("row", PUBLISHED[:-1], ids=lambda row: f"{row['model']} r={row['rank']}")
-def test_published_counts(row: dict[str, Any], tmp_path: Path) -> None:
+def test_counts_equal_published_counts(row: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(row["config"]))
     config = PlanConfig(
         model=str(tmp_path),
@@ -53,14 +53,14 @@ def test_published_counts(row: dict[str, Any], tmp_path: Path) -> None:
         assert params.all == row["all_params"]
 
 
-def test_gpt3_as_in_the_lora_paper() -> None:
+def test_gpt3_count_equals_that_of_the_lora_paper() -> None:
     row = PUBLISHED[-1]
     width, depth = row["config"]["n_embd"], row["config"]["n_layer"]
     assert estimate_lora_params(width, row["rank"], depth, modules_per_layer=2) == row["trainable"]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_equals_peft_on_the_whole_model(name: str, tmp_path: Path) -> None:
+def test_counts_equal_those_of_peft_on_the_whole_model(name: str, tmp_path: Path) -> None:
     config = request(write_config(tmp_path, name))
     params, peft_model = count(config), count_by_peft(config)
     assert (params.trainable, params.all) == peft_model.get_nb_trainable_parameters()
@@ -94,7 +94,7 @@ def test_equals_peft_on_the_whole_model(name: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_settings_count_as_peft_counts_them(
+def test_counts_equal_those_of_peft_for_every_setting(
     name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     config = request(write_config(tmp_path, name), **settings)
@@ -103,7 +103,7 @@ def test_settings_count_as_peft_counts_them(
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
-def test_default_targets_count_as_the_sweep_trains_them(name: str, tmp_path: Path) -> None:
+def test_counts_equal_what_a_sweep_trains(name: str, tmp_path: Path) -> None:
     from rankwise.engine.adapter_init import attach_adapter, saved_modules
     from rankwise.engine.trial import Trial
 
@@ -126,7 +126,7 @@ def test_default_targets_count_as_the_sweep_trains_them(name: str, tmp_path: Pat
         )
 
 
-def test_token_classifier_gets_no_adapter_on_its_head(tmp_path: Path) -> None:
+def test_head_of_a_token_classifier_gets_no_adapter(tmp_path: Path) -> None:
     layers = {
         layer.name: layer.params
         for layer in count(request(write_config(tmp_path, "bert"), task_type="TOKEN_CLS")).layers
@@ -146,7 +146,7 @@ def test_token_classifier_gets_no_adapter_on_its_head(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_adapter_file_has_the_size_that_was_told(
+def test_adapter_file_has_the_predicted_size(
     name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     config = request(write_config(tmp_path, name, num_hidden_layers=12, n_layer=12), **settings)
@@ -159,7 +159,7 @@ def test_adapter_file_has_the_size_that_was_told(
     assert params.adapter_bytes == (tmp_path / "saved" / "adapter_model.safetensors").stat().st_size
 
 
-def test_layers_are_named_as_in_the_model(tmp_path: Path) -> None:
+def test_layers_have_the_names_of_the_base_model(tmp_path: Path) -> None:
     config = request(
         write_config(tmp_path, "llama"), target_modules="q_proj", modules_to_save="lm_head"
     )
@@ -179,7 +179,7 @@ def test_layers_are_named_as_in_the_model(tmp_path: Path) -> None:
         ({"target_modules": "mpl"}, ["mpl"]),
     ],
 )
-def test_targets_that_match_nothing(
+def test_targets_that_match_no_layer_are_refused(
     settings: dict[str, Any], words: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError) as caught:

@@ -42,7 +42,7 @@ def test_command_prints_one_json_document(
     assert {row["quantization"] for row in content["by_quantization"]} == {"none", "int8", "nf4"}
 
 
-def test_table_says_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_shows_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_config(tmp_path, "llama")
     assert main(["plan", model, "--ranks", "4,8", "--memory", "700MB", "--batch-size", "2"]) == 0
     text = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_table_says_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_command_and_call_are_the_same_request() -> None:
+def test_command_and_python_call_make_the_same_request() -> None:
     text = make_plan_config(
         {
             "model": "m",
@@ -105,13 +105,13 @@ def test_command_and_call_are_the_same_request() -> None:
 
 
 @pytest.mark.parametrize("config", ["llama", {"ranks": [4]}, {}])
-def test_something_else_than_a_request_is_refused(config: Any) -> None:
+def test_config_of_another_type_is_refused(config: Any) -> None:
     with pytest.raises(RequestError, match=r"config .*allowed is a PlanConfig"):
         plan(config=config)
 
 
 @pytest.mark.parametrize("name", ["a.html", "b.png"])
-def test_plot_shows_every_part(name: str, tmp_path: Path) -> None:
+def test_plot_shows_every_part_of_the_memory(name: str, tmp_path: Path) -> None:
     import shutil
 
     if name.endswith("png") and not any(map(shutil.which, ("chromium", "google-chrome", "chrome"))):
@@ -162,7 +162,7 @@ def test_bars_add_up_to_the_peak_and_the_context(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_bad_requests(
+def test_wrong_requests_are_refused_in_one_line(
     options: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", write_config(tmp_path, "llama"), *options]) == 2
@@ -173,12 +173,12 @@ def test_bad_requests(
         assert word in output.err
 
 
-def test_rank_that_adds_nothing_is_noted(tmp_path: Path) -> None:
+def test_rank_above_the_smaller_side_of_a_layer_is_noted(tmp_path: Path) -> None:
     result = plan(write_config(tmp_path, "llama"), ranks=[4, 100])
     assert any("rank 100 is above 64" in note and "k_proj" in note for note in result.notes)
 
 
-def test_math_attention_is_noted(tmp_path: Path) -> None:
+def test_attention_without_a_fused_kernel_is_noted(tmp_path: Path) -> None:
     model = write_config(tmp_path, "llama")
     sdpa = plan(model, ranks=[4], precision="fp32")
     flash = plan(model, ranks=[4], precision="fp32", attention="flash")

@@ -11,7 +11,7 @@ from tests.tiny_models import write_config
     ("group", "names"),
     [("attention", "q_proj,k_proj,v_proj,o_proj"), ("mlp", "gate_proj,up_proj,down_proj")],
 )
-def test_a_group_of_layers_is_planned_as_its_names(group: str, names: str, tmp_path: Path) -> None:
+def test_group_of_layers_is_planned_like_its_names(group: str, names: str, tmp_path: Path) -> None:
     model = write_config(tmp_path, "llama")
     one, other = (
         plan(model, ranks=(4, 8), target_modules=targets).as_dict() for targets in (group, names)
@@ -32,7 +32,7 @@ def test_a_group_of_layers_is_planned_as_its_names(group: str, names: str, tmp_p
         ({"load_in_8bit": True}, "int8"),
     ],
 )
-def test_checkpoint_quantised_on_disk_is_planned_so(
+def test_checkpoint_quantised_on_disk_is_planned_in_its_quantisation(
     how: dict[str, Any], stored: str, tmp_path: Path
 ) -> None:
     from transformers import BitsAndBytesConfig
@@ -55,7 +55,7 @@ def test_checkpoint_quantised_on_disk_is_planned_so(
     assert more == pytest.approx(6 * 128 * 256 * (32 - bits) / 8, rel=0.03)
 
 
-def test_checkpoint_quantised_otherwise_is_noted(tmp_path: Path) -> None:
+def test_checkpoint_of_another_quantisation_method_is_noted(tmp_path: Path) -> None:
     model = write_config(
         tmp_path,
         "llama",

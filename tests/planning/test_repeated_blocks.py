@@ -23,7 +23,7 @@ class Model(nn.Module):
         ([8, 8, 6] * 4, ["0", "1", "2", "3", "4", "5", "9", "10", "11"], ("3", "4", "5"), 2),
     ],
 )
-def test_one_period_stands_for_the_others(
+def test_middle_period_stands_for_the_others(
     widths: list[int], kept: list[str], middle: tuple[str, ...], repeats: int
 ) -> None:
     model = Model(widths)
@@ -32,7 +32,7 @@ def test_one_period_stands_for_the_others(
     assert isinstance(layers, nn.ModuleList)
     assert [name for name, _ in layers.named_children()] == kept
     assert (stack.name, stack.middle, stack.repeats) == ("body.layers", middle, repeats)
-    # Every block is kept or stood for, by one of its own width.
+    # Every block is kept, or one of the same width stands for it.
     stood_for = {
         other: name
         for name, group in zip(middle, stack.represented, strict=True)
@@ -46,15 +46,15 @@ def test_one_period_stands_for_the_others(
 
 
 @pytest.mark.parametrize("widths", [[8, 8, 8], [2, 4, 6, 8, 10], [8, 6, 8, 6, 8]])
-def test_what_repeats_too_little_stays_whole(widths: list[int]) -> None:
+def test_stack_with_few_repetitions_stays_whole(widths: list[int]) -> None:
     model = Model(widths)
     assert shorten_stacks(model) == []
     assert len(list(model.body.layers.children())) == len(widths)
 
 
-def test_blocks_that_are_treated_differently_stay_apart() -> None:
+def test_blocks_with_different_treatment_are_kept() -> None:
     model = Model([8] * 12)
     (stack,) = shorten_stacks(model, lambda name: name.rsplit(".", 1)[-1] in ("0", "1", "2", "3"))
-    # The longer run of equal blocks is the one that is cut; the first four are all kept.
+    # The longer run of equal blocks is shortened; the first four are all kept.
     assert {"0", "1", "2", "3"} <= {name for name, _ in model.body.layers.named_children()}
     assert stack.middle == ("5",)

@@ -207,7 +207,7 @@ def grouped_matmul() -> Any:
 
 
 def softmax_backward() -> Any:
-    """Return the operator that differentiates softmax. Operators of autograd have no public names."""
+    """Return the operator that differentiates softmax; autograd's operators have no public names."""
     import torch
 
     return torch.ops.aten._softmax_backward_data.default
@@ -228,9 +228,9 @@ def efficient_attention_backward() -> Any:
 
 
 def reads_value(operator: Any) -> bool:
-    """Return whether an operator returns a tensor's value to Python, as ``bool()`` and ``item()`` do.
+    """Return whether an operator returns a tensor's value to Python, as ``item()`` does.
 
-    PyTorch has no public name for the operator that both of them call.
+    PyTorch has no public name for the operator that ``item()`` and ``bool()`` call.
     """
     import torch
 

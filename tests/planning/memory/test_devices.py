@@ -14,14 +14,14 @@ from rankwise.planning.memory.devices import DEVICES, find_device
         ("CPU", "cpu"),
     ],
 )
-def test_devices_by_any_spelling(text: str, name: str) -> None:
+def test_device_is_found_in_any_spelling(text: str, name: str) -> None:
     assert find_device(text).name == name
 
 
 @pytest.mark.parametrize(
     ("text", "hint"), [("RTX-4091", "RTX-4090"), ("A100", "A100-40GB"), ("MI300", "MI300X")]
 )
-def test_unknown_device_names_the_nearest(text: str, hint: str) -> None:
+def test_unknown_device_is_refused_with_the_nearest_name(text: str, hint: str) -> None:
     with pytest.raises(RequestError, match=f"did you mean '{hint}'"):
         find_device(text)
 

@@ -55,7 +55,7 @@ def stepped(name: str, dtype: torch.dtype) -> tuple[Any, list[torch.nn.Parameter
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_states(name: str, dtype: torch.dtype) -> None:
+def test_states_equal_those_of_a_real_optimizer(name: str, dtype: torch.dtype) -> None:
     optimizer, _ = stepped(name, dtype)
     tensors = {
         id(value): value.nbytes
@@ -71,7 +71,9 @@ def test_states(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
-def test_scratch_on_the_cpu_is_enough_and_not_twice_too_much(name: str, dtype: torch.dtype) -> None:
+def test_scratch_on_the_cpu_is_enough_but_less_than_twice_too_much(
+    name: str, dtype: torch.dtype
+) -> None:
     optimizer, params = stepped(name, dtype)
     states = [
         value
@@ -88,7 +90,7 @@ def test_scratch_on_the_cpu_is_enough_and_not_twice_too_much(name: str, dtype: t
 
 
 @pytest.mark.parametrize("dtypes", [["float32"], ["bfloat16"], ["float32", "bfloat16"]], ids=str)
-def test_multi_tensor_step_takes_one_more_copy_of_all(dtypes: list[str]) -> None:
+def test_multi_tensor_step_takes_one_more_copy_of_all_parameters(dtypes: list[str]) -> None:
     kinds = [getattr(torch, dtype) for dtype in dtypes]
     params = [
         torch.nn.Parameter(torch.ones(shape, dtype=dtype, device="meta"))
@@ -110,7 +112,7 @@ def test_multi_tensor_step_takes_one_more_copy_of_all(dtypes: list[str]) -> None
     assert scratch == pytest.approx(measured, abs=1024)
 
 
-def test_paged_states_are_counted_apart() -> None:
+def test_paged_states_are_counted_separately() -> None:
     large, small = (400, 400), (8, 8)
     memory = optimizer_memory(
         "paged-adamw",
@@ -121,7 +123,7 @@ def test_paged_states_are_counted_apart() -> None:
     assert memory.states == 8 * math.prod(small)
 
 
-def test_allocations_are_rounded_one_by_one() -> None:
+def test_each_allocation_is_rounded_up() -> None:
     assert (
         optimizer_memory(
             "adamw", [TrainedParameter((3,), 4, repeats=5)], on_cpu=False, block=512

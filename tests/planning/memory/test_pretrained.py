@@ -1,4 +1,4 @@
-"""Predictions against real steps of pretrained models: MiniLM-L6, and SmolLM2-135M where its package is there."""
+"""Predictions against real steps of MiniLM-L6, and of SmolLM2-135M if its package is installed."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.tiny_models import measured_peak, real_model
 
 
 @pytest.mark.slow
-def test_pretrained_models(tmp_path: Path) -> None:
+def test_pretrained_models_are_predicted(tmp_path: Path) -> None:
     from benchmarks.memory import pretrained_cases
 
     for number, (_, _, config, weights) in enumerate(pretrained_cases(tmp_path)):

@@ -9,12 +9,10 @@ from torch import nn
 
 from rankwise.planning import repeated_blocks as blocks
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.memory.devices import CPU, find_device
-from rankwise.planning.memory.setup import DTYPES
+from rankwise.planning.memory.devices import find_device
 from rankwise.planning.memory.step import StepMemory
-from rankwise.planning.meta_model import load_meta_model
 from rankwise.planning.planner import Planner
-from rankwise.planning.prepare import make_skeleton
+from rankwise.planning.prepare import prepare
 from tests.tiny_models import (
     ARCHITECTURES,
     MULTIMODAL,
@@ -26,17 +24,12 @@ from tests.tiny_models import (
 
 
 def planner(config: PlanConfig) -> Planner:
-    attention = "eager" if config.attention == "eager" else "sdpa"
-    meta = load_meta_model(
-        config.model, DTYPES[config.precision], task_type=config.task_type, attention=attention
-    )
-    device = CPU if config.device == "cpu" else find_device(config.device)
-    return Planner(make_skeleton(meta, config), config, device)
+    return Planner(prepare(config).skeleton, config, find_device(config.device))
 
 
 @pytest.mark.parametrize("name", MULTIMODAL)
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_CLS"])
-def test_models_of_parts(name: str, task_type: str, tmp_path: Path) -> None:
+def test_multimodal_models_are_predicted(name: str, task_type: str, tmp_path: Path) -> None:
     config = request(
         write_config(tmp_path, name), task_type=task_type, target_modules=r".*\.(q_proj|up_proj)"
     )
@@ -44,14 +37,14 @@ def test_models_of_parts(name: str, task_type: str, tmp_path: Path) -> None:
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
-def test_classifiers_that_alternate_attention(tmp_path: Path) -> None:
+def test_classifiers_with_alternating_attention_are_predicted(tmp_path: Path) -> None:
     config = request(write_config(tmp_path, "gemma2"), task_type="SEQ_CLS")
     measured = measured_peak(real_model(config, tmp_path, 8), config)
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture(name: str, tmp_path: Path) -> None:
+def test_every_architecture_is_predicted(name: str, tmp_path: Path) -> None:
     config = request(write_config(tmp_path, name))
     measured = measured_peak(real_model(config, tmp_path, 8), config)
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
@@ -78,7 +71,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_settings(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_are_predicted(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     config = request(write_config(tmp_path, name), **settings)
     measured = measured_peak(real_model(config, tmp_path, 8), config)
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
@@ -96,20 +89,20 @@ def test_settings(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_cut_model_tells_the_whole(
+def test_shortened_model_needs_what_the_whole_model_needs(
     name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = {"num_hidden_layers": 14, "n_layer": 14, "num_layers": 9, "num_decoder_layers": 7}
     config = request(write_config(tmp_path, name, **deep), **settings)
-    cut = planner(config)
-    assert cut.skeleton.stacks
+    shortened = planner(config)
+    assert shortened.skeleton.stacks
     monkeypatch.setattr(blocks, "MIN_STACK", 1000)
     whole = planner(config)
     assert not whole.skeleton.stacks
-    assert cut.memory(8) == whole.memory(8)
+    assert shortened.memory(8) == whole.memory(8)
 
 
-def test_values_in_between_are_those_traced(tmp_path: Path) -> None:
+def test_interpolated_steps_equal_traced_steps(tmp_path: Path) -> None:
     config = request(
         write_config(tmp_path, "qwen2"), device="T4", attention="eager", precision="fp16"
     )
@@ -123,7 +116,7 @@ def test_values_in_between_are_those_traced(tmp_path: Path) -> None:
         assert by_length(length) == one.memory(8, seq_len=length)
 
 
-def test_rank_takes_16_bytes_a_parameter(tmp_path: Path) -> None:
+def test_each_adapter_parameter_takes_16_bytes(tmp_path: Path) -> None:
     config = request(write_config(tmp_path, "llama"))
     one = planner(config)
     low, high = one.memory(8), one.memory(32)
@@ -131,11 +124,11 @@ def test_rank_takes_16_bytes_a_parameter(tmp_path: Path) -> None:
         (32 - 8) * 6 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256))
     )  # q, o; k, v; gate, up, down
 
-    def own(memory: StepMemory) -> int:
+    def adapter_bytes(memory: StepMemory) -> int:
         return memory.adapter + memory.gradients + memory.optimizer
 
-    assert own(high) - own(low) == 16 * params
-    # So does the real peak where it is at the end of the backward pass: few tokens, and so few activations.
+    assert adapter_bytes(high) - adapter_bytes(low) == 16 * params
+    # So does the real peak at the end of the backward pass: few tokens have few activations.
     config = request(config.model, batch_size=1, seq_len=2)
     real = [measured_peak(real_model(config, tmp_path, rank), config) for rank in (128, 256)]
     sizes = [
@@ -151,7 +144,7 @@ def test_rank_takes_16_bytes_a_parameter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_parts_add_up(quantization: str, tmp_path: Path) -> None:
+def test_parts_add_up_to_the_peak(quantization: str, tmp_path: Path) -> None:
     settings = {"device": "T4", "precision": "fp16", "quantization": quantization}
     memory = planner(request(write_config(tmp_path, "llama"), **settings)).memory(8)
     parts = (
@@ -169,7 +162,7 @@ def test_parts_add_up(quantization: str, tmp_path: Path) -> None:
     assert (memory.largest_dequantized > 0) == (quantization == "nf4")
 
 
-def test_evaluation_peak_is_that_of_a_forward_pass(tmp_path: Path) -> None:
+def test_evaluation_peak_equals_that_of_a_forward_pass(tmp_path: Path) -> None:
     from rankwise.engine.peak_memory import peak_live_bytes
 
     config = request(write_config(tmp_path, "llama"))
@@ -186,7 +179,7 @@ def test_evaluation_peak_is_that_of_a_forward_pass(tmp_path: Path) -> None:
     assert memory.peak_eval - memory.optimizer == pytest.approx(measured, rel=0.01)
 
 
-def test_nothing_of_the_frozen_base_is_counted_twice(tmp_path: Path) -> None:
+def test_frozen_base_is_counted_once(tmp_path: Path) -> None:
     config = request(write_config(tmp_path, "qwen2"))
     model: nn.Module = real_model(config, tmp_path, 8)
     frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad) + sum(

@@ -1,4 +1,4 @@
-"""Predictions against 40 training steps that others measured on a Tesla T4."""
+"""Predictions against 40 published training steps on a Tesla T4."""
 
 import json
 from pathlib import Path
@@ -34,13 +34,13 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     return np.array(list(seen.values()))
 
 
-def test_peaks_are_true(errors: np.ndarray) -> None:
+def test_peaks_are_within_the_target_error(errors: np.ndarray) -> None:
     # The target of the project, not of this code: 1 % on average and 4 % at worst.
     assert np.abs(errors).mean() < 0.01
     assert np.abs(errors).max() < 0.04
 
 
-def test_counts_are_those_of_the_measured_models(tmp_path: Path) -> None:
+def test_counts_equal_those_of_the_measured_models(tmp_path: Path) -> None:
     from benchmarks.memory import t4_config
 
     for row in {row["model_id"]: row for row in ROWS}.values():
@@ -51,8 +51,8 @@ def test_counts_are_those_of_the_measured_models(tmp_path: Path) -> None:
         assert (params.trainable, params.all) == (row["trainable_params"], row["total_params"])
 
 
-def test_static_parts_are_those_measured(tmp_path: Path) -> None:
-    """What was measured part by part: gradients, optimizer states, packed weights and scales."""
+def test_static_parts_equal_the_measured_parts(tmp_path: Path) -> None:
+    """Check what was measured part by part: gradients, states, packed weights and scales."""
     from benchmarks.memory import predict_t4
 
     for row in ROWS[:5]:
@@ -60,5 +60,5 @@ def test_static_parts_are_those_measured(tmp_path: Path) -> None:
         assert memory.gradients / 2**20 == pytest.approx(measured["gradient_mib"], rel=1e-3)
         assert memory.optimizer / 2**20 == pytest.approx(measured["optimizer_state_mib"], rel=1e-3)
         resident = (memory.weights + memory.adapter) / 2**20
-        # The allocator's blocks of more than 1 MiB may be up to 1 MiB larger than the tensor, and are here.
+        # The allocator's blocks above 1 MiB may be up to 1 MiB larger than their tensors.
         assert resident == pytest.approx(measured["resident_before_step_mib"], rel=0.015)
