@@ -87,6 +87,8 @@ def tensors_in(value: Any) -> "list[Tensor]":
     import torch
     from torch.utils._pytree import tree_leaves
 
+    if isinstance(value, torch.Tensor):
+        return [value]
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 

@@ -95,7 +95,7 @@ def count_at_rank(skeleton: Skeleton, config: "PlanConfig", rank: int) -> ParamC
     Raises:
         RequestError: the target modules match nothing, or PEFT refuses.
     """
-    peft_model = put_on_adapter(skeleton.copy(), config, rank, skeleton.meta.task_type)
+    peft_model = make_peft_model(skeleton.copy(), config, rank, skeleton.meta.task_type)
     return count_params(skeleton, peft_model)
 
 
@@ -126,7 +126,7 @@ def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
     )
 
 
-def put_on_adapter(
+def make_peft_model(
     model: "nn.Module",
     config: "PlanConfig",
     rank: int,

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 from rankwise.checks import check_config
 from rankwise.errors import RequestError
 from rankwise.models.config import Quantization
-from rankwise.planning.config import PlanConfig, make_plan_config
+from rankwise.planning.config import PlanConfig, PlanSettings, make_plan_config
 from rankwise.planning.machine_fit import chosen_device
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.setup import longest_input
@@ -111,7 +111,12 @@ class Plan:
         return json.dumps(self.as_dict(), indent=2, allow_nan=False)
 
 
-def plan(model: str | None = None, *, config: PlanConfig | None = None, **settings: Any) -> Plan:
+def plan(
+    model: str | None = None,
+    *,
+    config: PlanConfig | None = None,
+    **settings: Unpack[PlanSettings],
+) -> Plan:
     """Return the parameters and the memory of every rank, from the model's config alone.
 
     Args:
@@ -161,7 +166,7 @@ def plan(model: str | None = None, *, config: PlanConfig | None = None, **settin
     )
 
 
-def _request(model: str | None, config: PlanConfig | None, settings: dict[str, Any]) -> PlanConfig:
+def _request(model: str | None, config: PlanConfig | None, settings: PlanSettings) -> PlanConfig:
     if config is not None and (settings or model is not None):
         raise RequestError("give either a config or its fields, not both")
     if config is not None:

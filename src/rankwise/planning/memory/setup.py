@@ -10,7 +10,7 @@ from rankwise.models.auto import first_position, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.planning.memory.kernels import DeviceKernels
 from rankwise.planning.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
-from rankwise.planning.params import put_on_adapter
+from rankwise.planning.params import make_peft_model
 from rankwise.planning.repeated_blocks import Skeleton
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def training_model(
     with quiet_libraries():
         if config.quantization != "none":
             _quantize(model, skeleton, config, kernels.device.is_cpu)
-        peft_model = put_on_adapter(
+        peft_model = make_peft_model(
             model, config, rank, skeleton.meta.task_type, {QuantizedLinear: QuantizedLora}
         )
         if config.gradient_checkpointing:

@@ -8,6 +8,7 @@ needs a formula of its own.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,8 @@ class Recorder(StorageTracker):
             )
         if operator is torch.ops.aten.nonzero.default and args[0].is_meta:
             result = args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
+        elif _is_pointwise(operator):
+            result = _run_pointwise(operator, args, kwargs)
         else:
             result = operator(*args, **kwargs)
         self.add_all(result)
@@ -173,6 +176,41 @@ class Recorder(StorageTracker):
         self.sizes.append(size)
         self.parts.append(LOGITS if is_logits else ACTIVATIONS)
         return number
+
+
+@cache
+def _is_pointwise(operator: Any) -> bool:
+    return torch.Tag.pointwise in operator.tags
+
+
+_pointwise_layouts: dict[Any, tuple[Any, Any, torch.dtype]] = {}
+"""Shape, strides and precision of pointwise results, by operator and arguments (see below)."""
+
+
+def _run_pointwise(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a pointwise operator, whose result on ``meta`` follows from the layouts of its arguments.
+
+    PyTorch computes it in Python, which takes half of a trace; a model's blocks repeat, and so do
+    the arguments. Operators that write to an argument always run.
+    """
+    key = (operator, *map(_layout, args), *((name, _layout(kwargs[name])) for name in kwargs))
+    if key in _pointwise_layouts:
+        shape, stride, dtype = _pointwise_layouts[key]
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    result = operator(*args, **kwargs)
+    is_new = isinstance(result, Tensor) and not any(
+        result is value for value in (*args, *kwargs.values())
+    )
+    if is_new and result.is_meta:
+        _pointwise_layouts[key] = (tuple(result.shape), result.stride(), result.dtype)
+    return result
+
+
+def _layout(value: Any) -> Any:
+    """Return what a pointwise result's layout depends on: of numbers the type, of tensors more."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return type(value), str(value)
 
 
 class StepRecording:
