@@ -99,7 +99,7 @@ def planned_and_frozen(kind: str, config: rankwise.SweepConfig) -> dict[str, Any
         batch_size=config.batch_size,
         seq_len=longest,
         precision="fp32",
-        quantization=kind,
+        quantization=kind,  # type: ignore[arg-type]
         task_type="SEQ_CLS",
         num_labels=task.objective.settings["num_labels"],
         device="cpu",

@@ -116,7 +116,7 @@ def test_sweep_notes_that_its_memory_could_not_be_planned(
     assert found[0].endswith(
         ", and one trial trains at a time: this model's forward pass depends on values"
     )
-    assert ("max_memory is not kept to" in found[0]) == (max_memory is not None)
+    assert ("max_memory is ignored" in found[0]) == (max_memory is not None)
 
 
 def test_sweep_that_does_not_fit_is_refused_before_training(

@@ -9,7 +9,7 @@ from rankwise.sweeps.request_record import max_length, model_name
 from rankwise.tasks.base import Task
 
 if TYPE_CHECKING:
-    from rankwise.planning.planner import Fit
+    from rankwise.planning.machine_fit import Fit
 
 
 def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
@@ -18,7 +18,7 @@ def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
     Raises:
         RequestError: a rank does not fit.
     """
-    from rankwise.planning.planner import how_many_fit
+    from rankwise.planning.machine_fit import how_many_fit
 
     return how_many_fit(
         plan_config(config, task), lambda: longest_text(config, task), config.max_memory

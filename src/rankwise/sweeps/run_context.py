@@ -16,7 +16,7 @@ from rankwise.tasks.base import Encoded, Task
 if TYPE_CHECKING:
     from rankwise.decide.evidence import ChanceLoss
     from rankwise.models.base_model import BaseModel
-    from rankwise.planning.planner import Fit
+    from rankwise.planning.machine_fit import Fit
     from rankwise.sweeps.truncating_engine import TruncatingEngine
 
 
