@@ -28,7 +28,7 @@ MAX_EVA_STEPS = 500
 
 
 def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
-    """Return a copy of the weights of modules trained in full, by module, to undo their training."""
+    """Return a copy of the weights of modules trained in full, by module."""
     return {
         name: {
             key: value.clone() for key, value in base.model.get_submodule(name).state_dict().items()
@@ -90,7 +90,7 @@ def untrained_adapter(base: BaseModel) -> Adapter:
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return the adapter's parameters under PEFT's names.
 
-    Embeddings are left out. None is trained, and PEFT would look the base up at the hub to find out.
+    Embeddings are left out: none is trained, and PEFT would ask the hub to find out.
     """
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
@@ -114,8 +114,7 @@ def base_restored(base: BaseModel, init: str) -> Iterator[None]:
     The copies take as much memory as the layers that get an adapter.
 
     Raises:
-        RequestError: the init is OLoRA and a layer is a ``Conv1D``, whose weight PEFT would take for
-            its transpose.
+        RequestError: a ``Conv1D`` layer with OLoRA: PEFT would take its weight for the transpose.
     """
     layers: dict[str, Any] = {}
     if init in BASE_CHANGING_INITS:

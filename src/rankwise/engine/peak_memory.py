@@ -1,4 +1,4 @@
-"""Memory of a training step: the largest sum of bytes of tensors alive at once."""
+"""Peak memory of a training step: the largest sum of bytes of tensors alive at once."""
 
 from collections.abc import Callable, Iterable
 
@@ -28,9 +28,9 @@ class _LiveBytes(StorageTracker):
 def peak_live_bytes(step: Callable[[], object], resident: Iterable[torch.Tensor]) -> int:
     """Run a step and return the largest sum of bytes of all tensors alive during it.
 
-    Storages are counted once, however many tensors view them. Scratch memory inside a kernel and what the allocator
-    keeps in reserve are not tensors and not counted: the figure is comparable between ranks and devices, and it is
-    what ``torch.cuda.max_memory_allocated`` reports, up to rounding.
+    A storage counts once, however many tensors view it. Scratch memory inside a kernel and the
+    allocator's reserve are not tensors and do not count. So the figure is comparable between ranks
+    and devices, and equals ``torch.cuda.max_memory_allocated`` up to rounding.
 
     Args:
         step: Forward pass, backward pass and optimizer step.

@@ -55,8 +55,8 @@ STEP_FIGURES = {
 class ReferenceEngine:
     """Trains each trial as a tutorial would: AdamW, linear schedule with warm-up, no dropout.
 
-    A trial depends on its settings and the data alone: the seed sets the head, the adapter's initial
-    values and the data order, and nothing is left over from an earlier trial.
+    A trial depends on its settings and the data alone: the seed sets the head, the adapter's
+    initial values and the data order, and nothing is left over from an earlier trial.
 
     Args:
         base: the frozen base, to which adapters are attached and from which they are detached.

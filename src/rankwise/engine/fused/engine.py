@@ -36,13 +36,10 @@ def lower_precision(base: BaseModel) -> torch.dtype | None:
 class FusedEngine:
     """Trains packs of trials over one frozen base.
 
-    The trials of a pack share the base and nothing else: each has its adapter, head, data order,
-    clipping, optimizer and schedule. A trial whose loss or gradient is not finite drops out without
-    effect on the others. Adapters keep their ranks; none is padded to the largest.
-
-    On a CPU a pack is split into sub-packs, one for each thread, and each thread gets its share of
-    the cores. The trials of a sub-pack, or of the whole pack on another device, go through the base
-    together.
+    The trials of a pack share the base and nothing else (README.md in this folder has the picture).
+    A trial whose loss or gradient is not finite drops out without effect on the others. Adapters
+    keep their ranks; none is padded to the largest. On a CPU a pack is split into sub-packs, one
+    for each thread; the trials of a sub-pack go through the base together.
 
     Args:
         base: the frozen base; `rankwise.engine.fused.model.unsupported_reason` checks it.
@@ -130,7 +127,7 @@ class FusedEngine:
         self, model: PackedModel, subpacks: Sequence[Sequence[TrainingState]], cores: int
     ) -> float:
         """Train all sub-packs at the same time; return the seconds that they took."""
-        self.base.model.train()  # in eval mode bitsandbytes' 8-bit layers compute otherwise on a CPU
+        self.base.model.train()  # bitsandbytes' 8-bit layers differ in eval mode on a CPU
         start = time.perf_counter()
         run_in_threads([partial(self._train_subpack, model, each) for each in subpacks], cores)
         return time.perf_counter() - start
@@ -158,12 +155,7 @@ class FusedEngine:
         states: Sequence[TrainingState],
         batches: Sequence[Sequence[int]],
     ) -> list[float]:
-        """Run one pass, each trial on its batch, and add to the trials' gradients.
-
-        Args:
-            model: the packed base.
-            states: K trials.
-            batches: rows of training examples, a batch for each trial.
+        """Run one pass, each trial on its batch of rows, and add to the trials' gradients.
 
         Returns:
             Each trial's mean loss, K.

@@ -212,7 +212,7 @@ class FirstTokenAttention(nn.Module):
     def _trainable(
         self, layer: nn.Module
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, float, slice]]:
-        """Yield each trial's A and B^T as autograd leaves, (r, H) each, its scaling and its rows."""
+        """Yield each trial's A and B^T as leaves, (r, H) each, its scaling and its rows."""
         if not isinstance(layer, FusedLinear):
             return
         bounds = self.segments.bounds

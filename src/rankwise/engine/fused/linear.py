@@ -86,12 +86,7 @@ class Segments(threading.local):
         self.sibling_outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def assign(self, adapters: Sequence[Mapping[str, LoraFactors]], rows: Sequence[int]) -> None:
-        """Tell the LoRA layers how many rows each trial owns, in the order of the rows.
-
-        Args:
-            adapters: LoRA factors by layer name, for each of the K trials; empty without adapter.
-            rows: number of rows of each trial, (K,).
-        """
+        """Tell the LoRA layers how many rows each of the K trials owns, in their order."""
         self.adapters = [factors for factors in adapters if factors]
         self.bounds = [0, *accumulate(rows)]
 
@@ -146,16 +141,7 @@ class _SegmentedLora(torch.autograd.Function):
         factors: list[list[LoraFactors]],
         bounds: Sequence[int],
     ) -> tuple[torch.Tensor, ...]:
-        """Return each layer's output.
-
-        Args:
-            ctx: autograd's context.
-            x: shared input, (..., d_in).
-            grad_anchor: see `Segments`.
-            bases: frozen layers, L.
-            factors: for each of K trials, its factors of the L layers.
-            bounds: see `Segments`.
-        """
+        """Return each layer's output, (..., d_out), from the shared input x, (..., d_in)."""
         ys = [base(x) for base in bases]  # (..., d_out)
         dtype = ys[0].dtype
         if torch.is_autocast_enabled(x.device.type):

@@ -25,8 +25,8 @@ class TrainingState:
     All parameters lie in one flat tensor, so clipping and AdamW are one kernel each, however many
     layers there are::
 
-        flat (P,)   [ A of each layer | matrices of the head | B^T of each layer | vectors of the head ]
-                      at the learning rate                     at loraplus_ratio times that rate
+        flat (P,)  [ all A | head's matrices   | all B^T | head's vectors            ]
+                     at the learning rate      at loraplus_ratio times that rate
 
     Args:
         trial: rank, seed, learning rate and scaling.
