@@ -1,4 +1,4 @@
-"""LoRA+, DoRA and initial values: both engines alike where both have them, and adapters that load on the plain base."""
+"""LoRA+, DoRA and initial values, in both engines and with PEFT on the unchanged base."""
 
 import json
 from dataclasses import replace
@@ -20,10 +20,10 @@ from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
 from rankwise.tasks.base import Encoded
-from tests.engine.fused.test_engine import assert_same_training
+from tests.engine.parity import assert_same_training
 from tests.tiny_models import load_tiny
 
-RECIPE = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
+CONFIG = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
 TRIAL = Trial(rank=4, seed=3, learning_rate=1e-3, lora_alpha=6)
 Tiny = tuple[BaseModel, Encoded, Encoded]
 
@@ -36,11 +36,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.mark.parametrize(
     "changes", [{"loraplus_ratio": 16.0}, {"init": "gaussian"}, {"init": "orthogonal"}], ids=str
 )
-def test_the_fused_engine_trains_as_the_reference(tiny: Tiny, changes: dict[str, object]) -> None:
-    recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]
-    (fused,) = FusedEngine(*tiny, recipe).train([TRIAL])
-    (reference,) = ReferenceEngine(*tiny, recipe).train([TRIAL])
-    (plain,) = FusedEngine(*tiny, RECIPE).train([TRIAL])
+def test_both_engines_train_alike(tiny: Tiny, changes: dict[str, object]) -> None:
+    config = replace(CONFIG, **changes)  # type: ignore[arg-type]
+    (fused,) = FusedEngine(*tiny, config).train([TRIAL])
+    (reference,) = ReferenceEngine(*tiny, config).train([TRIAL])
+    (plain,) = FusedEngine(*tiny, CONFIG).train([TRIAL])
     assert_same_training(fused, reference)
     assert fused.steps != plain.steps
     for key, value in fused.adapter.items():
@@ -50,7 +50,7 @@ def test_the_fused_engine_trains_as_the_reference(tiny: Tiny, changes: dict[str,
 def held_out_losses(
     finished: FinishedTrial, base: BaseModel, held_out: Encoded, directory: Path
 ) -> list[float]:
-    """Put the saved adapter on the checkpoint as it is on disk, with PEFT alone."""
+    """Score the saved adapter on the checkpoint on disk, with PEFT alone."""
     save_file(finished.adapter, directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text(json.dumps(finished.adapter_config))
     plain = AutoModelForSequenceClassification.from_pretrained(
@@ -70,7 +70,7 @@ def held_out_losses(
     [({"init": "pissa"}, 8), ({"init": "olora"}, 8), ({"init": "eva"}, 4), ({"use_dora": True}, 4)],
     ids=str,
 )
-def test_the_saved_adapter_is_for_the_base_as_it_is_on_disk(
+def test_the_saved_adapter_fits_the_base_on_disk(
     tiny: Tiny, changes: dict[str, object], rank_on_disk: int, tmp_path: Path
 ) -> None:
     base, train, held_out = tiny
@@ -79,7 +79,8 @@ def test_the_saved_adapter_is_for_the_base_as_it_is_on_disk(
         for key, value in base.model.state_dict().items()
         if "classifier" not in key
     }
-    engine = ReferenceEngine(base, train, held_out, replace(RECIPE, **changes))  # type: ignore[arg-type]
+    config = replace(CONFIG, **changes)  # type: ignore[arg-type]
+    engine = ReferenceEngine(base, train, held_out, config)
     first, again = engine.train([TRIAL, replace(TRIAL, use_rslora=True)])
     assert all(torch.equal(base.model.state_dict()[key], value) for key, value in before.items())
     for finished in (first, again):
@@ -88,15 +89,15 @@ def test_the_saved_adapter_is_for_the_base_as_it_is_on_disk(
         )
         assert finished.adapter_config["r"] == rank_on_disk
         assert finished.adapter_config["init_lora_weights"] is True
-    (plain,) = ReferenceEngine(base, train, held_out, RECIPE).train([TRIAL])
+    (plain,) = ReferenceEngine(base, train, held_out, CONFIG).train([TRIAL])
     magnitudes = sum(d_out for _, d_out in base.targets.values()) if "use_dora" in changes else 0
     assert first.trainable_params == plain.trainable_params + magnitudes
     assert first.steps != plain.steps
 
 
-def test_eva_takes_the_main_directions_of_a_layer_s_inputs(tiny: Tiny) -> None:
+def test_eva_finds_the_main_directions_of_the_inputs(tiny: Tiny) -> None:
     base, train, held_out = tiny
-    engine = ReferenceEngine(base, train, held_out, replace(RECIPE, init="eva"))
+    engine = ReferenceEngine(base, train, held_out, replace(CONFIG, init="eva"))
     with quiet_libraries():
         model = attach_adapter(base, TRIAL, saved_modules(base), init="eva")
     try:
@@ -124,13 +125,13 @@ def test_eva_with_too_little_data_is_refused(tiny: Tiny) -> None:
     base, train, held_out = tiny
     few = Encoded(train.ids[:40], train.input_ids[:40], train.labels[:40])
     with pytest.raises(RequestError, match="'eva' at rank 4 needs at least 64 training examples"):
-        list(ReferenceEngine(base, few, held_out, replace(RECIPE, init="eva")).train([TRIAL]))
+        list(ReferenceEngine(base, few, held_out, replace(CONFIG, init="eva")).train([TRIAL]))
     assert np.isfinite(base.model.bert.pooler.dense.weight.numpy()).all()
 
 
-def test_gpt2_s_layers_with_pissa_and_olora(tmp_path: Path) -> None:
+def test_conv1d_layers_take_pissa_and_refuse_olora(tmp_path: Path) -> None:
     base, train, held_out = load_tiny("gpt2", tmp_path)
-    (finished,) = ReferenceEngine(base, train, held_out, replace(RECIPE, init="pissa")).train(
+    (finished,) = ReferenceEngine(base, train, held_out, replace(CONFIG, init="pissa")).train(
         [TRIAL]
     )
     (tmp_path / "adapter").mkdir()
@@ -138,4 +139,4 @@ def test_gpt2_s_layers_with_pissa_and_olora(tmp_path: Path) -> None:
         list(finished.evidence["loss"]), rel=1e-4, abs=1e-5
     )
     with pytest.raises(RequestError, match="'olora' does not support GPT-2's Conv1D layers"):
-        list(ReferenceEngine(base, train, held_out, replace(RECIPE, init="olora")).train([TRIAL]))
+        list(ReferenceEngine(base, train, held_out, replace(CONFIG, init="olora")).train([TRIAL]))

@@ -7,14 +7,16 @@ LENGTHS = [int(length) for length in np.random.default_rng(0).integers(3, 60, si
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 500])
-def test_every_example_once_an_epoch_in_full_batches_but_the_last(batch_size: int) -> None:
+def test_every_example_comes_once_an_epoch_and_only_the_last_batch_is_short(
+    batch_size: int,
+) -> None:
     batches = epoch_batches(LENGTHS, batch_size, seed=1, epoch=0)
     assert sorted(row for batch in batches for row in batch) == list(range(403))
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
     assert 0 < len(batches[-1]) <= batch_size
 
 
-def test_seed_and_epoch_alone_set_the_order() -> None:
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     first = epoch_batches(LENGTHS, 8, seed=1, epoch=0)
     assert first == epoch_batches(LENGTHS, 8, seed=1, epoch=0)
     assert first != epoch_batches(LENGTHS, 8, seed=1, epoch=1)

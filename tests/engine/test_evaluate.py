@@ -10,7 +10,7 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 
 
-def test_scores_are_those_of_each_text_alone(tiny_model: Path, reviews: Path) -> None:
+def test_scores_match_those_of_each_text_alone(tiny_model: Path, reviews: Path) -> None:
     task = load_task(SweepConfig(data=reviews))
     base = load_base(str(tiny_model), task.objective, ["all-linear"], [4])
     held_out, _ = encode(task.held_out, base.tokenizer, 64)

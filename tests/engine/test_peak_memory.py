@@ -23,7 +23,7 @@ def test_shared_storage_counts_once() -> None:
     assert peak_live_bytes(lambda: None, [base, base[:10], base.view(2, -1)]) == 16 * KIB
 
 
-def test_a_linear_layer_s_step_by_hand() -> None:
+def test_a_step_of_a_linear_layer_needs_what_a_count_by_hand_says() -> None:
     layer = torch.nn.Linear(64, 32, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x = torch.randn(16, 64)
@@ -33,8 +33,8 @@ def test_a_linear_layer_s_step_by_hand() -> None:
         optimizer.step()
 
     weights, inputs, output, scalar = 4 * 64 * 32, 4 * 16 * 64, 4 * 16 * 32, 4
-    # At the peak: weights, input, the gradient of the weights, and what the sum leaves: its value and that value's
-    # gradient, which is expanded without copying. The output itself is needed by nothing once it is summed.
+    # At the peak: weights, input, the gradient of the weights, the sum and the gradient of the sum,
+    # which is expanded without copying. The output is no longer needed once it is summed.
     measured = peak_live_bytes(step, [layer.weight, x])
     assert (
         weights + inputs + weights <= measured <= weights + inputs + weights + output + 4 * scalar

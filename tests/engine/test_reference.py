@@ -22,11 +22,11 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews, save_tokenizer
 
-RECIPE = TrainingConfig(epochs=2, batch_size=8)
+CONFIG = TrainingConfig(epochs=2, batch_size=8)
 TRIAL = Trial(rank=4, seed=3, learning_rate=5e-3, lora_alpha=4)
 
 
-def engine_for(model: Path, task: Task, recipe: TrainingConfig = RECIPE) -> ReferenceEngine:
+def engine_for(model: Path, task: Task, recipe: TrainingConfig = CONFIG) -> ReferenceEngine:
     base = load_base(str(model), task.objective, ["all-linear"], [4])
     train, held_out = (
         encode(part, base.tokenizer, base.max_length)[0] for part in (task.train, task.held_out)
@@ -43,8 +43,8 @@ def train_one(engine: ReferenceEngine, trial: Trial = TRIAL) -> FinishedTrial:
     return next(iter(engine.train([trial])))
 
 
-def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Task) -> None:
-    """The same trial by hand: PEFT, AdamW, clipping, linear warm-up and decay, batches in the promised order."""
+def test_losses_match_a_plain_training_loop(tiny_model: Path, task: Task) -> None:
+    """The loop has PEFT, AdamW, clipping, linear warm-up and decay, and the same batches."""
     engine = engine_for(tiny_model, task)
     finished = train_one(engine)
     base, examples = engine.base, engine.examples
@@ -77,14 +77,14 @@ def test_losses_are_those_of_a_plain_loop(tiny_model: Path, task: Task) -> None:
             )
         loss = total / len(batch)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, RECIPE.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, CONFIG.max_grad_norm)
         optimizer.step()
         assert row["train_loss"] == pytest.approx(loss.item(), rel=1e-4), step
         assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-3), step
     assert len(finished.steps) == len(batches)
 
 
-def test_a_base_on_the_cpu_trains_there_beside_apple_s_gpu(
+def test_a_base_on_the_cpu_trains_there_despite_an_apple_gpu(
     tiny_model: Path, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_for(tiny_model, task)
@@ -92,7 +92,7 @@ def test_a_base_on_the_cpu_trains_there_beside_apple_s_gpu(
     assert engine._arguments(TRIAL, str(tmp_path)).device.type == "cpu"
 
 
-def test_a_trial_depends_on_nothing_but_itself(tiny_model: Path, task: Task) -> None:
+def test_a_trial_does_not_depend_on_earlier_trials(tiny_model: Path, task: Task) -> None:
     other = Trial(rank=2, seed=5, learning_rate=1e-2, lora_alpha=2)
     alone = train_one(engine_for(tiny_model, task))
     engine = engine_for(tiny_model, task)
@@ -105,7 +105,7 @@ def test_a_trial_depends_on_nothing_but_itself(tiny_model: Path, task: Task) -> 
         )
 
 
-def test_the_seed_sets_head_adapter_and_order(tiny_model: Path, task: Task) -> None:
+def test_the_seed_sets_head_and_adapter(tiny_model: Path, task: Task) -> None:
     engine = engine_for(tiny_model, task)
     states: list[dict[str, torch.Tensor]] = []
     for seed in (0, 0, 1):
@@ -141,7 +141,7 @@ def test_it_learns_and_the_base_stays_as_it_was(tiny_model: Path, tmp_path: Path
     )
 
 
-def test_counts_and_times(tiny_model: Path, task: Task) -> None:
+def test_parameters_memory_time_and_progress_are_reported(tiny_model: Path, task: Task) -> None:
     shares: list[float] = []
     engine = engine_for(tiny_model, task)
     engine.on_work = shares.append
@@ -201,8 +201,8 @@ DECODER = {
 }
 ARCHITECTURES = {
     "bert-without-pooler": bert_without_pooler,
-    "roberta": from_config("roberta", pad_token_id=0, intermediate_size=32, hidden_size=16, num_hidden_layers=1,
-                           num_attention_heads=2),
+    "roberta": from_config("roberta", pad_token_id=0, intermediate_size=32, hidden_size=16,
+                           num_hidden_layers=1, num_attention_heads=2),
     "distilbert": from_config("distilbert", dim=16, n_layers=2, n_heads=2, hidden_dim=32),
     "gpt2": from_config("gpt2", n_embd=16, n_layer=2, n_head=2),
     "llama": from_config("llama", **DECODER),

@@ -30,8 +30,8 @@ from rankwise.sweeps.run import open_run
 from rankwise.tasks.base import IGNORED, Encoded
 from rankwise.tasks.load import load_task
 from rankwise.tasks.losses import CompletionObjective
-from tests.engine.fused.test_engine import (
-    RECIPE,
+from tests.engine.parity import (
+    CONFIG,
     TRIALS,
     assert_logits_in_fp32,
     assert_same_training,
@@ -52,7 +52,7 @@ every_architecture = pytest.mark.parametrize("tiny", ARCHITECTURES, indirect=Tru
 
 
 def plain_losses(model: torch.nn.Module, examples: Encoded) -> list[float]:
-    """Return each example's loss as transformers gives it, labels -100 on what is not to be told."""
+    """Return each example's loss from transformers, with label -100 on unsupervised tokens."""
     losses = []
     with torch.no_grad():
         for row in range(len(examples)):
@@ -64,26 +64,26 @@ def plain_losses(model: torch.nn.Module, examples: Encoded) -> list[float]:
 
 
 @every_architecture
-def test_losses_are_those_of_transformers(tiny: Tiny) -> None:
+def test_losses_match_transformers(tiny: Tiny) -> None:
     base, _, held_out = tiny
     table = evaluate(base.model, base.tokenizer, held_out, base.objective)
     assert list(table["loss"]) == pytest.approx(plain_losses(base.model, held_out), rel=1e-5)
-    told = [
+    supervised = [
         sum(label != IGNORED for label in held_out.features(row)["labels"])
         for row in range(len(held_out))
     ]
-    assert list(table["tokens"]) == told
+    assert list(table["tokens"]) == supervised
     assert table["score"].between(0, 1).all()
 
 
 @every_architecture
-def test_training_is_that_of_peft_and_the_trainer(tiny: Tiny) -> None:
+def test_training_matches_peft_and_the_trainer(tiny: Tiny) -> None:
     base, train, held_out = tiny
     assert unsupported_reason(base, train) is None
-    expected = list(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1]))
-    alone = list(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:2]))
+    expected = list(ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[:1]))
+    alone = list(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:2]))
     with cores(1):  # so that both are in one pass
-        packed = list(FusedEngine(base, train, held_out, RECIPE, pack_size=2).train(TRIALS[:2]))
+        packed = list(FusedEngine(base, train, held_out, CONFIG, pack_size=2).train(TRIALS[:2]))
     assert len(alone[0].steps) == 50
     assert_same_training(alone[0], expected[0])
     for one, other in zip(packed, alone, strict=True):
@@ -96,34 +96,34 @@ def test_bf16_products_leave_held_out_logits_in_fp32(tiny: Tiny) -> None:
     base, train, held_out = tiny
     assert_logits_in_fp32(base, held_out, base.model.lm_head)
     exact, rough = (
-        next(iter(FusedEngine(base, train, held_out, RECIPE, autocast=lower).train(TRIALS[:1])))
+        next(iter(FusedEngine(base, train, held_out, CONFIG, autocast=lower).train(TRIALS[:1])))
         for lower in (None, torch.bfloat16)
     )
     losses = [row["train_loss"] for row in exact.steps]
     assert [row["train_loss"] for row in rough.steps] == pytest.approx(losses, rel=0.01)
 
 
-def test_gradients_are_those_of_peft(tiny: Tiny) -> None:
+def test_gradients_match_peft(tiny: Tiny) -> None:
     """In float64; a batch's loss is the mean over its completion tokens."""
     base, train, held_out = tiny
     batch = train.take(range(5))
     base.model.double()
     try:
         saved = saved_modules(base)
-        trainee = TrainingState(TRIALS[1], base, saved, RECIPE, train)
-        trainee.flat.copy_(
-            torch.randn(trainee.flat.shape, dtype=torch.float64) * 0.1
-        )  # B is 0 in a fresh adapter
-        state = trainee.adapter()
+        state = TrainingState(TRIALS[1], base, saved, CONFIG, train)
+        state.flat.copy_(
+            torch.randn(state.flat.shape, dtype=torch.float64) * 0.1
+        )  # B is 0 in an untrained adapter
+        parameters = state.adapter()
         with packed_model(base) as model:
-            (loss,) = FusedEngine(base, train, held_out, RECIPE).forward_backward(
-                model, [trainee], [range(5)]
+            (loss,) = FusedEngine(base, train, held_out, CONFIG).forward_backward(
+                model, [state], [range(5)]
             )
-        trainee.flat.copy_(trainee.flat.grad)  # so that the names are those of the adapter
-        ours = trainee.adapter()
+        state.flat.copy_(state.flat.grad)  # so that the names are those of the adapter
+        ours = state.adapter()
 
         model = attach_adapter(base, TRIALS[1], saved)
-        set_peft_model_state_dict(model, state)
+        set_peft_model_state_dict(model, parameters)
         tokens, expected = sum(map(len, batch.labels)), 0.0
         for row in range(len(batch)):
             features = batch.features(row)
@@ -154,7 +154,7 @@ def test_gradients_are_those_of_peft(tiny: Tiny) -> None:
 
 def test_the_saved_adapter_gives_the_same_figures_in_peft(tiny: Tiny, tmp_path: Path) -> None:
     base, train, held_out = tiny
-    finished = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
+    finished = next(iter(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:1])))
     save_file(finished.adapter, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(finished.adapter_config))
     scored = score_adapter(base, tmp_path, held_out)
@@ -170,14 +170,14 @@ def test_an_adapter_on_the_output_layer_is_trained_as_by_peft(tmp_path: Path) ->
     _, train, held_out = load_tiny_lm("llama", tmp_path)
     base = load_base(str(tmp_path), CompletionObjective(), ["q_proj", "lm_head"], [2])
     assert "lm_head" in base.targets
-    expected = next(iter(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[1:2])))
-    fused = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[1:2])))
+    expected = next(iter(ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[1:2])))
+    fused = next(iter(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[1:2])))
     assert_same_training(fused, expected)
     assert any("lm_head.lora_A" in key for key in fused.adapter)
     assert not any("base_layer" in key for key in fused.adapter)
 
 
-def test_models_that_cannot_write_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_generate_text_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is an encoder"):
         load_base(str(tiny_model), CompletionObjective(), ["all-linear"], [4])
     save_tiny("llama", tmp_path)  # without a head
@@ -193,7 +193,8 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
     data, out = tmp_path / "dialogues.jsonl", tmp_path / "out"
     pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
     request = {
-        "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4), "learning_rate": 5e-3,
+        "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4),
+        "learning_rate": 5e-3,
         "margin": 5.0, "out": out,
     }  # fmt: skip
     result = rankwise.sweep(**request)
@@ -226,7 +227,7 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
 def test_every_strategy_tunes_a_language_model(
     strategy: str, quantization: str, tmp_path: Path
 ) -> None:
-    """What it keeps scores in PEFT as the evidence says."""
+    """The adapter that it keeps scores in PEFT as in the evidence."""
     data, out = tmp_path / "dialogues.jsonl", tmp_path / "out"
     pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
     config = SweepConfig(
@@ -251,18 +252,19 @@ def test_every_strategy_tunes_a_language_model(
 @every_architecture
 def test_an_untrained_adapter_changes_nothing(tiny: Tiny) -> None:
     base, train, held_out = tiny
-    (scored,) = FusedEngine(base, train, held_out, RECIPE).score([untrained_adapter(base)])
+    (scored,) = FusedEngine(base, train, held_out, CONFIG).score([untrained_adapter(base)])
     assert list(scored["loss"]) == pytest.approx(plain_losses(base.model, held_out), rel=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["fused", "reference"])
-def test_a_sweep_that_learns_nothing_says_so_beside_the_untouched_base(
+def test_a_sweep_that_learns_nothing_reports_the_loss_of_the_base(
     engine: str, tmp_path: Path
 ) -> None:
     data, out = tmp_path / "dialogues.jsonl", tmp_path / "out"
     pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
     request = {
-        "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4), "learning_rate": 1e-12,
+        "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4),
+        "learning_rate": 1e-12,
         "engine": engine, "out": out,
     }  # fmt: skip
     result = rankwise.sweep(**request)
@@ -275,16 +277,16 @@ def test_a_sweep_that_learns_nothing_says_so_beside_the_untouched_base(
 
 
 @every_architecture
-def test_exact_match_is_that_of_greedy_decoding(tiny: Tiny) -> None:
-    """What the model itself writes matches; with another last token, or another first one, it does not."""
+def test_exact_match_agrees_with_greedy_decoding(tiny: Tiny) -> None:
+    """Text that the model writes matches; it does not with another first or last token."""
     base, _, held_out = tiny
     inputs, labels, places = [], [], []
     for row, changed in ((0, None), (1, -1), (2, 0), (3, None)):
         prompt = held_out.input_ids[row][:4]
-        asked = torch.tensor([prompt])
+        prompt_ids = torch.tensor([prompt])
         written = base.model.generate(  # type: ignore[operator]
-            input_ids=asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=5,
-            pad_token_id=0,
+            input_ids=prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=False,
+            max_new_tokens=5, pad_token_id=0,
         )[0, len(prompt):].tolist()  # fmt: skip
         if changed is not None:
             written[changed] = (written[changed] + 1) % len(base.tokenizer)
@@ -301,7 +303,7 @@ def test_exact_match_is_that_of_greedy_decoding(tiny: Tiny) -> None:
     assert list(table["score"] == 1.0) == [True, False, False, True]
 
 
-def test_planning_times_dialogues_of_which_some_are_left_out(tmp_path: Path) -> None:
+def test_a_dry_run_times_data_with_texts_that_are_too_long(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     prompts = ["the film " * (20 if row % 2 else 1) + str(row) for row in range(60)]
     pd.DataFrame({"prompt": prompts, "completion": "good"}).to_csv(data, index=False)
@@ -316,7 +318,7 @@ def test_planning_times_dialogues_of_which_some_are_left_out(tmp_path: Path) -> 
     assert planned.batch[1] <= 16
 
 
-def test_a_length_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+def test_a_length_that_leaves_no_completion_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     pd.DataFrame({"prompt": [f"the film {n}" * 9 for n in range(20)], "completion": "good"}).to_csv(
         data, index=False
@@ -340,7 +342,7 @@ def test_a_length_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> Non
     assert json.loads((larger.directory / "sweep.json").read_text())["settings"]["max_length"] == 64
 
 
-def test_a_test_part_with_nothing_left_to_tell_is_left_out(tmp_path: Path) -> None:
+def test_a_test_split_without_completions_is_left_out(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     table = pd.DataFrame({"prompt": [f"the film {n}" for n in range(20)], "completion": "good"})
     table.to_csv(data, index=False)

@@ -30,7 +30,7 @@ from rankwise.tasks import samples
 from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 from rankwise.tasks.losses import ClassificationObjective
-from tests.engine.fused.test_engine import assert_same_training
+from tests.engine.parity import assert_same_training
 from tests.tiny_models import load_tiny
 
 RECIPE = TrainingConfig(epochs=1, batch_size=8)  # 50 steps

@@ -20,7 +20,7 @@ from rankwise.tasks.base import Task
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews
-from tests.engine.fused.test_engine import RECIPE, TRIALS, assert_same_training
+from tests.engine.parity import CONFIG, TRIALS, assert_same_training
 from tests.tiny_models import save_tiny
 
 
@@ -52,8 +52,8 @@ def test_training_matches_peft_and_the_trainer(kind: str, name: str, tmp_path: P
     assert base.model.config.problem_type == "regression"
     assert (train.token_type_ids is not None) == (kind == "pairs" and name == "bert")
     assert unsupported_reason(base, train) is None
-    expected = next(iter(ReferenceEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
-    fused = next(iter(FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])))
+    expected = next(iter(ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[:1])))
+    fused = next(iter(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:1])))
     assert_same_training(fused, expected)
     assert list(fused.evidence["score"]) == pytest.approx(
         list(expected.evidence["score"]), abs=1e-5

@@ -33,7 +33,7 @@ def plain(
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-def test_output_and_gradients_are_those_of_the_formula(
+def test_output_and_gradients_match_the_formula(
     lengths: list[int], causal: bool, window: int | None, softcap: float | None
 ) -> None:
     torch.manual_seed(0)
@@ -59,15 +59,3 @@ def test_output_and_gradients_are_those_of_the_formula(
         strict=True,
     ):
         torch.testing.assert_close(own, other, rtol=0.0, atol=1e-11)
-
-
-def test_blocks_waste_little() -> None:
-    packing = Packing([[0] * length for length in range(1, 200)])
-    assert packing.tokens == sum(range(1, 200))
-    assert packing.places <= packing.tokens / 0.75
-    assert len(packing.blocks) < 20
-
-
-def test_equal_lengths_need_no_padding_and_one_block() -> None:
-    packing = Packing([[1, 2, 3]] * 5)
-    assert (packing.places, len(packing.blocks), packing.key_masks) == (15, 1, [None])

@@ -1,4 +1,4 @@
-"""Every kind of frozen layer under `FusedLinear`, against PEFT's adapter on the same layer."""
+"""Every kind of frozen layer inside `FusedLinear`, compared with PEFT's adapter on that layer."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def frozen(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "nf4", "nf4-dq", "int8"])
-def test_output_and_gradients_are_peft_s(kind: str) -> None:
+def test_output_and_gradients_match_peft(kind: str) -> None:
     model = nn.Sequential(frozen(kind)).requires_grad_(False)
     assert is_fusable(model[0])
     a, b = torch.randn(RANK, D_IN), torch.randn(D_OUT, RANK)
@@ -71,7 +71,7 @@ def test_output_and_gradients_are_peft_s(kind: str) -> None:
 
 
 class Attention(nn.Module):
-    """Named as modelling code names them; keys and values may be of another input than queries."""
+    """Attention with the names of modelling code; keys and values may get another input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,8 +87,10 @@ class Attention(nn.Module):
     "names", [("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj"), ("q_proj", "v_proj")]
 )
 @pytest.mark.parametrize("other_input", [False, True])
-def test_layers_of_one_input_are_each_peft_s(names: tuple[str, ...], other_input: bool) -> None:
-    """They are computed together, with a rank and a scaling for each, on the stretches of two trials."""
+def test_layers_with_a_shared_input_each_match_peft(
+    names: tuple[str, ...], other_input: bool
+) -> None:
+    """Each layer has its rank and scaling, and two trials have their segments."""
     torch.manual_seed(0)
     model = nn.Sequential(Attention()).double().requires_grad_(False)
     ranks, alphas = ({f"0.{name}": own[name] for name in names} for own in (RANKS, ALPHAS))

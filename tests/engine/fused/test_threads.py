@@ -1,4 +1,4 @@
-"""Tasks in threads: results in order, cores shared out, failure and interruption end all."""
+"""Tasks in threads: results in order, shares of the cores, and an end to all after a failure."""
 
 import threading
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def two_cores() -> Iterator[None]:
         yield
 
 
-def test_tasks_run_at_once_each_on_its_cores(two_cores: None) -> None:
+def test_tasks_run_at_the_same_time_with_their_share_of_cores(two_cores: None) -> None:
     both = threading.Barrier(2, timeout=60)  # passed only if both are there
 
     def task(_: threading.Event) -> tuple[int, int]:
@@ -33,7 +33,7 @@ def test_tasks_run_at_once_each_on_its_cores(two_cores: None) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("lost"), KeyboardInterrupt()])
-def test_a_failure_ends_the_others(two_cores: None, error: BaseException) -> None:
+def test_a_failure_stops_the_other_tasks(two_cores: None, error: BaseException) -> None:
     ended = []
 
     def failing(_: threading.Event) -> None:
@@ -48,9 +48,7 @@ def test_a_failure_ends_the_others(two_cores: None, error: BaseException) -> Non
     assert torch.get_num_threads() == 2
 
 
-def test_a_trial_is_the_same_to_the_last_bit_beside_any_other(
-    two_cores: None, tmp_path: Path
-) -> None:
+def test_a_trial_is_bit_identical_in_any_pack(two_cores: None, tmp_path: Path) -> None:
     base, train, held_out = load_tiny("bert", tmp_path)
     trials = [
         Trial(rank=rank, seed=rank, learning_rate=5e-3, lora_alpha=rank) for rank in (2, 5, 3)

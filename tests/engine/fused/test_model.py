@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.fused.model import packed_model, unsupported_reason
+from rankwise.engine.fused.training_state import TrainingState
+from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_logits_in_fp32
+from tests.tiny_models import load_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    name = getattr(request, "param", "bert")
+    return load_tiny(name, tmp_path_factory.mktemp(name))
+
+
+@pytest.mark.parametrize("tiny", ["bert", "llama", "gemma2"], indirect=True)
+def test_other_sequences_in_a_pass_do_not_change_logits(tiny: Tiny) -> None:
+    base, train, _ = tiny
+    state, other_state = (
+        TrainingState(trial, base, saved_modules(base), CONFIG, train) for trial in TRIALS[:2]
+    )
+    for seed, one in enumerate((state, other_state)):  # B is 0 in an untrained adapter
+        torch.manual_seed(seed)
+        one.flat.add_(torch.randn_like(one.flat) * 0.05)
+    part = train.take(range(24))
+    with torch.inference_mode(), packed_model(base) as model:
+        (together,) = model.logits([state], [part])
+        one_by_one = torch.cat([model.logits([state], [part.take([row])])[0] for row in range(24)])
+        backwards = model.logits([state], [part.take(range(23, -1, -1))])[0].flip(0)
+        with_others = model.logits([other_state, state], [train.take(range(30, 37)), part])[1]
+    for other in (one_by_one, backwards, with_others):
+        torch.testing.assert_close(other, together, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiny", ["bert", "llama"], indirect=True)
+def test_bf16_products_leave_logits_in_fp32(tiny: Tiny) -> None:
+    base, _, held_out = tiny
+    head = base.model.score if hasattr(base.model, "score") else base.model.classifier
+    assert_logits_in_fp32(base, held_out, head)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("deberta-v2", "pooler"), ("mpnet", "MPNetForSequenceClassification")]
+)
+def test_a_base_that_cannot_run_packed_is_named_with_the_reason(
+    name: str, reason: str, tmp_path: Path
+) -> None:
+    base, train, _ = load_tiny(name, tmp_path)
+    reason_given = unsupported_reason(base, train)
+    assert reason_given is not None
+    assert reason in reason_given
+    assert "\n" not in reason_given

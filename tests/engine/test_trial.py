@@ -1,0 +1,31 @@
+from dataclasses import replace
+
+import pytest
+
+from rankwise.engine.config import TrainingConfig
+from rankwise.engine.trial import Trial, no_evidence, share_of_training
+
+TRIAL = Trial(rank=8, seed=1, learning_rate=2e-4, lora_alpha=16)
+
+
+def test_a_name_tells_rank_rate_and_seed_apart() -> None:
+    assert TRIAL.name == "r8-lr0.0002-seed1"
+    changed = [{"rank": 4}, {"seed": 0}, {"learning_rate": 2.5e-4}]
+    names = {replace(TRIAL, **change).name for change in changed}  # type: ignore[arg-type]
+    assert len(names | {TRIAL.name}) == 4
+
+
+def test_a_diverged_trial_has_the_columns_of_evidence_and_no_rows() -> None:
+    table = no_evidence()
+    assert table.empty
+    assert list(table.dtypes.items()) == [
+        ("example_id", "int64"),
+        ("loss", "float64"),
+        ("score", "float64"),
+    ]
+
+
+@pytest.mark.parametrize(("epochs", "held_out", "share"), [(1, 300, 0.5), (3, 300, 0.75)])
+def test_a_training_step_counts_as_three_passes(epochs: int, held_out: int, share: float) -> None:
+    config = TrainingConfig(epochs=epochs, batch_size=8)
+    assert share_of_training(config, range(100), range(held_out)) == share
