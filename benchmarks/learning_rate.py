@@ -1,10 +1,10 @@
-"""Held-out loss over rank and learning rate on the built-in task: what the default search starts from.
+"""Held-out loss over rank and learning rate on the built-in task: the basis of the search's start.
 
     python benchmarks/learning_rate.py [--warmup 0.3] [--seeds 2]
 
-Trains every rank at every rate with every seed (about 15 minutes on two cores) and prints a table: the mean
-held-out loss over seeds, the worst seed beside it, and each rank's best in brackets. Trials are kept in --out; the
-same command goes on where it stopped.
+Trains every rank at every rate with every seed (about 15 minutes on two cores) and prints a table:
+the mean held-out loss over seeds, the worst seed in brackets, and each rank's best rate in bold.
+Trials are kept in --out, and the same command resumes an interrupted run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the missing trials and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--warmup", type=float, default=TrainingConfig(epochs=1, batch_size=1).warmup_share
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def train_missing(run: Run, warmup: float) -> None:
-    """Train every rank, rate and seed that is not there yet."""
+    """Train every rank at every rate with every seed, without the complete trials."""
     config = run.config
     trials = [
         Trial(rank=rank, seed=seed, learning_rate=rate, lora_alpha=rank)
@@ -68,13 +68,14 @@ def train_missing(run: Run, warmup: float) -> None:
 
 
 def print_table(run: Run, warmup: float) -> None:
-    """Print mean and worst held-out loss, a row per rank."""
+    """Print the mean and the worst held-out loss, a row for each rank."""
     trials = pd.DataFrame([asdict(trial) for trial in run.store.trials()])
     losses = trials.pivot_table(
         index="rank", columns="learning_rate", values="eval_loss", aggfunc=["mean", "max"]
     )
     table = Table(
-        title=f"Held-out loss, mean over {run.config.seeds} seeds (worst seed); warm-up {warmup:.0%} of the steps"
+        title=f"Held-out loss, mean over {run.config.seeds} seeds (worst seed); "
+        f"warm-up {warmup:.0%} of the steps"
     )
     table.add_column("rank")
     for rate in RATES:

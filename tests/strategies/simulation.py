@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
@@ -27,10 +28,10 @@ Truth = Callable[[int], float]
 
 
 def make_strategy(
-    name: str, ranks: tuple[int, ...] = RANKS, seeds: int = 3, rates: object = (1e-3,)
+    name: str, ranks: tuple[int, ...] = RANKS, seeds: int = 3, rates: Any = (1e-3,)
 ) -> Strategy:
     """Return a strategy with the simulated rule."""
-    settings = SearchConfig(ranks=ranks, seeds=seeds, learning_rate=rates)  # type: ignore[arg-type]
+    settings = SearchConfig(ranks=ranks, seeds=seeds, learning_rate=rates)
     return strategies()[name](settings, RULE)
 
 

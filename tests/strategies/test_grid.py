@@ -1,7 +1,8 @@
 """The grid on simulated sweeps: which trials it runs, and how it is extended."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
@@ -18,9 +19,9 @@ NOTHING = pd.DataFrame(
 
 
 def grid(
-    learning_rate: object = "auto", ranks: Sequence[int] = RANKS, seeds: int = 2, alpha: str = "r"
+    learning_rate: Any = "auto", ranks: tuple[int, ...] = RANKS, seeds: int = 2, alpha: str = "r"
 ) -> Grid:
-    settings = SearchConfig(ranks=ranks, seeds=seeds, learning_rate=learning_rate, lora_alpha=alpha)  # type: ignore[arg-type]
+    settings = SearchConfig(ranks=ranks, seeds=seeds, learning_rate=learning_rate, lora_alpha=alpha)
     return Grid(settings, DecisionConfig())
 
 

@@ -23,7 +23,8 @@ from rankwise.tasks.splits import number_examples
 from tests.tasks.test_chat_formats import MESSAGES
 
 CHATML = (
-    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
 )
 MARKED = (
@@ -55,7 +56,10 @@ TEXTS = [
 
 
 def byte_level_tokenizer() -> Any:
-    """Return a byte-level BPE tokenizer, whose offsets leave blanks out, as those of GPT-2, Llama 3 and SmolLM do."""
+    """Return a byte-level BPE tokenizer, like those of GPT-2, Llama 3 and SmolLM.
+
+    Its offsets leave blanks out.
+    """
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     bpe.decoder = ByteLevelDecoder()

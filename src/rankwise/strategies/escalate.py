@@ -3,8 +3,9 @@
 It starts at rank 8, or else at the second smallest rank, and trains every rank that it visits with
 all seeds. It goes up while the rank below is shown to be worse by more than the margin, or
 underfits (`rankwise.decide.diagnose`). Where that stops, it tries the next rank down, and goes on
-down while the rank is shown to be within the margin of every rank tried. It costs two or three
-ranks of a long list; the search for a learning rate is made for the first rank only.
+down while the rank is shown to be within the margin of every rank tried. The search for a learning
+rate is made for the first rank only. Of six ranks it costs a half to two thirds of the grid
+(docs/results/strategies.md).
 
 This is how practitioners search by hand. Each rank starts from its own initial values: an adapter
 is not grown from the rank before, so ranks differ in nothing else.
@@ -98,7 +99,7 @@ class Escalate(Strategy):
         return self.missing_trials(wanted, evidence)
 
     def _gains(self, evidence: pd.DataFrame, lower: int) -> bool:
-        """Whether the larger of two ranks is a real gain, or trains where the lower one diverges."""
+        """Whether the larger of two ranks is a real gain, or trains where ``lower`` diverges."""
         if evidence["rank"].nunique() < 2:
             return bool((evidence["rank"] != lower).any())
         findings = self._findings(evidence)

@@ -38,7 +38,7 @@ class Grid(Strategy):
         return self.missing_trials(wanted, evidence)
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
-        """Return the complete trials, the search's usual remainder, and the other seeds' trials."""
+        """Return the complete trials, the search's usual rest, and the other seeds' trials."""
         search = self.rates.remaining(self.ranks, evidence)
         later = len(self.ranks) * (self.seeds - 1) - count_later_trials(evidence, self.ranks)
         return count_trials(evidence) + search + later

@@ -1,14 +1,15 @@
 """The search for each rank's learning rate, made with the first seed of every strategy.
 
-Two searches share one protocol. `GivenRates` tries the user's rates at every rank. `SearchedRates`
+`GivenRates` tries the user's rates at every rank. `SearchedRates`
 brackets the best rate of the smallest and the largest rank, and takes the ranks between from the
 line through both: about six trials, whatever the number of ranks. docs/learning-rate.md has the
 measurements behind its constants.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -34,28 +35,28 @@ LEAP = 4.0  # ratio of neighbouring rates for a rank that is trained alone
 MOST_RATES = 8  # a rank's search stops at this number of rates
 
 
-class RateSearch(Protocol):
+class RateSearch(ABC):
     """Chooses the learning rates that the first seed tries.
 
     Each method returns all trials that its search wants by now, complete ones included. Once all
     of them are complete, the search has ended.
     """
 
+    @abstractmethod
     def propose(self, ranks: Sequence[int], evidence: pd.DataFrame) -> list[TrialKey]:
         """Return the trials that find the rate of every rank, ranks ascending."""
-        ...
+
+    @abstractmethod
+    def remaining(self, ranks: Sequence[int], evidence: pd.DataFrame) -> int:
+        """Return how many trials the search for these ranks usually still takes."""
 
     def propose_alone(self, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
         """Return the trials that find the rate of a rank that no other is compared with."""
-        ...
+        return self.propose([rank], evidence)
 
     def propose_next_to(self, neighbour: int, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
         """Return the trials that find a rank's rate, given its neighbour's chosen rate."""
-        ...
-
-    def remaining(self, ranks: Sequence[int], evidence: pd.DataFrame) -> int:
-        """Return how many trials the search for these ranks usually still takes."""
-        ...
+        return self.propose([rank], evidence)
 
 
 def make_rate_search(
@@ -69,7 +70,7 @@ def make_rate_search(
     return GivenRates([float(rate) for rate in learning_rate])
 
 
-class GivenRates:
+class GivenRates(RateSearch):
     """Tries all rates that the user gave, at every rank.
 
     Args:
@@ -83,20 +84,12 @@ class GivenRates:
         """Return every rank at every rate."""
         return [TrialKey(rank, rate, 0) for rank in ranks for rate in self.rates]
 
-    def propose_alone(self, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
-        """Return the rank at every rate."""
-        return self.propose([rank], evidence)
-
-    def propose_next_to(self, neighbour: int, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
-        """Return the rank at every rate."""
-        return self.propose([rank], evidence)
-
     def remaining(self, ranks: Sequence[int], evidence: pd.DataFrame) -> int:
         """Return the number of rates not tried yet, over all ranks."""
         return sum(max(0, len(self.rates) - _count_tried(evidence, rank)) for rank in ranks)
 
 
-class SearchedRates:
+class SearchedRates(RateSearch):
     """Searches rates by bracketing: from a start, to half and twice the best rate so far.
 
     A bracket is complete when the best rate lies between two that are worse. The first rate falls
@@ -164,7 +157,6 @@ class SearchedRates:
         rate = chosen_rate(evidence, neighbour)
         if rate is None:
             return self.propose([rank], evidence)
-        # Not "rate * start / start": the order of the operations decides the last digit.
         rescaled = rate * (self._start(rank) / self._start(neighbour))
         return _keys(rank, _lowered(rescaled, rank_evidence(evidence, rank)))
 

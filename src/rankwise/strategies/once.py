@@ -4,7 +4,7 @@ The first seed tries the rate where the other strategies' search starts and four
 and goes on upwards while it gains: an adapter trained at too low a rate says nothing. The other
 seeds train at the best of these rates, and each adapter is truncated to every smaller rank. It
 stops when all of these are scored, and costs a fifth to a third of the grid
-(docs/strategies.md).
+(docs/results/strategies.md).
 
 A truncated adapter is a trial of its own rank, with the seed and the learning rate of its source,
 so no rank is favoured by its rate. The strategy answers which rank to *keep*: what the learned
@@ -51,7 +51,7 @@ class Once(Strategy):
         return to_train
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
-        """Return the complete trials, the search's missing ones, and the other seeds' of all ranks."""
+        """Return the complete trials, the missing ones of the search, and those of other seeds."""
         largest = self.ranks[-1]
         search = missing_keys(self.rates.propose_alone(largest, evidence), evidence)
         trained = rank_evidence(evidence, largest)

@@ -35,7 +35,7 @@ class Race(Strategy):
         return self._replay(evidence)[1]
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
-        """Return the complete trials, the search's usual remainder, and the racing ranks' seeds."""
+        """Return the complete trials, the search's usual rest, and the racing ranks' seeds."""
         racing, trials = self._replay(evidence)
         if not trials:
             return count_trials(evidence)
@@ -44,7 +44,7 @@ class Race(Strategy):
         return count_trials(evidence) + max(len(trials), search + later)
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
-        """Return the ranks still racing and their missing trials, after all looks from the first."""
+        """Return the ranks still racing and their missing trials, after all looks so far."""
         racing = self.ranks
         search = self.rates.propose(self.ranks, evidence)
         if first := self.missing_trials(search, evidence):

@@ -160,6 +160,13 @@ class Objective(Protocol):
         ...
 
 
+Encoder = Callable[[Examples, Any, int], tuple[Encoded, int]]
+"""Turns examples, a tokenizer and a maximal length into tokenised examples; counts truncated ones.
+
+Examples with nothing left to learn are left out.
+"""
+
+
 @dataclass(frozen=True)
 class Task:
     """A fine-tuning task, with its data split for the whole sweep.
@@ -167,8 +174,7 @@ class Task:
     Attributes:
         name: name in tables and reports.
         objective: training loss, held-out loss and task score.
-        encoder: turns examples, a tokenizer and a maximal length into tokenised examples, and
-            counts those truncated. Examples with nothing left to learn are left out.
+        encoder: tokenises examples.
         train: examples that adapters are trained on.
         held_out: examples that ranks are compared on.
         test: examples for the chosen rank's final score only; none if held-out data was given.
@@ -178,7 +184,7 @@ class Task:
 
     name: str
     objective: Objective
-    encoder: Callable[[Examples, Any, int], tuple[Encoded, int]]
+    encoder: Encoder
     train: Examples
     held_out: Examples
     test: Examples

@@ -1,7 +1,7 @@
 """Formats of instruction data: messages, Alpaca's, prompts with completions, and plain texts."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,17 @@ from rankwise.tasks.readers import TEXT_NAMES, Table
 MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue")
 PROMPT_NAMES = ("prompt", "question")
 COMPLETION_NAMES = ("completion", "response", "answer")
-OUTPUT_NAMES = ("output", "response")
+ALPACA_NAMES = {
+    "instruction": ("instruction",),
+    "input": ("input",),
+    "output": ("output", "response"),
+}
+FORMAT_NAMES = {
+    "messages": "messages",
+    "alpaca": "instructions",
+    "prompt-completion": "prompts and completions",
+    "text": "texts",
+}
 
 MESSAGE_KEYS = ("role", "content")  # keys of a message in the format that every tool reads
 SHAREGPT_KEYS = ("from", "value")
@@ -91,19 +101,15 @@ def read_data_layout(record: Mapping[str, Any] | None) -> DataLayout | None:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """Format of a table of dialogues: its columns, and how to parse them.
+    """Format of a table of dialogues; see `DataLayout` for the attributes."""
 
-    Attributes:
-        name: name in notes.
-        data_format: see `DataLayout`.
-        columns: see `DataLayout`.
-        parse: turns a table that has the columns into its dialogues and layout.
-    """
-
-    name: str
     data_format: str
     columns: Mapping[str, str]
-    parse: Callable[[Table], tuple[list[Dialogue], DataLayout]]
+
+    def describe(self, table: Table) -> str:
+        """Return a note on the format and the columns that are used."""
+        columns = ", ".join(map(repr, self.columns.values()))
+        return f"{FORMAT_NAMES[self.data_format]} from column {columns} of {table.path.name}"
 
     def read(self, table: Table) -> tuple[list[Dialogue], DataLayout]:
         """Return the dialogue in each row, and the table's layout.
@@ -113,7 +119,16 @@ class ChatFormat:
         """
         for column in self.columns.values():
             table.pick_column(column, (), "")
-        return self.parse(table)
+        if self.data_format == "messages":
+            return _parse_messages(table, self.columns["messages"])
+        layout = DataLayout(self.data_format, self.columns)
+        if self.data_format == "alpaca":
+            return _parse_alpaca(table, self.columns), layout
+        texts = [table.texts(column) for column in self.columns.values()]
+        if self.data_format == "text":
+            return [Dialogue(prompt="", completion=text) for text in texts[0]], layout
+        pairs = zip(*texts, strict=True)
+        return [Dialogue(prompt=prompt, completion=text) for prompt, text in pairs], layout
 
 
 def find_chat_format(config: DataConfig, table: Table) -> ChatFormat | None:
@@ -132,50 +147,16 @@ def find_chat_format(config: DataConfig, table: Table) -> ChatFormat | None:
     if messages is None and not is_pair_named:
         messages = table.find_column(MESSAGES_NAMES)
     if messages is not None:
-        return messages_format(messages)
-    if not is_pair_named:
-        instruction, output = table.find_column(("instruction",)), table.find_column(OUTPUT_NAMES)
-        if instruction is not None and output is not None:
-            return alpaca_format(instruction, table.find_column(("input",)), output)
+        return ChatFormat("messages", {"messages": messages})
+    fields = {name: table.find_column(names) for name, names in ALPACA_NAMES.items()}
+    alpaca = {name: column for name, column in fields.items() if column is not None}
+    if not is_pair_named and {"instruction", "output"} <= set(alpaca):
+        return ChatFormat("alpaca", alpaca)
     prompt = config.prompt_column or table.find_column(PROMPT_NAMES)
     completion = config.completion_column or table.find_column(COMPLETION_NAMES)
     if prompt is None or completion is None or prompt == completion:
         return None
-    return prompt_completion_format(prompt, completion)
-
-
-def messages_format(column: str) -> ChatFormat:
-    """Return the format of a column of messages, as lists or JSON text."""
-    return ChatFormat(
-        "messages",
-        "messages",
-        {"messages": column},
-        lambda table: _parse_messages(table, column),
-    )
-
-
-def alpaca_format(instruction: str, context: str | None, output: str) -> ChatFormat:
-    """Return the format of Alpaca's three columns; most instructions have no input."""
-    columns = {"instruction": instruction}
-    if context is not None:
-        columns["input"] = context
-    columns["output"] = output
-    layout = DataLayout("alpaca", columns)
-    return ChatFormat(
-        "instructions", "alpaca", columns, lambda table: (_parse_alpaca(table, columns), layout)
-    )
-
-
-def prompt_completion_format(prompt: str, completion: str) -> ChatFormat:
-    """Return the format of a column of prompts and a column of their completions."""
-    columns = {"prompt": prompt, "completion": completion}
-    layout = DataLayout("prompt-completion", columns)
-
-    def parse(table: Table) -> tuple[list[Dialogue], DataLayout]:
-        pairs = zip(table.texts(prompt), table.texts(completion), strict=True)
-        return [Dialogue(prompt=before, completion=after) for before, after in pairs], layout
-
-    return ChatFormat("prompts and completions", "prompt-completion", columns, parse)
+    return ChatFormat("prompt-completion", {"prompt": prompt, "completion": completion})
 
 
 def plain_text_format(config: DataConfig, table: Table) -> ChatFormat:
@@ -184,19 +165,12 @@ def plain_text_format(config: DataConfig, table: Table) -> ChatFormat:
     Raises:
         RequestError: there is no such column.
     """
-    column = table.pick_column(config.text_column, TEXT_NAMES, "text")
-    layout = DataLayout("text", {"text": column})
-
-    def parse(table: Table) -> tuple[list[Dialogue], DataLayout]:
-        return [Dialogue(prompt="", completion=text) for text in table.texts(column)], layout
-
-    return ChatFormat("texts", "text", layout.columns, parse)
+    return ChatFormat("text", {"text": table.pick_column(config.text_column, TEXT_NAMES, "text")})
 
 
 def holds_messages(value: object) -> bool:
-    """Whether a cell holds messages that `messages_format` reads."""
-    messages = _read_messages(value)
-    return messages is not None and _turns(messages) is not None
+    """Whether a cell holds messages, one of the assistant's among them."""
+    return _turns(_read_messages(value) or []) is not None
 
 
 def _refuse_two_formats(config: DataConfig) -> None:
@@ -206,8 +180,8 @@ def _refuse_two_formats(config: DataConfig) -> None:
             other_column = getattr(config, option)
             if option != exclusive and column is not None and other_column is not None:
                 raise RequestError(
-                    f"{exclusive} {column!r} and {option} {other_column!r} both name the dialogues; "
-                    "name one"
+                    f"{exclusive} {column!r} and {option} {other_column!r} both name the "
+                    "dialogues; name one"
                 )
 
 

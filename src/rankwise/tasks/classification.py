@@ -104,12 +104,4 @@ def _make_task(
     name: str, names: tuple[str, ...], splits: Splits, notes: tuple[str, ...], limit: int | None
 ) -> Task:
     kept = limit_train(splits, limit, [names[label] for label in splits.train.labels])
-    return Task(
-        name=name,
-        objective=ClassificationObjective(names),
-        encoder=encode,
-        train=kept.train,
-        held_out=kept.held_out,
-        test=kept.test,
-        notes=(*notes, *kept.notes),
-    )
+    return kept.task(name, ClassificationObjective(names), encode, notes=(*notes, *kept.notes))

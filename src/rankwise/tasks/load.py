@@ -27,7 +27,8 @@ def load_task(config: DataConfig) -> Task:
     if config.data is None:
         if config.task not in ("auto", "classification"):
             raise RequestError(
-                f"task {config.task!r} goes with data, which is missing; the sample is classification"
+                f"task {config.task!r} goes with data, which is missing; "
+                "the sample is classification"
             )
         return load_sample(config)
     table = read_table(config.data)
@@ -83,5 +84,6 @@ def _refuse_unused_columns(config: DataConfig, task: str) -> None:
             if task == "sft":
                 used = "messages_column, or prompt_column and completion_column"
             raise RequestError(
-                f"{option} {column!r} is not read for task {task}; what it learns from is named by {used}"
+                f"{option} {column!r} is not read for task {task}; "
+                f"what it learns from is named by {used}"
             )

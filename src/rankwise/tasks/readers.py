@@ -77,12 +77,7 @@ class Table:
         return next((columns[name] for name in names if name in columns), None)
 
     def pick_column(self, wanted: str | None, names: Sequence[str], role: str) -> str:
-        """Return the wanted column, or else the first of the conventional names.
-
-        Args:
-            wanted: name that the user gave; None to go by ``names``.
-            names: conventional names in lower case.
-            role: role of the column; the option is called ``{role}_column``.
+        """Return the column that ``{role}_column`` names, or the first of the lower-case names.
 
         Raises:
             RequestError: there is no such column; the message lists the columns.
@@ -138,13 +133,7 @@ class Table:
         return numbers.tolist()
 
     def refuse_bad_rows(self, column: str, good: Sequence[bool], fault: str, allowed: str) -> None:
-        """Refuse a column unless all its rows are good.
-
-        Args:
-            column: name of the column.
-            good: whether each row is good, (N,).
-            fault: description of a bad row, as in "not a text".
-            allowed: description of good rows.
+        """Refuse a column unless all its rows are good, (N,); ``fault`` describes bad rows.
 
         Raises:
             RequestError: some rows are bad; the message names them.

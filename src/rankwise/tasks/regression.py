@@ -41,15 +41,7 @@ def load_regression(config: DataConfig, table: Table) -> Task:
     )
     notes = (note, *splits.notes, *_scale_notes(float(np.mean(labels)), variance**0.5))
     kept = limit_train(splits, config.train_examples, [""] * len(labels))
-    return Task(
-        name=table.path.name,
-        objective=RegressionObjective(variance),
-        encoder=encode,
-        train=kept.train,
-        held_out=kept.held_out,
-        test=kept.test,
-        notes=notes,
-    )
+    return kept.task(table.path.name, RegressionObjective(variance), encode, notes=notes)
 
 
 def is_numeric_label(values: pd.Series) -> bool:

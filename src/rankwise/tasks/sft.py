@@ -41,17 +41,8 @@ def load_sft(config: DataConfig, table: Table, chat_format: ChatFormat | None) -
         noun="dialogues",
     )
     kept = limit_train(splits, config.train_examples, [""] * len(splits.train))
-    columns = ", ".join(map(repr, chosen.columns.values()))
-    return Task(
-        name=table.path.name,
-        objective=CompletionObjective(),
-        encoder=encode,
-        train=kept.train,
-        held_out=kept.held_out,
-        test=kept.test,
-        notes=(f"{chosen.name} from column {columns} of {table.path.name}", *kept.notes),
-        layout=layout,
-    )
+    notes = (chosen.describe(table), *kept.notes)
+    return kept.task(table.path.name, CompletionObjective(), encode, notes=notes, layout=layout)
 
 
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded, int]:

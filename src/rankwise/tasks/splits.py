@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.errors import RequestError, some
-from rankwise.tasks.base import Examples
+from rankwise.tasks.base import Encoder, Examples, Objective, Task
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.readers import Table, read_table
 
@@ -27,19 +27,16 @@ NO_EXAMPLES = Examples((), (), ())
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, held-out and test examples.
-
-    Attributes:
-        train: examples that adapters are trained on.
-        held_out: examples that ranks are compared on.
-        test: examples that no decision sees; none if the user gave held-out data.
-        notes: choices made for the user, to be printed.
-    """
+    """Train, held-out and test examples of a `Task`, with notes for the user."""
 
     train: Examples
     held_out: Examples
     test: Examples
     notes: tuple[str, ...] = ()
+
+    def task(self, name: str, objective: Objective, encoder: Encoder, **more: Any) -> Task:
+        """Return the task with these splits; ``more`` are its other fields."""
+        return Task(name, objective, encoder, self.train, self.held_out, self.test, **more)
 
 
 def number_examples(inputs: Sequence[Any], labels: Sequence[Any]) -> Examples:
@@ -93,13 +90,8 @@ def split_examples(
 ) -> Splits:
     """Split examples in three, with all copies of an input in one split.
 
-    Args:
-        examples: N examples.
-        strata: class of each example, whose share each split keeps, (N,). An input's first copy
-            tells its class.
-        held_out_share: share of the different inputs.
-        test_share: share of the different inputs.
-        noun: what messages call the inputs.
+    Shares are those of the different inputs. Each split keeps the shares of the ``strata``, the
+    classes of the examples, (N,); an input's first copy tells its class.
     """
     rows_of_input: dict[Hashable, list[int]] = {}
     for row, key in enumerate(examples.inputs):
@@ -125,12 +117,7 @@ def split_examples(
 
 
 def limit_train(splits: Splits, limit: int | None, strata: Sequence[str]) -> Splits:
-    """Keep a stratified sample of at most ``limit`` training examples.
-
-    Args:
-        splits: the splits to limit.
-        limit: examples to keep; None keeps all.
-        strata: class of each training example, (N,).
+    """Keep a stratified sample of at most ``limit`` training examples, whose classes are given.
 
     Raises:
         RequestError: there are more classes than examples to keep.
