@@ -7,6 +7,7 @@ import pandas as pd
 
 from rankwise.decide.config import DecisionConfig
 from rankwise.decide.evidence import ChanceLoss
+from rankwise.decide.findings import Rule
 from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.strategies.config import SearchConfig
@@ -36,7 +37,7 @@ class Strategy(ABC):
         self.seeds = settings.seeds
         self.alpha = parse_alpha_policy(settings.lora_alpha)
         self.rates = make_rate_search(settings.learning_rate, self.alpha, chance_loss)
-        self.rule = rule
+        self.rule = Rule(margin=rule.margin, confidence=rule.confidence)
         self.chance_loss = chance_loss
 
     @abstractmethod

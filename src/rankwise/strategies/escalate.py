@@ -14,7 +14,7 @@ is not grown from the rank before, so ranks differ in nothing else.
 import pandas as pd
 
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.findings import Findings, Rule, analyse
+from rankwise.decide.findings import analyse
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.trial_keys import (
@@ -102,17 +102,14 @@ class Escalate(Strategy):
         """Whether the larger of two ranks is a real gain, or trains where ``lower`` diverges."""
         if evidence["rank"].nunique() < 2:
             return bool((evidence["rank"] != lower).any())
-        findings = self._findings(evidence)
-        underfits = any(one.verdict == "raise the rank" for one in findings.diagnosis)
+        findings = analyse(read_rank_results(evidence), self.rule)
+        underfits = any(item.verdict == "raise the rank" for item in findings.diagnosis)
         return underfits or findings.is_shown_worse(lower)
 
     def _suffices(self, evidence: pd.DataFrame, rank: int) -> bool:
         """Whether a rank is shown to be within the margin of all ranks tried."""
         if rank_evidence(evidence, rank).empty:
             return False
-        bound = self._findings(evidence).bounds.get(rank)
-        return bound is not None and bound.upper <= self.rule.margin
-
-    def _findings(self, evidence: pd.DataFrame) -> Findings:
-        rule = Rule(margin=self.rule.margin, confidence=self.rule.confidence)
-        return analyse(read_rank_results(evidence), rule)
+        findings = analyse(read_rank_results(evidence), self.rule)
+        bound = findings.bounds.get(rank)
+        return bound is not None and bound.upper <= findings.margin

@@ -10,10 +10,12 @@ decision. Only finished trials are compared: early steps favour ranks that learn
 that end well.
 """
 
+from dataclasses import replace
+
 import pandas as pd
 
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.findings import Rule, analyse
+from rankwise.decide.findings import analyse
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.trial_keys import (
@@ -67,11 +69,9 @@ class Race(Strategy):
         """Return the ranks that race on; none once the rule selects a rank."""
         if evidence.empty:
             return []
-        rule = Rule(
-            margin=self.rule.margin, confidence=self.rule.confidence, chance_loss=self.chance_loss
-        )
+        rule = replace(self.rule, chance_loss=self.chance_loss)
         findings = analyse(read_rank_results(evidence), rule)
         if findings.fitting:
             return []
-        alive = [rank for rank in racing if rank in findings.comparison.ranks]
-        return [rank for rank in alive if not findings.is_shown_worse(rank)]
+        usable = [rank for rank in racing if rank in findings.comparison.ranks]
+        return [rank for rank in usable if not findings.is_shown_worse(rank)]
