@@ -64,8 +64,8 @@ def _about_single_rates(results: tuple[RankResults, ...]) -> Iterator[str]:
         each = ", ".join(f"{one.rank} at {one.rates[0]:g}" for one in results)
         yield (
             "Rank and learning rate are confounded: each rank ran at one learning rate, and these "
-            f"differ (rank {each}). An apparent effect of rank may be an effect of the rate, unless "
-            "each rate is the best of several tried for its rank (docs/learning-rate.md)."
+            f"differ (rank {each}). An apparent effect of rank may be an effect of the rate, "
+            "unless each rate is the best of several tried for its rank (docs/learning-rate.md)."
         )
 
 
@@ -86,16 +86,16 @@ def _about_choice(findings: Findings, choice: Choice, rank: int, context: Contex
     if above is not None and above.upper >= 0:
         yield (
             f"Rank {rank} itself is not shown to get below what {context.wording.chance} gives. It "
-            f"is chosen because other ranks gain at most the margin of {findings.margin:.3g}, which "
-            "may be all that can be learnt. Try a smaller margin."
+            f"is chosen because other ranks gain at most the margin of {findings.margin:.3g}, "
+            "which may be all that can be learnt. Try a smaller margin."
         )
     ranks = findings.comparison.ranks
     if findings.rule.trained_at is None and rank == ranks[-1]:
         smaller = ranks[-2]  # a rank is chosen among two at least
         if findings.comparison.difference(smaller, rank).mean > findings.margin:
             yield (
-                f"Rank {rank} is the largest tried, and better than rank {smaller} by more than the "
-                f"margin. Larger ranks may be better still: try {2 * rank}."
+                f"Rank {rank} is the largest tried, and better than rank {smaller} by more than "
+                f"the margin. Larger ranks may be better still: try {2 * rank}."
             )
     confirmation = choice.confirmation
     if confirmation is not None and confirmation.lead is not None:

@@ -57,7 +57,7 @@ def _training_seconds(findings: Findings, seeds: int) -> float | None:
 
 
 def _confirm(scores: Comparison, rank: int, margin: float, confidence: float) -> Confirmation:
-    """Test with the task score, larger is better, whether another rank is ahead of the chosen one."""
+    """Test with the task score, larger is better, whether another rank is ahead."""
     others = scores.others(rank)
     leads = {other: scores.difference(other, rank) for other in others}
     bound, against = max((leads[other].upper(len(others), confidence), other) for other in others)

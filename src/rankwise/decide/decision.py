@@ -214,7 +214,7 @@ class Decision:
         caveats: sentences to read before relying on the decision.
         next: what to run to settle the question; None if a rank was selected.
         table: one row per rank, ascending.
-        confirmation: whether a second metric agrees; None if there is none, or no rank was selected.
+        confirmation: whether a second metric agrees; None without one, or without a rank.
         diagnosis: each rank against the next larger one.
         detectable_difference: the smallest margin at which this evidence would clear, in four cases
             of five, a rank that equals the best; None if the noise is not known.

@@ -20,7 +20,7 @@ ChanceLoss = float | pd.Series
 """Chance-level held-out loss, nats: its mean, or a loss per example, indexed by ``example_id``."""
 
 Refuse = Callable[[pd.Series, np.ndarray, str], None]
-"""Raises if a value is not allowed. Takes a column, a mask of its good rows (rows,), and the rule."""
+"""Raises if a value is not allowed. Takes a column, the mask of its good rows, and the rule."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def read_rank_results(
     for one in alive[1:]:
         if not np.array_equal(one.examples, alive[0].examples):
             raise RequestError(
-                f"evidence: ranks {alive[0].rank} and {one.rank} were not scored on the same examples"
+                f"evidence: ranks {alive[0].rank} and {one.rank} were not scored on the same "
+                "examples"
             )
     return results
 
@@ -99,7 +100,7 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     The best rate has the lowest mean cost. A smaller rate is preferred if its cost is within one
     standard error of the best (paired over examples, or over seeds where results are aggregates),
     because the best rate of one seed often lies next to rates at which another seed collapses. This
-    is the one-standard-error rule (Breiman et al. 1984, section 3.4.3), applied to every rank alike.
+    is the one-standard-error rule (Breiman et al. 1984, section 3.4.3), applied to all ranks alike.
     Among rates that cannot be told from the best, those with the most seeds come first.
 
     Rates are compared on the seeds that every rate was tried with, so that more seeds do not make a

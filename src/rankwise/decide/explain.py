@@ -167,8 +167,8 @@ def _problem(findings: Findings, choice: Choice, wording: Wording) -> tuple[str,
 def _learn_first(findings: Findings, wording: Wording) -> str:
     if min(above.mean for above in findings.above_chance.values()) < 0:
         return (
-            f"Some losses are below what {wording.chance} gives, so more seeds or held-out examples "
-            "may show a gain. Longer training or other learning rates may make it clearer."
+            f"Some losses are below what {wording.chance} gives, so more seeds or held-out "
+            "examples may show a gain. Longer training or other learning rates may make it clearer."
         )
     return (
         "Try other learning rates: lower ones where the loss is above what "
@@ -216,7 +216,7 @@ def _amount_to_run(findings: Findings, step: Next) -> str:
 
 
 def _next(findings: Findings, choice: Choice, context: Context) -> Next | None:
-    """Return the next step with its advice; none where a budget left trials out, which come first."""
+    """Return the next step with its advice; none if a budget left out trials, which come first."""
     step = choice.next
     if step is None or context.left_out is not None:
         return None

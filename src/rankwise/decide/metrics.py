@@ -1,4 +1,4 @@
-"""Metrics by name: what tools call them, which way is better, and what margin goes without saying."""
+"""Metrics by name: their direction, their default margin, and the values that they can take."""
 
 import math
 import re
@@ -7,92 +7,59 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 VALIDATION = (
-    "eval",
-    "evaluation",
-    "val",
-    "valid",
-    "validation",
-    "dev",
-    "heldout",
-    "held_out",
-    "holdout",
-)
+    "eval", "evaluation", "val", "valid", "validation", "dev", "heldout", "held_out", "holdout",
+)  # fmt: skip
 TEST = ("test",)
 TRAIN = ("train", "training")
 
-# A mean negative log-likelihood of held-out data goes by these names; all of them become "loss".
+# Names of the mean negative log-likelihood of held-out data; all of them become "loss".
 LOSSES = (
-    "loss", "nll", "mean_nll", "neg_log_likelihood", "negative_log_likelihood", "cross_entropy", "ce", "ce_loss",
-    "cross_entropy_loss", "log_loss", "logloss", "lm_loss", "mean_loss",
+    "loss", "nll", "mean_nll", "neg_log_likelihood", "negative_log_likelihood", "cross_entropy",
+    "ce", "ce_loss", "cross_entropy_loss", "log_loss", "logloss", "lm_loss", "mean_loss",
 )  # fmt: skip
 LOWER = {
-    "loss", "nll", "perplexity", "ppl", "error", "err", "wer", "cer", "ter", "mse", "rmse", "mae", "mape", "bpb", "bpc",
-    "bits", "brier", "ece", "fid", "drift", "xent",
+    "loss", "nll", "perplexity", "ppl", "error", "err", "wer", "cer", "ter", "mse", "rmse",
+    "mae", "mape", "bpb", "bpc", "bits", "brier", "ece", "fid", "drift", "xent",
 }  # fmt: skip
 HIGHER = {
-    "accuracy", "acc", "f1", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum", "meteor", "cider", "nist", "spice",
-    "chrf", "comet", "bleurt", "bertscore", "em", "exact", "score", "reward", "pearson", "pearsonr", "spearman",
-    "spearmanr", "correlation", "mcc", "matthews", "kappa", "auc", "auroc", "auprc", "precision", "recall", "map",
-    "mrr", "ndcg", "r2", "pass", "correct", "similarity", "winrate", "iou",
+    "accuracy", "acc", "f1", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum", "meteor",
+    "cider", "nist", "spice", "chrf", "comet", "bleurt", "bertscore", "em", "exact", "score",
+    "reward", "pearson", "pearsonr", "spearman", "spearmanr", "correlation", "mcc", "matthews",
+    "kappa", "auc", "auroc", "auprc", "precision", "recall", "map", "mrr", "ndcg", "r2", "pass",
+    "correct", "similarity", "winrate", "iou",
 }  # fmt: skip
-NEGATIVE = {
-    "neg",
-    "negative",
-}  # of an error, as in scikit-learn's neg_mean_squared_error: more is better
+# Negated errors, as in scikit-learn's neg_mean_squared_error: higher is better.
+NEGATIVE = {"neg", "negative"}
+# Metrics from -1 to 1.
 CORRELATIONS = {
-    "pearson",
-    "pearsonr",
-    "spearman",
-    "spearmanr",
-    "correlation",
-    "mcc",
-    "matthews",
-}  # from -1 to 1
-# Shares that are as often given in percent.
+    "pearson", "pearsonr", "spearman", "spearmanr", "correlation", "mcc", "matthews",
+}  # fmt: skip
+# Shares that are often given in percent.
 PERCENT = {
-    "accuracy",
-    "acc",
-    "f1",
-    "em",
-    "exact",
-    "bleu",
-    "sacrebleu",
-    "rouge",
-    "rougel",
-    "rougelsum",
-}
-LOSS_MARGIN = 0.02  # nats; docs/decision.md says why
-SHARE_MARGIN = 0.01  # of metrics between 0 and 1: a point of accuracy
-OTHER_MARGIN = 0.01  # of the mean of any other metric
-RESERVED = {"rank", "seed", "learning_rate", "example_id", "diverged"}  # columns of the evidence
-# A column about a metric's spread or size, not the metric.
+    "accuracy", "acc", "f1", "em", "exact", "bleu", "sacrebleu", "rouge", "rougel", "rougelsum",
+}  # fmt: skip
+# Words of columns about a metric's spread or sample size.
 SPREAD = {
-    "std",
-    "stderr",
-    "sem",
-    "se",
-    "ci",
-    "var",
-    "variance",
-    "lower",
-    "upper",
-    "low",
-    "high",
-    "count",
-    "n",
-}
+    "std", "stderr", "sem", "se", "ci", "var", "variance", "lower", "upper", "low", "high",
+    "count", "n",
+}  # fmt: skip
+RESERVED = {"rank", "seed", "learning_rate", "example_id", "diverged"}  # columns of the evidence
+
+LOSS_MARGIN = 0.02  # nats; docs/decision.md gives the reason
+SHARE_MARGIN = 0.01  # for metrics between 0 and 1: one point of accuracy
+OTHER_MARGIN = 0.01  # for other metrics: this share of the mean
 
 
 def snake(name: str) -> str:
-    """Return a name in lower case with underscores: ``ROUGE-L`` is ``rouge_l``, ``test/nll`` is ``test_nll``."""
+    """Return a name in lower case with underscores: ``test/nll`` becomes ``test_nll``."""
     return re.sub(r"[^0-9a-z@]+", "_", name.lower()).strip("_")
 
 
 def split_part(name: str) -> tuple[str, str]:
-    """Split a metric's name into its part of the data and its bare name; the part may be "".
+    """Split a metric's name into its part of the data, which may be "", and its bare name.
 
-    ``test/nll`` and ``nll_test`` are ``("test", "nll")``, and ``final_eval_loss`` is ``("eval", "loss")``. Any other
-    name that speaks of training is of the training data too, whatever else it says.
+    ``test/nll`` and ``nll_test`` give ``("test", "nll")``; ``final_eval_loss`` gives
+    ``("eval", "loss")``. A name with the word "train" anywhere belongs to the training data.
     """
     plain = snake(name).removeprefix("final_")
     for part in (*VALIDATION, *TEST, *TRAIN):
@@ -101,19 +68,23 @@ def split_part(name: str) -> tuple[str, str]:
         if plain.endswith(f"_{part}"):
             return part, plain[: -len(part) - 1]
     words = plain.split("_")
-    return next(((part, plain) for part in TRAIN if part in words), ("", plain))
+    for part in TRAIN:
+        if part in words:
+            return part, plain
+    return "", plain
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a name says that it was measured on validation or test data, as ``eval_loss`` and ``test/nll`` do."""
+    """Whether a name belongs to validation or test data, as ``eval_loss`` and ``test/nll`` do."""
     return split_part(name)[0] in (*VALIDATION, *TEST)
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Return by convention whether more of a metric is better; None if its name does not tell.
+    """Return a metric's conventional direction; None if its name does not tell.
 
-    False for losses, perplexity and errors; True for accuracy, F1, BLEU, ROUGE, exact match, correlations and the
-    like. The part of the data (``eval_``, ``test/``) and a trailing number (``rouge1``, ``pass@1``) do not matter.
+    False for losses, perplexity and errors; True for accuracy, F1, BLEU, ROUGE, exact match,
+    correlations and similar metrics. The part of the data (``eval_``, ``test/``) and a trailing
+    number (``rouge1``, ``pass@1``) do not matter.
     """
     bare = split_part(metric)[1]
     if bare in LOSSES:
@@ -129,21 +100,21 @@ def higher_is_better(metric: str) -> bool | None:
 
 
 def whole_share(metric: str, values: np.ndarray) -> float | None:
-    """Return what 1 is in a metric's own units: 1 for shares and correlations, 100 for percent; None if unknown.
+    """Return the value of a metric that stands for a whole; None if it is not a share.
 
     Args:
-        metric: its name.
-        values: finite, (n,), at least one.
+        metric: name of the metric.
+        values: finite values of the metric, (n,), at least one.
+
+    Returns:
+        1 for shares and correlations, 100 for percent.
     """
     words = _words(split_part(metric)[1])
     least, most = values.min(), values.max()
-    if (-1 if words & CORRELATIONS else 0) <= least and most <= 1:
+    lowest = -1 if words & CORRELATIONS else 0
+    if lowest <= least and most <= 1:
         return 1
     return 100 if words & PERCENT and least >= 0 and most <= 100 else None
-
-
-def _words(bare: str) -> set[str]:
-    return {part for word in bare.split("_") for part in (word, re.sub(r"@?\d*$", "", word))}
 
 
 def find_metrics(
@@ -151,41 +122,32 @@ def find_metrics(
 ) -> tuple[dict[str, str], list[str]]:
     """Find the metrics among the names of numeric columns.
 
-    A metric is a name with a known direction, or the one asked for. Its own name drops the part of the data
-    (``eval_accuracy`` is ``accuracy``) and the held-out loss is ``loss`` whatever it is called. Where two names say
-    the same of validation and of test data, the validation's gets the short name, because a rank that is chosen on
-    test data has been fitted to them; the other keeps its part. A training loss is ``train_loss``.
+    A metric is a name with a known direction, or the one asked for. Its short name drops the part
+    of the data (``eval_accuracy`` becomes ``accuracy``), and the held-out loss becomes ``loss``
+    whatever it is called. If two names give the same metric on validation and on test data, the
+    validation data's gets the short name, because a rank chosen on test data has been fitted to
+    them; the other keeps its part. A training loss becomes ``train_loss``.
+
+    Args:
+        names: names of the columns.
+        asked: a metric that the caller asks for by name.
 
     Returns:
-        The metrics, from the name as written to its own name, the held-out loss first and ``train_loss`` last; and
-        the names left out.
+        The metrics, a mapping from the name as written to the short name, the held-out loss first
+        and ``train_loss`` last; and the names left out.
     """
     names = list(names)
     found: dict[str, str] = {}
-    for name in sorted(names, key=_precedence):  # stable
-        part, bare = split_part(name)
-        if part in TRAIN:
-            own = "train_loss" if bare in LOSSES else ""
-        elif bare in LOSSES:
-            own = "loss"
-        else:
-            own = bare if higher_is_better(bare) is not None else ""
-        if not own and asked is not None and snake(asked) in (snake(name), bare):
-            own = snake(name) if part in TRAIN or bare in RESERVED else bare
-        if own in found.values():
-            # A bare "loss" beside an "eval_loss" is the training loss of a log: not held out, so not a metric.
-            own = snake(name) if part else ""
-        if own and own not in found.values():
-            found[name] = own
+    for name in sorted(names, key=_precedence):  # the sort is stable
+        short = _short_name(name, asked)
+        if short in found.values():
+            # A bare "loss" beside an "eval_loss" is a log's training loss, so it is not a metric.
+            short = snake(name) if split_part(name)[0] else ""
+        if short and short not in found.values():
+            found[name] = short
     order = {"loss": -1, "train_loss": 1}
-    written = {name: position for position, name in enumerate(names)}
-    ordered = sorted(found, key=lambda name: (order.get(found[name], 0), written[name]))
+    ordered = sorted(found, key=lambda name: (order.get(found[name], 0), names.index(name)))
     return {name: found[name] for name in ordered}, [name for name in names if name not in found]
-
-
-def _precedence(name: str) -> int:
-    part = split_part(name)[0]
-    return 0 if part in VALIDATION else 1 if part in TEST else 2
 
 
 def default_margin(metric: str, values: np.ndarray) -> float:
@@ -228,3 +190,31 @@ def value_range(metric: str, means: Sequence[float | None]) -> tuple[float, floa
 def is_share(score: str) -> bool:
     """Return whether a task score is a share, which people read in percent."""
     return score.endswith("accuracy")
+
+
+def _words(bare: str) -> set[str]:
+    """Return the words of a bare name, each also without a trailing number."""
+    words = bare.split("_")
+    return {*words, *(re.sub(r"@?\d*$", "", word) for word in words)}
+
+
+def _precedence(name: str) -> int:
+    part = split_part(name)[0]
+    if part in VALIDATION:
+        return 0
+    return 1 if part in TEST else 2
+
+
+def _short_name(name: str, asked: str | None) -> str:
+    """Return a column's short name as a metric; "" if it is not a metric."""
+    part, bare = split_part(name)
+    short = ""
+    if part in TRAIN:
+        short = "train_loss" if bare in LOSSES else ""
+    elif bare in LOSSES:
+        short = "loss"
+    elif higher_is_better(bare) is not None:
+        short = bare
+    if not short and asked is not None and snake(asked) in (snake(name), bare):
+        return snake(name) if part in TRAIN or bare in RESERVED else bare
+    return short

@@ -158,7 +158,7 @@ def compare(
     what: Literal["cost", "loss", "score"],
     noise: float | None = None,
 ) -> Comparison | None:
-    """Compare ranks by the metric that decides, the losses or the scores; None if there are none."""
+    """Compare ranks by the metric compared, the losses or the scores; None without values."""
     values = {one.rank: getattr(one, what) for one in results}
     if any(value is None for value in values.values()):
         return None

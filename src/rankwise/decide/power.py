@@ -14,7 +14,9 @@ POWER = 0.8
 
 
 def next_step(comparison: Comparison, margin: float, confidence: float) -> Next | None:
-    """Find the fewest seeds, or seeds and examples, that would select a rank if differences persist.
+    """Find the fewest seeds, or seeds and examples, that would select a rank.
+
+    The differences seen are assumed to persist.
 
     They would do so with a probability of `POWER`: a bound that just reaches the margin on average
     would pass only every other time.
@@ -39,8 +41,8 @@ def next_step(comparison: Comparison, margin: float, confidence: float) -> Next 
 def detectable_difference(comparison: Comparison, confidence: float) -> float | None:
     """Return the smallest margin at which this evidence would clear a rank that equals the best.
 
-    It would do so with a probability of `POWER`, for the pair of ranks that is known least well: the
-    distance of its bound plus Student's quantile.
+    It would do so with a probability of `POWER`, for the pair of ranks that is known least well:
+    the distance of its bound plus Student's quantile.
 
     Returns:
         The margin in units of the metric, or None if the noise is not known.

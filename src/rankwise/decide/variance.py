@@ -1,4 +1,4 @@
-"""How far a mean over seeds and examples may be off: crossed random effects, Dunnett's critical value."""
+"""Variance of a mean over seeds and examples: crossed random effects, and critical values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from rankwise.decide.decision import Interval
 def weighted_half_width(
     parts: Sequence[tuple[float, float]], critical: Callable[[float], float]
 ) -> float:
-    """Return how far a bound lies from a mean whose variance is a sum of parts, each with its degrees of freedom.
+    """Return the distance of a bound from a mean whose variance is a sum of parts.
 
-    The parts' critical values, weighted by the parts, times the standard error (Cochran and Cox 1957, section 4.14).
-    Satterthwaite's single number of degrees of freedom is itself uncertain where a part has but one or two, and the
-    bound then holds too seldom.
+    The distance is the parts' critical values, weighted by the parts, times the standard error
+    (Cochran and Cox 1957, section 4.14). Satterthwaite's single number of degrees of freedom is
+    itself uncertain if a part has only one or two, and the bound then holds too seldom.
 
     Args:
-        parts: (variance of the mean, degrees of freedom); parts of no variance count for nothing.
-        critical: from degrees of freedom to a critical value.
+        parts: (variance of the mean, degrees of freedom); parts without variance do not count.
+        critical: function from degrees of freedom to a critical value.
     """
     total = sum(variance for variance, _ in parts)
     if not 0 < total < np.inf:
@@ -38,14 +38,14 @@ def two_sided_critical(df: float, confidence: float) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """The variance of a mean, in its two parts.
+    """The variance of a mean, in two parts.
 
     Attributes:
-        seeds: part due to seeds, already divided by their number; infinite where nothing is known about it.
-        seeds_df: degrees of freedom behind it; 0 where one seed says nothing about it.
-        examples: part due to examples, already divided by their number.
+        seeds: part due to seeds, divided by their number; infinite if nothing is known about it.
+        seeds_df: degrees of freedom behind it; 0 if one seed says nothing about it.
+        examples: part due to examples, divided by their number.
         examples_df: degrees of freedom behind it.
-        rest: of the part due to seeds, what is due to seed and example together, and falls with more of either.
+        rest: the share of ``seeds`` due to seed and example together; it falls with more of either.
     """
 
     seeds: float
@@ -55,7 +55,7 @@ class Spread:
     rest: float = 0.0
 
     def half_width(self, critical: Callable[[float], float]) -> float:
-        """Return how far from the mean a bound lies, given the critical value for a number of degrees of freedom."""
+        """Return the distance of a bound from the mean, for a function of critical values."""
         return weighted_half_width(
             [(self.seeds, self.seeds_df), (self.examples, self.examples_df)], critical
         )
@@ -66,7 +66,7 @@ class Spread:
         return (mean - half, mean + half)
 
     def scaled(self, seeds: float, examples: float, seeds_df: float) -> "Spread":
-        """Return what it would be with so many times the seeds and examples, and these degrees of freedom of seeds."""
+        """Return the variance at this many times the seeds and examples."""
         rest = min(self.rest, self.seeds)
         return Spread(
             seeds=(self.seeds - rest + rest / examples) / seeds,
@@ -79,14 +79,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """How much one trial's mean varies with its seed, in a two-way layout of ranks and seeds.
+    """Variance of one trial's mean over seeds, in a two-way layout of ranks and seeds.
 
     Attributes:
-        own: what a seed does to one rank beyond what it does to all alike: what is left in paired differences.
-        own_df: degrees of freedom behind it, 0 where there are none.
-        shared: what a seed does to all ranks alike; cancels in paired differences.
+        own: effect of a seed on one rank alone; it remains in paired differences.
+        own_df: degrees of freedom behind it; 0 if there are none.
+        shared: effect of a seed on all ranks alike; it cancels in paired differences.
         shared_df: degrees of freedom behind it.
-        within: variance over a rank's own seeds, pooled over ranks: both of the above.
+        within: variance over each rank's seeds, pooled over ranks: the sum of both effects.
         within_df: degrees of freedom behind it.
     """
 
@@ -102,18 +102,19 @@ NOTHING_KNOWN = SeedVariance(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def stated_variance(noise: float) -> SeedVariance:
-    """Return the variance of a noise that is known from elsewhere, a standard deviation."""
+    """Return the variance for a standard deviation that is known from elsewhere."""
     return SeedVariance(noise**2, np.inf, 0.0, np.inf, noise**2, np.inf)
 
 
 def seed_variance(means: np.ndarray) -> SeedVariance:
-    """Split the variance of trial means over seeds.
+    """Split the variance of trial means over seeds into its effects.
 
-    Additive in rank and seed, without replication; what does not fit is a rank's own. Within a rank both add up, so
-    what the pooled variance within ranks has in excess is shared (Searle, Casella and McCulloch 1992, chapter 4).
+    The model is additive in rank and seed, without replication; the residual is a rank's own
+    effect. Within a rank both effects add up, so the excess of the pooled variance within ranks is
+    the shared effect (Searle, Casella and McCulloch 1992, chapter 4).
 
     Args:
-        means: mean of each trial, (R, S), NaN where a rank lacks a seed.
+        means: mean of each trial, (R, S); NaN where a rank lacks a seed.
     """
     present = np.isfinite(means)
     counts = present.sum(1)  # (R,)
@@ -130,7 +131,7 @@ def seed_variance(means: np.ndarray) -> SeedVariance:
     cells = means[rows, columns]
     fit, _, parameters, _ = np.linalg.lstsq(design, cells, rcond=None)
     own_df = len(cells) - int(parameters)
-    if own_df < 1:  # too few seeds in common to tell the two apart: all of it may be a rank's own
+    if own_df < 1:  # too few common seeds to separate the effects
         return SeedVariance(within, within_df, 0.0, 0.0, within, within_df)
     own = float(((cells - design @ fit) ** 2).sum() / own_df)
     if own <= (1e-12 * np.abs(cells).max()) ** 2:  # rounding in the fit
@@ -143,19 +144,19 @@ def seed_variance(means: np.ndarray) -> SeedVariance:
 def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) -> Interval:
     """Return the two-sided interval of one rank's mean over seeds and examples.
 
-    The mean's variance has three parts: a seed's own, what it does to all ranks alike, and the examples'.
+    The mean's variance has three parts: the seeds' own effect, their shared effect, and examples.
 
     Args:
-        values: (S, N).
-        seeds: of all ranks together.
-        confidence: between 0 and 1.
+        values: values of one rank, (S, N).
+        seeds: variance over seeds, estimated from all ranks together.
+        confidence: confidence of the interval, between 0 and 1.
     """
     # A small shared part lends its degrees of freedom to the rank's own part.
     own_df = seeds.own_df + seeds.shared_df
     examples, rest = example_variance(values)
     own, shared = seeds.own / len(values), seeds.shared / len(values)
     parts = [
-        # Seeds whose means happen to lie close together still hold what seed and example do together.
+        # Seeds whose means happen to agree still carry the joint effect of seed and example.
         (max(own, rest - shared), own_df),
         (shared, seeds.shared_df),
         (examples, values.shape[1] - 1),
@@ -166,16 +167,17 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
 
 
 def example_variance(values: np.ndarray) -> tuple[float, float]:
-    """Return the parts of the variance of ``values.mean()`` that are due to examples, and to what is left.
+    """Return the parts of the variance of ``values.mean()`` due to examples and to the rest.
 
-    Two-way random effects: value = mean + seed + example + rest. The mean square between examples holds the rest
-    as well, which belongs to no example and is taken off (Searle, Casella and McCulloch 1992, chapter 4).
+    Two-way random effects: value = mean + seed + example + rest. The mean square between examples
+    includes the rest, which is subtracted (Searle, Casella and McCulloch 1992, chapter 4).
 
     Args:
-        values: one figure per seed and example, (S, N).
+        values: one value per seed and example, (S, N).
 
     Returns:
-        ``sigma_example^2 / N``, never negative, and ``sigma_rest^2 / (S N)``; the latter is in the former where S is 1.
+        ``sigma_example^2 / N``, never negative, and ``sigma_rest^2 / (S N)``. With a single seed
+        the former includes the latter.
     """
     seeds, examples = values.shape
     if examples < 2:
@@ -193,14 +195,16 @@ def example_variance(values: np.ndarray) -> tuple[float, float]:
 def dunnett_critical(comparisons: int, df: float, confidence: float) -> float:
     """Return the one-sided critical value for comparing several means with one (Dunnett 1955).
 
-    The value c for which the largest of ``comparisons`` t statistics that share the mean they are compared with
-    (so any two correlate with 1/2) stays below c with probability ``confidence``.
+    The largest of ``comparisons`` t statistics that share one mean (so that any two correlate with
+    1/2) stays below it with probability ``confidence``.
 
     Args:
-        comparisons: how many, at least 1.
+        comparisons: number of comparisons, at least 1.
         df: degrees of freedom of the shared variance estimate; may be infinite.
-        confidence: between 0 and 1.
+        confidence: probability, between 0 and 1.
     """
+    # scipy.stats.dunnett needs the samples of one error term; here a variance has two parts, each
+    # with its own degrees of freedom, so the critical value itself is needed.
     nodes, weights = special.roots_hermitenorm(64)  # integrates against exp(-x^2 / 2)
     weights = weights / np.sqrt(2 * np.pi)
     if np.isfinite(df) and df < 1e5:
@@ -212,9 +216,8 @@ def dunnett_critical(comparisons: int, df: float, confidence: float) -> float:
 
     def excess(c: float) -> float:
         # T_i <= c  <=>  Z_i <= sqrt(2) c s + Z_0, independent given Z_0 and s
-        inner = (
-            special.ndtr(np.sqrt(2) * c * scales[:, None] + nodes) ** comparisons
-        )  # (scales, nodes)
+        inner = special.ndtr(np.sqrt(2) * c * scales[:, None] + nodes) ** comparisons
+        # inner: (scales, nodes)
         return float((inner @ weights).mean()) - confidence
 
     low, high = -10.0, 10.0

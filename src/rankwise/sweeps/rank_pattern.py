@@ -34,12 +34,12 @@ def try_rank_pattern(
         engine: scores the new ones.
 
     Returns:
-        The comparison, still without its sentence, or None if every layer gets the chosen rank; and,
-        if the pattern is better, the adapter truncated from the source of the best trial.
+        The comparison, still without its sentence, or None if every layer gets the chosen rank;
+        and, if the pattern is better, the adapter truncated from the source of the best trial.
     """
     sources = [trial.truncated_from for trial in trials if trial.truncated_from is not None]
     spectra = [spectrum(read_adapter(store.adapter_directory(name))) for name in sources]
-    # The rank of the file is twice the trial's if it was saved for the original base (PiSSA, OLoRA).
+    # An adapter saved for the original base (PiSSA, OLoRA) has twice its trial's rank.
     entries = spectra[0].params // spectra[0].largest_rank * rank
     patterns = [ranks_by_budget(one, entries) for one in spectra]
     if all(set(pattern.values()) == {rank} for pattern in patterns):
