@@ -54,7 +54,7 @@ def test_activations_grow_with_batch_and_length() -> None:
 
 def test_four_bit_weights() -> None:
     estimate = estimate_training_memory(8, precision="nf4")
-    # QLoRA (Dettmers et al. 2023, section 3): 4 bits, and 32 for each block of 64: 4.5 bits a weight.
+    # QLoRA (Dettmers et al. 2023, section 3): 4 bits and 32 for each 64 weights: 4.5 bits a weight.
     assert estimate["weights_bytes"] == estimate["base_params"] * 4.5 / 8
 
 

@@ -1,4 +1,4 @@
-"""Estimates from a handful of sizes, for a plain stack of transformer blocks: parameters, memory."""
+"""Estimates of parameters and memory from a few sizes, for a plain stack of blocks."""
 
 from collections.abc import Iterable
 from typing import Literal

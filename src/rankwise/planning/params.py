@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PEFT_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS")
 MIXTRAL_NAMES = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
-"""Names of experts' single matrices, which PEFT maps to the stacked parameters of transformers 5."""
+"""Names of single experts' matrices, which PEFT maps to stacked parameters."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _saved_tensors(skeleton: Skeleton, peft_model: Any) -> Iterator[tuple[str, A
 def _file_bytes(tensors: Iterable[tuple[str, Any]]) -> int:
     """Return the size of a safetensors file: 8 bytes of length, a header padded to 8, the data.
 
-    https://huggingface.co/docs/safetensors, "Format". PEFT writes the metadata ``{"format": "pt"}``.
+    https://huggingface.co/docs/safetensors, "Format"; PEFT writes ``{"format": "pt"}``.
     """
     dtypes = {
         "torch.float32": "F32",

@@ -1,4 +1,4 @@
-"""Parameters and memory of every rank before any weight is loaded: the call of ``rankwise plan``."""
+"""Parameters and memory of every rank, before any weight is loaded (``rankwise plan``)."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,7 +130,7 @@ def plan(
 
     Example:
         >>> import rankwise
-        >>> rankwise.plan("path/to/Llama-2-7b", ranks=[8], target_modules="q_proj,v_proj")  # doctest: +SKIP
+        >>> rankwise.plan("path/to/Llama-2-7b", ranks=[8], device="T4")  # doctest: +SKIP
     """
     request = _request(model, config, settings)
     device, room = chosen_device(request)
@@ -182,7 +182,7 @@ def _row(rank: int, params: ParamCount, memory: StepMemory, room: int | None) ->
 
 
 def _longest(meta: MetaModel) -> int | None:
-    """Return the model's own limit of the length; 0 if the length is fixed, None without a limit."""
+    """Return the model's own limit of the length; 0 for a fixed length, None without a limit."""
     return 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
 
 

@@ -58,7 +58,7 @@ class Skeleton:
         return deepcopy(self.meta.model)
 
     def repeats(self, name: str) -> int:
-        """Return how many layers or parameters of the whole model one of the skeleton stands for."""
+        """Return how many layers or parameters of the whole model a name stands for."""
         return len(self.names(name))
 
     def names(self, name: str) -> list[str]:

@@ -124,14 +124,7 @@ def _choose_on_cpu(
     mask_kind: tuple[int, torch.dtype] | None,
     *options: Any,
 ) -> str:
-    """Ask PyTorch, with real tensors of two tokens.
-
-    Args:
-        sizes: heads and width of query, key and value.
-        dtype: precision of all three.
-        mask_kind: heads and precision of the mask; None without one.
-        *options: dropout, is_causal, scale and enable_gqa.
-    """
+    """Ask PyTorch, with real tensors of two tokens; ``sizes`` are heads and width of each."""
     query, key, value = (torch.zeros(1, heads, 2, width, dtype=dtype) for heads, width in sizes)
     mask = None
     if mask_kind is not None:
@@ -216,4 +209,4 @@ CUDA_SCRATCH: dict[Any, Callable[..., int]] = {
     compat.flash_attention_backward(): _flash_scratch,
     compat.efficient_attention_backward(): _efficient_scratch,
 }
-"""Bytes that an operator's CUDA kernel allocates besides its outputs, from the operator's arguments."""
+"""Bytes that a CUDA kernel allocates besides its outputs, from the operator's arguments."""

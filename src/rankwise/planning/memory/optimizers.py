@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 MIN_8BIT = 4096
-"""Smaller parameters keep 32-bit states (``bitsandbytes/optim/optimizer.py``, ``min_8bit_size``)."""
+"""Smaller parameters keep 32-bit states (bitsandbytes/optim/optimizer.py, ``min_8bit_size``)."""
 STATE_BLOCK = 256
 """Numbers with one scale in 8-bit states (8-bit Optimizers, Dettmers et al. 2022, section 2)."""
 MIN_PAGED = 100_000
-"""Smaller parameters are not paged (``bitsandbytes/optim/optimizer.py``, ``get_state_buffer``)."""
+"""Smaller parameters are not paged (bitsandbytes/optim/optimizer.py, ``get_state_buffer``)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Memory of a training step, part by part: traced on the shortened model, multiplied to its depth."""
+"""Memory of a training step, part by part, from a trace of the shortened model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
