@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from rankwise import select
-from tests.decide.test_select import make_evidence
+from tests.decide.examples import make_evidence
 
 STEPS = 60
 

@@ -24,7 +24,7 @@ def test_critical_values_against_the_multivariate_t(comparisons: int, df: float)
     assert joint.cdf(np.full(comparisons, critical)) == pytest.approx(0.95, abs=2e-3)
 
 
-def test_critical_values_of_dunnett_s_table() -> None:
+def test_critical_values_match_dunnetts_table() -> None:
     # Dunnett 1955, table 1a (one-sided, 95 %): 10 degrees of freedom, 1, 2 and 3 treatments; then infinitely many.
     assert [round(dunnett_critical(k, 10, 0.95), 2) for k in (1, 2, 3)] == [1.81, 2.15, 2.34]
     assert [round(dunnett_critical(k, np.inf, 0.95), 2) for k in (1, 2, 3)] == [1.64, 1.92, 2.06]
@@ -32,7 +32,7 @@ def test_critical_values_of_dunnett_s_table() -> None:
 
 @pytest.mark.parametrize("df", [1, 3])
 @pytest.mark.parametrize("confidence", [0.01, 0.03, 0.5, 0.99])
-def test_one_comparison_is_student_s_at_any_confidence(df: int, confidence: float) -> None:
+def test_one_comparison_equals_a_t_quantile_at_any_confidence(df: int, confidence: float) -> None:
     assert dunnett_critical(1, df, confidence) == pytest.approx(
         stats.t.ppf(confidence, df), rel=1e-3, abs=1e-6
     )
@@ -82,7 +82,7 @@ def test_interaction_is_free_of_what_a_seed_does_to_all_ranks() -> None:
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_a_rank_s_interval_covers_its_mean(shared: float, seeds: int) -> None:
+def test_the_interval_of_a_rank_covers_its_mean(shared: float, seeds: int) -> None:
     """Whatever share of the seeds' effect is common to all ranks."""
     generator = np.random.default_rng(1)
     covered, replications = 0, 4000
@@ -96,7 +96,7 @@ def test_a_rank_s_interval_covers_its_mean(shared: float, seeds: int) -> None:
     assert 0.94 <= covered / replications <= 0.975
 
 
-def test_the_interval_of_one_trial_is_student_s() -> None:
+def test_the_interval_of_one_trial_is_a_t_interval() -> None:
     values = np.random.default_rng(0).exponential(size=(1, 40))
     expected = stats.t.interval(0.9, 39, values.mean(), stats.sem(values[0]))
     assert mean_interval(values, NOTHING_KNOWN, 0.9) == pytest.approx(expected)

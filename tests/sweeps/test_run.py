@@ -10,9 +10,7 @@ import torch
 
 import rankwise
 from rankwise import RequestError, SweepConfig
-from rankwise.decide.evidence import read_rank_results
 from rankwise.sweeps.config import make_config
-from rankwise.sweeps.finish import _scores
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from tests.conftest import make_reviews
@@ -274,20 +272,3 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-def test_scores_of_rejected_rates_have_no_say_in_the_score_s_margin() -> None:
-    rows = [
-        {
-            "rank": rank,
-            "learning_rate": rate,
-            "seed": 0,
-            "example_id": example,
-            "loss": loss,
-            "score": -40.0 * loss,
-        }
-        for rank in (4, 8)
-        for rate, loss in ((1e-3, 0.05), (1e-2, 1e4))
-        for example in range(3)
-    ]
-    assert set(_scores(read_rank_results(pd.DataFrame(rows)))) == {-2.0}

@@ -1,0 +1,67 @@
+"""What a reader is told to keep in mind."""
+
+import numpy as np
+import pandas as pd
+
+from rankwise import select
+from tests.decide.examples import make_evidence
+
+
+def test_a_single_rate_and_a_single_seed_are_caveats() -> None:
+    caveats = " ".join(select(make_evidence([0.5, 0.5, 0.5, 0.5], seeds=1)).caveats)
+    assert "Only one seed" in caveats
+    assert "confounded" in caveats
+
+
+def test_different_single_rates_are_a_caveat_unless_rates_were_searched() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
+    evidence["learning_rate"] = 1e-3 * 4 / evidence["rank"]
+    (caveat,) = select(evidence).caveats
+    assert "(rank 4 at 0.001, 8 at 0.0005, 16 at 0.00025, 32 at 0.000125)" in caveat
+    assert "confounded" in caveat
+    # One rank that tried several is a sweep that searched: the ranks between take theirs from a line.
+    tried = evidence[(evidence["rank"] == 4) & (evidence["seed"] == 0)]
+    worse = [tried.assign(learning_rate=rate, loss=tried["loss"] + 0.1) for rate in (5e-4, 2e-3)]
+    assert select(pd.concat([evidence, *worse])).caveats == ()
+
+
+def test_a_score_that_contradicts_the_loss_is_a_caveat() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
+    evidence["score"] = np.where(
+        evidence["rank"] == 32, 1.0, (evidence["example_id"] % 10 > 0).astype(float)
+    )
+    caveats = select(evidence).caveats
+    assert any("rank 32 scores 0.1000 higher" in caveat for caveat in caveats)
+    assert select(evidence, score_margin=0.2).confirmation.status == "confirms"  # type: ignore[union-attr]
+
+
+def test_a_chosen_rank_that_learnt_nothing_is_a_caveat() -> None:
+    chance = float(np.log(2))
+    quiet = {"examples": 2000, "seed_noise": 0.0005, "example_noise": 0.05}
+    words = "Rank 4 itself is not shown to get below"
+    for gain, warned in ((0.0, True), (0.1, False)):
+        losses = [chance + 0.001 - gain, *[chance - 0.01 - gain] * 3]
+        decision = select(make_evidence(losses, **quiet), chance_loss=chance)
+        assert decision.rank == 4
+        assert any(words in caveat for caveat in decision.caveats) == warned
+
+
+def test_choosing_the_largest_rank_is_a_caveat_if_it_gains() -> None:
+    assert any("try 64" in caveat for caveat in select(make_evidence([0.9, 0.8, 0.7, 0.5])).caveats)
+    assert not any(
+        "try 64" in caveat for caveat in select(make_evidence([0.9, 0.8, 0.5, 0.5])).caveats
+    )
+
+
+def test_one_seed_with_a_stated_noise_covers_more() -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {"rank": rank, "seed": 0, "example_id": example, "loss": float(generator.normal(0.5, 0.01))}
+        for rank in (4, 8)
+        for example in range(400)
+    ]
+    plain, noisy = select(pd.DataFrame(rows)), select(pd.DataFrame(rows), noise=0.02)
+    assert plain.rank == 4
+    assert any("Only one seed" in caveat for caveat in plain.caveats)
+    assert noisy.verdict == "undetermined"
+    assert not any("Only one seed" in caveat for caveat in noisy.caveats)

@@ -1,0 +1,76 @@
+"""Answers and their evidence in words."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from rankwise import select
+from tests.decide.examples import make_evidence
+
+
+def test_the_answer_says_when_nothing_would_settle_it() -> None:
+    # Two ranks whose seeds lie 0.4 apart and cancel: no difference seen, and much noise.
+    losses = {(4, 0): 0.7, (4, 1): 0.3, (8, 0): 0.3, (8, 1): 0.7}
+    rows = [
+        {"rank": rank, "seed": seed, "example_id": example, "loss": loss, "score": 0.5}
+        for (rank, seed), loss in losses.items()
+        for example in range(20)
+    ]
+    decision = select(pd.DataFrame(rows), margin=0.001)
+    assert decision.next is None
+    assert "a larger margin would" in decision.answer
+
+
+@pytest.mark.parametrize("second", [0.80, 0.83])
+def test_seeds_that_move_all_ranks_alike_decide_nothing(second: float) -> None:
+    """Copies of one result, or results rounded until all ranks move alike."""
+    shift = second - 0.80
+    rows = [
+        (4, 0, 0.80),
+        (4, 1, second),
+        (8, 0, 0.81),
+        (8, 1, 0.81 + shift),
+        (16, 0, 0.79),
+        (16, 1, 0.79 + shift),
+    ]
+    table = pd.DataFrame(rows, columns=["rank", "seed", "accuracy"])
+    decision = select(table, metric="accuracy", margin=0.02)
+    assert (decision.verdict, decision.next) == ("undetermined", None)
+    assert "differ by the same amount with every seed" in decision.answer
+    assert decision.table[0].score_ci is None
+    assert select(table, metric="accuracy", margin=0.02, noise=0.001).rank == 4
+
+
+def test_one_seed_per_rank_without_a_common_seed_decides_nothing() -> None:
+    rows = [
+        {"rank": rank, "seed": rank, "example_id": example, "loss": 0.5 + 0.001 * example}
+        for rank in (4, 8)
+        for example in range(50)
+    ]
+    decision = select(pd.DataFrame(rows))
+    assert decision.verdict == "undetermined"
+    assert "share no seed" in decision.answer
+    assert "larger margin" not in decision.answer  # it would not help
+    json.dumps(decision.as_dict(), allow_nan=False)
+
+
+def test_the_answer_names_rank_bound_margin_and_confidence() -> None:
+    evidence = make_evidence([0.60, 0.502, 0.50, 0.499], examples=4000)
+    decision = select(evidence, margin=0.02)
+    bound = decision.row(8).worst_difference
+    assert decision.answer == (
+        f"Use rank 8. It is at most {bound:.3g} nats worse than the best rank tried, within your "
+        "margin of 0.02, at 95 % confidence."
+    )
+    assert "within the margin of 0.02" in select(evidence).answer
+    kept = select(evidence, margin=0.02, trained_at=32)
+    assert kept.answer.startswith("Keep rank 8 of an adapter trained at rank 32. ")
+
+
+def test_the_evidence_names_ranks_seeds_examples_and_the_closest_rank() -> None:
+    decision = select(make_evidence([0.60, 0.502, 0.50, 0.499], examples=4000), margin=0.02)
+    assert decision.evidence.startswith(
+        "Ranks 4, 8, 16 and 32 were compared by held-out loss, over 3 seeds and 4,000 examples."
+    )
+    assert f"up to {decision.row(8).worst_difference:.4f} nats worse" in decision.evidence
