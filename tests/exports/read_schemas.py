@@ -1,7 +1,7 @@
-"""Writes ``schemas.json``: the settings that Axolotl and LLaMA-Factory know, from the packages themselves.
+"""Writes ``schemas.json``: the settings that Axolotl and LLaMA-Factory have.
 
-Both pin versions of torch and transformers that differ from this project's, so they are no part of its environment.
-To renew the file, in an environment of its own:
+Both pin other versions of torch and transformers than this project. To renew the file, in a
+separate environment:
 
     pip install -e . && pip install --no-deps axolotl llamafactory
     pip install addict colorama fire omegaconf pillow datasets trl
@@ -46,7 +46,7 @@ def kinds(hint: Any) -> list[str]:
 
 
 def axolotl_fields() -> dict[str, list[str]]:
-    """Return what Axolotl's pydantic model allows each setting."""
+    """Return the types of each of Axolotl's settings."""
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
     return {
@@ -56,7 +56,7 @@ def axolotl_fields() -> dict[str, list[str]]:
 
 
 def llama_factory_fields() -> dict[str, list[str]]:
-    """Return what LLaMA-Factory's dataclasses allow each setting."""
+    """Return the types of each of LLaMA-Factory's settings."""
     from llamafactory.hparams.parser import _TRAIN_ARGS
 
     found: dict[str, list[str]] = {}
@@ -69,7 +69,7 @@ def llama_factory_fields() -> dict[str, list[str]]:
 
 
 def axolotl_dataset_fields() -> dict[str, list[str]]:
-    """Return what Axolotl's pydantic models allow an item of ``datasets``, and a prompt described in its ``type``."""
+    """Return the settings of an item of Axolotl's ``datasets`` and of its ``type``."""
     from axolotl.utils.schemas.datasets import SFTDataset, UserDefinedPrompterType
 
     models = {"": SFTDataset, "type.": UserDefinedPrompterType}
@@ -81,7 +81,7 @@ def axolotl_dataset_fields() -> dict[str, list[str]]:
 
 
 def llama_factory_dataset_fields() -> dict[str, list[str]]:
-    """Return what LLaMA-Factory reads of an item of ``dataset_info.json`` and of its ``columns`` and ``tags``."""
+    """Return the settings of an item of LLaMA-Factory's ``dataset_info.json``."""
     from llamafactory.data.parser import DatasetAttr
 
     hints = typing.get_type_hints(DatasetAttr)

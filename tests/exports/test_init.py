@@ -25,7 +25,7 @@ from tests.tiny_models import load_tiny
 def test_data_settings_match_both_the_tool_and_the_file(
     name: str, template: bool, tmp_path: Path
 ) -> None:
-    """Columns, keys and roles in the config exist in the file, unless its comment says to change the file."""
+    """The config names columns, keys and roles of the file, or says how to change the file."""
     recipe, _ = swept_file(name, tmp_path, template=template)
     files, row = (
         export_files(recipe),

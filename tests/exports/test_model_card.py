@@ -92,7 +92,8 @@ def test_the_code_reproduces_the_losses_of_the_evidence(swept: Path) -> None:
     )
     names: dict[str, object] = {}
     exec(code.replace('"."', repr(str(swept / "best"))), names)
-    model, tokenizer = names["model"], names["tokenizer"]
+    model: Any = names["model"]
+    tokenizer: Any = names["tokenizer"]
     trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
     config = json.loads((swept / "trials" / trial / "config.json").read_text())
     evidence = read_evidence(swept)
@@ -102,7 +103,7 @@ def test_the_code_reproduces_the_losses_of_the_evidence(swept: Path) -> None:
     for row in evidence.head(8).itertuples():
         text, label = table.loc[row.example_id, ["text", "label"]]
         with torch.no_grad():
-            logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()  # type: ignore[operator]
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()
         np.testing.assert_allclose(
             row.loss, -torch.log_softmax(logits, 0)[int(label)].item(), rtol=1e-4
         )

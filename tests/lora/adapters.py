@@ -85,7 +85,7 @@ IDS = torch.arange(20).reshape(5, 4)
 def save_mixed(
     directory: Path, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> torch.Tensor:
-    """Save an adapter of `Mixed` with PEFT, all its weights random; return its logits for ``IDS``."""
+    """Save a random adapter of `Mixed` with PEFT; return its logits for ``IDS``."""
     from peft import LoraConfig, get_peft_model
 
     more = {

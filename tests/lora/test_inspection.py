@@ -24,7 +24,7 @@ SHORT = ["0.q", "0.v", "1.q", "10.q"]
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
-    """Two adapters of one base model, of ranks 6 and 4, in one layer of which the first has one direction."""
+    """Two adapters of one base, of ranks 6 and 4; the first has one layer of a single direction."""
     sizes = {f"model.{name}": size for name, size in SIZES.items()}
     first = make_adapter(6, sizes)
     first.tensors["base_model.model.model.h.1.q.lora_B.weight"][:, 1:] = 0

@@ -97,7 +97,7 @@ def test_tensors_keep_their_dtype(tmp_path: Path, dtype: torch.dtype, rank: int)
 
 
 def test_truncation_matches_the_conversion_of_peft(tmp_path: Path) -> None:
-    """`peft.convert_to_lora` decomposes the explicit delta-W of linear layers, to one rank or by energy."""
+    """`peft.convert_to_lora` decomposes the whole delta-W, to one rank or by energy."""
     conversion = pytest.importorskip("peft.tuners.lora.conversion")
     targets = {"target_modules": ["fc", "conv1d"], "alpha_pattern": {"fc": 3}}
     save_mixed(tmp_path / "old", **targets)
@@ -119,8 +119,9 @@ def test_truncation_matches_the_conversion_of_peft(tmp_path: Path) -> None:
 def test_energy_and_budget_write_patterns_that_peft_reads(tmp_path: Path) -> None:
     save_mixed(tmp_path / "old")
     for number, choice in enumerate([{"energy": 0.7}, {"rank_pattern": "auto:200"}, {"energy": 1}]):
-        done = resize(tmp_path / "old", tmp_path / f"new{number}", **choice)  # type: ignore[arg-type]
-        model = load_mixed(tmp_path / f"new{number}")
+        out = tmp_path / f"new{number}"
+        done = resize(tmp_path / "old", out, **choice)  # type: ignore[arg-type]
+        model = load_mixed(out)
         for layer in done.layers:
             assert model.get_submodule(f"base_model.model.{layer.name}").r["default"] == layer.rank
             if "energy" in choice:

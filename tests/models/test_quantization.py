@@ -84,7 +84,7 @@ def test_both_engines_agree_and_peft_loads_the_adapter(
     ("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("gemma2", "nf4"), ("bert", "int8")]
 )
 def test_training_in_bf16_is_close_to_fp32(name: str, kind: str, tmp_path: Path) -> None:
-    """Quantised layers give back the precision of their input, which is fp32 after a norm, under autocast too."""
+    """Quantised layers return the precision of their input, which is fp32 after a norm."""
     base, train, held_out = load_tiny(name, tmp_path, quantization=kind)
     (exact,) = FusedEngine(base, train, held_out, RECIPE).train(TRIALS[:1])
     (rough,) = FusedEngine(base, train, held_out, RECIPE, autocast=torch.bfloat16).train(TRIALS[:1])
@@ -96,7 +96,7 @@ def test_training_in_bf16_is_close_to_fp32(name: str, kind: str, tmp_path: Path)
 
 
 def test_bf16_rounding_does_not_make_the_check_for_packing_fail() -> None:
-    """On a GPU with bf16 a 4-bit base computes in it, and the logits of one example move with its batch's shape."""
+    """In bf16 the logits of one example move with the shape of its batch."""
     task = load_task(SweepConfig())
     base = load_base(
         str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="nf4"
@@ -112,7 +112,7 @@ def test_bf16_rounding_does_not_make_the_check_for_packing_fail() -> None:
 
 
 def test_8_bit_rounding_does_not_make_the_check_for_packing_fail() -> None:
-    """By that rounding alone a nudge of embeddings by parts in ten million moves 8-bit MiniLM's logits by percents."""
+    """Rounding turns a change of 2e-7 in the embeddings into percents of 8-bit MiniLM's logits."""
     task = load_task(SweepConfig())
     base = load_base(
         str(samples.minilm_directory()), task.objective, ["all-linear"], [8], quantization="int8"
@@ -173,7 +173,7 @@ def test_trials_do_not_share_the_outlier_columns_of_8_bit_layers(tmp_path: Path)
 def test_evaluation_leaves_the_base_unchanged(
     engine: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the processor has AVX512-BF16, bitsandbytes would change it, and the next trial with it."""
+    """With AVX512-BF16 bitsandbytes would change the base, and with it the next trial."""
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
     base, train, held_out = load_tiny("llama", tmp_path, quantization=kind)
     few = train.take(list(range(16)))

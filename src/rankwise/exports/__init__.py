@@ -28,7 +28,7 @@ def export_files(recipe: Recipe) -> dict[str, str]:
 
 
 def write_exports(directory: Path, trial_name: str | None, decision: Decision) -> None:
-    """Write ``export/`` and the model card in ``best/``; without a chosen trial, remove ``export/``.
+    """Write ``export/`` and the card in ``best/``; without a chosen trial, remove ``export/``.
 
     Args:
         directory: Sweep directory, with ``best/`` in it.

@@ -153,7 +153,7 @@ def _training_notes(recipe: Recipe) -> list[str]:
 
 
 def _template(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
-    """Return the template setting, none for the tokenizer's chat template, and notes on the data."""
+    """Return the template, none for the tokenizer's chat template, and notes on the data."""
     layout, columns = recipe.layout, recipe.layout.columns
     if layout.data_format == "messages":
         notes = []

@@ -90,8 +90,8 @@ def _notes(recipe: Recipe) -> list[str]:
         )
     if model.is_gguf:
         notes.append(
-            "GgufConfig unpacks the GGUF file. Leave it out if your transformers has no GgufConfig: "
-            "such a version always unpacks."
+            "GgufConfig unpacks the GGUF file. Leave it out if your transformers has no "
+            "GgufConfig: such a version always unpacks."
         )
     return notes
 

@@ -319,7 +319,7 @@ def _data_recipe(sweep: SweepRecord) -> DataRecipe:
 
 
 def _saved_in_full(trial: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the modules that the adapter file holds: PEFT lists every name that a head may have."""
+    """Return the modules in the adapter file; PEFT's config lists every possible head."""
     with safe_open(trial / "adapter" / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
     return tuple(name for name in dict.fromkeys(names) if any(f".{name}." in key for key in keys))

@@ -81,7 +81,8 @@ def origin_notes(recipe: Recipe) -> list[str]:
     ]
     if (source or "").endswith(".tsv"):
         notes.append(
-            "The data are tab-separated, which this tool does not read: save them as JSON lines first."
+            "The data are tab-separated, which this tool does not read: "
+            "save them as JSON lines first."
         )
     elif source is not None and recipe.data.hub_parts is None and not Path(source).suffix:
         notes.append("The data are a directory that datasets saved: save them as JSON lines first.")
@@ -115,7 +116,7 @@ def _unused_data_notes(recipe: Recipe) -> list[str]:
 
 
 def adapter_only_notes(recipe: Recipe, tool: str) -> list[str]:
-    """Return notes for a file without training settings, for a task that the tool does not train."""
+    """Return notes for a file with the adapter alone, for a task that the tool does not train."""
     return [
         f"Only the adapter's settings: this sweep's task is {recipe.model.task_type}, and {tool} "
         "trains causal language models. Paste them into your own config, with its own model, data "
@@ -137,7 +138,7 @@ def gguf_notes(recipe: Recipe, tool: str) -> list[str]:
 
 
 def data_source(recipe: Recipe, files: dict[str, Any]) -> dict[str, Any]:
-    """Return settings that name a hub's data set as `datasets.load_dataset` does, else ``files``."""
+    """Return a hub's data set as arguments of `datasets.load_dataset`, else ``files``."""
     if recipe.data.hub_parts is None:
         return files
     name, config, split = recipe.data.hub_parts
@@ -165,8 +166,8 @@ def save_chats_note(layout: DataLayout, tool: str) -> str:
     if "input" in layout.columns:
         question += f" and, after a blank line, {layout.columns['input']!r} if it is not empty"
     return (
-        f"rankwise trained on the columns {quoted_columns(layout)} as chats in the tokenizer's chat "
-        f"template, which {tool} applies to messages only. First save each row as a list in a "
+        f"rankwise trained on the columns {quoted_columns(layout)} as chats in the tokenizer's "
+        f"chat template, which {tool} applies to messages only. First save each row as a list in a "
         f"column 'messages': a user message with {question}, and an assistant message with "
         f"{layout.columns['output']!r}."
     )

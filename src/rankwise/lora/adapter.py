@@ -19,7 +19,7 @@ FACTOR_NAME = re.compile(
 )
 OTHER_LORA_TENSORS = (".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-"""With init_lora_weights like these, loading changes the base weight by an amount that depends on the rank."""
+"""With such init_lora_weights, loading changes the base weight, depending on the rank."""
 
 UNSUPPORTED_SETTINGS = {
     "use_qalora": "QA-LoRA",
@@ -229,7 +229,7 @@ def _check_factors(name: str, a: "Tensor", b: "Tensor", rank: int) -> None:
 
 
 def _layer_setting(config: Mapping[str, Any], setting: str, pattern: str, name: str) -> Any:
-    """Return a layer's rank or alpha: like PEFT, by the first pattern that ends the layer's name."""
+    """Return a layer's rank or alpha; as in PEFT, the first pattern that ends its name decides."""
     value = config.get(setting, 8)  # PEFT's default for both
     try:
         for key, special in (config.get(pattern) or {}).items():

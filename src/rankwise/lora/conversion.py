@@ -8,11 +8,11 @@ from rankwise.lora.adapter import Adapter, factor_pairs, replace_pairs
 def for_original_base(trained: Adapter, initial: Adapter) -> Adapter:
     """Return the plain LoRA adapter that has the same effect on the original base.
 
-    PiSSA (Meng et al. 2024, section 3) and OLoRA (Büyükakyüz 2024) take ``s * B0 @ A0`` out of the
-    base weight W and start the adapter there. After training the layer is
+    PiSSA (Meng et al. 2024, section 3) and OLoRA (Büyükakyüz 2024) take ``s * B0 @ A0`` out of
+    the base weight W and start the adapter there. After training the layer is
     ``W - s * B0 @ A0 + s * B @ A``, which is ``W + s * [B, -B0] @ [A; A0]``: an adapter of twice
-    the rank on W itself, exact but for rounding. PEFT's ``path_initial_model_for_weight_conversion``
-    does the same.
+    the rank on W itself, exact but for rounding. PEFT does the same with
+    ``path_initial_model_for_weight_conversion``.
 
     Args:
         trained: The adapter after training, of rank r.

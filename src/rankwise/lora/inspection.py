@@ -12,8 +12,8 @@ from rankwise.lora.spectra import NEARLY_ALL, LayerSpectrum, Spectrum, spectrum
 
 CAUTION = (
     "Spectra describe what was learned; they do not decide the rank. A small effective or stable "
-    "rank does not show that a small rank suffices, and energy is not quality. Only held-out losses "
-    "decide: those of a sweep, or of the adapter before and after truncation."
+    "rank does not show that a small rank suffices, and energy is not quality. Only held-out "
+    "losses decide: those of a sweep, or of the adapter before and after truncation."
 )
 
 

@@ -1,4 +1,4 @@
-"""Spectra of an adapter: the singular values of each layer's delta-W and figures drawn from them."""
+"""Spectra of an adapter: the singular values of each layer's delta-W, and figures from them."""
 
 import math
 from collections.abc import Mapping

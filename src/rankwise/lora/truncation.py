@@ -1,4 +1,4 @@
-"""Truncation of an adapter to a lower rank by its singular values, and choice of each layer's rank."""
+"""Truncation of an adapter by its singular values, and the choice of each layer's rank."""
 
 import heapq
 import math

@@ -196,8 +196,8 @@ def _prepare_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
     if tokenizer.pad_token is None:  # usual for decoders
         if tokenizer.eos_token is None:
             raise RequestError(
-                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
-                "set one (tokenizer.pad_token = ...) and save it again"
+                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence "
+                "token; set one (tokenizer.pad_token = ...) and save it again"
             )
         tokenizer.pad_token = tokenizer.eos_token
     # A classifier of a multimodal model reads the padding token from the config of its text part.
@@ -222,7 +222,7 @@ def _freeze(model: Any, quantization: str) -> None:
 
 
 def _check_causal(name: str, model: Any, new_modules: Sequence[str]) -> None:
-    """Refuse a model that cannot learn to generate text: an encoder, or one with weights missing."""
+    """Refuse a model that cannot learn to write: an encoder, or one with missing weights."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     if model.config.model_type in ENCODERS and not getattr(model.config, "is_decoder", False):

@@ -1,4 +1,4 @@
-"""Private names of torch, transformers, PEFT and bitsandbytes: read this file to upgrade one of them.
+"""Private names of torch, transformers, PEFT and bitsandbytes; read it to upgrade one of them.
 
 Each function wraps one private name, and its docstring says why no public one does the work. All of
 them were checked on torch 2.13, transformers 5.23, PEFT 0.21 and bitsandbytes 0.50;
@@ -63,9 +63,9 @@ def first_sentence(error: Exception) -> str:
 def intercept_operators(
     run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
 ) -> Iterator[None]:
-    """Call ``run(operator, args, kwargs)`` in place of every PyTorch operator inside the ``with`` block.
+    """Call ``run(operator, args, kwargs)`` in place of each PyTorch operator in the block.
 
-    `torch.utils._python_dispatch.TorchDispatchMode` is documented, but its module has no public name.
+    `TorchDispatchMode` is documented, but its module has no public name.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -256,9 +256,10 @@ def reinitialize(model: Any, module: "nn.Module") -> None:
 
 @contextmanager
 def attention_implementation(model: "nn.Module", name: str) -> Iterator[None]:
-    """Let all parts of a transformers model use a registered attention function inside the ``with`` block.
+    """Let all parts of a transformers model use a registered attention in the ``with`` block.
 
-    The public ``set_attn_implementation()`` cannot be undone: nothing public tells what each part used before.
+    The public ``set_attn_implementation()`` cannot be undone: no public name gives the attention
+    that each part used before.
     """
     configs: dict[int, Any] = {
         id(module.config): module.config for module in model.modules() if hasattr(module, "config")
@@ -288,7 +289,7 @@ def trainer_with_sampler(sampler: Any, **arguments: Any) -> "Trainer":
 
 
 def use_at_most_one_gpu(arguments: "TrainingArguments") -> None:
-    """Keep the Trainer from multiplying the batch size by the number of visible GPUs. ``n_gpu`` is read-only."""
+    """Keep the Trainer from multiplying the batch size by the GPUs; ``n_gpu`` is read-only."""
     arguments._n_gpu = min(1, arguments.n_gpu)
 
 
@@ -384,7 +385,7 @@ def fix_bnb_layout(layer: Any) -> None:
 
 
 def dequantize_bnb(layer: Any) -> "Tensor":
-    """Return the weight of a quantised layer, (d_out, d_in); its state lies elsewhere for 8 bits."""
+    """Return the weight of a quantised layer, (d_out, d_in); 8-bit layers keep their own state."""
     from peft.utils.integrations import dequantize_bnb_weight
 
     weight: Tensor = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
@@ -392,7 +393,7 @@ def dequantize_bnb(layer: Any) -> "Tensor":
 
 
 def quantized_tensors(layer: Any) -> "Iterator[Tensor]":
-    """Yield the tensors of a quantised layer that are not parameters: codes, scales, scales of scales."""
+    """Yield a quantised layer's tensors that are not parameters: codes, scales, nested scales."""
     import torch
 
     quant_state = getattr(layer.weight, "quant_state", None)

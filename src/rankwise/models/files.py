@@ -37,7 +37,8 @@ def check_model_files(name: str) -> None:
         for pickle in sorted(directory.glob(pattern)):
             raise RequestError(
                 f"model {name!r} has its weights as pickle only ({pickle.name}), "
-                "which can run code when read; convert them to safetensors (model.save_pretrained writes it)"
+                "which can run code when read; convert them to safetensors "
+                "(model.save_pretrained writes it)"
             )
     raise RequestError(f"model {name!r}: the directory has no weights (*.safetensors)")
 
@@ -63,7 +64,7 @@ def model_directory(name: str) -> Path | None:
 
 
 def load_arguments(name: str) -> tuple[str, dict[str, str]]:
-    """Return the arguments of ``from_pretrained``: a directory or hub id, and a GGUF file's name."""
+    """Return the arguments of ``from_pretrained``: directory or hub id, and a GGUF file's name."""
     if _is_gguf(name):
         path = Path(name)
         return str(path.parent), {"gguf_file": path.name}
