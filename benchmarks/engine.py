@@ -229,18 +229,18 @@ def step_cost(
 ) -> tuple[float, int]:
     """Return a pack's seconds per step in one pass, the median of some, and peak bytes on long sentences."""
     engine = FusedEngine(base, examples, examples, recipe)
-    trainees = [
+    states = [
         TrainingState(trial(r, s), base, saved_modules(base), recipe, examples)
         for s, r in enumerate(ranks)
     ]
     with packed_model(base) as model:
 
         def step() -> None:
-            batches = [trainee.next_batch() for trainee in trainees]
-            for trainee, loss in zip(
-                trainees, engine.forward_backward(model, trainees, batches), strict=True
+            batches = [state.next_batch() for state in states]
+            for state, loss in zip(
+                states, engine.forward_backward(model, states, batches), strict=True
             ):
-                trainee.update(loss)
+                state.update(loss)
 
         times = []
         for _ in range(steps + 1):
@@ -252,11 +252,11 @@ def step_cost(
         ]
 
         def longest_step() -> None:
-            engine.forward_backward(model, trainees, [longest] * len(trainees))
-            for trainee in trainees:
-                trainee.optimizer.step()
+            engine.forward_backward(model, states, [longest] * len(states))
+            for state in states:
+                state.optimizer.step()
 
-        kept = [tensor for trainee in trainees for tensor in trainee.tensors()]
+        kept = [tensor for state in states for tensor in state.tensors()]
         peak = peak_live_bytes(
             longest_step, [*base.model.parameters(), *base.model.buffers(), *kept]
         )

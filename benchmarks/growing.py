@@ -88,21 +88,21 @@ def train_from(
 ) -> Adapter:
     """Train a trial, from an adapter of its rank where one is given; return what it has become."""
     recipe = TrainingConfig(epochs=epochs, batch_size=RECIPE.batch_size)
-    trainee = TrainingState(trial, base, saved_modules(base), recipe, examples)
+    state = TrainingState(trial, base, saved_modules(base), recipe, examples)
     if start is not None:
         loaded = EvalAdapter(base, start)
-        for name, own in trainee.factors.items():
+        for name, own in state.factors.items():
             own.a.copy_(loaded.factors[name].a)
             own.bt.copy_(loaded.factors[name].bt)
-        for name, module in trainee.head.items():
+        for name, module in state.head.items():
             module.load_state_dict(loaded.head[name].state_dict())
     engine = FusedEngine(base, examples, examples, recipe)
     with packed_model(base) as model:
         base.model.train()
-        while not trainee.finished:
-            (loss,) = engine.forward_backward(model, [trainee], [trainee.next_batch()])
-            trainee.update(loss)
-    return Adapter(trainee.adapter(), trainee.adapter_config)
+        while not state.finished:
+            (loss,) = engine.forward_backward(model, [state], [state.next_batch()])
+            state.update(loss)
+    return Adapter(state.adapter(), state.adapter_config)
 
 
 def show(losses: Mapping[str, list[np.ndarray]], seeds: int) -> None:

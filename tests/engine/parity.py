@@ -1,4 +1,4 @@
-"""Trials, settings and comparisons for tests that hold one engine to another."""
+"""Trials, settings and comparisons for tests that compare the engines."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +44,7 @@ def assert_same_training(one: FinishedTrial, other: FinishedTrial) -> None:
 
 
 def assert_logits_in_fp32(base: BaseModel, held_out: Encoded, head: torch.nn.Linear) -> None:
-    """Against the head's own product in float64, of what it was given under autocast."""
+    """Compare logits with the head's product in float64, from its inputs under autocast."""
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

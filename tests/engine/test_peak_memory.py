@@ -12,7 +12,7 @@ def test_the_peak_is_the_largest_sum_alive_at_once() -> None:
         twice = start * 2  # 8 KiB alive
         more = torch.cat([twice, twice])  # 16 KiB alive
         del twice  # 12
-        more.view(2, KIB).t()  # a view has no bytes of its own
+        more.view(2, KIB).t()  # a view adds no bytes
         more + 1  # 20 KiB alive
 
     assert peak_live_bytes(step, [start]) == 20 * KIB

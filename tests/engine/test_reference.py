@@ -49,7 +49,7 @@ def test_losses_match_a_plain_training_loop(tiny_model: Path, task: Task) -> Non
     finished = train_one(engine)
     base, examples = engine.base, engine.examples
     initial = attach_adapter(engine.base, TRIAL, saved_modules(engine.base)).state_dict()
-    fresh = load_base(base.name, task.objective, ["all-linear"], [4])
+    second_base = load_base(base.name, task.objective, ["all-linear"], [4])
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=4,
@@ -57,7 +57,7 @@ def test_losses_match_a_plain_training_loop(tiny_model: Path, task: Task) -> Non
         target_modules="all-linear",
         modules_to_save=["classifier"],
     )
-    model = get_peft_model(fresh.model, config)
+    model = get_peft_model(second_base.model, config)
     model.load_state_dict(initial)
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=TRIAL.learning_rate, weight_decay=0.0)
@@ -212,7 +212,7 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_saved_adapter_scores_the_same_in_peft(name: str, tmp_path: Path) -> None:
-    """Train, save, and load as a user would, on a base loaded anew, without rankwise."""
+    """Train, save, and load as a user would, on a newly loaded base, without rankwise."""
     data = tmp_path / "data.csv"
     make_reviews(60).to_csv(data, index=False)
     task = load_task(SweepConfig(data=data))

@@ -1,1 +1,1 @@
-"""Trains trials: trials in, finished trials out."""
+"""Engines, which train trials and return finished trials."""

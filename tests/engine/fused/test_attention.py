@@ -53,9 +53,9 @@ def test_output_and_gradients_match_the_formula(
     ).transpose(0, 1)[None]
     torch.testing.assert_close(ours, expected, rtol=0.0, atol=1e-12)
     direction = torch.randn_like(expected)
-    for own, other in zip(
+    for gradient, expected_gradient in zip(
         torch.autograd.grad((ours * direction).sum(), (q, k, v)),
         torch.autograd.grad((expected * direction).sum(), (q, k, v)),
         strict=True,
     ):
-        torch.testing.assert_close(own, other, rtol=0.0, atol=1e-11)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0.0, atol=1e-11)

@@ -46,12 +46,12 @@ def test_output_and_gradients_match_peft(kind: str) -> None:
     a, b = torch.randn(RANK, D_IN), torch.randn(D_OUT, RANK)
     x, direction = torch.randn(TOKENS, D_IN), torch.randn(TOKENS, D_OUT)
 
-    own = LoraFactors(
+    factors = LoraFactors(
         a, b.t().contiguous(), torch.zeros(RANK, D_IN), torch.zeros(RANK, D_OUT), scaling=0.5
     )
     ours_x = x.clone().requires_grad_()
     with fused_layers(model, ["0"]) as segments:
-        segments.assign([{"0": own}], [TOKENS])
+        segments.assign([{"0": factors}], [TOKENS])
         ours = model(ours_x)
         ours.backward(direction)
 
@@ -66,8 +66,8 @@ def test_output_and_gradients_match_peft(kind: str) -> None:
     close = {"rtol": 1e-5, "atol": 1e-4}
     torch.testing.assert_close(ours, theirs, **close)
     torch.testing.assert_close(ours_x.grad, theirs_x.grad, **close)
-    torch.testing.assert_close(own.a_grad, layer.lora_A["default"].weight.grad, **close)
-    torch.testing.assert_close(own.bt_grad.t(), layer.lora_B["default"].weight.grad, **close)
+    torch.testing.assert_close(factors.a_grad, layer.lora_A["default"].weight.grad, **close)
+    torch.testing.assert_close(factors.bt_grad.t(), layer.lora_B["default"].weight.grad, **close)
 
 
 class Attention(nn.Module):
@@ -93,7 +93,8 @@ def test_layers_with_a_shared_input_each_match_peft(
     """Each layer has its rank and scaling, and two trials have their segments."""
     torch.manual_seed(0)
     model = nn.Sequential(Attention()).double().requires_grad_(False)
-    ranks, alphas = ({f"0.{name}": own[name] for name in names} for own in (RANKS, ALPHAS))
+    ranks = {f"0.{name}": RANKS[name] for name in names}
+    alphas = {f"0.{name}": ALPHAS[name] for name in names}
 
     def draw(name: str) -> LoraFactors:
         a, bt = torch.randn(ranks[name], D_IN).double(), torch.randn(ranks[name], D_OUT).double()
@@ -118,11 +119,11 @@ def test_layers_with_a_shared_input_each_match_peft(
         for name, layer in layers.items():
             layer.lora_A["default"].weight = nn.Parameter(trial[name].a.clone())
             layer.lora_B["default"].weight = nn.Parameter(trial[name].bt.t().clone())
-        own = [value[rows].clone().requires_grad_() for value in (x, z)]
-        theirs = model[0](own[0], own[1] if other_input else own[0])
+        their_inputs = [value[rows].clone().requires_grad_() for value in (x, z)]
+        theirs = model[0](their_inputs[0], their_inputs[1] if other_input else their_inputs[0])
         theirs.backward(direction[rows])
         torch.testing.assert_close(ours[rows], theirs)
-        for ours_in, theirs_in in zip(inputs[: 1 + other_input], own, strict=False):
+        for ours_in, theirs_in in zip(inputs[: 1 + other_input], their_inputs, strict=False):
             assert ours_in.grad is not None
             torch.testing.assert_close(ours_in.grad[rows], theirs_in.grad)
         for name, layer in layers.items():

@@ -83,7 +83,7 @@ def _language_model_head(model: Any, output: nn.Module) -> Head:
 
 
 class PooledTokens(threading.local):
-    """The pooled tokens of the current pass; every thread has its own.
+    """The pooled tokens of the current pass, separate for each thread.
 
     Attributes:
         rows: token rows, (N,).
