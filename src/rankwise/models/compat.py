@@ -209,7 +209,7 @@ def grouped_matmul() -> Any:
 
 
 def softmax_backward() -> Any:
-    """Return the operator that differentiates softmax; autograd's operators have no public names."""
+    """Return the operator that differentiates softmax; autograd's have no public names."""
     import torch
 
     return torch.ops.aten._softmax_backward_data.default

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RequestError, nearest, some
-from rankwise.lora.adapter import PEFT_PREFIX
+from rankwise.lora.adapter import PEFT_PREFIX, natural_order
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.auto import trained_heads
 from rankwise.models.compat import (
@@ -84,7 +84,7 @@ def count_params(skeleton: Skeleton, peft_model: Any) -> ParamCount:
         trainable=trainable,
         all=total,
         adapter_bytes=_file_bytes(_saved_tensors(skeleton, peft_model)),
-        layers=tuple(LayerParams(name, layers[name]) for name in sorted(layers, key=_by_number)),
+        layers=tuple(LayerParams(name, layers[name]) for name in sorted(layers, key=natural_order)),
         smaller_sides=_smaller_sides(peft_model),
     )
 
@@ -209,11 +209,6 @@ def _layer_name(parameter: str) -> str:
     for marker in (".lora_", ".modules_to_save."):
         name = name.split(marker)[0]
     return name.removesuffix(".weight").removesuffix(".bias").replace(".base_layer", "")
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """Sort numbers inside names by value: 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def _saved_tensors(skeleton: Skeleton, peft_model: Any) -> Iterator[tuple[str, Any]]:
