@@ -15,12 +15,7 @@ from rankwise.tasks.readers import Table, read_table
 HELD_OUT_SHARE = 0.2  # share of a data file that comes without held-out data
 TEST_SHARE = 0.1  # share of such a file that no decision sees
 SPLIT_SEED = 0
-"""Seed of every split. A trial's own seed draws its initial values and its order of the data.
-
-Two other seeds are fixed at 0 as well: the one that draws a new head for the base model
-(rankwise/models/base_model.py), and the one that a dry run picks its timed examples with
-(rankwise/sweeps/dry_run.py).
-"""
+"""Seed of every split; `rankwise.sweeps.environment` lists the other fixed seeds."""
 RATING_SCALE = 5  # so many different whole numbers as labels may be a scale instead of classes
 NO_EXAMPLES = Examples((), (), ())
 
