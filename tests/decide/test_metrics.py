@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from rankwise.decide.metrics import find_metrics, higher_is_better
+from rankwise.decide.metrics import find_metrics, higher_is_better, value_range
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,14 @@ def test_the_metric_asked_for_is_found_whatever_its_name() -> None:
     assert find_metrics(["quality", "loss"], "Quality")[0] == {"loss": "loss", "quality": "quality"}
     assert find_metrics(["eval_quality", "epoch"], "quality")[0] == {"eval_quality": "quality"}
     assert find_metrics(["test_rank"], "test_rank")[0] == {"test_rank": "test_rank"}
+
+
+def test_the_range_of_a_metric_follows_from_its_name_unless_its_means_refute_it() -> None:
+    for name in ("accuracy", "token accuracy", "exact_match", "f1"):
+        assert value_range(name, [0.2, None, 1.0]) == (0, 1), name
+        assert value_range(name, [0.2, 98.0]) == (0, 100), name
+    for name in ("loss", "mse", "perplexity", "word_error_rate"):
+        assert value_range(name, [0.0, 7.0]) == (0, math.inf), name
+    assert value_range("negative absolute error", [-3.0]) == (-math.inf, 0)
+    assert value_range("reward", [0.5]) == (-math.inf, math.inf)
+    assert value_range("loss", [-2.0, 0.1]) == (-math.inf, math.inf)  # of a density

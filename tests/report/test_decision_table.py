@@ -1,5 +1,6 @@
+"""The decision in the terminal: answer, evidence, table, and what to know besides."""
+
 import io
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,56 +12,12 @@ from rich.console import Console
 from rankwise import sweep
 from rankwise.decide import select
 from rankwise.decide.decision import TestScore
-from rankwise.decide.metrics import value_range
 from rankwise.decide.summary import decision_sentences
-from rankwise.formatting import (
-    UNLIMITED,
-    figure,
-    interval,
-    plain_bytes,
-    seconds,
-    signed,
-)
 from rankwise.report.decision_table import print_decision
-from rankwise.report.progress_bar import ProgressBar
-
-
-def test_numbers_as_people_read_them() -> None:
-    assert [plain_bytes(n) for n in (0, 1023, 1024, 2.5 * 2**20, 150 * 2**30)] == [
-        "0 B", "1023 B", "1.0 KiB", "2.5 MiB", "150 GiB",
-    ]  # fmt: skip
-    assert [seconds(value) for value in (0.04, 119.9, 600)] == ["0.0 s", "119.9 s", "10.0 min"]
-    assert signed(0.01234) == "+0.0123"
-    assert interval((0.1, 0.25)) == "[0.100, 0.250]"
-    assert interval((0.1, 0.25), percent=True) == "[10.0, 25.0]"
-    assert figure(0.5, (0.4, 0.6)) == "0.5000 ± 0.100"
-    assert figure(0.765, (0.739, 0.791), percent=True) == "76.5 ± 2.6 %"
-    assert figure(-0.01, (-0.02, 0.0), sign=True) == "-0.0100 ± 0.010"
-    assert (figure(None), figure(0.5), figure(0.5, percent=True)) == ("", "0.5000", "50.0 %")
-
-
-def test_an_interval_holds_only_what_is_possible() -> None:
-    assert figure(0.98, (0.94, 1.02), percent=True, possible=(0, 1)) == "98.0 % [94.0, 100.0]"
-    assert figure(0.0006, (-0.1384, 0.1396), possible=(0, math.inf)) == "0.0006 [0.000, 0.140]"
-    assert figure(0.65, (-1.228, 2.528), percent=True, possible=(0, 1)) == "65.0 % [0.0, 100.0]"
-    assert figure(0.765, (0.733, 0.797), percent=True, possible=(0, 1)) == "76.5 ± 3.2 %"
-    assert interval((0.94, 1.02), percent=True, possible=(0, 1)) == "[94.0, 100.0]"
-    assert figure(0.5, (-0.7, 1.7), sign=True, possible=(-1, 1)) == "+0.5000 [-0.700, +1.000]"
-
-
-def test_what_a_metric_can_be_is_told_by_its_name_and_not_against_its_values() -> None:
-    for name in ("accuracy", "token accuracy", "exact_match", "f1"):
-        assert value_range(name, [0.2, None, 1.0]) == (0, 1), name
-        assert value_range(name, [0.2, 98.0]) == (0, 100), name
-    for name in ("loss", "mse", "perplexity", "word_error_rate"):
-        assert value_range(name, [0.0, 7.0]) == (0, math.inf), name
-    assert value_range("negative absolute error", [-3.0]) == (-math.inf, 0)
-    assert value_range("reward", [0.5]) == UNLIMITED
-    assert value_range("loss", [-2.0, 0.1]) == UNLIMITED  # of a density
 
 
 @pytest.mark.parametrize("unit", [1, 100])  # others' accuracies may be in percent
-def test_the_table_and_the_sentences_hold_only_what_is_possible(unit: int) -> None:
+def test_the_table_and_the_sentences_hold_only_possible_values(unit: int) -> None:
     odd = [(rank, seed, (rank + seed) % 2) for rank in (1, 2) for seed in (0, 1)]
     rows = [
         {"rank": r, "seed": s, "loss": 0.01 + 0.02 * n, "score": (0.97 + 0.02 * n) * unit}
@@ -113,16 +70,19 @@ def test_the_table_has_a_line_for_each_rank(tiny_model: Path, swept: Path, termi
     )
 
 
-def test_the_bar_shows_the_time_left() -> None:
+def test_the_answer_and_its_evidence_come_before_the_table() -> None:
+    rows = [
+        {"rank": rank, "seed": seed, "example_id": example, "loss": 0.5 + 0.01 * example}
+        for rank in (4, 8)
+        for seed in (0, 1)
+        for example in range(20)
+    ]
+    decision = select(pd.DataFrame(rows))
     out = io.StringIO()
-    with ProgressBar() as progress:
-        progress.console = progress._bar.live.console = Console(
-            file=out, force_terminal=True, width=100
-        )
-        progress.plan(2, 8)
-        progress.work(1.5)
-        progress._bar.refresh()
-    shown = out.getvalue()
-    assert "2 trials are complete; continuing with the rest" in shown
-    assert "1.5 of 6 trials" in shown
-    assert "left" in shown
+    print_decision(decision, Console(file=out, width=400))
+    before, table = out.getvalue().split("Which rank to train at")
+    assert [line.rstrip() for line in before.splitlines()] == [
+        line for line in (decision.answer, decision.evidence) if line
+    ]
+    for caveat in decision.caveats:
+        assert f"Note: {caveat}" in " ".join(table.split())

@@ -103,16 +103,21 @@ def analyze(
         chance_loss=results.chance_loss,
         trained_at=trained_at(results.trials),
     )
-    ranks = read_ranks(score.evidence, rule)
-    measured = {
-        one.rank: rank_costs(results.trials, one.rank, one.learning_rate or None) for one in ranks
-    }
-    findings = analyse(ranks, rule, results.train_loss, measured)
-    decision = explain(findings, choose(findings), Context(wording=results.wording))
+    decision = _decide(results, score.evidence, rule)
     notes = [*results.notes, *score.notes]
     if score_margin is not None and not score.confirms:
         notes.append(f"score_margin is not used: no second metric confirms {compared}")
     return Analysis(decision, results.evidence, score.name, tuple(notes))
+
+
+def _decide(results: ImportedResults, evidence: pd.DataFrame, rule: Rule) -> Decision:
+    ranks = read_ranks(evidence, rule)
+    costs = {
+        each.rank: rank_costs(results.trials, each.rank, each.learning_rate or None)
+        for each in ranks
+    }
+    findings = analyse(ranks, rule, results.train_loss, costs)
+    return explain(findings, choose(findings), Context(wording=results.wording))
 
 
 @dataclass(frozen=True)

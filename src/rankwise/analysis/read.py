@@ -37,9 +37,10 @@ class ImportedResults:
 
     Attributes:
         evidence: one row per (rank, seed, learning_rate) or, for results per example, per (rank,
-            seed, learning_rate, example_id). Columns: ``rank`` and ``seed`` (int), ``learning_rate``
-            (float), ``example_id`` (int or str; only for results per example), ``diverged`` (bool)
-            and a float column per metric, finite except where a trial diverged. The held-out loss
+            seed, learning_rate, example_id). Columns: ``rank`` and ``seed`` (int),
+            ``learning_rate`` (float), ``example_id`` (int or str; only for results per example),
+            ``diverged`` (bool) and a float column per metric, finite except where a trial
+            diverged. The held-out loss
             is always called ``loss``; other metrics keep their name in lower case without the name
             of the split (``eval_accuracy`` is ``accuracy``). Seeds and rates that are not recorded
             are 0.
@@ -296,8 +297,8 @@ def _refuse(
         f" ({written!r})" for written, name in metrics.items() if name == values.name != written
     ]
     raise RequestError(
-        f"{values.name}{''.join(names)}: {some(bad.astype(str).unique())} in {len(bad)} of {len(values)} rows "
-        f"({_places(sources, bad.index)}); allowed are {allowed}"
+        f"{values.name}{''.join(names)}: {some(bad.astype(str).unique())} in {len(bad)} of "
+        f"{len(values)} rows ({_places(sources, bad.index)}); allowed are {allowed}"
     )
 
 

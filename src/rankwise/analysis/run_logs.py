@@ -113,8 +113,8 @@ def _log_file(run: Path) -> Path | None:
         return None
     if len(states) > 1 and states[-1].parent == run:
         # A run that was resumed after save_state() has an older state than its checkpoints.
-        checkpoint, saved = (read_json_object(state).get("global_step") for state in states[-2:])
-        if is_number(checkpoint) and is_number(saved) and checkpoint > saved:  # type: ignore[operator]
+        steps: list[Any] = [read_json_object(state).get("global_step") for state in states[-2:]]
+        if all(map(is_number, steps)) and steps[0] > steps[1]:
             return states[-2]
     return states[-1]
 

@@ -11,7 +11,7 @@ from rankwise.report.style import wide_console
 def print_decision(
     decision: Decision, console: Console | None = None, *, score: str = "accuracy"
 ) -> None:
-    """Print the table of ranks and the decision in sentences.
+    """Print the answer, its evidence, the table of ranks, and what to know besides.
 
     Args:
         decision: decision of a sweep, or on results of others.
@@ -19,8 +19,12 @@ def print_decision(
         score: name of the task score.
     """
     console = wide_console(console)
+    answer, *lines = decision_sentences(decision, score)
+    console.print(answer, style="bold", highlight=False, markup=False)
+    if decision.evidence:
+        console.print(lines.pop(0), highlight=False, markup=False)
     console.print(_rank_table(decision, score))
-    for line in decision_sentences(decision, score):
+    for line in lines:
         console.print(line, highlight=False, markup=False)
 
 

@@ -38,8 +38,8 @@ def _summary(planned: "DryRun") -> list[str]:
     left = planned.expected - planned.complete
     lowest, highest = planned.ranks[0].rank, planned.ranks[-1].rank
     lines = [
-        f"Trials: about {planned.expected}, of which {planned.complete} are complete. Later ranks and "
-        "learning rates depend on the results of the first.",
+        f"Trials: about {planned.expected}, of which {planned.complete} are complete. Later ranks "
+        "and learning rates depend on the results of the first.",
         f"Time: about {seconds(planned.seconds)} for the remaining {left}, one after another on "
         f"this machine. Estimated from {planned.timed_steps} timed steps each at ranks {lowest} "
         f"and {highest}. The table's times are per trial.",

@@ -56,6 +56,8 @@ def report_plots(
         "memory": _cost_figure(rows, "peak_memory_bytes", "Peak training memory, MiB"),
         "params": _cost_figure(rows, "trainable_params", "Trainable parameters, thousands"),
     }
+    for figure in figures.values():
+        figure.update_xaxes(title_font_size=FONT["size"])
     return {
         name: figure.to_html(
             full_html=False,
@@ -302,7 +304,6 @@ def _add_margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
 
 
 def _style(figure: go.Figure, title: str) -> go.Figure:
-    figure.update_xaxes(title_font_size=13)
     return figure.update_layout(
         title={"text": title, "font": {"size": 14}, "x": 0.01, "y": 0.97},
         template="plotly_white",

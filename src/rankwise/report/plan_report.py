@@ -38,7 +38,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 
 
 def plan_figure(plan: Plan) -> "go.Figure":
-    """Return a plot with a stacked bar of memory for each rank and a line at the device's memory."""
+    """Return a plot with a stacked bar of memory for each rank, and the device's memory."""
     import plotly.graph_objects as go
 
     ranks = [str(row.rank) for row in plan.rows]
@@ -127,7 +127,7 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _quantization_table(plan: Plan) -> Table:
-    """Return the training peak of each rank by quantisation, and the adapter's small share of it."""
+    """Return the training peak of each rank by quantisation, and the adapter's share of it."""
     table = Table(
         title="Training peak by precision of the base model",
         title_justify="left",

@@ -1,0 +1,33 @@
+"""Numbers as text."""
+
+import math
+
+from rankwise.formatting import clip, figure, interval, plain_bytes, seconds, share, signed
+
+
+def test_numbers_are_written_with_their_units_and_intervals() -> None:
+    assert [plain_bytes(n) for n in (0, 1023, 1024, 2.5 * 2**20, 150 * 2**30)] == [
+        "0 B", "1023 B", "1.0 KiB", "2.5 MiB", "150 GiB",
+    ]  # fmt: skip
+    assert [seconds(value) for value in (0.04, 119.9, 600)] == ["0.0 s", "119.9 s", "10.0 min"]
+    assert signed(0.01234) == "+0.0123"
+    assert interval((0.1, 0.25)) == "[0.100, 0.250]"
+    assert interval((0.1, 0.25), percent=True) == "[10.0, 25.0]"
+    assert figure(0.5, (0.4, 0.6)) == "0.5000 ± 0.100"
+    assert figure(0.765, (0.739, 0.791), percent=True) == "76.5 ± 2.6 %"
+    assert figure(-0.01, (-0.02, 0.0), sign=True) == "-0.0100 ± 0.010"
+    assert (figure(None), figure(0.5), figure(0.5, percent=True)) == ("", "0.5000", "50.0 %")
+
+
+def test_intervals_hold_only_possible_values() -> None:
+    assert figure(0.98, (0.94, 1.02), percent=True, possible=(0, 1)) == "98.0 % [94.0, 100.0]"
+    assert figure(0.0006, (-0.1384, 0.1396), possible=(0, math.inf)) == "0.0006 [0.000, 0.140]"
+    assert figure(0.65, (-1.228, 2.528), percent=True, possible=(0, 1)) == "65.0 % [0.0, 100.0]"
+    assert figure(0.765, (0.733, 0.797), percent=True, possible=(0, 1)) == "76.5 ± 3.2 %"
+    assert interval((0.94, 1.02), percent=True, possible=(0, 1)) == "[94.0, 100.0]"
+    assert figure(0.5, (-0.7, 1.7), sign=True, possible=(-1, 1)) == "+0.5000 [-0.700, +1.000]"
+
+
+def test_a_score_is_in_percent_if_it_is_a_share() -> None:
+    assert (share(0.7654, percent=True), share(0.7654, percent=False)) == ("76.5 %", "0.7654")
+    assert clip((-0.1, 0.5), (0.0, 1.0)) == (0.0, 0.5)
