@@ -18,6 +18,7 @@ from rankwise.store.records import (
     SweepRecord,
     TaskRecord,
 )
+from rankwise.sweeps.progress import Silent
 
 NO_EVIDENCE = pd.DataFrame(columns=list(EVIDENCE_COLUMNS))
 REQUEST = SweepRecord(
@@ -58,17 +59,19 @@ def request(**settings: Any) -> SweepRecord:
     return replace(REQUEST, settings={**REQUEST.settings, **settings})
 
 
-def evidence_of(trial: Trial, losses: Sequence[float]) -> pd.DataFrame:
-    """Return a trial's evidence: a row per held-out loss, or a single row without one if it diverged."""
+def evidence_of(
+    rank: int, learning_rate: float, seed: int, losses: Sequence[float], score: float = 0.0
+) -> pd.DataFrame:
+    """Return a trial's evidence, a row per loss; without losses, the row of a diverged trial."""
     diverged = not losses
     return pd.DataFrame(
         {
-            "rank": trial.rank,
-            "seed": trial.seed,
-            "learning_rate": trial.learning_rate,
+            "rank": rank,
+            "seed": seed,
+            "learning_rate": learning_rate,
             "example_id": [-1] if diverged else range(len(losses)),
             "loss": [float("nan")] if diverged else losses,
-            "score": 0.0,
+            "score": score,
             "diverged": diverged,
         }
     )
@@ -115,3 +118,14 @@ def save_sweep(
     with SweepStore(directory, record) as store:
         for trial in trials:
             store.add(trial, {"epochs": 1})
+
+
+class Notes(Silent):
+    """A receiver of progress that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep the sentence."""
+        self.notes.append(text)

@@ -25,7 +25,7 @@ def begin(directory: Path, record: SweepRecord) -> None:
         store.add(finished(), {})
 
 
-def test_a_trial_is_kept_whole(tmp_path: Path) -> None:
+def test_a_trial_is_stored_with_all_of_its_files(tmp_path: Path) -> None:
     with SweepStore(tmp_path / "out", REQUEST) as store:
         store.add(finished(), {"epochs": 1})
         trial = tmp_path / "out" / "trials" / "r4-lr0.001-seed0"
@@ -50,7 +50,7 @@ def test_a_trial_is_kept_whole(tmp_path: Path) -> None:
         assert store.evidence().equals(evidence)
 
 
-def test_a_diverged_trial_is_kept_as_such(tmp_path: Path) -> None:
+def test_a_diverged_trial_is_stored_as_diverged(tmp_path: Path) -> None:
     with SweepStore(tmp_path / "out", REQUEST) as store:
         store.add(finished(diverged=True), {})
         assert store.evidence()["diverged"].tolist() == [True]
@@ -65,7 +65,7 @@ def test_a_diverged_trial_is_kept_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["evidence.parquet", "metrics.jsonl", "config.json"])
 @pytest.mark.parametrize("damage", ["gone", "empty", "cut short"])
-def test_a_broken_trial_is_named_with_what_to_do(tmp_path: Path, file: str, damage: str) -> None:
+def test_a_broken_trial_is_named_with_the_remedy(tmp_path: Path, file: str, damage: str) -> None:
     with SweepStore(tmp_path / "out", REQUEST) as store:
         store.add(finished(4), {})
         store.add(finished(8), {})
@@ -83,7 +83,7 @@ def test_a_broken_trial_is_named_with_what_to_do(tmp_path: Path, file: str, dama
             assert "\n" not in str(refused.value)
 
 
-def test_a_trial_without_its_adapter_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_trial_without_an_adapter_is_named_with_the_remedy(tmp_path: Path) -> None:
     with SweepStore(tmp_path / "out", REQUEST) as store:
         store.add(finished(8), {})
         shutil.rmtree(store.trials_directory / "r8-lr0.001-seed0" / "adapter")
@@ -130,7 +130,7 @@ def test_another_request_is_refused_with_the_difference_named(
         pass
 
 
-def test_a_sweep_without_a_trial_leaves_its_place_to_another(tmp_path: Path) -> None:
+def test_a_sweep_without_a_trial_does_not_block_its_directory(tmp_path: Path) -> None:
     with SweepStore(tmp_path, REQUEST) as store:
         store.write_json("untrained.json", {"example_id": [1], "loss": [0.5]})
     with SweepStore(tmp_path, REQUEST) as store:  # the same goes on
@@ -140,7 +140,7 @@ def test_a_sweep_without_a_trial_leaves_its_place_to_another(tmp_path: Path) -> 
         assert store.read_json("untrained.json") is None
 
 
-def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
+def test_another_margin_is_answered_with_the_analyze_command(tmp_path: Path) -> None:
     out = tmp_path / "my sweep"
     begin(out, REQUEST)
     for settings, options in (
@@ -161,7 +161,7 @@ def test_another_margin_is_decided_without_training(tmp_path: Path) -> None:
         assert "analyze" not in str(refused.value)
 
 
-def test_extending_takes_more_seeds_and_nothing_else(tmp_path: Path) -> None:
+def test_extending_accepts_more_seeds_and_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, REQUEST)
     for other in (request(seeds=1), request(seeds=4, ranks=[4, 16])):
         with pytest.raises(RequestError, match="another request"):

@@ -96,7 +96,7 @@ def test_training_losses_are_a_row_per_step(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_chance_loss_is_the_task_s_or_that_of_the_untrained_base(tmp_path: Path) -> None:
+def test_the_chance_loss_comes_from_the_task_or_the_untrained_base(tmp_path: Path) -> None:
     save_sweep(tmp_path, [])
     assert read_chance_loss(tmp_path) is None
     (tmp_path / "untrained.json").write_text('{"example_id": [3, 5], "loss": [2.0, 4.0]}')

@@ -15,14 +15,12 @@ from rankwise.engine.trial import Trial
 from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.config import SearchConfig
+from tests.factories import NO_EVIDENCE, evidence_of
 
 RANKS = (2, 4, 8, 16, 32)
 MARGIN, CONFIDENCE = 0.02, 0.95
 RULE = DecisionConfig(margin=MARGIN, confidence=CONFIDENCE)
 EXAMPLES = 100
-NOTHING = pd.DataFrame(
-    columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"]
-)
 LOSS_BELOW_RANK_8 = {2: 0.70, 4: 0.60}  # the loss from rank 8 on is 0.5
 Truth = Callable[[int], float]
 
@@ -43,26 +41,16 @@ def simulate_trial(trial: Trial, truth: Truth, noise: float) -> pd.DataFrame:
     own_noise = random.Random(f"{trial.rank} {trial.seed} {trial.learning_rate}")
     level = truth(trial.rank) + own_noise.gauss(0, noise)
     difficulty = random.Random(0)
-    return pd.DataFrame(
-        {
-            "rank": trial.rank,
-            "seed": trial.seed,
-            "learning_rate": trial.learning_rate,
-            "example_id": range(EXAMPLES),
-            "loss": [
-                level + difficulty.uniform(-0.3, 0.3) + own_noise.gauss(0, 0.02)
-                for _ in range(EXAMPLES)
-            ],
-            "score": 1.0,
-            "diverged": False,
-        }
-    )
+    losses = [
+        level + difficulty.uniform(-0.3, 0.3) + own_noise.gauss(0, 0.02) for _ in range(EXAMPLES)
+    ]
+    return evidence_of(trial.rank, trial.learning_rate, trial.seed, losses, score=1.0)
 
 
 def run_sweep(
     strategy: Strategy,
     truth: Truth,
-    start: pd.DataFrame = NOTHING,
+    start: pd.DataFrame = NO_EVIDENCE,
     noise: float = 1e-3,
 ) -> tuple[pd.DataFrame, list[Trial]]:
     """Run one proposed trial at a time; return all evidence and the trials, in order."""

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from tests.factories import NO_EVIDENCE
 from tests.strategies.simulation import (
     EXAMPLES,
-    NOTHING,
     Truth,
     decide_on,
     make_strategy,
@@ -37,8 +37,12 @@ def test_escalate_climbs_while_it_gains_and_descends_while_nothing_is_lost(
 
 
 def test_escalate_starts_at_the_second_smallest_rank_without_rank_8() -> None:
-    assert {trial.rank for trial in make_strategy("escalate", (3, 6, 12)).propose(NOTHING)} == {6}
-    assert {trial.rank for trial in make_strategy("escalate", (16, 32)).propose(NOTHING)} == {32}
+    assert {trial.rank for trial in make_strategy("escalate", (3, 6, 12)).propose(NO_EVIDENCE)} == {
+        6
+    }
+    assert {trial.rank for trial in make_strategy("escalate", (16, 32)).propose(NO_EVIDENCE)} == {
+        32
+    }
 
 
 def test_escalate_searches_the_learning_rate_of_its_first_rank_only() -> None:
@@ -67,7 +71,7 @@ def test_escalate_expects_every_given_rate_of_the_rank_it_has_reached() -> None:
 
 def test_escalate_searches_again_after_a_neighbour_that_always_diverged() -> None:
     strategy = make_strategy("escalate", (4, 8), rates="auto")
-    evidence = NOTHING
+    evidence = NO_EVIDENCE
     while trials := [trial for trial in strategy.propose(evidence) if trial.rank == 8]:
         rows = simulate_trial(trials[0], needs_rank_8, 1e-3).assign(diverged=True)
         evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows

@@ -10,12 +10,10 @@ from rankwise.decide.config import DecisionConfig
 from rankwise.engine.trial import Trial
 from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.grid import Grid
+from tests.factories import NO_EVIDENCE, evidence_of
 
 RANKS = (4, 8, 16, 32)
 Loss = Callable[[int, float, int], float]
-NOTHING = pd.DataFrame(
-    columns=["rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged"]
-)
 
 
 def grid(
@@ -25,32 +23,21 @@ def grid(
     return Grid(settings, DecisionConfig())
 
 
-def trial_rows(trial: Trial, loss: float) -> list[dict[str, object]]:
-    diverged = not math.isfinite(loss)
-    examples = [-1] if diverged else range(4)
-    return [
-        {
-            "rank": trial.rank,
-            "seed": trial.seed,
-            "learning_rate": trial.learning_rate,
-            "example_id": example,
-            # examples differ a little, so that standard errors are not zero
-            "loss": loss + 1e-4 * (example % 2) * trial.learning_rate,
-            "score": 0.0,
-            "diverged": diverged,
-        }
-        for example in examples
-    ]
+def grid_evidence(trial: Trial, loss: float) -> pd.DataFrame:
+    """Return the evidence of a trial whose examples differ a little in their losses."""
+    losses = [loss + 1e-4 * (example % 2) * trial.learning_rate for example in range(4)]
+    usable = losses if math.isfinite(loss) else []
+    return evidence_of(trial.rank, trial.learning_rate, trial.seed, usable)
 
 
 def run_grid(
     strategy: Grid, loss: Loss, stop_after: int | None = None, start: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    evidence = NOTHING if start is None else start
+    evidence = NO_EVIDENCE if start is None else start
     done = 0
     while trials := strategy.propose(evidence):
         for trial in trials:
-            new = pd.DataFrame(trial_rows(trial, loss(trial.rank, trial.learning_rate, trial.seed)))
+            new = grid_evidence(trial, loss(trial.rank, trial.learning_rate, trial.seed))
             evidence = pd.concat([evidence, new], ignore_index=True) if len(evidence) else new
             done += 1
             if done == stop_after:
@@ -99,11 +86,11 @@ def test_one_given_rate_makes_a_plain_grid() -> None:
 
 
 def test_trials_get_lora_alpha_from_the_policy() -> None:
-    trials = grid([1e-3], alpha="rslora:8").propose(NOTHING)
+    trials = grid([1e-3], alpha="rslora:8").propose(NO_EVIDENCE)
     assert {(trial.rank, trial.lora_alpha, trial.use_rslora) for trial in trials} == {
         (r, 8, True) for r in RANKS
     }
-    assert [trial.lora_alpha for trial in grid([1e-3], alpha="2r").propose(NOTHING)] == [
+    assert [trial.lora_alpha for trial in grid([1e-3], alpha="2r").propose(NO_EVIDENCE)] == [
         8,
         16,
         32,

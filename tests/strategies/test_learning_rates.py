@@ -10,7 +10,8 @@ from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.grid import Grid
 from rankwise.strategies.learning_rates import GivenRates, SearchedRates, make_rate_search
 from rankwise.strategies.trial_keys import TrialKey
-from tests.strategies.test_grid import NOTHING, RANKS, grid, run_grid, valley
+from tests.factories import NO_EVIDENCE
+from tests.strategies.test_grid import RANKS, grid, run_grid, valley
 
 
 @pytest.mark.parametrize("at_4", [1e-4, 1e-3, 8e-3])
@@ -61,7 +62,9 @@ def test_the_search_ends_even_if_everything_diverges() -> None:
 def test_a_larger_scaling_starts_the_search_lower(policy: str, scaling: float) -> None:
     def start(alpha: str) -> float:
         rates = sorted(
-            trial.learning_rate for trial in grid(alpha=alpha).propose(NOTHING) if trial.rank == 4
+            trial.learning_rate
+            for trial in grid(alpha=alpha).propose(NO_EVIDENCE)
+            if trial.rank == 4
         )
         return rates[len(rates) // 2]
 
@@ -86,20 +89,20 @@ def test_given_rates_propose_the_same_rates_in_every_search() -> None:
     search = make_rate_search((1e-3, 4e-3), parse_alpha_policy("r"), None)
     assert isinstance(search, GivenRates)
     both = [TrialKey(8, 1e-3, 0), TrialKey(8, 4e-3, 0)]
-    assert search.propose([8], NOTHING) == both
-    assert search.propose_alone(8, NOTHING) == both
-    assert search.propose_next_to(4, 8, NOTHING) == both
-    assert search.remaining([8, 16], NOTHING) == 4
+    assert search.propose([8], NO_EVIDENCE) == both
+    assert search.propose_alone(8, NO_EVIDENCE) == both
+    assert search.propose_next_to(4, 8, NO_EVIDENCE) == both
+    assert search.remaining([8, 16], NO_EVIDENCE) == 4
 
 
 def test_a_search_begins_with_three_rates_at_each_end() -> None:
     search = make_rate_search("auto", parse_alpha_policy("r"), None)
     assert isinstance(search, SearchedRates)
-    wanted = search.propose(RANKS, NOTHING)
+    wanted = search.propose(RANKS, NO_EVIDENCE)
     assert [key.rank for key in wanted] == [4, 4, 4, 32, 32, 32]
     assert [key.learning_rate for key in wanted[:3]] == [5e-4, 1e-3, 2e-3]
     assert {key.seed for key in wanted} == {0}
-    assert search.remaining(RANKS, NOTHING) == 3 + 1 + 1 + 3
+    assert search.remaining(RANKS, NO_EVIDENCE) == 3 + 1 + 1 + 3
 
 
 def test_ranks_between_lie_on_the_line_through_both_ends() -> None:

@@ -11,10 +11,10 @@ from rankwise.decide.selection import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies import strategies
 from rankwise.strategies.config import SearchConfig
+from tests.factories import NO_EVIDENCE
 from tests.strategies.simulation import (
     CONFIDENCE,
     MARGIN,
-    NOTHING,
     RANKS,
     RULE,
     make_strategy,
@@ -49,11 +49,11 @@ def test_once_tries_higher_rates_while_they_gain(
     losses: dict[float, float], trained: list[tuple[float, int]]
 ) -> None:
     strategy = make_strategy("once", seeds=2, rates="auto")
-    assert [trial.learning_rate for trial in strategy.propose(NOTHING)] == [
+    assert [trial.learning_rate for trial in strategy.propose(NO_EVIDENCE)] == [
         5e-4,
         2e-3,
     ]  # both may train at once
-    evidence, done = NOTHING, []
+    evidence, done = NO_EVIDENCE, []
     while trials := strategy.propose(evidence):
         rows = simulate_trial(trials[0], lambda rank: losses[trials[0].learning_rate], 1e-3)
         evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
@@ -88,7 +88,7 @@ def test_truncations_at_a_rate_that_diverges_later_do_not_count() -> None:
 
 def test_once_proposes_a_lost_first_seed_again() -> None:
     strategy = strategies()["once"](SearchConfig(ranks=RANKS, seeds=2), RULE, 0.7)
-    start, leap = strategy.propose(NOTHING)
+    start, leap = strategy.propose(NO_EVIDENCE)
     left = [(replace(start, seed=1), 0.5), (leap, 0.6)]
     evidence = pd.concat(
         [simulate_trial(trial, lambda rank, loss=loss: loss, 1e-3) for trial, loss in left]
@@ -99,7 +99,7 @@ def test_once_proposes_a_lost_first_seed_again() -> None:
 @pytest.mark.parametrize("diverging", [0, 1])
 def test_once_searches_lower_rates_after_a_seed_diverged(diverging: int) -> None:
     strategy = make_strategy("once", seeds=2, rates="auto")
-    first = strategy.propose(NOTHING)[0]
+    first = strategy.propose(NO_EVIDENCE)[0]
     before = [
         simulate_trial(replace(first, seed=seed), lambda rank: 0.5, 1e-3)
         for seed in range(diverging)

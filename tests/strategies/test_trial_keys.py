@@ -10,29 +10,16 @@ from rankwise.strategies.trial_keys import (
     count_trials,
     missing_keys,
 )
+from tests.factories import evidence_of
 
-
-def evidence_of(*trials: tuple[int, float, int, float | None]) -> pd.DataFrame:
-    """Return evidence of (rank, rate, seed, loss) on two examples; a loss of None diverged."""
-    rows = [
-        {
-            "rank": rank,
-            "learning_rate": rate,
-            "seed": seed,
-            "example_id": example,
-            "loss": float("nan") if loss is None else loss,
-            "score": 0.0,
-            "diverged": loss is None,
-        }
-        for rank, rate, seed, loss in trials
-        for example in ([-1] if loss is None else range(2))
-    ]
-    return pd.DataFrame(rows)
-
-
-EVIDENCE = evidence_of(
-    (4, 1e-3, 0, 0.5), (4, 2e-3, 0, 0.4), (4, 2e-3, 1, 0.4), (8, 1e-3, 0, 0.6), (8, 2e-3, 0, None)
-)
+TRIALS = [
+    evidence_of(4, 1e-3, 0, [0.5, 0.5]),
+    evidence_of(4, 2e-3, 0, [0.4, 0.4]),
+    evidence_of(4, 2e-3, 1, [0.4, 0.4]),
+    evidence_of(8, 1e-3, 0, [0.6, 0.6]),
+    evidence_of(8, 2e-3, 0, []),
+]
+EVIDENCE = pd.concat(TRIALS, ignore_index=True)
 
 
 def test_missing_keys_keep_the_order_in_which_they_are_wanted() -> None:
@@ -53,9 +40,9 @@ def test_later_trials_are_those_after_the_first_seed() -> None:
 def test_the_chosen_rate_is_the_best_of_those_that_never_diverged() -> None:
     assert chosen_rate(EVIDENCE, 4) == 2e-3
     assert chosen_rate(EVIDENCE, 8) == 1e-3
-    later = pd.concat([EVIDENCE, evidence_of((4, 2e-3, 2, None))])
+    later = pd.concat([EVIDENCE, evidence_of(4, 2e-3, 2, [])])
     assert chosen_rate(later, 4) == 1e-3
-    assert chosen_rate(evidence_of((4, 1e-3, 0, None)), 4) is None
+    assert chosen_rate(evidence_of(4, 1e-3, 0, []), 4) is None
 
 
 def test_only_the_chosen_rates_and_the_first_seeds_are_judged() -> None:
@@ -65,5 +52,5 @@ def test_only_the_chosen_rates_and_the_first_seeds_are_judged() -> None:
         (8, 1e-3, 0),
     }
     # A seed that an early look has not seen cannot change it.
-    later = pd.concat([EVIDENCE, evidence_of((4, 2e-3, 2, None))])
+    later = pd.concat([EVIDENCE, evidence_of(4, 2e-3, 2, [])])
     pd.testing.assert_frame_equal(at_chosen_rates(later, [4, 8], seeds=1), judged)

@@ -1,4 +1,4 @@
-"""``rankwise sweep --dry-run``: what it says is what a sweep then does, and nothing is left behind."""
+"""``rankwise sweep --dry-run``: what it predicts is what a sweep then does, and nothing is written."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def settings(tiny_model: Path, reviews: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_a_sweep_has_the_trials_that_were_foretold(
+def test_a_sweep_runs_the_trials_that_its_dry_run_predicts(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     planned = rankwise.dry_run(**settings)
@@ -41,7 +41,9 @@ def test_a_sweep_has_the_trials_that_were_foretold(
     assert (more.complete, more.expected) == (9, 12)
 
 
-def test_memory_is_the_plan_that_refuses_a_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_memory_is_that_of_the_check_that_refuses_a_sweep(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     # Where memory is short, the longest text there is counts, not the length at which texts are cut.
     ample = rankwise.dry_run(**settings, max_memory="1GB")
     planned = rankwise.dry_run(**settings, max_memory=ample.ranks[-1].memory_bytes)
@@ -54,7 +56,7 @@ def test_memory_is_the_plan_that_refuses_a_sweep(settings: dict[str, Any], tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_time_is_that_of_the_steps_there_are(settings: dict[str, Any]) -> None:
+def test_time_is_interpolated_between_the_timed_ranks(settings: dict[str, Any]) -> None:
     planned = rankwise.dry_run(**settings, seeds=1)
     assert all(row.train_seconds > 0 and row.eval_seconds > 0 for row in planned.ranks)
     times = [row.train_seconds for row in planned.ranks]
@@ -66,7 +68,7 @@ def test_time_is_that_of_the_steps_there_are(settings: dict[str, Any]) -> None:
     )
 
 
-def test_cuts_cost_their_scoring_only(settings: dict[str, Any]) -> None:
+def test_truncated_adapters_cost_only_their_scoring(settings: dict[str, Any]) -> None:
     planned = rankwise.dry_run(**settings, strategy="once")
     assert [len(row.first_rates) for row in planned.ranks] == [0, 0, 2]
     largest = planned.ranks[-1].train_seconds + planned.ranks[-1].eval_seconds
@@ -91,7 +93,7 @@ def test_the_command_prints_a_document_or_a_table_and_stops(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_sweep_refuses_a_dry_run_refuses(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_dry_run_refuses_what_a_sweep_refuses(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="rank 32 is larger than a target layer allows"):
         rankwise.dry_run(**{**settings, "ranks": (2, 32)})
     rankwise.sweep(**{**settings, "ranks": (2, 4), "learning_rate": 5e-3, "seeds": 1})

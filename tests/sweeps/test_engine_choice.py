@@ -7,7 +7,7 @@ from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.sweeps.engine_choice import choose_engine
 from rankwise.sweeps.run import open_run
-from tests.sweeps.test_run import Notes
+from tests.factories import Notes
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fused", FusedEngine), ("reference", ReferenceEngine)])

@@ -13,7 +13,7 @@ def test_the_silent_receiver_takes_every_call_and_prints_nothing(capsys) -> None
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_terminal_s_bar_has_the_methods_of_the_interface() -> None:
+def test_the_progress_bar_has_the_methods_of_the_interface() -> None:
     from rankwise.report.progress_bar import ProgressBar
 
     for name in ("note", "plan", "work", "trial"):

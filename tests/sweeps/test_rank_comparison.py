@@ -6,7 +6,9 @@ import pytest
 from rankwise import RankExperiment, RequestError, run_rank_comparison, sweep
 
 
-def test_every_rank_is_really_trained(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+def test_every_rank_is_trained_as_in_a_sweep(
+    tiny_model: Path, reviews: Path, tmp_path: Path
+) -> None:
     settings = {
         "model": str(tiny_model),
         "data": reviews,
@@ -29,7 +31,9 @@ def test_every_rank_is_really_trained(tiny_model: Path, reviews: Path, tmp_path:
     assert 2 * (first.trainable_params - 34) == second.trainable_params - 34
 
 
-def test_one_rank_alone_and_nothing_kept(tiny_model: Path, reviews: Path, tmp_path: Path) -> None:
+def test_one_rank_alone_is_allowed_and_nothing_is_kept(
+    tiny_model: Path, reviews: Path, tmp_path: Path
+) -> None:
     before = set(tmp_path.iterdir())
     (one,) = run_rank_comparison(
         [2], model=str(tiny_model), data=reviews, learning_rate=5e-3, seeds=1

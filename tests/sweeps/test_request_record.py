@@ -47,9 +47,7 @@ def test_a_moved_file_is_the_same_file_and_a_changed_one_is_not(
     assert changed.fingerprints.model == before.fingerprints.model
 
 
-def test_the_record_describes_the_task_in_the_file_s_order(
-    settings: dict[str, object], tmp_path: Path
-) -> None:
+def test_the_record_describes_the_task(settings: dict[str, object], tmp_path: Path) -> None:
     record = record_of(tmp_path / "out", **settings)
     task = record.task
     assert (task.name, task.task_type, task.score) == ("reviews.csv", "SEQ_CLS", "accuracy")

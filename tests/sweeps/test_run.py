@@ -14,6 +14,7 @@ from rankwise.sweeps.config import make_config
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from tests.conftest import make_reviews
+from tests.factories import Notes
 from tests.tiny_models import save_tiny
 
 LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "export", "trials"}
@@ -31,7 +32,7 @@ def settings(tiny_model: Path, data: Path, out: Path) -> dict[str, object]:
     }
 
 
-def test_the_directory_holds_what_the_design_says(swept: Path) -> None:
+def test_the_directory_has_the_documented_layout(swept: Path) -> None:
     assert {path.name for path in swept.iterdir() if path.name[0] != "."} == LAYOUT
     for trial in (swept / "trials").iterdir():
         files = {str(path.relative_to(trial)) for path in trial.rglob("*") if path.is_file()}
@@ -55,7 +56,7 @@ def test_evidence_is_a_row_per_trial_and_held_out_example(swept: Path) -> None:
     assert evidence.groupby(["rank", "seed", "learning_rate"])["example_id"].nunique().eq(80).all()
 
 
-def test_the_decision_on_disk_is_that_of_the_evidence(swept: Path) -> None:
+def test_the_stored_decision_follows_from_the_stored_evidence(swept: Path) -> None:
     from rankwise.store.records import read_evidence
 
     on_disk = json.loads((swept / "decision.json").read_text())
@@ -115,7 +116,7 @@ def test_python_call_and_resume(tiny_model: Path, reviews: Path, tmp_path: Path)
     }
 
 
-def test_more_seeds_give_what_a_fresh_sweep_gives(
+def test_an_extended_sweep_equals_one_with_all_seeds_from_the_start(
     tiny_model: Path, reviews: Path, tmp_path: Path
 ) -> None:
     rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "out"), seeds=1)
@@ -150,7 +151,7 @@ def test_a_sweep_that_learns_nothing_chooses_no_rank(
     assert (again.verdict, again.answer) == ("undetermined", result.decision.answer)
 
 
-def test_a_single_held_out_example_gets_its_report_all_the_same(
+def test_a_single_held_out_example_still_gets_a_report(
     tiny_model: Path, reviews: Path, tmp_path: Path
 ) -> None:
     alone = tmp_path / "alone.csv"
@@ -165,7 +166,7 @@ def test_a_single_held_out_example_gets_its_report_all_the_same(
     assert all(f"{row.loss_mean:.4f}" in result.report.read_text() for row in result.decision.table)
 
 
-def test_held_out_data_of_its_own_and_several_classes(tiny_model: Path, tmp_path: Path) -> None:
+def test_separate_held_out_data_and_several_classes(tiny_model: Path, tmp_path: Path) -> None:
     train, held_out = tmp_path / "train.jsonl", tmp_path / "held.parquet"
     names = np.array(["one", "two", "three"])
     make_reviews(90).assign(label=names[np.arange(90) % 3]).to_json(
@@ -215,7 +216,7 @@ def test_the_fused_engine_decides_as_the_reference_does(
     assert list(fused.evidence["loss"]) == pytest.approx(list(reference.evidence["loss"]), rel=1e-4)
 
 
-def test_a_stated_memory_packs_trials_and_says_what_the_times_are(
+def test_a_memory_limit_packs_trials_and_the_report_says_so(
     tiny_model: Path, reviews: Path, tmp_path: Path
 ) -> None:
     alone = rankwise.sweep(**settings(tiny_model, reviews, tmp_path / "alone"))
@@ -231,7 +232,7 @@ def test_a_stated_memory_packs_trials_and_says_what_the_times_are(
     assert "trials trained at once" not in alone.report.read_text()
 
 
-def test_whether_a_sweep_fits_is_asked_at_its_quantization(reviews: Path, tmp_path: Path) -> None:
+def test_memory_is_checked_at_the_quantization_of_the_sweep(reviews: Path, tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
     model = save_tiny("llama", tmp_path / "model", **sizes)  # 24 MB in fp32
     request = {
@@ -262,13 +263,3 @@ def test_a_base_beyond_the_fused_engine_trains_with_the_reference(
     assert result.decision.table[0].seeds == 2
     (note,) = [note for note in heard.notes if "engine" in note]
     assert note.startswith("the reference engine trains instead of the fused one: ")
-
-
-class Notes(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)

@@ -6,7 +6,7 @@ import pytest
 
 from rankwise import RequestError, SweepConfig
 from rankwise.sweeps.run import open_run
-from tests.sweeps.test_run import Notes
+from tests.factories import Notes
 from tests.tiny_models import save_tiny_lm
 
 
@@ -38,7 +38,7 @@ def test_shortened_texts_are_counted_in_a_note(
     assert f"{shortened} of {len(lengths)} train texts were cut at 6 tokens" in notes.notes
 
 
-def test_the_chance_loss_of_a_classifier_is_its_task_s(
+def test_a_classifier_takes_the_chance_loss_from_its_task(
     tiny_model: Path, reviews: Path, tmp_path: Path
 ) -> None:
     config = SweepConfig(model=str(tiny_model), data=reviews, ranks=(2, 4), out=tmp_path / "out")
@@ -47,7 +47,7 @@ def test_the_chance_loss_of_a_classifier_is_its_task_s(
     assert not (tmp_path / "out" / "untrained.json").exists()
 
 
-def test_the_chance_loss_of_a_language_model_is_the_untrained_base_s(tmp_path: Path) -> None:
+def test_a_language_model_takes_the_losses_of_the_untrained_base(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     rows = [{"prompt": f"the film {n}", "completion": f"was {n}"} for n in range(20)]
     pd.DataFrame(rows).to_json(data, orient="records", lines=True)

@@ -13,7 +13,7 @@ from rankwise.sweeps import trackers as tracking
 from rankwise.sweeps.config import TRACKERS
 from rankwise.sweeps.run import open_run
 from rankwise.sweeps.trackers import END_METRICS, REPORTED, REPORTERS, report_trials
-from tests.sweeps.test_run import Notes
+from tests.factories import Notes
 
 TRIALS = ("r2-lr0.005-seed0", "r8-lr0.01-seed0")
 
@@ -106,7 +106,7 @@ def test_mlflow_holds_every_trial(sweep: Path, monkeypatch: pytest.MonkeyPatch) 
         )
 
 
-def test_mlflow_goes_where_the_user_has_set_it(
+def test_mlflow_uses_the_tracking_uri_of_the_user(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -195,7 +195,7 @@ def test_a_resumed_sweep_reports_only_what_is_new(
     assert json.loads((sweep / REPORTED).read_text()) == {"wandb": list(TRIALS)}
 
 
-def test_a_tracker_that_fails_costs_no_training_and_gets_the_trial_later(
+def test_a_tracker_that_fails_does_not_stop_the_sweep_and_gets_the_trial_later(
     sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(trial: tracking.TrackedTrial, directory: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_tracker_that_fails_costs_no_training_and_gets_the_trial_later(
     assert seen == list(TRIALS)
 
 
-def test_trackers_are_named_once_for_all() -> None:
+def test_the_config_allows_exactly_the_trackers_that_exist() -> None:
     assert tuple(REPORTERS) == TRACKERS
     assert SweepConfig(report_to="MLflow, tensorboard,mlflow").report_to == (
         "mlflow",
