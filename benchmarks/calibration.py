@@ -2,18 +2,20 @@
 
     python benchmarks/calibration.py [--replications 1000]
 
-Evidence is drawn as crossed noise around known true losses: what an example does to all ranks and to each one, what a
-seed does to all ranks and to each one, and the rest. A rank is wrong if it is truly worse than the best by more than
-the margin. Prints, for each scenario: how often rankwise selects a wrong rank (to stay at or below 5 %, to Monte Carlo
-error), how often the smallest rank that is right, how often it is undetermined, and the coverage of the ranks' 95 %
-intervals; then the wrong and right choices of three rules that always choose: the best mean, one standard error
-(Breiman et al. 1984, section 3.4.3) and kneedle (Satopaa et al. 2011).
+Evidence is drawn as crossed noise around known true losses: effects of an example on all ranks
+and on each, effects of a seed on all ranks and on each, and a residual. A rank is wrong if its
+true loss exceeds the best by more than the margin. For each scenario the first table shows how
+often rankwise selects a wrong rank (at most 5 %, up to Monte Carlo error), how often it selects
+the smallest right rank, how often it is undetermined, and the coverage of the ranks' 95 %
+intervals. Then follow the wrong and right choices of three rules that always choose: the best
+mean, one standard error (Breiman et al. 1984, section 3.4.3) and kneedle (Satopaa et al. 2011).
 
-A second table tells the same of ``--strategy race``, which looks at the evidence after every seed from the second on,
-and of one look at all seeds.
+A second table does the same for ``--strategy race``, which looks at the evidence after every seed
+from the second on, and for a single look at all seeds.
 
-In the scenarios with a search some ranks try several learning rates with the first seed, all equally good in truth,
-and stand at the one that rankwise takes; ranks that try a single rate have no such luck.
+In the scenarios with a search, some ranks try several learning rates with the first seed, all
+equally good in truth, and use the one that rankwise takes. Ranks that try a single rate have no
+such luck.
 """
 
 import argparse
@@ -35,27 +37,27 @@ from rankwise.strategies.race import FIRST_LOOK
 
 MARGIN = 0.02
 CONFIDENCE = 0.95
-BEYOND = (
-    0.5 + MARGIN * 1.001
-)  # a loss just beyond the margin above 0.5: where a wrong choice is easiest
+BEYOND = 0.5 + MARGIN * 1.001  # just beyond the margin above 0.5: a wrong choice is easiest there
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """True losses and how noisy they are seen.
+    """True losses, and the noise of the evidence drawn from them.
 
     Attributes:
-        name: for the table.
+        name: name in the table.
         losses: true loss of each rank, ranks 4, 8, 16, ...
-        seeds: of each rank, or one number for all.
-        examples: N; 1 for aggregates.
-        seed_sd: what a seed does to one rank alone; a number for each rank where they differ.
-        shared_sd: what a seed does to all ranks alike.
-        example_sd: what an example does to one rank alone, and the rest; three times that to all ranks alike.
-        tails: "normal", or "heavy" for log-normal noise of skewness 3.7, twice that of the losses on the built-in task.
-        rates: learning rates that each rank tries with its first seed, one number for each rank.
-        replications: times those asked for: where the share of wrong choices is near its limit, it is told more finely.
-        assumed: the model that the intervals assume holds; where it does not, the row is there to show the harm.
+        seeds: number of seeds, for each rank or for all.
+        examples: number of held-out examples; 1 for aggregates.
+        seed_sd: effect of a seed on one rank alone, for each rank or for all.
+        shared_sd: effect of a seed on all ranks alike.
+        example_sd: effect of an example on one rank alone, and residual; the effect on all ranks
+            alike is three times as large.
+        tails: "normal", or "heavy" for log-normal noise of skewness 3.7, twice that of the losses
+            on the built-in task.
+        rates: number of learning rates that each rank tries with its first seed.
+        replications: factor of the replications, for shares of wrong choices near their limit.
+        assumed: whether the model behind the intervals holds; otherwise the row shows the harm.
     """
 
     name: str
@@ -189,7 +191,7 @@ def draw(scenario: Scenario, generator: np.random.Generator) -> dict[int, np.nda
     rest = scenario.example_sd * noise(ranks, most, examples)
     values = np.reshape(scenario.losses, (-1, 1, 1)) + own + alike + by_example + rest  # (R, S, N)
     for row, rates in enumerate(scenario.rates or ()):
-        # Each rate is a trial of its own; what an example does to the rank is the same at all of them.
+        # Each rate is a separate trial; the effect of an example on the rank is the same in all.
         trials = np.reshape(scenario.seed_sd, (-1, 1))[
             row % np.size(scenario.seed_sd)
         ] * generator.normal(size=rates)
@@ -267,7 +269,7 @@ def kneedle(values: dict[int, np.ndarray]) -> int | None:
 def simulate(
     scenario: Scenario, replications: int, generator: np.random.Generator
 ) -> dict[str, float]:
-    """Return the shares of wrong, right and open choices, and the coverage of the ranks' intervals."""
+    """Return the shares of wrong, right and open choices, and the coverage of intervals."""
     truth = dict(zip(scenario.ranks, scenario.losses, strict=True))
     right = scenario.right
     rules = {"best mean": best_mean, "one SE": one_standard_error, "kneedle": kneedle}
@@ -304,8 +306,8 @@ def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: C
         caption="(in brackets: the model that the intervals assume does not hold)",
     )
     table.add_column("scenario")
-    columns = ["wrong", "right", "open", "coverage", "best mean wrong", "right", "one SE wrong", "right",
-               "kneedle wrong", "right"]  # fmt: skip
+    columns = ["wrong", "right", "open", "coverage", "best mean wrong", "right",
+               "one SE wrong", "right", "kneedle wrong", "right"]  # fmt: skip
     for column in columns:
         table.add_column(column, justify="right")
     for number, scenario in enumerate(scenarios):
@@ -326,7 +328,8 @@ def print_scenarios(scenarios: Sequence[Scenario], replications: int, console: C
 def print_races(scenarios: Sequence[Scenario], replications: int, console: Console) -> None:
     """Print a row for each scenario: the race, and the decision from all seeds."""
     table = Table(
-        title="Looking after every seed, and once at the end; per cent, and trials as a share of all"
+        title="Looking after every seed, and once at the end; per cent, and trials as a share of "
+        "all"
     )
     table.add_column("scenario")
     for column in ("race wrong", "right", "open", "trials", "at the end wrong", "right", "open"):
@@ -362,9 +365,8 @@ def print_time(console: Console) -> None:
     ).reset_index()
     start = time.perf_counter()
     select(evidence)
-    console.print(
-        f"8 ranks x 10 seeds x 10,000 examples: a decision takes {time.perf_counter() - start:.2f} s"
-    )
+    duration = time.perf_counter() - start
+    console.print(f"8 ranks x 10 seeds x 10,000 examples: a decision takes {duration:.2f} s")
 
 
 def main() -> None:

@@ -16,10 +16,8 @@ POWER = 0.8
 def next_step(comparison: Comparison, margin: float, confidence: float) -> Next | None:
     """Find the fewest seeds, or seeds and examples, that would select a rank.
 
-    The differences seen are assumed to persist.
-
-    They would do so with a probability of `POWER`: a bound that just reaches the margin on average
-    would pass only every other time.
+    If the differences seen persist, they do so with a probability of `POWER`: a bound that just
+    reaches the margin on average would pass only every other time.
 
     Returns:
         The step, without its sentence and its time; None if nothing within `MOST_SEEDS` and
