@@ -4,11 +4,9 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TypeVar
 
 from rankwise.errors import RequestError, shown
 
-T = TypeVar("T")
 LARGEST = 2**53  # a float holds every whole number up to it
 LEAST_BYTES = 100_000  # a smaller bare number means gigabytes or megabytes
 
@@ -21,11 +19,10 @@ def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGE
     """
     number = _number(value)
     if not number.is_integer() or not at_least <= number <= at_most:
-        # The largest of all is worth a word only to whom it stops.
+        # The upper bound is named only where it matters.
         bound = f" and at most {at_most}" if at_most != LARGEST or number > at_most else ""
-        given = (
-            shown(value).strip("'") if number.is_integer() else shown(value)
-        )  # "0" is the number, "x" is not
+        # The text "0" is shown as the number, the text "x" as text.
+        given = shown(value).strip("'") if number.is_integer() else shown(value)
         raise RequestError(f"{name} {given}: allowed is a whole number, at least {at_least}{bound}")
     return int(number)
 
@@ -44,10 +41,10 @@ def check_number(name: str, value: object, *, above: float, below: float | None 
 
 
 def check_text(name: str, value: object) -> str:
-    """Return ``value`` if it is a text that is not blank.
+    """Return ``value`` if it is text that is not blank.
 
     Raises:
-        RequestError: it is something else; a number is not taken for its digits.
+        RequestError: it is something else; a number does not count as text.
     """
     if not isinstance(value, str) or not value.strip():
         hint = (
@@ -74,25 +71,11 @@ def check_path(name: str, value: object) -> Path:
     return Path(value)
 
 
-def check_config(value: object, kind: type[T]) -> T:
-    """Return ``value`` if it is a whole request, and not a model's name or a mapping in its place.
-
-    Raises:
-        RequestError: it is something else.
-    """
-    if isinstance(value, kind):
-        return value
-    raise RequestError(
-        f"config {shown(value)}: allowed is a {kind.__name__}; give settings by their names, as in "
-        "model='path/to/model', ranks=[4, 8], and a mapping as **settings"
-    )
-
-
 def check_flag(name: str, value: object) -> bool:
     """Return ``value`` if it is true or false.
 
     Raises:
-        RequestError: it is something else; no text and no number is taken for a truth value.
+        RequestError: it is something else; texts and numbers do not count as truth values.
     """
     if isinstance(value, bool):
         return value
@@ -122,7 +105,7 @@ def parse_bytes(name: str, value: object) -> int:
 
 
 def _number(value: object) -> float:
-    """Return a number, NaN for what is none; infinity for what a float cannot hold."""
+    """Return a float: NaN for a value that is not a number, infinity for one too large."""
     if isinstance(value, bool):
         return math.nan
     try:

@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
 
-from rankwise.checks import check_config
-from rankwise.errors import RequestError
 from rankwise.models.config import Quantization
-from rankwise.planning.config import PlanConfig, PlanSettings, make_plan_config
+from rankwise.planning.config import PlanConfig, PlanSettings
 from rankwise.planning.machine_fit import chosen_device
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.setup import longest_input
@@ -17,6 +15,7 @@ from rankwise.planning.meta_model import MetaModel
 from rankwise.planning.params import ParamCount, count_at_rank
 from rankwise.planning.planner import Limits, Planner, Saving, find_limits, find_savings
 from rankwise.planning.prepare import prepare
+from rankwise.settings import requested_config
 
 COMPARED: tuple[Quantization, ...] = ("none", "int8", "nf4")
 """Quantisations whose training peaks every plan compares."""
@@ -167,11 +166,10 @@ def plan(
 
 
 def _request(model: str | None, config: PlanConfig | None, settings: PlanSettings) -> PlanConfig:
-    if config is not None and (settings or model is not None):
-        raise RequestError("give either a config or its fields, not both")
-    if config is not None:
-        return check_config(config, PlanConfig)
-    return make_plan_config({**settings, **({} if model is None else {"model": model})})
+    values: dict[str, object] = {**settings}
+    if model is not None:
+        values["model"] = model
+    return requested_config(PlanConfig, config, values, "a plan")
 
 
 def _row(rank: int, params: ParamCount, memory: StepMemory, room: int | None) -> PlanRow:
