@@ -20,7 +20,7 @@ def make_losses(
     example_noise: float = 0.3,
     generator: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Draw losses (R, S, N) with known true losses, and noise of examples, of trials and of both together."""
+    """Draw losses (R, S, N) around known true losses, with noise of examples, trials and both."""
     generator = generator or np.random.default_rng(0)
     shared = generator.normal(size=(1, 1, examples)) * example_noise
     own = (

@@ -8,10 +8,22 @@ from rankwise.decide.metrics import find_metrics, higher_is_better, value_range
 @pytest.mark.parametrize(
     "metric",
     [
-        "loss", "eval_loss", "val/nll", "test nll", "perplexity", "eval_ppl", "WER", "word_error_rate", "mse",
-        "test/bpb", "loss_val", "final_eval_loss", "mean_negative_log_likelihood", "negative_log_likelihood_loss",
+        "loss",
+        "eval_loss",
+        "val/nll",
+        "test nll",
+        "perplexity",
+        "eval_ppl",
+        "WER",
+        "word_error_rate",
+        "mse",
+        "test/bpb",
+        "loss_val",
+        "final_eval_loss",
+        "mean_negative_log_likelihood",
+        "negative_log_likelihood_loss",
     ],
-)  # fmt: skip
+)
 def test_lower_is_better(metric: str) -> None:
     assert higher_is_better(metric) is False
 
@@ -19,11 +31,28 @@ def test_lower_is_better(metric: str) -> None:
 @pytest.mark.parametrize(
     "metric",
     [
-        "accuracy", "eval_accuracy", "test accuracy", "F1", "f1_macro", "BLEU", "rouge1", "rougeL", "ROUGE-L",
-        "exact_match", "em", "score", "pearson", "pass@1", "ndcg@10", "matthews_correlation", "cider",
-        "accuracy_test", "log_likelihood", "neg_mean_squared_error",
+        "accuracy",
+        "eval_accuracy",
+        "test accuracy",
+        "F1",
+        "f1_macro",
+        "BLEU",
+        "rouge1",
+        "rougeL",
+        "ROUGE-L",
+        "exact_match",
+        "em",
+        "score",
+        "pearson",
+        "pass@1",
+        "ndcg@10",
+        "matthews_correlation",
+        "cider",
+        "accuracy_test",
+        "log_likelihood",
+        "neg_mean_squared_error",
     ],
-)  # fmt: skip
+)
 def test_higher_is_better(metric: str) -> None:
     assert higher_is_better(metric) is True
 
@@ -50,8 +79,11 @@ def test_metrics_are_told_from_other_columns() -> None:
         ["epoch", "BLEU", "lora_alpha", "val_loss", "train_loss", "ROUGE-L"]
     )
     assert list(found.items()) == [
-        ("val_loss", "loss"), ("BLEU", "bleu"), ("ROUGE-L", "rouge_l"), ("train_loss", "train_loss"),
-    ]  # fmt: skip
+        ("val_loss", "loss"),
+        ("BLEU", "bleu"),
+        ("ROUGE-L", "rouge_l"),
+        ("train_loss", "train_loss"),
+    ]
     assert left_out == ["epoch", "lora_alpha"]
 
 

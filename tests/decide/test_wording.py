@@ -19,8 +19,12 @@ def test_the_unit_of_a_loss_leaves_out_what_it_is_a_mean_of() -> None:
 def test_bounds_have_three_digits_and_no_exponent() -> None:
     values = (0.018349, 0.00012345, 1e-6, 12.34, 0.5)
     assert [without_exponent(value) for value in values] == [
-        "0.0183", "0.000123", "0.0001", "12.3", "0.5",
-    ]  # fmt: skip
+        "0.0183",
+        "0.000123",
+        "0.0001",
+        "12.3",
+        "0.5",
+    ]
 
 
 def test_confidences_are_in_percent() -> None:
