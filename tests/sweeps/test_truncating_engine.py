@@ -9,7 +9,7 @@ import torch
 
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.lora import Adapter, read_adapter, write_adapter
-from rankwise.lora.adapter import pairs
+from rankwise.lora.adapter import factor_pairs
 from rankwise.sweeps.truncating_engine import TruncatingEngine
 from tests.factories import finished
 from tests.lora.adapters import make_adapter
@@ -28,7 +28,7 @@ class RecordingEngine:
             yield finished(trial=trial)
 
     def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
-        ranks = [pairs(adapter)[0].rank for adapter in adapters]
+        ranks = [factor_pairs(adapter)[0].rank for adapter in adapters]
         self.scored.append(ranks)
         return [pd.DataFrame({"example_id": [3], "loss": [1.0 / r], "score": [0.0]}) for r in ranks]
 
@@ -56,8 +56,10 @@ def test_a_truncated_adapter_is_the_best_of_its_rank(tmp_path: Path) -> None:
     write_adapter(trained, tmp_path / "source")
     engine = TruncatingEngine(RecordingEngine(), lambda name: tmp_path / name)
     (result,) = engine.train([trial(4, "source")])
-    truncated = {pair.name: pair for pair in pairs(Adapter(result.adapter, result.adapter_config))}
-    for pair in pairs(read_adapter(tmp_path / "source")):
+    truncated = {
+        pair.name: pair for pair in factor_pairs(Adapter(result.adapter, result.adapter_config))
+    }
+    for pair in factor_pairs(read_adapter(tmp_path / "source")):
         best = truncated[pair.name]
         assert best.rank == 4
         delta = pair.scaling * (pair.b @ pair.a)
