@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
+from annotated_types import Ge, Lt
+
 from rankwise.errors import RequestError
 from rankwise.settings import (
     ADAPTER,
@@ -11,8 +13,8 @@ from rankwise.settings import (
     Flag,
     Option,
     Positive,
+    Rule,
     Settings,
-    Share,
     any_case,
 )
 
@@ -64,7 +66,7 @@ class TrainingConfig(Settings):
     use_dora: Annotated[
         Flag, Option("Train DoRA's magnitudes too; needs --engine reference.", ADAPTER)
     ] = False
-    warmup_share: Share = 0.3
+    warmup_share: Annotated[float, Rule("a share from 0 up to below 1", (Ge(0), Lt(1)))] = 0.3
     max_grad_norm: Positive = 1.0
 
     def __post_init__(self) -> None:
