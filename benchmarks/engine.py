@@ -1,10 +1,12 @@
-"""Speed and memory of the fused engine beside PEFT with transformers' Trainer.
+"""Speed and memory of the fused engine, compared with PEFT and transformers' Trainer.
 
-    python benchmarks/engine.py [--rounds 2] [--sentences 2000] [--batch 32] [--skip-growth] [--skip-comparison]
+    python benchmarks/engine.py [--rounds 2] [--sentences 2000] [--batch 32] [--skip-growth]
+                                [--skip-comparison]
 
-MiniLM-L6 on Rotten Tomatoes: one epoch of 2,000 sentences in batches of 32, all linear layers, r = 8, AdamW, fp32. All
-ways take turns, and every figure is the median over rounds (about 20 minutes on two cores, 4 of
-them for how cost grows). Nothing else should run meanwhile: a busy core shows in every ratio.
+MiniLM-L6 on Rotten Tomatoes: one epoch of 2,000 sentences in batches of 32, all linear layers,
+r = 8, AdamW, fp32. All ways to train take turns, and every figure is the median over rounds (about
+20 minutes on two cores, 4 of them for how cost grows). Run nothing else meanwhile: a busy core
+shows in every ratio.
 """
 
 import argparse
@@ -48,12 +50,12 @@ LAYERS = ((384, 384), (384, 1536), (1536, 384))  # (d_in, d_out) of MiniLM-L6's 
 COUNTS = (4, 1, 1)  # of each in a block
 BLOCKS = 6
 LEFT_OUT = 1 / BLOCKS
-"""Share of the base that only one token of each sequence passes: the last block, of which nothing else is wanted."""
+"""Share of the base that computes one token per sequence only: the last block."""
 
 
 @dataclass
 class Way:
-    """A way of training, and what its turns took."""
+    """A way to train, and the seconds of its rounds."""
 
     name: str
     ranks: tuple[int, ...]
@@ -72,10 +74,11 @@ def trial(rank: int, seed: int = 0) -> Trial:
 
 
 def useful_flop(tokens: int, rank: int) -> int:
-    """Count what a step has to do: the base forward and its activations' gradient, the adapters' three passes.
+    """Count the work of a step: base forward, gradient of its activations, three adapter passes.
 
-    The first block's query, key and value need no gradient of their input. Attention, norms and the head come on top
-    and are not counted. The same for every way, though the fused engine leaves out `LEFT_OUT` of it.
+    The first block's query, key and value need no gradient of their input. Attention, norms and the
+    head are not counted. The count is the same for every way to train, though the fused engine
+    leaves out `LEFT_OUT` of it.
     """
     base = BLOCKS * sum(
         count * d_in * d_out for count, (d_in, d_out) in zip(COUNTS, LAYERS, strict=True)
@@ -87,7 +90,7 @@ def useful_flop(tokens: int, rank: int) -> int:
 
 
 def sgemm_peak(tokens: int) -> float:
-    """Measure the machine's own product of fp32 matrices at the layers' sizes, in FLOP/s, as a step weighs them."""
+    """Measure fp32 matrix products at the layers' sizes, weighted as in a step, in FLOP/s."""
     flop = seconds = 0.0
     for count, (d_in, d_out) in zip(COUNTS, LAYERS, strict=True):
         x, weight, y = (
@@ -193,7 +196,8 @@ def compare(
             way.seconds.append(way.run())
     peak = statistics.median(peaks)
     table = Table(
-        title=f"{len(examples)} sentences, {tokens} tokens, batches of {recipe.batch_size}; medians of {rounds} rounds"
+        title=f"{len(examples)} sentences, {tokens} tokens, batches of {recipe.batch_size}; "
+        f"medians of {rounds} rounds"
     )
     for name in (
         "way",
@@ -220,14 +224,15 @@ def compare(
         )
     console.print(table)
     console.print(
-        f"sgemm at the layers' sizes: {peak / 1e9:.0f} GFLOP/s ({min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f})"
+        f"sgemm at the layers' sizes: {peak / 1e9:.0f} GFLOP/s "
+        f"({min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f})"
     )
 
 
 def step_cost(
     base: BaseModel, examples: Encoded, recipe: TrainingConfig, ranks: Sequence[int], steps: int
 ) -> tuple[float, int]:
-    """Return a pack's seconds per step in one pass, the median of some, and peak bytes on long sentences."""
+    """Return a pack's median seconds per step in one pass, and peak bytes on long sentences."""
     engine = FusedEngine(base, examples, examples, recipe)
     states = [
         TrainingState(trial(r, s), base, saved_modules(base), recipe, examples)

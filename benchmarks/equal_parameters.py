@@ -1,11 +1,12 @@
-"""Attention, MLP or all linear layers at equal parameters: where does an adapter's rank do most?
+"""Attention, MLP or all linear layers, at equal parameters: where is rank spent best?
 
     python benchmarks/equal_parameters.py [--ranks 2,8,32] [--seeds 2] ...
     python benchmarks/equal_parameters.py --print benchmarks/results/equal_parameters.json
 
-For each rank of all-linear, finds the rank at which attention alone, and MLP alone, have as many parameters or just
-fewer, from `rankwise plan`. Sweeps the built-in task once for each, each rank at its own learning rate, and prints the
-held-out losses by parameters. Every sweep is kept in --out, and the same command goes on where it stopped.
+For each rank of all-linear, `rankwise plan` finds the rank at which attention alone, and MLP alone,
+have as many parameters or just fewer. The built-in task is swept once for each, every rank at its
+own learning rate, and held-out losses are printed by parameters. Every sweep is kept in --out, and
+the same command resumes.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def equal_ranks(ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return each group's ranks with the parameters that all-linear has at the given ones, or just fewer."""
+    """Return each group's ranks with as many parameters as all-linear, or just fewer."""
     lora: dict[str, int] = {}  # parameters for each unit of rank
     for group in GROUPS:
         plan = rankwise.plan(

@@ -1,12 +1,13 @@
-"""Going up a rank: grow the trained adapter and go on, or start anew at the higher rank?
+"""From one rank to the next: grow the trained adapter, or train from new initial values?
 
     python benchmarks/growing.py [--lower 8] [--upper 16] [--seeds 3]
 
-The built-in task, one epoch at a time. An adapter of the lower rank is trained for an epoch, and then for another one,
-as it is and grown to the upper rank. Beside them the upper rank from its own initial values, for one epoch and for
-two. Whatever goes on starts its schedule and optimizer anew, and sees the examples in the first epoch's order again.
-Prints the mean held-out loss of each way and its gain over the lower rank's first epoch and over its second, paired
-over examples and seeds; how much a seed matters is taken to be the same for all ways.
+The built-in task, one epoch at a time. An adapter of the lower rank is trained for an epoch, then
+for a second one, both as it is and grown to the upper rank. For comparison the upper rank is
+trained from its own initial values for one epoch and for two. A second epoch restarts schedule and
+optimizer and sees the examples in the same order. Prints the mean held-out loss of each way and its
+gain over the lower rank's first and second epoch, paired over examples and seeds; the effect of
+seeds is taken to be the same for all ways.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def train_from(
 
 
 def show(losses: Mapping[str, list[np.ndarray]], seeds: int) -> None:
-    """Print a row for each way, and how far it lies below the lower rank's first epoch and its second."""
+    """Print each way's loss and its gain over the lower rank's first and second epoch."""
     names = list(losses)
     ways = Comparison(
         {number: np.stack(own) for number, own in enumerate(losses.values())},

@@ -1,12 +1,12 @@
-"""Does the rank decision depend on the base's precision? Ranks over a base in fp32 and over the same in few bits.
+"""Does the choice of rank depend on the precision of the base model?
 
     python benchmarks/quantization.py [--quantizations none,nf4] [--ranks 2,8,32] [--seeds 2] ...
     python benchmarks/quantization.py --print benchmarks/results/quantization.json
 
-Sweeps the built-in task once for each quantisation, each rank at its own learning rate. Every sweep is kept in --out,
-and the same command goes on where it stopped, or with more --seeds. Writes --results; prints the decisions side by
-side, then memory as `rankwise plan` tells it beforehand and as measured, and time. The plan is for PEFT with padded
-batches, which is what --engine reference trains; the fused engine needs less for activations.
+Sweeps the built-in task once for each quantisation, every rank at its own learning rate. Every
+sweep is kept in --out, and the same command resumes, also with more --seeds. Writes --results;
+prints the decisions side by side, then planned and measured memory, and time. The plan assumes PEFT
+with padded batches, as --engine reference trains; the fused engine needs less for activations.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def planned_and_frozen(kind: str, config: rankwise.SweepConfig) -> dict[str, Any]:
-    """Return what the plan says of a batch of the longest texts, and the bytes of the base as it is loaded."""
+    """Return planned memory for a batch of the longest texts, and the bytes of the loaded base."""
     from rankwise.models.base_model import load_base
     from rankwise.models.quantization import resident_tensors
 

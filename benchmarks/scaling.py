@@ -1,15 +1,16 @@
-"""How far does the apparent effect of rank come from scaling and learning rate?
+"""How much of the apparent effect of rank comes from scaling and learning rate?
 
     python benchmarks/scaling.py [--tasks rotten-tomatoes,imdb] [--ranks 2,8,32] [--seeds 2] ...
     python benchmarks/scaling.py --print benchmarks/results/scaling.json
 
-Sweeps every rank at every learning rate under each alpha policy, on two tasks with MiniLM-L6: Rotten Tomatoes sentences
-and IMDB reviews, cut at --max-length tokens. Every sweep is kept in --out, and the same command goes on where it
-stopped. Writes --results after each sweep, prints a table for each task, and draws quality and learning rate against
-rank, a line for each policy.
+Sweeps every rank at every learning rate under each alpha policy, on two tasks with MiniLM-L6:
+Rotten Tomatoes sentences and IMDB reviews, cut at --max-length tokens. Every sweep is kept in
+--out, and the same command resumes. Writes --results after each sweep, prints a table for each
+task, and plots loss and learning rate against rank, a line for each policy.
 
-The first seed tries every rate; the others run at each rank's own best. "Ranks apart" at one rate is what a sweep at
-that rate alone would have called the effect of rank; at the ranks' own rates it is what remains of it.
+The first seed tries every rate; the other seeds run at each rank's best. The spread at one rate is
+what a sweep at that rate alone would attribute to rank; the spread at the ranks' own rates is what
+remains.
 """
 
 import argparse

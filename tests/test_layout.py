@@ -39,7 +39,7 @@ def room(path: Path) -> str:
 
 
 def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and room of every import of the package's own modules, those for type checkers included."""
+    """Yield line and folder of every import inside the package, also those for type checkers."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
@@ -86,7 +86,7 @@ def test_the_package_does_not_grow_past_its_limit() -> None:
 
 
 def defined_names() -> set[str]:
-    """Return every name that the package itself defines: functions, classes, variables and attributes."""
+    """Return every function, class, variable and attribute name that the package defines."""
     names: set[str] = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -104,7 +104,7 @@ DEFINED = defined_names()
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_private_names_of_libraries_live_in_models_compat_alone(path: Path) -> None:
-    """A leading underscore is private; every such name that the package does not define is a library's."""
+    """A private name (leading underscore) that the package does not define is a library's."""
     if path == PACKAGE / "models" / "compat.py":
         return
     found = []
@@ -125,7 +125,7 @@ def test_private_names_of_libraries_live_in_models_compat_alone(path: Path) -> N
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_of_another_library_is_replaced_for_the_process(path: Path) -> None:
-    """No mocks, no stand-ins among the imported modules, no exit past clean-up, no frozen collector."""
+    """No mocks, no stand-in modules, no exit that skips clean-up, no frozen garbage collector."""
     text = path.read_text()
     for banned in ("unittest.mock", "sys.modules[", "os._exit", "gc.freeze", "gc.disable"):
         assert banned not in text

@@ -1,9 +1,9 @@
-"""What cuts of a trained adapter keep, in energy and in held-out loss: the one does not tell the other.
+"""Energy and held-out loss of truncated adapters: energy does not predict the loss.
 
-    python benchmarks/cuts.py
+    python benchmarks/truncation.py
 
-Trains two adapters on the built-in task (about a minute on two cores), cuts each to lower ranks, and prints a table.
-Trials are kept in --out; the same command goes on where it stopped.
+Trains two adapters on the built-in task (about a minute on two cores), truncates each to lower
+ranks, and prints a table. Trials are kept in --out; the same command resumes.
 """
 
 import argparse
@@ -31,10 +31,10 @@ CASES = {  # name: (rank, learning rate, target modules)
 def main() -> None:
     """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("cuts-out"))
+    parser.add_argument("--out", type=Path, default=Path("truncation-out"))
     options = parser.parse_args()
-    table = Table(title="Cuts of a trained adapter", title_justify="left")
-    for name in ("trained", "cut to", "energy", "held-out loss", "accuracy"):
+    table = Table(title="Truncations of a trained adapter", title_justify="left")
+    for name in ("trained", "truncated to", "energy", "held-out loss", "accuracy"):
         table.add_column(name, justify="right")
     for name, (rank, rate, targets) in CASES.items():
         config = SweepConfig(
@@ -65,14 +65,14 @@ def train(run: Run, trial: Trial) -> Path:
 
 
 def add_rows(table: Table, run: Run, trained: Path, name: str) -> None:
-    """Cut an adapter to ranks 1, 2, 4, ... and score each cut on the held-out examples."""
+    """Truncate an adapter to ranks 1, 2, 4, ... and score each on the held-out examples."""
     found = spectrum(read_adapter(trained))
     held_out = run.encode("held_out")
     ranks = [2**power for power in range(found.largest_rank.bit_length())]
     for rank in ranks:
         with tempfile.TemporaryDirectory() as scratch:
-            write_adapter(truncate(found, rank), Path(scratch) / "cut")
-            evidence = score_adapter(run.base, Path(scratch) / "cut", held_out)
+            write_adapter(truncate(found, rank), Path(scratch) / "truncated")
+            evidence = score_adapter(run.base, Path(scratch) / "truncated", held_out)
         energy = found.energy_at({layer.pair.name: rank for layer in found.layers})
         loss, accuracy = evidence["loss"].mean(), evidence["score"].mean()
         table.add_row(
