@@ -1,9 +1,10 @@
 """A task as engines see it: training, held-out and test examples, and the objective they share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -35,11 +36,8 @@ class Examples:
 
     def take(self, rows: Sequence[int]) -> "Examples":
         """Return the examples at ``rows``, in that order."""
-        return Examples(
-            ids=tuple(self.ids[row] for row in rows),
-            inputs=tuple(self.inputs[row] for row in rows),
-            labels=tuple(self.labels[row] for row in rows),
-        )
+        fields = (self.ids, self.inputs, self.labels)
+        return Examples(*(tuple(field[row] for row in rows) for field in fields))
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,16 @@ class Encoded:
 
     def take(self, rows: Sequence[int]) -> "Encoded":
         """Return the examples at ``rows``, in that order."""
+
+        def pick(values: list[list[int]] | None) -> list[list[int]] | None:
+            return None if values is None else [values[row] for row in rows]
+
         return Encoded(
             ids=tuple(self.ids[row] for row in rows),
             input_ids=[self.input_ids[row] for row in rows],
             labels=tuple(self.labels[row] for row in rows),
-            token_type_ids=_take(self.token_type_ids, rows),
-            positions=_take(self.positions, rows),
+            token_type_ids=pick(self.token_type_ids),
+            positions=pick(self.positions),
         )
 
     def inputs(self) -> dict[str, list[list[int]]]:
@@ -87,10 +89,7 @@ class Encoded:
         return {"input_ids": self.input_ids, "token_type_ids": self.token_type_ids}
 
     def features(self, row: int) -> dict[str, Any]:
-        """Return one example in the form that collators of transformers take.
-
-        Unsupervised tokens are labelled -100.
-        """
+        """Return one example for a collator of transformers; label -100 is not supervised."""
         tokens, labels = self.input_ids[row], self.labels[row]
         if self.positions is not None:
             targets = dict(zip(self.positions[row], labels, strict=True))
@@ -101,8 +100,8 @@ class Encoded:
         return features
 
 
-class Objective(Protocol):
-    """What a model is trained and scored by: training loss, per-example loss and task score.
+class Objective(ABC):
+    """Training loss, per-example loss and task score of a task; the log-loss by default.
 
     Attributes:
         task_type: PEFT's task type, ``SEQ_CLS`` or ``CAUSAL_LM``.
@@ -112,52 +111,48 @@ class Objective(Protocol):
         max_length: default number of tokens kept of an example.
     """
 
-    task_type: ClassVar[str]
+    task_type: ClassVar[str] = "SEQ_CLS"
     unit: ClassVar[str]
     chance: ClassVar[str]
     score: ClassVar[str]
-    max_length: ClassVar[int]
+    max_length: ClassVar[int] = 256
 
     @property
     def settings(self) -> dict[str, Any]:
         """Return the model config's settings for the classification head."""
-        ...
+        return {}
 
+    @abstractmethod
     def describe(self) -> str:
         """Describe the examples in a few words, as in "2 classes"."""
-        ...
 
     def chance_loss(self, labels: Sequence[Any]) -> float | None:
         """Return the loss of the best guess that ignores the input, None if there is none."""
-        ...
+        return None
 
+    @abstractmethod
     def targets(self, examples: Encoded) -> "torch.Tensor":
         """Return the target of each row of logits, (M,)."""
-        ...
 
     def loss(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-        """Return the training loss of a batch, as transformers computes it.
+        """Return the mean training loss of a batch, as transformers computes it.
 
         Args:
             logits: shape (M, outputs).
             targets: shape (M,).
-
-        Returns:
-            A scalar.
         """
-        ...
+        from torch.nn.functional import cross_entropy
 
+        return cross_entropy(logits, targets)
+
+    @abstractmethod
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
-        """Return the measures of each example in float64: ``loss``, ``score`` and any others.
+        """Return a column in float64, (N,), for each measure: ``loss``, ``score`` and any others.
 
         Args:
             logits: shape (M, outputs).
             examples: N examples.
-
-        Returns:
-            A column (N,) for each measure.
         """
-        ...
 
 
 Encoder = Callable[[Examples, Any, int], tuple[Encoded, int]]
@@ -173,11 +168,9 @@ class Task:
 
     Attributes:
         name: name in tables and reports.
-        objective: training loss, held-out loss and task score.
-        encoder: tokenises examples.
         train: examples that adapters are trained on.
         held_out: examples that ranks are compared on.
-        test: examples for the chosen rank's final score only; none if held-out data was given.
+        test: examples for the chosen rank's final score only; empty if held-out data was given.
         notes: choices made for the user, to be printed.
         layout: columns and messages of the instruction data; None for other tasks.
     """
@@ -193,17 +186,10 @@ class Task:
 
     @property
     def chance_loss(self) -> float | None:
-        """Chance-level held-out loss; None if the task has none.
-
-        It is None for equal labels too: their loss is 0, which no adapter can be below.
-        """
+        """Chance-level held-out loss; None if there is none, or if it is 0 (equal labels)."""
         return self.objective.chance_loss(self.held_out.labels) or None
 
 
 def evidence_frame(ids: Sequence[int], measured: dict[str, np.ndarray]) -> pd.DataFrame:
     """Return per-example results as a table: ``example_id``, and a column for each measure."""
     return pd.DataFrame({"example_id": np.asarray(ids, dtype=np.int64), **measured})
-
-
-def _take(values: list[list[int]] | None, rows: Sequence[int]) -> list[list[int]] | None:
-    return None if values is None else [values[row] for row in rows]

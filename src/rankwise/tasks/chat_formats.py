@@ -1,11 +1,10 @@
 """Formats of instruction data: messages, Alpaca's, prompts with completions, and plain texts."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, product
 from typing import Any
-
-import pandas as pd
 
 from rankwise.errors import RequestError
 from rankwise.tasks.config import DataConfig
@@ -16,9 +15,9 @@ MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue")
 PROMPT_NAMES = ("prompt", "question")
 COMPLETION_NAMES = ("completion", "response", "answer")
 ALPACA_NAMES = {
-    "instruction": ("instruction",),
-    "input": ("input",),
-    "output": ("output", "response"),
+    "instruction": ["instruction"],
+    "input": ["input"],
+    "output": ["output", "response"],
 }
 FORMAT_NAMES = {
     "messages": "messages",
@@ -44,6 +43,8 @@ ALPACA = (
 )
 
 Message = Mapping[str, Any]
+Turns = tuple[tuple[str, str], ...]
+"""Role and content of each message."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Dialogue:
         completion: text to learn.
     """
 
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: Turns = ()
     prompt: str | None = None
     completion: str = ""
 
@@ -89,6 +90,27 @@ class DataLayout:
         """Return the layout as JSON can hold it."""
         return asdict(self)
 
+    def describe(self, table: Table) -> str:
+        """Return a note on the format and the columns that are used."""
+        columns = ", ".join(map(repr, self.columns.values()))
+        return f"{FORMAT_NAMES[self.data_format]} from column {columns} of {table.path.name}"
+
+    def read(self, table: Table) -> tuple[list[Dialogue], "DataLayout"]:
+        """Return the dialogue in each row, and the layout with the form of the messages.
+
+        Raises:
+            RequestError: a column is missing, or rows are malformed; the message names them.
+        """
+        if self.data_format == "messages":
+            return _parse_messages(table, self)
+        if self.data_format == "alpaca":
+            return _parse_alpaca(table, self.columns), self
+        texts = [table.texts(column) for column in self.columns.values()]
+        if self.data_format == "text":
+            return [Dialogue(prompt="", completion=text) for text in texts[0]], self
+        pairs = zip(*texts, strict=True)
+        return [Dialogue(prompt=prompt, completion=text) for prompt, text in pairs], self
+
 
 def read_data_layout(record: Mapping[str, Any] | None) -> DataLayout | None:
     """Return the layout in a sweep's task record; None if the task has no instruction data."""
@@ -99,42 +121,10 @@ def read_data_layout(record: Mapping[str, Any] | None) -> DataLayout | None:
     return DataLayout(**{**record, "keys": keys, "roles": roles})
 
 
-@dataclass(frozen=True)
-class ChatFormat:
-    """Format of a table of dialogues; see `DataLayout` for the attributes."""
+def find_layout(config: DataConfig, table: Table) -> DataLayout | None:
+    """Return the layout that the user's columns imply, or else conventional column names.
 
-    data_format: str
-    columns: Mapping[str, str]
-
-    def describe(self, table: Table) -> str:
-        """Return a note on the format and the columns that are used."""
-        columns = ", ".join(map(repr, self.columns.values()))
-        return f"{FORMAT_NAMES[self.data_format]} from column {columns} of {table.path.name}"
-
-    def read(self, table: Table) -> tuple[list[Dialogue], DataLayout]:
-        """Return the dialogue in each row, and the table's layout.
-
-        Raises:
-            RequestError: a column is missing, or rows are malformed; the message names them.
-        """
-        for column in self.columns.values():
-            table.pick_column(column, (), "")
-        if self.data_format == "messages":
-            return _parse_messages(table, self.columns["messages"])
-        layout = DataLayout(self.data_format, self.columns)
-        if self.data_format == "alpaca":
-            return _parse_alpaca(table, self.columns), layout
-        texts = [table.texts(column) for column in self.columns.values()]
-        if self.data_format == "text":
-            return [Dialogue(prompt="", completion=text) for text in texts[0]], layout
-        pairs = zip(*texts, strict=True)
-        return [Dialogue(prompt=prompt, completion=text) for prompt, text in pairs], layout
-
-
-def find_chat_format(config: DataConfig, table: Table) -> ChatFormat | None:
-    """Return the format that the user's columns imply, or else conventional column names.
-
-    A column of texts alone implies no format (see `plain_text_format`): its texts may have labels.
+    A column of texts alone implies none (see `plain_text_layout`): its texts may have labels.
 
     Raises:
         RequestError: the user named columns of two formats.
@@ -147,65 +137,62 @@ def find_chat_format(config: DataConfig, table: Table) -> ChatFormat | None:
     if messages is None and not is_pair_named:
         messages = table.find_column(MESSAGES_NAMES)
     if messages is not None:
-        return ChatFormat("messages", {"messages": messages})
+        return DataLayout("messages", {"messages": messages})
     fields = {name: table.find_column(names) for name, names in ALPACA_NAMES.items()}
     alpaca = {name: column for name, column in fields.items() if column is not None}
     if not is_pair_named and {"instruction", "output"} <= set(alpaca):
-        return ChatFormat("alpaca", alpaca)
+        return DataLayout("alpaca", alpaca)
     prompt = config.prompt_column or table.find_column(PROMPT_NAMES)
     completion = config.completion_column or table.find_column(COMPLETION_NAMES)
     if prompt is None or completion is None or prompt == completion:
         return None
-    return ChatFormat("prompt-completion", {"prompt": prompt, "completion": completion})
+    return DataLayout("prompt-completion", {"prompt": prompt, "completion": completion})
 
 
-def plain_text_format(config: DataConfig, table: Table) -> ChatFormat:
-    """Return the format of a column of plain texts, where every token is supervised.
+def plain_text_layout(config: DataConfig, table: Table) -> DataLayout:
+    """Return the layout of a column of plain texts, where every token is supervised.
 
     Raises:
         RequestError: there is no such column.
     """
-    return ChatFormat("text", {"text": table.pick_column(config.text_column, TEXT_NAMES, "text")})
+    return DataLayout("text", {"text": table.pick_column(config.text_column, TEXT_NAMES, "text")})
 
 
 def holds_messages(value: object) -> bool:
     """Whether a cell holds messages, one of the assistant's among them."""
-    return _turns(_read_messages(value) or []) is not None
+    return _turns(_read_messages(value)) is not None
 
 
 def _refuse_two_formats(config: DataConfig) -> None:
-    for exclusive in ("text_column", "messages_column"):
-        column = getattr(config, exclusive)
-        for option in ("messages_column", "prompt_column", "completion_column"):
-            other_column = getattr(config, option)
-            if option != exclusive and column is not None and other_column is not None:
-                raise RequestError(
-                    f"{exclusive} {column!r} and {option} {other_column!r} both name the "
-                    "dialogues; name one"
-                )
+    alone = ("text_column", "messages_column")
+    others = ("messages_column", "prompt_column", "completion_column")
+    for option, other in product(alone, others):
+        column, other_column = getattr(config, option), getattr(config, other)
+        if option != other and column is not None and other_column is not None:
+            names = f"{option} {column!r} and {other} {other_column!r}"
+            raise RequestError(f"{names} both name the dialogues; name one")
 
 
 def _parse_alpaca(table: Table, columns: Mapping[str, str]) -> list[Dialogue]:
     instructions, outputs = table.texts(columns["instruction"]), table.texts(columns["output"])
-    inputs: Iterable[Any] = [""] * len(table)
+    inputs: Sequence[Any] = [""] * len(table)
     if "input" in columns:
-        inputs = table.rows[columns["input"]]
+        inputs = list(table.cells(columns["input"]))
     dialogues = []
-    for instruction, cell, output in zip(instructions, inputs, outputs, strict=True):
-        text = cell if isinstance(cell, str) else ""  # an empty cell is missing
-        if text.strip():
+    for instruction, text, output in zip(instructions, inputs, outputs, strict=True):
+        question, prompt = instruction, ALPACA.format(instruction=instruction)
+        if isinstance(text, str) and text.strip():  # an empty cell is missing
             question = f"{instruction}\n\n{text}"
             prompt = ALPACA_WITH_INPUT.format(instruction=instruction, input=text)
-        else:
-            question, prompt = instruction, ALPACA.format(instruction=instruction)
         turns = (("user", question), ("assistant", output))
         dialogues.append(Dialogue(turns, prompt, output))
     return dialogues
 
 
-def _parse_messages(table: Table, column: str) -> tuple[list[Dialogue], DataLayout]:
-    values = table.rows[column]
-    conversations = [_read_messages(value) or [] for value in values]
+def _parse_messages(table: Table, layout: DataLayout) -> tuple[list[Dialogue], DataLayout]:
+    column = layout.columns["messages"]
+    cells = list(table.cells(column))
+    conversations = [_read_messages(cell) for cell in cells]
     turns = [_turns(messages) for messages in conversations]
     table.refuse_bad_rows(
         column,
@@ -215,23 +202,33 @@ def _parse_messages(table: Table, column: str) -> tuple[list[Dialogue], DataLayo
         "{'role': 'assistant', 'content': '...'}], with an assistant's message in it",
     )
     dialogues = [Dialogue(turns_of_row) for turns_of_row in turns if turns_of_row is not None]
-    return dialogues, _layout_of_messages(conversations, values)
+    # Dictionaries keep each key once, in the order of the file.
+    keys: dict[tuple[str, str], None] = {}
+    roles: dict[str, dict[str, None]] = {}
+    for message in chain.from_iterable(conversations):
+        message_keys = _message_keys(message)
+        keys[message_keys] = None
+        name: str = message[message_keys[0]]
+        roles.setdefault(ROLES.get(name, name), {})[name] = None
+    names_of_role = {role: tuple(names) for role, names in roles.items()}
+    as_text = any(isinstance(cell, str) for cell in cells)
+    return dialogues, replace(layout, keys=tuple(keys), roles=names_of_role, as_text=as_text)
 
 
-def _read_messages(value: object) -> Sequence[Message] | None:
-    """Return a cell's list of messages, parsed if it is JSON text; None if it holds none."""
-    if isinstance(value, str):
+def _read_messages(cell: object) -> Sequence[Message]:
+    """Return a cell's list of messages, parsed if it is JSON text; empty if it holds none."""
+    if isinstance(cell, str):
         try:
-            value = json.loads(value)
+            cell = json.loads(cell)
         except ValueError:
-            return None
-    value = value.tolist() if hasattr(value, "tolist") else value  # Parquet gives arrays
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return None
-    return value if all(isinstance(message, dict) for message in value) else None
+            return []
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell  # Parquet gives arrays
+    if isinstance(cell, list) and all(isinstance(message, dict) for message in cell):
+        return cell
+    return []
 
 
-def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...] | None:
+def _turns(messages: Sequence[Message]) -> Turns | None:
     """Return role and content of each message; None without an assistant's, or if malformed."""
     turns = []
     for message in messages:
@@ -240,26 +237,6 @@ def _turns(messages: Sequence[Message]) -> tuple[tuple[str, str], ...] | None:
             return None
         turns.append((ROLES.get(role, role), content))
     return tuple(turns) if any(role == "assistant" for role, _ in turns) else None
-
-
-def _layout_of_messages(
-    conversations: Sequence[Sequence[Message]], values: pd.Series
-) -> DataLayout:
-    keys: dict[tuple[str, str], None] = {}
-    roles: dict[str, dict[str, None]] = {}
-    for messages in conversations:
-        for message in messages:
-            message_keys = _message_keys(message)
-            keys[message_keys] = None
-            name: str = message[message_keys[0]]
-            roles.setdefault(ROLES.get(name, name), {})[name] = None
-    return DataLayout(
-        data_format="messages",
-        columns={"messages": str(values.name)},
-        keys=tuple(keys),
-        roles={role: tuple(names) for role, names in roles.items()},
-        as_text=any(isinstance(value, str) for value in values),
-    )
 
 
 def _message_keys(message: Message) -> tuple[str, str]:

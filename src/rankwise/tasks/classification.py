@@ -1,20 +1,14 @@
 """Sequence classification: texts, or pairs of texts, with class labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rankwise.errors import RequestError, some
-from rankwise.tasks import samples
+from rankwise.tasks import samples, splits
 from rankwise.tasks.base import Encoded, Examples, Task
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import ClassificationObjective
-from rankwise.tasks.readers import Table, TextColumns, find_text_columns
-from rankwise.tasks.splits import (
-    Splits,
-    limit_train,
-    make_splits,
-    number_examples,
-    split_examples,
-)
+from rankwise.tasks.readers import Table, find_text_columns
 
 SAMPLE_HELD_OUT_SHARE = 0.12  # 1,024 of 8,530: scoring takes a third of the training time
 SAMPLE_TEST_SHARE = 0.12
@@ -25,10 +19,10 @@ def load_sample(config: DataConfig) -> Task:
     table = samples.rotten_tomatoes()
     labels = list(table["label"])
     names = sort_labels(set(labels))
-    examples = number_examples(list(table["text"]), [names.index(label) for label in labels])
-    splits = split_examples(examples, labels, SAMPLE_HELD_OUT_SHARE, SAMPLE_TEST_SHARE)
+    examples = _index_labels(list(table["text"]), labels, names)
+    parts = splits.split_examples(examples, labels, SAMPLE_HELD_OUT_SHARE, SAMPLE_TEST_SHARE)
     limit = config.train_examples or samples.TRAIN_EXAMPLES
-    return _make_task("Rotten Tomatoes sentences", names, splits, (), limit)
+    return _make_task("Rotten Tomatoes sentences", names, parts, limit)
 
 
 def load_classification(config: DataConfig, table: Table) -> Task:
@@ -45,12 +39,21 @@ def load_classification(config: DataConfig, table: Table) -> Task:
             f"column {columns.label!r} of {str(table.path)!r} has one class only ({names[0]!r}); "
             "at least two are needed"
         )
-    examples = number_examples(inputs, [names.index(label) for label in labels])
-    splits = make_splits(
-        config, examples, labels, lambda other: _read_held_out(other, columns, names)
-    )
-    notes = (columns.describe(table.path),)
-    return _make_task(table.path.name, names, splits, notes, config.train_examples)
+
+    def read_held_out(table: Table) -> Examples:
+        inputs, labels = columns.inputs(table), table.labels(columns.label)
+        unseen = sorted(set(labels) - set(names))
+        if unseen:
+            raise RequestError(
+                f"eval_data {str(table.path)!r} has labels that the training data lacks: "
+                f"{some(unseen)}; known: {some(names, 12)}"
+            )
+        return _index_labels(inputs, labels, names)
+
+    examples = _index_labels(inputs, labels, names)
+    parts = splits.make_splits(config, examples, read_held_out, labels)
+    note = columns.describe(table.path)
+    return _make_task(table.path.name, names, parts, config.train_examples, note)
 
 
 def sort_labels(names: set[str]) -> tuple[str, ...]:
@@ -63,45 +66,31 @@ def sort_labels(names: set[str]) -> tuple[str, ...]:
 
 
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded, int]:
-    """Tokenise texts or pairs of texts.
+    """Tokenise texts or pairs of texts; return them with the number of truncated ones.
 
-    Args:
-        examples: texts or pairs of texts, N.
-        tokenizer: tokenizer of the base model.
-        max_length: tokens kept of an example; the longer text of a pair loses its end first.
-
-    Returns:
-        The tokenised examples, and how many of them were truncated.
+    At most ``max_length`` tokens are kept of an example: the longer text of a pair loses its end
+    first.
     """
     if not len(examples):
         return Encoded((), [], ()), 0
     is_pair = isinstance(examples.inputs[0], tuple)
-    texts = [list(examples.inputs)]
-    if is_pair:
-        texts = [list(column) for column in zip(*examples.inputs, strict=True)]
+    columns = zip(*examples.inputs, strict=True) if is_pair else [examples.inputs]
+    texts = [list(column) for column in columns]
     whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
     tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-    truncated = sum(
-        len(long) > len(short) for long, short in zip(whole, tokens["input_ids"], strict=True)
-    )
+    kept = tokens["input_ids"]
+    truncated = sum(len(long) > len(short) for long, short in zip(whole, kept, strict=True))
     token_type_ids = tokens.get("token_type_ids") if is_pair else None
-    return Encoded(examples.ids, tokens["input_ids"], examples.labels, token_type_ids), truncated
+    return Encoded(examples.ids, kept, examples.labels, token_type_ids), truncated
 
 
-def _read_held_out(table: Table, columns: TextColumns, names: tuple[str, ...]) -> Examples:
-    columns.check(table)
-    inputs, labels = columns.inputs(table), table.labels(columns.label)
-    unseen = sorted(set(labels) - set(names))
-    if unseen:
-        raise RequestError(
-            f"eval_data {str(table.path)!r} has labels that the training data lacks: "
-            f"{some(unseen)}; known: {some(names, 12)}"
-        )
-    return number_examples(inputs, [names.index(label) for label in labels])
+def _index_labels(inputs: Sequence[Any], labels: list[str], names: tuple[str, ...]) -> Examples:
+    return splits.number_examples(inputs, [names.index(label) for label in labels])
 
 
 def _make_task(
-    name: str, names: tuple[str, ...], splits: Splits, notes: tuple[str, ...], limit: int | None
+    name: str, names: tuple[str, ...], parts: splits.Splits, limit: int | None, *notes: str
 ) -> Task:
-    kept = limit_train(splits, limit, [names[label] for label in splits.train.labels])
+    labels = [names[label] for label in parts.train.labels]
+    kept = splits.limit_train(parts, limit, labels)
     return kept.task(name, ClassificationObjective(names), encode, notes=(*notes, *kept.notes))

@@ -16,26 +16,20 @@ def is_saved_dataset(path: Path) -> bool:
 def read_saved_dataset(path: Path) -> pd.DataFrame:
     """Read a saved split; class indices become class names.
 
-    Args:
-        path: a directory for which `is_saved_dataset` holds.
-
     Raises:
-        RequestError: datasets is not installed, the directory holds several splits, or it is
-            malformed.
+        RequestError: datasets is missing, or the directory is malformed or holds several splits.
     """
-    datasets = _import_datasets(f"data {str(path)!r} is a saved data set")
+    place = f"data {str(path)!r}"
+    datasets = _import_datasets(f"{place} is a saved data set")
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise RequestError(
-            f"data {str(path)!r} cannot be read as a data set: {' '.join(str(error).split())}"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise RequestError(f"{place} cannot be read as a data set: {reason}") from None
     if isinstance(loaded, datasets.DatasetDict):
         splits = sorted(loaded)
-        raise RequestError(
-            f"data {str(path)!r} holds the splits {some(splits)}; "
-            f"give one, as in {str(path / splits[0])!r}"
-        )
+        example = str(path / splits[0])
+        raise RequestError(f"{place} holds the splits {some(splits)}; give one, as in {example!r}")
     return _as_table(loaded)
 
 
@@ -48,33 +42,28 @@ def split_hub_id(path: Path) -> tuple[str, str | None, str]:
 def read_hub_dataset(path: Path) -> pd.DataFrame:
     """Read one split of a data set from a hub, or from its local cache.
 
-    Args:
-        path: a hub id, see `rankwise.tasks.readers.is_hub_id`.
-
     Raises:
-        RequestError: datasets is not installed, or there is no such data set, configuration or
-            split in reach.
+        RequestError: datasets is missing, or it reaches no such data set, configuration or split.
     """
-    datasets = _import_datasets(f"data {str(path)!r} is no file, and may be a hub's data set")
+    place = f"data {str(path)!r}"
+    datasets = _import_datasets(f"{place} is no file, and may be a data set on a hub")
     name, config, split = split_hub_id(path)
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(
-            f"data {str(path)!r}: no such file, and no data set of a hub in reach: {reason}"
+            f"{place}: no such file, and no data set of a hub in reach: {reason}"
         ) from None
     return _as_table(loaded)
 
 
-def _import_datasets(found: str) -> Any:
+def _import_datasets(reason: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise RequestError(
-            f"{found}, and the package datasets, which reads it, is missing: "
-            "pip install 'rankwise[datasets]'"
-        ) from None
+        remedy = "install the package that reads it: pip install 'rankwise[datasets]'"
+        raise RequestError(f"{reason}; {remedy}") from None
     return datasets
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rankwise.tasks.base import Encoded
+from rankwise.tasks.base import Encoded, Objective
 
 if TYPE_CHECKING:
     import torch
@@ -15,20 +15,14 @@ ROWS_AT_ONCE = 256  # rows of logits over a vocabulary that are copied to float6
 
 
 @dataclass(frozen=True)
-class ClassificationObjective:
-    """Classification: log-loss in nats, and accuracy.
-
-    Attributes:
-        label_names: names of the classes; a label is an index into them.
-    """
+class ClassificationObjective(Objective):
+    """Classification: log-loss in nats, and accuracy. Labels are indices of ``label_names``."""
 
     label_names: tuple[str, ...]
 
-    task_type: ClassVar[str] = "SEQ_CLS"
     unit: ClassVar[str] = "nats per example"
     chance: ClassVar[str] = "guessing by the classes' shares"
     score: ClassVar[str] = "accuracy"
-    max_length: ClassVar[int] = 256
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,12 +48,6 @@ class ClassificationObjective:
 
         return torch.tensor(examples.labels)
 
-    def loss(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-        """Return the mean log-loss of a batch."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(logits, targets)
-
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
         """Return each example's log-loss in nats, and 1.0 where the likeliest class is right."""
         loss, is_correct = _log_losses(logits, self.targets(examples))
@@ -67,12 +55,12 @@ class ClassificationObjective:
 
 
 @dataclass(frozen=True)
-class RegressionObjective:
+class RegressionObjective(Objective):
     """Regression: squared error as a share of the labels' variance, and negative absolute error.
 
-    Models train on the labels as they are, by mean squared error, so a saved adapter predicts
-    numbers in the labels' units. The held-out loss has no unit: it is 1 for predicting the mean,
-    and 1 minus its mean is R².
+    Models train by mean squared error on the labels as they are, so a saved adapter predicts in
+    their units. PEFT has no task type for regression. The held-out loss is 1 for predicting the
+    mean, and 1 minus its mean is R².
 
     Attributes:
         variance: variance of the training labels.
@@ -80,11 +68,9 @@ class RegressionObjective:
 
     variance: float
 
-    task_type: ClassVar[str] = "SEQ_CLS"  # PEFT has no task type for regression
     unit: ClassVar[str] = "of the labels' variance"
     chance: ClassVar[str] = "guessing the labels' mean"
     score: ClassVar[str] = "negative absolute error"
-    max_length: ClassVar[int] = 256
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,12 +105,11 @@ class RegressionObjective:
 
 
 @dataclass(frozen=True)
-class CompletionObjective:
+class CompletionObjective(Objective):
     """Supervised fine-tuning: nats per completion token, and token accuracy.
 
-    A batch's training loss is the mean over its completion tokens. An example's held-out loss is
-    the mean over its completion tokens; their number is kept (``tokens``), so that the mean over
-    all tokens can be computed later.
+    The losses of a batch and of an example are means over their completion tokens. The number of
+    an example's ``tokens`` is measured too, so that the mean over all tokens can be computed.
     """
 
     task_type: ClassVar[str] = "CAUSAL_LM"
@@ -133,30 +118,15 @@ class CompletionObjective:
     score: ClassVar[str] = "token accuracy"
     max_length: ClassVar[int] = 1024
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return nothing: the model config stays as it is."""
-        return {}
-
     def describe(self) -> str:
         """Return "completions"."""
         return "completions"
-
-    def chance_loss(self, labels: Sequence[Any]) -> float | None:
-        """Return None: texts have no useful chance-level loss."""
-        return None
 
     def targets(self, examples: Encoded) -> "torch.Tensor":
         """Return the supervised tokens of all examples, end to end, (M,)."""
         import torch
 
         return torch.tensor([token for tokens in examples.labels for token in tokens])
-
-    def loss(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-        """Return the mean log-loss over a batch's tokens."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(logits, targets)
 
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
         """Return each example's nats per token, token accuracy, and number of tokens."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +24,9 @@ FORMATS = {
 }
 SEPARATORS = {";": "';'", "\t": "a tab", ",": "','"}
 # Conventional column names, in lower case, the likeliest first.
+LABEL_NAMES = (
+    "label", "labels", "class", "target", "category", "sentiment", "intent", "score", "rating",
+)  # fmt: skip
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "input", "comment", "body")
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
@@ -35,25 +38,12 @@ PAIR_NAMES = (
     ("query", "document"),
     ("text", "text_pair"),
 )
-LABEL_NAMES = (
-    "label",
-    "labels",
-    "class",
-    "target",
-    "category",
-    "sentiment",
-    "intent",
-    "score",
-    "rating",
-)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a data file or data set, with its path for messages.
-
-    Rows are counted from 1 in messages.
+    """Rows of a data file or data set; messages count them from 1.
 
     Attributes:
         rows: the data; all column names are text.
@@ -82,21 +72,25 @@ class Table:
         Raises:
             RequestError: there is no such column; the message lists the columns.
         """
-        listed = some(self.columns, 12)
         if wanted is not None:
-            if wanted in self.columns:
-                return wanted
-            raise RequestError(
-                f"{role}_column {wanted!r} is not in {str(self.path)!r}"
-                f"{nearest(wanted, self.columns)}; columns: {listed}"
-            )
+            self._require(wanted, f"{role}_column")
+            return wanted
         column = self.find_column(names)
         if column is None:
             raise RequestError(
-                f"{str(self.path)!r} has no column that is plainly the {role}; "
-                f"name it with {role}_column; columns: {listed}"
+                f"{str(self.path)!r} has no column that is plainly the {role}; name it with "
+                f"{role}_column; columns: {some(self.columns, 12)}"
             )
         return column
+
+    def cells(self, column: str) -> pd.Series:
+        """Return a column as it was read.
+
+        Raises:
+            RequestError: there is no such column.
+        """
+        self._require(column, "column")
+        return self.rows[column]
 
     def texts(self, column: str) -> list[str]:
         """Return a column of texts.
@@ -104,7 +98,7 @@ class Table:
         Raises:
             RequestError: some rows are missing, blank or not text.
         """
-        values = self.rows[column]
+        values = self.cells(column)
         good = [isinstance(value, str) and bool(value.strip()) for value in values]
         self.refuse_bad_rows(column, good, "not a text", "allowed is text that is not blank")
         return [str(value) for value in values]
@@ -115,7 +109,7 @@ class Table:
         Raises:
             RequestError: some labels are missing, or numbers that are not whole.
         """
-        names = [_label_name(value) for value in self.rows[column]]
+        names = [_label_name(value) for value in self.cells(column)]
         good = [name is not None for name in names]
         self.refuse_bad_rows(column, good, "not a label", "allowed are texts and whole numbers")
         return [name for name in names if name is not None]
@@ -126,7 +120,7 @@ class Table:
         Raises:
             RequestError: some labels are not finite numbers.
         """
-        values = pd.to_numeric(self.rows[column], errors="coerce")
+        values = pd.to_numeric(self.cells(column), errors="coerce")
         numbers = values.to_numpy(dtype=float, na_value=np.nan)  # (N,)
         good = np.isfinite(numbers).tolist()
         self.refuse_bad_rows(column, good, "not a number", "allowed are finite numbers")
@@ -145,16 +139,17 @@ class Table:
                 f"{len(good)} rows (row {some(bad)}); {allowed}"
             )
 
+    def _require(self, column: str, option: str) -> None:
+        if column not in self.columns:
+            raise RequestError(
+                f"{option} {column!r} is not in {str(self.path)!r}"
+                f"{nearest(column, self.columns)}; columns: {some(self.columns, 12)}"
+            )
+
 
 @dataclass(frozen=True)
 class TextColumns:
-    """Column names of texts, or pairs of texts, and their labels.
-
-    Attributes:
-        text: column of the texts.
-        pair: column of each pair's second text; None for single texts.
-        label: column of the labels.
-    """
+    """Columns of texts, of each pair's second text (None for single texts), and of labels."""
 
     text: str
     pair: str | None
@@ -166,12 +161,6 @@ class TextColumns:
         if self.pair is not None:
             texts = f"pairs of texts from columns {self.text!r} and {self.pair!r}"
         return f"{texts}, labels from column {self.label!r} of {path.name}"
-
-    def check(self, table: Table) -> None:
-        """Refuse a table that lacks one of the columns."""
-        for column, role in ((self.text, "text"), (self.pair, "text_pair"), (self.label, "label")):
-            if column is not None:
-                table.pick_column(column, (), role)
 
     def inputs(self, table: Table) -> Sequence[Any]:
         """Return the texts, or the pairs of texts, of all rows."""
@@ -189,7 +178,8 @@ def find_text_columns(config: DataConfig, table: Table) -> TextColumns:
     """
     text, pair = config.text_column, config.text_pair_column
     if text is None and pair is None:
-        text, pair = _find_pair(table)
+        found = ([table.find_column([name]) for name in names] for names in PAIR_NAMES)
+        text, pair = next((columns for columns in found if None not in columns), (None, None))
     text = table.pick_column(text, TEXT_NAMES, "text")
     if pair is not None:
         pair = table.pick_column(pair, (), "text_pair")
@@ -242,15 +232,6 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_pair(table: Table) -> tuple[str | None, str | None]:
-    """Return the columns of a conventional pair of texts, or two times None."""
-    for names in PAIR_NAMES:
-        first, second = (table.find_column((name,)) for name in names)
-        if first is not None and second is not None:
-            return first, second
-    return None, None
-
-
 def _label_name(value: Any) -> str | None:
     """Return a label as text; None if it is missing or a fraction."""
     if isinstance(value, float) and value.is_integer():
@@ -265,62 +246,51 @@ def _read_rows(path: Path) -> pd.DataFrame:
         return read_saved_dataset(path)
     if is_hub_id(path):
         return read_hub_dataset(path)
+    place = f"data {str(path)!r}"
     if path.is_dir():
-        raise RequestError(
-            f"data {str(path)!r}: is a directory, and no data set that datasets saved"
-        )
+        raise RequestError(f"{place}: is a directory, and no data set that datasets saved")
     if not path.is_file():
-        raise RequestError(f"data {str(path)!r}: no such file")
+        raise RequestError(f"{place}: no such file")
     file_format = FORMATS.get(path.suffix.lower())
     if file_format is None:
-        raise RequestError(f"data {str(path)!r}: allowed endings are {', '.join(FORMATS)}")
+        raise RequestError(f"{place}: allowed endings are {', '.join(FORMATS)}")
     if path.stat().st_size == 0:
-        raise RequestError(f"data {str(path)!r} is empty")
-    read = _FILE_READERS[file_format]
+        raise RequestError(f"{place} is empty")
     try:
-        return read(path)
+        return _read_file(path, file_format)
     except RequestError:
         raise
     except (OSError, ValueError) as error:  # parser errors of pandas and pyarrow are ValueErrors
         reason = " ".join(str(error).split())
-        raise RequestError(
-            f"data {str(path)!r} cannot be read as {file_format}: {reason}"
-        ) from None
+        raise RequestError(f"{place} cannot be read as {file_format}: {reason}") from None
 
 
-def _read_json_lines(path: Path) -> pd.DataFrame:
-    # dtype=False: the label "1" stays a text, and the label 1 a number.
-    return pd.read_json(path, lines=True, dtype=False)
-
-
-def _read_separated(path: Path, separator: str) -> pd.DataFrame:
-    _refuse_other_separator(path, separator)
+def _read_file(path: Path, file_format: str) -> pd.DataFrame:
+    if file_format == "Parquet":
+        return pd.read_parquet(path)
+    if file_format == "JSON lines":
+        # dtype=False: the label "1" stays a text, and the label 1 a number.
+        return pd.read_json(path, lines=True, dtype=False)
+    separator = "," if file_format == "CSV" else "\t"
+    _refuse_other_separator(path, separator, file_format)
     # low_memory=False: one type for a whole column, so that a text of digits stays a text.
     return pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False)
 
 
-_FILE_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    "CSV": lambda path: _read_separated(path, ","),
-    "TSV": lambda path: _read_separated(path, "\t"),
-    "JSON lines": _read_json_lines,
-    "Parquet": pd.read_parquet,
-}
-
-
-def _refuse_other_separator(path: Path, separator: str) -> None:
+def _refuse_other_separator(path: Path, separator: str, file_format: str) -> None:
     """Refuse a file with another separator, such as the ";" of European spreadsheets."""
     with path.open(encoding="utf-8", errors="replace") as file:
         header = file.readline()
     others = [sign for sign in SEPARATORS if sign in header]
     if separator in header or not others:
         return
-    ending = {",": ".csv", "\t": ".tsv"}.get(others[0])
-    rewrite = (
-        f"pandas.read_csv({path.name!r}, sep=';')"
-        f".to_csv('new-{path.name}', sep={separator!r}, index=False)"
-    )
-    remedy = f"name it {path.stem}{ending}" if ending else f"convert it: {rewrite}"
+    remedy = f"name it {path.stem}{'.csv' if others[0] == ',' else '.tsv'}"
+    if others[0] == ";":
+        remedy = (
+            f"convert it: pandas.read_csv({path.name!r}, sep=';')"
+            f".to_csv('new-{path.name}', sep={separator!r}, index=False)"
+        )
     raise RequestError(
         f"data {str(path)!r}: its columns seem to be separated by {SEPARATORS[others[0]]}, but "
-        f"{FORMATS[path.suffix.lower()]} needs {SEPARATORS[separator]}; {remedy}"
+        f"{file_format} needs {SEPARATORS[separator]}; {remedy}"
     )

@@ -8,7 +8,7 @@ from rankwise.tasks.base import Examples, Task
 from rankwise.tasks.classification import encode
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import RegressionObjective
-from rankwise.tasks.readers import Table, TextColumns, find_text_columns
+from rankwise.tasks.readers import Table, find_text_columns
 from rankwise.tasks.splits import limit_train, make_splits, number_examples
 
 LARGEST_SCALE = 10.0  # labels with a larger mean or spread are slow to learn at usual rates
@@ -21,43 +21,30 @@ def load_regression(config: DataConfig, table: Table) -> Task:
         RequestError: the data cannot be used; the message says which and why.
     """
     columns = find_text_columns(config, table)
-    examples = _read_examples(table, columns)
-    splits = make_splits(
-        config,
-        examples,
-        [""] * len(examples),
-        lambda other: _read_held_out(other, columns),
-    )
+
+    def read(table: Table) -> Examples:
+        return number_examples(columns.inputs(table), table.numbers(columns.label))
+
+    splits = make_splits(config, read(table), read)
     labels = splits.train.labels
     variance = float(np.var(labels))
     if not variance > 0 or not np.isfinite(variance):
         raise RequestError(
             f"column {columns.label!r} of {str(table.path)!r} has one number only ({labels[0]:g}); "
-            "there is nothing to be learnt"
+            "there is nothing to learn"
         )
     note = (
         f"{columns.describe(table.path)}; the loss is the squared error as a share of the labels' "
         f"variance, {variance:.4g}"
     )
     notes = (note, *splits.notes, *_scale_notes(float(np.mean(labels)), variance**0.5))
-    kept = limit_train(splits, config.train_examples, [""] * len(labels))
+    kept = limit_train(splits, config.train_examples)
     return kept.task(table.path.name, RegressionObjective(variance), encode, notes=notes)
 
 
 def is_numeric_label(values: pd.Series) -> bool:
     """Whether labels are numbers with fractions, which cannot be names of classes."""
-    if not pd.api.types.is_float_dtype(values):
-        return False
-    return bool((values.dropna() % 1 != 0).any())
-
-
-def _read_examples(table: Table, columns: TextColumns) -> Examples:
-    return number_examples(columns.inputs(table), table.numbers(columns.label))
-
-
-def _read_held_out(table: Table, columns: TextColumns) -> Examples:
-    columns.check(table)
-    return _read_examples(table, columns)
+    return pd.api.types.is_float_dtype(values) and bool((values.dropna() % 1 != 0).any())
 
 
 def _scale_notes(mean: float, deviation: float) -> tuple[str, ...]:

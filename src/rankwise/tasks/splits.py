@@ -1,6 +1,7 @@
 """Train, held-out and test splits of a task's examples: fixed, stratified, and free of overlap."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ HELD_OUT_SHARE = 0.2  # share of a data file that comes without held-out data
 TEST_SHARE = 0.1  # share of such a file that no decision sees
 SPLIT_SEED = 0
 """Seed of every split; `rankwise.sweeps.environment` lists the other fixed seeds."""
-RATING_SCALE = 5  # so many different whole numbers as labels may be a scale instead of classes
+RATING_SCALE = 5  # this many different whole numbers as labels may be a scale, not classes
 NO_EXAMPLES = Examples((), (), ())
 
 
@@ -42,37 +43,33 @@ def number_examples(inputs: Sequence[Any], labels: Sequence[Any]) -> Examples:
 def make_splits(
     config: DataConfig,
     examples: Examples,
-    strata: Sequence[str],
     read_held_out: Callable[[Table], Examples],
+    strata: Sequence[str] | None = None,
     noun: str = "texts",
 ) -> Splits:
-    """Return the splits of a data file, or the file beside the held-out data that the user gave.
+    """Split a data file, or use all of it for training if the user gave held-out data.
 
     Args:
         config: data settings; ``eval_data`` and ``allow_duplicates`` are used.
         examples: all examples of ``data``.
-        strata: class of each example, (N,).
         read_held_out: reads examples from the table in ``eval_data``.
-        noun: what messages call the inputs.
+        strata: class of each example, (N,), if they have classes.
+        noun: name of the inputs in messages.
 
     Raises:
         RequestError: a class is too small, or training data are held out too.
     """
     if config.eval_data is None:
-        return split_examples(examples, strata, noun=noun)
+        return split_examples(examples, strata or [""] * len(examples), noun=noun)
     held_out = read_held_out(read_table(config.eval_data))
     train_inputs = set(examples.inputs)
-    shared = sum(key in train_inputs for key in held_out.inputs)
+    shared = sum(text in train_inputs for text in held_out.inputs)
     if not shared:
         return Splits(examples, held_out, NO_EXAMPLES)
-    note = (
-        f"eval_data {str(config.eval_data)!r}: {shared} of its {len(held_out)} {noun} are in the "
-        "training data too"
-    )
+    counts = f"{shared} of its {len(held_out)} {noun}"
+    note = f"eval_data {str(config.eval_data)!r}: {counts} are in the training data too"
     if not config.allow_duplicates:
-        raise RequestError(
-            f"{note}; take them out of one of the two, or allow them with --allow-duplicates"
-        )
+        raise RequestError(f"{note}; remove them from one, or allow them with --allow-duplicates")
     return Splits(examples, held_out, NO_EXAMPLES, (note,))
 
 
@@ -86,18 +83,15 @@ def split_examples(
     """Split examples in three, with all copies of an input in one split.
 
     Shares are those of the different inputs. Each split keeps the shares of the ``strata``, the
-    classes of the examples, (N,); an input's first copy tells its class.
+    classes of the examples, (N,). The first copy of an input gives its class.
     """
     rows_of_input: dict[Hashable, list[int]] = {}
-    for row, key in enumerate(examples.inputs):
-        rows_of_input.setdefault(key, []).append(row)
+    for row, text in enumerate(examples.inputs):
+        rows_of_input.setdefault(text, []).append(row)
     copies = list(rows_of_input.values())
-    splits = stratified_split(
-        [strata[rows[0]] for rows in copies],
-        [held_out_share, test_share],
-        SPLIT_SEED,
-        f"different {noun}",
-    )
+    classes = [strata[rows[0]] for rows in copies]
+    shares = [held_out_share, test_share]
+    splits = stratified_split(classes, shares, SPLIT_SEED, f"different {noun}")
     train, held_out, test = (
         examples.take(sorted(row for index in split for row in copies[index])) for split in splits
     )
@@ -105,28 +99,27 @@ def split_examples(
     if not extra:
         return Splits(train, held_out, test)
     note = (
-        f"{extra} of {len(examples)} {noun} are copies of another; "
-        "all copies of a text are kept in one part"
+        f"{extra} of {len(examples)} {noun} are copies; all copies of a text are kept in one part"
     )
     return Splits(train, held_out, test, (note,))
 
 
-def limit_train(splits: Splits, limit: int | None, strata: Sequence[str]) -> Splits:
-    """Keep a stratified sample of at most ``limit`` training examples, whose classes are given.
+def limit_train(splits: Splits, limit: int | None, strata: Sequence[str] | None = None) -> Splits:
+    """Keep a sample of at most ``limit`` training examples, stratified by their classes if given.
 
     Raises:
         RequestError: there are more classes than examples to keep.
     """
     if limit is None or limit >= len(splits.train):
         return splits
+    strata = strata or [""] * len(splits.train)
     classes = len(set(strata))
     if limit < classes:
         raise RequestError(
             f"train_examples {limit}: the training data has {classes} classes, and each needs one "
             f"example at least; give {classes} or more"
         )
-    rows = stratified_sample(strata, limit, SPLIT_SEED)
-    return replace(splits, train=splits.train.take(rows))
+    return replace(splits, train=splits.train.take(stratified_sample(strata, limit, SPLIT_SEED)))
 
 
 def stratified_split(
@@ -138,7 +131,7 @@ def stratified_split(
         labels: class of each row, (N,).
         fractions: share of every part but the first, which takes the rest.
         seed: seed of the shuffle within each class.
-        noun: what messages call the rows.
+        noun: name of the rows in messages.
 
     Returns:
         ``1 + len(fractions)`` disjoint lists of ascending row numbers, N in all.
@@ -161,13 +154,8 @@ def stratified_split(
 def stratified_sample(labels: Sequence[str], limit: int, seed: int) -> list[int]:
     """Sample at most ``limit`` rows that keep the shares of the classes, each class at least once.
 
-    Args:
-        labels: class of each row, (N,).
-        limit: rows to keep; at least the number of classes.
-        seed: seed of the shuffle within each class.
-
-    Returns:
-        Ascending row numbers.
+    Returns ascending row numbers. Labels and seed are those of `stratified_split`; ``limit`` must
+    not be below the number of classes.
     """
     rows_of_class = _shuffled_rows(labels, seed)
     shares = [limit / len(labels) * len(rows) for rows in rows_of_class]
@@ -175,28 +163,22 @@ def stratified_sample(labels: Sequence[str], limit: int, seed: int) -> list[int]
     while sum(sizes) > limit:  # shares were rounded up, or a class has a share below 1
         large = [index for index, size in enumerate(sizes) if size > 1]
         sizes[max(large, key=lambda index: sizes[index] - shares[index])] -= 1
-    kept = np.concatenate(
-        [rows[:size] for rows, size in zip(rows_of_class, sizes, strict=True)]
-    )  # (M,)
-    return sorted(kept.tolist())
+    kept = [rows[:size] for rows, size in zip(rows_of_class, sizes, strict=True)]
+    return sorted(np.concatenate(kept).tolist())
 
 
 def _refuse_small_classes(labels: Sequence[str], parts: int, noun: str) -> None:
-    names, counts = np.unique(np.asarray(labels), return_counts=True)
-    small = [
-        f"{str(name)!r} has {count}"
-        for name, count in zip(names, counts.tolist(), strict=True)
-        if count < parts
-    ]
+    counts = Counter(sorted(labels))
+    small = [f"{name!r} has {count}" for name, count in counts.items() if count < parts]
     if not small:
         return
-    if len(names) == 1:  # dialogues or numbers, which have no classes
+    if len(counts) == 1:  # dialogues or numbers, which have no classes
         raise RequestError(
             f"{len(labels)} {noun}: at least {parts} are needed to be split into {parts} parts"
         )
-    are_numbers = all(re.fullmatch(r"-?\d+", str(name)) for name in names)
+    are_numbers = all(re.fullmatch(r"-?\d+", name) for name in counts)
     hint = ""
-    if len(names) >= RATING_SCALE and are_numbers:
+    if len(counts) >= RATING_SCALE and are_numbers:
         hint = "; if these are numbers to predict: --task regression"
     raise RequestError(
         f"class {some(small)}: each class needs at least {parts} {noun} to be split into "
