@@ -265,7 +265,7 @@ def held_out_results(run: Run, decision: Decision) -> list[dict[str, Any]]:
     for rank, rate in rates.items():
         if rate is None:
             continue
-        at_rank = run.store.trials(rank=rank, learning_rate=rate)
+        at_rank = select_trials(run.store.trials(), rank=rank, learning_rate=rate)
         at_rank.sort(key=lambda trial: trial.seed)
         rows.append(
             {

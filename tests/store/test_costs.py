@@ -9,7 +9,7 @@ from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RequestError
 from rankwise.store.costs import rank_costs, token_means, trained_at
 from rankwise.store.directory import SweepStore
-from rankwise.store.records import TrialRecord
+from rankwise.store.records import TrialRecord, select_trials
 from tests.factories import REQUEST, finished
 
 
@@ -36,7 +36,7 @@ def test_a_rank_costs_the_median_of_its_trials_at_its_own_rate(store: SweepStore
     store.add(trained(4, 0, train_seconds=50.0), {})
     costs = rank_costs(store.trials(), 8, 1e-3)
     assert (costs["train_seconds"], costs["peak_memory_bytes"]) == (2.0, 102)
-    assert costs["adapter_bytes"] == store.trials(rank=8)[0].adapter_bytes
+    assert costs["adapter_bytes"] == select_trials(store.trials(), rank=8)[0].adapter_bytes
     assert rank_costs(store.trials(), 8, None)["train_seconds"] == 3.5
     assert rank_costs(store.trials(), 16, None) == {}
 
@@ -46,7 +46,7 @@ def test_a_truncated_rank_has_a_size_but_no_training_time(store: SweepStore) -> 
     store.add(truncated(4, "r8-lr0.001-seed0"), {})
     assert set(rank_costs(store.trials(), 4, 1e-3)) == {"trainable_params", "adapter_bytes"}
     assert trained_at(store.trials()) == 8
-    assert trained_at(store.trials(rank=8)) is None
+    assert trained_at(select_trials(store.trials(), rank=8)) is None
 
 
 def test_truncated_adapters_of_several_trained_ranks_answer_no_question(store: SweepStore) -> None:

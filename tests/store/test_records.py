@@ -15,6 +15,7 @@ from rankwise.store.records import (
     read_train_losses,
     read_trial,
     read_trials,
+    select_trials,
 )
 from tests.factories import REQUEST, finished, save_sweep
 
@@ -55,9 +56,10 @@ def test_a_trial_record_holds_config_and_summary(tmp_path: Path) -> None:
 
 def test_trials_are_selected_by_rank_and_rate(tmp_path: Path) -> None:
     save_sweep(tmp_path, [finished(rank, seed) for rank in (4, 8) for seed in (0, 1)])
-    assert [trial.seed for trial in read_trials(tmp_path, rank=8)] == [0, 1]
-    assert len(read_trials(tmp_path, learning_rate=1e-3)) == 4
-    assert read_trials(tmp_path, rank=8, learning_rate=1e-2) == []
+    trials = read_trials(tmp_path)
+    assert [trial.seed for trial in select_trials(trials, rank=8)] == [0, 1]
+    assert len(select_trials(trials, learning_rate=1e-3)) == 4
+    assert select_trials(trials, rank=8, learning_rate=1e-2) == []
 
 
 def test_a_diverged_trial_has_no_loss(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def report_plots(
 
     Args:
         decision: content of ``decision.json``.
-        evidence: one row per trial and example, see `rankwise.store.directory.read_evidence`.
+        evidence: one row per trial and example, see `rankwise.store.records.read_evidence`.
         unit: unit of the loss.
         score: name of the task score.
     """

@@ -16,14 +16,9 @@ def rank_costs(
 ) -> dict[str, Any]:
     """Return the measured costs of a rank at one learning rate.
 
-    Args:
-        trials: all trials of a sweep.
-        rank: the rank.
-        learning_rate: the rate that the rank is judged by; None for all of its rates.
-
     Returns:
-        The cost fields of `rankwise.decide.decision.RankRow`. A rank whose adapters were truncated,
-        not trained, has neither seconds nor memory; a rank without trials has no costs.
+        The cost fields of `rankwise.decide.decision.RankRow`; none for a rank without trials, and
+        neither seconds nor memory for a rank with truncated adapters only.
     """
     at_rank = select_trials(trials, rank=rank, learning_rate=learning_rate)
     if not at_rank:
@@ -51,9 +46,8 @@ def trained_at(trials: Sequence[TrialRecord]) -> int | None:
     ranks = sorted({trial.rank for trial in trials if trial.truncated_from is None})
     if len(ranks) > 1:
         raise RequestError(
-            f"results mix truncated adapters with adapters trained at ranks {some(ranks)}: which "
-            "rank to keep and which to train at are two questions; give the results of one "
-            "strategy at a time"
+            f"results mix truncated adapters with adapters trained at ranks {some(ranks)}; "
+            "give the results of one strategy at a time"
         )
     return ranks[0]
 
@@ -61,11 +55,8 @@ def trained_at(trials: Sequence[TrialRecord]) -> int | None:
 def token_means(evidence: pd.DataFrame) -> dict[str, float]:
     """Return a trial's means over all held-out tokens, so that long examples weigh more.
 
-    The exact match is that of greedy decoding, without decoding: a completion is reproduced if
-    every token is the model's first choice after the tokens before it.
-
-    Args:
-        evidence: a row per held-out example. Without a column ``tokens`` there are no means.
+    Without a column ``tokens`` there are no means. The exact match is that of greedy decoding,
+    without decoding: every token of a completion is the model's first choice.
     """
     if "tokens" not in evidence or evidence.empty:
         return {}

@@ -9,31 +9,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from rankwise.engine.trial import FinishedTrial
 from rankwise.errors import RankwiseError, RequestError
+from rankwise.lora.adapter import Adapter
+from rankwise.lora.files import write_adapter
+from rankwise.store import records
 from rankwise.store.costs import token_means
-from rankwise.store.records import (
-    EVIDENCE_COLUMNS,
-    UNTRAINED_FILE,
-    SweepRecord,
-    TrialRecord,
-    read_evidence,
-    read_json,
-    read_sweep,
-    read_train_losses,
-    read_trials,
-    trial_directories,
-    unreadable,
-)
-
-if TYPE_CHECKING:
-    from rankwise.engine.trial import FinishedTrial
-    from rankwise.lora.adapter import Adapter
+from rankwise.store.records import EVIDENCE_COLUMNS, SweepRecord, TrialRecord
 
 PARTIAL = ".partial-"
 RANK_PATTERN_DIRECTORY = "best-rank-pattern"
@@ -41,15 +28,14 @@ DECISION_SETTINGS = ("margin", "confidence")  # they affect the decision, not th
 
 
 class SweepStore:
-    """A sweep's directory, held by one process at a time.
+    """A sweep's directory, locked by one process at a time.
 
     A trial is written under a temporary name and then renamed. So a sweep that is killed at any
     moment leaves complete trials only, and resumes with the next one.
 
     Args:
-        directory: the sweep directory; it is created if it does not exist.
-        record: the request. An existing directory must belong to the same request, or hold no
-            complete trial yet.
+        directory: a new directory, or one with no complete trials of another request.
+        record: the request.
         extend: allow more seeds than in the directory's request. Trials do not depend on one
             another, so the result is the same as if the sweep had started with all seeds.
 
@@ -60,26 +46,25 @@ class SweepStore:
     def __init__(self, directory: Path, record: SweepRecord, *, extend: bool = False) -> None:
         self.directory = directory
         self.trials_directory = directory / "trials"
+        out = f"out {str(directory)!r}"
         refuse_bad_directory(directory)
         try:
             self.trials_directory.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(directory / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise RequestError(
-                f"out {str(directory)!r} is in use by another running sweep"
-            ) from None
+            raise RequestError(f"{out} is in use by another running sweep") from None
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise RequestError(f"out {str(directory)!r} cannot be written: {reason}") from None
+            raise RequestError(f"{out} cannot be written: {reason}") from None
         try:
             for leftover in self.trials_directory.glob(f"{PARTIAL}*"):
                 shutil.rmtree(leftover)
             resumed = can_resume(directory, record, extend=extend)
             if not resumed:
-                (directory / UNTRAINED_FILE).unlink(missing_ok=True)
+                (directory / records.UNTRAINED_FILE).unlink(missing_ok=True)
             if not resumed or extend:
-                self.write_json("sweep.json", record.as_dict())
+                self.write_json("sweep.json", asdict(record))
         except RankwiseError:
             self._lock.release()
             raise
@@ -87,15 +72,10 @@ class SweepStore:
     def __enter__(self) -> "SweepStore":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def add(self, finished: "FinishedTrial", settings: Mapping[str, Any]) -> None:
+    def add(self, finished: FinishedTrial, settings: Mapping[str, Any]) -> None:
         """Store a finished trial under ``trials/``.
 
         Args:
@@ -113,29 +93,23 @@ class SweepStore:
             os.replace(partial, self.trials_directory / name)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise RankwiseError(
-                f"cannot write {str(self.trials_directory / name)!r}: {error.strerror or error}; "
-                f"the {len(self.trial_names())} complete trials are kept, and the same command "
-                "resumes from them"
-            ) from None
+            raise _cannot_write(self.trials_directory / name, error) from None
 
     def trial_names(self) -> list[str]:
         """Return the names of the complete trials."""
-        return [path.name for path in trial_directories(self.directory)]
+        return [path.name for path in records.trial_directories(self.directory)]
 
-    def trials(
-        self, *, rank: int | None = None, learning_rate: float | None = None
-    ) -> list[TrialRecord]:
-        """Return the complete trials, all or those of one rank and one learning rate."""
-        return read_trials(self.directory, rank=rank, learning_rate=learning_rate)
+    def trials(self) -> list[TrialRecord]:
+        """Return the complete trials."""
+        return records.read_trials(self.directory)
 
     def evidence(self) -> pd.DataFrame:
         """Return the held-out results of all complete trials, see `read_evidence`."""
-        return read_evidence(self.directory)
+        return records.read_evidence(self.directory)
 
     def train_losses(self) -> pd.DataFrame:
         """Return the training losses of all complete trials, see `read_train_losses`."""
-        return read_train_losses(self.directory)
+        return records.read_train_losses(self.directory)
 
     def seconds_spent(self) -> float:
         """Return how long all complete trials took to train and to score."""
@@ -149,12 +123,12 @@ class SweepStore:
         """
         path = self.trials_directory / trial_name / "adapter"
         if not path.is_dir():
-            raise unreadable(path.parent, "it has no directory adapter/")
+            raise records.unreadable(path.parent, "it has no directory adapter/")
         return path
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of the sweep; return None if there is no such file."""
-        return read_json(self.directory / name)
+        return records.read_json(self.directory / name)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the sweep atomically."""
@@ -176,14 +150,10 @@ class SweepStore:
             if trial_name is not None:
                 os.replace(partial, best)
         except OSError as error:
-            raise RankwiseError(
-                f"cannot write {str(best)!r}: {error.strerror or error}; complete trials are kept"
-            ) from None
+            raise _cannot_write(best, error) from None
 
-    def write_rank_pattern(self, adapter: "Adapter | None") -> None:
+    def write_rank_pattern(self, adapter: Adapter | None) -> None:
         """Write the adapter with a rank for each layer, or remove the directory if None."""
-        from rankwise.lora.files import write_adapter
-
         shutil.rmtree(self.directory / RANK_PATTERN_DIRECTORY, ignore_errors=True)
         if adapter is not None:
             write_adapter(adapter, self.directory / RANK_PATTERN_DIRECTORY)
@@ -195,18 +165,14 @@ def refuse_bad_directory(directory: Path) -> None:
     Raises:
         RequestError: the path is a file, or a directory with other things in it.
     """
+    out, advice = f"out {str(directory)!r}", "name a new or empty directory"
     if directory.exists() and not directory.is_dir():
-        raise RequestError(
-            f"out {str(directory)!r} is a file; allowed is a directory, new or of the same sweep"
-        )
+        raise RequestError(f"{out} is a file; {advice}")
     if not directory.is_dir() or (directory / "sweep.json").exists():
         return
-    for path in directory.iterdir():
-        if path.name != "trials" and not path.name.startswith("."):
-            raise RequestError(
-                f"out {str(directory)!r} holds other files ({path.name}) and no sweep; "
-                "name a new or empty directory"
-            )
+    for name in sorted(path.name for path in directory.iterdir()):
+        if name != "trials" and not name.startswith("."):
+            raise RequestError(f"{out} holds other files ({name}) and no sweep; {advice}")
 
 
 def can_resume(directory: Path, record: SweepRecord, *, extend: bool) -> bool:
@@ -217,16 +183,13 @@ def can_resume(directory: Path, record: SweepRecord, *, extend: bool) -> bool:
     Raises:
         RequestError: the directory holds trials of another request.
     """
-    before = read_sweep(directory)
+    before = records.read_sweep(directory)
     if before is None:
         return False
-    try:
-        _refuse_other_request(directory, before, record, extend=extend)
-    except RequestError:
-        if trial_directories(directory):
-            raise
-        return False
-    return True
+    change = _first_change(directory, before, record, extend=extend)
+    if change is not None and records.trial_directories(directory):
+        raise RequestError(f"out {str(directory)!r} holds a sweep with another request: {change}")
+    return change is None
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -241,36 +204,40 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise RankwiseError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; complete trials are kept"
-        ) from None
+        raise _cannot_write(path, error) from None
 
 
-def _refuse_other_request(
+def _cannot_write(path: Path, error: OSError) -> RankwiseError:
+    return RankwiseError(
+        f"cannot write {str(path)!r}: {error.strerror or error}; "
+        "complete trials are kept, and the same command resumes from them"
+    )
+
+
+def _first_change(
     directory: Path, before: SweepRecord, now: SweepRecord, *, extend: bool
-) -> None:
-    """Refuse to resume a sweep under another request; paths, versions and hardware may differ."""
-    change, remedy = None, ""
-    for name, (old, new) in _differences(before.settings, now.settings).items():
-        more_seeds = name == "seeds" and new > old
-        if more_seeds and extend:
-            continue
-        change = f"{name} is {new}, was {old}"
-        remedy = (
-            "; or add the new ones with --extend"
-            if more_seeds
-            else _analyze_hint(directory, before, now)
-        )
-        break
-    else:
-        for name in _differences(asdict(before.fingerprints), asdict(now.fingerprints)):
-            change = f"{name} is not the same as before"
-            break
-    if change is not None:
-        raise RequestError(
-            f"out {str(directory)!r} holds a sweep with another request: {change}; "
-            f"give the same request, or another out{remedy}"
-        )
+) -> str | None:
+    """Return the first difference between two requests with its remedy; None if they are equal.
+
+    Paths, versions and hardware may differ.
+    """
+    advice = "give the same request, or another out"
+    settings = _differences(before.settings, now.settings)
+    files = _differences(asdict(before.fingerprints), asdict(now.fingerprints))
+    for name, (old, new) in settings.items():
+        if name == "seeds" and new > old:
+            if extend:
+                continue
+            advice += "; or add the new ones with --extend"
+        elif set(settings) <= set(DECISION_SETTINGS) and not files:
+            # All options: the sweep's values need not be the command's defaults.
+            options = " ".join(f"--{each} {now.settings[each]}" for each in DECISION_SETTINGS)
+            command = f"rankwise analyze {shlex.quote(str(directory))} {options}"
+            advice += f"; or decide again without training: {command}"
+        return f"{name} is {new}, was {old}; {advice}"
+    if files:
+        return f"{next(iter(files))} is not the same as before; {advice}"
+    return None
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -279,36 +246,17 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
 
-def _analyze_hint(directory: Path, before: SweepRecord, now: SweepRecord) -> str:
-    """Return the command that decides again, if only settings of the decision changed."""
-    changed = _differences(before.settings, now.settings)
-    if not set(changed) <= set(DECISION_SETTINGS) or before.fingerprints != now.fingerprints:
-        return ""
-    # All options: the sweep's values need not be the command's defaults.
-    options = " ".join(f"--{name} {now.settings[name]}" for name in DECISION_SETTINGS)
-    command = f"rankwise analyze {shlex.quote(str(directory))} {options}"
-    return f"; or decide again without training: {command}"
-
-
-def _trial_files(finished: "FinishedTrial", settings: Mapping[str, Any]) -> dict[str, bytes]:
+def _trial_files(finished: FinishedTrial, settings: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the contents of a trial's files by their paths in its directory."""
     from safetensors.torch import save
 
-    trial = finished.trial
-    config: dict[str, Any] = {
-        "rank": trial.rank,
-        "seed": trial.seed,
-        "learning_rate": trial.learning_rate,
-        "lora_alpha": trial.lora_alpha,
-        "use_rslora": trial.use_rslora,
-    }
-    if trial.truncated_from is not None:
-        config["truncated_from"] = trial.truncated_from
+    # truncated_from is None, and left out, for a trained adapter.
+    trial = {name: value for name, value in asdict(finished.trial).items() if value is not None}
     weights = save(finished.adapter, metadata={"format": "pt"})
     rows = [*finished.steps, _summary(finished, adapter_bytes=len(weights))]
     lines = [json.dumps(_finite(row)) + "\n" for row in rows]
     return {
-        "config.json": _json_bytes({**config, **settings}),
+        "config.json": _json_bytes({**trial, **settings}),
         "metrics.jsonl": "".join(lines).encode(),
         "evidence.parquet": _evidence_bytes(finished),
         "adapter/adapter_config.json": _json_bytes(finished.adapter_config),
@@ -316,17 +264,15 @@ def _trial_files(finished: "FinishedTrial", settings: Mapping[str, Any]) -> dict
     }
 
 
-def _summary(finished: "FinishedTrial", *, adapter_bytes: int) -> dict[str, Any]:
+def _summary(finished: FinishedTrial, *, adapter_bytes: int) -> dict[str, Any]:
     """Return the last line of a trial's ``metrics.jsonl``."""
-    means: dict[str, float | None] = {"eval_loss": None, "eval_score": None}
-    if not finished.diverged:
-        for name in ("loss", "score"):
-            means[f"eval_{name}"] = float(finished.evidence[name].mean())
+    evidence, diverged = finished.evidence, finished.diverged
     return {
         "step": len(finished.steps),
-        "diverged": finished.diverged,
-        **means,
-        **token_means(finished.evidence),
+        "diverged": diverged,
+        "eval_loss": None if diverged else float(evidence["loss"].mean()),
+        "eval_score": None if diverged else float(evidence["score"].mean()),
+        **token_means(evidence),
         "trainable_params": finished.trainable_params,
         "adapter_bytes": adapter_bytes,
         "train_seconds": finished.train_seconds,
@@ -337,18 +283,13 @@ def _summary(finished: "FinishedTrial", *, adapter_bytes: int) -> dict[str, Any]
     }
 
 
-def _evidence_bytes(finished: "FinishedTrial") -> bytes:
+def _evidence_bytes(finished: FinishedTrial) -> bytes:
     """Return a trial's ``evidence.parquet``; a diverged trial has a single row without a loss."""
-    trial = finished.trial
     frame = finished.evidence
     if finished.diverged:
-        frame = pd.DataFrame({"example_id": [-1], "loss": [float("nan")], "score": [0.0]})
-    frame = frame.assign(
-        rank=trial.rank,
-        seed=trial.seed,
-        learning_rate=trial.learning_rate,
-        diverged=finished.diverged,
-    )
+        frame = pd.DataFrame({"example_id": [-1], "loss": [math.nan], "score": [0.0]})
+    trial = {name: getattr(finished.trial, name) for name in ("rank", "seed", "learning_rate")}
+    frame = frame.assign(**trial, diverged=finished.diverged)
     further = [name for name in frame.columns if name not in EVIDENCE_COLUMNS]
     buffer = io.BytesIO()
     frame[[*EVIDENCE_COLUMNS, *further]].to_parquet(buffer, index=False)

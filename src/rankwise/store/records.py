@@ -3,43 +3,37 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
+from rankwise.decide.evidence import ChanceLoss
 from rankwise.errors import RankwiseError, RequestError, some
-
-if TYPE_CHECKING:
-    from rankwise.decide.evidence import ChanceLoss
 
 Record = TypeVar("Record")
 
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 TRAIN_LOSS_COLUMNS = ("rank", "seed", "learning_rate", "step", "train_loss")
 UNTRAINED_FILE = "untrained.json"  # held-out losses of the base without an adapter
-SUMMARY_BYTES = 8192  # more than the last line of a metrics.jsonl ever takes
+SUMMARY_BYTES = 8192  # longer than the last line of any metrics.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """A complete trial: its ``config.json`` and the summary at the end of its ``metrics.jsonl``.
 
-    `rankwise.engine.trial` describes the fields of the trial and its measurements.
+    `rankwise.engine.trial` describes the other fields, `rankwise.store.costs.token_means` the means
+    over tokens, which only causal language models have.
 
     Attributes:
-        directory: the trial's directory; its name is the trial's name.
         step: number of optimizer steps.
         eval_loss: mean held-out loss, nats per example; NaN if the trial diverged.
         eval_score: mean held-out task score; NaN if the trial diverged.
         adapter_bytes: size of the adapter file.
-        eval_token_loss: mean held-out loss over all tokens; this and the following are measured
-            of causal language models only, see `rankwise.store.costs.token_means`.
-        eval_perplexity: exponential of that loss.
-        eval_token_accuracy: share of the tokens that are the model's first choice.
-        eval_exact_match: share of the examples whose every token is the model's first choice.
     """
 
     directory: Path
@@ -99,16 +93,16 @@ class TaskRecord:
     """The task of a sweep, as its reports and exports need it.
 
     Attributes:
-        name: name of the task, usually the data file's.
+        name: usually the name of the data file.
         examples: description of the examples, as in "2 classes".
-        task_type: PEFT's: ``SEQ_CLS`` or ``CAUSAL_LM``.
+        task_type: PEFT's ``SEQ_CLS`` or ``CAUSAL_LM``.
         loss: unit of the loss.
-        chance: what gives the chance-level loss; ``chance_loss`` is that loss, nats.
+        chance: description of the model that has the chance-level loss.
+        chance_loss: chance-level loss, nats; None if the task does not know it.
         score: name of the task score; larger is better.
         data_layout: columns and roles of instruction data; None for other tasks.
         answers_marked: whether the chat template marks the assistant's tokens, as TRL needs it.
-        label_names: names of the classes; empty where there are none.
-        train_examples: number of examples in this part of the data; so for the other parts.
+        label_names: names of the classes; empty for other tasks.
     """
 
     name: str
@@ -158,11 +152,8 @@ class SweepRecord:
     """The request that a sweep directory belongs to, as ``sweep.json`` holds it.
 
     Attributes:
-        settings: every setting that affects results, by its name in `rankwise.SweepConfig`.
-        paths: model and data as the request names them.
-        fingerprints: hashes of their contents; with the settings, they identify the sweep.
-        task: the task that was loaded from the data.
-        environment: versions and hardware.
+        settings: every setting that affects results; with the fingerprints, they identify the
+            sweep.
         command: the command line, or the Python call.
     """
 
@@ -178,10 +169,6 @@ class SweepRecord:
         """The settings that exports repeat."""
         return _parse(TrainingSettings, self.settings)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the content of ``sweep.json``."""
-        return asdict(self)
-
 
 def read_sweep(directory: Path) -> SweepRecord | None:
     """Read a sweep directory's ``sweep.json``; return None if there is no such file.
@@ -191,17 +178,8 @@ def read_sweep(directory: Path) -> SweepRecord | None:
     """
     path = directory / "sweep.json"
     content = read_json(path)
-    if content is None:
-        return None
-    parts = {
-        "paths": SweepPaths,
-        "fingerprints": Fingerprints,
-        "task": TaskRecord,
-        "environment": Environment,
-    }
     try:
-        read: dict[str, Any] = {name: _parse(kind, content[name]) for name, kind in parts.items()}
-        return _parse(SweepRecord, {**content, **read})
+        return None if content is None else _parse(SweepRecord, content)
     except KeyError as error:
         raise RequestError(f"{str(path)!r} cannot be read: it lacks {error}") from None
 
@@ -215,30 +193,22 @@ def read_finished_sweep(directory: Path) -> tuple[SweepRecord, dict[str, Any]]:
     for name in ("sweep.json", "decision.json"):
         if not (directory / name).exists():
             raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {name}")
-    decision, sweep = read_json(directory / "decision.json"), read_sweep(directory)
+    sweep, decision = read_sweep(directory), read_json(directory / "decision.json")
     assert sweep is not None
     assert decision is not None
     return sweep, decision
 
 
-def read_trials(
-    directory: Path, *, rank: int | None = None, learning_rate: float | None = None
-) -> list[TrialRecord]:
-    """Read a sweep directory's complete trials, all or those of one rank and one learning rate.
+# The following functions raise RankwiseError if a trial's file is missing or broken.
 
-    Raises:
-        RankwiseError: a trial's file is missing or broken.
-    """
-    trials = [read_trial(path) for path in trial_directories(directory)]
-    return select_trials(trials, rank=rank, learning_rate=learning_rate)
+
+def read_trials(directory: Path) -> list[TrialRecord]:
+    """Read a sweep directory's complete trials, sorted by name."""
+    return [read_trial(path) for path in trial_directories(directory)]
 
 
 def read_trial(directory: Path) -> TrialRecord:
-    """Read the directory of one complete trial.
-
-    Raises:
-        RankwiseError: a file is missing or broken.
-    """
+    """Read the directory of one complete trial."""
     values = {**read_trial_config(directory), **read_summary(directory), "directory": directory}
     if values.get("diverged"):
         values.update(eval_loss=math.nan, eval_score=math.nan)
@@ -264,16 +234,11 @@ def read_evidence(directory: Path) -> pd.DataFrame:
 
     Returns:
         Columns EVIDENCE_COLUMNS, and ``tokens`` where examples have several.
-
-    Raises:
-        RankwiseError: a trial's file is missing or broken.
     """
     frames = []
     for trial in trial_directories(directory):
-        try:
+        with _reading(trial, "evidence.parquet"):
             frames.append(pd.read_parquet(trial / "evidence.parquet"))
-        except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-            raise unreadable(trial, f"evidence.parquet: {error}") from None
     if not frames:
         return pd.DataFrame({name: [] for name in EVIDENCE_COLUMNS})
     return pd.concat(frames, ignore_index=True)
@@ -284,9 +249,6 @@ def read_train_losses(directory: Path) -> pd.DataFrame:
 
     Returns:
         Columns TRAIN_LOSS_COLUMNS; ``train_loss`` in nats.
-
-    Raises:
-        RankwiseError: a trial's file is missing or broken.
     """
     rows = []
     for trial in read_trials(directory):
@@ -295,8 +257,8 @@ def read_train_losses(directory: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TRAIN_LOSS_COLUMNS))
 
 
-def read_chance_loss(directory: Path) -> "ChanceLoss | None":
-    """Read the held-out loss of a model that has learned nothing, None if it is unknown.
+def read_chance_loss(directory: Path) -> ChanceLoss | None:
+    """Read the held-out loss of a model that has learned nothing; return None if it is unknown.
 
     Returns:
         The task's chance level, or the losses of the untrained base by ``example_id``.
@@ -312,54 +274,31 @@ def read_chance_loss(directory: Path) -> "ChanceLoss | None":
 
 def trial_directories(directory: Path) -> list[Path]:
     """Return the directories of a sweep's complete trials, sorted by name."""
-    paths = (directory / "trials").glob("*")
-    return sorted(path for path in paths if not path.name.startswith("."))
+    return sorted((directory / "trials").glob("[!.]*"))
 
 
 def read_trial_config(trial: Path) -> dict[str, Any]:
-    """Read a trial directory's ``config.json``.
-
-    Raises:
-        RankwiseError: it is missing or broken.
-    """
-    try:
-        config = read_json(trial / "config.json")
-    except RequestError as error:
-        raise unreadable(trial, error) from None
-    if config is None:
-        raise unreadable(trial, "it has no config.json")
-    return config
+    """Read a trial directory's ``config.json``."""
+    with _reading(trial, "config.json"):
+        return _json_object((trial / "config.json").read_bytes())
 
 
 def read_steps(trial: Path) -> list[dict[str, Any]]:
-    """Read the measurements of each optimizer step, the other lines of ``metrics.jsonl``.
-
-    Raises:
-        RankwiseError: it is missing or broken.
-    """
-    try:
+    """Read the measurements of each optimizer step, all lines of ``metrics.jsonl`` but the last."""
+    with _reading(trial, "metrics.jsonl"):
         rows = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise unreadable(trial, f"metrics.jsonl: {error}") from None
-    return rows[:-1]  # the last line is the summary
+    return rows[:-1]
 
 
 def read_summary(trial: Path) -> dict[str, Any]:
-    """Read the measurements of a whole trial, the last line of its ``metrics.jsonl``.
-
-    Raises:
-        RankwiseError: the file is missing or broken.
-    """
-    try:
-        with (trial / "metrics.jsonl").open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - SUMMARY_BYTES))
-            lines = file.read().splitlines()
-        summary = json.loads(lines[-1] if lines else b"")
-    except (OSError, ValueError) as error:
-        raise unreadable(trial, f"metrics.jsonl: {error}") from None
-    if not isinstance(summary, dict) or "trainable_params" not in summary:
-        raise unreadable(trial, "metrics.jsonl ends before its last line")
+    """Read the measurements of a whole trial, the last line of its ``metrics.jsonl``."""
+    with _reading(trial, "metrics.jsonl"), (trial / "metrics.jsonl").open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - SUMMARY_BYTES))
+        lines = file.read().splitlines()
+        summary = _json_object(lines[-1] if lines else b"")
+        if "trainable_params" not in summary:
+            raise ValueError("the last line is missing")
     return summary
 
 
@@ -370,14 +309,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
         RequestError: the file cannot be read, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _json_object(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise RequestError(f"{str(path)!r} cannot be read: it holds no JSON object")
-    return content
 
 
 def unreadable(trial: Path, reason: object) -> RankwiseError:
@@ -388,12 +324,34 @@ def unreadable(trial: Path, reason: object) -> RankwiseError:
     )
 
 
+@contextmanager
+def _reading(trial: Path, file: str) -> Iterator[None]:
+    """Report errors in the block as errors of a trial's file."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+        raise unreadable(trial, f"{file}: {error}") from None
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
 def _parse(kind: type[Record], content: Mapping[str, Any]) -> Record:
     """Build a dataclass from a JSON object; raise KeyError for the entries that it lacks."""
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    lacking = [
-        name for name, field in known.items() if name not in content and field.default is MISSING
-    ]
+    values: dict[str, Any] = {}
+    lacking = []
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in content:
+            value = content[field.name]
+            if isinstance(field.type, type) and is_dataclass(field.type):
+                value = _parse(field.type, value)
+            values[field.name] = value
+        elif field.default is MISSING:
+            lacking.append(field.name)
     if lacking:
         raise KeyError(some(lacking))
-    return kind(**{name: content[name] for name in known if name in content})
+    return kind(**values)
