@@ -82,7 +82,7 @@ def test_undetermined_says_what_to_run_and_that_can_be_run(
     done = rankwise(*fast)
     assert done.returncode == 0
     assert "Chosen rank: undetermined" in done.stdout
-    assert "try other learning rates" in " ".join(done.stdout.split())
+    assert "Try other learning rates" in " ".join(done.stdout.split())
     content = json.loads((tmp_path / "out/decision.json").read_text())
     assert content["verdict"] == "undetermined"
     fast[fast.index("--seeds") + 1] = "2"
