@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rankwise.checks import check_whole
 from rankwise.errors import RequestError, some
+from rankwise.lora.alpha import whole_as_int
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PEFT_PREFIX = "base_model.model."
-"""PEFT puts this in front of the base model's names."""
-
+PEFT_PREFIX = "base_model.model."  # in front of the base model's names
 FACTOR_NAME = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))"
 )
 OTHER_LORA_TENSORS = (".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+# With these init_lora_weights, loading changes the base weight in a way that depends on the rank.
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-"""With such init_lora_weights, loading changes the base weight, depending on the rank."""
-
+# With these settings delta-W is not scaling * B @ A of the saved factors.
 UNSUPPORTED_SETTINGS = {
     "use_qalora": "QA-LoRA",
     "use_bdlora": "BD-LoRA",
@@ -29,7 +29,6 @@ UNSUPPORTED_SETTINGS = {
     "arrow_config": "Arrow",
     "target_parameters": "LoRA on stacked experts (target_parameters)",
 }
-"""With these settings delta-W is not ``scaling * B @ A`` of the saved factors."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,15 @@ class Adapter:
 class FactorPair:
     """The factors A and B of one layer, which add ``scaling * B @ A`` to its frozen weight.
 
-    See Hu et al. 2021, section 4.1. A convolution has its kernel flattened into ``d_in``.
+    See Hu et al. 2021, section 4.1. ``d_in`` of a convolution counts the entries of its kernels,
+    ``d_in`` of an embedding its tokens.
 
     Attributes:
         name: Name of the layer in the base model.
-        a: A, ``(r, d_in)``; ``(r, channels, *kernel)`` in a convolution; ``(r, entries)`` in an
-            embedding.
+        a: A, ``(r, d_in)``; ``(r, channels, *kernel)`` in a convolution.
         b: B, ``(d_out, r)``; ``(d_out, r, 1, ...)`` in a convolution.
         alpha: ``lora_alpha`` of this layer.
-        use_rslora: The scaling is ``alpha / sqrt(r)`` (Kalajdzievski 2023, section 3) instead of
-            ``alpha / r``.
+        use_rslora: Whether the scaling is ``alpha / sqrt(r)`` instead of ``alpha / r``.
         key_a: Name of A among the adapter's tensors.
         key_b: Name of B among the adapter's tensors.
     """
@@ -73,12 +71,12 @@ class FactorPair:
 
     @property
     def rank(self) -> int:
-        """The rank r, which is the number of rows of A."""
+        """The rank r."""
         return int(self.a.shape[0])
 
     @property
     def d_in(self) -> int:
-        """Number of inputs of the layer; of entries in an embedding."""
+        """Number of inputs of the layer."""
         return math.prod(self.a.shape[1:])
 
     @property
@@ -106,27 +104,23 @@ class FactorPair:
         return self.a.detach().double().flatten(1), self.b.detach().double().flatten(1)
 
     def with_matrices(self, a: "Tensor", b: "Tensor") -> "FactorPair":
-        """Return this layer with factors of another rank k, and alpha such that scaling stays.
+        """Return this layer with factors of another rank k, in the dtypes of the present ones.
 
         Scaling sets the size of a training step and of the bias that ``lora_bias`` adds, so it must
         not change: alpha becomes ``alpha * k / r``, with rsLoRA ``alpha * sqrt(k / r)``.
 
         Args:
-            a: ``(k, d_in)``; converted to the dtype of the factor that it replaces.
-            b: ``(d_out, k)``; converted likewise.
+            a: ``(k, d_in)``.
+            b: ``(d_out, k)``.
         """
         rank = int(a.shape[0])
+        plain, rslora = self.alpha * rank / self.rank, self.alpha * math.sqrt(rank / self.rank)
         return replace(
             self,
             a=a.to(self.a.dtype).reshape(rank, *self.a.shape[1:]).contiguous(),
             b=b.to(self.b.dtype).reshape(self.d_out, rank, *self.b.shape[2:]).contiguous(),
-            alpha=self._alpha_at(rank),
+            alpha=rslora if self.use_rslora else plain,
         )
-
-    def _alpha_at(self, rank: int) -> float:
-        if self.use_rslora:
-            return self.alpha * math.sqrt(rank / self.rank)
-        return self.alpha * rank / self.rank
 
 
 def factor_pairs(adapter: Adapter) -> list[FactorPair]:
@@ -138,23 +132,16 @@ def factor_pairs(adapter: Adapter) -> list[FactorPair]:
     """
     for setting, form in UNSUPPORTED_SETTINGS.items():
         if adapter.config.get(setting):
-            raise RequestError(
-                f"{form} is not supported: its delta-W is not scaling * B @ A; "
-                "allowed is plain LoRA"
-            )
+            raise RequestError(f"{form} is not supported; allowed is plain LoRA")
     keys: dict[str, dict[str, str]] = {}
     for key in adapter.tensors:
         if match := FACTOR_NAME.fullmatch(key):
             keys.setdefault(match["layer"], {})[match["side"] or match["embedding"]] = key
         elif ".lora_" in key and not key.endswith(OTHER_LORA_TENSORS):
-            raise RequestError(
-                f"{key!r} is no tensor of a LoRA adapter; expected names such as x.lora_A.weight"
-            )
+            raise RequestError(f"{key!r} is no tensor of a LoRA adapter, such as x.lora_A.weight")
     if not keys:
-        raise RequestError(
-            f"there are no LoRA factors among its tensors ({some(adapter.tensors, 3) or 'none'}); "
-            "expected names such as x.lora_A.weight"
-        )
+        names = some(adapter.tensors, 3) or "none"
+        raise RequestError(f"no LoRA factors among its tensors ({names}); expected x.lora_A.weight")
     return [_read_pair(adapter, layer, keys[layer]) for layer in sorted(keys, key=natural_order)]
 
 
@@ -176,9 +163,9 @@ def replace_pairs(adapter: Adapter, pairs: Iterable[FactorPair]) -> Adapter:
     config = {
         **adapter.config,
         "r": largest.rank,
-        "lora_alpha": _as_peft_writes(largest.alpha),
+        "lora_alpha": whole_as_int(largest.alpha),
         "rank_pattern": _pattern({pair.name: pair.rank for pair in pairs}),
-        "alpha_pattern": _pattern({pair.name: _as_peft_writes(pair.alpha) for pair in pairs}),
+        "alpha_pattern": _pattern({pair.name: whole_as_int(pair.alpha) for pair in pairs}),
     }
     if config.get("init_lora_weights") == "orthogonal":
         config["init_lora_weights"] = True  # PEFT refuses odd ranks with it, even to load weights
@@ -186,7 +173,6 @@ def replace_pairs(adapter: Adapter, pairs: Iterable[FactorPair]) -> Adapter:
 
 
 def _read_pair(adapter: Adapter, layer: str, keys: dict[str, str]) -> FactorPair:
-    """Return the factor pair of one layer after all checks."""
     name = layer.removeprefix(PEFT_PREFIX)
     for side, other in (("A", "B"), ("B", "A")):
         if side not in keys:
@@ -195,37 +181,27 @@ def _read_pair(adapter: Adapter, layer: str, keys: dict[str, str]) -> FactorPair
                 f"layer {name!r} has lora_{other} but no lora_{side} ({missing!r} is missing)"
             )
     a, b = adapter.tensors[keys["A"]], adapter.tensors[keys["B"]]
-    rank = _layer_setting(adapter.config, "r", "rank_pattern", name)
     alpha = _layer_setting(adapter.config, "lora_alpha", "alpha_pattern", name)
-    if not float(rank).is_integer() or rank < 1:
-        raise RequestError(
-            f"rank {rank!r} of layer {name!r}: allowed is a whole number, at least 1"
-        )
-    _check_factors(name, a, b, int(rank))
+    rank = _layer_setting(adapter.config, "r", "rank_pattern", name)
+    _check_factors(name, a, b, check_whole(f"rank of layer {name!r}", rank, at_least=1))
     use_rslora = bool(adapter.config.get("use_rslora"))
     return FactorPair(name, a, b, float(alpha), use_rslora, keys["A"], keys["B"])
 
 
 def _check_factors(name: str, a: "Tensor", b: "Tensor", rank: int) -> None:
-    """Refuse factors whose shape does not fit the rank, or whose weights are not finite numbers."""
+    """Refuse factors with a shape that does not fit the rank, or weights that are not finite."""
     if a.ndim < 2 or b.ndim < 2 or a.shape[0] != rank:
-        raise RequestError(
-            f"lora_A of layer {name!r} has shape {tuple(a.shape)}, "
-            f"but adapter_config.json says rank {rank}"
-        )
+        expected = f"but adapter_config.json says rank {rank}"
+        raise RequestError(f"lora_A of layer {name!r} has shape {tuple(a.shape)}, {expected}")
     if b.shape[1] != rank or math.prod(b.shape[2:]) != 1:
         hint = " (a convolution in groups is not supported)" if b.ndim > 2 else ""
-        raise RequestError(
-            f"lora_B of layer {name!r} has shape {tuple(b.shape)}, expected (d_out, {rank}){hint}"
-        )
-    for side, tensor in (("A", a), ("B", b)):
+        expected = f"expected (d_out, {rank}){hint}"
+        raise RequestError(f"lora_B of layer {name!r} has shape {tuple(b.shape)}, {expected}")
+    for label, tensor in ((f"lora_A of layer {name!r}", a), (f"lora_B of layer {name!r}", b)):
         if not tensor.is_floating_point():
-            raise RequestError(
-                f"lora_{side} of layer {name!r} is of dtype {tensor.dtype}; "
-                "allowed are floating-point ones"
-            )
+            raise RequestError(f"{label} is of dtype {tensor.dtype}, which is not floating-point")
         if not bool(tensor.detach().double().isfinite().all()):
-            raise RequestError(f"lora_{side} of layer {name!r} has weights that are not finite")
+            raise RequestError(f"{label} has weights that are not finite")
 
 
 def _layer_setting(config: Mapping[str, Any], setting: str, pattern: str, name: str) -> Any:
@@ -237,27 +213,15 @@ def _layer_setting(config: Mapping[str, Any], setting: str, pattern: str, name: 
                 value = special
                 break
     except (AttributeError, re.error):
-        raise RequestError(
-            f"{pattern} in adapter_config.json is no mapping from patterns of names"
-        ) from None
+        raise RequestError(f"{pattern} in adapter_config.json is no mapping of patterns") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(
-            f"{setting} {value!r} of layer {name!r} in adapter_config.json is not a number"
-        )
+        raise RequestError(f"{setting} {value!r} of layer {name!r} is not a number")
     return value
 
 
 def _pattern(values: dict[str, Any]) -> dict[str, Any]:
-    """Return PEFT's pattern for values by layer; empty if all layers agree.
-
-    PEFT takes the first key that ends a layer's name, so every layer gets a key and longer names
-    come first.
-    """
+    """Return PEFT's pattern for values by layer; empty if all layers agree."""
     if len(set(values.values())) == 1:
         return {}
+    # PEFT takes the first key that ends a layer's name, so longer names come first.
     return {name: values[name] for name in sorted(values, key=len, reverse=True)}
-
-
-def _as_peft_writes(alpha: float) -> float:
-    """Return a whole alpha as an ``int``."""
-    return int(alpha) if alpha.is_integer() else alpha

@@ -28,19 +28,22 @@ class AlphaPolicy:
     """
 
     name: str
-    multiple: float | None  # lora_alpha = multiple * r
-    constant: float | None  # lora_alpha = constant
+    multiple: float = 0.0  # lora_alpha = multiple * r + constant
+    constant: float = 0.0
     use_rslora: bool = False
 
     def alpha(self, rank: int) -> float:
-        """Return ``lora_alpha`` for a rank, as an ``int`` if it is whole (as PEFT writes it)."""
-        value = self.constant if self.multiple is None else self.multiple * rank
-        assert value is not None
-        return int(value) if float(value).is_integer() else value
+        """Return ``lora_alpha`` for a rank, as an ``int`` if it is whole."""
+        return whole_as_int(self.multiple * rank + self.constant)
 
     def scaling(self, rank: int) -> float:
         """Return the factor in front of ``B @ A``."""
         return self.alpha(rank) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def whole_as_int(alpha: float) -> float:
+    """Return a whole ``lora_alpha`` as an ``int``, as PEFT writes it."""
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def parse_alpha_policy(text: str) -> AlphaPolicy:
@@ -52,22 +55,16 @@ def parse_alpha_policy(text: str) -> AlphaPolicy:
     given = text if isinstance(text, str) else shown(text)
     name, _, number = given.strip().lower().partition(":")
     if name in ("r", "2r") and not number:
-        return AlphaPolicy(name, multiple=1.0 if name == "r" else 2.0, constant=None)
+        return AlphaPolicy(name, multiple=1.0 if name == "r" else 2.0)
     if name in ("fixed", "rslora") and (number or name == "rslora"):
         try:
             constant = float(number) if number else RSLORA_ALPHA
         except ValueError:
             constant = math.nan
         if math.isfinite(constant) and constant > 0:
-            return AlphaPolicy(
-                f"{name}:{constant:g}",
-                multiple=None,
-                constant=constant,
-                use_rslora=name == "rslora",
-            )
-        raise RequestError(
-            f"lora_alpha {shown(text)}: {shown(number)} is not a positive number; "
-            f"allowed: {ALLOWED}"
-        )
+            policy = f"{name}:{constant:g}"
+            return AlphaPolicy(policy, constant=constant, use_rslora=name == "rslora")
+        problem = f"{shown(number)} is not a positive number"
+        raise RequestError(f"lora_alpha {shown(text)}: {problem}; allowed: {ALLOWED}")
     hint = f" (did you mean 'fixed:{name}'?)" if name.isdigit() else ""
     raise RequestError(f"lora_alpha {shown(text)} is not a policy; allowed: {ALLOWED}{hint}")

@@ -17,8 +17,8 @@ def read_adapter(directory: Path) -> Adapter:
     """Read a LoRA adapter that PEFT saved.
 
     Raises:
-        RequestError: The directory holds no adapter, one of another PEFT type, or weights as
-            pickle; or its factors are refused by `rankwise.lora.adapter.factor_pairs`.
+        RequestError: The directory holds no adapter, one of another PEFT type, weights as pickle,
+            or factors that `rankwise.lora.adapter.factor_pairs` refuses.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -29,8 +29,7 @@ def read_adapter(directory: Path) -> Adapter:
         if (directory / PICKLE).is_file():
             raise RequestError(
                 f"{label} has its weights as pickle only ({PICKLE}), which can run code when read; "
-                "if you trust it, load it with PeftModel.from_pretrained and save it with "
-                "save_pretrained, which writes safetensors"
+                "if you trust it, load it with PEFT and save it as safetensors by save_pretrained"
             )
         raise RequestError(f"{label}: the directory has no {WEIGHTS}")
     try:
@@ -67,8 +66,6 @@ def _read_config(directory: Path, label: str) -> dict[str, Any]:
 def write_adapter(adapter: Adapter, directory: Path) -> None:
     """Write an adapter to a new or empty directory, completely or not at all.
 
-    The files go to a temporary directory beside it, which is then renamed.
-
     Raises:
         RequestError: The directory is not empty.
         RankwiseError: It cannot be written.
@@ -99,14 +96,9 @@ def write_adapter(adapter: Adapter, directory: Path) -> None:
 
 
 def check_new_directory(directory: Path) -> None:
-    """Refuse to write an adapter to a file or to a directory that is not empty.
-
-    Raises:
-        RequestError: Something is there already.
-    """
+    """Refuse to write an adapter to a file or to a directory that is not empty."""
+    label = f"out {str(directory)!r}"
     if directory.exists() and not directory.is_dir():
-        raise RequestError(f"out {str(directory)!r} is a file; name a new or empty directory")
+        raise RequestError(f"{label} is a file; name a new or empty directory")
     if directory.is_dir() and (inside := next(directory.iterdir(), None)) is not None:
-        raise RequestError(
-            f"out {str(directory)!r} is not empty (it holds {inside.name}); name a new directory"
-        )
+        raise RequestError(f"{label} is not empty (it holds {inside.name}); name a new directory")

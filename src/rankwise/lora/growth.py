@@ -18,20 +18,16 @@ def grow(adapter: Adapter, rank: int, seed: int = 0) -> Adapter:
     ``a = sqrt(5)``: uniform within ``1 / sqrt(d_in)``), and B ``(d_out, r)`` gets columns of zeros.
     So ``B @ A`` stays, the new columns of B receive a gradient in the first step and the new rows
     of A from the second step on. In an embedding the zeros are in A and standard normal columns in
-    B, as in PEFT. The scaling of each layer stays: ``lora_alpha`` becomes ``lora_alpha * rank / r``
-    (rsLoRA: ``* sqrt(rank / r)``). Existing entries stay bit by bit.
+    B, as in PEFT. Existing entries stay bit by bit, and ``lora_alpha`` changes such that the
+    scaling of each layer stays.
 
     Args:
-        adapter: PEFT's tensors and config.
+        adapter: The adapter, which does not change.
         rank: New rank of all layers. A layer that has this rank stays as it is.
         seed: Seed of the new entries, which are drawn layer by layer in the order of names.
 
-    Returns:
-        The grown adapter with its config. Tensors other than factors stay the same objects.
-
     Raises:
-        RequestError: The rank is not a whole number, is below the present one, or is above the
-            smaller side of a layer.
+        RequestError: The rank is below the present one or above the smaller side of a layer.
     """
     import torch
 
@@ -41,10 +37,8 @@ def grow(adapter: Adapter, rank: int, seed: int = 0) -> Adapter:
     narrow = min(pairs, key=lambda pair: min(pair.d_in, pair.d_out))
     side = min(narrow.d_in, narrow.d_out)
     if rank > max(side, largest):
-        raise RequestError(
-            f"rank {rank} is larger than a layer allows: at most {max(side, largest)}, "
-            f"the smaller side of {narrow.name} being {side} ({narrow.d_in} -> {narrow.d_out})"
-        )
+        limit = f"at most {max(side, largest)}, the smaller side of {narrow.name} being {side}"
+        raise RequestError(f"rank {rank} is larger than a layer allows: {limit}")
     generator = torch.Generator().manual_seed(seed)
     grown = [_grow(pair, rank, generator) if rank > pair.rank else pair for pair in pairs]
     return replace_pairs(adapter, grown)

@@ -26,7 +26,7 @@ class Inspection:
         spectrum: Its spectrum, see `rankwise.lora.spectrum`.
         other: Directory of the second adapter; None if there is none.
         overlaps: Directions that the two share in the layers that both have.
-        notes: Remarks about this adapter.
+        notes: What else the adapter does, and layers that were not compared.
     """
 
     adapter: Path
@@ -37,14 +37,11 @@ class Inspection:
 
     def energy_by_rank(self) -> dict[int, float]:
         """Return the share of the energy that truncation to rank 1, 2, 4, ... keeps."""
-        largest = self.spectrum.largest_rank
-        ranks: list[int] = []
-        while 2 ** len(ranks) < largest:
-            ranks.append(2 ** len(ranks))
         names = [layer.pair.name for layer in self.spectrum.layers]
-        return {
-            rank: self.spectrum.energy_at(dict.fromkeys(names, rank)) for rank in (*ranks, largest)
-        }
+        largest = self.spectrum.largest_rank
+        powers = [2**power for power in range((largest - 1).bit_length())]  # those below it
+        ranks = [*powers, largest]
+        return {rank: self.spectrum.energy_at(dict.fromkeys(names, rank)) for rank in ranks}
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -65,11 +62,7 @@ class Inspection:
 
 
 def inspect_adapter(adapter: Path | str, other: Path | str | None = None) -> Inspection:
-    """Decompose a PEFT LoRA adapter, and compare it with a second one of the same base model.
-
-    Args:
-        adapter: Directory of the adapter.
-        other: Directory of the second adapter.
+    """Decompose the adapter in a directory, and compare it with another one of the same base model.
 
     Raises:
         RequestError: An adapter cannot be read, or the two belong to different base models.

@@ -20,9 +20,6 @@ class ResizedLayer:
     """One layer before and after.
 
     Attributes:
-        name: Name of the layer in the base model.
-        rank_before: Rank before.
-        rank: Rank after.
         energy: Share of its squared singular values that is kept.
         error: Frobenius norm of the lost part of its delta-W, before rounding to the file's dtype.
     """
@@ -40,27 +37,22 @@ class Resized:
 
     Attributes:
         out: Directory of the new adapter.
-        layers: Its layers, ordered by name.
-        params_before: Entries of all factors A and B before.
-        params: Entries of all factors A and B after.
-        energy: Share of the squared singular values, over all layers, that is kept.
+        params_before: Number of entries of all factors A and B before.
+        params: Number of entries of all factors A and B after.
+        energy: Share of the squared singular values of all layers that is kept.
+        layers: The layers, ordered by name.
     """
 
     out: Path
-    layers: tuple[ResizedLayer, ...]
     params_before: int
     params: int
     energy: float
+    layers: tuple[ResizedLayer, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return {
-            "out": str(self.out),
-            "params_before": self.params_before,
-            "params": self.params,
-            "energy": self.energy,
-            "layers": [vars(layer) for layer in self.layers],
-        }
+        layers = [vars(layer) for layer in self.layers]
+        return {**vars(self), "out": str(self.out), "layers": layers}
 
 
 def resize(
@@ -77,17 +69,15 @@ def resize(
     Args:
         source: Directory of the adapter.
         out: Directory of the new adapter, new or empty.
-        rank: Rank of all layers. Up to the largest present rank, layers above it are truncated and
-            the others stay; above the largest, every layer grows to it.
-        energy: Truncate each layer to the smallest rank that keeps this share of its squared
-            singular values.
-        rank_pattern: ``auto:PARAMS``: truncate to at most this many parameters, shared among the
-            layers by energy.
+        rank: Rank to which layers of a higher one are truncated, while the others stay. If no layer
+            has a rank so high, every layer grows to it.
+        energy: Share of its squared singular values that each layer keeps, at the smallest rank.
+        rank_pattern: ``auto:PARAMS``: at most this many parameters, shared by energy.
         seed: Seed of the new entries if the adapter grows.
 
     Raises:
-        RequestError: Not exactly one size is given, a size is out of bounds, the adapter cannot be
-            read or resized, or ``out`` is not empty.
+        RequestError: The sizes are wrong, the adapter cannot be read or resized, or ``out`` is not
+            empty.
         RankwiseError: ``out`` cannot be written.
 
     Example:
@@ -98,10 +88,8 @@ def resize(
     sizes = {"--rank": rank, "--energy": energy, "--rank-pattern": rank_pattern}
     given = [option for option, value in sizes.items() if value is not None]
     if len(given) != 1:
-        raise RequestError(
-            f"{' and '.join(given) or 'no size'} given; allowed is exactly one of --rank, "
-            "--energy and --rank-pattern"
-        )
+        allowed = "allowed is exactly one of --rank, --energy and --rank-pattern"
+        raise RequestError(f"{' and '.join(given) or 'no size'} given; {allowed}")
     # All checks of the request come before any file is read.
     rank = None if rank is None else check_whole("rank", rank, at_least=1)
     energy = None if energy is None else check_energy(energy)
@@ -109,7 +97,7 @@ def resize(
     seed = check_whole("seed", seed, at_least=0)
     check_new_directory(out)
     adapter = read_adapter(source)
-    _check_resizable(adapter, source)
+    _check_resizable(adapter, f"adapter {str(source)!r}")
     before = spectrum(adapter)
     if energy is not None:
         after = truncate(before, ranks_by_energy(before, energy))
@@ -117,8 +105,8 @@ def resize(
         after = truncate(before, ranks_by_budget(before, params))
     else:
         assert rank is not None
-        shrinks = rank <= before.largest_rank
-        after = truncate(before, rank) if shrinks else grow(adapter, rank, seed)
+        grows = rank > before.largest_rank
+        after = grow(adapter, rank, seed) if grows else truncate(before, rank)
     write_adapter(after, out)
     return _account(before, after, out)
 
@@ -130,53 +118,36 @@ def _budget(text: str) -> int:
     return check_whole("rank_pattern auto:PARAMS with PARAMS", number, at_least=1)
 
 
-def _check_resizable(adapter: Adapter, source: Path) -> None:
-    """Refuse an adapter whose effect depends on more than delta-W."""
-    config, label = adapter.config, f"adapter {str(source)!r}"
-    if config.get("use_dora"):
+def _check_resizable(adapter: Adapter, label: str) -> None:
+    """Refuse an adapter with an effect that depends on more than delta-W."""
+    if adapter.config.get("use_dora"):
         raise RequestError(
-            f"{label} is DoRA, which rescales the sum of base weight and delta-W: the best "
-            "approximation of delta-W is not the best one of that sum, and the base weight is not "
-            "here; allowed is plain LoRA"
+            f"{label} is DoRA, which rescales the sum of base weight and delta-W, so that the best "
+            "approximation of delta-W is not the best one of the layer; allowed is plain LoRA"
         )
-    init = str(config.get("init_lora_weights"))
+    init = str(adapter.config.get("init_lora_weights"))
     if init.startswith(INITS_THAT_CHANGE_THE_BASE):
         raise RequestError(
-            f"{label} changes the base weight by {init} when it is loaded, in a way that depends "
-            "on its rank; save it as plain LoRA first (save_pretrained with "
-            "path_initial_model_for_weight_conversion)"
+            f"{label} changes the base weight by {init} when it is loaded; save it as plain LoRA "
+            "first (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    reason = ""
-    if init == "mica":
-        reason = "freezes B (mica)"
-    elif config.get("ensure_weight_tying"):
+    reason = "freezes B (mica)" if init == "mica" else ""
+    if adapter.config.get("ensure_weight_tying"):
         reason = "ties factors of two layers (ensure_weight_tying)"
     if reason:
-        raise RequestError(
-            f"{label} {reason}, which resized factors would break; allowed is plain LoRA"
-        )
+        raise RequestError(f"{label} {reason}, which resizing would break; allowed is plain LoRA")
 
 
 def _account(before: Spectrum, after: Adapter, out: Path) -> Resized:
-    pairs = {pair.name: pair for pair in factor_pairs(after)}
-    ranks = {name: pair.rank for name, pair in pairs.items()}
+    pairs = factor_pairs(after)
     layers = []
-    for layer in before.layers:
-        rank = ranks[layer.pair.name]
-        lost = layer.singular_values[rank:]
-        layers.append(
-            ResizedLayer(
-                name=layer.pair.name,
-                rank_before=layer.pair.rank,
-                rank=rank,
-                energy=layer.energy_at(rank),
-                error=float(lost.square().sum().sqrt()),
-            )
-        )
+    for layer, pair in zip(before.layers, pairs, strict=True):
+        kept, lost = layer.energy_at(pair.rank), layer.error_at(pair.rank)
+        layers.append(ResizedLayer(pair.name, layer.pair.rank, pair.rank, energy=kept, error=lost))
     return Resized(
         out=out,
-        layers=tuple(layers),
         params_before=before.params,
-        params=sum(pair.params for pair in pairs.values()),
-        energy=before.energy_at(ranks),
+        params=sum(pair.params for pair in pairs),
+        energy=before.energy_at({pair.name: pair.rank for pair in pairs}),
+        layers=tuple(layers),
     )

@@ -17,7 +17,7 @@ NEARLY_ALL = 0.99  # share of the energy; the rest counts as noise
 class LayerSpectrum:
     """The thin singular value decomposition ``B @ A = left @ diag(values) @ right`` of one layer.
 
-    It has m singular values, m being the smallest of ``d_out``, r and ``d_in``.
+    It has m singular values, where m is the smallest of ``d_out``, r and ``d_in``.
 
     Attributes:
         pair: The layer's factors.
@@ -39,14 +39,17 @@ class LayerSpectrum:
     @property
     def norm(self) -> float:
         """Frobenius norm of delta-W."""
-        return float(self.singular_values.square().sum().sqrt())
+        return self.error_at(0)
+
+    def error_at(self, rank: int) -> float:
+        """Return the Frobenius norm of the part of delta-W that truncation to a rank loses."""
+        return float(self.singular_values[rank:].square().sum().sqrt())
 
     @property
     def energy(self) -> "Tensor":
         """Share of the squared Frobenius norm in the first 1, 2, ... r directions: ``(r,)``.
 
-        The best approximation of rank k keeps the share at k (Eckart and Young 1936). All shares
-        are 1 if delta-W is zero.
+        All shares are 1 if delta-W is zero.
         """
         import torch
 
@@ -56,7 +59,7 @@ class LayerSpectrum:
         return sums / sums[-1] if sums[-1] > 0 else torch.ones_like(sums)
 
     def energy_at(self, rank: int) -> float:
-        """Return the share of the energy that the best approximation of a rank keeps."""
+        """Return the share of the energy that truncation to a rank keeps."""
         return float(self.energy[min(rank, self.pair.rank) - 1])
 
     def rank_for(self, energy: float) -> int:
@@ -65,10 +68,7 @@ class LayerSpectrum:
 
     @property
     def effective_rank(self) -> float:
-        """Exponential of the entropy of the singular values (Roy and Vetterli 2007).
-
-        It lies between 1 and r, is r if all singular values are equal, and 0 if delta-W is zero.
-        """
+        """Exponential of the entropy of the singular values (Roy and Vetterli 2007), at most r."""
         total = self.values.sum()
         if total <= 0:
             return 0.0
@@ -94,7 +94,7 @@ class Spectrum:
 
     Attributes:
         adapter: The adapter that was decomposed.
-        layers: Spectra of its layers, ordered by name.
+        layers: The layers, ordered by name.
     """
 
     adapter: Adapter
@@ -122,9 +122,6 @@ class Spectrum:
 def spectrum(adapter: Adapter) -> Spectrum:
     """Decompose the delta-W of every layer of an adapter.
 
-    Args:
-        adapter: PEFT's tensors and config.
-
     Raises:
         RequestError: It is not plain LoRA, is incomplete, or has weights that are not finite.
 
@@ -139,8 +136,7 @@ def _decompose(pair: FactorPair) -> LayerSpectrum:
     """Decompose ``B @ A`` without ever forming this ``(d_out, d_in)`` matrix.
 
     With the QR decompositions ``B = Q_b R_b`` and ``A^T = Q_a R_a`` the product is
-    ``Q_b (R_b R_a^T) Q_a^T``. The core in brackets has the same singular values and costs r³. All
-    in float64, whatever the precision of the factors.
+    ``Q_b (R_b R_a^T) Q_a^T``. The core in brackets has the same singular values and costs r³.
     """
     import torch
 

@@ -1,6 +1,5 @@
 """Truncation of an adapter by its singular values, and the choice of each layer's rank."""
 
-import heapq
 import math
 from collections.abc import Mapping
 
@@ -14,11 +13,9 @@ def truncate(spectrum: Spectrum, rank: int | Mapping[str, int]) -> Adapter:
     """Return the adapter of lower rank with the best approximation of each layer's delta-W.
 
     The truncated singular value decomposition is the best one in Frobenius and spectral norm
-    (Eckart and Young 1936). Each factor gets the roots of the singular values of ``B @ A``, so that
-    both have the same norm: ``B = left * sqrt(values)`` ``(d_out, k)`` and
-    ``A = sqrt(values) * right`` ``(k, d_in)``. The scaling of each layer stays: ``lora_alpha``
-    becomes ``lora_alpha * k / r`` (rsLoRA: ``* sqrt(k / r)``). Factors keep their dtype, and a
-    layer that has no higher rank than asked for keeps its factors bit by bit.
+    (Eckart and Young 1936). Both factors get the same norm: ``B = left * sqrt(values)`` and
+    ``A = sqrt(values) * right``. They keep their dtype, and ``lora_alpha`` changes such that the
+    scaling of each layer stays. A layer of this rank or a lower one stays bit by bit.
 
     A direction with singular value zero adds nothing but could still learn. It keeps a row of A
     and gets zeros in B (in an embedding the other way round): zeros in both would never receive a
@@ -28,12 +25,8 @@ def truncate(spectrum: Spectrum, rank: int | Mapping[str, int]) -> Adapter:
         spectrum: Spectrum of the adapter. It serves any number of truncations.
         rank: Rank of all layers, or ``{layer name: rank}`` with every layer.
 
-    Returns:
-        The adapter with its config. Tensors other than factors stay the same objects.
-
     Raises:
-        RequestError: A rank is not a whole number, is below 1 or above the largest rank; or a layer
-            is unknown or missing.
+        RequestError: A rank is below 1 or above the present one, or a layer is unknown or missing.
     """
     if isinstance(rank, Mapping):
         ranks = _check_names(spectrum, rank)
@@ -49,20 +42,18 @@ def _check_names(spectrum: Spectrum, ranks: Mapping[str, int]) -> dict[str, int]
     present = {layer.pair.name: layer.pair.rank for layer in spectrum.layers}
     for name in ranks:
         if name not in present:
-            raise RequestError(
-                f"rank of {name!r}: the adapter has no such layer{nearest(name, present)}"
-            )
+            hint = nearest(name, present)
+            raise RequestError(f"rank of {name!r}: the adapter has no such layer{hint}")
     for name in present:
         if name not in ranks:
             raise RequestError(f"rank of {name!r} is missing; every layer needs one")
-    return {
-        name: check_whole(f"rank of {name}", rank, at_least=1, at_most=present[name])
-        for name, rank in ranks.items()
-    }
+    checked = {}
+    for name, rank in ranks.items():
+        checked[name] = check_whole(f"rank of {name}", rank, at_least=1, at_most=present[name])
+    return checked
 
 
 def _truncate(layer: LayerSpectrum, rank: int) -> FactorPair:
-    """Return a layer's factors of rank k. They are computed in fp32 or better."""
     import torch
 
     pair = layer.pair
@@ -90,8 +81,7 @@ def ranks_by_energy(spectrum: Spectrum, energy: float) -> dict[str, int]:
 
     Args:
         spectrum: Spectrum of the adapter.
-        energy: Share of the squared singular values, above 0 and at most 1. At 1, only directions
-            that add nothing go.
+        energy: Share of the squared singular values, above 0 and at most 1.
 
     Returns:
         ``{layer name: rank}``, for `truncate`.
@@ -104,11 +94,7 @@ def ranks_by_energy(spectrum: Spectrum, energy: float) -> dict[str, int]:
 
 
 def check_energy(value: object) -> float:
-    """Return a share of the energy as a ``float``.
-
-    Raises:
-        RequestError: It is not a number above 0 and at most 1.
-    """
+    """Return a share of the energy, a number above 0 and at most 1, as a ``float``."""
     try:
         energy = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -123,15 +109,14 @@ def ranks_by_budget(spectrum: Spectrum, params: int) -> dict[str, int]:
     """Return ranks that keep as much of the adapter's energy as a number of parameters allows.
 
     A direction of a layer costs ``d_in + d_out`` parameters and adds its squared singular value.
-    Each layer gets its first direction; the others follow in the order of energy per parameter, as
-    long as they fit. This is the greedy solution of a knapsack problem: the best one if all layers
-    have the same size, and otherwise worse by at most the energy of one direction. If one rank for
-    all layers keeps more within the budget, which can happen with few layers of unlike sizes, that
-    rank is returned instead.
+    Each layer gets its first direction. The others follow in the order of energy per parameter, as
+    long as they fit. This greedy solution of a knapsack problem is the best one if all layers have
+    the same size, and otherwise worse by at most the energy of one direction. If one rank for all
+    layers keeps more within the budget, it is returned instead.
 
     Args:
         spectrum: Spectrum of the adapter.
-        params: Most entries that all factors A and B may have together.
+        params: Largest number of entries that all factors A and B may have together.
 
     Returns:
         ``{layer name: rank}``, for `truncate`.
@@ -145,11 +130,9 @@ def ranks_by_budget(spectrum: Spectrum, params: int) -> dict[str, int]:
         costs[layer.pair.name] = layer.pair.d_in + layer.pair.d_out
         squares[layer.pair.name] = layer.singular_values.square().tolist()
     least = sum(costs.values())
-    if check_whole("parameters", params, at_least=1) < least:
-        raise RequestError(
-            f"parameters {params}: rank 1 in every layer takes {least}; allowed is that or more"
-        )
-    params = int(params)
+    params = check_whole("parameters", params, at_least=1)
+    if params < least:
+        raise RequestError(f"parameters {params}: rank 1 in every layer takes {least}, the minimum")
     greedy = _share_greedily(squares, costs, params - least)
     uniform = {name: min(params // least, len(values)) for name, values in squares.items()}
     return max(greedy, uniform, key=spectrum.energy_at)
@@ -160,17 +143,11 @@ def _share_greedily(
 ) -> dict[str, int]:
     """Return ranks: 1 for every layer, then the directions with most energy per parameter."""
     ranks = dict.fromkeys(costs, 1)
-    heap = []
+    directions = []
     for name, values in squares.items():
-        if len(values) > 1:
-            heap.append((-values[1] / costs[name], name))
-    heapq.heapify(heap)
-    while heap:
-        _, name = heapq.heappop(heap)
-        if costs[name] > budget:
-            continue  # later directions of this layer do not fit either
-        budget -= costs[name]
-        ranks[name] += 1
-        if ranks[name] < len(squares[name]):
-            heapq.heappush(heap, (-squares[name][ranks[name]] / costs[name], name))
+        directions += [(-value / costs[name], name) for value in values[1:]]
+    for _, name in sorted(directions):
+        if costs[name] <= budget:
+            budget -= costs[name]
+            ranks[name] += 1
     return ranks
