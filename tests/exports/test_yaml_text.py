@@ -6,7 +6,7 @@ import yaml
 
 from rankwise.exports import export_files
 from rankwise.exports.recipe import read_recipe
-from rankwise.exports.yaml_text import comment, missing_settings, quoted_columns, yaml_text
+from rankwise.exports.yaml_text import comment, missing_settings, quoted_columns, yaml_file
 from rankwise.tasks.chat_formats import DataLayout
 from tests.exports.recipes import RECIPES, as_causal_lm, make_recipe, usual_layout
 from tests.exports.tools import comment_of
@@ -52,7 +52,7 @@ def test_an_adapter_to_truncate_is_trained_at_its_full_rank() -> None:
 
 
 def test_yaml_has_the_notes_on_top_and_keeps_the_order_of_sections() -> None:
-    text = yaml_text(["First.", "word " * 40], [{"b": 1, "a": "é"}, {}, {"c": [2]}])
+    text = yaml_file(["First.", "word " * 40], [{"b": 1, "a": "é"}, {}, {"c": [2]}])
     assert yaml.safe_load(text) == {"b": 1, "a": "é", "c": [2]}
     assert text.startswith("# First.\n# word")
     assert text.endswith("\nb: 1\na: é\n\nc:\n- 2\n")

@@ -28,12 +28,9 @@ def export_files(recipe: Recipe) -> dict[str, str]:
 
 
 def write_exports(directory: Path, trial_name: str | None, decision: Decision) -> None:
-    """Write ``export/`` and the card in ``best/``; without a chosen trial, remove ``export/``.
+    """Write ``export/`` and the card in ``best/`` of a sweep directory.
 
-    Args:
-        directory: Sweep directory, with ``best/`` in it.
-        trial_name: The chosen trial; None if there is none.
-        decision: The decision for its rank.
+    Without a chosen trial, remove ``export/``.
 
     Raises:
         RankwiseError: A file cannot be written.

@@ -4,17 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rankwise.engine.config import INITS
+from rankwise.exports import yaml_text
 from rankwise.exports.recipe import Recipe
-from rankwise.exports.yaml_text import (
-    adapter_only_notes,
-    data_source,
-    gguf_notes,
-    missing_settings,
-    origin_notes,
-    save_chats_note,
-    save_messages_note,
-    yaml_text,
-)
 from rankwise.tasks.chat_formats import ALPACA, ALPACA_WITH_INPUT, MESSAGE_KEYS, DataLayout
 
 AXOLOTL_INITS = frozenset(INITS) - {"eva"}  # it lacks the call that draws EVA's values from data
@@ -22,26 +13,16 @@ AXOLOTL_INITS = frozenset(INITS) - {"eva"}  # it lacks the call that draws EVA's
 
 def axolotl_config(recipe: Recipe) -> str:
     """Return ``axolotl.yaml``: fields of Axolotl's AxolotlInputConfig."""
-    missing = missing_settings(recipe, "Axolotl", inits=AXOLOTL_INITS)
+    missing = yaml_text.missing_settings(recipe, "Axolotl", inits=AXOLOTL_INITS)
     if missing is not None:
         return missing
+    adapter = _adapter(recipe)
     if not recipe.model.is_causal_lm:
-        return yaml_text(adapter_only_notes(recipe, "Axolotl"), [_adapter(recipe)])
-    dataset, notes = _dataset(recipe)
-    return yaml_text(
-        [
-            "axolotl train axolotl.yaml",
-            *origin_notes(recipe),
-            *gguf_notes(recipe, "Axolotl"),
-            *notes,
-        ],
-        [
-            {"base_model": recipe.model.directory, **recipe.model.remote_code},
-            _adapter(recipe),
-            _training(recipe),
-            {"datasets": [dataset]},
-        ],
-    )
+        return yaml_text.yaml_file(yaml_text.adapter_only_notes(recipe, "Axolotl"), [adapter])
+    base = {"base_model": recipe.model.directory, **recipe.model.remote_code}
+    dataset, data_notes = _dataset(recipe)
+    notes = ["axolotl train axolotl.yaml", *yaml_text.common_notes(recipe, "Axolotl"), *data_notes]
+    return yaml_text.yaml_file(notes, [base, adapter, _training(recipe), {"datasets": [dataset]}])
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:
@@ -100,26 +81,25 @@ def _dataset(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     """Return the settings of the data, and notes on them."""
     layout, columns = recipe.layout, recipe.layout.columns
     files = {"path": recipe.data.source, "ds_type": recipe.data.file_kind}
-    source = data_source(recipe, files)
-    if layout.data_format == "messages":
-        column = columns["messages"]
-        if len(layout.keys) > 1:
-            note = save_messages_note(layout, "Axolotl", column)
-            return {**source, **_chats(column)}, [note]
-        return {**source, **_chats(column, layout)}, []
-    if layout.data_format == "alpaca" and recipe.data.chat_template:
-        return {**source, **_chats("messages")}, [save_chats_note(layout, "Axolotl")]
-    if layout.data_format == "alpaca":
+    settings: dict[str, Any] = {"type": "completion", "field": columns.get("text")}
+    notes = []
+    if layout.data_format == "messages" and len(layout.keys) == 1:
+        settings = _chats(columns["messages"], layout)
+    elif layout.data_format == "messages":
+        settings = _chats(columns["messages"])
+        notes = [yaml_text.save_messages_note(layout, "Axolotl", columns["messages"])]
+    elif layout.data_format == "alpaca" and recipe.data.chat_template:
+        settings, notes = _chats("messages"), [yaml_text.save_chats_note(layout, "Axolotl")]
+    elif layout.data_format == "alpaca":
         formats = {"format": ALPACA_WITH_INPUT, "no_input_format": ALPACA}
-        completions = _completions(columns, "instruction", "output")
-        return {**source, "type": completions | formats}, []
-    if layout.data_format == "prompt-completion":
-        return {**source, "type": _completions(columns, "prompt", "completion")}, []
-    return {**source, "type": "completion", "field": columns["text"]}, []
+        settings = {"type": _completions(columns, "instruction", "output") | formats}
+    elif layout.data_format == "prompt-completion":
+        settings = {"type": _completions(columns, "prompt", "completion")}
+    return {**yaml_text.data_source(recipe, files), **settings}, notes
 
 
 def _chats(column: str, layout: DataLayout | None = None) -> dict[str, Any]:
-    """Return settings for messages in a column, with the names of keys and roles in a layout."""
+    """Return settings for messages in a column, with the layout's names of keys and roles."""
     settings: dict[str, Any] = {"type": "chat_template", "field_messages": column}
     if layout is not None and layout.keys != (MESSAGE_KEYS,):
         settings["message_property_mappings"] = dict(zip(MESSAGE_KEYS, layout.keys[0], strict=True))
@@ -130,11 +110,11 @@ def _chats(column: str, layout: DataLayout | None = None) -> dict[str, Any]:
 
 def _completions(columns: Mapping[str, str], prompt: str, completion: str) -> dict[str, Any]:
     """Return settings for prompts that Axolotl must not change, not even by a system prompt."""
-    settings = {
+    return {
         "field_instruction": columns[prompt],
         "field_output": columns[completion],
         "system_format": "",
+        **({"field_input": columns["input"]} if "input" in columns else {}),
+        "format": "{instruction}",
+        "no_input_format": "{instruction}",
     }
-    if "input" in columns:
-        settings["field_input"] = columns["input"]
-    return {**settings, "format": "{instruction}", "no_input_format": "{instruction}"}

@@ -4,43 +4,41 @@ import json
 from typing import Any
 
 from rankwise.errors import some
+from rankwise.exports import yaml_text
 from rankwise.exports.recipe import Recipe
-from rankwise.exports.yaml_text import (
-    adapter_only_notes,
-    gguf_notes,
-    missing_settings,
-    origin_notes,
-    save_messages_note,
-    yaml_text,
-)
 from rankwise.tasks.chat_formats import MESSAGE_KEYS, DataLayout
 
+TOOL = "LLaMA-Factory"
 DATASET = "sweep_data"
 ROLES = ("user", "assistant", "system")
+COLUMNS = {
+    **{"instruction": "prompt", "input": "query", "output": "response"},
+    **{"prompt": "prompt", "completion": "response", "text": "prompt"},
+}
 
 
 def llama_factory_config(recipe: Recipe) -> str:
     """Return ``llama_factory.yaml``: fields of LLaMA-Factory's argument classes."""
-    missing = missing_settings(recipe, "LLaMA-Factory", inits=("default", "pissa"))
+    missing = yaml_text.missing_settings(recipe, TOOL, inits=("default", "pissa"))
     if missing is not None:
         return missing
+    adapter = _adapter(recipe)
     if not recipe.model.is_causal_lm:
-        return yaml_text(adapter_only_notes(recipe, "LLaMA-Factory"), [_adapter(recipe)])
+        return yaml_text.yaml_file(yaml_text.adapter_only_notes(recipe, TOOL), [adapter])
     template, template_notes = _template(recipe)
     data = {"dataset": DATASET, "dataset_dir": ".", **template}
     notes = [
         "llamafactory-cli train llama_factory.yaml",
         "Run it in this directory: dataset_info.json describes the data.",
-        *origin_notes(recipe),
-        *gguf_notes(recipe, "LLaMA-Factory"),
+        *yaml_text.common_notes(recipe, TOOL),
         *template_notes,
         *_training_notes(recipe),
     ]
-    return yaml_text(notes, [_model(recipe), _adapter(recipe), _training(recipe), data])
+    return yaml_text.yaml_file(notes, [_model(recipe), adapter, _training(recipe), data])
 
 
 def dataset_info(recipe: Recipe) -> str:
-    """Return ``dataset_info.json``, which tells LLaMA-Factory where the data and columns are."""
+    """Return ``dataset_info.json``, LLaMA-Factory's description of the data."""
     layout, columns = recipe.layout, recipe.layout.columns
     source: dict[str, Any] = {"file_name": recipe.data.source}
     if recipe.data.hub_parts is not None:
@@ -49,14 +47,9 @@ def dataset_info(recipe: Recipe) -> str:
         source = {"hf_hub_url": name, **subset, "split": split}
     if layout.data_format == "messages":
         description = _describe_messages(layout)
-    elif layout.data_format == "alpaca":
-        names = {"prompt": "instruction", "query": "input", "response": "output"}
-        present = {theirs: columns[ours] for theirs, ours in names.items() if ours in columns}
-        description = {"columns": present}
-    elif layout.data_format == "prompt-completion":
-        description = {"columns": {"prompt": columns["prompt"], "response": columns["completion"]}}
     else:
-        description = {"columns": {"prompt": columns["text"]}}
+        present = {COLUMNS[name]: column for name, column in columns.items()}
+        description = {"columns": present}
     return json.dumps({DATASET: source | description}, indent=2) + "\n"
 
 
@@ -80,20 +73,15 @@ def _reads_messages(layout: DataLayout) -> bool:
 
 def _model(recipe: Recipe) -> dict[str, Any]:
     quantization = recipe.model.quantization
-    settings: dict[str, Any] = {
-        "model_name_or_path": recipe.model.directory,
-        **recipe.model.remote_code,
-    }
+    settings = {"model_name_or_path": recipe.model.directory, **recipe.model.remote_code}
+    if quantization == "none":
+        return settings
+    settings["quantization_method"] = "bnb"
     if quantization == "int8":
-        settings |= {"quantization_method": "bnb", "quantization_bit": 8}
-    elif quantization != "none":
-        settings |= {
-            "quantization_method": "bnb",
-            "quantization_bit": 4,
-            "quantization_type": "nf4",
-            "double_quantization": quantization == "nf4-dq",
-        }
-    return settings
+        return {**settings, "quantization_bit": 8}
+    double = quantization == "nf4-dq"
+    four_bits = {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": double}
+    return settings | four_bits
 
 
 def _adapter(recipe: Recipe) -> dict[str, Any]:
@@ -141,8 +129,8 @@ def _training_notes(recipe: Recipe) -> list[str]:
         )
     if (recipe.data.source or "").endswith(".ndjson"):
         notes.append(
-            "LLaMA-Factory does not read files that end in .ndjson: rename the file to .jsonl, "
-            "also in dataset_info.json."
+            f"{TOOL} does not read files that end in .ndjson: rename the file to .jsonl, also in "
+            "dataset_info.json."
         )
     if _stage(recipe) == "sft":
         notes.append(
@@ -155,31 +143,29 @@ def _training_notes(recipe: Recipe) -> list[str]:
 def _template(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
     """Return the template, none for the tokenizer's chat template, and notes on the data."""
     layout, columns = recipe.layout, recipe.layout.columns
-    if layout.data_format == "messages":
-        notes = []
-        if not _reads_messages(layout):
-            notes.append(save_messages_note(layout, "LLaMA-Factory", columns["messages"]))
-        others = [role for role in layout.roles if role not in ROLES]
-        if others:
-            notes.append(
-                f"LLaMA-Factory leaves out dialogues with roles other than {', '.join(ROLES)}; "
-                f"these data have {some(others)}."
-            )
-        return {}, notes
+    if layout.data_format == "text":
+        return {}, []
     if layout.data_format == "prompt-completion":
         return {"template": "empty"}, [
-            "LLaMA-Factory's template 'empty' writes prompts and completions as they are, without "
+            f"The template 'empty' of {TOOL} writes prompts and completions as they are, without "
             "the end-of-sequence token that rankwise trained on: append it to each text in "
             f"{columns['completion']!r}."
         ]
-    if layout.data_format == "text":
-        return {}, []
     notes = []
+    if layout.data_format == "messages":
+        if not _reads_messages(layout):
+            notes.append(yaml_text.save_messages_note(layout, TOOL, columns["messages"]))
+        if others := [role for role in layout.roles if role not in ROLES]:
+            allowed, given = ", ".join(ROLES), some(others)
+            notes.append(
+                f"{TOOL} leaves out dialogues with roles other than {allowed}; these data have "
+                f"{given}."
+            )
+        return {}, notes
     if "input" in columns:
-        heading = "Stanford Alpaca's heading for inputs"
+        chat, heading = "a blank line", "Stanford Alpaca's heading for inputs"
         notes.append(
-            f"LLaMA-Factory puts a line break between {columns['instruction']!r} and "
-            f"{columns['input']!r}; rankwise put "
-            f"{'a blank line' if recipe.data.chat_template else heading}."
+            f"{TOOL} puts a line break between {columns['instruction']!r} and "
+            f"{columns['input']!r}; rankwise put {chat if recipe.data.chat_template else heading}."
         )
     return {} if recipe.data.chat_template else {"template": "alpaca"}, notes

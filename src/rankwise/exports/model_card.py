@@ -18,24 +18,15 @@ PIPELINES = {"SEQ_CLS": "text-classification", CAUSAL_LM: "text-generation"}
 def write_card(directory: Path, decision: Decision, recipe: Recipe, sweep: SweepRecord) -> None:
     """Write ``README.md`` into the directory of an adapter.
 
-    Args:
-        directory: Directory of the adapter.
-        decision: The decision for its rank.
-        recipe: How the adapter was trained.
-        sweep: The sweep's request.
-
     Raises:
         RankwiseError: The file cannot be written.
     """
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rankwise.exports", "."),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
+    text = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
+    template = jinja2.Template(text, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     header, rows = _rank_table(decision, sweep.task.score)
-    body = environment.get_template("card.md.j2").render(
+    body = template.render(
         decision=decision,
         task=sweep.task,
         sentences=decision_sentences(decision, sweep.task.score),
@@ -51,7 +42,7 @@ def write_card(directory: Path, decision: Decision, recipe: Recipe, sweep: Sweep
 
 
 def _front_matter(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> str:
-    """Return the hub's metadata as YAML, with the tags that PEFT gives its adapters."""
+    """Return metadata for the hub as YAML, with the tags that PEFT gives its adapters."""
     from huggingface_hub import EvalResult, ModelCardData
 
     # The hub refuses a card that names a directory or a file as its base model.
@@ -61,18 +52,12 @@ def _front_matter(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> str
     task, pipeline = sweep.task, PIPELINES[recipe.model.task_type]
     results = None
     if decision.test is not None:
-        results = []
-        for metric, value in ((task.score, decision.test.score), ("loss", decision.test.loss)):
-            results.append(
-                EvalResult(
-                    task_type=pipeline,
-                    dataset_type=task.name,
-                    dataset_name=task.name,
-                    dataset_split="test",
-                    metric_type=metric,
-                    metric_value=round(value, 4),
-                )
+        results = [
+            EvalResult(
+                pipeline, task.name, task.name, metric, round(value, 4), dataset_split="test"
             )
+            for metric, value in ((task.score, decision.test.score), ("loss", decision.test.loss))
+        ]
     return ModelCardData(
         base_model=base,
         library_name="peft",
@@ -85,7 +70,7 @@ def _front_matter(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> str
 
 
 def _rank_table(decision: Decision, score: str) -> tuple[str, list[str]]:
-    """Return header and rows of the ranks' table in Markdown, with the chosen rank in bold."""
+    """Return header and rows of the table of ranks in Markdown, with the chosen rank in bold."""
     cells = []
     for row, texts in zip(decision.table, rank_cells(decision, score), strict=True):
         bound = "" if row.worst_difference is None else signed(row.worst_difference)
@@ -102,30 +87,23 @@ def _rank_table(decision: Decision, score: str) -> tuple[str, list[str]]:
 
 
 def _training_rows(recipe: Recipe, sweep: SweepRecord) -> list[tuple[str, str]]:
-    """Return the settings of the training as rows of a table."""
     task, fingerprints = sweep.task, sweep.fingerprints
     adapter, optimizer, quantization = recipe.adapter, recipe.optimizer, recipe.model.quantization
     targets, rank = adapter.target_modules, str(adapter.rank)
     if adapter.truncate_to is not None:
         rank = f"{adapter.rank}, truncated to {adapter.truncate_to} by SVD"
+    held_out_and_test = f"{task.held_out_examples} held-out, {task.test_examples} test"
+    warmup = f"rising over {optimizer.warmup_steps} of {optimizer.steps} steps"
     return [
         ("base model", f"`{recipe.model.name}`, fingerprint `{fingerprints.model[:16]}`"),
         ("data", f"{task.name}, fingerprint `{fingerprints.data[:16]}`"),
-        (
-            "examples",
-            f"{task.train_examples} training, {task.held_out_examples} held-out, "
-            f"{task.test_examples} test",
-        ),
+        ("examples", f"{task.train_examples} training, {held_out_and_test}"),
         ("rank", rank),
         ("lora_alpha", f"{adapter.lora_alpha:g}" + (" (rsLoRA)" if adapter.use_rslora else "")),
         ("target modules", targets if isinstance(targets, str) else ", ".join(targets)),
         ("trained in full", ", ".join(adapter.modules_to_save) or "nothing"),
         ("base precision", "fp32" if quantization == "none" else quantization),
-        (
-            "learning rate",
-            f"{optimizer.learning_rate:g}, linear, "
-            f"rising over {optimizer.warmup_steps} of {optimizer.steps} steps",
-        ),
+        ("learning rate", f"{optimizer.learning_rate:g}, linear, {warmup}"),
         ("epochs", str(optimizer.epochs)),
         ("batch size", str(optimizer.batch_size)),
         ("longest input", f"{recipe.data.max_length} tokens"),
@@ -137,9 +115,7 @@ def _training_rows(recipe: Recipe, sweep: SweepRecord) -> list[tuple[str, str]]:
 def loading_code(recipe: Recipe, label_names: Sequence[str]) -> str:
     """Return Python that loads the adapter onto its base, quantised as in the sweep.
 
-    Args:
-        recipe: How the adapter was trained.
-        label_names: Names of the classes; none for a regression or a language model.
+    ``label_names`` are the classes; a regression and a language model have none.
     """
     auto_class = AUTO_CLASSES[recipe.model.task_type]
     place, options = recipe.model.load_arguments

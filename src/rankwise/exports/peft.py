@@ -6,21 +6,16 @@ from rankwise.models.auto import AUTO_CLASSES
 
 
 def peft_config(recipe: Recipe) -> str:
-    """Return ``peft_config.py``.
-
-    It defines ``base``, ``lora_config``, ``training_arguments`` and, for a quantised or GGUF base,
-    ``quantization_config``.
-    """
-    is_eva = recipe.adapter.init == "eva"
+    """Return ``peft_config.py``, which defines the arguments of each step in the training."""
     quantization = _quantization(recipe)
+    from_peft = "EvaConfig, LoraConfig" if recipe.adapter.init == "eva" else "LoraConfig"
     from_transformers = "TrainingArguments"
     if quantization is not None:
         from_transformers = f"{quantization[0]}, TrainingArguments"
     place, options = recipe.model.load_arguments
     parts = [
         comment(_notes(recipe)),
-        f"from peft import {'EvaConfig, LoraConfig' if is_eva else 'LoraConfig'}\n"
-        f"from transformers import {from_transformers}\n",
+        f"from peft import {from_peft}\nfrom transformers import {from_transformers}\n",
         _call("base", "dict", {"pretrained_model_name_or_path": place, **options}),
         _call("lora_config", "LoraConfig", _adapter(recipe)),
         _call("training_arguments", "TrainingArguments", recipe.optimizer.training_arguments),
@@ -57,7 +52,7 @@ def _adapter(recipe: Recipe) -> dict[str, object]:
 def _quantization(recipe: Recipe) -> tuple[str, dict[str, object]] | None:
     """Return the class and the arguments of ``quantization_config``; None if there is none."""
     if recipe.model.is_gguf:
-        # transformers neither trains nor saves a GGUF model that it did not unpack.
+        # transformers neither trains nor saves a GGUF model without unpacking it.
         return "GgufConfig", {"dequantize": True}
     arguments = recipe.bitsandbytes_arguments
     return ("BitsAndBytesConfig", arguments) if arguments else None
@@ -85,8 +80,8 @@ def _notes(recipe: Recipe) -> list[str]:
         notes.append(
             "EVA: before training, call peft.initialize_lora_eva_weights(model, batches) with "
             "padded batches of training examples, none smaller than the rank; the config alone "
-            "leaves A random. A target that sees one row per sequence, such as BERT's pooler, also "
-            "needs a prepare_layer_inputs_fn."
+            "leaves A random. A target that gets one row per sequence, such as the pooler of BERT, "
+            "also needs a prepare_layer_inputs_fn."
         )
     if model.is_gguf:
         notes.append(

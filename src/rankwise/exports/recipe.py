@@ -28,7 +28,6 @@ class ModelRecipe:
     Attributes:
         task_type: PEFT's name of the task.
         name: Directory, GGUF file or hub id.
-        trust_remote_code: Whether to run Python code that comes with the base.
         quantization: Precision of the frozen layers: ``none``, ``int8``, ``nf4`` or ``nf4-dq``.
     """
 
@@ -49,17 +48,17 @@ class ModelRecipe:
 
     @property
     def directory(self) -> str:
-        """The base for tools that load no GGUF file, which must be saved as a directory first."""
+        """The base for tools that load no GGUF file: the user saves it as a directory first."""
         return SAVED_BASE if self.is_gguf else self.name
 
     @property
     def remote_code(self) -> dict[str, bool]:
-        """The setting that permits the base's own code; every tool calls it the same."""
+        """The setting that permits code of the base; every tool calls it the same."""
         return {"trust_remote_code": True} if self.trust_remote_code else {}
 
     @property
     def load_arguments(self) -> tuple[str, dict[str, Any]]:
-        """Arguments of ``from_pretrained`` for base and tokenizer: directory or hub id, options."""
+        """Arguments of ``from_pretrained``: directory or hub id, and options."""
         place, file = load_arguments(self.name)
         return place, {**file, **self.remote_code}
 
@@ -69,14 +68,11 @@ class AdapterRecipe:
     """The adapter.
 
     Attributes:
-        rank: Rank r to train at.
+        rank: Rank to train at.
         truncate_to: Rank to truncate the trained adapter to; None to keep it.
-        lora_alpha: ``lora_alpha`` at `rank`.
-        use_rslora: Whether to scale by ``lora_alpha / sqrt(r)``.
-        use_dora: Whether to train DoRA's magnitudes as well.
         init: Initial values, as `rankwise.engine.config.INITS` names them.
         target_modules: ``all-linear``, or layer names.
-        conv1d_names: Last parts of the target layers' names if they are GPT-2's Conv1D.
+        conv1d_names: Last parts of the names of target layers that are GPT-2's Conv1D.
         modules_to_save: Modules trained in full and saved with the adapter.
     """
 
@@ -108,15 +104,12 @@ class OptimizerRecipe:
     """The optimisation.
 
     Attributes:
-        learning_rate: Peak rate, the best of those tried for this rank. It rises linearly, then
-            falls linearly to 0.
-        loraplus_ratio: LoRA+: learning rate of B divided by that of A; 1 for plain LoRA.
-        epochs: Passes over the training data.
-        batch_size: Examples in a batch.
+        learning_rate: Peak rate, to which it rises linearly before it falls linearly to 0.
+        loraplus_ratio: Learning rate of B divided by that of A (LoRA+); 1 for plain LoRA.
         steps: Optimizer steps in total.
         warmup_share: Share of the steps over which the learning rate rises.
         max_grad_norm: Gradients are clipped to this norm.
-        seed: Seed of the trial whose adapter was chosen.
+        seed: Seed of the chosen trial.
     """
 
     learning_rate: float
@@ -135,7 +128,7 @@ class OptimizerRecipe:
 
     @property
     def training_arguments(self) -> dict[str, Any]:
-        """Settings of transformers' TrainingArguments; TRL and LLaMA-Factory take them as well."""
+        """Settings for TrainingArguments of transformers, which TRL and LLaMA-Factory share."""
         return {
             "learning_rate": self.learning_rate,
             "num_train_epochs": self.epochs,
@@ -156,14 +149,12 @@ class DataRecipe:
 
     Attributes:
         source: Path or hub id; None for a built-in sample.
-        max_length: Tokens kept of an example.
-        train_examples: Number of examples that the sweep trained on.
+        max_length: Number of tokens to which an example is truncated.
         held_out_examples: Number of examples of the same source that compared the ranks.
         test_examples: Number of examples of the same source that tested the chosen adapter.
         limited: Whether the request limited `train_examples`, so that the source may hold more.
         layout: Columns and roles of instruction data; None for another task.
-        chat_template: Whether the tokenizer has a chat template, which decides how instructions
-            are written.
+        chat_template: Whether the tokenizer has a chat template.
         answers_marked: Whether that template marks the assistant's words.
     """
 
@@ -208,32 +199,21 @@ class Recipe:
 
     @property
     def bitsandbytes_arguments(self) -> dict[str, Any]:
-        """Arguments of transformers' BitsAndBytesConfig; none for a base in fp32.
-
-        Modules trained in full stay unquantised. If there are none, transformers keeps the output
-        layer.
-        """
+        """Arguments for BitsAndBytesConfig of transformers; none for a base in fp32."""
         quantization = self.model.quantization
         if quantization == "none":
             return {}
         arguments: dict[str, Any] = {"load_in_8bit": True}
         if quantization != "int8":
-            arguments = {
-                "load_in_4bit": True,
-                "bnb_4bit_quant_type": "nf4",
-                "bnb_4bit_use_double_quant": quantization == "nf4-dq",
-            }
-        if self.adapter.modules_to_save:  # the setting holds for 4-bit layers as well
+            arguments = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+            arguments["bnb_4bit_use_double_quant"] = quantization == "nf4-dq"
+        if self.adapter.modules_to_save:  # they stay unquantised, also in 4 bits
             arguments["llm_int8_skip_modules"] = list(self.adapter.modules_to_save)
         return arguments
 
 
 def read_recipe(directory: Path, trial_name: str) -> Recipe:
-    """Read the recipe of a trial; for a truncated adapter, that of the trial it was made from.
-
-    Args:
-        directory: Sweep directory.
-        trial_name: The chosen trial.
+    """Read the recipe of a trial in a sweep directory; a truncated adapter has its source's.
 
     Raises:
         RequestError: A file of the sweep is missing.
@@ -241,11 +221,10 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
     sweep = read_sweep(directory)
     if sweep is None:
         raise RequestError(f"{str(directory)!r} has no sweep.json; run the sweep to its end first")
-    chosen = read_trial(directory / "trials" / trial_name)
-    trained, truncate_to = chosen, None
-    if chosen.truncated_from is not None:
-        trained = read_trial(directory / "trials" / chosen.truncated_from)
-        truncate_to = chosen.rank
+    trained, truncate_to = read_trial(directory / "trials" / trial_name), None
+    if trained.truncated_from is not None:
+        truncate_to = trained.rank
+        trained = read_trial(directory / "trials" / trained.truncated_from)
     path = trained.directory / "adapter" / "adapter_config.json"
     config = read_json(path)
     if config is None:
@@ -267,15 +246,11 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
 def _adapter_recipe(
     sweep: SweepRecord, trained: TrialRecord, config: dict[str, Any], truncate_to: int | None
 ) -> AdapterRecipe:
-    """Return the adapter's recipe.
-
-    Rank and alpha come from the trial: PiSSA and OLoRA adapters are saved at twice their rank.
-    """
     layers = config["target_modules"]
-    is_conv1d = bool(config.get("fan_in_fan_out"))  # PEFT sets it when it meets Conv1D
+    is_conv1d = config.get("fan_in_fan_out")  # PEFT sets it when it meets Conv1D
     endings = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
     return AdapterRecipe(
-        rank=trained.rank,
+        rank=trained.rank,  # PiSSA and OLoRA adapters are saved at twice their rank
         truncate_to=truncate_to,
         lora_alpha=trained.lora_alpha,
         use_rslora=trained.use_rslora,
@@ -288,25 +263,23 @@ def _adapter_recipe(
 
 
 def _optimizer_recipe(sweep: SweepRecord, trained: TrialRecord) -> OptimizerRecipe:
-    settings = sweep.training
-    training = TrainingConfig(epochs=settings.epochs, batch_size=settings.batch_size)
     return OptimizerRecipe(
         learning_rate=trained.learning_rate,
-        loraplus_ratio=settings.loraplus_ratio,
-        epochs=training.epochs,
-        batch_size=training.batch_size,
+        loraplus_ratio=sweep.training.loraplus_ratio,
+        epochs=sweep.training.epochs,
+        batch_size=sweep.training.batch_size,
         steps=trained.step,
-        warmup_share=training.warmup_share,
-        max_grad_norm=training.max_grad_norm,
+        warmup_share=TrainingConfig.warmup_share,
+        max_grad_norm=TrainingConfig.max_grad_norm,
         seed=trained.seed,
     )
 
 
 def _data_recipe(sweep: SweepRecord) -> DataRecipe:
-    task = sweep.task
+    task, data = sweep.task, sweep.paths.data
     one_source = sweep.paths.eval_data is None
     return DataRecipe(
-        source=None if sweep.paths.data is None else _absolute(sweep.paths.data),
+        source=None if data is None else _absolute(data),
         max_length=sweep.training.max_length,
         train_examples=task.train_examples,
         held_out_examples=task.held_out_examples if one_source else 0,

@@ -3,18 +3,8 @@
 import re
 from typing import Any
 
+from rankwise.exports import yaml_text
 from rankwise.exports.recipe import AdapterRecipe, Recipe
-from rankwise.exports.yaml_text import (
-    adapter_only_notes,
-    data_source,
-    gguf_notes,
-    missing_settings,
-    origin_notes,
-    quoted_columns,
-    save_chats_note,
-    save_messages_note,
-    yaml_text,
-)
 from rankwise.tasks.chat_formats import MESSAGE_KEYS
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
@@ -27,7 +17,7 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
 
 def trl_config(recipe: Recipe) -> str:
     """Return ``trl.yaml``: fields of TRL's ModelConfig, SFTConfig and DatasetMixtureConfig."""
-    missing = missing_settings(recipe, "trl sft", inits=("default",), loraplus=False)
+    missing = yaml_text.missing_settings(recipe, "trl sft", inits=("default",), loraplus=False)
     if missing is not None:
         return missing
     model = recipe.model
@@ -41,19 +31,18 @@ def trl_config(recipe: Recipe) -> str:
         "use_dora": recipe.adapter.use_dora,
     }
     if not model.is_causal_lm:
-        return yaml_text(adapter_only_notes(recipe, "trl sft"), [adapter])
+        return yaml_text.yaml_file(yaml_text.adapter_only_notes(recipe, "trl sft"), [adapter])
     training = {
         **recipe.optimizer.training_arguments,
         "gradient_accumulation_steps": 1,
         "max_length": recipe.data.max_length,
         "packing": False,
     }
-    data, notes = _data(recipe)
     base = {"model_name_or_path": model.directory, **model.remote_code}
-    return yaml_text(
-        ["trl sft --config trl.yaml", *origin_notes(recipe), *gguf_notes(recipe, "TRL"), *notes],
-        [base | QUANTIZATIONS[model.quantization], adapter, training, data],
-    )
+    data, data_notes = _data(recipe)
+    notes = ["trl sft --config trl.yaml", *yaml_text.common_notes(recipe, "TRL"), *data_notes]
+    sections = [base | QUANTIZATIONS[model.quantization], adapter, training, data]
+    return yaml_text.yaml_file(notes, sections)
 
 
 def _targets(adapter: AdapterRecipe) -> list[str]:
@@ -68,37 +57,41 @@ def _targets(adapter: AdapterRecipe) -> list[str]:
 def _data(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     """Return the settings of the data, and notes on them.
 
-    TRL recognises data by column names, and a column ``prompt`` beside messages misleads it. So the
-    settings name the columns that it must read.
+    They name the columns to read: a column ``prompt`` next to messages would mislead TRL.
     """
     layout = recipe.layout
     files = {"path": recipe.data.file_kind, "data_files": recipe.data.source, "split": "train"}
+    source = yaml_text.data_source(recipe, files)
 
     def read(*columns: str) -> dict[str, Any]:
-        return {"datasets": [{**data_source(recipe, files), "columns": list(columns)}]}
+        return {"datasets": [{**source, "columns": list(columns)}]}
 
+    chats = {**read("messages"), "assistant_only_loss": True}
+    completions = read("prompt", "completion")
     if layout.data_format == "messages":
         # TRL rewrites ShareGPT's keys in a column conversations, but not with assistant_only_loss.
         named = layout.columns["messages"] == "messages" and layout.keys == (MESSAGE_KEYS,)
-        readable = named and not layout.renames_roles and not layout.as_text
-        notes = [] if readable else [save_messages_note(layout, "TRL", "messages")]
-        return {**read("messages"), "assistant_only_loss": True}, [*notes, *_mark_notes(recipe)]
+        if named and not layout.renames_roles and not layout.as_text:
+            return chats, _mark_notes(recipe)
+        return chats, [
+            yaml_text.save_messages_note(layout, "TRL", "messages"),
+            *_mark_notes(recipe),
+        ]
     if layout.data_format == "alpaca" and recipe.data.chat_template:
-        notes = [save_chats_note(layout, "TRL"), *_mark_notes(recipe)]
-        return {**read("messages"), "assistant_only_loss": True}, notes
+        return chats, [yaml_text.save_chats_note(layout, "TRL"), *_mark_notes(recipe)]
+    columns = yaml_text.quoted_columns(layout)
     if layout.data_format == "alpaca":
-        note = (
-            "TRL needs columns prompt and completion. First save "
-            f"{quoted_columns(layout)} that way: the prompt is the text before the answer in "
-            "Stanford Alpaca's prompt, which rankwise trained on and axolotl.yaml holds in full."
-        )
-        return read("prompt", "completion"), [note]
+        return completions, [
+            f"TRL needs columns prompt and completion. First save {columns} that way: the prompt "
+            "is the text before the answer in Stanford Alpaca's prompt, which rankwise trained on "
+            "and axolotl.yaml holds in full."
+        ]
     if layout.data_format == "prompt-completion":
-        named = tuple(layout.columns.values()) == ("prompt", "completion")
-        note = f"TRL needs columns prompt and completion: first rename {quoted_columns(layout)}."
-        return read("prompt", "completion"), [] if named else [note]
-    column = layout.columns["text"]
-    return {**read(column), "dataset_text_field": column}, []
+        if tuple(layout.columns.values()) == ("prompt", "completion"):
+            return completions, []
+        return completions, [f"TRL needs columns prompt and completion: first rename {columns}."]
+    text = layout.columns["text"]
+    return {**read(text), "dataset_text_field": text}, []
 
 
 def _mark_notes(recipe: Recipe) -> list[str]:
@@ -107,13 +100,12 @@ def _mark_notes(recipe: Recipe) -> list[str]:
         return []
     return [
         "With assistant_only_loss TRL trains on the assistant's words only, as rankwise did. It "
-        "refuses chat templates that neither mark those words with {% generation %} nor are among "
-        "the ones it knows, and this tokenizer's template has no marks. If TRL reports that the "
+        "refuses chat templates that it does not know and that do not mark those words with "
+        "{% generation %}. This tokenizer's template has no marks. If TRL reports that the "
         "template is not training-compatible, copy it, put {% generation %} and "
         "{% endgeneration %} around the assistant's words and the token that ends them, and set "
         "chat_template_path here to that file, for example marked.jinja.",
-        "Without assistant_only_loss TRL would train on the questions as well. If each dialogue "
-        "has one answer, columns prompt and completion (each a list of messages) need neither this "
-        "setting nor marks, but TRL then also trains on the blanks that a template writes after an "
-        "answer.",
+        "Without assistant_only_loss TRL would also train on the questions. If each dialogue has "
+        "one answer, columns prompt and completion (lists of messages) need no marks, but TRL then "
+        "also trains on the blanks that a template writes after an answer.",
     ]

@@ -12,14 +12,14 @@ WIDTH = 100
 
 
 def comment(notes: Iterable[str]) -> str:
-    """Return notes as comment lines, each note on lines of its own."""
+    """Return notes as comment lines; each note starts a new line."""
     lines = []
     for note in notes:
         lines += textwrap.wrap(note, WIDTH - 2, break_on_hyphens=False)
     return "".join(f"# {line}\n" for line in lines)
 
 
-def yaml_text(notes: Iterable[str], sections: Sequence[Mapping[str, Any]]) -> str:
+def yaml_file(notes: Iterable[str], sections: Sequence[Mapping[str, Any]]) -> str:
     """Return a YAML file: the notes as a comment, then the sections with a blank line between."""
     import yaml
 
@@ -51,68 +51,61 @@ def missing_settings(
         missing.append(f"a lora_alpha that is not a whole number ({alpha:g})")
     if not missing:
         return None
+    settings = " and ".join(missing)
     return comment(
-        [
-            f"{tool} has no setting for {' and '.join(missing)}, which this training uses: "
-            "see peft_config.py."
-        ]
+        [f"{tool} has no setting for {settings}, which this training uses: see peft_config.py."]
+    )
+
+
+def rank_note(recipe: Recipe) -> str:
+    """Return a note on the rank and the learning rate."""
+    rank, truncate_to = recipe.adapter.rank, recipe.adapter.truncate_to
+    if truncate_to is None:
+        return (
+            f"Rank {rank}, selected by rankwise, with the best learning rate tried for this rank."
+        )
+    return (
+        f"Train at rank {rank}, then truncate the adapter to the rank that rankwise selected: "
+        f"rankwise resize ADAPTER OUT --rank {truncate_to}"
     )
 
 
 def origin_notes(recipe: Recipe) -> list[str]:
     """Return notes on the rank, the learning rate and the data that the sweep used."""
-    adapter, optimizer, source = recipe.adapter, recipe.optimizer, recipe.data.source
-    if adapter.truncate_to is None:
-        rank = (
-            f"Rank {adapter.rank}, which rankwise selected, "
-            "with the best learning rate that it tried for this rank."
-        )
-    else:
-        rank = (
-            f"Train at rank {adapter.rank}, then truncate the adapter to the rank that rankwise "
-            f"selected: rankwise resize ADAPTER OUT --rank {adapter.truncate_to}"
-        )
+    optimizer, source = recipe.optimizer, recipe.data.source
+    share = f"{100 * optimizer.warmup_share:g} %"
     notes = [
-        rank,
+        rank_note(recipe),
         f"The learning rate rises over the first {optimizer.warmup_steps} of {optimizer.steps} "
-        f"steps ({100 * optimizer.warmup_share:g} %, rounded up), then falls to 0. "
-        "With more or less data, keep this share.",
-        *_unused_data_notes(recipe),
+        f"steps ({share}, rounded up), then falls to 0. With more or less data, keep this share.",
     ]
-    if (source or "").endswith(".tsv"):
+    if source is None:
+        return notes
+    if used := _data_used(recipe):
         notes.append(
-            "The data are tab-separated, which this tool does not read: "
-            "save them as JSON lines first."
+            f"{used} A tool that gets these data trains on all of them, in more steps: set the "
+            f"warm-up to the same share of those steps, {share}."
         )
-    elif source is not None and recipe.data.hub_parts is None and not Path(source).suffix:
+    if recipe.data.held_out_examples or recipe.data.test_examples:
+        notes[-1] += " Do not evaluate on examples it trained on."
+    if source.endswith(".tsv"):
+        notes.append("This tool does not read tab-separated data: save them as JSON lines first.")
+    elif recipe.data.hub_parts is None and not Path(source).suffix:
         notes.append("The data are a directory that datasets saved: save them as JSON lines first.")
     return notes
 
 
-def _unused_data_notes(recipe: Recipe) -> list[str]:
-    """Return a note if the data hold examples that the sweep did not train on."""
+def _data_used(recipe: Recipe) -> str:
+    """Return what the sweep did with the data, if they hold examples that it did not train on."""
     data = recipe.data
-    if data.source is None:
-        return []
-    warm_up = (
-        "A tool that gets these data trains on all of them, in more steps: set the warm-up to the "
-        f"same share of those steps, {100 * recipe.optimizer.warmup_share:g} %."
-    )
+    trained = f"The sweep trained on {data.train_examples} examples"
     if data.held_out_examples or data.test_examples:
-        tested = ""
-        if data.test_examples:
-            tested = f" and {data.test_examples} tested the chosen adapter"
-        return [
-            f"The sweep trained on {data.train_examples} examples of these data. Of the others, "
-            f"{data.held_out_examples} compared the ranks{tested}. {warm_up} "
-            "Do not evaluate on examples it trained on."
-        ]
-    if data.limited:
-        return [
-            f"The sweep trained on {data.train_examples} examples, its limit; the data may hold "
-            f"more. {warm_up}"
-        ]
-    return []
+        tested = (
+            f" and {data.test_examples} tested the chosen adapter" if data.test_examples else ""
+        )
+        compared = f"{data.held_out_examples} compared the ranks{tested}"
+        return f"{trained} of these data. Of the others, {compared}."
+    return f"{trained}, its limit; the data may hold more." if data.limited else ""
 
 
 def adapter_only_notes(recipe: Recipe, tool: str) -> list[str]:
@@ -122,23 +115,24 @@ def adapter_only_notes(recipe: Recipe, tool: str) -> list[str]:
         "trains causal language models. Paste them into your own config, with its own model, data "
         f"and learning rate: the rate found here ({recipe.optimizer.learning_rate:g}) is for the "
         "sweep's model and task. peft_config.py has the whole training.",
-        *origin_notes(recipe)[:1],
+        rank_note(recipe),
     ]
 
 
-def gguf_notes(recipe: Recipe, tool: str) -> list[str]:
-    """Return a note on how to save a GGUF base for a tool that does not load such files."""
+def common_notes(recipe: Recipe, tool: str) -> list[str]:
+    """Return `origin_notes`, and how to save a GGUF base for a tool that does not load it."""
     if not recipe.model.is_gguf:
-        return []
+        return origin_notes(recipe)
     return [
+        *origin_notes(recipe),
         f"The base is a GGUF file, which {tool} does not load. First load the base and its "
         "tokenizer as peft_config.py describes, and save both in one directory with "
-        f"save_pretrained({SAVED_BASE!r}). This config reads that directory."
+        f"save_pretrained({SAVED_BASE!r}). This config reads that directory.",
     ]
 
 
 def data_source(recipe: Recipe, files: dict[str, Any]) -> dict[str, Any]:
-    """Return a hub's data set as arguments of `datasets.load_dataset`, else ``files``."""
+    """Return a hub's data set as arguments of `datasets.load_dataset`, or ``files`` for files."""
     if recipe.data.hub_parts is None:
         return files
     name, config, split = recipe.data.hub_parts
