@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.lora import Adapter
+from rankwise.lora import Adapter, write_adapter
 from rankwise.lora.adapter import FactorPair, factor_pairs
 
 SIZES = {"h.0.q": (24, 24), "h.0.v": (24, 12), "h.1.q": (24, 24), "h.10.q": (24, 24)}
@@ -111,3 +111,13 @@ def load_mixed(directory: Path, trainable: bool = False) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(Mixed(), directory, is_trainable=trainable)
+
+
+def write_two(directory: Path) -> tuple[Path, Path]:
+    """Write two adapters of one base, of ranks 6 and 4; layer 1.q of the first has one direction."""
+    sizes = {f"model.{name}": size for name, size in SIZES.items()}
+    first = make_adapter(6, sizes)
+    first.tensors["base_model.model.model.h.1.q.lora_B.weight"][:, 1:] = 0
+    write_adapter(first, directory / "one")
+    write_adapter(make_adapter(4, sizes, seed=1), directory / "two")
+    return directory / "one", directory / "two"

@@ -19,8 +19,10 @@ from rankwise.report.inspect_report import (
     spectra_figure,
     write_inspection_plot,
 )
-from tests.lora.adapters import make_adapter
+from tests.lora.adapters import make_adapter, write_two
 from tests.report.browser import needs_browser, overlaps
+
+SHORT = ["0.q", "0.v", "1.q", "10.q"]  # layers without the common start of their names
 
 
 def adapter(directory: Path, rank: int, seed: int = 0) -> Path:
@@ -39,6 +41,41 @@ def test_the_terminal_shows_the_energy_that_each_rank_keeps(tmp_path: Path) -> N
     assert f"truncated to rank 1: {100 * energy[1]:.1f} %" in text
     assert "rank 4: 100.0 %" in text
     assert "Layers of bert." in text
+
+
+def test_the_terminal_shows_each_layer_and_that_spectra_do_not_decide(tmp_path: Path) -> None:
+    out = io.StringIO()
+    print_inspection(inspect_adapter(*write_two(tmp_path)), Console(file=out, width=120))
+    rows = {}
+    for line in out.getvalue().splitlines():
+        if "│" in line:
+            name, *cells = [cell.strip() for cell in line.split("│")[1:-1]]
+            rows.setdefault(name, cells)
+    assert list(rows) == SHORT
+    assert rows["1.q"][:6] == ["6", "1.0", "1.0", "1", "1", "no"]
+    assert rows["1.q"][7] == "█▁▁▁▁▁"
+    assert rows["0.q"][5] == "yes"
+    words = " ".join(out.getvalue().split())
+    assert "Layers of model.h." in words
+    assert "1 of 4 layers does not use its rank" in words
+    assert "model.h.1.q (1 of 6)" in words
+    assert "they do not decide the rank" in words
+    assert "Of 4 directions per layer, the two adapters share on average" in words
+    assert "by chance 1.00" in words  # 6 * 4 / 24
+
+
+def test_the_plots_show_the_values_of_the_inspection(tmp_path: Path) -> None:
+    inspection = inspect_adapter(*write_two(tmp_path))
+    heat, *marks = spectra_figure(inspection).data
+    assert list(heat.y) == SHORT
+    np.testing.assert_allclose(heat.z[0], 100 * inspection.spectrum.layers[0].energy)
+    assert [mark.name for mark in marks] == ["rank for 99 %", "effective rank", "stable rank"]
+    assert marks[2].x[2] == pytest.approx(1)
+    figure = similarity_figure(inspection)
+    assert [text.text for text in figure.layout.annotations] == ["q<br>mean of 3", "v"]
+    queries = [layer for layer in inspection.overlaps if layer.name.endswith("q")]
+    mean = sum(layer.similarity for layer in queries) / 3
+    np.testing.assert_allclose(figure.data[0].z, mean)
 
 
 def test_a_resized_adapter_is_described_by_ranks_and_energy(tmp_path: Path) -> None:
