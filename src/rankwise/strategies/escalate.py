@@ -16,14 +16,8 @@ import pandas as pd
 from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.findings import analyse
 from rankwise.engine.trial import Trial
+from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.trial_keys import (
-    TrialKey,
-    at_chosen_rates,
-    chosen_rate,
-    count_trials,
-    rank_evidence,
-)
 
 START_RANK = 8  # PEFT's default rank
 
@@ -32,8 +26,8 @@ class Escalate(Strategy):
     """Trains few ranks: a start, those above while they gain, and those below while none loses.
 
     Every rank after the first takes its neighbour's learning rate, rescaled like the start of the
-    search. More seeds may turn the climb back earlier than fewer seeds did. Ranks that were
-    visited with fewer seeds then get the other seeds too, because the decision compares them all.
+    search. With more seeds the climb may end earlier than it did with fewer. Ranks visited then
+    get the other seeds too, because the decision compares them all.
     """
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
@@ -44,58 +38,62 @@ class Escalate(Strategy):
         """Return the complete trials, and the rest of the rank that the climb has reached."""
         visited, trials = self._replay(evidence)
         if not trials:
-            return count_trials(evidence)
+            return trial_keys.count_trials(evidence)
         rank = visited[-1]
-        of_rank = rank_evidence(evidence, rank)
-        later_seeds = of_rank.loc[of_rank["seed"] > 0, "seed"].nunique()
+        later_seeds = trial_keys.count_later_trials(evidence, [rank])
         search = sum(trial.seed == 0 for trial in trials)
         if len(visited) == 1:
             search = max(search, self.rates.remaining([rank], evidence))
-        return count_trials(evidence) + max(len(trials), search + self.seeds - 1 - later_seeds)
+        return trial_keys.count_trials(evidence) + max(
+            len(trials), search + self.seeds - 1 - later_seeds
+        )
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
         """Return the ranks visited so far, in order, and the missing trials of the last one."""
         start = START_RANK if START_RANK in self.ranks else self.ranks[min(1, len(self.ranks) - 1)]
         visited = [start]
-        if trials := self._missing_of_start(start, evidence):
+        if trials := self._missing(start, evidence):
             return visited, trials
         top = self.ranks.index(start)
         while top + 1 < len(self.ranks):
             lower, upper = self.ranks[top], self.ranks[top + 1]
             visited.append(upper)
-            if trials := self._missing_of(upper, lower, evidence):
+            if trials := self._missing(upper, evidence, lower):
                 return visited, trials
-            if not self._gains(at_chosen_rates(evidence, [lower, upper], self.seeds), lower):
+            if not self._gains(
+                trial_keys.at_chosen_rates(evidence, [lower, upper], self.seeds), lower
+            ):
                 break
             top += 1
         for index in reversed(range(top)):
             rank = self.ranks[index]
             if rank not in visited:
                 visited.append(rank)
-                if trials := self._missing_of(rank, self.ranks[index + 1], evidence):
+                if trials := self._missing(rank, evidence, self.ranks[index + 1]):
                     return visited, trials
-            if not self._suffices(at_chosen_rates(evidence, visited, self.seeds), rank):
+            if not self._suffices(trial_keys.at_chosen_rates(evidence, visited, self.seeds), rank):
                 break
         for rank in self.ranks:  # ranks that were visited with fewer seeds
-            if rank not in visited and not rank_evidence(evidence, rank).empty:
+            if rank not in visited and not trial_keys.rank_evidence(evidence, rank).empty:
                 visited.append(rank)
                 if trials := self._missing_seeds(rank, evidence):
                     return visited, trials
         return visited, []
 
-    def _missing_of_start(self, rank: int, evidence: pd.DataFrame) -> list[Trial]:
-        search = self.rates.propose([rank], evidence)
-        return self.missing_trials(search, evidence) or self._missing_seeds(rank, evidence)
-
-    def _missing_of(self, rank: int, neighbour: int, evidence: pd.DataFrame) -> list[Trial]:
-        search = self.rates.propose_next_to(neighbour, rank, evidence)
+    def _missing(
+        self, rank: int, evidence: pd.DataFrame, neighbour: int | None = None
+    ) -> list[Trial]:
+        """Return a rank's missing trials of the search, or else those of all seeds."""
+        if neighbour is None:
+            search = self.rates.propose([rank], evidence)
+        else:
+            search = self.rates.propose_next_to(neighbour, rank, evidence)
         return self.missing_trials(search, evidence) or self._missing_seeds(rank, evidence)
 
     def _missing_seeds(self, rank: int, evidence: pd.DataFrame) -> list[Trial]:
-        rate = chosen_rate(evidence, rank)
-        if rate is None:
-            return []
-        wanted = [TrialKey(rank, rate, seed) for seed in range(self.seeds)]
+        wanted = trial_keys.keys_of_seeds(
+            {rank: trial_keys.chosen_rate(evidence, rank)}, self.seeds
+        )
         return self.missing_trials(wanted, evidence)
 
     def _gains(self, evidence: pd.DataFrame, lower: int) -> bool:
@@ -108,7 +106,7 @@ class Escalate(Strategy):
 
     def _suffices(self, evidence: pd.DataFrame, rank: int) -> bool:
         """Whether a rank is shown to be within the margin of all ranks tried."""
-        if rank_evidence(evidence, rank).empty:
+        if trial_keys.rank_evidence(evidence, rank).empty:
             return False
         findings = analyse(read_rank_results(evidence), self.rule)
         bound = findings.bounds.get(rank)

@@ -10,18 +10,15 @@ from rankwise.decide import best_learning_rate
 from rankwise.engine.trial import Trial
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.trial_keys import (
-    TrialKey,
     count_later_trials,
     count_trials,
+    keys_of_seeds,
     rank_evidence,
 )
 
 
 class Grid(Strategy):
-    """Trains every rank with every seed.
-
-    The first seed finds each rank's learning rate; the other seeds use it.
-    """
+    """Trains every rank with every seed, at the learning rate that the first seed found."""
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
         """Return the first seed's trials until the rates are found, then the other seeds'."""
@@ -29,13 +26,7 @@ class Grid(Strategy):
         if first := self.missing_trials(search, evidence):
             return first
         best = {rank: best_learning_rate(rank_evidence(evidence, rank)) for rank in self.ranks}
-        usable = {rank: rate for rank, rate in best.items() if rate is not None}
-        wanted = [
-            TrialKey(rank, rate, seed)
-            for seed in range(self.seeds)
-            for rank, rate in usable.items()
-        ]
-        return self.missing_trials(wanted, evidence)
+        return self.missing_trials(keys_of_seeds(best, self.seeds), evidence)
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
         """Return the complete trials, the search's usual rest, and the other seeds' trials."""

@@ -1,9 +1,9 @@
 """The search for each rank's learning rate, made with the first seed of every strategy.
 
-`GivenRates` tries the user's rates at every rank. `SearchedRates`
-brackets the best rate of the smallest and the largest rank, and takes the ranks between from the
-line through both: about six trials, whatever the number of ranks. docs/learning-rate.md has the
-measurements behind its constants.
+`GivenRates` tries the user's rates at every rank. `SearchedRates` brackets the best rate of the
+smallest and the largest rank, and takes the ranks between from the line through both: about six
+trials, whatever the number of ranks. docs/learning-rate.md has the measurements behind its
+constants.
 """
 
 import math
@@ -17,14 +17,9 @@ import pandas as pd
 from rankwise.decide import best_learning_rate
 from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, chance_losses
 from rankwise.lora.alpha import AlphaPolicy
+from rankwise.strategies import trial_keys
 from rankwise.strategies.config import AUTO
-from rankwise.strategies.trial_keys import (
-    TrialKey,
-    chosen_rate,
-    first_seed,
-    missing_keys,
-    rank_evidence,
-)
+from rankwise.strategies.trial_keys import TrialKey
 
 START_RATE = 1e-3  # first rate of the search at START_RANK
 START_RANK = 4
@@ -64,18 +59,14 @@ def make_rate_search(
     alpha: AlphaPolicy,
     chance_loss: ChanceLoss | None,
 ) -> RateSearch:
-    """Return the search that the setting ``learning_rate`` asks for."""
+    """Return the search that the setting ``learning_rate`` implies."""
     if learning_rate == AUTO:
         return SearchedRates(alpha, chance_loss)
     return GivenRates([float(rate) for rate in learning_rate])
 
 
 class GivenRates(RateSearch):
-    """Tries all rates that the user gave, at every rank.
-
-    Args:
-        rates: learning rates.
-    """
+    """Tries all rates that the user gave, at every rank."""
 
     def __init__(self, rates: Sequence[float]) -> None:
         self.rates = rates
@@ -112,12 +103,11 @@ class SearchedRates(RateSearch):
         ends = sorted({ranks[0], ranks[-1]})
         wanted: list[TrialKey] = []
         for rank in ends:
-            wanted += _keys(rank, self._bracket(rank, rank_evidence(evidence, rank)))
-        if missing_keys(wanted, evidence):
+            wanted += _keys(rank, self._bracket(rank, trial_keys.rank_evidence(evidence, rank)))
+        if trial_keys.missing_keys(wanted, evidence):
             return wanted
-        best = {
-            rank: best_learning_rate(first_seed(rank_evidence(evidence, rank))) for rank in ends
-        }
+        first = trial_keys.first_seed(evidence)
+        best = {rank: best_learning_rate(trial_keys.rank_evidence(first, rank)) for rank in ends}
         usable = {rank: rate for rank, rate in best.items() if rate is not None}
         if not usable:
             return wanted
@@ -125,7 +115,7 @@ class SearchedRates(RateSearch):
         for rank in ranks:
             if rank not in ends:
                 rate = math.exp(np.interp(math.log(rank), log_ranks, log_rates))
-                wanted += _keys(rank, _lowered(rate, rank_evidence(evidence, rank)))
+                wanted += _keys(rank, _lowered(rate, trial_keys.rank_evidence(evidence, rank)))
         return wanted
 
     def propose_alone(self, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
@@ -133,17 +123,16 @@ class SearchedRates(RateSearch):
 
         The whole bracket is searched only where the start learns nothing or diverges.
         """
-        trials = rank_evidence(evidence, rank)
+        trials = trial_keys.rank_evidence(evidence, rank)
         rates = [_round(self._start(rank))]
         start = trials[trials["learning_rate"] == rates[0]]  # all seeds: a later one may diverge
-        first = first_seed(start)
+        first = trial_keys.first_seed(start)
         if start["diverged"].any() or (not first.empty and self._learns_nothing(first)):
-            keys = [*_keys(rank, rates), *self.propose([rank], evidence)]
-            return list(dict.fromkeys(keys))
+            return list(dict.fromkeys([*_keys(rank, rates), *self.propose([rank], evidence)]))
         best: float | None = rates[0]
         while best == rates[-1] and len(rates) < MOST_RATES:
             rates.append(_round(rates[0] * LEAP ** len(rates)))
-            tried = first_seed(trials[trials["learning_rate"].isin(rates)])
+            tried = trial_keys.first_seed(trials[trials["learning_rate"].isin(rates)])
             if tried["learning_rate"].nunique() < len(rates):
                 break
             best = best_learning_rate(tried)
@@ -154,19 +143,16 @@ class SearchedRates(RateSearch):
 
         If every rate of the neighbour diverged, the rank's own bracket is searched.
         """
-        rate = chosen_rate(evidence, neighbour)
+        rate = trial_keys.chosen_rate(evidence, neighbour)
         if rate is None:
             return self.propose([rank], evidence)
         rescaled = rate * (self._start(rank) / self._start(neighbour))
-        return _keys(rank, _lowered(rescaled, rank_evidence(evidence, rank)))
+        return _keys(rank, _lowered(rescaled, trial_keys.rank_evidence(evidence, rank)))
 
     def remaining(self, ranks: Sequence[int], evidence: pd.DataFrame) -> int:
         """Return the number of trials left, if a bracket takes three and other ranks one."""
-        left = 0
-        for rank in ranks:
-            usual = 3 if rank in (ranks[0], ranks[-1]) else 1
-            left += max(0, usual - _count_tried(evidence, rank))
-        return left
+        usual = {rank: 3 if rank in (ranks[0], ranks[-1]) else 1 for rank in ranks}
+        return sum(max(0, usual[rank] - _count_tried(evidence, rank)) for rank in ranks)
 
     def _start(self, rank: int) -> float:
         return START_RATE * (START_RANK / rank) ** START_EXPONENT / self.alpha.scaling(rank)
@@ -178,28 +164,28 @@ class SearchedRates(RateSearch):
         then, so it takes the same course wherever it was interrupted.
         """
         middle = round(math.log(self._start(rank) / GRID_RATE, STEP))
-        rates = {step: _grid_rate(step) for step in (middle - 1, middle, middle + 1)}
+        steps = {middle - 1, middle, middle + 1}
         while True:
-            wanted = [rates[step] for step in sorted(rates)]
-            tried = first_seed(evidence[evidence["learning_rate"].isin(wanted)])
+            wanted = [_grid_rate(step) for step in sorted(steps)]
+            tried = trial_keys.first_seed(evidence[evidence["learning_rate"].isin(wanted)])
             if tried["learning_rate"].nunique() < len(wanted) or len(wanted) >= MOST_RATES:
                 return wanted
-            more = self._next_steps(rates, tried)
-            if more <= set(rates):
+            more = self._next_steps(steps, tried)
+            if more <= steps:
                 return wanted
-            rates.update({step: _grid_rate(step) for step in sorted(more)})
+            steps |= more
 
-    def _next_steps(self, rates: dict[int, float], tried: pd.DataFrame) -> set[int]:
+    def _next_steps(self, steps: set[int], tried: pd.DataFrame) -> set[int]:
         """Return the steps on the grid of rates that a bracket needs after those tried."""
         best = best_learning_rate(tried)
         if best is None:  # all diverged
-            return {min(rates) - 1}
+            return {min(steps) - 1}
         if self._learns_nothing(tried):
             # Rates that learn nothing are alike, so their best tells no direction: too low a rate
             # ends at the chance level, and so does one at which training collapses.
-            return {min(rates) - 1, max(rates) + 1}
-        steps = [step for step, rate in rates.items() if rate == best]
-        return {step + side for step in steps for side in (-1, 1)}
+            return {min(steps) - 1, max(steps) + 1}
+        middle = next(step for step in steps if _grid_rate(step) == best)
+        return {middle - 1, middle + 1}
 
     def _learns_nothing(self, evidence: pd.DataFrame) -> bool:
         """Whether no rate is below the chance level by two standard errors over the examples."""
@@ -218,17 +204,15 @@ def _keys(rank: int, rates: Sequence[float]) -> list[TrialKey]:
 
 def _lowered(rate: float, evidence: pd.DataFrame) -> list[float]:
     """Return a rate, and lower ones for as long as the last one has diverged."""
+    diverged = set(evidence.loc[evidence["diverged"].astype(bool), "learning_rate"])
     rates = [_round(rate)]
-    while len(rates) < MOST_RATES:
-        diverged = evidence.loc[evidence["learning_rate"] == rates[-1], "diverged"]
-        if not diverged.any():
-            break
+    while rates[-1] in diverged and len(rates) < MOST_RATES:
         rates.append(_round(rate / STEP ** len(rates)))
     return rates
 
 
 def _count_tried(evidence: pd.DataFrame, rank: int) -> int:
-    trials = first_seed(rank_evidence(evidence, rank))
+    trials = trial_keys.first_seed(trial_keys.rank_evidence(evidence, rank))
     return int(trials["learning_rate"].nunique())
 
 

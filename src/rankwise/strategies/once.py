@@ -18,14 +18,9 @@ from dataclasses import replace
 import pandas as pd
 
 from rankwise.engine.trial import Trial
+from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.trial_keys import (
-    TrialKey,
-    chosen_rate,
-    count_trials,
-    missing_keys,
-    rank_evidence,
-)
+from rankwise.strategies.trial_keys import TrialKey
 
 
 class Once(Strategy):
@@ -39,11 +34,11 @@ class Once(Strategy):
             if len(search) > 1:
                 return first
             # There is no rate to choose, so the other seeds may train together with the first.
-            return self.missing_trials(self._all_seeds(search[0].learning_rate), evidence)
-        rate = chosen_rate(evidence, largest)
-        if rate is None:
-            return []
-        trained = self._all_seeds(rate)
+            only = {largest: search[0].learning_rate}
+            return self.missing_trials(trial_keys.keys_of_seeds(only, self.seeds), evidence)
+        trained = trial_keys.keys_of_seeds(
+            {largest: trial_keys.chosen_rate(evidence, largest)}, self.seeds
+        )
         to_train = self.missing_trials(trained, evidence)
         for trial in self.missing_trials(trained, evidence.iloc[:0]):
             if trial not in to_train and (truncations := self._truncations(trial, evidence)):
@@ -53,32 +48,21 @@ class Once(Strategy):
     def expected_trials(self, evidence: pd.DataFrame) -> int:
         """Return the complete trials, the missing ones of the search, and those of other seeds."""
         largest = self.ranks[-1]
-        search = missing_keys(self.rates.propose_alone(largest, evidence), evidence)
-        trained = rank_evidence(evidence, largest)
-        complete_seeds = trained.loc[trained["seed"] > 0, "seed"].nunique()
+        search = trial_keys.missing_keys(self.rates.propose_alone(largest, evidence), evidence)
+        later = self.seeds - 1 - trial_keys.count_later_trials(evidence, [largest])
         # Truncations at a rate that has diverged since do not count.
-        is_chosen = evidence["learning_rate"] == chosen_rate(evidence, largest)
-        truncated = count_trials(evidence[is_chosen & (evidence["rank"] < largest)])
+        is_chosen = evidence["learning_rate"] == trial_keys.chosen_rate(evidence, largest)
+        truncated = trial_keys.count_trials(evidence[is_chosen & (evidence["rank"] < largest)])
         truncations = max(0, (len(self.ranks) - 1) * self.seeds - truncated)
-        return count_trials(evidence) + len(search) + self.seeds - 1 - complete_seeds + truncations
-
-    def _all_seeds(self, rate: float) -> list[TrialKey]:
-        return [TrialKey(self.ranks[-1], rate, seed) for seed in range(self.seeds)]
+        return trial_keys.count_trials(evidence) + len(search) + later + truncations
 
     def _truncations(self, source: Trial, evidence: pd.DataFrame) -> list[Trial]:
         """Return the missing truncations of a trained adapter, each with its source's scaling."""
         wanted = [TrialKey(rank, source.learning_rate, source.seed) for rank in self.ranks[:-1]]
         trials = []
-        for key in missing_keys(wanted, evidence):
+        for key in trial_keys.missing_keys(wanted, evidence):
             share = key.rank / source.rank
-            if source.use_rslora:
-                share = math.sqrt(share)
-            trials.append(
-                replace(
-                    source,
-                    rank=key.rank,
-                    lora_alpha=source.lora_alpha * share,
-                    truncated_from=source.name,
-                )
-            )
+            alpha = source.lora_alpha * (math.sqrt(share) if source.use_rslora else share)
+            truncated = replace(source, rank=key.rank, lora_alpha=alpha, truncated_from=source.name)
+            trials.append(truncated)
         return trials

@@ -17,14 +17,8 @@ import pandas as pd
 from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.findings import analyse
 from rankwise.engine.trial import Trial
+from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.trial_keys import (
-    TrialKey,
-    at_chosen_rates,
-    chosen_rate,
-    count_later_trials,
-    count_trials,
-)
 
 FIRST_LOOK = 2  # seeds before the first comparison: one seed does not show how much seeds vary
 
@@ -40,10 +34,10 @@ class Race(Strategy):
         """Return the complete trials, the search's usual rest, and the racing ranks' seeds."""
         racing, trials = self._replay(evidence)
         if not trials:
-            return count_trials(evidence)
+            return trial_keys.count_trials(evidence)
         search = self.rates.remaining(self.ranks, evidence)
-        later = len(racing) * (self.seeds - 1) - count_later_trials(evidence, racing)
-        return count_trials(evidence) + max(len(trials), search + later)
+        later = len(racing) * (self.seeds - 1) - trial_keys.count_later_trials(evidence, racing)
+        return trial_keys.count_trials(evidence) + max(len(trials), search + later)
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
         """Return the ranks still racing and their missing trials, after all looks so far."""
@@ -53,14 +47,12 @@ class Race(Strategy):
             return racing, first
         for seeds in range(min(FIRST_LOOK, self.seeds), self.seeds + 1):
             early = evidence[evidence["seed"] < seeds]
-            chosen = {rank: chosen_rate(early, rank) for rank in racing}
-            usable = {rank: rate for rank, rate in chosen.items() if rate is not None}
-            wanted = [
-                TrialKey(rank, rate, seed) for seed in range(seeds) for rank, rate in usable.items()
-            ]
-            if trials := self.missing_trials(wanted, evidence):
+            chosen = {rank: trial_keys.chosen_rate(early, rank) for rank in racing}
+            if trials := self.missing_trials(trial_keys.keys_of_seeds(chosen, seeds), evidence):
                 return racing, trials
-            racing = self._still_racing(at_chosen_rates(evidence, self.ranks, seeds), racing)
+            racing = self._still_racing(
+                trial_keys.at_chosen_rates(evidence, self.ranks, seeds), racing
+            )
             if len(racing) < 2:
                 break
         return racing, []

@@ -1,6 +1,6 @@
 """Keys of trials, and look-ups of complete trials in a sweep's evidence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,6 +14,12 @@ class TrialKey(NamedTuple):
     rank: int
     learning_rate: float
     seed: int
+
+
+def keys_of_seeds(rates: Mapping[int, float | None], seeds: int) -> list[TrialKey]:
+    """Return trials of every seed, for each rank at its rate; ranks without a rate are left out."""
+    usable = {rank: rate for rank, rate in rates.items() if rate is not None}
+    return [TrialKey(rank, rate, seed) for seed in range(seeds) for rank, rate in usable.items()]
 
 
 def missing_keys(wanted: Iterable[TrialKey], evidence: pd.DataFrame) -> list[TrialKey]:
@@ -54,8 +60,8 @@ def chosen_rate(evidence: pd.DataFrame, rank: int) -> float | None:
 def at_chosen_rates(evidence: pd.DataFrame, ranks: Sequence[int], seeds: int) -> pd.DataFrame:
     """Return the evidence that a strategy judges midway: each rank at its chosen rate.
 
-    Only the first ``seeds`` seeds count. A resumed sweep has seen more, and would otherwise
-    decide differently. Ranks without a rate are left out.
+    Only the first ``seeds`` seeds count, because a resumed sweep has seen more and would decide
+    differently. Ranks without a rate are left out.
     """
     early = evidence[evidence["seed"] < seeds]
     parts = []
