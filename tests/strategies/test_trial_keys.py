@@ -9,6 +9,7 @@ from rankwise.strategies.trial_keys import (
     count_later_trials,
     count_trials,
     missing_keys,
+    seed_keys,
 )
 from tests.factories import evidence_of
 
@@ -20,6 +21,11 @@ TRIALS = [
     evidence_of(8, 2e-3, 0, []),
 ]
 EVIDENCE = pd.concat(TRIALS, ignore_index=True)
+
+
+def test_every_rank_with_a_rate_gets_all_seeds_one_after_another() -> None:
+    keys = [TrialKey(4, 1e-3, 0), TrialKey(8, 2e-3, 0), TrialKey(4, 1e-3, 1), TrialKey(8, 2e-3, 1)]
+    assert seed_keys({4: 1e-3, 8: 2e-3, 16: None}, seeds=2) == keys
 
 
 def test_missing_keys_keep_the_order_in_which_they_are_wanted() -> None:

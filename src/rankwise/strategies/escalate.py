@@ -40,19 +40,17 @@ class Escalate(Strategy):
         if not trials:
             return trial_keys.count_trials(evidence)
         rank = visited[-1]
-        later_seeds = trial_keys.count_later_trials(evidence, [rank])
+        later = self.seeds - 1 - trial_keys.count_later_trials(evidence, [rank])
         search = sum(trial.seed == 0 for trial in trials)
         if len(visited) == 1:
             search = max(search, self.rates.remaining([rank], evidence))
-        return trial_keys.count_trials(evidence) + max(
-            len(trials), search + self.seeds - 1 - later_seeds
-        )
+        return trial_keys.count_trials(evidence) + max(len(trials), search + later)
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
         """Return the ranks visited so far, in order, and the missing trials of the last one."""
         start = START_RANK if START_RANK in self.ranks else self.ranks[min(1, len(self.ranks) - 1)]
         visited = [start]
-        if trials := self._missing(start, evidence):
+        if trials := self._missing(start, evidence, None):
             return visited, trials
         top = self.ranks.index(start)
         while top + 1 < len(self.ranks):
@@ -60,9 +58,7 @@ class Escalate(Strategy):
             visited.append(upper)
             if trials := self._missing(upper, evidence, lower):
                 return visited, trials
-            if not self._gains(
-                trial_keys.at_chosen_rates(evidence, [lower, upper], self.seeds), lower
-            ):
+            if not self._gains(evidence, lower, upper):
                 break
             top += 1
         for index in reversed(range(top)):
@@ -71,7 +67,7 @@ class Escalate(Strategy):
                 visited.append(rank)
                 if trials := self._missing(rank, evidence, self.ranks[index + 1]):
                     return visited, trials
-            if not self._suffices(trial_keys.at_chosen_rates(evidence, visited, self.seeds), rank):
+            if not self._suffices(evidence, rank, visited):
                 break
         for rank in self.ranks:  # ranks that were visited with fewer seeds
             if rank not in visited and not trial_keys.rank_evidence(evidence, rank).empty:
@@ -80,9 +76,7 @@ class Escalate(Strategy):
                     return visited, trials
         return visited, []
 
-    def _missing(
-        self, rank: int, evidence: pd.DataFrame, neighbour: int | None = None
-    ) -> list[Trial]:
+    def _missing(self, rank: int, evidence: pd.DataFrame, neighbour: int | None) -> list[Trial]:
         """Return a rank's missing trials of the search, or else those of all seeds."""
         if neighbour is None:
             search = self.rates.propose([rank], evidence)
@@ -91,23 +85,23 @@ class Escalate(Strategy):
         return self.missing_trials(search, evidence) or self._missing_seeds(rank, evidence)
 
     def _missing_seeds(self, rank: int, evidence: pd.DataFrame) -> list[Trial]:
-        wanted = trial_keys.keys_of_seeds(
-            {rank: trial_keys.chosen_rate(evidence, rank)}, self.seeds
-        )
-        return self.missing_trials(wanted, evidence)
+        chosen = {rank: trial_keys.chosen_rate(evidence, rank)}
+        return self.missing_trials(trial_keys.seed_keys(chosen, self.seeds), evidence)
 
-    def _gains(self, evidence: pd.DataFrame, lower: int) -> bool:
-        """Whether the larger of two ranks is a real gain, or trains where ``lower`` diverges."""
-        if evidence["rank"].nunique() < 2:
-            return bool((evidence["rank"] != lower).any())
-        findings = analyse(read_rank_results(evidence), self.rule)
+    def _gains(self, evidence: pd.DataFrame, lower: int, upper: int) -> bool:
+        """Whether ``upper`` is a real gain over ``lower``, or trains where that diverges."""
+        judged = trial_keys.at_chosen_rates(evidence, [lower, upper], self.seeds)
+        if judged["rank"].nunique() < 2:
+            return bool((judged["rank"] != lower).any())
+        findings = analyse(read_rank_results(judged), self.rule)
         underfits = any(item.verdict == "raise the rank" for item in findings.diagnosis)
         return underfits or findings.is_shown_worse(lower)
 
-    def _suffices(self, evidence: pd.DataFrame, rank: int) -> bool:
-        """Whether a rank is shown to be within the margin of all ranks tried."""
-        if trial_keys.rank_evidence(evidence, rank).empty:
+    def _suffices(self, evidence: pd.DataFrame, rank: int, visited: list[int]) -> bool:
+        """Whether a rank is shown to be within the margin of all ranks visited."""
+        judged = trial_keys.at_chosen_rates(evidence, visited, self.seeds)
+        if trial_keys.rank_evidence(judged, rank).empty:
             return False
-        findings = analyse(read_rank_results(evidence), self.rule)
+        findings = analyse(read_rank_results(judged), self.rule)
         bound = findings.bounds.get(rank)
         return bound is not None and bound.upper <= findings.margin

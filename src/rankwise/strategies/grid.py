@@ -12,8 +12,8 @@ from rankwise.strategies.base import Strategy
 from rankwise.strategies.trial_keys import (
     count_later_trials,
     count_trials,
-    keys_of_seeds,
     rank_evidence,
+    seed_keys,
 )
 
 
@@ -26,7 +26,7 @@ class Grid(Strategy):
         if first := self.missing_trials(search, evidence):
             return first
         best = {rank: best_learning_rate(rank_evidence(evidence, rank)) for rank in self.ranks}
-        return self.missing_trials(keys_of_seeds(best, self.seeds), evidence)
+        return self.missing_trials(seed_keys(best, self.seeds), evidence)
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
         """Return the complete trials, the search's usual rest, and the other seeds' trials."""

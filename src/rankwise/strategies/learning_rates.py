@@ -9,7 +9,6 @@ constants.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from rankwise.decide import best_learning_rate
 from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, chance_losses
 from rankwise.lora.alpha import AlphaPolicy
 from rankwise.strategies import trial_keys
-from rankwise.strategies.config import AUTO
+from rankwise.strategies.config import AUTO, LearningRates
 from rankwise.strategies.trial_keys import TrialKey
 
 START_RATE = 1e-3  # first rate of the search at START_RANK
@@ -55,14 +54,10 @@ class RateSearch(ABC):
 
 
 def make_rate_search(
-    learning_rate: Literal["auto"] | Sequence[float],
-    alpha: AlphaPolicy,
-    chance_loss: ChanceLoss | None,
+    setting: LearningRates, alpha: AlphaPolicy, chance_loss: ChanceLoss | None
 ) -> RateSearch:
     """Return the search that the setting ``learning_rate`` implies."""
-    if learning_rate == AUTO:
-        return SearchedRates(alpha, chance_loss)
-    return GivenRates([float(rate) for rate in learning_rate])
+    return SearchedRates(alpha, chance_loss) if setting == AUTO else GivenRates(setting)
 
 
 class GivenRates(RateSearch):
@@ -84,11 +79,7 @@ class SearchedRates(RateSearch):
     """Searches rates by bracketing: from a start, to half and twice the best rate so far.
 
     A bracket is complete when the best rate lies between two that are worse. The first rate falls
-    with the rank and with the adapter's scaling.
-
-    Args:
-        alpha: policy that sets each rank's ``lora_alpha``, and so its scaling.
-        chance_loss: chance-level held-out loss, nats; None if unknown.
+    with the rank and with the adapter's scaling, which follows from the policy ``alpha``.
     """
 
     def __init__(self, alpha: AlphaPolicy, chance_loss: ChanceLoss | None = None) -> None:

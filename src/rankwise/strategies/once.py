@@ -35,10 +35,9 @@ class Once(Strategy):
                 return first
             # There is no rate to choose, so the other seeds may train together with the first.
             only = {largest: search[0].learning_rate}
-            return self.missing_trials(trial_keys.keys_of_seeds(only, self.seeds), evidence)
-        trained = trial_keys.keys_of_seeds(
-            {largest: trial_keys.chosen_rate(evidence, largest)}, self.seeds
-        )
+            return self.missing_trials(trial_keys.seed_keys(only, self.seeds), evidence)
+        chosen = {largest: trial_keys.chosen_rate(evidence, largest)}
+        trained = trial_keys.seed_keys(chosen, self.seeds)
         to_train = self.missing_trials(trained, evidence)
         for trial in self.missing_trials(trained, evidence.iloc[:0]):
             if trial not in to_train and (truncations := self._truncations(trial, evidence)):

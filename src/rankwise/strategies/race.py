@@ -48,11 +48,10 @@ class Race(Strategy):
         for seeds in range(min(FIRST_LOOK, self.seeds), self.seeds + 1):
             early = evidence[evidence["seed"] < seeds]
             chosen = {rank: trial_keys.chosen_rate(early, rank) for rank in racing}
-            if trials := self.missing_trials(trial_keys.keys_of_seeds(chosen, seeds), evidence):
+            if trials := self.missing_trials(trial_keys.seed_keys(chosen, seeds), evidence):
                 return racing, trials
-            racing = self._still_racing(
-                trial_keys.at_chosen_rates(evidence, self.ranks, seeds), racing
-            )
+            judged = trial_keys.at_chosen_rates(evidence, self.ranks, seeds)
+            racing = self._still_racing(judged, racing)
             if len(racing) < 2:
                 break
         return racing, []

@@ -16,7 +16,7 @@ class TrialKey(NamedTuple):
     seed: int
 
 
-def keys_of_seeds(rates: Mapping[int, float | None], seeds: int) -> list[TrialKey]:
+def seed_keys(rates: Mapping[int, float | None], seeds: int) -> list[TrialKey]:
     """Return trials of every seed, for each rank at its rate; ranks without a rate are left out."""
     usable = {rank: rate for rank, rate in rates.items() if rate is not None}
     return [TrialKey(rank, rate, seed) for seed in range(seeds) for rank, rate in usable.items()]

@@ -96,11 +96,7 @@ class DataLayout:
         return f"{FORMAT_NAMES[self.data_format]} from column {columns} of {table.path.name}"
 
     def read(self, table: Table) -> tuple[list[Dialogue], "DataLayout"]:
-        """Return the dialogue in each row, and the layout with the form of the messages.
-
-        Raises:
-            RequestError: a column is missing, or rows are malformed; the message names them.
-        """
+        """Return the dialogue in each row, and the layout with the form of the messages."""
         if self.data_format == "messages":
             return _parse_messages(table, self)
         if self.data_format == "alpaca":
@@ -125,9 +121,6 @@ def find_layout(config: DataConfig, table: Table) -> DataLayout | None:
     """Return the layout that the user's columns imply, or else conventional column names.
 
     A column of texts alone implies none (see `plain_text_layout`): its texts may have labels.
-
-    Raises:
-        RequestError: the user named columns of two formats.
     """
     _refuse_two_formats(config)
     if config.text_column is not None:
@@ -150,11 +143,7 @@ def find_layout(config: DataConfig, table: Table) -> DataLayout | None:
 
 
 def plain_text_layout(config: DataConfig, table: Table) -> DataLayout:
-    """Return the layout of a column of plain texts, where every token is supervised.
-
-    Raises:
-        RequestError: there is no such column.
-    """
+    """Return the layout of a column of plain texts, where every token is supervised."""
     return DataLayout("text", {"text": table.pick_column(config.text_column, TEXT_NAMES, "text")})
 
 

@@ -26,11 +26,7 @@ def load_sample(config: DataConfig) -> Task:
 
 
 def load_classification(config: DataConfig, table: Table) -> Task:
-    """Check and split a table of texts and class labels.
-
-    Raises:
-        RequestError: the data cannot be used; the message says which and why.
-    """
+    """Check and split a table of texts and class labels."""
     columns = find_text_columns(config, table)
     inputs, labels = columns.inputs(table), table.labels(columns.label)
     names = sort_labels(set(labels))

@@ -14,11 +14,7 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def read_saved_dataset(path: Path) -> pd.DataFrame:
-    """Read a saved split; class indices become class names.
-
-    Raises:
-        RequestError: datasets is missing, or the directory is malformed or holds several splits.
-    """
+    """Read a saved split; class indices become class names."""
     place = f"data {str(path)!r}"
     datasets = _import_datasets(f"{place} is a saved data set")
     try:
@@ -40,11 +36,7 @@ def split_hub_id(path: Path) -> tuple[str, str | None, str]:
 
 
 def read_hub_dataset(path: Path) -> pd.DataFrame:
-    """Read one split of a data set from a hub, or from its local cache.
-
-    Raises:
-        RequestError: datasets is missing, or it reaches no such data set, configuration or split.
-    """
+    """Read one split of a data set from a hub, or from its local cache."""
     place = f"data {str(path)!r}"
     datasets = _import_datasets(f"{place} is no file, and may be a data set on a hub")
     name, config, split = split_hub_id(path)

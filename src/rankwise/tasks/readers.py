@@ -67,11 +67,7 @@ class Table:
         return next((columns[name] for name in names if name in columns), None)
 
     def pick_column(self, wanted: str | None, names: Sequence[str], role: str) -> str:
-        """Return the column that ``{role}_column`` names, or the first of the lower-case names.
-
-        Raises:
-            RequestError: there is no such column; the message lists the columns.
-        """
+        """Return the column that ``{role}_column`` names, or the first of the lower-case names."""
         if wanted is not None:
             self._require(wanted, f"{role}_column")
             return wanted
@@ -84,42 +80,26 @@ class Table:
         return column
 
     def cells(self, column: str) -> pd.Series:
-        """Return a column as it was read.
-
-        Raises:
-            RequestError: there is no such column.
-        """
+        """Return a column as it was read; refuse the request if there is none of this name."""
         self._require(column, "column")
         return self.rows[column]
 
     def texts(self, column: str) -> list[str]:
-        """Return a column of texts.
-
-        Raises:
-            RequestError: some rows are missing, blank or not text.
-        """
+        """Return a column of texts; refuse cells that are missing, blank or not text."""
         values = self.cells(column)
         good = [isinstance(value, str) and bool(value.strip()) for value in values]
         self.refuse_bad_rows(column, good, "not a text", "allowed is text that is not blank")
         return [str(value) for value in values]
 
     def labels(self, column: str) -> list[str]:
-        """Return a column of class names: ``1``, ``1.0`` and ``"1"`` are the same class.
-
-        Raises:
-            RequestError: some labels are missing, or numbers that are not whole.
-        """
+        """Return a column of class names: ``1``, ``1.0`` and ``"1"`` are the same class."""
         names = [_label_name(value) for value in self.cells(column)]
         good = [name is not None for name in names]
         self.refuse_bad_rows(column, good, "not a label", "allowed are texts and whole numbers")
         return [name for name in names if name is not None]
 
     def numbers(self, column: str) -> list[float]:
-        """Return a column of numbers.
-
-        Raises:
-            RequestError: some labels are not finite numbers.
-        """
+        """Return a column of finite numbers; refuse all others."""
         values = pd.to_numeric(self.cells(column), errors="coerce")
         numbers = values.to_numpy(dtype=float, na_value=np.nan)  # (N,)
         good = np.isfinite(numbers).tolist()
@@ -127,11 +107,7 @@ class Table:
         return numbers.tolist()
 
     def refuse_bad_rows(self, column: str, good: Sequence[bool], fault: str, allowed: str) -> None:
-        """Refuse a column unless all its rows are good, (N,); ``fault`` describes bad rows.
-
-        Raises:
-            RequestError: some rows are bad; the message names them.
-        """
+        """Refuse a column unless all its rows are good, (N,); the message names the bad ones."""
         bad = [row for row, is_good in enumerate(good, start=1) if not is_good]
         if bad:
             raise RequestError(
@@ -171,11 +147,7 @@ class TextColumns:
 
 
 def find_text_columns(config: DataConfig, table: Table) -> TextColumns:
-    """Return the columns that the user named, or else those with conventional names.
-
-    Raises:
-        RequestError: a column is missing, or has two roles.
-    """
+    """Return the columns that the user named, or else those with conventional names."""
     text, pair = config.text_column, config.text_pair_column
     if text is None and pair is None:
         found = ([table.find_column([name]) for name in names] for names in PAIR_NAMES)

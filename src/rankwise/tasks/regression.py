@@ -15,11 +15,7 @@ LARGEST_SCALE = 10.0  # labels with a larger mean or spread are slow to learn at
 
 
 def load_regression(config: DataConfig, table: Table) -> Task:
-    """Check and split a table of texts and numbers.
-
-    Raises:
-        RequestError: the data cannot be used; the message says which and why.
-    """
+    """Check and split a table of texts and numbers."""
     columns = find_text_columns(config, table)
 
     def read(table: Table) -> Examples:

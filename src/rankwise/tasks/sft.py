@@ -20,11 +20,7 @@ SupervisedTokens = tuple[list[int], list[bool]]
 
 
 def load_sft(config: DataConfig, table: Table, layout: DataLayout | None) -> Task:
-    """Check and split a table of dialogues, or of plain texts if it has no layout.
-
-    Raises:
-        RequestError: the data cannot be used; the message says which and why.
-    """
+    """Check and split a table of dialogues, or of plain texts if it has no layout."""
     layout = layout or plain_text_layout(config, table)
     dialogues, read_layout = layout.read(table)
     splits = make_splits(

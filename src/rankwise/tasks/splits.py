@@ -55,9 +55,6 @@ def make_splits(
         read_held_out: reads examples from the table in ``eval_data``.
         strata: class of each example, (N,), if they have classes.
         noun: name of the inputs in messages.
-
-    Raises:
-        RequestError: a class is too small, or training data are held out too.
     """
     if config.eval_data is None:
         return split_examples(examples, strata or [""] * len(examples), noun=noun)
@@ -98,18 +95,12 @@ def split_examples(
     extra = len(examples) - len(copies)
     if not extra:
         return Splits(train, held_out, test)
-    note = (
-        f"{extra} of {len(examples)} {noun} are copies; all copies of a text are kept in one part"
-    )
+    note = f"{extra} of {len(examples)} {noun} are copies; copies of a text stay in one part"
     return Splits(train, held_out, test, (note,))
 
 
 def limit_train(splits: Splits, limit: int | None, strata: Sequence[str] | None = None) -> Splits:
-    """Keep a sample of at most ``limit`` training examples, stratified by their classes if given.
-
-    Raises:
-        RequestError: there are more classes than examples to keep.
-    """
+    """Keep at most ``limit`` training examples, with the shares of their classes if given."""
     if limit is None or limit >= len(splits.train):
         return splits
     strata = strata or [""] * len(splits.train)
@@ -127,6 +118,8 @@ def stratified_split(
 ) -> list[list[int]]:
     """Split row numbers into parts that keep the shares of the classes.
 
+    A class needs a row for each part.
+
     Args:
         labels: class of each row, (N,).
         fractions: share of every part but the first, which takes the rest.
@@ -135,9 +128,6 @@ def stratified_split(
 
     Returns:
         ``1 + len(fractions)`` disjoint lists of ascending row numbers, N in all.
-
-    Raises:
-        RequestError: a class has fewer rows than there are parts.
     """
     parts: list[list[int]] = [[] for _ in range(1 + len(fractions))]
     _refuse_small_classes(labels, len(parts), noun)
@@ -172,18 +162,12 @@ def _refuse_small_classes(labels: Sequence[str], parts: int, noun: str) -> None:
     small = [f"{name!r} has {count}" for name, count in counts.items() if count < parts]
     if not small:
         return
+    need = f"to be split into {parts} parts"
     if len(counts) == 1:  # dialogues or numbers, which have no classes
-        raise RequestError(
-            f"{len(labels)} {noun}: at least {parts} are needed to be split into {parts} parts"
-        )
-    are_numbers = all(re.fullmatch(r"-?\d+", name) for name in counts)
-    hint = ""
-    if len(counts) >= RATING_SCALE and are_numbers:
-        hint = "; if these are numbers to predict: --task regression"
-    raise RequestError(
-        f"class {some(small)}: each class needs at least {parts} {noun} to be split into "
-        f"{parts} parts{hint}"
-    )
+        raise RequestError(f"{len(labels)} {noun}: at least {parts} are needed {need}")
+    if len(counts) >= RATING_SCALE and all(re.fullmatch(r"-?\d+", name) for name in counts):
+        need += "; if these are numbers to predict: --task regression"
+    raise RequestError(f"class {some(small)}: each class needs at least {parts} {noun} {need}")
 
 
 def _shuffled_rows(labels: Sequence[str], seed: int) -> list[np.ndarray]:
