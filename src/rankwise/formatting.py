@@ -32,10 +32,7 @@ def share(value: float, percent: bool) -> str:
 
 
 def clip(bounds: Interval, possible: Interval) -> Interval:
-    """Return the part of an interval that is possible.
-
-    Intervals are a mean plus and minus its error, so they may reach beyond what the metric can be.
-    """
+    """Return the possible part of an interval, which may reach beyond what its metric can be."""
     return max(possible[0], bounds[0]), min(possible[1], bounds[1])
 
 

@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from rankwise.report.figures import learning_rate_ticks
+from rankwise.report.figures import log_ticks, rank_axis
 from tests.report.browser import labels, needs_browser, read, rendered
 
 
@@ -26,9 +26,16 @@ def test_the_page_names_plots_by_their_titles_and_ticks_the_rates_tried(
 
 
 def test_of_many_rates_ticks_stand_apart() -> None:
-    assert learning_rate_ticks([0.03, 0.01, 0.03])["tickvals"] == [0.01, 0.03]
-    assert learning_rate_ticks([0.01])["ticktext"] == ["0.01"]
+    assert log_ticks([0.03, 0.01, 0.03])["tickvals"] == [0.01, 0.03]
+    assert log_ticks([0.01])["ticktext"] == ["0.01"]
     rates = [1e-4 * 10 ** (step / 10) for step in range(21)]
-    ticks = learning_rate_ticks(rates)["tickvals"]
+    ticks = log_ticks(rates)["tickvals"]
     assert set(ticks) <= set(rates) and 4 <= len(ticks) <= 6
     assert min(math.log10(b / a) for a, b in pairwise(ticks)) >= 0.39
+
+
+def test_of_many_ranks_ticks_stand_apart() -> None:
+    powers = [2**exponent for exponent in range(11)]
+    assert rank_axis(powers)["ticktext"] == [str(rank) for rank in powers]
+    close = rank_axis([8, 10, 12, 16, 20, 24, 32, 1024])
+    assert close["ticktext"] == ["8", "16", "32", "1024"]

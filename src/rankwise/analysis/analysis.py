@@ -77,94 +77,69 @@ def analyze(
         >>> rankwise.analyze("runs/", metric="loss").decision.rank  # doctest: +SKIP
         16
     """
-    names = {
-        "metric": metric,
+    columns = {
         "rank_column": rank_column,
         "seed_column": seed_column,
         "learning_rate_column": learning_rate_column,
         "example_column": example_column,
     }
-    for name, value in names.items():
+    for name, value in (("metric", metric), *columns.items()):
         if value is not None:
             check_text(name, value)
     share = SHARE_MARGIN
     if score_margin is not None:
         share = check_number("score_margin", score_margin, above=0)
-    results = read_results([check_path("results", path) for path in paths], **names)
-    compared = results.metrics[0]
-    score = _find_score(results, compared)
+    results = read_results(
+        [check_path("results", path) for path in paths], metric=metric, **columns
+    )
+    compared, evidence = results.metrics[0], results.evidence
+    second, unit, notes = _second_metric(results) if compared == "loss" else (None, 1.0, [])
+    if second is not None:
+        evidence = evidence.assign(score=evidence[second])
+    elif score_margin is not None:
+        notes.append(f"score_margin is not used: no second metric confirms {compared}")
     rule = Rule(
         metric=compared,
         margin=margin,
         confidence=confidence,
         higher_is_better=higher_is_better,
         noise=noise,
-        score_margin=share * score.unit,
+        score_margin=share * unit,
         chance_loss=results.chance_loss,
         trained_at=trained_at(results.trials),
     )
-    decision = _decide(results, score.evidence, rule)
-    notes = [*results.notes, *score.notes]
-    if score_margin is not None and not score.confirms:
-        notes.append(f"score_margin is not used: no second metric confirms {compared}")
-    return Analysis(decision, results.evidence, score.name, tuple(notes))
-
-
-def _decide(results: ImportedResults, evidence: pd.DataFrame, rule: Rule) -> Decision:
     ranks = read_ranks(evidence, rule)
     costs = {
         each.rank: rank_costs(results.trials, each.rank, each.learning_rate or None)
         for each in ranks
     }
     findings = analyse(ranks, rule, results.train_loss, costs)
-    return explain(findings, choose(findings), Context(wording=results.wording))
+    decision = explain(findings, choose(findings), Context(wording=results.wording))
+    score = second if compared == "loss" else compared
+    return Analysis(decision, results.evidence, score, (*results.notes, *notes))
 
 
-@dataclass(frozen=True)
-class _Score:
-    """The metric in the decision's ``score`` columns.
+def _second_metric(results: ImportedResults) -> tuple[str | None, float, list[str]]:
+    """Find a metric that can confirm a choice by the loss, because more of it is better.
 
-    Attributes:
-        evidence: the evidence, with a second metric in the column ``score``, where `select` looks
-            for the one that should confirm the choice.
-        name: name of the metric; None if there is none.
-        unit: the metric's value that stands for a whole: 1, or 100 for percent.
-        confirms: whether it is a second metric, besides the one that ranks are compared by.
-        notes: notes on metrics that are not used, and on the unit.
+    Returns:
+        Its name, if there is one; its value that stands for a whole, 1, or 100 for percent; and
+        notes on its unit and on metrics that are not used.
     """
-
-    evidence: pd.DataFrame
-    name: str | None
-    unit: float = 1
-    confirms: bool = False
-    notes: tuple[str, ...] = ()
-
-
-def _find_score(results: ImportedResults, compared: str) -> _Score:
-    """Find a second metric, of which more is better, that can confirm a choice by the loss."""
-    evidence = results.evidence
-    if compared != "loss":
-        return _Score(evidence, compared)
-    usable = evidence[~evidence["diverged"]]
+    usable = results.evidence[~results.evidence["diverged"]]
     names = [name for name in results.metrics if name != "loss" and higher_is_better(name)]
     if usable.empty:
         names = []
     units = {name: whole_share(name, usable[name].to_numpy()) for name in names}
-    score = next((name for name in names if units[name] is not None), None)
+    second = next((name for name in names if units[name] is not None), None)
     notes = []
-    unused = [name for name in names if name != score]
+    unused = [name for name in names if name != second]
     if unused:
-        reason = f"{score} is used"
-        if score is None:
-            reason = (
-                "they are not shares, percentages or correlations; choose one with metric to "
-                "compare by it"
-            )
+        reason = f"{second} is used"
+        if second is None:
+            reason = "they are not shares, percentages or correlations; choose one with metric"
         notes.append(f"metrics not used to confirm the choice: {some(unused)}; {reason}")
-    if score is None:
-        return _Score(evidence, None, notes=tuple(notes))
-    unit = units[score] or 1
+    unit = 1.0 if second is None else units[second] or 1.0
     if unit != 1:
-        notes.append(f"{score} is in percent; so is its margin, {unit:g} times score_margin")
-    with_score = evidence.assign(score=evidence[score])
-    return _Score(with_score, score, unit, confirms=True, notes=tuple(notes))
+        notes.append(f"{second} is in percent; so is its margin, {unit:g} times score_margin")
+    return second, unit, notes

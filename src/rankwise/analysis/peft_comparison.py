@@ -19,6 +19,7 @@ from rankwise.analysis.source import (
     is_scalar,
     last_step,
     last_values,
+    log_rows,
     train_loss_history,
 )
 from rankwise.decide.metrics import TEST, find_metrics, split_part
@@ -32,17 +33,10 @@ def is_comparison(content: Mapping[str, Any]) -> bool:
 def read_comparison(
     path: Path, content: Mapping[str, Any], metric: str | None = None
 ) -> ResultsSource | str:
-    """Return a LoRA experiment's test metrics and training losses, or why it is left out.
-
-    Args:
-        path: path of the result file.
-        content: content of the result file.
-        metric: a metric to look for, besides those with known names.
-    """
+    """Return a LoRA experiment's test metrics and training losses, or why it is left out."""
     peft = content["run_info"].get("peft_config")
     train = content["run_info"].get("train_config")
-    if not isinstance(train, dict):
-        train = {}
+    train = train if isinstance(train, dict) else {}
     status = content["train_info"].get("status")
     if not isinstance(peft, dict):
         return "it has no peft_config (full fine-tuning)"
@@ -52,8 +46,7 @@ def read_comparison(
         return f"its status is {status}, not success"
     if not is_scalar(peft.get("r")):
         return "its peft_config has no r"
-    logged = content["train_info"].get("metrics")
-    rows = [row for row in logged if isinstance(row, dict)] if isinstance(logged, list) else []
+    rows = log_rows(content["train_info"].get("metrics"))
     tests = [row for row in rows if any(split_part(name)[0] in TEST for name in row)]
     if not tests:
         return "it has no test metric"

@@ -10,21 +10,13 @@ import pandas as pd
 
 from rankwise.analysis.peft_comparison import is_comparison, read_comparison
 from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
-from rankwise.analysis.source import ResultsSource, read_json_object
+from rankwise.analysis.source import ResultsSource, read_json_object, separate
 from rankwise.analysis.tables import read_result_table
 from rankwise.decide.evidence import ChanceLoss, as_numbers, check_columns
 from rankwise.decide.metrics import snake
 from rankwise.decide.wording import PLAIN, Wording, wording_of
 from rankwise.errors import RankwiseError, RequestError, nearest, some
-from rankwise.store.records import (
-    EVIDENCE_COLUMNS,
-    TrialRecord,
-    read_chance_loss,
-    read_evidence,
-    read_sweep,
-    read_train_losses,
-    read_trials,
-)
+from rankwise.store import records
 from rankwise.tasks.readers import FORMATS
 
 KEY = ["rank", "seed", "learning_rate", "example_id"]
@@ -40,10 +32,9 @@ class ImportedResults:
             seed, learning_rate, example_id). Columns: ``rank`` and ``seed`` (int),
             ``learning_rate`` (float), ``example_id`` (int or str; only for results per example),
             ``diverged`` (bool) and a float column per metric, finite except where a trial
-            diverged. The held-out loss
-            is always called ``loss``; other metrics keep their name in lower case without the name
-            of the split (``eval_accuracy`` is ``accuracy``). Seeds and rates that are not recorded
-            are 0.
+            diverged. The held-out loss is always called ``loss``; other metrics keep their name in
+            lower case without the split's (``eval_accuracy`` is ``accuracy``). Seeds and rates that
+            are not recorded are 0.
         metrics: names of the metric columns: the requested one first, then the held-out loss;
             ``train_loss``, which is not held out, last.
         train_loss: columns ``rank``, ``seed``, ``learning_rate``, ``step`` and ``train_loss``
@@ -57,7 +48,7 @@ class ImportedResults:
     evidence: pd.DataFrame
     metrics: tuple[str, ...]
     train_loss: pd.DataFrame | None
-    trials: tuple[TrialRecord, ...]
+    trials: tuple[records.TrialRecord, ...]
     notes: tuple[str, ...]
     chance_loss: ChanceLoss | None
     wording: Wording
@@ -91,17 +82,17 @@ def read_results(
             rank is not a positive whole number, a metric is not finite in a row that did not
             diverge, or a result occurs twice.
     """
+    if not paths:
+        raise RequestError("no results were named; allowed are files and directories")
     columns = {
         "rank": rank_column,
         "seed": seed_column,
         "learning_rate": learning_rate_column,
         "example": example_column,
     }
-    if not paths:
-        raise RequestError("no results were named; allowed are files and directories")
     sources: list[ResultsSource] = []
     notes: list[str] = []
-    for path in map(Path, paths):
+    for path in paths:
         read, omissions = _read_path(path, columns, metric)
         if not read:
             raise RequestError(f"{str(path)!r} holds no results: {'; '.join(omissions)}")
@@ -110,7 +101,7 @@ def read_results(
     for source in sources:
         notes += source.notes
     named = [f"{role}_column" for role, column in columns.items() if column is not None]
-    if named and not any(_is_table(path) for path in map(Path, paths)):
+    if named and all(path.is_dir() or path.suffix.lower() == ".json" for path in paths):
         raise RequestError(
             f"{named[0]} is for tables, and {some(map(str, paths))} holds none; leave it out"
         )
@@ -130,10 +121,6 @@ def read_results(
     )
 
 
-def _is_table(path: Path) -> bool:
-    return not path.is_dir() and path.suffix.lower() != ".json"
-
-
 def _read_path(
     path: Path, columns: dict[str, str | None], metric: str | None
 ) -> tuple[list[ResultsSource], list[str]]:
@@ -145,7 +132,7 @@ def _read_path(
                 f"{str(path)!r} is not a result of PEFT's method comparison (it has no run_info "
                 f"and train_info); allowed are those and tables that end in {', '.join(FORMATS)}"
             )
-        return _separate([(path.name, read_comparison(path, content, metric))])
+        return separate([(path.name, read_comparison(path, content, metric))])
     if not path.is_dir():
         return [read_result_table(path, columns, metric)], []
     if (path / "sweep.json").is_file() and (path / "trials").is_dir():
@@ -153,16 +140,15 @@ def _read_path(
     try:
         runs, notes = read_run_directories(path, metric)
         files = [] if runs else sorted(path.glob("*.json"))
-        contents = [(file, read_json_object(file)) for file in files]
+        contents = {file: read_json_object(file) for file in files}
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-    comparisons = [
-        (file.name, read_comparison(file, content, metric))
-        for file, content in contents
-        if is_comparison(content)
-    ]
+    comparisons = {file: content for file, content in contents.items() if is_comparison(content)}
     if comparisons:
-        return _separate(comparisons)
+        return separate(
+            (file.name, read_comparison(file, content, metric))
+            for file, content in comparisons.items()
+        )
     if not runs and not notes:
         raise RequestError(
             f"{str(path)!r} holds no results; allowed are a rankwise sweep (sweep.json), runs at "
@@ -172,31 +158,20 @@ def _read_path(
     return runs, notes
 
 
-def _separate(
-    results: list[tuple[str, ResultsSource | str]],
-) -> tuple[list[ResultsSource], list[str]]:
-    """Separate sources from the reasons why files are left out, which become notes."""
-    sources = [each for _, each in results if isinstance(each, ResultsSource)]
-    reasons = [(name, each) for name, each in results if isinstance(each, str)]
-    return sources, [f"{name} is left out: {reason}" for name, reason in reasons]
-
-
 def _read_sweep(directory: Path) -> ResultsSource:
-    """Read the evidence, training losses and trials of a rankwise sweep."""
     try:
-        rows, trials = read_evidence(directory), read_trials(directory)
-        train_loss = read_train_losses(directory)
+        rows, trials = records.read_evidence(directory), records.read_trials(directory)
+        train_loss = records.read_train_losses(directory)
     except (OSError, ValueError, RankwiseError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"sweep {str(directory)!r} cannot be read: {reason}") from None
-    missing = [name for name in EVIDENCE_COLUMNS if name not in rows.columns]
+    missing = [name for name in records.EVIDENCE_COLUMNS if name not in rows.columns]
     if missing:
-        raise RequestError(
-            f"sweep {str(directory)!r}: its evidence lacks the column {some(missing)}"
-        )
+        lacks = f"its evidence lacks the column {some(missing)}"
+        raise RequestError(f"sweep {str(directory)!r}: {lacks}")
     if rows.empty:
         raise RequestError(f"sweep {str(directory)!r} has no complete trial yet; run it first")
-    sweep = read_sweep(directory)
+    sweep = records.read_sweep(directory)
     assert sweep is not None  # a directory without sweep.json is not read as a sweep
     score = snake(sweep.task.score)
     return ResultsSource(
@@ -205,7 +180,7 @@ def _read_sweep(directory: Path) -> ResultsSource:
         metrics={"loss": "loss", "score": score},
         train_loss=None if train_loss.empty else train_loss,
         trials=tuple(trials),
-        chance_loss=read_chance_loss(directory),
+        chance_loss=records.read_chance_loss(directory),
         wording=wording_of(sweep.task.loss, sweep.task.chance),
     )
 
@@ -224,27 +199,24 @@ def _common_metrics(
         origins = some(source.origin for source in sources)
         raise RequestError(f"every trial diverged and no metric is recorded; results: {origins}")
     chosen = None if requested is None else _find_metric(requested, metrics, counted)
-    common = [
-        name for name in metrics if all(name in source.metrics.values() for source in counted)
-    ]
+    without = {
+        name: [source.origin for source in counted if name not in source.metrics.values()]
+        for name in metrics
+    }
+    common = [name for name in metrics if not without[name]]
     for name in metrics:
         if name in common:
             continue
-        without = [source.origin for source in counted if name not in source.metrics.values()]
-        missing = (
-            f"metric {name!r} is missing in {len(without)} of {len(counted)} results "
-            f"({some(without)})"
-        )
+        count = f"{len(without[name])} of {len(counted)} results"
+        missing = f"metric {name!r} is missing in {count} ({some(without[name])})"
         if name == chosen or not common:
             raise RequestError(
                 f"{missing}; leave those results out, or name a metric that all have: "
                 f"{some(common) or 'none'}"
             )
         notes.append(f"{missing} and left out")
-    order = {"loss": -1, "train_loss": 1}
-    rest = [name for name in common if name != chosen]
-    rest.sort(key=lambda name: order.get(name, 0))
-    return rest if chosen is None else [chosen, *rest]
+    order = {chosen: -2, "loss": -1, "train_loss": 1}
+    return sorted(common, key=lambda name: order.get(name, 0))
 
 
 def _find_metric(requested: str, metrics: list[str], sources: list[ResultsSource]) -> str:
@@ -264,23 +236,17 @@ def _join(sources: list[ResultsSource], metrics: list[str], notes: list[str]) ->
     per_example = ["example_id" in source.rows.columns for source in sources]
     if any(per_example) and not all(per_example):
         with_ids = sources[per_example.index(True)].origin
-        without_ids = sources[per_example.index(False)].origin
-        raise RequestError(
-            f"{with_ids} holds results per example and {without_ids} does not; "
-            "give results of one kind"
-        )
+        without = sources[per_example.index(False)].origin
+        kinds = f"{with_ids} holds results per example and {without} does not"
+        raise RequestError(f"{kinds}; give results of one kind")
     for name, default in DEFAULTS.items():
-        without = [source.origin for source in sources if name not in source.rows.columns]
-        if without:
-            where = f" in {some(without)}" if len(without) < len(sources) else ""
-            notes.append(
-                f"no {name.replace('_', ' ')} is recorded{where}; it is taken as {default:g}"
-            )
+        lacking = [source.origin for source in sources if name not in source.rows.columns]
+        if lacking:
+            where = f" in {some(lacking)}" if len(lacking) < len(sources) else ""
+            recorded = f"no {name.replace('_', ' ')} is recorded{where}"
+            notes.append(f"{recorded}; it is taken as {default:g}")
     columns = [*KEY[: 3 + any(per_example)], "diverged", *metrics]
-    rows = []
-    for source in sources:
-        missing = {name: each for name, each in DEFAULTS.items() if name not in source.rows.columns}
-        rows.append(source.rows.assign(**missing))
+    rows = [pd.DataFrame({**DEFAULTS, **source.rows}) for source in sources]
     evidence = pd.concat(rows, keys=range(len(sources))).reindex(columns=columns)
     return check_columns(evidence, metrics, partial(_refuse, sources))
 
@@ -293,12 +259,11 @@ def _refuse(
     if bad.empty:
         return
     metrics = sources[bad.index[0][0]].metrics
-    names = [
-        f" ({written!r})" for written, name in metrics.items() if name == values.name != written
-    ]
+    written = next((each for each, name in metrics.items() if name == values.name), values.name)
+    column = values.name if written == values.name else f"{values.name} ({written!r})"
+    shown, places = some(bad.astype(str).unique()), _places(sources, bad.index)
     raise RequestError(
-        f"{values.name}{''.join(names)}: {some(bad.astype(str).unique())} in {len(bad)} of "
-        f"{len(values)} rows ({_places(sources, bad.index)}); allowed are {allowed}"
+        f"{column}: {shown} in {len(bad)} of {len(values)} rows ({places}); allowed are {allowed}"
     )
 
 
@@ -306,11 +271,9 @@ def _places(sources: list[ResultsSource], rows: pd.Index) -> str:
     """Return the origins and numbers of rows, given as (source, row)."""
     places = []
     for number in dict.fromkeys(source for source, _ in rows):
-        source = sources[number]
-        inside = [row for source_number, row in rows if source_number == number]
-        places.append(
-            source.origin if len(source.rows) == 1 else f"{source.origin} row {some(inside)}"
-        )
+        inside = [row for source, row in rows if source == number]
+        one_row = len(sources[number].rows) == 1
+        places.append(sources[number].origin + ("" if one_row else f" row {some(inside)}"))
     return some(places)
 
 
@@ -337,10 +300,8 @@ def _refuse_repeats(sources: list[ResultsSource], evidence: pd.DataFrame) -> Non
         )
     else:
         column = "seed_column" if "example_id" in key else "seed_column or example_column"
-        advice = (
-            "keep one of each, such as a run's last step, or name the column that distinguishes "
-            f"them with {column}"
-        )
+        keep = "keep one of each, such as a run's last step"
+        advice = f"{keep}, or name the column that distinguishes them with {column}"
     count = int(repeated.sum())
     rows = f"{count} row repeats another" if count == 1 else f"{count} rows repeat another"
     raise RequestError(f"{rows}, such as {result} ({_places(sources, same[:5])}); {advice}")
@@ -358,15 +319,14 @@ def _differing_settings(sources: Sequence[ResultsSource]) -> list[str]:
 def _comparability_notes(sources: list[ResultsSource]) -> list[str]:
     """Return notes on what limits a comparison of the results."""
     notes = []
-    for metric in dict.fromkeys(name for source in sources for name in source.metrics.values()):
-        written = dict.fromkeys(
-            name for source in sources for name, each in source.metrics.items() if each == metric
-        )
-        if len(written) > 1:
-            notes.append(
-                f"{metric} is called {some(map(repr, written))}; "
-                "they are comparable if the held-out data are the same"
-            )
+    spellings: dict[str, dict[str, None]] = {}
+    for source in sources:
+        for written, metric in source.metrics.items():
+            spellings.setdefault(metric, {})[written] = None
+    for metric, names in spellings.items():
+        if len(names) > 1:
+            called = f"{metric} is called {some(map(repr, names))}"
+            notes.append(f"{called}; they are comparable if the held-out data are the same")
     steps = [source.step for source in sources if source.step is not None]
     if steps:
         reached = f"step {steps[0]}"
@@ -387,9 +347,8 @@ def _join_train_losses(sources: list[ResultsSource]) -> pd.DataFrame | None:
     joined = pd.concat(frames, ignore_index=True)
     losses = joined.reindex(columns=[*KEY[:3], "step", "train_loss"])
     finite = losses[np.isfinite(as_numbers(losses["train_loss"]))].fillna(DEFAULTS)
-    whole = ("rank", "seed", "step")
+    types = {"learning_rate": float, "train_loss": float}
     columns = {
-        name: as_numbers(finite[name]).astype(np.int64 if name in whole else float)
-        for name in finite.columns
+        name: as_numbers(finite[name]).astype(types.get(name, np.int64)) for name in finite.columns
     }
     return None if finite.empty else pd.DataFrame(columns)

@@ -14,7 +14,6 @@ Layouts:
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from rankwise.analysis.source import (
     is_scalar,
     last_step,
     last_values,
+    log_rows,
     read_json_lines,
     read_json_object,
+    separate,
     train_loss_history,
 )
 from rankwise.decide.metrics import TRAIN, find_metrics, is_held_out, split_part
@@ -45,31 +46,10 @@ RANK_SECTIONS = (*LORA_SECTIONS, "model", "default")
 TRAINING_SECTIONS = ("train", "args", "optim")
 
 
-@dataclass(frozen=True)
-class _RunLog:
-    """A run's log and configuration files.
-
-    Attributes:
-        name: file name of the log.
-        rows: logged rows in order.
-        train_losses: possible names of the training loss in the rows.
-        configs: contents of the configuration files, the adapter's first.
-    """
-
-    name: str
-    rows: list[dict[str, Any]]
-    train_losses: tuple[str, ...]
-    configs: list[dict[str, Any]]
-
-
 def read_run_directories(
     directory: Path, metric: str | None = None
 ) -> tuple[list[ResultsSource], list[str]]:
-    """Read the runs in a directory and below it.
-
-    Args:
-        directory: a run, or a directory with runs at most DEPTH levels below it.
-        metric: a metric to look for, besides those with known names.
+    """Read the runs in a directory and at most DEPTH levels below it.
 
     Returns:
         The runs, and a note for each run that is left out; both are empty if there are no runs.
@@ -77,15 +57,11 @@ def read_run_directories(
     Raises:
         RequestError: a file of a run cannot be read.
     """
-    sources, notes = [], []
+    results = []
     for run in _find_runs(directory, DEPTH):
         name = str(run.relative_to(directory)) if run != directory else run.resolve().name
-        source = _read_run(run, name, metric)
-        if isinstance(source, ResultsSource):
-            sources.append(source)
-        else:
-            notes.append(f"run {name} is left out: {source}")
-    return sources, notes
+        results.append((f"run {name}", _read_run(run, name, metric)))
+    return separate(results)
 
 
 def _find_runs(directory: Path, depth: int) -> Iterator[Path]:
@@ -106,9 +82,8 @@ def _log_file(run: Path) -> Path | None:
     """Return the log of a run: its own, or its last checkpoint's if that has more steps."""
     if (run / "metrics.jsonl").is_file():
         return run / "metrics.jsonl"
-    directories = [*_checkpoints(run), run]
-    states = [directory / "trainer_state.json" for directory in directories]
-    states = [state for state in states if state.is_file()]
+    paths = [place / "trainer_state.json" for place in (*_checkpoints(run), run)]
+    states = [path for path in paths if path.is_file()]
     if not states:
         return None
     if len(states) > 1 and states[-1].parent == run:
@@ -131,58 +106,51 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _read_run(run: Path, name: str, metric: str | None) -> ResultsSource | str:
     """Return the run, or why it is left out."""
-    log = _read_log(run)
-    if log is None:
+    path = _log_file(run)
+    if path is None:
         return "it has no metrics.jsonl or trainer_state.json"
-    kind = _look_up(log.configs, ("peft_type",), LORA_SECTIONS)
+    configs = _read_configs(run)
+    train_losses: Sequence[str] = TRAIN_LOSSES
+    if path.name == "metrics.jsonl":
+        rows = list(read_json_lines(path))
+    else:
+        state = read_json_object(path)
+        if isinstance(state.get("trial_params"), dict):  # from Trainer.hyperparameter_search
+            configs.append(state["trial_params"])
+        rows = log_rows(state.get("log_history"))
+        train_losses = ("loss",)  # Trainer's train_loss is the mean over the whole training
+    kind = _look_up(configs, ("peft_type",), LORA_SECTIONS)
     if kind is not None and str(kind).upper() != "LORA":
         return f"its peft_type is {kind}, not LORA"
-    if any("truncated_from" in config for config in log.configs):
+    if any("truncated_from" in config for config in configs):
         return "its adapter was truncated from another trial's; name the sweep's directory instead"
-    rank = _look_up(log.configs, RANK_NAMES, RANK_SECTIONS)
+    rank = _look_up(configs, RANK_NAMES, RANK_SECTIONS)
     if rank is None:
         return f"no rank ({', '.join(RANK_NAMES)}) in {' or '.join(CONFIGS)}"
-    identity, notes = _identity(log.configs, rank, name)
+    identity, notes = _identity(configs, rank, name)
 
-    values = last_values(log.rows)
+    values = last_values(rows)
     metrics, _ = find_metrics(_held_out_names(values), metric)
     measured = {metric: values[written] for written, metric in metrics.items()}
-    diverged = any(row.get("diverged") is True for row in log.rows)
-    if not math.isfinite(measured.get("loss", 0.0)):
-        diverged = True
+    diverged = any(row.get("diverged") is True for row in rows)
+    diverged |= not math.isfinite(measured.get("loss", 0.0))
     if not metrics and not diverged:
-        return f"{log.name} holds no evaluation"
+        return f"{path.name} holds no evaluation"
     if diverged:
         notes.append(f"run {name} diverged: its held-out loss is not finite, or its log says so")
     settings: dict[str, str] = {}
-    for config in reversed(log.configs):
+    for config in reversed(configs):
         settings |= comparable_settings(config)
     return ResultsSource(
         origin=name,
         rows=pd.DataFrame([{**identity, "diverged": diverged, **measured}], index=[1]),
         metrics=metrics,
         notes=tuple(notes),
-        train_loss=train_loss_history(log.rows, log.train_losses, identity),
-        step=last_step(log.rows, metrics),
+        train_loss=train_loss_history(rows, train_losses, identity),
+        step=last_step(rows, metrics),
         is_run=True,
         settings=settings,
     )
-
-
-def _read_log(run: Path) -> _RunLog | None:
-    path = _log_file(run)
-    if path is None:
-        return None
-    configs = _read_configs(run)
-    if path.name == "metrics.jsonl":
-        return _RunLog(path.name, list(read_json_lines(path)), TRAIN_LOSSES, configs)
-    state = read_json_object(path)
-    if isinstance(state.get("trial_params"), dict):  # written by Trainer.hyperparameter_search
-        configs.append(state["trial_params"])
-    logged = state.get("log_history")
-    rows = [row for row in logged if isinstance(row, dict)] if isinstance(logged, list) else []
-    # train_loss in Trainer's last row is the mean over the whole training.
-    return _RunLog(path.name, rows, ("loss",), configs)
 
 
 def _read_configs(run: Path) -> list[dict[str, Any]]:
@@ -203,41 +171,31 @@ def _identity(
         value = _look_up(configs, spellings, TRAINING_SECTIONS)
         if value is None:
             value = _number_in_name(name, spellings)
-            if value is not None:
-                notes.append(f"{setting} is read from the run's name where no config has it")
-        if value is not None:
-            identity[setting] = value
+            if value is None:
+                continue
+            notes.append(f"{setting} is read from the run's name where no config has it")
+        identity[setting] = value
     return identity, notes
 
 
 def _look_up(
     configs: Sequence[Mapping[str, Any]], names: Sequence[str], sections: tuple[str, ...]
 ) -> Any:
-    """Return a setting from the first config that has it, at the top or in a nested section.
-
-    Args:
-        configs: contents of configuration files.
-        names: possible names of the setting.
-        sections: texts of which one must occur in the name of a nested section.
-    """
+    """Return a setting from the first config that has it, at its top or in one of the sections."""
     for config in configs:
-        level = [config]
-        while level:
-            for place in level:
-                for name in names:
-                    if is_scalar(place.get(name)):
-                        return place[name]
-            level = [
-                value
-                for place in level
-                for key, value in place.items()
-                if isinstance(value, dict) and any(section in key.lower() for section in sections)
-            ]
+        places = [config]
+        for place in places:  # grows meanwhile, so that outer sections come before inner ones
+            for name in names:
+                if is_scalar(place.get(name)):
+                    return place[name]
+            for key, value in place.items():
+                if isinstance(value, dict) and any(section in key.lower() for section in sections):
+                    places.append(value)
     return None
 
 
 def _number_in_name(name: str, words: Sequence[str]) -> str | None:
-    """Return the number after a word in a run's name, such as 1 after "seed" in ``r8-seed1``."""
+    """Return the number after a word in a run's name: 1 after "seed" in ``r8-seed1``."""
     for word in words:
         pattern = rf"(?:^|[^a-z]){word}[-_=]?(\d+(?:\.\d+)?(?:e-?\d+)?)(?![a-z0-9.])"
         match = re.search(pattern, name.lower())
@@ -247,10 +205,7 @@ def _number_in_name(name: str, words: Sequence[str]) -> str | None:
 
 
 def _held_out_names(values: Mapping[str, float]) -> list[str]:
-    """Return the names of held-out metrics in a log.
-
-    If no name says that it is held out, these are all that are not of the training data.
-    """
+    """Return the held-out metrics in a log; if none is named so, all but those of training data."""
     held_out = [name for name in values if is_held_out(name)]
     if held_out:
         return held_out

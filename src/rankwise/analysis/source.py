@@ -1,7 +1,7 @@
 """Results from a single source, before several sources are joined, and helpers to read logs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ class ResultsSource:
             number in the source, from 1.
         metrics: name of each metric in ``rows``, by its name in the source.
         notes: guesses and omissions that the user should know of.
-        train_loss: training losses, with columns ``rank``, ``seed``, ``learning_rate`` (where
-            known), ``step`` and ``train_loss``; None where not logged.
-        trials: complete trials of a rankwise sweep; empty for other sources.
+        train_loss: columns ``rank``, ``seed``, ``learning_rate`` (where known), ``step`` and
+            ``train_loss``; None where not logged.
+        trials: complete trials of a rankwise sweep.
         step: step of a run's last evaluation, where known.
         is_run: whether the source is a single run, not a table or a sweep.
         settings: values of the SETTINGS of a run that are known, as JSON text.
@@ -59,6 +59,19 @@ class ResultsSource:
     wording: Wording = PLAIN
 
 
+def separate(
+    results: Iterable[tuple[str, ResultsSource | str]],
+) -> tuple[list[ResultsSource], list[str]]:
+    """Separate named sources from reasons why a file or run is left out, which become notes."""
+    sources, notes = [], []
+    for name, result in results:
+        if isinstance(result, ResultsSource):
+            sources.append(result)
+        else:
+            notes.append(f"{name} is left out: {result}")
+    return sources, notes
+
+
 def comparable_settings(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the SETTINGS in a configuration, as JSON text that is equal if the values are."""
     settings = {}
@@ -69,6 +82,11 @@ def comparable_settings(config: Mapping[str, Any]) -> dict[str, str]:
         if value is not None and value != {}:
             settings[name] = json.dumps(value, sort_keys=True)
     return settings
+
+
+def log_rows(log: object) -> list[dict[str, Any]]:
+    """Return the rows of a log in a JSON file; none if it is not a list."""
+    return [row for row in log if isinstance(row, dict)] if isinstance(log, list) else []
 
 
 def last_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -93,8 +111,7 @@ def train_loss_history(
     """Return a run's training loss per step; None if it was not logged.
 
     Args:
-        rows: rows of the log in order. Of a step that was logged twice, by a resumed run, the
-            last row counts.
+        rows: rows of the log in order. If a resumed run logged a step twice, the last row counts.
         names: possible names of the training loss; the first that was logged is used.
         identity: the run's ``rank``, and its ``seed`` and ``learning_rate`` where known.
     """
@@ -126,10 +143,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{str(path)!r} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise RequestError(f"{str(path)!r} holds a JSON {kind}; allowed is an object")
-    return content
+    return _as_object(content, repr(str(path)))
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -150,14 +164,18 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{place} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            raise RequestError(f"{place} holds a JSON {kind}; allowed is an object")
-        yield row
+        yield _as_object(row, place)
+
+
+def _as_object(content: Any, place: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise RequestError(f"{place} holds a JSON {kind}; allowed is an object")
+    return content
 
 
 def _step(row: Mapping[str, Any], number: int) -> int:
-    """Return the step of a log's row, or the row's number if none is given."""
+    """Return the step of a row in a log, or the row's number if it has none."""
     for name in ("step", "global_step", "_step"):
         step: Any = row.get(name)
         if is_number(step) and abs(step) < LARGEST_STEP:  # false for NaN

@@ -43,8 +43,7 @@ def read_result_table(
     taken = {*columns.values(), diverged_column}
     rest = [column for column in table.columns if column not in taken]
     values = {column: as_measures(table[column]) for column in rest}
-    # A column of text only is not a metric. In a column of numbers, text such as "n/a" is a bad
-    # value, which is refused later.
+    # A column of text alone is no metric; text in a column of numbers is refused later.
     numbers = {column: each for column, each in values.items() if not np.isnan(each).all()}
     metrics, _ = find_metrics(numbers, metric)
     if not metrics:
@@ -80,9 +79,8 @@ def _pick_columns(
             continue
         for other, taken in columns.items():
             if column == taken:
-                raise RequestError(
-                    f"{other}_column and {role}_column are both {column!r}; name two columns"
-                )
+                both = f"{other}_column and {role}_column"
+                raise RequestError(f"{both} are both {column!r}; name two columns")
         columns[role] = Table(table, path).pick_column(column, (), role)
     for role, names in COLUMN_NAMES.items():
         if role in columns:
@@ -91,21 +89,18 @@ def _pick_columns(
         if role == "rank" or free.find_column(names) is not None:
             columns[role] = free.pick_column(None, names, role)
     example = columns.get("example")
-    if example is None or wanted["example"] is not None:
+    if example is None or wanted["example"] is not None or not table[example].astype(str).is_unique:
         return columns, []
     # The same held-out examples occur at every rank, so ids that never repeat are row numbers.
-    if table[example].astype(str).is_unique:
-        del columns["example"]
-        note = f"{example!r} is left out: its values never repeat, so they are not example ids"
-        return columns, [f"{path.name}: {note}"]
-    return columns, []
+    del columns["example"]
+    note = f"{example!r} is left out: its values never repeat, so they are not example ids"
+    return columns, [f"{path.name}: {note}"]
 
 
 def _refuse(path: Path, values: pd.Series, good: np.ndarray, allowed: str) -> None:
     """Refuse a column with bad values; name the column, the file and the rows."""
     bad = values[~good]
     if len(bad):
-        raise RequestError(
-            f"column {values.name!r} of {str(path)!r}: {some(bad.astype(str).unique())} in "
-            f"{len(bad)} rows (row {some(bad.index)}); allowed are {allowed}"
-        )
+        found = f"{some(bad.astype(str).unique())} in {len(bad)} rows (row {some(bad.index)})"
+        column = f"column {values.name!r} of {str(path)!r}"
+        raise RequestError(f"{column}: {found}; allowed are {allowed}")

@@ -9,17 +9,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.console import Console
-from rich.table import Table
 
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import value_range
 from rankwise.errors import RequestError
 from rankwise.formatting import figure
-from rankwise.report.figures import error_bars, learning_rate_ticks, rank_axis, write_figure
-from rankwise.report.style import FONT, wide_console
+from rankwise.report import figures
+from rankwise.report.style import FONT, new_table, print_lines, wide_console
 from rankwise.store.records import SweepRecord, read_evidence, read_finished_sweep
 
-PLOT_HEIGHT = 760
 COLOURS = ("#2563eb", "#d97706", "#15803d", "#7c3aed", "#dc2626", "#0891b2", "#6b7280", "#be185d")
 # Dashes and symbols keep curves apart that lie on top of each other.
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -33,13 +31,11 @@ class ComparedSweep:
     Attributes:
         label: the settings that distinguish it from the other sweeps.
         unit: unit of its losses.
-        directory: sweep directory.
         rank: chosen rank; None if undetermined.
         table: rows of the decision's table, as in ``decision.json``.
         spread: largest difference in held-out loss between two ranks, each at its own learning
             rate, first seed; None where a rank diverged.
-        spread_at: the same difference with all ranks at one learning rate, for each rate that
-            every rank was tried at.
+        spread_at: the same with all ranks at one learning rate, for each rate they all tried.
     """
 
     label: str
@@ -52,28 +48,18 @@ class ComparedSweep:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON values."""
-        spreads = [
-            {"learning_rate": rate, "spread": value} for rate, value in self.spread_at.items()
-        ]
-        return {
-            **vars(self),
-            "directory": str(self.directory),
-            "table": list(self.table),
-            "spread_at": spreads,
-        }
+        spreads = [{"learning_rate": rate, "spread": each} for rate, each in self.spread_at.items()]
+        values = {"directory": str(self.directory), "table": list(self.table), "spread_at": spreads}
+        return {**vars(self), **values}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "ComparedSweep":
         """Return the sweep that `as_dict` described."""
-        return cls(
-            label=content["label"],
-            unit=content["unit"],
-            directory=Path(content["directory"]),
-            rank=content["rank"],
-            table=tuple(content["table"]),
-            spread=content["spread"],
-            spread_at={each["learning_rate"]: each["spread"] for each in content["spread_at"]},
+        spread_at = {each["learning_rate"]: each["spread"] for each in content["spread_at"]}
+        label, unit, directory, rank, table, spread = (
+            content[name] for name in ("label", "unit", "directory", "rank", "table", "spread")
         )
+        return cls(label, unit, Path(directory), rank, tuple(table), spread, spread_at)
 
 
 def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
@@ -82,35 +68,22 @@ def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
     Raises:
         RequestError: a directory holds no finished sweep, or the sweeps differ in data or loss.
     """
-    requests: list[SweepRecord] = []
-    decisions: list[dict[str, Any]] = []
-    for directory in directories:
-        request, decision = read_finished_sweep(directory)
-        requests.append(request)
-        first = _comparability(requests[0])
+    finished = [read_finished_sweep(directory) for directory in directories]
+    first = _comparability(finished[0][0])
+    for directory, (request, _) in zip(directories, finished, strict=True):
         for name, value in _comparability(request).items():
             if value != first[name]:
                 raise RequestError(
                     f"{str(directory)!r} and {str(directories[0])!r} differ in {name}: "
                     "their losses cannot be compared"
                 )
-        decisions.append(decision)
-    labels = _labels(directories, requests)
+    labels = _labels(directories, [request for request, _ in finished])
     sweeps = []
-    for directory, label, decision in zip(directories, labels, decisions, strict=True):
-        table = decision["table"]
+    for directory, label, (request, decision) in zip(directories, labels, finished, strict=True):
+        table = tuple(decision["table"])
         spread, spread_at = _spreads(read_evidence(directory), table)
-        sweeps.append(
-            ComparedSweep(
-                label=label,
-                unit=requests[0].task.loss,
-                directory=directory,
-                rank=decision["rank"],
-                table=tuple(table),
-                spread=spread,
-                spread_at=spread_at,
-            )
-        )
+        unit, rank = request.task.loss, decision["rank"]
+        sweeps.append(ComparedSweep(label, unit, directory, rank, table, spread, spread_at))
     return sweeps
 
 
@@ -120,11 +93,9 @@ def print_sweep_comparison(sweeps: Sequence[ComparedSweep], console: Console | N
     The last rows show how much of rank's apparent effect the learning rate explains.
     """
     console = wide_console(console, 140)
-    table = Table(
-        title=f"Held-out loss in {sweeps[0].unit}, each rank at its own learning rate "
-        "(95% intervals)",
-        title_justify="left",
-    )
+    unit = sweeps[0].unit
+    title = f"Held-out loss in {unit}, each rank at its own learning rate (95% intervals)"
+    table = new_table(title)
     table.add_column("rank", justify="right")
     for sweep in sweeps:
         table.add_column(sweep.label, justify="right", overflow="fold")
@@ -134,19 +105,16 @@ def print_sweep_comparison(sweeps: Sequence[ComparedSweep], console: Console | N
     table.add_section()
     chosen = ["undetermined" if sweep.rank is None else str(sweep.rank) for sweep in sweeps]
     table.add_row("chosen rank", *chosen)
-    spreads = ["" if sweep.spread is None else f"{sweep.spread:.4f}" for sweep in sweeps]
-    table.add_row("spread, own rates", *spreads)
+    table.add_row("spread, own rates", *(_spread_text(sweep.spread) for sweep in sweeps))
     for rate in sorted({rate for sweep in sweeps for rate in sweep.spread_at}):
-        at_rate = [sweep.spread_at.get(rate) for sweep in sweeps]
-        table.add_row(
-            f"spread, all at {rate:g}",
-            *("" if spread is None else f"{spread:.4f}" for spread in at_rate),
-        )
+        spreads = [_spread_text(sweep.spread_at.get(rate)) for sweep in sweeps]
+        table.add_row(f"spread, all at {rate:g}", *spreads)
     console.print(table)
-    console.print(
+    print_lines(
+        console,
         "Spread: the largest difference in held-out loss between two ranks, first seed. The excess "
         "of 'all at one rate' over 'own rates' is due to the learning rate, not to the rank.",
-        highlight=False,
+        wrap=True,
     )
 
 
@@ -154,10 +122,6 @@ def write_sweep_comparison_plot(sweeps: Sequence[ComparedSweep], path: Path) -> 
     """Draw held-out loss and learning rate against rank, a curve for each sweep.
 
     The two plots stand one above the other, so that they fit a narrow window.
-
-    Args:
-        sweeps: sweeps of one task.
-        path: file that ends in .html or .png.
     """
     titles = (f"Held-out loss, {sweeps[0].unit}", "Best learning rate of each rank")
     plot = make_subplots(2, 1, subplot_titles=titles, vertical_spacing=0.16)
@@ -165,38 +129,40 @@ def write_sweep_comparison_plot(sweeps: Sequence[ComparedSweep], path: Path) -> 
     for index, sweep in enumerate(sweeps):
         rows = [row for row in sweep.table if row["loss_mean"] is not None]
         means = [row["loss_mean"] for row in rows]
-        bars = {**error_bars(means, [row["loss_ci"] for row in rows], possible), "thickness": 1}
+        bars = {
+            **figures.error_bars(means, [row["loss_ci"] for row in rows], possible),
+            "thickness": 1,
+        }
+        symbol = {"size": 9 + 2 * (index % len(SYMBOLS)), "symbol": SYMBOLS[index % len(SYMBOLS)]}
         style = {
             "x": [row["rank"] for row in rows],
             "mode": "lines+markers",
             "name": sweep.label,
             "legendgroup": sweep.label,
             "line": {"color": COLOURS[index % len(COLOURS)], "dash": DASHES[index % len(DASHES)]},
-            "marker": {
-                "size": 9 + 2 * (index % len(SYMBOLS)),
-                "symbol": SYMBOLS[index % len(SYMBOLS)],
-            },
+            "marker": symbol,
         }
         loss_text = "rank %{x}: held-out loss %{y:.4f}<extra>%{fullData.name}</extra>"
-        plot.add_trace(go.Scatter(**style, y=means, error_y=bars, hovertemplate=loss_text), 1, 1)
+        curve = go.Scatter(**style, y=means, error_y=bars, hovertemplate=loss_text)
+        plot.add_trace(curve, 1, 1)
         rates = [row["learning_rate"] for row in rows]
         rate_text = "rank %{x}: learning rate %{y:.3g}<extra>%{fullData.name}</extra>"
-        plot.add_trace(
-            go.Scatter(**style, y=rates, showlegend=False, hovertemplate=rate_text), 2, 1
-        )
-    plot.update_xaxes(**rank_axis(_ranks(sweeps)))
+        curve = go.Scatter(**style, y=rates, showlegend=False, hovertemplate=rate_text)
+        plot.add_trace(curve, 2, 1)
+    plot.update_xaxes(**figures.rank_axis(_ranks(sweeps)))
     rates = [row["learning_rate"] for sweep in sweeps for row in sweep.table]
     tried = [rate for rate in rates if rate is not None]
-    plot.update_yaxes(type="log", row=2, **(learning_rate_ticks(tried, most=8) if tried else {}))
+    ticks = figures.log_ticks(tried, most=8) if tried else {}
+    plot.update_yaxes(type="log", row=2, **ticks)
     plot.update_layout(
         template="plotly_white",
-        height=PLOT_HEIGHT,
+        height=760,
         margin={"l": 70, "r": 20, "t": 50, "b": 50},
         legend={"orientation": "h", "y": -0.1},
         font=FONT,
     )
     plot.update_annotations(font_size=14)
-    write_figure(plot, path, height=PLOT_HEIGHT)
+    figures.write_figure(plot, path)
 
 
 def _comparability(sweep: SweepRecord) -> dict[str, Any]:
@@ -216,8 +182,9 @@ def _labels(directories: Sequence[Path], requests: Sequence[SweepRecord]) -> lis
     differing = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
     labels = []
     for each in settings:
-        parts = [f"{name.replace('_', ' ')} {_value_text(each.get(name))}" for name in differing]
-        labels.append(", ".join(parts))
+        values = [(name, each.get(name)) for name in differing]
+        texts = [f"{name.replace('_', ' ')} {_value_text(value)}" for name, value in values]
+        labels.append(", ".join(texts))
     unique = len(set(labels)) == len(labels)
     return labels if unique else [directory.name for directory in directories]
 
@@ -230,15 +197,13 @@ def _spreads(
     evidence: pd.DataFrame, table: Sequence[dict[str, Any]]
 ) -> tuple[float | None, dict[float, float]]:
     """Return the spread of mean losses over ranks: at their own rates, and at each common rate."""
-    first_seed = evidence["seed"] == evidence["seed"].min()
-    finite = evidence[first_seed & ~evidence["diverged"].astype(bool)]
-    means = finite.groupby(["rank", "learning_rate"])["loss"].mean()
-    losses = means.unstack("learning_rate")  # (ranks, rates)
+    losses = figures.first_seed_means(evidence).unstack("learning_rate")  # (ranks, rates)
     ranks = {row["rank"] for row in table}
     spread_at: dict[float, float] = {}
     if set(losses.index) == ranks:
-        for rate, values in losses.dropna(axis="columns").items():
-            spread_at[float(rate)] = float(values.max() - values.min())
+        common = losses.dropna(axis="columns")
+        spreads = common.max() - common.min()
+        spread_at = dict(zip(spreads.index.tolist(), spreads.tolist(), strict=True))
     own = [
         losses.loc[row["rank"], row["learning_rate"]]
         for row in table
@@ -254,6 +219,10 @@ def _ranks(sweeps: Sequence[ComparedSweep]) -> list[int]:
 
 def _possible_losses(sweeps: Sequence[ComparedSweep]) -> Interval:
     return value_range("loss", [row["loss_mean"] for sweep in sweeps for row in sweep.table])
+
+
+def _spread_text(spread: float | None) -> str:
+    return "" if spread is None else f"{spread:.4f}"
 
 
 def _cell(sweep: ComparedSweep, rank: int, possible: Interval) -> str:

@@ -5,13 +5,13 @@ from rich.table import Table
 
 from rankwise.decide.decision import Decision
 from rankwise.decide.summary import decision_sentences, rank_cells
-from rankwise.report.style import wide_console
+from rankwise.report.style import new_table, print_lines, wide_console
 
 
 def print_decision(
     decision: Decision, console: Console | None = None, *, score: str = "accuracy"
 ) -> None:
-    """Print the answer, its evidence, the table of ranks, and what to know besides.
+    """Print the answer, its evidence, the table of ranks and the caveats.
 
     Args:
         decision: decision of a sweep, or on results of others.
@@ -20,22 +20,18 @@ def print_decision(
     """
     console = wide_console(console)
     answer, *lines = decision_sentences(decision, score)
-    console.print(answer, style="bold", highlight=False, markup=False)
+    print_lines(console, answer, wrap=True, style="bold")
     if decision.evidence:
-        console.print(lines.pop(0), highlight=False, markup=False)
+        print_lines(console, lines.pop(0), wrap=True)
     console.print(_rank_table(decision, score))
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    print_lines(console, *lines, wrap=True)
 
 
 def _rank_table(decision: Decision, score: str) -> Table:
     title = "Which rank to train at"
     if decision.question == "keep":
         title = f"Which rank to keep of adapters trained at rank {decision.trained_at}"
-    table = Table(
-        title=f"{title} ({decision.confidence:.0%} intervals)",
-        title_justify="left",
-    )
+    table = new_table(f"{title} ({decision.confidence:.0%} intervals)")
     cells = rank_cells(decision, score)
     # Results of others are often a single number for each rank, so empty columns are left out.
     names = [name for name in cells[0] if any(row[name] for row in cells)]

@@ -3,10 +3,9 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from rankwise.formatting import plain_bytes, seconds
-from rankwise.report.style import wide_console
+from rankwise.report.style import new_table, print_lines, wide_console
 
 if TYPE_CHECKING:
     from rankwise.sweeps.dry_run import DryRun
@@ -15,10 +14,7 @@ if TYPE_CHECKING:
 def print_dry_run(planned: "DryRun", console: Console | None = None) -> None:
     """Print the memory and time of each rank, and the time of the whole sweep."""
     console = wide_console(console)
-    table = Table(
-        title=f"Planned sweep, strategy {planned.strategy}",
-        title_justify="left",
-    )
+    table = new_table(f"Planned sweep, strategy {planned.strategy}")
     for name in ("rank", "memory", "training time", "evaluation time", "first learning rates"):
         table.add_column(name, justify="right")
     for row in planned.ranks:
@@ -30,8 +26,7 @@ def print_dry_run(planned: "DryRun", console: Console | None = None) -> None:
             ", ".join(f"{rate:g}" for rate in row.first_rates) or "-",
         )
     console.print(table)
-    for line in _summary(planned):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, *_summary(planned), "Nothing was written.")
 
 
 def _summary(planned: "DryRun") -> list[str]:
@@ -46,9 +41,8 @@ def _summary(planned: "DryRun") -> list[str]:
     ]
     if planned.room_bytes is not None:
         examples, tokens = planned.batch
+        room = plain_bytes(planned.room_bytes)
         together = f", by up to {planned.at_once} trials at once" if planned.at_once > 1 else ""
-        lines.append(
-            f"Memory: for batches of {examples} x {tokens} tokens; "
-            f"{plain_bytes(planned.room_bytes)} may be used{together}."
-        )
-    return [*lines, "Nothing was written."]
+        batches = f"batches of {examples} x {tokens} tokens"
+        lines.append(f"Memory: for {batches}; {room} may be used{together}.")
+    return lines

@@ -1,18 +1,17 @@
 """Plots of the report, and files of single figures."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.errors import RankwiseError, RequestError
-from rankwise.formatting import clip, plain_bytes, seconds
+from rankwise.formatting import UNLIMITED, clip, plain_bytes, seconds
 from rankwise.report.style import BLUE, FONT, GREEN, GREY, ORANGE
 
 Row = dict[str, Any]
@@ -22,14 +21,10 @@ SHADES = (
     "#93c5fd", "#60a5fa", "#3b82f6", "#1d4ed8", "#1e3a8a", "#172554", "#7c3aed", "#4c1d95",
 )  # fmt: skip
 PLOT_HEIGHT = 340
+CONFIG = {"displayModeBar": False, "responsive": True}
 # The text of the page refers to these two plots by their titles.
 COMPARED_TITLE = "Held-out loss minus that of the best other rank"
 RATES_TITLE = "Held-out loss by learning rate"
-
-
-def plotly_script() -> str:
-    """Return the source of plotly.js, which a page needs once."""
-    return get_plotlyjs()
 
 
 def report_plots(
@@ -46,27 +41,32 @@ def report_plots(
     rows = [row for row in decision["table"] if row["loss_mean"] is not None]
     if not rows:
         return {}
+    memory, unit_bytes = "MiB", 2**20
+    if any((row["peak_memory_bytes"] or 0) >= 10 * 2**30 for row in rows):
+        memory, unit_bytes = "GiB", 2**30
     figures = {
         "compared": compared_figure(rows, decision),
-        "loss": _loss_figure(rows, decision, unit),
-        "score": _score_figure(rows, decision, score),
+        "loss": _mean_figure(rows, decision, "loss", "loss", f"Held-out loss, {unit}"),
+        "score": _mean_figure(rows, decision, "score", score, f"Held-out {score}"),
         "gain": _gain_figure(rows, decision),
         "rates": _learning_rate_figure(evidence, unit),
-        "seconds": _cost_figure(rows, "train_seconds", "Training time per trial, seconds"),
-        "memory": _cost_figure(rows, "peak_memory_bytes", "Peak training memory, MiB"),
-        "params": _cost_figure(rows, "trainable_params", "Trainable parameters, thousands"),
+        "seconds": _cost_figure(
+            rows, "train_seconds", "Training time per trial, seconds", 1, seconds
+        ),
+        "memory": _cost_figure(
+            rows, "peak_memory_bytes", f"Peak training memory, {memory}", unit_bytes, plain_bytes
+        ),
+        "params": _cost_figure(
+            rows, "trainable_params", "Trainable parameters, thousands", 1000, "{:,}".format
+        ),
     }
-    for figure in figures.values():
+    pages = {}
+    for name, figure in figures.items():
         figure.update_xaxes(title_font_size=FONT["size"])
-    return {
-        name: figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=f"plot-{name}",
-            config={"displayModeBar": False, "responsive": True},
+        pages[name] = figure.to_html(
+            full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config=CONFIG
         )
-        for name, figure in figures.items()
-    }
+    return pages
 
 
 def compared_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
@@ -84,22 +84,17 @@ def compared_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
         colour = BLUE if row["non_inferior"] else GREY
         if row["rank"] == decision["rank"]:
             colour = GREEN
-        figure.add_trace(
-            go.Scatter(
-                x=[row["rank"]] * 2,
-                y=[difference, bound],
-                mode="lines+markers",
-                line={"color": colour, "width": 2},
-                marker={
-                    "size": [11, 16],
-                    "symbol": ["circle", "line-ew"],
-                    "line": {"width": 2, "color": colour},
-                    "opacity": 1,
-                },
-                name=f"rank {row['rank']}",
-                text=["difference", "upper bound"],
-                hovertemplate="%{text}: %{y:+.4f}",
-            )
+        line = {"color": colour, "width": 2}
+        symbols = ["circle", "line-ew"]
+        figure.add_scatter(
+            x=[row["rank"]] * 2,
+            y=[difference, bound],
+            mode="lines+markers",
+            line=line,
+            marker={"size": [11, 16], "symbol": symbols, "line": line, "opacity": 1},
+            name=f"rank {row['rank']}",
+            text=["difference", "upper bound"],
+            hovertemplate="%{text}: %{y:+.4f}",
         )
     _style(figure, COMPARED_TITLE)
     _add_margin_line(figure, decision)
@@ -118,26 +113,36 @@ def error_bars(
     }
 
 
-def learning_rate_ticks(rates: Iterable[float], most: int = 5) -> dict[str, Any]:
-    """Return axis ticks at the learning rates tried, leaving out those whose labels would meet.
+def log_ticks(values: Iterable[float], most: int = 5) -> dict[str, Any]:
+    """Return ticks of a logarithmic axis at those values whose labels do not overlap.
 
     Args:
-        rates: learning rates, shown on a logarithmic axis.
-        most: labels that fit on the axis.
+        values: ranks or learning rates.
+        most: number of labels that fit on the axis.
     """
-    tried = sorted({float(rate) for rate in rates})
-    least_distance = math.log(tried[-1] / tried[0]) / most
-    ticks = tried[:1]
-    for rate in tried[1:]:
-        if math.log(rate / ticks[-1]) >= least_distance:
-            ticks.append(rate)
-    return {"tickvals": ticks, "ticktext": [f"{rate:.3g}" for rate in ticks]}
+    distinct = sorted({float(value) for value in values})
+    least_distance = math.log(distinct[-1] / distinct[0]) / most
+    ticks = distinct[:1]
+    for value in distinct[1:]:
+        if math.log(value / ticks[-1]) >= least_distance:
+            ticks.append(value)
+    labels = [f"{value:.3g}" if value < 1 else f"{value:g}" for value in ticks]
+    return {"tickvals": ticks, "ticktext": labels, "tickangle": 0}
 
 
 def rank_axis(ranks: Sequence[int]) -> dict[str, Any]:
-    """Return the settings of a logarithmic axis with a tick at each rank."""
-    labels = [str(rank) for rank in ranks]
-    return {"title": "rank", "type": "log", "tickvals": list(ranks), "ticktext": labels}
+    """Return the settings of a logarithmic axis with ticks at the ranks."""
+    return {"title": "rank", "type": "log", **log_ticks(ranks, most=11)}
+
+
+def first_seed_means(evidence: pd.DataFrame) -> pd.Series:
+    """Return the mean loss by rank and learning rate, without diverged trials.
+
+    Only the first seed was trained at all learning rates.
+    """
+    first_seed = evidence["seed"] == evidence["seed"].min()
+    finite = evidence[first_seed & ~evidence["diverged"].astype(bool)]
+    return finite.groupby(["rank", "learning_rate"])["loss"].mean()
 
 
 def check_plot_path(path: Path) -> None:
@@ -152,24 +157,17 @@ def check_plot_path(path: Path) -> None:
         raise RequestError(f"plot {str(path)!r}: there is no directory {str(path.parent)!r}")
 
 
-def write_figure(figure: go.Figure, path: Path, *, width: int = 1000, height: int = 560) -> None:
-    """Write a figure as a self-contained page or as a picture.
-
-    Args:
-        figure: figure to write.
-        path: file that ends in .html or .png.
-        width: width of the picture in pixels; the file has twice as many, for sharpness.
-        height: height of the picture, likewise.
+def write_figure(figure: go.Figure, path: Path) -> None:
+    """Write a figure as a self-contained page (.html) or as a picture of 2000 pixels' width (.png).
 
     Raises:
         RankwiseError: the file cannot be written, or for .png, kaleido or its browser is missing.
     """
     try:
         if path.suffix.lower() == ".html":
-            config = {"displayModeBar": False, "responsive": True}
-            figure.write_html(path, include_plotlyjs=True, config=config)
+            figure.write_html(path, include_plotlyjs=True, config=CONFIG)
         else:
-            figure.write_image(path, width=width, height=height, scale=2)
+            figure.write_image(path, width=1000, height=figure.layout.height, scale=2)
     except OSError as error:
         raise RankwiseError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
     except (ValueError, ImportError, RuntimeError) as error:
@@ -180,44 +178,30 @@ def write_figure(figure: go.Figure, path: Path, *, width: int = 1000, height: in
         ) from None
 
 
-def _loss_figure(rows: list[Row], decision: dict[str, Any], unit: str) -> go.Figure:
-    means = [row["loss_mean"] for row in rows]
-    possible = value_range("loss", means)
-    bars = error_bars(means, [row["loss_ci"] for row in rows], possible)
-    figure = _mean_figure(rows, decision, means, bars)
-    figure.update_traces(hovertemplate="rank %{x}: held-out loss %{y:.4f}<extra></extra>")
-    return _style(figure, f"Held-out loss, {unit}")
-
-
-def _score_figure(rows: list[Row], decision: dict[str, Any], score: str) -> go.Figure:
-    means = [row["score_mean"] for row in rows]
-    intervals = [row["score_ci"] for row in rows]
-    possible = value_range(score, means)
-    figure = _mean_figure(rows, decision, means, error_bars(means, intervals, possible))
-    shown = "%{y:.4f}"
-    if is_share(score):  # plotly's default range would have ticks beyond 100 %
-        ends = [end for interval in intervals if interval for end in clip(interval, possible)]
-        figure.update_yaxes(range=_share_axis_range([*means, *ends]), tickformat=".1%")
-        shown = "%{y:.1%}"
-    figure.update_traces(hovertemplate=f"rank %{{x}}: {score} {shown}<extra></extra>")
-    return _style(figure, f"Held-out {score}")
-
-
 def _mean_figure(
-    rows: list[Row], decision: dict[str, Any], means: list[float], bars: dict[str, Any]
+    rows: list[Row], decision: dict[str, Any], key: str, metric: str, title: str
 ) -> go.Figure:
-    """Plot means against rank with error bars; the chosen rank is green."""
+    """Plot the means of a metric against rank with their intervals; the chosen rank is green."""
     ranks = [row["rank"] for row in rows]
+    means = [row[f"{key}_mean"] for row in rows]
+    intervals = [row[f"{key}_ci"] for row in rows]
+    possible = value_range(metric, means)
+    shown = ".1%" if is_share(metric) else ".4f"
     colours = [GREEN if rank == decision["rank"] else BLUE for rank in ranks]
     points = go.Scatter(
         x=ranks,
         y=means,
-        error_y={**bars, "color": GREY},
+        error_y={**error_bars(means, intervals, possible), "color": GREY},
         mode="lines+markers",
         line={"color": GREY, "width": 1},
         marker={"size": 11, "color": colours},
+        hovertemplate=f"rank %{{x}}: held-out {metric} %{{y:{shown}}}<extra></extra>",
     )
-    return go.Figure(points).update_xaxes(**rank_axis(ranks))
+    figure = _style(go.Figure(points), title).update_xaxes(**rank_axis(ranks))
+    if is_share(metric):  # plotly's default range would have ticks beyond 100 %
+        ends = [end for interval in intervals if interval for end in clip(interval, possible)]
+        figure.update_yaxes(range=_share_axis_range([*means, *ends]), tickformat=shown)
+    return figure
 
 
 def _share_axis_range(values: Sequence[float]) -> list[float]:
@@ -233,57 +217,48 @@ def _gain_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
     steps = [(row["rank"], row["gain_over_previous"]) for row in rows if row["gain_over_previous"]]
     gains = [gain["per_doubling"] for _, gain in steps]
     intervals = [gain["per_doubling_ci"] for _, gain in steps]
-    figure = go.Figure(
-        go.Bar(
-            x=[f"{gain['rank']} to {rank}" for rank, gain in steps],
-            y=gains,
-            error_y={**error_bars(gains, intervals, (-math.inf, math.inf)), "color": GREY},
-            marker={"color": BLUE},
-            width=0.5,
-            hovertemplate="rank %{x}: %{y:+.4f} per doubling<extra></extra>",
-        )
+    bars = go.Bar(
+        x=[f"{gain['rank']} to {rank}" for rank, gain in steps],
+        y=gains,
+        error_y={**error_bars(gains, intervals, UNLIMITED), "color": GREY},
+        marker={"color": BLUE},
+        width=0.5,
+        hovertemplate="rank %{x}: %{y:+.4f} per doubling<extra></extra>",
     )
+    figure = go.Figure(bars)
     _style(figure, "Fall in held-out loss per doubling of the rank")
     _add_margin_line(figure, decision)
     return figure.update_xaxes(title="step from rank to rank", type="category")
 
 
 def _learning_rate_figure(evidence: pd.DataFrame, unit: str) -> go.Figure:
-    """Plot loss against learning rate, a line per rank, for the first seed, which tried all rates.
-
-    Diverged trials are left out.
-    """
-    first_seed = evidence["seed"] == evidence["seed"].min()
-    finite = evidence[first_seed & ~evidence["diverged"].astype(bool)]
-    means = finite.groupby(["rank", "learning_rate"])["loss"].mean().reset_index()
+    """Plot loss against learning rate, a line per rank."""
+    means = first_seed_means(evidence).reset_index()
     figure = go.Figure()
     for index, (rank, line) in enumerate(means.groupby("rank")):
-        figure.add_trace(
-            go.Scatter(
-                x=line["learning_rate"].tolist(),
-                y=line["loss"].tolist(),
-                mode="lines+markers",
-                name=f"rank {rank}",
-                line={"color": SHADES[index % len(SHADES)]},
-                marker={"size": 9},
-                hovertemplate="learning rate %{x:.3g}: held-out loss %{y:.4f}",
-            )
+        figure.add_scatter(
+            x=line["learning_rate"].tolist(),
+            y=line["loss"].tolist(),
+            mode="lines+markers",
+            name=f"rank {rank}",
+            line={"color": SHADES[index % len(SHADES)]},
+            marker={"size": 9},
+            hovertemplate="learning rate %{x:.3g}: held-out loss %{y:.4f}",
         )
     _style(figure, f"{RATES_TITLE}, {unit}")
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "yanchor": "top"})
-    ticks = learning_rate_ticks(means["learning_rate"], most=4)
-    return figure.update_xaxes(title="learning rate", type="log", tickangle=0, **ticks)
+    ticks = log_ticks(means["learning_rate"], most=4)
+    return figure.update_xaxes(title="learning rate", type="log", **ticks)
 
 
-def _cost_figure(rows: list[Row], key: str, title: str) -> go.Figure:
+def _cost_figure(
+    rows: list[Row], key: str, title: str, unit: int, text: Callable[[float], str]
+) -> go.Figure:
     """Plot a measured cost against rank; ranks at which it was not measured have no bar."""
-    units = {"train_seconds": 1.0, "peak_memory_bytes": 2.0**20, "trainable_params": 1e3}
-    texts = {"train_seconds": seconds, "peak_memory_bytes": plain_bytes}
-    text = texts.get(key, "{:,}".format)
     costs = [row[key] for row in rows]
     bars = go.Bar(
         x=[str(row["rank"]) for row in rows],
-        y=[None if cost is None else cost / units[key] for cost in costs],
+        y=[None if cost is None else cost / unit for cost in costs],
         customdata=["" if cost is None else text(cost) for cost in costs],
         marker={"color": BLUE},
         width=0.5,
@@ -295,9 +270,8 @@ def _cost_figure(rows: list[Row], key: str, title: str) -> go.Figure:
 def _add_margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
     figure.add_hline(
         y=decision["margin"],
-        line_dash="dot",
-        line_color=ORANGE,
-        annotation_text="margin",
+        line={"dash": "dot", "color": ORANGE},
+        annotation={"text": "margin"},
         annotation_position="right",
     )
     figure.update_layout(margin_r=65)

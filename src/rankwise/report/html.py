@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from plotly.offline import get_plotlyjs
+
+from rankwise import formatting
 from rankwise.decide.decision import TestScore
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.decide.summary import training_time_note, unseen_data_sentence
-from rankwise.formatting import interval, plain_bytes, seconds, share, signed
 from rankwise.report import figures
 from rankwise.store.directory import write_whole
 from rankwise.store.records import read_evidence, read_finished_sweep, read_trials
@@ -26,9 +28,8 @@ def write_report(directory: Path) -> Path:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(
-        bytes=plain_bytes, seconds=seconds, signed=signed, interval=interval, share=share
-    )
+    for name in ("plain_bytes", "seconds", "signed", "interval", "share"):
+        environment.filters[name] = getattr(formatting, name)
     task, table, test = sweep.task, decision["table"], decision.get("test")
     trials = read_trials(directory)
     trials.sort(key=lambda trial: (trial.rank, trial.learning_rate, trial.seed))
@@ -37,7 +38,7 @@ def write_report(directory: Path) -> Path:
         decision=decision,
         trials=trials,
         plots=figures.report_plots(decision, read_evidence(directory), task.loss, task.score),
-        plotly=figures.plotly_script(),
+        plotly=get_plotlyjs(),
         compared_title=figures.COMPARED_TITLE,
         rates_title=figures.RATES_TITLE,
         percent=is_share(task.score),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rankwise.lora.inspection import CAUTION, Inspection
 from rankwise.lora.overlap import LayerOverlap
 from rankwise.lora.resize import Resized
 from rankwise.lora.spectra import NEARLY_ALL, LayerSpectrum
-from rankwise.report.style import FONT, ORANGE, wide_console
+from rankwise.report.style import FONT, ORANGE, new_table, print_lines, wide_console
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,38 +22,26 @@ MOST_BARS = 16
 PANEL_COLUMNS = 2  # in a narrow window, the titles of three columns would meet
 FEW_DIRECTIONS = 8  # up to here every direction has a tick; plotly might add one at 1.5
 COLOUR_BAR = {  # below the plot, where it takes no width
-    "orientation": "h",
-    "thickness": 14,
-    "xref": "container",
-    "yref": "container",
-    "x": 0.5,
-    "y": 0.0,
-    "yanchor": "bottom",
-    "len": 0.8,
-    "tickangle": 0,
-}
+    "orientation": "h", "thickness": 14, "len": 0.8, "tickangle": 0,
+    "xref": "container", "yref": "container", "x": 0.5, "y": 0.0, "yanchor": "bottom",
+}  # fmt: skip
 ENERGY_COLOURS = [
-    [0, "#ffffff"],
-    [0.5, "#dbeafe"],
-    [0.9, "#60a5fa"],
-    [0.99, "#1d4ed8"],
-    [1, "#1e3a8a"],
-]
+    [0, "#ffffff"], [0.5, "#dbeafe"], [0.9, "#60a5fa"], [0.99, "#1d4ed8"], [1, "#1e3a8a"],
+]  # fmt: skip
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
     """Print a row for each layer, the energy that truncation would keep, and the caveats."""
     console = wide_console(console)
     lines = _summary(inspection)
-    _print_line(console, f"Spectra of delta-W: {inspection.adapter}")
+    print_lines(console, f"Spectra of delta-W: {inspection.adapter}")
     console.print(_spectra_table(inspection))
     if inspection.other is not None:
-        title = f"Directions shared with {inspection.other} (expected by chance)"
-        _print_line(console, title)
+        print_lines(console, f"Directions shared with {inspection.other} (expected by chance)")
         console.print(_overlap_table(inspection))
         lines.append(_overlap_summary(inspection.overlaps))
-    for line in (*lines, *(f"Note: {note}" for note in (*inspection.notes, CAUTION))):
-        console.print(line, highlight=False, markup=False)
+    notes = [f"Note: {note}" for note in (*inspection.notes, CAUTION)]
+    print_lines(console, *lines, *notes, wrap=True)
 
 
 def print_resized(resized: Resized, console: Console | None = None) -> None:
@@ -74,21 +63,15 @@ def print_resized(resized: Resized, console: Console | None = None) -> None:
             f"{100 * least.energy:.2f} %. Energy is not quality: compare held-out losses before "
             "and after."
         )
-    for line in (*lines, f"Adapter: {resized.out}"):
-        _print_line(console, line)
+    print_lines(console, *lines, f"Adapter: {resized.out}")
 
 
 def write_inspection_plot(inspection: Inspection, path: Path) -> None:
-    """Draw the spectra of one adapter, or the similarity of two.
-
-    Raises:
-        RankwiseError: the file cannot be written, see `write_figure`.
-    """
+    """Draw the spectra of one adapter, or the similarity of two, into an .html or .png file."""
     from rankwise.report.figures import write_figure
 
     draw = spectra_figure if inspection.other is None else similarity_figure
-    figure = draw(inspection)
-    write_figure(figure, path, width=1000, height=int(figure.layout.height))
+    write_figure(draw(inspection), path)
 
 
 def spectra_figure(inspection: Inspection) -> "go.Figure":
@@ -102,40 +85,45 @@ def spectra_figure(inspection: Inspection) -> "go.Figure":
     names = _short_names([layer.pair.name for layer in layers])
     largest = inspection.spectrum.largest_rank
     energy = [(100 * layer.energy).tolist() for layer in layers]
-    figure = go.Figure(
-        go.Heatmap(
-            x=list(range(1, largest + 1)),
-            y=names,
-            z=[row + [None] * (largest - len(row)) for row in energy],
-            zmin=0,
-            zmax=100,
-            colorscale=ENERGY_COLOURS,
-            colorbar={**COLOUR_BAR, "title": _top("energy kept, %"), "tickvals": [0, 50, 100]},
-            hovertemplate="%{y}<br>truncated to rank %{x}: %{z:.1f} % kept<extra></extra>",
-            xgap=1,
-            ygap=1,
-        )
+    energy_map = go.Heatmap(
+        x=list(range(1, largest + 1)),
+        y=names,
+        z=[row + [None] * (largest - len(row)) for row in energy],
+        zmin=0,
+        zmax=100,
+        colorscale=ENERGY_COLOURS,
+        colorbar={**COLOUR_BAR, "title": _top("energy kept, %"), "tickvals": [0, 50, 100]},
+        hovertemplate="%{y}<br>truncated to rank %{x}: %{z:.1f} % kept<extra></extra>",
+        xgap=1,
+        ygap=1,
     )
+    figure = go.Figure(energy_map)
     ranks_for_most = [layer.rank_for(NEARLY_ALL) for layer in layers]
-    _add_marks(
-        figure, names, f"rank for {100 * NEARLY_ALL:g} %", ranks_for_most, ("square", "#ffffff")
-    )
     effective = [layer.effective_rank for layer in layers]
-    _add_marks(figure, names, "effective rank", effective, ("circle", "#facc15"))
     stable = [layer.stable_rank for layer in layers]
-    _add_marks(figure, names, "stable rank", stable, ("diamond", ORANGE))
+    for label, ranks, symbol, colour in (
+        (f"rank for {100 * NEARLY_ALL:g} %", ranks_for_most, "square", "#ffffff"),
+        ("effective rank", effective, "circle", "#facc15"),
+        ("stable rank", stable, "diamond", ORANGE),
+    ):
+        line = {"width": 1, "color": "#111827"}
+        figure.add_scatter(
+            x=ranks,
+            y=names,
+            mode="markers",
+            name=label,
+            marker={"symbol": symbol, "size": 8, "color": colour, "line": line},
+            hovertemplate=f"%{{y}}<br>{label}: %{{x:.1f}}<extra></extra>",
+        )
     title = f"Energy that truncation of each layer keeps<br>{_short_path(inspection.adapter)}"
     figure.update_layout(**_layout(title))
     # In a narrow window the legend has a line for each of its three marks, below the title.
-    figure.update_layout(
-        height=250 + max(18 * len(names), 180),
-        margin_t=130,
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
-    )
+    legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom"}
+    height = 250 + max(18 * len(names), 180)
+    figure.update_layout(height=height, margin_t=130, legend=legend)
     figure.update_yaxes(autorange="reversed", tickfont={"size": 11}, showgrid=False, dtick=1)
-    return figure.update_xaxes(
-        title="rank", showgrid=False, zeroline=False, range=[0.5, largest + 0.5]
-    )
+    shown = [0.5, largest + 0.5]
+    return figure.update_xaxes(title="rank", showgrid=False, zeroline=False, range=shown)
 
 
 def similarity_figure(inspection: Inspection) -> "go.Figure":
@@ -182,35 +170,21 @@ def similarity_figure(inspection: Inspection) -> "go.Figure":
     figure.update_yaxes(title={"text": "i", "standoff": 4}, showgrid=False)
     if max(max(layer.similarity.shape) for layer in inspection.overlaps) <= FEW_DIRECTIONS:
         figure.update_xaxes(dtick=1, tick0=1).update_yaxes(dtick=1, tick0=1)
-    return figure.update_layout(
-        height=height,
-        coloraxis={
-            "colorscale": "Blues",
-            "cmin": 0,
-            "cmax": highest,
-            "colorbar": {**COLOUR_BAR, "title": _top("phi(i, j)")},
-        },
-    )
+    colours = {"colorscale": "Blues", "cmin": 0, "cmax": highest}
+    bar = {**COLOUR_BAR, "title": _top("phi(i, j)")}
+    return figure.update_layout(height=height, coloraxis={**colours, "colorbar": bar})
 
 
 def _spectra_table(inspection: Inspection) -> Table:
     layers = inspection.spectrum.layers
     start = _common_start([layer.pair.name for layer in layers])
-    table = Table(
+    table = new_table(
         caption=f"{_start_note(start)}For 90 % (99 %): the smallest rank that keeps that share of "
-        "the energy. Spectrum: singular values relative to the largest.",
-        caption_justify="left",
+        "the energy. Spectrum: singular values relative to the largest."
     )
     table.add_column("layer", overflow="fold")
-    for name in (
-        "rank",
-        "effective\nrank",
-        "stable\nrank",
-        "for\n90 %",
-        "for\n99 %",
-        "uses its\nrank",
-        "norm",
-    ):
+    names = "rank|effective\nrank|stable\nrank|for\n90 %|for\n99 %|uses its\nrank|norm"
+    for name in names.split("|"):
         table.add_column(name, justify="right")
     table.add_column("spectrum")
     for layer in layers:
@@ -241,41 +215,29 @@ def _spectrum_bars(layer: LayerSpectrum) -> str:
 def _summary(inspection: Inspection) -> list[str]:
     """Return sentences on the energy that truncation keeps and on layers that waste rank."""
     layers = inspection.spectrum.layers
-    kept = [
-        f"rank {rank}: {100 * share:.1f} %" for rank, share in inspection.energy_by_rank().items()
-    ]
-    energy = (
-        "Energy (sum of squared singular values) kept if every layer is truncated to "
-        f"{', '.join(kept)}."
-    )
+    energies = inspection.energy_by_rank()
+    kept = ", ".join(f"rank {rank}: {100 * share:.1f} %" for rank, share in energies.items())
+    energy = f"Energy (sum of squared singular values) kept if every layer is truncated to {kept}."
     idle = [layer for layer in layers if not layer.uses_rank]
     if not idle:
-        return [
-            energy,
-            "Every layer uses its rank: more than half of it is needed for 99 % of the energy.",
-        ]
+        used = "Every layer uses its rank: more than half of it is needed for 99 % of the energy."
+        return [energy, used]
+    verb = "does not use its" if len(idle) == 1 else "do not use their"
+    who = f"{len(idle)} of {len(layers)} layers {verb} rank"
     if len(idle) == len(layers):
         who = "No layer uses its rank"
-    elif len(idle) == 1:
-        who = f"1 of {len(layers)} layers does not use its rank"
-    else:
-        who = f"{len(idle)} of {len(layers)} layers do not use their rank"
     lowest = sorted(idle, key=lambda layer: layer.rank_for(NEARLY_ALL) / layer.pair.rank)[:3]
-    names = [
+    lowest_ranks = ", ".join(
         f"{layer.pair.name} ({layer.rank_for(NEARLY_ALL)} of {layer.pair.rank})" for layer in lowest
-    ]
-    return [
-        energy,
-        f"{who}: half of it or less holds 99 % of the energy. Lowest: {', '.join(names)}.",
-    ]
+    )
+    return [energy, f"{who}: half of it or less holds 99 % of the energy. Lowest: {lowest_ranks}."]
 
 
 def _overlap_table(inspection: Inspection) -> Table:
     start = _common_start([layer.name for layer in inspection.overlaps])
-    table = Table(
+    table = new_table(
         caption=f"{_start_note(start)}Shared: the sum of the squared cosines of the principal "
-        "angles between the two subspaces.",
-        caption_justify="left",
+        "angles between the two subspaces."
     )
     table.add_column("layer", overflow="fold")
     for name in ("ranks", "shared inputs (A)", "shared outputs (B)"):
@@ -291,37 +253,15 @@ def _overlap_table(inspection: Inspection) -> Table:
 
 
 def _overlap_summary(layers: Sequence[LayerOverlap]) -> str:
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    directions = mean([min(layer.similarity.shape) for layer in layers])
-    inputs = mean([layer.shared_inputs for layer in layers])
-    chance_inputs = mean([layer.chance_inputs for layer in layers])
-    outputs = mean([layer.shared_outputs for layer in layers])
-    chance_outputs = mean([layer.chance_outputs for layer in layers])
+    directions = fmean(min(layer.similarity.shape) for layer in layers)
+    inputs = fmean(layer.shared_inputs for layer in layers)
+    chance_inputs = fmean(layer.chance_inputs for layer in layers)
+    outputs = fmean(layer.shared_outputs for layer in layers)
+    chance_outputs = fmean(layer.chance_outputs for layer in layers)
     return (
         f"Of {directions:.3g} directions per layer, the two adapters share on average {inputs:.2f} "
         f"of the inputs (A; by chance {chance_inputs:.2f}) and {outputs:.2f} of the outputs (B; by "
         f"chance {chance_outputs:.2f}). A keeps much of its random start; all of B was learnt."
-    )
-
-
-def _add_marks(
-    figure: "go.Figure", names: list[str], label: str, ranks: list[Any], look: tuple[str, str]
-) -> None:
-    symbol, colour = look
-    figure.add_scatter(
-        x=ranks,
-        y=names,
-        mode="markers",
-        name=label,
-        marker={
-            "symbol": symbol,
-            "size": 8,
-            "color": colour,
-            "line": {"width": 1, "color": "#111827"},
-        },
-        hovertemplate=f"%{{y}}<br>{label}: %{{x:.1f}}<extra></extra>",
     )
 
 
@@ -371,26 +311,15 @@ def _range(ranks: set[int]) -> str:
     return str(min(ranks)) if len(ranks) == 1 else f"{min(ranks)}..{max(ranks)}"
 
 
-def _print_line(console: Console, line: str) -> None:
-    """Print a line without breaking it, because it may hold a long path."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def _top(text: str) -> dict[str, str]:
     return {"text": text, "side": "top"}
 
 
 def _layout(title: str) -> dict[str, Any]:
+    corner = {"x": 0.01, "y": 0.99, "yanchor": "top", "pad": {"t": 12}}
     return {
         "template": "plotly_white",
-        "title": {
-            "text": title,
-            "font": {"size": 15},
-            "x": 0.01,
-            "y": 0.99,
-            "yanchor": "top",
-            "pad": {"t": 12},
-        },
+        "title": {"text": title, "font": {"size": 15}, **corner},
         "font": FONT,
         "margin": {"l": 60, "r": 20, "t": 110, "b": 120},
     }

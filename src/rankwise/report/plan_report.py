@@ -8,7 +8,7 @@ from rich.table import Table
 
 from rankwise.formatting import plain_bytes
 from rankwise.planning.plan import Plan
-from rankwise.report.style import FONT, GREY, wide_console
+from rankwise.report.style import FONT, GREY, new_table, print_lines, wide_console
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,12 +29,10 @@ COLOURS = {  # lasting parts at the bottom of a bar, short-lived parts on top
 def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Print parameters and memory per rank, the comparison of quantisations, and what fits."""
     console = wide_console(console)
-    for line in (plan.config.model, _request_line(plan)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, plan.config.model, _request_line(plan))
     console.print(_memory_table(plan))
     console.print(_quantization_table(plan))
-    for line in (*_limit_lines(plan), *(f"Note: {note}" for note in plan.notes)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(console, *_limit_lines(plan), *(f"Note: {note}" for note in plan.notes))
 
 
 def plan_figure(plan: Plan) -> "go.Figure":
@@ -47,33 +45,35 @@ def plan_figure(plan: Plan) -> "go.Figure":
     for name, colour in COLOURS.items():
         sizes = [memory[name] for memory in memories]
         if any(sizes):
-            figure.add_trace(
-                go.Bar(
-                    name=name,
-                    x=ranks,
-                    y=[size / GIB for size in sizes],
-                    customdata=[plain_bytes(size) for size in sizes],
-                    hovertemplate=f"rank %{{x}}, {name}: %{{customdata}}<extra></extra>",
-                    marker={"color": colour},
-                    width=0.55,
-                )
+            figure.add_bar(
+                name=name,
+                x=ranks,
+                y=[size / GIB for size in sizes],
+                customdata=[plain_bytes(size) for size in sizes],
+                hovertemplate=f"rank %{{x}}, {name}: %{{customdata}}<extra></extra>",
+                marker={"color": colour},
+                width=0.55,
             )
     totals = [memory["peak_allocated"] + memory["context"] for memory in memories]
-    figure.add_trace(
-        go.Scatter(
-            x=ranks,
-            y=[total / GIB for total in totals],
-            text=[plain_bytes(total) for total in totals],
-            mode="text",
-            textposition="top center",
-            showlegend=False,
-            hoverinfo="skip",
-        )
+    figure.add_scatter(
+        x=ranks,
+        y=[total / GIB for total in totals],
+        text=[plain_bytes(total) for total in totals],
+        mode="text",
+        textposition="top center",
+        showlegend=False,
+        hoverinfo="skip",
     )
     highest = max(totals) / GIB
     if plan.room is not None:
         highest = max(highest, plan.room / GIB)
-        _add_device_line(figure, plan, plan.room)
+        device = f"{plan.config.device or 'memory'}<br>{plain_bytes(plan.room)}"
+        figure.add_hline(
+            y=plan.room / GIB,
+            line={"dash": "dot", "color": GREY},
+            annotation={"text": device, "align": "left"},
+            annotation_position="right",
+        )
     return figure.update_layout(**_layout(plan, highest))
 
 
@@ -86,20 +86,15 @@ def _request_line(plan: Plan) -> str:
     if plan.task_type != "IMAGE_CLS":
         batch += f" x {config.seq_len} tokens"
     checkpointing = ", gradient checkpointing" if config.gradient_checkpointing else ""
-    return (
-        f"{plan.task_type}, {base}, {batch}, {config.optimizer}{checkpointing}; "
-        f"on {plan.device.name}"
-    )
+    setup = f"{plan.task_type}, {base}, {batch}, {config.optimizer}{checkpointing}"
+    return f"{setup}; on {plan.device.name}"
 
 
 def _memory_table(plan: Plan) -> Table:
     """Return a table with a column for each rank and a row for each part of the memory."""
-    table = Table(
-        title="Parameters and memory of a training step",
-        title_justify="left",
-        caption="Memory that the gradients take over from activations is counted once, "
-        "as gradients.",
-        caption_justify="left",
+    table = new_table(
+        "Parameters and memory of a training step",
+        "Memory that the gradients take over from activations is counted once, as gradients.",
     )
     table.add_column("rank")
     for row in plan.rows:
@@ -120,19 +115,16 @@ def _memory_table(plan: Plan) -> Table:
     if plan.room is not None:
         table.add_row("fits", *("yes" if row.fits else "no" for row in plan.rows))
         margins = [row.margin or 0 for row in plan.rows]
-        signs = ["-" if margin < 0 else "" for margin in margins]
-        left = [plain_bytes(abs(margin)) for margin in margins]
-        table.add_row("left on the device", *map("".join, zip(signs, left, strict=True)))
+        left = [("-" if margin < 0 else "") + plain_bytes(abs(margin)) for margin in margins]
+        table.add_row("left on the device", *left)
     return table
 
 
 def _quantization_table(plan: Plan) -> Table:
     """Return the training peak of each rank by quantisation, and the adapter's share of it."""
-    table = Table(
-        title="Training peak by precision of the base model",
-        title_justify="left",
-        caption="Adapter's share: its parameters, gradients and optimizer states.",
-        caption_justify="left",
+    table = new_table(
+        "Training peak by precision of the base model",
+        "Adapter's share: its parameters, gradients and optimizer states.",
     )
     table.add_column("rank", justify="right")
     for name in plan.by_quantization:
@@ -156,48 +148,28 @@ def _limit_lines(plan: Plan) -> list[str]:
     # A request may allow less memory than the device has.
     name = config.device if config.device and config.memory is None else "Memory"
     context = plain_bytes(plan.rows[0].memory.context)
-    lines = [
-        f"{name}: {plain_bytes(plan.room)}, of which the driver's context takes about {context}."
-    ]
+    room = plain_bytes(plan.room)
+    lines = [f"{name}: {room}, of which the driver's context takes about {context}."]
     if any(row.margin is not None and 0 <= row.margin < plan.room / 10 for row in plan.rows):
         lines.append(
             "A rank that leaves less than a tenth of it is a tight fit: memory that the allocator "
             "reserves but does not use is not counted."
         )
-    if limits.rank is None:
-        lines.append("No rank fits.")
-    else:
-        highest = limits.rank == limits.highest_rank
-        cap = ", the highest that any layer can use" if highest else ""
-        lines.append(f"The largest rank that fits: {limits.rank}{cap}.")
+    cap = ", the highest that any layer can use" if limits.rank == limits.highest_rank else ""
+    largest = f"The largest rank that fits: {limits.rank}{cap}."
+    lines.append("No rank fits." if limits.rank is None else largest)
     if limits.batch_size is not None:
-        lines.append(
-            f"The largest batch at rank {limits.at_rank}: "
-            f"{limits.batch_size} x {config.seq_len} tokens."
-        )
+        batch = f"{limits.batch_size} x {config.seq_len} tokens"
+        lines.append(f"The largest batch at rank {limits.at_rank}: {batch}.")
     if limits.seq_len is not None:
-        lines.append(
-            f"The longest sequences at rank {limits.at_rank}: "
-            f"{limits.seq_len} tokens, batch {config.batch_size}."
-        )
+        longest = f"{limits.seq_len} tokens, batch {config.batch_size}"
+        lines.append(f"The longest sequences at rank {limits.at_rank}: {longest}.")
     if plan.savings:
         lines.append(f"What to change first, at rank {plan.rows[0].rank}:")
     for saving in plan.savings:
         fits = "; then it fits" if saving.fits else ""
         lines.append(f"  {saving.change} saves {plain_bytes(saving.saves)}{fits}")
     return lines
-
-
-def _add_device_line(figure: "go.Figure", plan: Plan, room: int) -> None:
-    figure.add_hline(
-        y=room / GIB,
-        line={"dash": "dot", "color": GREY},
-        annotation={
-            "text": f"{plan.config.device or 'memory'}<br>{plain_bytes(room)}",
-            "align": "left",
-        },
-        annotation_position="right",
-    )
 
 
 def _layout(plan: Plan, highest: float) -> dict[str, Any]:

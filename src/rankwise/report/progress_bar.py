@@ -1,19 +1,12 @@
 """The progress of a sweep on stderr."""
 
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from rankwise.formatting import seconds
+from rankwise.report.style import print_lines
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
@@ -24,44 +17,34 @@ class ProgressBar:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.1f} of {task.total:.0f} trials"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.completed:.1f} of {task.total:.0f} trials"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
             transient=True,
             # Trials are few and alike, so the speed is estimated from all of them.
             speed_estimate_period=3600,
         )
-        self._task: TaskID | None = None
+        self._task: progress.TaskID | None = None
         self._complete = 0
 
     def __enter__(self) -> "ProgressBar":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._task is not None:  # stopping a bar that was never shown prints an empty line
             self._bar.stop()
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        print_lines(self.console, text)
 
     def plan(self, complete: int, expected: int) -> None:
-        """Set the length of the bar.
-
-        Args:
-            complete: trials that are complete already.
-            expected: trials that the sweep will have.
-        """
+        """Set the length of the bar: the trials that the sweep expects and that are incomplete."""
         if complete >= expected:
             return
         if self._task is None:
@@ -84,10 +67,9 @@ class ProgressBar:
         if not finished.diverged:
             means = finished.evidence[["loss", "score"]].mean()
             outcome = f"held-out loss {means['loss']:.4f}, score {means['score']:.4f}"
+        rank = f"r={trial.rank:<4d}"
         if trial.truncated_from is not None:
-            self.note(f"r={trial.rank:<4d} truncated from {trial.truncated_from}: {outcome}")
+            self.note(f"{rank} truncated from {trial.truncated_from}: {outcome}")
             return
-        self.note(
-            f"r={trial.rank:<4d} learning rate {trial.learning_rate:<8g} seed {trial.seed}: "
-            f"{outcome}, {seconds(finished.train_seconds)}"
-        )
+        setup = f"learning rate {trial.learning_rate:<8g} seed {trial.seed}"
+        self.note(f"{rank} {setup}: {outcome}, {seconds(finished.train_seconds)}")
