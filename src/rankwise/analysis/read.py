@@ -69,13 +69,8 @@ def read_results(
     directory of training runs, or one run (see `rankwise.analysis.run_logs`); a result file of
     PEFT's method comparison or a directory of them (see `rankwise.analysis.peft_comparison`).
 
-    Args:
-        paths: files and directories.
-        rank_column: column of ranks in tables; by default the one with a conventional name.
-        metric: a metric to look for, besides those with known names; it comes first.
-        seed_column: column of seeds in tables, found like the ranks.
-        learning_rate_column: column of learning rates in tables, found like the ranks.
-        example_column: column of the held-out examples' ids in tables, found like the ranks.
+    The columns are those of tables; by default the ones with conventional names are used.
+    ``metric`` is looked for besides the metrics with known names, and comes first.
 
     Raises:
         RequestError: a path cannot be read or holds no results, a column or metric is missing, a
@@ -102,9 +97,8 @@ def read_results(
         notes += source.notes
     named = [f"{role}_column" for role, column in columns.items() if column is not None]
     if named and all(path.is_dir() or path.suffix.lower() == ".json" for path in paths):
-        raise RequestError(
-            f"{named[0]} is for tables, and {some(map(str, paths))} holds none; leave it out"
-        )
+        holds = f"{some(map(str, paths))} holds none"
+        raise RequestError(f"{named[0]} is for tables, and {holds}; leave it out")
     metrics = _common_metrics(sources, metric, notes)
     evidence = _join(sources, metrics, notes)
     _refuse_repeats(sources, evidence)
@@ -210,10 +204,8 @@ def _common_metrics(
         count = f"{len(without[name])} of {len(counted)} results"
         missing = f"metric {name!r} is missing in {count} ({some(without[name])})"
         if name == chosen or not common:
-            raise RequestError(
-                f"{missing}; leave those results out, or name a metric that all have: "
-                f"{some(common) or 'none'}"
-            )
+            advice = "leave those results out, or name a metric that all have"
+            raise RequestError(f"{missing}; {advice}: {some(common) or 'none'}")
         notes.append(f"{missing} and left out")
     order = {chosen: -2, "loss": -1, "train_loss": 1}
     return sorted(common, key=lambda name: order.get(name, 0))
@@ -290,8 +282,7 @@ def _refuse_repeats(sources: list[ResultsSource], evidence: pd.DataFrame) -> Non
     if "example_id" in key:
         result += f", example {first['example_id']}"
     pair = [sources[same[0][0]], sources[same[1][0]]]
-    differing = _differing_settings(pair)
-    if differing:
+    if differing := _differing_settings(pair):
         advice = f"they differ in {some(differing)}; give runs that differ in their rank only"
     elif all(source.is_run for source in pair):
         advice = (
@@ -333,8 +324,7 @@ def _comparability_notes(sources: list[ResultsSource]) -> list[str]:
         if min(steps) < max(steps):
             reached = f"steps {min(steps)} to {max(steps)}, not the same"
         notes.append(f"the last evaluation of each run counts ({reached})")
-    differing = _differing_settings(sources)
-    if differing:
+    if differing := _differing_settings(sources):
         notes.append(f"the runs differ in more than their rank: {some(differing)}")
     return notes
 

@@ -69,10 +69,9 @@ def _find_runs(directory: Path, depth: int) -> Iterator[Path]:
         yield directory  # directories below a run are its checkpoints and adapters
         return
     runs: list[Path] = []
-    if depth:
-        for path in sorted(directory.iterdir()):
-            if path.is_dir() and not path.name.startswith("."):
-                runs += _find_runs(path, depth - 1)
+    for path in sorted(directory.iterdir()) if depth else ():
+        if path.is_dir() and not path.name.startswith("."):
+            runs += _find_runs(path, depth - 1)
     if not runs and (directory / "adapter_config.json").is_file():
         yield directory  # an adapter without a log; a note reports that it is left out
     yield from runs

@@ -134,10 +134,9 @@ def is_scalar(value: object) -> bool:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object; NaN and Infinity are numbers, as Python writes them.
+    """Read a JSON file that holds an object; anything else is refused.
 
-    Raises:
-        RequestError: the file cannot be read or holds something else.
+    NaN and Infinity are numbers, as Python writes them.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -147,10 +146,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file with a JSON object on each line; blank lines are skipped.
+    """Read a file with a JSON object on each line; a line with anything else is refused by number.
 
-    Raises:
-        RequestError: the file cannot be read, or a line is something else; the line is named.
+    Blank lines are skipped.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
