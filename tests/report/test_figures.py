@@ -36,6 +36,7 @@ def test_of_many_rates_ticks_stand_apart() -> None:
 
 def test_of_many_ranks_ticks_stand_apart() -> None:
     powers = [2**exponent for exponent in range(11)]
-    assert rank_axis(powers)["ticktext"] == [str(rank) for rank in powers]
+    assert rank_axis(powers[:9])["ticktext"] == [str(rank) for rank in powers[:9]]
+    assert rank_axis(powers)["ticktext"] == ["1", "4", "16", "64", "256", "1024"]
     close = rank_axis([8, 10, 12, 16, 20, 24, 32, 1024])
     assert close["ticktext"] == ["8", "16", "32", "1024"]

@@ -121,7 +121,7 @@ def log_ticks(values: Iterable[float], most: int = 5) -> dict[str, Any]:
         most: number of labels that fit on the axis.
     """
     distinct = sorted({float(value) for value in values})
-    least_distance = math.log(distinct[-1] / distinct[0]) / most
+    least_distance = 0.999 * math.log(distinct[-1] / distinct[0]) / most
     ticks = distinct[:1]
     for value in distinct[1:]:
         if math.log(value / ticks[-1]) >= least_distance:
@@ -132,7 +132,7 @@ def log_ticks(values: Iterable[float], most: int = 5) -> dict[str, Any]:
 
 def rank_axis(ranks: Sequence[int]) -> dict[str, Any]:
     """Return the settings of a logarithmic axis with ticks at the ranks."""
-    return {"title": "rank", "type": "log", **log_ticks(ranks, most=11)}
+    return {"title": "rank", "type": "log", "tickfont": {"size": 11}, **log_ticks(ranks, most=8)}
 
 
 def first_seed_means(evidence: pd.DataFrame) -> pd.Series:
