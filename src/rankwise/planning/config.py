@@ -76,16 +76,17 @@ class PlanConfig(Settings):
             positional=True,
         ),
     ] = ""
-    task_type: Annotated[
-        TaskType,
-        any_case(*get_args(TaskType)),
-        Option("PEFT's task type; auto reads the architecture in config.json."),
-    ] = "auto"
-    num_labels: Annotated[
-        Count | None,
-        Option("Classes of a classification head.", MODEL, "N", "the number in config.json"),
-    ] = None
-    trust_remote_code: Annotated[Flag, Option("Run Python code that comes with the model.")] = False
+    ranks: Annotated[Ranks, Option("Ranks to plan for, as in 4,8,16.", ADAPTER, "R,R,...")] = (
+        4,
+        8,
+        16,
+        32,
+        64,
+    )
+    batch_size: Annotated[Count, Option("Sequences in a training batch.", TRAINING)] = 1
+    seq_len: Annotated[
+        Count, Option("Tokens of a sequence; the batch has no padding.", TRAINING, "TOKENS")
+    ] = 512
     precision: Annotated[
         Precision,
         any_case("fp32", "bf16", "fp16"),
@@ -96,10 +97,6 @@ class PlanConfig(Settings):
         any_case(*QUANTIZATIONS),
         Option("Quantisation of the frozen linear layers; none leaves them as on disk."),
     ] = "none"
-    batch_size: Annotated[Count, Option("Sequences in a training batch.", TRAINING)] = 1
-    seq_len: Annotated[
-        Count, Option("Tokens of a sequence; the batch has no padding.", TRAINING, "TOKENS")
-    ] = 512
     optimizer: Annotated[
         Optimizer,
         any_case(*get_args(Optimizer)),
@@ -118,13 +115,6 @@ class PlanConfig(Settings):
             TRAINING,
         ),
     ] = "sdpa"
-    ranks: Annotated[Ranks, Option("Ranks to plan for, as in 4,8,16.", ADAPTER, "R,R,...")] = (
-        4,
-        8,
-        16,
-        32,
-        64,
-    )
     target_modules: Annotated[
         Targets,
         Option(
@@ -162,6 +152,15 @@ class PlanConfig(Settings):
         Bias, any_case("none", "all", "lora_only"), Option("Biases that are trained too.", ADAPTER)
     ] = "none"
     use_dora: Annotated[Flag, Option("Train DoRA's magnitudes too.", ADAPTER)] = False
+    task_type: Annotated[
+        TaskType,
+        any_case(*get_args(TaskType)),
+        Option("PEFT's task type; auto reads the architecture in config.json."),
+    ] = "auto"
+    num_labels: Annotated[
+        Count | None,
+        Option("Classes of a classification head.", MODEL, "N", "the number in config.json"),
+    ] = None
     device: Annotated[
         Annotated[str, PlainValidator(_device)] | None,
         Option(
@@ -180,6 +179,7 @@ class PlanConfig(Settings):
             "all of the device",
         ),
     ] = None
+    trust_remote_code: Annotated[Flag, Option("Run Python code that comes with the model.")] = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""
@@ -192,25 +192,25 @@ class PlanSettings(TypedDict, total=False):
     A test holds them to the fields of `PlanConfig`.
     """
 
-    task_type: TaskType
-    num_labels: int | None
-    trust_remote_code: bool
-    precision: Precision
-    quantization: Quantization
+    ranks: Sequence[int] | str
     batch_size: int
     seq_len: int
+    precision: Precision
+    quantization: Quantization
     optimizer: Optimizer
     gradient_checkpointing: bool
     attention: AttentionName
-    ranks: Sequence[int] | str
     target_modules: str | Sequence[str]
     modules_to_save: str | Sequence[str]
     lora_alpha: str
     rank_pattern: str | Mapping[str, int]
     bias: Bias
     use_dora: bool
+    task_type: TaskType
+    num_labels: int | None
     device: str | None
     memory: int | str | None
+    trust_remote_code: bool
 
 
 def make_plan_config(values: Mapping[str, object]) -> PlanConfig:
