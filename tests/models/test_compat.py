@@ -17,15 +17,15 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 from transformers.utils import logging as transformers_logging
 
 from rankwise.models.compat import (
+    AttentionCall,
+    attention_backward,
     attention_implementation,
     cpu_attention,
     cpu_fuses_attention,
     dequantize_bnb,
-    efficient_attention_backward,
     expand_all_linear,
     first_sentence,
     fix_bnb_layout,
-    flash_attention_backward,
     fold_experts_without_autocast,
     grouped_matmul,
     intercept_operators,
@@ -36,7 +36,6 @@ from rankwise.models.compat import (
     reads_value,
     register_adapter_classes,
     reinitialize,
-    softmax_backward,
     softmax_to_fp32,
     tensors_in,
     trainer_with_sampler,
@@ -53,16 +52,16 @@ PRIVATE_NAMES = [  # module, name inside it, function of compat that uses it
     ("torch", "_fused_sdp_choice", "cpu_fuses_attention"),
     ("torch", "ops.aten._softmax", "softmax_to_fp32"),
     ("torch", "_grouped_mm", "grouped_matmul"),
-    ("torch", "ops.aten._softmax_backward_data.default", "softmax_backward"),
+    ("torch", "ops.aten._softmax_backward_data.default", "attention_backward"),
     (
         "torch",
         "ops.aten._scaled_dot_product_flash_attention_backward.default",
-        "flash_attention_backward",
+        "attention_backward",
     ),
     (
         "torch",
         "ops.aten._scaled_dot_product_efficient_attention_backward.default",
-        "efficient_attention_backward",
+        "attention_backward",
     ),
     ("torch", "ops.aten._local_scalar_dense.default", "reads_value"),
     ("transformers", "PreTrainedModel._init_weights", "reinitialize"),
@@ -129,12 +128,13 @@ def test_attention_kernels_agree_with_the_public_function() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 6, 8)
     expected = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    by_math = math_attention(query, key, value, None, 0.0, True, None, False)
-    fused = cpu_attention(query, key, value, None, 0.0, True, None)
+    call = AttentionCall(query, key, value, mask=None, dropout=0.0, is_causal=True)
+    by_math = math_attention(call)
+    fused = cpu_attention(call)
     torch.testing.assert_close(by_math, expected)
     torch.testing.assert_close(fused, expected)
-    assert cpu_fuses_attention(query, key, value, None, 0.0, True, None, False)
-    assert not cpu_fuses_attention(query, key, value, None, 0.1, True, None, False)
+    assert cpu_fuses_attention(call)
+    assert not cpu_fuses_attention(call._replace(dropout=0.1))
 
 
 def test_softmax_of_fp16_is_taken_in_fp32() -> None:
@@ -152,9 +152,10 @@ def test_backward_of_softmax_and_attention_runs_the_named_operators() -> None:
     x = torch.randn(3, 5, requires_grad=True)
     with intercept_operators(run):
         x.softmax(dim=1).sum().backward()
-    assert softmax_backward() in seen
-    assert "flash" in str(flash_attention_backward())
-    assert "efficient" in str(efficient_attention_backward())
+    of_softmax, of_flash, of_efficient = attention_backward()
+    assert of_softmax in seen
+    assert "flash" in str(of_flash)
+    assert "efficient" in str(of_efficient)
 
 
 def test_reading_a_value_is_recognised() -> None:

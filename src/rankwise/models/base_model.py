@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
 from rankwise.errors import RequestError
 from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
@@ -32,14 +34,14 @@ class BaseModel:
     """A frozen base model, shared by all trials.
 
     Attributes:
-        model: The transformers model without adapters. Dropout is off everywhere, so that a trial
-            depends on its seed alone.
-        tokenizer: The model's tokenizer.
+        model: The transformers model without adapters and without dropout, so that a trial depends
+            on its seed alone.
+        tokenizer: Pads on the right.
         name: Directory, GGUF file or hub id.
-        objective: What the model's head computes, and the loss for it.
-        newly_initialized: Modules that the checkpoint has no weights for; each seed draws them.
-        trained_in_full: Modules that every trial trains and saves with its adapter: the newly
-            initialised ones (or the saved adapter would not fit its base) and the head.
+        objective: The loss, and the head that it needs.
+        newly_initialized: Modules without weights in the checkpoint; each seed draws them.
+        trained_in_full: Modules that a trial trains and saves with its adapter: the newly
+            initialised ones and the head.
         targets: ``{layer: (d_in, d_out)}`` of the layers that get an adapter.
         max_length: Tokens of the longest input that the model takes.
     """
@@ -66,7 +68,7 @@ def load_base(
 
     Args:
         name: Directory, GGUF file or hub id.
-        objective: What the head computes.
+        objective: The loss, and the head that it needs.
         target_modules: Layers that get an adapter, as in `rankwise.models.config.ModelConfig`.
         ranks: Ranks to be trained.
         trust_remote_code: Run Python code that comes with the model.
@@ -74,13 +76,12 @@ def load_base(
             `rankwise.models.config.QUANTIZATIONS`.
 
     Raises:
-        RequestError: The model cannot be loaded, cannot generate text although the task needs it,
-            the target modules match nothing, or a rank is too large.
+        RequestError: The model cannot be loaded or does not suit the task, the target modules
+            match nothing, or a rank is too large.
     """
-    import transformers
-
     check_model_files(name)
     check_quantization(quantization)
+    task_type = objective.task_type
     place, file = load_arguments(name)
     options: dict[str, Any] = {**file, "trust_remote_code": trust_remote_code}
     with quiet_libraries():
@@ -90,32 +91,24 @@ def load_base(
             config = transformers.AutoConfig.from_pretrained(place, **options, **objective.settings)
             _remove_dropout(config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-            model, new_modules = _load_weights(
-                place, config, objective.task_type, quantization, options
-            )
+            model, new_modules = _load_weights(place, config, task_type, quantization, options)
         except LOADING_ERRORS as error:
             message = f"model {name!r} cannot be loaded: {first_sentence(error)}"
             raise RequestError(message) from None
     _prepare_tokenizer(name, tokenizer, model)
     _freeze(model, quantization)
-    if objective.task_type == "CAUSAL_LM":
+    if task_type == "CAUSAL_LM":
         _check_causal(name, model, new_modules)
-    endings = trained_heads(objective.task_type)
+    endings = trained_heads(task_type)
     heads = [child for child, _ in model.named_children() if child.endswith(endings)]
     trained_in_full = tuple(dict.fromkeys([*new_modules, *heads]))
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
     if quantization == "none":  # a quantised model is already where it runs
         model = model.to(_fastest_device())
+    max_length = _max_length(model, tokenizer)
     return BaseModel(
-        model=model,
-        tokenizer=tokenizer,
-        name=name,
-        objective=objective,
-        newly_initialized=new_modules,
-        trained_in_full=trained_in_full,
-        targets=targets,
-        max_length=_max_length(model, tokenizer),
+        model, tokenizer, name, objective, new_modules, trained_in_full, targets, max_length
     )
 
 
@@ -131,11 +124,9 @@ def _load_weights(
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the model, and the names of the modules that the checkpoint has no weights for.
 
-    These modules are trained in full, so they must not be quantised. Which ones they are shows only
-    after loading, so a quantised model may be loaded twice.
+    These modules must not be quantised, and are known only after loading. So a quantised model may
+    be loaded twice.
     """
-    import transformers
-
     auto_class = getattr(transformers, AUTO_CLASSES[task_type])
     from_gguf = "gguf_file" in options
     keep = trained_heads(task_type)
@@ -152,11 +143,8 @@ def _load_weights(
         )
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         new_modules = _topmost_modules(model, set(info["missing_keys"]) | mismatched)
-        quantized = [
-            name
-            for name in new_modules
-            if any(map(is_quantized, model.get_submodule(name).modules()))
-        ]
+        modules = {name: model.get_submodule(name).modules() for name in new_modules}
+        quantized = [name for name, parts in modules.items() if any(map(is_quantized, parts))]
         if not quantized:
             return model, new_modules
         keep = (*keep, *quantized)
@@ -165,11 +153,9 @@ def _load_weights(
 def _precision_arguments(quantization: str, keep: Sequence[str], from_gguf: bool) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that set the precision of the weights.
 
-    A GGUF file is unpacked to floats: otherwise transformers calls the model quantised, and its
-    Trainer refuses it. Versions without this setting always unpack.
+    A GGUF file is unpacked to floats, because the Trainer refuses a model called quantised.
+    Versions of transformers without this setting always unpack.
     """
-    import transformers
-
     if quantization == "none" and from_gguf and hasattr(transformers, "GgufConfig"):
         return {"quantization_config": transformers.GgufConfig(dequantize=True)}
     return loading_arguments(quantization, keep)
@@ -189,15 +175,14 @@ def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:
 def _prepare_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
     """Make a tokenizer pad on the right with a token that the model knows, or refuse it."""
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        # Where its files are missing, transformers makes up a tokenizer that knows no word.
-        raise RequestError(
-            f"model {name!r} has no tokenizer: save one beside it (tokenizer.save_pretrained)"
-        )
+        # transformers makes up a tokenizer without words where its files are missing.
+        problem = "has no tokenizer: save one in its directory (tokenizer.save_pretrained)"
+        raise RequestError(f"model {name!r} {problem}")
     if tokenizer.pad_token is None:  # usual for decoders
         if tokenizer.eos_token is None:
             raise RequestError(
-                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence "
-                "token; set one (tokenizer.pad_token = ...) and save it again"
+                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
+                "set one (tokenizer.pad_token = ...) and save it again"
             )
         tokenizer.pad_token = tokenizer.eos_token
     # A classifier of a multimodal model reads the padding token from the config of its text part.
@@ -222,19 +207,13 @@ def _freeze(model: Any, quantization: str) -> None:
 
 
 def _check_causal(name: str, model: Any, new_modules: Sequence[str]) -> None:
-    """Refuse a model that cannot learn to write: an encoder, or one with missing weights."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
+    """Refuse an encoder, and a model with missing weights."""
     if model.config.model_type in ENCODERS and not getattr(model.config, "is_decoder", False):
-        raise RequestError(
-            f"model {name!r} is an encoder ({model.config.model_type}), which cannot write text; "
-            "task sft needs a causal language model"
-        )
+        kind = f"is an encoder ({model.config.model_type}), which cannot write text"
+        raise RequestError(f"model {name!r} {kind}; task sft needs a causal language model")
     if new_modules:
-        raise RequestError(
-            f"model {name!r} has no weights for {new_modules[0]}; "
-            "task sft needs a whole causal language model"
-        )
+        missing = f"has no weights for {new_modules[0]}"
+        raise RequestError(f"model {name!r} {missing}; task sft needs a whole language model")
 
 
 def _fastest_device() -> str:

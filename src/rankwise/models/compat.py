@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -95,99 +95,64 @@ def tensors_in(value: Any) -> "list[Tensor]":
 # ---- torch: attention kernels and other operators, for planning ----
 
 
-def math_attention(
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    mask: "Tensor | None",
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> "Tensor":
+class AttentionCall(NamedTuple):
+    """The arguments of ``scaled_dot_product_attention``."""
+
+    query: "Tensor"  # (b, heads, s, d)
+    key: "Tensor"  # (b, groups, s, d)
+    value: "Tensor"  # (b, groups, s, d)
+    mask: "Tensor | None"
+    dropout: float
+    is_causal: bool
+    scale: float | None = None
+    enable_gqa: bool = False
+
+
+def math_attention(call: AttentionCall) -> "Tensor":
     """Attend with PyTorch's unfused kernel. No public function runs a kernel that is not chosen.
 
     This holds for the next three functions too.
     """
     import torch
 
-    return torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
-    )[0]
+    attend = torch.ops.aten._scaled_dot_product_attention_math
+    return attend(*call[:6], scale=call.scale, enable_gqa=call.enable_gqa)[0]
 
 
-def flash_attention(
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-) -> "Tensor":
+def flash_attention(call: AttentionCall) -> "Tensor":
     """Attend with CUDA's FlashAttention kernel."""
     import torch
 
-    return torch.ops.aten._scaled_dot_product_flash_attention(
-        query, key, value, dropout, is_causal, False, scale=scale
-    )[0]
+    attend = torch.ops.aten._scaled_dot_product_flash_attention
+    return attend(*call[:3], call.dropout, call.is_causal, False, scale=call.scale)[0]
 
 
-def efficient_attention(
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    mask: "Tensor | None",
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-) -> "Tensor":
+def efficient_attention(call: AttentionCall) -> "Tensor":
     """Attend with CUDA's memory-efficient kernel."""
     import torch
 
-    has_backward = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (query, key, value)
-    )
-    return torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, mask, has_backward, dropout, is_causal, scale=scale
-    )[0]
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call[:3])
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(*call[:4], trains, call.dropout, call.is_causal, scale=call.scale)[0]
 
 
-def cpu_attention(
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    mask: "Tensor | None",
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-) -> "Tensor":
+def cpu_attention(call: AttentionCall) -> "Tensor":
     """Attend with the CPU's fused kernel."""
     import torch
 
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout, is_causal, attn_mask=mask, scale=scale
-    )[0]
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    options = {"attn_mask": call.mask, "scale": call.scale}
+    return attend(*call[:3], call.dropout, call.is_causal, **options)[0]
 
 
-def cpu_fuses_attention(
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    mask: "Tensor | None",
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> bool:
+def cpu_fuses_attention(call: AttentionCall) -> bool:
     """Return whether PyTorch takes the CPU's fused kernel for these tensors.
 
     The public `torch.backends.cuda.can_use_flash_attention` answers for CUDA only.
     """
     import torch
 
-    choice = torch._fused_sdp_choice(
-        query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    choice = torch._fused_sdp_choice(*call[:6], scale=call.scale, enable_gqa=call.enable_gqa)
     return choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
 
 
@@ -208,25 +173,19 @@ def grouped_matmul() -> Any:
     return torch._grouped_mm
 
 
-def softmax_backward() -> Any:
-    """Return the operator that differentiates softmax; autograd's have no public names."""
+def attention_backward() -> tuple[Any, Any, Any]:
+    """Return the operators that differentiate softmax, flash and memory-efficient attention.
+
+    Operators of autograd have no public names.
+    """
     import torch
 
-    return torch.ops.aten._softmax_backward_data.default
-
-
-def flash_attention_backward() -> Any:
-    """Return the operator that differentiates `flash_attention`."""
-    import torch
-
-    return torch.ops.aten._scaled_dot_product_flash_attention_backward.default
-
-
-def efficient_attention_backward() -> Any:
-    """Return the operator that differentiates `efficient_attention`."""
-    import torch
-
-    return torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
+    aten = torch.ops.aten
+    return (
+        aten._softmax_backward_data.default,
+        aten._scaled_dot_product_flash_attention_backward.default,
+        aten._scaled_dot_product_efficient_attention_backward.default,
+    )
 
 
 def reads_value(operator: Any) -> bool:
@@ -243,10 +202,9 @@ def reads_value(operator: Any) -> bool:
 
 
 def reinitialize(model: Any, module: "nn.Module") -> None:
-    """Draw a module's weights again, as the transformers model that it belongs to initialises them.
+    """Draw the weights of a module again, as its transformers model initialises them.
 
-    The public ``init_weights()`` draws a whole model, and skips each parameter that loading has
-    marked as initialised.
+    The public ``init_weights()`` draws a whole model, and skips parameters that loading marked.
     """
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
@@ -258,8 +216,7 @@ def reinitialize(model: Any, module: "nn.Module") -> None:
 def attention_implementation(model: "nn.Module", name: str) -> Iterator[None]:
     """Let all parts of a transformers model use a registered attention in the ``with`` block.
 
-    The public ``set_attn_implementation()`` cannot be undone: no public name gives the attention
-    that each part used before.
+    The public ``set_attn_implementation()`` cannot be undone: nothing public returns the old one.
     """
     configs: dict[int, Any] = {
         id(module.config): module.config for module in model.modules() if hasattr(module, "config")
@@ -307,12 +264,7 @@ def expand_all_linear(config: "LoraConfig", model: "nn.Module") -> None:
 
 
 def register_adapter_classes(config: "LoraConfig", classes: dict[type, type]) -> None:
-    """Let PEFT put an adapter class of ours on a layer class; PEFT calls this its experimental API.
-
-    Args:
-        config: changed in place.
-        classes: adapter class by layer class.
-    """
+    """Let PEFT use adapter classes of ours, by layer class; PEFT calls this its experimental API."""
     config._register_custom_module(classes)
 
 
@@ -364,8 +316,8 @@ def fold_experts_without_autocast(peft_model: Any) -> None:
 def quantized_bits(module: "nn.Module") -> int | None:
     """Return 4 or 8 for a quantised linear layer, None for any other module.
 
-    Classes are compared by name, so that bitsandbytes is not imported where nothing is quantised.
-    PEFT's adapters around such layers have the same class names, but another module.
+    A comparison by name does not import bitsandbytes. PEFT's adapters have the same class names,
+    but another module.
     """
     kind = type(module)
     if not kind.__module__.startswith("bitsandbytes."):
@@ -374,9 +326,9 @@ def quantized_bits(module: "nn.Module") -> int | None:
 
 
 def fix_bnb_layout(layer: Any) -> None:
-    """Bring a quantised layer's weight into its final layout, which no forward pass changes.
+    """Bring a quantised layer's weight into its final layout; there is no public setting.
 
-    There is no public setting. `rankwise.models.quantization.keep_as_loaded` says why it is needed.
+    `rankwise.models.quantization.keep_as_loaded` says why it is needed.
     """
     if quantized_bits(layer) == 4:
         vars(layer)["support_avx512bf16_for_cpu"] = False

@@ -17,18 +17,15 @@ def check_model_files(name: str) -> None:
     """Refuse a model that cannot be loaded, before anything heavy is imported.
 
     Args:
-        name: Directory, GGUF file or hub id. Every hub id passes; loading shows whether it exists.
+        name: Directory, GGUF file or hub id; every hub id passes.
 
     Raises:
-        RequestError: The directory does not exist, or has no ``config.json`` or no safetensors
-            weights; or the package that reads GGUF files is missing.
+        RequestError: A file, a directory, or the package that reads GGUF files is missing.
     """
     if _is_gguf(name):
         if find_spec("gguf") is None:
-            raise RequestError(
-                f"model {name!r} is a GGUF file, which needs a package: "
-                "pip install 'rankwise[gguf]'"
-            )
+            install = "pip install 'rankwise[gguf]'"
+            raise RequestError(f"model {name!r} is a GGUF file, which needs a package: {install}")
         return
     directory = model_directory(name)
     if directory is None or any(directory.glob("*.safetensors")):
@@ -36,9 +33,8 @@ def check_model_files(name: str) -> None:
     for pattern in ("*.bin", "*.pt", "*.pth"):
         for pickle in sorted(directory.glob(pattern)):
             raise RequestError(
-                f"model {name!r} has its weights as pickle only ({pickle.name}), "
-                "which can run code when read; convert them to safetensors "
-                "(model.save_pretrained writes it)"
+                f"model {name!r} has its weights as pickle only ({pickle.name}), which can run "
+                "code when read; convert them to safetensors (model.save_pretrained writes it)"
             )
     raise RequestError(f"model {name!r}: the directory has no weights (*.safetensors)")
 
@@ -57,10 +53,8 @@ def model_directory(name: str) -> Path | None:
     if not path.exists() and HUB_ID.fullmatch(name):
         return None
     problem = "is a file, not a directory" if path.exists() else "no such directory"
-    raise RequestError(
-        f"model {name!r}: {problem}; "
-        "allowed is a directory with config.json, a GGUF file, or a hub id"
-    )
+    allowed = "a directory with config.json, a GGUF file, or a hub id"
+    raise RequestError(f"model {name!r}: {problem}; allowed is {allowed}")
 
 
 def load_arguments(name: str) -> tuple[str, dict[str, str]]:
@@ -74,8 +68,7 @@ def load_arguments(name: str) -> tuple[str, dict[str, str]]:
 def model_fingerprint(name: str) -> str:
     """Return a digest of a model's files: small files in full, weights files by size and both ends.
 
-    A safetensors or GGUF file begins with a header that holds every tensor's name and shape.
-    Hashing tens of gigabytes in full would cost more than it is worth. A hub id is its own
+    Safetensors and GGUF files begin with the names and shapes of all tensors. A hub id is its own
     fingerprint.
     """
     path = Path(name)

@@ -11,19 +11,14 @@ from torch import nn
 from torch.nn.functional import linear
 
 from rankwise.errors import RequestError
-from rankwise.models.compat import (
-    dequantize_bnb,
-    fix_bnb_layout,
-    quantized_bits,
-    quantized_tensors,
-)
+from rankwise.models import compat
 
 
 def check_quantization(quantization: str) -> None:
-    """Refuse a quantisation whose package is not installed.
+    """Refuse quantisation if bitsandbytes is not installed.
 
     Raises:
-        RequestError: bitsandbytes is missing.
+        RequestError: it is missing.
     """
     if quantization != "none" and find_spec("bitsandbytes") is None:
         raise RequestError(
@@ -33,10 +28,7 @@ def check_quantization(quantization: str) -> None:
 
 
 def has_fast_bf16() -> bool:
-    """Whether the GPU computes in bfloat16.
-
-    Before Ampere PyTorch emulates it, and reports it as supported unless asked about emulation.
-    """
+    """Whether the GPU computes in bfloat16; PyTorch emulates it before Ampere."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -47,14 +39,13 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
 
     Args:
         quantization: One of `rankwise.models.config.QUANTIZATIONS`; ``"none"`` needs no argument.
-        keep: Modules that stay unquantised, because they are trained in full. If there are none,
-            transformers keeps the output layer.
+        keep: Modules that stay unquantised; if empty, transformers keeps the output layer.
     """
     if quantization == "none":
         return {}
     from transformers import BitsAndBytesConfig
 
-    # transformers reads this setting for 4-bit layers as well, in spite of its name.
+    # transformers reads this setting for 4-bit layers as well.
     skipped = {"llm_int8_skip_modules": list(keep) or None}
     if quantization == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, **skipped)}
@@ -70,31 +61,30 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a module is a quantised linear layer of bitsandbytes."""
-    return quantized_bits(module) is not None
+    return compat.quantized_bits(module) is not None
 
 
 def keep_as_loaded(model: nn.Module) -> None:
     """Stop bitsandbytes from changing quantised weights when the model runs.
 
-    On a CPU with AVX512-BF16 it rounds a 4-bit layer's scales to bf16 and rearranges the weights in
-    place on the first evaluation. From then on the layer's products are in bf16 and have no
-    gradient, so later trials would train on another base, or not learn at all. 8-bit layers move
-    their weights on the first pass; they do so here, because two threads might do it at once.
+    On a CPU with AVX512-BF16 the first evaluation rounds the scales of 4-bit layers to bf16 and
+    rearranges the weights; from then on their products are in bf16 and have no gradient. 8-bit
+    layers move their weights on the first pass; they do so here, before threads share the model.
     """
     for layer in filter(is_quantized, model.modules()):
-        fix_bnb_layout(layer)
+        compat.fix_bnb_layout(layer)
 
 
 @contextmanager
 def computing_in_fp32(model: nn.Module) -> Iterator[None]:
     """Make quantised layers compute in fp32, without rounding inputs, inside the ``with`` block.
 
-    In bf16 the logits of one example move by several percent with the shape of its batch, by
-    rounding alone; so they do when inputs are rounded to 8 bits.
+    Rounding to bf16 or 8 bits moves the logits of an example by several percent with the shape of
+    its batch.
     """
     with ExitStack() as stack:
         for layer in model.modules():
-            bits = quantized_bits(layer)
+            bits = compat.quantized_bits(layer)
             if bits == 4:
                 stack.enter_context(_attribute(layer, "compute_dtype", torch.float32))
             elif bits == 8:
@@ -104,7 +94,7 @@ def computing_in_fp32(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _attribute(layer: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of one layer, and restore it at the end."""
+    """Set an attribute of a layer inside the ``with`` block."""
     attributes = vars(layer)
     before = attributes.get(name)  # None for a method, which the class holds
     attributes[name] = value
@@ -118,12 +108,7 @@ def _attribute(layer: nn.Module, name: str, value: Any) -> Iterator[None]:
 
 
 def _exact_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    return linear(x, dequantized(layer).to(x.dtype), layer.bias)
-
-
-def dequantized(layer: nn.Module) -> torch.Tensor:
-    """Return the weight of a quantised layer, (d_out, d_in)."""
-    return dequantize_bnb(layer)
+    return linear(x, compat.dequantize_bnb(layer).to(x.dtype), layer.bias)
 
 
 def mixes_rows(model: nn.Module) -> bool:
@@ -132,7 +117,7 @@ def mixes_rows(model: nn.Module) -> bool:
     An 8-bit layer computes a column in higher precision for all rows if any row has an outlier
     there (LLM.int8(), Dettmers et al. 2022, section 3.2).
     """
-    return any(quantized_bits(module) == 8 for module in model.modules())
+    return any(compat.quantized_bits(module) == 8 for module in model.modules())
 
 
 def resident_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -140,4 +125,4 @@ def resident_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.parameters()
     yield from model.buffers()
     for module in filter(is_quantized, model.modules()):
-        yield from quantized_tensors(module)
+        yield from compat.quantized_tensors(module)

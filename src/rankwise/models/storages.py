@@ -22,18 +22,14 @@ class StorageTracker(ABC):
 
     @abstractmethod
     def allocated(self, tensor: torch.Tensor) -> int | None:
-        """Record a new storage, given the first tensor on it.
-
-        Returns:
-            A number for `freed` and `number`; None if the storage's release is not to be reported.
-        """
+        """Record a new storage from its first tensor; return a number for `freed`, or None."""
 
     @abstractmethod
     def freed(self, number: int) -> None:
         """Record the release of the storage for which `allocated` returned this number."""
 
     def run(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and track its result; a subclass may treat some operators otherwise."""
+        """Run an operator and track its result."""
         result = operator(*args, **kwargs)
         self.add_all(result)
         return result
@@ -49,7 +45,7 @@ class StorageTracker(ABC):
             self._track(tensor, self.allocated(tensor))
 
     def ignore(self, tensor: torch.Tensor) -> None:
-        """Never report a tensor's storage: neither its allocation nor its release."""
+        """Report neither the allocation nor the release of a tensor's storage."""
         self._track(tensor, None)
 
     def number(self, tensor: torch.Tensor) -> int | None:

@@ -31,10 +31,8 @@ def parse_targets(items: Sequence[str]) -> TargetModules:
     if len(items) > 1:
         for item in items:
             if item.strip().lower() in words:
-                raise RequestError(
-                    f"target_modules: {item!r} stands alone, "
-                    "or give names of layers as in query,value"
-                )
+                others = "give names of layers as in query,value"
+                raise RequestError(f"target_modules: {item!r} stands alone, or {others}")
         return tuple(items)
     (item,) = items
     if item.strip().lower() in words:
@@ -44,9 +42,8 @@ def parse_targets(items: Sequence[str]) -> TargetModules:
     try:
         re.compile(item)
     except (re.error, OverflowError, RecursionError) as error:
-        raise RequestError(
-            f"target_modules {shown(item)} is not a regular expression: {error}"
-        ) from None
+        problem = f"is not a regular expression: {error}"
+        raise RequestError(f"target_modules {shown(item)} {problem}") from None
     return item
 
 
@@ -61,8 +58,7 @@ def find_targets(
         modules_to_save: Layers trained in full, which get no adapter.
 
     Raises:
-        RequestError: A name or a regular expression matches no linear layer. The message names
-            similar layers.
+        RequestError: A name or a regular expression matches no linear layer.
     """
     from peft import LoraConfig, TaskType
     from peft.tuners.tuners_utils import check_target_module_exists
@@ -78,16 +74,13 @@ def find_targets(
     if targets == ALL_LINEAR:
         expand_all_linear(config, model)
     sizes = linear_sizes(model)
-    matched = {}
-    for name, size in sizes.items():
-        if check_target_module_exists(config, name):
-            matched[name] = size
+    matched = {name: sizes[name] for name in sizes if check_target_module_exists(config, name)}
     endings = _endings(sizes)
     for target in () if isinstance(targets, str) else targets:
         if not any(name == target or name.endswith(f".{target}") for name in matched):
+            hint = nearest(target, (*endings, *GROUPS))
             raise RequestError(
-                f"target_modules {target!r} matches no linear layer of the model"
-                f"{nearest(target, (*endings, *GROUPS))}; "
+                f"target_modules {target!r} matches no linear layer of the model{hint}; "
                 f"its linear layers end in: {some(endings, 12)}"
             )
     if not matched:
@@ -101,13 +94,8 @@ def find_targets(
 def group_pattern(model: "nn.Module", group: str) -> str:
     """Return the regular expression, as PEFT matches it, for a group of a model's linear layers.
 
-    A layer's path decides. Among the layers inside the numbered blocks of a stack, those with
-    attention in their path (``self_attn``, ``attention``, ``EncDecAttention``) are ``attention``,
-    the others ``mlp``.
-
-    Args:
-        model: The base model without adapters, on any device (``meta`` too).
-        group: One of `GROUPS`.
+    Layers inside the numbered blocks of a stack are ``attention`` if it is in their path
+    (``self_attn``, ``attention``, ``EncDecAttention``), else ``mlp``.
 
     Raises:
         RequestError: The model has no such layer.
@@ -126,9 +114,8 @@ def group_pattern(model: "nn.Module", group: str) -> str:
             patterns[r"\.".join(pattern)] = None
     if not patterns:
         raise RequestError(
-            f"target_modules {group!r} matches no linear layer in this model's blocks; "
-            "allowed are all-linear, names or a regex; "
-            f"its linear layers end in: {some(_endings(sizes), 12)}"
+            f"target_modules {group!r} matches no linear layer in the blocks of this model; allowed "
+            f"are all-linear, names or a regex; its linear layers end in: {some(_endings(sizes), 12)}"
         )
     return "|".join(patterns)
 
@@ -160,10 +147,10 @@ def _endings(sizes: dict[str, tuple[int, int]]) -> list[str]:
 
 
 def check_ranks(ranks: Sequence[int], targets: dict[str, tuple[int, int]]) -> None:
-    """Refuse a rank above the smaller side of a target layer: ``B @ A`` cannot have a higher one.
+    """Refuse a rank above the smaller side of a target layer, the highest rank of ``B @ A``.
 
     Raises:
-        RequestError: The message names the rank, the largest allowed one and the limiting layer.
+        RequestError: The message names the largest allowed rank and the limiting layer.
     """
     layer, (d_in, d_out) = min(targets.items(), key=lambda item: min(item[1]))
     limit = min(d_in, d_out)

@@ -103,9 +103,8 @@ def estimate_training_memory(
         (2097152, 4194304, 25165824)
     """
     if precision not in WEIGHT_BYTES:
-        allowed = ", ".join(WEIGHT_BYTES)
-        hint = nearest(str(precision), WEIGHT_BYTES)
-        raise RequestError(f"precision {precision!r}: allowed are {allowed}{hint}")
+        allowed = ", ".join(WEIGHT_BYTES) + nearest(str(precision), WEIGHT_BYTES)
+        raise RequestError(f"precision {precision!r}: allowed are {allowed}")
     d = check_whole("layer_dim", layer_dim, at_least=1)
     blocks = check_whole("num_layers", num_layers, at_least=1)
     r = check_whole("rank", rank, at_least=1, at_most=d)
@@ -151,10 +150,9 @@ def estimate_training_memory(
 def _trained_bytes(params: int, width: int) -> tuple[int, int, int]:
     """Return bytes of trainable parameters, of their gradients and of the optimizer.
 
-    Parameters and gradients have the computing precision of ``width`` bytes. AdamW keeps two fp32
-    moments (8 bytes). Mixed-precision training below fp32 keeps an fp32 master copy too (4 bytes).
-    So each parameter takes 16 bytes in fp32 (4 + 4 + 8) as in bf16 (2 + 2 + 8 + 4) (ZeRO,
-    Rajbhandari et al. 2020, section 3.1).
+    AdamW keeps two fp32 moments (8 bytes), and below fp32 a master copy too (4 bytes). So each
+    parameter takes 16 bytes in fp32 (4 + 4 + 8) as in bf16 (2 + 2 + 8 + 4) (ZeRO, Rajbhandari et
+    al. 2020, section 3.1).
     """
     master_copy = 0 if width == 4 else 4
     return params * width, params * width, params * (8 + master_copy)
@@ -165,17 +163,10 @@ def _activation_bytes(
 ) -> int:
     """Return bytes of activations: ``s b d (34 + 5 a s / d)`` a block at two bytes a number.
 
-    Korthikanti et al. 2022, equation 1, no parallelism, dropout masks counted; without the second
-    term if attention is fused. With gradient checkpointing: the blocks' inputs, ``2 s b d``, and
-    one block at work. The formula is an upper estimate for LoRA: a frozen linear layer need not
-    keep its input unless it has an adapter.
-
-    Args:
-        numbers: s b d, numbers in a block's input.
-        blocks: blocks of the model.
-        width: bytes of a number.
-        scores: 5 a s / d; 0 if attention is fused.
-        gradient_checkpointing: keep only the blocks' inputs.
+    Korthikanti et al. 2022, equation 1, no parallelism, dropout masks counted; ``scores`` is the
+    second term, 0 if attention is fused, and ``numbers`` is s b d. With gradient checkpointing: the
+    inputs of all blocks, ``2 s b d`` each, and one block at work. The formula is an upper estimate
+    for LoRA: a frozen linear layer without an adapter need not keep its input.
     """
     block = numbers * (34 + scores) * width / 2
     if gradient_checkpointing:

@@ -2,23 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+
+import psutil
+import torch
 
 from rankwise.errors import RequestError
 from rankwise.formatting import plain_bytes
 from rankwise.models.compat import first_sentence
+from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.devices import CPU, GENERIC, Device, find_device
 from rankwise.planning.memory.setup import longest_input
 from rankwise.planning.memory.step import StepMemory
 from rankwise.planning.planner import Planner
 from rankwise.planning.prepare import prepare
 
-if TYPE_CHECKING:
-    from rankwise.planning.config import PlanConfig
-
 MOST_AT_ONCE = 16
-"""Trials in a pack: beyond this number a pass has enough tokens to keep any device busy, and a
-killed sweep loses more."""
+"""Trials in a pack: more keep no device busier, and a killed sweep loses more."""
 MOST_ON_CPU = 4
 """Trials in a pack on a CPU, and no more than its cores, unless the user sets a memory budget."""
 
@@ -28,12 +27,11 @@ class Fit:
     """The trials that fit a machine.
 
     Attributes:
-        at_once: trials to train together, at most `MOST_AT_ONCE`, and at most `MOST_ON_CPU` on a
-            CPU without a budget.
-        needed: bytes that a trial of each rank needs, the base included; empty if the model
-            cannot be planned.
-        length: tokens of the sequences that the figures are for.
-        room: bytes that may be used.
+        at_once: trials to train together.
+        needed: bytes that a trial needs, the base included, by rank; empty if the model cannot be
+            planned.
+        length: tokens of a sequence.
+        room: bytes available.
         unknown: why the model cannot be planned; empty if it can.
     """
 
@@ -45,7 +43,7 @@ class Fit:
 
 
 def how_many_fit(
-    config: "PlanConfig",
+    config: PlanConfig,
     longest_text: Callable[[], int],
     budget: int | None = None,
     machine: tuple[Device, int] | None = None,
@@ -53,23 +51,24 @@ def how_many_fit(
     """Return how many trials to train at once, and refuse ranks of which not even one fits.
 
     Args:
-        config: the training of one trial; its length is the length at which texts are truncated.
+        config: the training of one trial; longer texts are truncated to its length.
         longest_text: returns the tokens of the longest text; called only if texts of full length
             do not fit.
-        budget: bytes that may be used; default: the free bytes.
-        machine: the device and the bytes free on it; default: this machine's.
+        budget: bytes available; default: the free bytes.
+        machine: the device and the bytes free on it; default: this machine.
 
     Returns:
         The fit. A model that cannot be planned gets one trial at once and the reason: loading it
         shows whether it trains.
 
     Raises:
-        RequestError: a rank does not fit. The message names it, what it needs, what is free, and
-            which ranks fit.
+        RequestError: a rank does not fit; the message names the ranks that do.
     """
     device, free = machine or this_machine()
     room = free if budget is None else min(budget, free)
-    most = _most_at_once(device, budget)
+    most = MOST_AT_ONCE
+    if device is CPU and budget is None:
+        most = min(MOST_ON_CPU, torch.get_num_threads())
     try:
         prepared = prepare(config)
         length = min(config.seq_len, longest_input(prepared.skeleton.meta.model) or config.seq_len)
@@ -82,21 +81,20 @@ def how_many_fit(
     except Exception as error:
         return Fit(unknown=first_sentence(error))
     needed = {rank: memory.needed for rank, memory in needs.items()}
-    if max(needed.values()) > room:
+    too_large = [rank for rank, size in needed.items() if size > room]
+    if too_large:
+        fitting = [rank for rank in needed if rank not in too_large]
+        advice = "no rank fits; try a smaller batch_size or max_length"
+        if fitting:
+            advice = f"ranks up to {max(fitting)} fit"
         limit = f"{device.name} has {plain_bytes(free)} free"
         if room < free:
             limit = f"max_memory is {plain_bytes(room)}"
-        batch = f"{config.batch_size} x {length} tokens"
-        raise _refusal(needed, room, batch, limit)
+        raise RequestError(
+            f"rank {too_large[0]} needs about {plain_bytes(needed[too_large[0]])} for a batch of "
+            f"{config.batch_size} x {length} tokens, and {limit}; {advice}"
+        )
     return Fit(min(most, _at_once(needs, room)), needed, length, room)
-
-
-def _most_at_once(device: Device, budget: int | None) -> int:
-    import torch
-
-    if device is CPU and budget is None:
-        return min(MOST_ON_CPU, torch.get_num_threads())
-    return MOST_AT_ONCE
 
 
 def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
@@ -105,20 +103,7 @@ def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
     return 1 + (room - largest.needed) // (largest.needed - largest.weights - largest.context)
 
 
-def _refusal(needed: Mapping[int, int], room: int, batch: str, limit: str) -> RequestError:
-    """Word a refusal of the first rank that does not fit."""
-    too_large = next(rank for rank, size in needed.items() if size > room)
-    fitting = [rank for rank, size in needed.items() if size <= room]
-    advice = "no rank fits; try a smaller batch_size or max_length"
-    if fitting:
-        advice = f"ranks up to {max(fitting)} fit"
-    return RequestError(
-        f"rank {too_large} needs about {plain_bytes(needed[too_large])} for a batch of {batch}, "
-        f"and {limit}; {advice}"
-    )
-
-
-def chosen_device(config: "PlanConfig") -> tuple[Device, int | None]:
+def chosen_device(config: PlanConfig) -> tuple[Device, int | None]:
     """Return the device of a request and its bytes; None bytes if the request names neither."""
     device = GENERIC if config.device is None else find_device(config.device)
     if config.memory is not None:
@@ -128,8 +113,6 @@ def chosen_device(config: "PlanConfig") -> tuple[Device, int | None]:
 
 def this_machine() -> tuple[Device, int]:
     """Return the device that training runs on here, and the bytes that are free on it."""
-    import torch
-
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         free, _ = torch.cuda.mem_get_info()
@@ -140,6 +123,4 @@ def this_machine() -> tuple[Device, int]:
 
 def _free_host_memory() -> int:
     """Return the bytes of main memory that a program can have without swapping."""
-    import psutil
-
     return int(psutil.virtual_memory().available)

@@ -5,16 +5,19 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto as auto
 
 from rankwise.errors import RequestError
 from rankwise.models.auto import AUTO_CLASSES
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.models.files import check_model_files, load_arguments, model_directory
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 TASK_OF_ENDING = {
     "ForCausalLM": "CAUSAL_LM",
@@ -26,17 +29,6 @@ TASK_OF_ENDING = {
 """The task of an architecture, by how its class name ends."""
 HEAD_WIDTHS = ("head_dim", "kv_lora_rank")
 """Config keys with which heads need not divide the width (MLA: DeepSeek-V2, 2024)."""
-BUILD_ERRORS = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    ImportError,
-    ZeroDivisionError,
-    AssertionError,
-)
-"""Errors that transformers raises while it builds a model from a config that contradicts itself."""
 
 
 @dataclass
@@ -47,11 +39,11 @@ class MetaModel:
         model: the model on the ``meta`` device, frozen.
         name: directory or hub id.
         task_type: a key of `AUTO_CLASSES`.
-        attention: ``eager`` or ``sdpa``, whichever the model has.
+        attention: ``eager`` or ``sdpa``.
         notes: where the model differs from the request.
     """
 
-    model: "nn.Module"
+    model: nn.Module
     name: str
     task_type: str
     attention: str
@@ -65,7 +57,7 @@ class MetaModel:
 
 def load_meta_model(
     name: str,
-    dtype: "torch.dtype",
+    dtype: torch.dtype,
     *,
     task_type: str = "auto",
     attention: str = "sdpa",
@@ -77,14 +69,13 @@ def load_meta_model(
     Args:
         name: a directory with ``config.json``, or a hub id.
         dtype: precision of the weights.
-        task_type: a key of `AUTO_CLASSES`, or ``auto``: from the config's ``architectures``.
-        attention: ``eager`` or ``sdpa``. A model without sdpa gets eager, and a note.
-        num_labels: classes of a classification head; None for the config's.
+        task_type: a key of `AUTO_CLASSES`, or ``auto``: from ``architectures`` in the config.
+        attention: ``eager`` or ``sdpa``; a model without sdpa gets eager, and a note.
+        num_labels: classes of a classification head; default: the number in the config.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        RequestError: there is no such config, transformers does not know it, or it contradicts
-            itself.
+        RequestError: there is no such config, or transformers cannot build it.
     """
     config, has_untied_output = _read_config(name, num_labels, trust_remote_code)
     _check_heads(name, config)
@@ -98,27 +89,22 @@ def load_meta_model(
         except (ValueError, ImportError) as error:
             if attention == "eager" or "attention" not in str(error):
                 raise
-            notes.append(
-                f"{config.model_type} has no {attention} attention in transformers; "
-                "planned with eager"
-            )
+            missing = f"{config.model_type} has no {attention} attention in transformers"
+            notes.append(f"{missing}; planned with eager")
             attention = "eager"
             model = _build(config, task, dtype, attention, trust_remote_code)
         model.tie_weights()
         if has_untied_output:
             _untie_output(model)
-    except BUILD_ERRORS as error:
-        raise RequestError(
-            f"model {name!r} cannot be built as {task}: {first_sentence(error)}"
-        ) from None
+    except Exception as error:  # transformers raises many kinds if a config contradicts itself
+        message = f"model {name!r} cannot be built as {task}: {first_sentence(error)}"
+        raise RequestError(message) from None
     model.requires_grad_(False)
     return MetaModel(model, name, task, attention, notes)
 
 
 def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> tuple[Any, bool]:
     """Return a model's config, and whether it gives the output layer a matrix of its own."""
-    from transformers import AutoConfig, PretrainedConfig
-
     place, gguf_file = load_arguments(name)
     if gguf_file:
         check_model_files(name)
@@ -136,16 +122,13 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
             if not gguf_file:  # the file itself, without the defaults of the config's class
                 content, _ = PretrainedConfig.get_config_dict(name)
     except Exception as error:  # transformers and huggingface_hub raise errors of many kinds
-        raise RequestError(
-            f"model {name!r}: its config cannot be read: {first_sentence(error)}"
-        ) from None
+        message = f"model {name!r}: its config cannot be read: {first_sentence(error)}"
+        raise RequestError(message) from None
     return config, content.get("tie_word_embeddings") is False
 
 
 def _check_config_file(path: Path, trust_remote_code: bool) -> None:
     """Refuse a ``config.json`` that transformers does not know or that contradicts itself."""
-    from transformers import CONFIG_MAPPING
-
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -160,10 +143,8 @@ def _check_config_file(path: Path, trust_remote_code: bool) -> None:
     elif not (trust_remote_code and "auto_map" in content):
         close = difflib.get_close_matches(str(model_type), model_types, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise RequestError(
-            f"config {str(path)!r}: model_type {model_type!r} is not one that transformers "
-            f"knows{hint}"
-        )
+        problem = f"transformers does not know the model_type {model_type!r}{hint}"
+        raise RequestError(f"config {str(path)!r}: {problem}")
     _check_heads(str(path.parent), SimpleNamespace(**content))
 
 
@@ -176,28 +157,22 @@ def _check_heads(name: str, config: Any) -> None:
         return
     need_not_divide = any(getattr(config, key, None) for key in HEAD_WIDTHS)
     if heads < 1 or (width % heads and not need_not_divide):
-        raise RequestError(
-            f"model {name!r}: hidden_size {width} cannot be divided by num_attention_heads {heads}"
-            f"{_nearest_divisor(width, heads)}"
-        )
+        raise _indivisible(name, "hidden_size", width, "num_attention_heads", heads)
     if isinstance(groups, int) and groups and heads % groups:
-        raise RequestError(
-            f"model {name!r}: num_attention_heads {heads} cannot be divided by "
-            f"num_key_value_heads {groups}{_nearest_divisor(heads, groups)}"
-        )
+        raise _indivisible(name, "num_attention_heads", heads, "num_key_value_heads", groups)
 
 
-def _nearest_divisor(whole: int, part: int) -> str:
+def _indivisible(name: str, key: str, whole: int, divisor: str, part: int) -> RequestError:
     divisors = [number for number in range(1, whole + 1) if whole % number == 0]
-    if not divisors:
-        return ""
-    return f" (the nearest that does is {min(divisors, key=lambda number: abs(number - part))})"
+    nearest = min(divisors, key=lambda number: abs(number - part), default=None)
+    hint = "" if nearest is None else f" (the nearest that does is {nearest})"
+    return RequestError(
+        f"model {name!r}: {key} {whole} cannot be divided by {divisor} {part}{hint}"
+    )
 
 
 def _disable_cache(config: Any) -> None:
-    """Let a model keep no keys and values, as in training; each part of it reads its own config."""
-    from transformers import PretrainedConfig
-
+    """Switch off the cache of keys and values, as in training; each part has a config."""
     config.use_cache = False
     for part in vars(config).values():
         if isinstance(part, PretrainedConfig):
@@ -205,10 +180,7 @@ def _disable_cache(config: Any) -> None:
 
 
 def _fill_in_token_ids(config: Any) -> None:
-    """Give a config the token ids without which a forward pass fails; their values do not matter.
-
-    Classification heads of decoders look for the last token that is not padding.
-    """
+    """Give a config the token ids that a forward pass needs; their values do not matter."""
     for part in (config, config.get_text_config()):
         if getattr(part, "pad_token_id", None) is None:
             part.pad_token_id = 0
@@ -219,8 +191,6 @@ def _fill_in_token_ids(config: Any) -> None:
 
 def _task_type(config: Any) -> str:
     """Choose the task from ``architectures``, or else the usual task of the model type."""
-    from transformers.models.auto import modeling_auto as auto
-
     for architecture in getattr(config, "architectures", None) or ():
         for ending, task in TASK_OF_ENDING.items():
             if architecture.endswith(ending):
@@ -239,12 +209,8 @@ def _task_type(config: Any) -> str:
 
 
 def _build(
-    config: Any, task: str, dtype: "torch.dtype", attention: str, trust_remote_code: bool
+    config: Any, task: str, dtype: torch.dtype, attention: str, trust_remote_code: bool
 ) -> Any:
-    import torch
-    import transformers
-    from transformers.initialization import no_init_weights
-
     auto_class: Any = getattr(transformers, AUTO_CLASSES[task])
     # Without no_init_weights the initial values, which meta drops, are computed in Python.
     with quiet_libraries(), torch.device("meta"), no_init_weights():
@@ -257,12 +223,7 @@ def _build(
 
 
 def _untie_output(model: Any) -> None:
-    """Give the output layer a matrix of its own, also if the class ties it always (mt5).
-
-    Loading does so too: a checkpoint that has both matrices is not tied.
-    """
-    import torch
-
+    """Give the output layer its own matrix, as loading does if a checkpoint has both (mt5)."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if outputs is not None and outputs.weight is inputs.weight:
         outputs.weight = torch.nn.Parameter(torch.empty_like(outputs.weight))

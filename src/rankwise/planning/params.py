@@ -2,28 +2,30 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from rankwise.errors import RequestError, nearest, some
 from rankwise.lora.adapter import PEFT_PREFIX, natural_order
 from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.models import compat
 from rankwise.models.auto import trained_heads
-from rankwise.models.compat import (
-    first_sentence,
-    fold_experts_without_autocast,
-    quiet_libraries,
-    register_adapter_classes,
-)
 from rankwise.models.targets import linear_sizes
+from rankwise.planning.config import PlanConfig
 from rankwise.planning.repeated_blocks import Skeleton
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from rankwise.planning.config import PlanConfig
-
+SAFETENSORS_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
 PEFT_TASKS = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS")
 MIXTRAL_NAMES = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 """Names of single experts' matrices, which PEFT maps to stacked parameters."""
@@ -31,7 +33,7 @@ MIXTRAL_NAMES = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 @dataclass(frozen=True)
 class LayerParams:
-    """Trainable parameters of a layer: its adapter's, or its own if it is trained in full."""
+    """Trainable parameters of a layer: of its adapter, or all if it is trained in full."""
 
     name: str
     params: int
@@ -42,13 +44,13 @@ class ParamCount:
     """The parameters of a model with its adapter, as PEFT counts them.
 
     Attributes:
-        trainable: adapter and modules trained in full; the number that
-            ``PeftModel.get_nb_trainable_parameters`` returns.
+        trainable: adapter and modules trained in full, as
+            ``PeftModel.get_nb_trainable_parameters`` counts them.
         all: base model, adapter and the copies of modules trained in full; tied weights once.
         adapter_bytes: size of ``adapter_model.safetensors``.
         layers: the trainable parameters, layer by layer.
-        smaller_sides: the smaller side of every adapted layer, the highest rank that ``B @ A`` can
-            have there, by the layer's name in the skeleton.
+        smaller_sides: the smaller side of each adapted layer, the highest rank of its ``B @ A``;
+            by name in the skeleton.
     """
 
     trainable: int
@@ -64,32 +66,25 @@ class ParamCount:
 
 
 def count_params(skeleton: Skeleton, peft_model: Any) -> ParamCount:
-    """Count the parameters of the whole model from its skeleton.
-
-    Args:
-        skeleton: the shortened model.
-        peft_model: a copy of it with the adapter, not quantised.
-    """
-    trainable = total = 0
-    layers: dict[str, int] = {}
+    """Count the parameters of the whole model from a copy of its skeleton with the adapter."""
+    total = 0
+    layers: Counter[str] = Counter()
     for name, parameter in peft_model.named_parameters():  # tied weights come once
         names = skeleton.names(name)
         total += parameter.numel() * len(names)
         if parameter.requires_grad:
-            trainable += parameter.numel() * len(names)
             for full_name in names:
-                layer = _layer_name(full_name)
-                layers[layer] = layers.get(layer, 0) + parameter.numel()
+                layers[_layer_name(full_name)] += parameter.numel()
     return ParamCount(
-        trainable=trainable,
+        trainable=layers.total(),
         all=total,
-        adapter_bytes=_file_bytes(_saved_tensors(skeleton, peft_model)),
+        adapter_bytes=_adapter_bytes(skeleton, peft_model),
         layers=tuple(LayerParams(name, layers[name]) for name in sorted(layers, key=natural_order)),
         smaller_sides=_smaller_sides(peft_model),
     )
 
 
-def count_at_rank(skeleton: Skeleton, config: "PlanConfig", rank: int) -> ParamCount:
+def count_at_rank(skeleton: Skeleton, config: PlanConfig, rank: int) -> ParamCount:
     """Put a request's adapter on a copy of the skeleton and count.
 
     Raises:
@@ -99,12 +94,11 @@ def count_at_rank(skeleton: Skeleton, config: "PlanConfig", rank: int) -> ParamC
     return count_params(skeleton, peft_model)
 
 
-def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
+def lora_config(config: PlanConfig, rank: int, task_type: str) -> Any:
     """Return PEFT's config for a request.
 
-    PEFT refuses an adapter on a module that is trained in full. It trains every module with such
-    an ending, as DistilBERT's ``pre_classifier``, but also counts it to ``all-linear``. So those
-    modules are excluded here.
+    PEFT counts modules trained in full, such as DistilBERT's ``pre_classifier``, to ``all-linear``
+    and then refuses an adapter there. So they are excluded.
     """
     from peft import LoraConfig
 
@@ -127,60 +121,55 @@ def lora_config(config: "PlanConfig", rank: int, task_type: str) -> Any:
 
 
 def make_peft_model(
-    model: "nn.Module",
-    config: "PlanConfig",
+    model: nn.Module,
+    config: PlanConfig,
     rank: int,
     task_type: str,
     adapter_classes: dict[type, type] | None = None,
 ) -> Any:
-    """Put an adapter on a model on ``meta`` with PEFT.
+    """Put an adapter on a model on ``meta``, in place, and return the ``PeftModel``.
 
     Args:
-        model: the model, changed in place.
+        model: the model.
         config: the request.
         rank: r.
-        task_type: the model's task.
+        task_type: PEFT's task type.
         adapter_classes: adapter class by layer class, for layers that PEFT does not know.
-
-    Returns:
-        The ``PeftModel``.
 
     Raises:
         RequestError: the target modules match nothing, or PEFT refuses.
     """
-    import torch
     from peft import get_peft_model
 
     lora = lora_config(config, rank, task_type)
     if adapter_classes:
-        register_adapter_classes(lora, adapter_classes)
+        compat.register_adapter_classes(lora, adapter_classes)
     _check_names(model, config)
     leaves = sorted(_leaves(linear_sizes(model)))  # before PEFT wraps them
     try:
-        with quiet_libraries(), torch.device("meta"):
+        with compat.quiet_libraries(), torch.device("meta"):
             peft_model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         targets = config.target_modules
         shown = targets if isinstance(targets, str) else ",".join(targets)
         raise RequestError(
             f"PEFT cannot put an adapter on target_modules {shown!r}: "
-            f"{first_sentence(error)[:200]}; the model's linear layers end in: {some(leaves, 12)}"
+            f"{compat.first_sentence(error)[:200]}; the linear layers end in: {some(leaves, 12)}"
         ) from None
-    fold_experts_without_autocast(peft_model)
+    compat.fold_experts_without_autocast(peft_model)
     return peft_model
 
 
-def _check_names(model: "nn.Module", config: "PlanConfig") -> None:
+def _check_names(model: nn.Module, config: PlanConfig) -> None:
     """Refuse names that no layer or parameter ends in, with the nearest one that exists."""
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
     leaves = _leaves(names)
     targets = () if isinstance(config.target_modules, str) else config.target_modules
-    if "experts" in leaves:
-        targets = tuple(target for target in targets if target not in MIXTRAL_NAMES)
     requested = [("target_modules", target) for target in targets]
     requested += [("modules_to_save", module) for module in config.modules_to_save]
     for setting, wanted in requested:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+        is_folded = setting == "target_modules" and "experts" in leaves and wanted in MIXTRAL_NAMES
+        if not is_folded and not any(f".{name}".endswith(f".{wanted}") for name in names):
             linear = sorted(_leaves(linear_sizes(model)))
             raise RequestError(
                 f"{setting} {wanted!r} matches no layer of the model{nearest(wanted, leaves)}; "
@@ -205,41 +194,27 @@ def _smaller_sides(peft_model: Any) -> dict[str, int]:
 
 def _layer_name(parameter: str) -> str:
     """Return the base model's layer that a trainable parameter belongs to."""
-    name = parameter.removeprefix(PEFT_PREFIX)
-    for marker in (".lora_", ".modules_to_save."):
-        name = name.split(marker)[0]
+    name = re.split(r"\.lora_|\.modules_to_save\.", parameter.removeprefix(PEFT_PREFIX))[0]
     return name.removesuffix(".weight").removesuffix(".bias").replace(".base_layer", "")
 
 
-def _saved_tensors(skeleton: Skeleton, peft_model: Any) -> Iterator[tuple[str, Any]]:
-    from peft import get_peft_model_state_dict
-
-    with quiet_libraries():
-        saved = get_peft_model_state_dict(peft_model)
-    for name, tensor in saved.items():
-        for full_name in skeleton.names(name):
-            yield full_name, tensor
-
-
-def _file_bytes(tensors: Iterable[tuple[str, Any]]) -> int:
+def _adapter_bytes(skeleton: Skeleton, peft_model: Any) -> int:
     """Return the size of a safetensors file: 8 bytes of length, a header padded to 8, the data.
 
     https://huggingface.co/docs/safetensors, "Format"; PEFT writes ``{"format": "pt"}``.
     """
-    dtypes = {
-        "torch.float32": "F32",
-        "torch.float16": "F16",
-        "torch.bfloat16": "BF16",
-        "torch.float64": "F64",
-        "torch.int64": "I64",
-    }
+    from peft import get_peft_model_state_dict
+
+    with compat.quiet_libraries():
+        saved = get_peft_model_state_dict(peft_model)
+    tensors = [(full, tensor) for name, tensor in saved.items() for full in skeleton.names(name)]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     # The file has wide types first, then sorted names (safetensors/src/tensor.rs, ``prepare``).
     for name, tensor in sorted(tensors, key=lambda item: (-item[1].element_size(), item[0])):
-        end = offset + tensor.numel() * tensor.element_size()
+        end = offset + tensor.nbytes
         header[name] = {
-            "dtype": dtypes[str(tensor.dtype)],
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }

@@ -1,7 +1,7 @@
 """Parameters and memory of every rank, before any weight is loaded (``rankwise plan``)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
 
@@ -11,7 +11,6 @@ from rankwise.planning.machine_fit import chosen_device
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.setup import longest_input
 from rankwise.planning.memory.step import StepMemory
-from rankwise.planning.meta_model import MetaModel
 from rankwise.planning.params import ParamCount, count_at_rank
 from rankwise.planning.planner import Limits, Planner, Saving, find_limits, find_savings
 from rankwise.planning.prepare import prepare
@@ -34,15 +33,18 @@ class PlanRow:
         rank: r.
         params: exact counts.
         memory: memory of a training step.
-        fits: whether the device has room for it; None without a device.
         margin: bytes left on the device, negative if it does not fit; None without a device.
     """
 
     rank: int
     params: ParamCount
     memory: StepMemory
-    fits: bool | None
     margin: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the device has room; None without a device."""
+        return None if self.margin is None else self.margin >= 0
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,11 @@ class Plan:
 
     Attributes:
         config: the request.
-        task_type: the task that was planned for.
-        device: the device with the kernels that were planned for.
+        task_type: PEFT's task type.
+        device: the device, which decides the kernels.
         room: bytes on the device; None if the request names no device and no memory.
         rows: the plan, rank by rank.
-        by_quantization: bytes of the training peak by quantisation and rank: the same ranks at the
-            request's precision, int8 and NF4.
+        by_quantization: bytes of the training peak by quantisation and rank.
         limits: the most that fits; None without a device.
         savings: what to change first, if the smallest rank does not fit.
         notes: where the plan differs from the request.
@@ -131,67 +132,49 @@ def plan(
         >>> import rankwise
         >>> rankwise.plan("path/to/Llama-2-7b", ranks=[8], device="T4")  # doctest: +SKIP
     """
-    request = _request(model, config, settings)
+    values: dict[str, object] = {**settings}
+    if model is not None:
+        values["model"] = model
+    request = requested_config(PlanConfig, config, values, "a plan")
     device, room = chosen_device(request)
     prepared = prepare(request)
     planner = Planner(prepared.skeleton, prepared.config, device)
-    counts = {
-        rank: count_at_rank(prepared.skeleton, prepared.config, rank) for rank in request.ranks
-    }
-    rows = tuple(
-        _row(rank, counts[rank], memory, room)
-        for rank, memory in planner.by_rank(request.ranks).items()
-    )
-    notes = [*prepared.notes, *_idle_ranks(counts)]
+    rows = []
+    for rank, memory in planner.by_rank(request.ranks).items():
+        params = count_at_rank(prepared.skeleton, prepared.config, rank)
+        rows.append(PlanRow(rank, params, memory, None if room is None else room - memory.needed))
+    notes = [*prepared.notes, *_idle_ranks(rows)]
     if "math" in planner.kernels:
         notes.append(MATH_ATTENTION)
-    limits = savings = None
+    meta = prepared.skeleton.meta
+    limits = None
+    savings: list[Saving] = []
     if room is not None:
-        highest_rank = max(counts[request.ranks[0]].smaller_sides.values())
-        longest = _longest(prepared.skeleton.meta)
+        highest_rank = max(rows[0].params.smaller_sides.values())
+        longest = 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
         limits = find_limits(planner, room, request.ranks, highest_rank, longest)
         if not rows[0].fits:
             savings = find_savings(planner, room, request.ranks[0])
     return Plan(
         config=prepared.on_disk,
-        task_type=prepared.skeleton.meta.task_type,
+        task_type=meta.task_type,
         device=device,
         room=room,
-        rows=rows,
+        rows=tuple(rows),
         by_quantization=_by_quantization(planner, rows),
         limits=limits,
-        savings=tuple(savings or ()),
+        savings=tuple(savings),
         notes=tuple(notes),
     )
 
 
-def _request(model: str | None, config: PlanConfig | None, settings: PlanSettings) -> PlanConfig:
-    values: dict[str, object] = {**settings}
-    if model is not None:
-        values["model"] = model
-    return requested_config(PlanConfig, config, values, "a plan")
-
-
-def _row(rank: int, params: ParamCount, memory: StepMemory, room: int | None) -> PlanRow:
-    if room is None:
-        return PlanRow(rank, params, memory, fits=None, margin=None)
-    margin = room - memory.needed
-    return PlanRow(rank, params, memory, margin >= 0, margin)
-
-
-def _longest(meta: MetaModel) -> int | None:
-    """Return the model's own limit of the length; 0 for a fixed length, None without a limit."""
-    return 0 if meta.task_type == "IMAGE_CLS" else longest_input(meta.model)
-
-
-def _idle_ranks(counts: Mapping[int, ParamCount]) -> Iterator[str]:
-    """Note each rank that is above what a layer can use, with the smallest such layer."""
-    for rank, params in counts.items():
-        name, side = min(params.smaller_sides.items(), key=lambda item: item[1])
-        if side < rank:
-            yield (
-                f"rank {rank} is above {side}, the smaller side of {name}, and adds nothing there"
-            )
+def _idle_ranks(rows: Sequence[PlanRow]) -> Iterator[str]:
+    """Note each rank that is higher than a layer can use, with the smallest such layer."""
+    for row in rows:
+        name, side = min(row.params.smaller_sides.items(), key=lambda item: item[1])
+        if side < row.rank:
+            above = f"rank {row.rank} is above {side}"
+            yield f"{above}, the smaller side of {name}, and adds nothing there"
 
 
 def _by_quantization(planner: Planner, rows: Sequence[PlanRow]) -> dict[str, dict[int, int]]:
@@ -199,11 +182,10 @@ def _by_quantization(planner: Planner, rows: Sequence[PlanRow]) -> dict[str, dic
     requested = planner.config.quantization
     peaks: dict[str, dict[int, int]] = {}
     for name in dict.fromkeys((*COMPARED, requested)):
-        if name == requested:
-            peaks[name] = {row.rank: row.memory.peak_allocated for row in rows}
-            continue
-        config = replace(planner.config, quantization=name)
-        other = Planner(planner.skeleton, config, planner.device, evaluation=False)
-        memories = other.by_rank(config.ranks)
+        memories = {row.rank: row.memory for row in rows}
+        if name != requested:
+            config = replace(planner.config, quantization=name)
+            other = Planner(planner.skeleton, config, planner.device, evaluation=False)
+            memories = other.by_rank(config.ranks)
         peaks[name] = {rank: memory.peak_allocated for rank, memory in memories.items()}
     return peaks

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from rankwise.errors import RequestError
+from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import DeviceKernels
 from rankwise.planning.memory.setup import training_model
 from rankwise.planning.memory.step import StepMemory, TracedStep, interpolate_steps, trace_step
 from rankwise.planning.repeated_blocks import Skeleton
-
-if TYPE_CHECKING:
-    from rankwise.planning.config import PlanConfig
 
 LENGTH_STEP = 128
 """Lengths are tried in multiples of this: kernels pad to it."""
@@ -20,11 +18,17 @@ SEARCH_END = 1 << 24
 """Largest batch size, or number of length steps, that is tried."""
 SAME_MODEL = {"optimizer", "batch_size", "seq_len"}
 """Fields of a request that change neither the model nor a trace of given sizes."""
+REPLACEMENTS = (
+    ("quantization", "none", "nf4"),
+    ("optimizer", "adamw", "adamw-8bit"),
+    ("precision", "fp32", "bf16"),
+    ("attention", "eager", "flash"),
+)
+"""Fields of a request, each with a value and one that needs less memory."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes that a step is traced at."""
+class Sizes(NamedTuple):
+    """The sizes of a traced step."""
 
     rank: int
     batch_size: int
@@ -37,16 +41,16 @@ class Planner:
     Args:
         skeleton: the shortened model.
         config: the request.
-        device: the device that is planned for.
-        evaluation: whether evaluation steps are planned too; without them `StepMemory.peak_eval`
-            holds only what is there before a step.
+        device: the device to plan for.
+        evaluation: whether to plan evaluation steps; without them `StepMemory.peak_eval` counts
+            only the memory before a step.
 
     Attributes:
         kernels: names of the attention kernels that the device chose.
     """
 
     def __init__(
-        self, skeleton: Skeleton, config: "PlanConfig", device: Device, *, evaluation: bool = True
+        self, skeleton: Skeleton, config: PlanConfig, device: Device, *, evaluation: bool = True
     ) -> None:
         self.skeleton = skeleton
         self.config = config
@@ -60,13 +64,12 @@ class Planner:
     def memory(
         self, rank: int, batch_size: int | None = None, seq_len: int | None = None
     ) -> StepMemory:
-        """Return the memory of a traced step; sizes that are not given are the request's."""
-        return self._trace(self._sizes(rank, batch_size, seq_len)).memory(
-            self.config.optimizer, self.device
-        )
+        """Return the memory of a traced step; batch size and length default to the request's."""
+        step = self._trace(self._sizes(rank, batch_size, seq_len))
+        return step.memory(self.config.optimizer, self.device)
 
     def by_rank(self, ranks: Sequence[int]) -> dict[int, StepMemory]:
-        """Return the memory by rank; steps between the lowest and the highest are interpolated."""
+        """Return the memory by rank, interpolated between the lowest and the highest rank."""
         low, high = min(ranks), max(ranks)
         at = self.memory if low == high else self.over_ranks(low, high)
         return {rank: at(rank) for rank in ranks}
@@ -85,7 +88,7 @@ class Planner:
         """Return a function from a length, a multiple of `LENGTH_STEP`, to the memory."""
         lengths = [LENGTH_STEP, 2 * LENGTH_STEP, 3 * LENGTH_STEP]
         if self._sizes(rank) in self._traced and self.config.seq_len % LENGTH_STEP == 0:
-            # The request's own length is traced already, and serves as well as the third.
+            # The length of the request is traced already, and serves as well as the third.
             lengths[2] = max(lengths[2], self.config.seq_len)
         return self._over(lengths, lambda length: self._sizes(rank, seq_len=length))
 
@@ -117,18 +120,17 @@ class Planner:
         return at
 
     def _trace(self, sizes: Sizes) -> TracedStep:
+        kernels = self._device_kernels
         if sizes not in self._traced:
+            config = replace(self.config, batch_size=sizes.batch_size, seq_len=sizes.seq_len)
             if sizes.rank not in self._models:
                 self._models.clear()
                 self._models[sizes.rank] = training_model(
-                    self.skeleton, self.config, sizes.rank, self._device_kernels
+                    self.skeleton, config, sizes.rank, kernels
                 )
+            model = self._models[sizes.rank]
             self._traced[sizes] = trace_step(
-                self.skeleton,
-                replace(self.config, batch_size=sizes.batch_size, seq_len=sizes.seq_len),
-                self._models[sizes.rank],
-                self._device_kernels,
-                evaluation=self.evaluation,
+                self.skeleton, config, model, kernels, evaluation=self.evaluation
             )
         self.kernels |= self._traced[sizes].kernels
         return self._traced[sizes]
@@ -140,11 +142,11 @@ class Limits:
 
     Attributes:
         rank: the largest rank.
-        highest_rank: the rank beyond which more adds nothing in any layer.
-        at_rank: the rank that batch size and length are for.
+        highest_rank: the highest rank that any layer can use.
+        at_rank: the rank of the limits of batch size and length.
         batch_size: the largest batch.
-        seq_len: the longest sequence: a multiple of `LENGTH_STEP` or the model's own limit; None
-            too if the length of the input is fixed.
+        seq_len: the longest sequence, a multiple of `LENGTH_STEP` or the limit of the model; None
+            too for input of a fixed length.
     """
 
     rank: int | None
@@ -160,8 +162,8 @@ class Saving:
 
     Attributes:
         change: the change, as options of the command.
-        saves: bytes by which the need falls.
-        fits: whether the smallest rank fits then.
+        saves: bytes.
+        fits: whether the smallest rank then fits.
     """
 
     change: str
@@ -176,26 +178,20 @@ def find_limits(
 
     Args:
         planner: planner of the request.
-        room: bytes that may be used.
-        ranks: the request's ranks; batch size and length are for the largest of them that fits.
-        highest_rank: the largest of the adapted layers' smaller sides.
-        longest: the model's own limit of the length; 0 if the length is fixed, None if there is no
-            limit.
+        room: bytes available.
+        ranks: the requested ranks; batch size and length are for the largest of them that fits.
+        highest_rank: the highest rank that any layer can use.
+        longest: the limit of the model on the length; 0 for a fixed length, None for no limit.
     """
     over_ranks = planner.over_ranks(min(ranks), max(ranks))
     fitting = [rank for rank in ranks if over_ranks(rank).needed <= room]
     at_rank = max(fitting, default=min(ranks))
     over_batches = planner.over_batches(at_rank)
     seq_len = _find_length(planner, room, at_rank, longest)
-    return Limits(
-        rank=_largest(
-            lambda rank: over_ranks(rank).needed <= room, highest_rank, max(fitting, default=0)
-        ),
-        highest_rank=highest_rank,
-        at_rank=at_rank,
-        batch_size=_largest(lambda size: over_batches(size).needed <= room, SEARCH_END),
-        seq_len=seq_len,
-    )
+    known = max(fitting, default=0)
+    rank = _largest(lambda rank: over_ranks(rank).needed <= room, highest_rank, known)
+    batch_size = _largest(lambda size: over_batches(size).needed <= room, SEARCH_END)
+    return Limits(rank, highest_rank, at_rank, batch_size, seq_len)
 
 
 def _find_length(planner: Planner, room: int, rank: int, longest: int | None) -> int | None:
@@ -222,10 +218,7 @@ def _find_length(planner: Planner, room: int, rank: int, longest: int | None) ->
 def _largest(fits: Callable[[int], bool], most: int, known: int = 0) -> int | None:
     """Return the largest number that fits, from 1 to ``most``; None if 1 does not.
 
-    Args:
-        fits: whether a number fits.
-        most: where to stop.
-        known: a number that fits; 0 if none is known.
+    ``known`` is a number that fits; 0 if none is known.
     """
     if known >= most:
         return most
@@ -249,34 +242,28 @@ def find_savings(planner: Planner, room: int, rank: int) -> list[Saving]:
     """Try what usually saves memory, one change at a time, and return what does, largest first."""
     now = planner.memory(rank).needed
     savings = []
-    for option, changes in _possible_savings(planner):
+    for name, value in _possible_savings(planner).items():
         try:
-            needed = planner.changed(**changes).memory(rank).needed
+            needed = planner.changed(**{name: value}).memory(rank).needed
         except RequestError:
             continue  # the model cannot do that
+        option = "--" + name.replace("_", "-") + ("" if value is True else f" {value}")
         if needed < now:
             savings.append(Saving(option, now - needed, needed <= room))
     return sorted(savings, key=lambda saving: -saving.saves)
 
 
-def _possible_savings(planner: Planner) -> list[tuple[str, dict[str, object]]]:
-    """Return options of the command that may save memory, each with the fields that it changes."""
+def _possible_savings(planner: Planner) -> dict[str, object]:
+    """Return values of fields of the request that may save memory."""
     config = planner.config
-    changes: list[tuple[str, dict[str, object]]] = []
+    changes: dict[str, object] = {}
     if not config.gradient_checkpointing:
-        changes.append(("--gradient-checkpointing", {"gradient_checkpointing": True}))
-    if config.quantization == "none":
-        changes.append(("--quantization nf4", {"quantization": "nf4"}))
-    if config.optimizer == "adamw":
-        changes.append(("--optimizer adamw-8bit", {"optimizer": "adamw-8bit"}))
-    if config.precision == "fp32":
-        changes.append(("--precision bf16", {"precision": "bf16"}))
-    if config.attention == "eager":
-        changes.append(("--attention flash", {"attention": "flash"}))
+        changes["gradient_checkpointing"] = True
+    for name, value, better in REPLACEMENTS:
+        if getattr(config, name) == value:
+            changes[name] = better
     if config.seq_len > 1 and planner.skeleton.meta.task_type != "IMAGE_CLS":
-        half = config.seq_len // 2
-        changes.append((f"--seq-len {half}", {"seq_len": half}))
+        changes["seq_len"] = config.seq_len // 2
     if config.batch_size > 1:
-        half = config.batch_size // 2
-        changes.append((f"--batch-size {half}", {"batch_size": half}))
+        changes["batch_size"] = config.batch_size // 2
     return changes

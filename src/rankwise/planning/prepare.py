@@ -1,17 +1,14 @@
 """A request made ready for planning: its model without weights, shortened, and what differs."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from rankwise.models.config import Quantization
 from rankwise.models.targets import GROUPS, group_pattern
+from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.setup import DTYPES
 from rankwise.planning.meta_model import MetaModel, load_meta_model
 from rankwise.planning.params import lora_config
 from rankwise.planning.repeated_blocks import Skeleton, shorten_stacks
-
-if TYPE_CHECKING:
-    from rankwise.planning.config import PlanConfig
 
 
 @dataclass(frozen=True)
@@ -20,18 +17,18 @@ class PreparedRequest:
 
     Attributes:
         skeleton: the shortened model.
-        config: the request, in terms that PEFT understands.
-        on_disk: the request as given, but with the quantisation of the checkpoint.
+        config: `on_disk`, in terms that PEFT understands.
+        on_disk: the request with the quantisation of the checkpoint.
         notes: where the plan differs from the request.
     """
 
     skeleton: Skeleton
-    config: "PlanConfig"
-    on_disk: "PlanConfig"
+    config: PlanConfig
+    on_disk: PlanConfig
     notes: list[str]
 
 
-def prepare(config: "PlanConfig") -> PreparedRequest:
+def prepare(config: PlanConfig) -> PreparedRequest:
     """Load a request's model without weights and shorten it.
 
     Raises:
@@ -45,7 +42,7 @@ def prepare(config: "PlanConfig") -> PreparedRequest:
         num_labels=config.num_labels,
         trust_remote_code=config.trust_remote_code,
     )
-    on_disk, notes = quantized_as_on_disk(config, meta)
+    on_disk, notes = _quantized_as_on_disk(config, meta)
     named = on_disk
     if on_disk.target_modules in GROUPS:
         pattern = group_pattern(meta.model, str(on_disk.target_modules))
@@ -53,39 +50,29 @@ def prepare(config: "PlanConfig") -> PreparedRequest:
     return PreparedRequest(make_skeleton(meta, named), named, on_disk, [*meta.notes, *notes])
 
 
-def quantized_as_on_disk(config: "PlanConfig", meta: MetaModel) -> tuple["PlanConfig", list[str]]:
+def _quantized_as_on_disk(config: PlanConfig, meta: MetaModel) -> tuple[PlanConfig, list[str]]:
     """Return the request with the quantisation that loading the checkpoint gives, and notes."""
     quantization = getattr(meta.config, "quantization_config", None)
     if not isinstance(quantization, dict):
         return config, []
     method = str(quantization.get("quant_method", "bitsandbytes"))
-    is_bitsandbytes = method == "bitsandbytes"
-    stored: Quantization
-    if is_bitsandbytes and quantization.get("load_in_8bit"):
+    stored: Quantization = "none"
+    if method == "bitsandbytes" and quantization.get("load_in_8bit"):
         stored = "int8"
-    elif is_bitsandbytes and quantization.get("load_in_4bit"):
+    elif method == "bitsandbytes" and quantization.get("load_in_4bit"):
         # FP4 takes the same memory as NF4.
         stored = "nf4-dq" if quantization.get("bnb_4bit_use_double_quant") else "nf4"
-    else:
-        planned = f"is {config.quantization}"
-        if config.quantization == "none":
-            planned = "is not quantised"
-        return config, [
-            f"the checkpoint is quantised on disk by {method}; the figures are for a base that "
-            f"{planned}"
-        ]
-    if config.quantization == "none":
+    if config.quantization == "none" and stored != "none":
         note = f"the checkpoint is {stored} on disk, and is planned so"
         return replace(config, quantization=stored), [note]
-    if config.quantization == stored:
+    if config.quantization == stored != "none":
         return config, []
-    return config, [
-        f"the checkpoint is {stored} on disk; the figures are for a base that is "
-        f"{config.quantization}"
-    ]
+    on_disk = f"quantised on disk by {method}" if stored == "none" else f"{stored} on disk"
+    planned = "not quantised" if config.quantization == "none" else config.quantization
+    return config, [f"the checkpoint is {on_disk}; the figures are for a base that is {planned}"]
 
 
-def make_skeleton(meta: MetaModel, config: "PlanConfig") -> Skeleton:
+def make_skeleton(meta: MetaModel, config: PlanConfig) -> Skeleton:
     """Shorten a model, in place, but keep all blocks that the adapter treats differently."""
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key

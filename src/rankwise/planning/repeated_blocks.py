@@ -1,8 +1,8 @@
 """Repeated blocks: a deep model shortened to the few blocks that stand for the rest.
 
-A transformer is stacks of blocks that repeat with a period: 1 in most models, 2 where attention
-alternates between a window and all tokens. Every period takes the same parameters and memory. So
-planning keeps the first period, one in the middle and the last, and multiplies the middle one.
+The blocks of a transformer repeat with a period: 1 in most models, 2 where attention alternates
+between a window and all tokens. Every period takes the same parameters and memory. So planning
+keeps the first period, one in the middle and the last, and multiplies the middle one.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Stack:
     Attributes:
         name: name of its ``ModuleList`` in the model, for example ``model.layers``.
         middle: names of the kept blocks that stand for others, for example ``("1",)``.
-        represented: names of all blocks that each of them stands for, its own included.
+        represented: names of all blocks that each of them stands for, itself included.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Skeleton:
     stacks: list[Stack]
 
     def copy(self) -> nn.Module:
-        """Return a copy of the shortened model, to be changed."""
+        """Return a copy of the shortened model."""
         return deepcopy(self.meta.model)
 
     def repeats(self, name: str) -> int:
@@ -68,12 +68,10 @@ class Skeleton:
         """
         for stack in self.stacks:
             for kept, represented in zip(stack.middle, stack.represented, strict=True):
-                block = f"{stack.name}.{kept}."
-                at = f"{name}.".find(block)
-                if at == 0 or (at > 0 and name[at - 1] == "."):
-                    front = name[: at + len(stack.name) + 1]
-                    behind = name[at + len(block) - 1 :]
-                    return [f"{front}{key}{behind}" for key in represented]
+                front, block, behind = f".{name}.".partition(f".{stack.name}.{kept}.")
+                if block:
+                    names = (f"{front}.{stack.name}.{key}.{behind}" for key in represented)
+                    return [full_name.strip(".") for full_name in names]
         return [name]
 
 
@@ -97,8 +95,8 @@ def shorten_stacks(
 
     Args:
         model: a model without adapters.
-        tell_apart: maps a layer's name to a value, for example the pattern that matches it. Blocks
-            for which the values differ are not the same.
+        tell_apart: maps the name of a layer to a value, such as the pattern that matches it; blocks
+            with different values are not the same.
     """
     stacks: list[Stack] = []
     for name, module in list(model.named_modules()):
@@ -117,10 +115,10 @@ def _shorten(
     tell_apart: Callable[[str], object],
 ) -> Stack | None:
     signatures = [_signature(f"{name}.{key}", block, tell_apart) for key, block in blocks.items()]
-    found = _find_repetition(signatures)
-    if found is None:
+    repetition = _find_repetition(signatures)
+    if repetition is None:
         return None
-    start, period, times = found
+    start, period, times = repetition
     keys = list(blocks)
     middle = tuple(keys[start + period : start + 2 * period])
     represented = tuple(
@@ -156,7 +154,7 @@ def _find_repetition(signatures: Sequence[Any]) -> tuple[int, int, int] | None:
     for period in range(1, min(MAX_PERIOD, depth // MIN_STACK) + 1):
         start = 0
         while start < depth:
-            # Go on while each block equals the one a period earlier.
+            # Continue while each block equals the one a period earlier.
             end = start + period
             while end < depth and signatures[end] == signatures[end - period]:
                 end += 1

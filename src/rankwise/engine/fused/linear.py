@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwise.models.quantization import dequantized, is_quantized
+from rankwise.models.compat import dequantize_bnb
+from rankwise.models.quantization import is_quantized
 
 # Sibling layers to which modelling code passes the same input, in the order in which it calls them.
 SHARED_INPUT = (
@@ -234,7 +235,7 @@ def is_fusable(layer: nn.Module) -> bool:
 def frozen_weight(base: Any) -> torch.Tensor:
     """Return a layer's weight in full precision, (d_out, d_in)."""
     if is_quantized(base):
-        return dequantized(base)
+        return dequantize_bnb(base)
     weight: torch.Tensor = base.weight
     return weight.t() if type(base).__name__ == "Conv1D" else weight
 

@@ -7,9 +7,7 @@ from rankwise.errors import RequestError, nearest
 
 GIB, MIB = 2**30, 2**20
 CONTEXT = 512 * MIB
-"""Bytes of a CUDA context with its kernels, which the driver takes outside PyTorch's allocator.
-
-They differ by card, driver and kernels loaded; this is a cautious figure for cards not measured."""
+"""Bytes of a CUDA context, outside PyTorch's allocator: a cautious figure for unmeasured cards."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +16,9 @@ class Device:
 
     Attributes:
         name: the name that ``--device`` takes.
-        total_bytes: all memory, as the driver reports it to PyTorch
-            (``torch.cuda.mem_get_info``): less than the label says.
-        capability: CUDA compute capability times ten; it decides which kernels there are. 0 for
-            the CPU. AMD's cards have the kernels of capability 80.
+        total_bytes: all memory as ``torch.cuda.mem_get_info`` reports it, less than the label says.
+        capability: CUDA compute capability times ten, which decides the kernels; 0 for the CPU,
+            80 for AMD's cards.
         context_bytes: bytes that the driver takes before the first tensor.
     """
 
@@ -42,6 +39,10 @@ class Device:
         CUDA: ``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``.
         """
         return 1 if self.is_cpu else 512
+
+    def allocated(self, size: int) -> int:
+        """Return the bytes that an allocation of ``size`` bytes takes."""
+        return -(-size // self.allocation_block) * self.allocation_block
 
     @property
     def workspace_bytes(self) -> int:
@@ -105,14 +106,12 @@ def find_device(name: object) -> Device:
     if text in devices:
         return devices[text]
     similar = [key for key in devices if text and key.startswith(text)]
-    similar = similar or [key for key in devices if key in text]
+    similar += [key for key in devices if key in text]
     hint = nearest(str(name).upper(), DEVICES)
     if similar:
         hint = f" (did you mean {devices[similar[0]].name!r}?)"
-    raise RequestError(
-        f"device {name!r} is not known{hint}; known: {', '.join(DEVICES)}, cpu; "
-        "or give --memory 24GB"
-    )
+    known = f"{', '.join(DEVICES)}, cpu; or give --memory 24GB"
+    raise RequestError(f"device {name!r} is not known{hint}; known: {known}")
 
 
 def _plain(name: str) -> str:

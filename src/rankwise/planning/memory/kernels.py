@@ -56,10 +56,7 @@ class DeviceKernels(TorchFunctionMode):
         return self._replacements.get(func, func)(*args, **(kwargs or {}))
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[Any], "DeviceKernels"]:
-        """Return contexts for a block's first and second forward pass.
-
-        They are for the ``context_fn`` of `torch.utils.checkpoint.checkpoint`.
-        """
+        """Return the two contexts of a block, as ``torch.utils.checkpoint``'s ``context_fn``."""
         return nullcontext(), self
 
     def _attend(
@@ -74,39 +71,35 @@ class DeviceKernels(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """Take the place of ``scaled_dot_product_attention``, with its parameters."""
-        kernel = self._choose(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        options = (dropout_p, is_causal, scale, enable_gqa)
+        call = compat.AttentionCall(query, key, value, attn_mask, *options)
+        kernel = self._choose(call)
         self.chosen.add(kernel)
         if kernel == "flash":
-            return compat.flash_attention(query, key, value, dropout_p, is_causal, scale)
+            return compat.flash_attention(call)
         if kernel == "math":
-            return compat.math_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-            )
+            return compat.math_attention(call)
+        mask = attn_mask
+        if mask is not None and mask.dtype == torch.bool:  # fused kernels add it to the scores
+            added = torch.zeros_like(mask, dtype=query.dtype)
+            mask = added.masked_fill_(mask.logical_not(), -inf)
         if kernel == "cpu":
-            mask = _additive(attn_mask, query.dtype)
-            return compat.cpu_attention(query, key, value, mask, dropout_p, is_causal, scale)
+            return compat.cpu_attention(call._replace(mask=mask))
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key = key.repeat_interleave(groups, dim=1)
             value = value.repeat_interleave(groups, dim=1)
-        mask = _additive(attn_mask, query.dtype)
         if mask is not None:
             mask = mask.expand(*query.shape[:3], key.shape[2])
-        return compat.efficient_attention(query, key, value, mask, dropout_p, is_causal, scale)
+        return compat.efficient_attention(call._replace(key=key, value=value, mask=mask))
 
-    def _choose(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        *options: Any,
-    ) -> str:
+    def _choose(self, call: compat.AttentionCall) -> str:
         """Choose as ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`` does on CUDA."""
+        query, key, value, mask = call[:4]
         if self.device.is_cpu:
             sizes = tuple((tensor.shape[1], tensor.shape[3]) for tensor in (query, key, value))
             mask_kind = None if mask is None else (mask.shape[1], mask.dtype)
-            return _choose_on_cpu(sizes, query.dtype, mask_kind, *options)
+            return _choose_on_cpu(sizes, query.dtype, mask_kind, *call[4:])
         width = query.shape[-1]
         flash_takes_width = width == value.shape[-1] and width <= 256
         flash_takes_inputs = mask is None and query.dtype in HALF_PRECISION and flash_takes_width
@@ -129,14 +122,8 @@ def _choose_on_cpu(
     mask = None
     if mask_kind is not None:
         mask = torch.zeros(1, mask_kind[0], 2, 2, dtype=mask_kind[1])
-    return "cpu" if compat.cpu_fuses_attention(query, key, value, mask, *options) else "math"
-
-
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Turn a mask of booleans into one that is added to the scores."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -inf)
+    call = compat.AttentionCall(query, key, value, mask, *options)
+    return "cpu" if compat.cpu_fuses_attention(call) else "math"
 
 
 def _softmax(x: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -182,7 +169,7 @@ def _grouped_mm(rows: Tensor, weight: Tensor, **_: Any) -> Tensor:
 
 
 def _flash_scratch(gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Count padded fp32 gradients of the queries, and grouped keys' and values' whole gradients.
+    """Count padded fp32 gradients of the queries, and gradients of grouped keys and values.
 
     See ``aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp``, ``mha_bwd``.
     """
@@ -204,9 +191,11 @@ def _softmax_scratch(gradient: Tensor, *_: Any, **__: Any) -> int:
     return gradient.numel() * gradient.element_size()
 
 
-CUDA_SCRATCH: dict[Any, Callable[..., int]] = {
-    compat.softmax_backward(): _softmax_scratch,
-    compat.flash_attention_backward(): _flash_scratch,
-    compat.efficient_attention_backward(): _efficient_scratch,
-}
+CUDA_SCRATCH: dict[Any, Callable[..., int]] = dict(
+    zip(
+        compat.attention_backward(),
+        (_softmax_scratch, _flash_scratch, _efficient_scratch),
+        strict=True,
+    )
+)
 """Bytes that a CUDA kernel allocates besides its outputs, from the operator's arguments."""

@@ -14,22 +14,21 @@ MIN_PAGED = 100_000
 
 @dataclass(frozen=True)
 class TrainedParameter:
-    """A trainable parameter of the shortened model.
-
-    Attributes:
-        shape: its dimensions.
-        itemsize: bytes of a number.
-        repeats: how many parameters of the whole model it stands for.
-    """
+    """A trainable parameter of the shortened model; the whole model has ``repeats`` of it."""
 
     shape: tuple[int, ...]
-    itemsize: int
+    itemsize: int  # bytes of a number
     repeats: int = 1
 
     @property
     def numbers(self) -> int:
-        """Count the numbers in it."""
+        """Count of its numbers."""
         return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.numbers * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class OptimizerMemory:
 
     Attributes:
         states: states on the device between steps.
-        paged: states in unified memory, which the driver moves to the host when the device is
-            full. PyTorch does not count them.
+        paged: states in unified memory, which PyTorch does not count.
         scratch: bytes allocated during a step and released.
     """
 
@@ -53,21 +51,19 @@ def optimizer_memory(
 ) -> OptimizerMemory:
     """Return the memory of an optimizer.
 
-    torch.optim's states have the parameter's precision; those of the others have 32 bits (or 8),
-    whatever that is. torch.optim steps all parameters at once on CUDA (``foreach``), one after the
-    other on the CPU.
+    States of torch.optim have the precision of the parameter, others 32 bits (or 8). torch.optim
+    steps all parameters at once on CUDA (``foreach``), one after the other on the CPU.
 
     Args:
-        name: one of `rankwise.planning.config.OPTIMIZERS`.
+        name: one of `rankwise.planning.config.Optimizer`.
         parameters: the trainable parameters.
         on_cpu: plan for the CPU.
-        block: allocations are rounded up to multiples of it, in bytes.
+        block: bytes of which each allocation takes a multiple.
     """
     states = paged = largest = total = largest_update = 0
     for parameter in parameters:
-        size = parameter.numbers * parameter.itemsize
-        largest = max(largest, size)
-        total += size * parameter.repeats
+        largest = max(largest, parameter.size)
+        total += parameter.size * parameter.repeats
         # Adafactor: the squared gradient and the update; for a parameter in half precision also
         # fp32 copies of it and its gradient.
         update = (8 if parameter.itemsize == 4 else 16) * parameter.numbers
@@ -89,28 +85,10 @@ def optimizer_memory(
     return OptimizerMemory(states, paged, scratch)
 
 
-def _adam(parameter: TrainedParameter) -> list[int]:
-    """Size two states like the parameter (torch/optim/adam.py, ``_init_group``)."""
-    return [parameter.itemsize * parameter.numbers] * 2
-
-
-def _momentum(parameter: TrainedParameter) -> list[int]:
-    """Size a copy of the gradient (torch/optim/sgd.py)."""
-    return [parameter.itemsize * parameter.numbers]
-
-
-def _adam_32bit(parameter: TrainedParameter) -> list[int]:
-    return [4 * parameter.numbers] * 2
-
-
 def _adam_8bit(parameter: TrainedParameter) -> list[int]:
     if parameter.numbers < MIN_8BIT:
-        return _adam_32bit(parameter)
+        return [4 * parameter.numbers] * 2
     return [parameter.numbers, 4 * math.ceil(parameter.numbers / STATE_BLOCK)] * 2
-
-
-def _lion(parameter: TrainedParameter) -> list[int]:
-    return [4 * parameter.numbers]
 
 
 def _adafactor(parameter: TrainedParameter) -> list[int]:
@@ -122,12 +100,12 @@ def _adafactor(parameter: TrainedParameter) -> list[int]:
 
 
 STATES: dict[str, Callable[[TrainedParameter], list[int]]] = {
-    "adamw": _adam,
+    "adamw": lambda parameter: [parameter.size] * 2,  # torch/optim/adam.py, _init_group
     "adamw-8bit": _adam_8bit,
-    "paged-adamw": _adam_32bit,
+    "paged-adamw": lambda parameter: [4 * parameter.numbers] * 2,
     "paged-adamw-8bit": _adam_8bit,
-    "sgd": _momentum,
+    "sgd": lambda parameter: [parameter.size],  # the momentum: torch/optim/sgd.py
     "adafactor": _adafactor,
-    "lion": _lion,
+    "lion": lambda parameter: [4 * parameter.numbers],
 }
 """Bytes of each tensor that an optimizer keeps for a parameter."""

@@ -1,7 +1,7 @@
 """Quantised linear layers without weights: what bitsandbytes keeps and allocates, on ``meta``.
 
-bitsandbytes' layers need its compiled library to quantise a weight. The layers here take the same
-memory at the same moments, and need nothing. Sources: ``bitsandbytes/nn/modules.py``,
+The layers of bitsandbytes need its compiled library to quantise a weight. The layers here take the
+same memory at the same moments without it. Sources: ``bitsandbytes/nn/modules.py``,
 ``autograd/_functions.py`` (``MatMul4Bit``, ``MatMul8bitLt``, ``MatMul8bitFp``) and
 ``backends/cuda/ops.py`` (``_dequant_linear_fallback``), version 0.50; ``peft/tuners/lora/bnb.py``
 for the adapter around them.
@@ -33,8 +33,8 @@ class QuantizedLinear(nn.Linear):
     Args:
         source: the layer to replace (``nn.Linear`` or GPT-2's ``Conv1D``).
         dtype: precision of the dequantised weight and of the computation.
-        on_cpu: plan for the CPU, where bitsandbytes dequantises inside one operator, and its
-            scratch is no tensor of PyTorch's.
+        on_cpu: plan for the CPU, where bitsandbytes dequantises inside an operator, outside
+            PyTorch's allocator.
     """
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool) -> None:
@@ -50,7 +50,11 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """A dequantised copy (d_out, d_in), which PEFT needs for DoRA."""
-        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+        return QuantizedLinear.dequantize(self, self.dtype)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight (d_out, d_in)."""
+        return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
 
     def add_frozen(self, name: str, count: int, dtype: torch.dtype) -> None:
         """Add a frozen parameter of ``count`` numbers."""
@@ -59,7 +63,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class NF4Linear(QuantizedLinear):
-    """bitsandbytes' ``Linear4bit`` with NF4, with or without double quantisation."""
+    """``Linear4bit`` of bitsandbytes with NF4, with or without double quantisation."""
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool, double: bool) -> None:
         super().__init__(source, dtype, on_cpu)
@@ -79,12 +83,12 @@ class NF4Linear(QuantizedLinear):
         scales = None
         if self.is_nested:
             scales = torch.empty(self.scales, dtype=torch.float32, device="meta")
-        weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+        weight = super().dequantize(dtype)
         del scales
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., d_in) to (..., d_out) in the computing precision; return the input's."""
+        """Map (..., d_in) to (..., d_out) in the computing precision, then cast to that of x."""
         input_dtype = x.dtype
         x = x.to(self.dtype)
         return _NF4MatMul.apply(x, self).to(input_dtype)
@@ -108,19 +112,15 @@ class _NF4MatMul(torch.autograd.Function):
 
 
 class Int8Linear(QuantizedLinear):
-    """bitsandbytes' ``Linear8bitLt`` in training, with the default threshold and no outliers."""
+    """``Linear8bitLt`` of bitsandbytes in training: default threshold, no outliers."""
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool) -> None:
         super().__init__(source, dtype, on_cpu)
         self.add_frozen("rows", self.in_features * self.out_features, torch.int8)
         self.add_frozen("row_scales", self.out_features, torch.float32)
 
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight (d_out, d_in)."""
-        return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., d_in) to (..., d_out) in the input's precision."""
+        """Map (..., d_in) to (..., d_out) in the precision of the input."""
         if self.bias is not None and self.bias.dtype != x.dtype:
             self.bias.data = self.bias.data.to(x.dtype)
         return _Int8MatMul.apply(x, self)
@@ -169,10 +169,9 @@ class QuantizedLora(LoraLinear):
         lora_b: Any = self.lora_B[adapter]
         x = x.to(lora_a.weight.dtype)
         if adapter in self.lora_variant:  # DoRA
-            variant = self.lora_variant[adapter]
-            return variant.forward(self, active_adapter=adapter, x=x, result=result).to(
-                result.dtype
-            )
+            forward = self.lora_variant[adapter].forward
+            output: Tensor = forward(self, active_adapter=adapter, x=x, result=result)
+            return output.to(result.dtype)
         added = lora_b(lora_a(self.lora_dropout[adapter](x))) * self.scaling[adapter]
         return result + added.to(result.dtype)
 
@@ -180,14 +179,14 @@ class QuantizedLora(LoraLinear):
 def quantize(
     model: Any, quantization: str, dtype: torch.dtype, on_cpu: bool, keep: tuple[str, ...]
 ) -> None:
-    """Replace a model's linear layers, in place, as loading it quantised would.
+    """Replace the linear layers of a model, in place, as loading it quantised would.
 
     Args:
         model: a transformers model without adapters.
         quantization: int8, nf4 or nf4-dq.
         dtype: the computing precision.
         on_cpu: plan for the CPU.
-        keep: names of modules to leave as they are, because they are trained in full.
+        keep: names of modules to leave as they are.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -198,16 +197,12 @@ def quantize(
         is_linear = type(module) is nn.Linear or isinstance(module, Conv1D)
         if not is_linear or not should_convert_module(name, skipped):
             continue
-        layer: QuantizedLinear
         if quantization == "int8":
-            layer = Int8Linear(module, dtype, on_cpu)
+            model.set_submodule(name, Int8Linear(module, dtype, on_cpu))
         else:
-            layer = NF4Linear(module, dtype, on_cpu, double=quantization == "nf4-dq")
-        model.set_submodule(name, layer)
-    if quantization == "int8":
-        model.is_loaded_in_8bit = True
-    else:
-        model.is_loaded_in_4bit = True
+            is_double = quantization == "nf4-dq"
+            model.set_submodule(name, NF4Linear(module, dtype, on_cpu, double=is_double))
+    setattr(model, "is_loaded_in_8bit" if quantization == "int8" else "is_loaded_in_4bit", True)
 
 
 def largest_dequantized(model: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """The model as a LoRA or QLoRA script sets it up for training, without weights, and its batch."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,13 +8,11 @@ from torch import nn
 from rankwise.errors import RequestError
 from rankwise.models.auto import first_position, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.kernels import DeviceKernels
 from rankwise.planning.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
 from rankwise.planning.params import make_peft_model
 from rankwise.planning.repeated_blocks import Skeleton
-
-if TYPE_CHECKING:
-    from rankwise.planning.config import PlanConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POSITIONS = ("wpe", "embed_positions", "position_embeddings")
@@ -22,15 +20,11 @@ POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
 
 def training_model(
-    skeleton: Skeleton, config: "PlanConfig", rank: int, kernels: DeviceKernels
+    skeleton: Skeleton, config: PlanConfig, rank: int, kernels: DeviceKernels
 ) -> Any:
     """Quantise the shortened model, prepare it for training and put the adapter on.
 
-    Args:
-        skeleton: the shortened model.
-        config: the request.
-        rank: r.
-        kernels: gradient checkpointing runs blocks again with them.
+    Gradient checkpointing runs blocks again with ``kernels``.
 
     Raises:
         RequestError: PEFT or transformers refuse.
@@ -50,7 +44,7 @@ def training_model(
     return peft_model.train()
 
 
-def _quantize(model: Any, skeleton: Skeleton, config: "PlanConfig", on_cpu: bool) -> None:
+def _quantize(model: Any, skeleton: Skeleton, config: PlanConfig, on_cpu: bool) -> None:
     from peft import prepare_model_for_kbit_training
 
     dtype = DTYPES[config.precision]
@@ -58,9 +52,8 @@ def _quantize(model: Any, skeleton: Skeleton, config: "PlanConfig", on_cpu: bool
     on_disk = getattr(model.config, "quantization_config", None) or {}
     unquantized = on_disk.get("llm_int8_skip_modules") or ()
     heads = trained_heads(skeleton.meta.task_type)
-    quantize(
-        model, config.quantization, dtype, on_cpu, (*config.modules_to_save, *heads, *unquantized)
-    )
+    keep = (*config.modules_to_save, *heads, *unquantized)
+    quantize(model, config.quantization, dtype, on_cpu, keep)
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     for module in model.modules():
         if isinstance(module, NF4Linear) and module.bias is not None:
@@ -69,20 +62,16 @@ def _quantize(model: Any, skeleton: Skeleton, config: "PlanConfig", on_cpu: bool
 
 
 def _checkpoint(model: Any, task_type: str, kernels: DeviceKernels) -> None:
+    options = {"use_reentrant": False, "context_fn": kernels.checkpoint_contexts}
     try:
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={
-                "use_reentrant": False,
-                "context_fn": kernels.checkpoint_contexts,
-            }
-        )
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     except ValueError as error:
         raise RequestError(f"gradient_checkpointing: {first_sentence(error)}") from None
     if task_type not in ("IMAGE_CLS", "SPEECH_SEQ2SEQ"):
         model.enable_input_require_grads()
 
 
-def training_batch(skeleton: Skeleton, config: "PlanConfig") -> dict[str, torch.Tensor]:
+def training_batch(skeleton: Skeleton, config: PlanConfig) -> dict[str, torch.Tensor]:
     """Return a training batch of full length on the ``meta`` device.
 
     Raises:

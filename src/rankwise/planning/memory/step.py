@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from rankwise.errors import RequestError
 from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.planning.config import PlanConfig
+from rankwise.planning.memory import trace
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import CUDA_SCRATCH, DeviceKernels
 from rankwise.planning.memory.optimizers import TrainedParameter, optimizer_memory
@@ -22,16 +24,8 @@ from rankwise.planning.memory.trace import (
     OPTIMIZER,
     PARTS,
     WEIGHTS,
-    Record,
-    Recorder,
-    interpolate_records,
-    peak_and_end,
-    recording,
 )
 from rankwise.planning.repeated_blocks import Skeleton
-
-if TYPE_CHECKING:
-    from rankwise.planning.config import PlanConfig
 
 
 @dataclass(frozen=True)
@@ -42,18 +36,17 @@ class StepMemory:
         weights: the frozen base: parameters, buffers, quantisation scales.
         adapter: all trainable parameters: the adapter and modules trained in full.
         gradients: gradients of the trainable parameters.
-        optimizer: the optimizer's states.
-        activations: the rest of the peak: what forward and backward keep and allocate, scratch of
-            the optimizer, the kernels and cuBLAS. If the peak comes before all gradients are
-            there, they later take memory that activations release. That memory is counted once,
-            as gradients.
+        optimizer: states of the optimizer.
+        activations: the rest of the peak: tensors of forward and backward, and scratch of the
+            optimizer, the kernels and cuBLAS. Memory that gradients take over from activations
+            after the peak counts as gradients.
         logits: logits, their copies and gradients, and the loss, at the highest moment.
         context: bytes of the driver, outside PyTorch's allocator.
         peak_allocated: the figure that ``torch.cuda.max_memory_allocated`` shows.
         peak_eval: the same figure for an evaluation between training steps.
         optimizer_paged: optimizer states in unified memory; no part of the peak.
-        master_weights: fp32 copies of parameters trained in half precision. 0: PEFT keeps the
-            adapter in fp32, and the step keeps no copies of modules trained in full.
+        master_weights: fp32 copies of parameters trained in half precision; always 0, because
+            PEFT keeps the adapter in fp32.
         largest_dequantized: the largest weight that is dequantised for a moment; part of
             `activations` if that is the highest moment.
         at_peak: bytes by part at the highest moment.
@@ -84,18 +77,11 @@ class StepMemory:
         return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True)
-class ResidentStorage:
-    """A storage that is there before the step.
+class ResidentStorage(NamedTuple):
+    """A storage that is there before the step; the whole model has ``repeats`` of it."""
 
-    Attributes:
-        size: bytes.
-        trains: whether it belongs to a trainable parameter.
-        repeats: how many storages of the whole model it stands for.
-    """
-
-    size: int
-    trains: bool
+    size: int  # bytes
+    trains: bool  # belongs to a trainable parameter
     repeats: int
 
 
@@ -113,8 +99,8 @@ class TracedStep:
         largest_dequantized: see `StepMemory`.
     """
 
-    training: Record
-    evaluation: Record | None
+    training: trace.Record
+    evaluation: trace.Record | None
     resident: tuple[ResidentStorage, ...]
     inputs: tuple[int, ...]
     parameters: tuple[TrainedParameter, ...]
@@ -125,15 +111,14 @@ class TracedStep:
         """Add everything up for the whole model."""
         block = device.allocation_block
         states = optimizer_memory(optimizer, self.parameters, on_cpu=device.is_cpu, block=block)
-        start = self._before(device)
+        start = self._before_step(device)
         start[OPTIMIZER] = states.states
-        peak, end = peak_and_end(start, self.training.sections(block))
-        optimizer_step = end.copy()
-        optimizer_step[OPTIMIZER] += states.scratch
-        if optimizer_step.sum() > peak.sum():
-            peak = optimizer_step
+        peak, end = trace.peak_and_end(start, self.training.sections(block))
+        if end.sum() + states.scratch > peak.sum():  # the optimizer's step
+            peak = end.copy()
+            peak[OPTIMIZER] += states.scratch
         evaluation = [] if self.evaluation is None else self.evaluation.sections(block)
-        peak_eval, _ = peak_and_end(start, evaluation)
+        peak_eval, _ = trace.peak_and_end(start, evaluation)
 
         at_peak = {part: int(size) for part, size in zip(PARTS, peak, strict=True)}
         parts = {part: int(size) for part, size in zip(PARTS, start, strict=True)}
@@ -160,21 +145,19 @@ class TracedStep:
         have_same_events = all(record.has_events_of(same) for record, same in records)
         return have_same_events and len(self.resident) == len(other.resident)
 
-    def _before(self, device: Device) -> np.ndarray:
+    def _before_step(self, device: Device) -> np.ndarray:
         """Return bytes by part before the step, without optimizer states."""
-        block = device.allocation_block
         start = np.zeros(len(PARTS), dtype=np.int64)
         for storage in self.resident:
             part = ADAPTER if storage.trains else WEIGHTS
-            start[part] += -(-storage.size // block) * block * storage.repeats
-        inputs = sum(-(-size // block) * block for size in self.inputs)
-        start[ACTIVATIONS] = device.workspace_bytes + inputs
+            start[part] += device.allocated(storage.size) * storage.repeats
+        start[ACTIVATIONS] = device.workspace_bytes + sum(map(device.allocated, self.inputs))
         return start
 
 
 def trace_step(
     skeleton: Skeleton,
-    config: "PlanConfig",
+    config: PlanConfig,
     model: Any,
     kernels: DeviceKernels,
     *,
@@ -198,11 +181,11 @@ def trace_step(
     """
     inputs = training_batch(skeleton, config)
     kernels.chosen.clear()
+    evaluated = None
     with quiet_libraries(), kernels:
-        training = _trace_training(model, skeleton, inputs, kernels.device)
-        evaluated = None
+        training = _record(model, skeleton, inputs, kernels.device, train=True)
         if evaluation:
-            evaluated = _trace_evaluation(model, skeleton, inputs, kernels.device)
+            evaluated = _record(model, skeleton, inputs, kernels.device, train=False)
     parameters = [
         TrainedParameter(tuple(parameter.shape), parameter.itemsize, skeleton.repeats(name))
         for name, parameter in model.named_parameters()
@@ -219,51 +202,41 @@ def trace_step(
     )
 
 
-def _trace_training(
-    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], device: Device
-) -> Record:
-    model.train()
-    with recording(model, skeleton, inputs, _recorder(skeleton, device)) as step:
-        with _refusing(skeleton):
+def _record(
+    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], device: Device, *, train: bool
+) -> trace.Record:
+    """Record a forward pass and, in training, the backward pass."""
+    model.train(train)
+    recorder = trace.Recorder({} if device.is_cpu else CUDA_SCRATCH, logit_classes(skeleton))
+    recording = trace.recording(model, skeleton, inputs, recorder)
+    with torch.set_grad_enabled(train), recording:
+        with _refusing(skeleton.meta.name):
             output = model(**inputs)
-        if getattr(output, "loss", None) is None:
-            raise RequestError(f"model {skeleton.meta.name!r} returns no loss; no plan for it")
-        step.begin_backward()
-        with _refusing(skeleton):
-            output.loss.backward()
-        step.end_backward()
-        record = step.so_far()
-    del output
+        if train:
+            if getattr(output, "loss", None) is None:
+                raise RequestError(f"model {skeleton.meta.name!r} returns no loss; no plan for it")
+            recorder.begin_backward()
+            with _refusing(skeleton.meta.name):
+                output.loss.backward()
+            for parameter in model.parameters():
+                number = None if parameter.grad is None else recorder.number(parameter.grad)
+                if number is not None:
+                    recorder.parts[number] = GRADIENTS
+        record = recorder.record()
     model.zero_grad(set_to_none=True)
     return record
 
 
-def _trace_evaluation(
-    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], device: Device
-) -> Record:
-    model.eval()
-    recorder = _recorder(skeleton, device)
-    with torch.no_grad(), recording(model, skeleton, inputs, recorder) as step:
-        with _refusing(skeleton):
-            model(**inputs)
-        return step.so_far()
-
-
-def _recorder(skeleton: Skeleton, device: Device) -> Recorder:
-    return Recorder({} if device.is_cpu else CUDA_SCRATCH, logit_classes(skeleton))
-
-
 @contextmanager
-def _refusing(skeleton: Skeleton) -> Iterator[None]:
+def _refusing(name: str) -> Iterator[None]:
     """Turn the errors of a model that does not take such inputs into refusals."""
     try:
         yield
     except RequestError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise RequestError(
-            f"model {skeleton.meta.name!r} cannot run this step: {first_sentence(error)}"
-        ) from error
+        message = f"model {name!r} cannot run this step: {first_sentence(error)}"
+        raise RequestError(message) from error
 
 
 def _resident(model: Any, skeleton: Skeleton) -> tuple[ResidentStorage, ...]:
@@ -276,12 +249,9 @@ def _resident(model: Any, skeleton: Skeleton) -> tuple[ResidentStorage, ...]:
 
 
 def interpolate_steps(points: Sequence[tuple[int, TracedStep]], at: int) -> TracedStep | None:
-    """Return the step at a rank, batch size or length from the steps at a few.
+    """Return the step at a rank, batch size or length; None if the points' events differ.
 
-    See `interpolate_records`. Everything else is linear, and follows from the first and last step.
-
-    Returns:
-        None if the traced steps do not have the same events.
+    `trace.interpolate_records` has the formula. Sizes outside the records are linear.
     """
     steps = [step for _, step in points]
     first, last = steps[0], steps[-1]
@@ -296,10 +266,10 @@ def interpolate_steps(points: Sequence[tuple[int, TracedStep]], at: int) -> Trac
     evaluations = [(x, step.evaluation) for x, step in points if step.evaluation is not None]
     return replace(
         first,
-        training=interpolate_records([(x, step.training) for x, step in points], at),
-        evaluation=interpolate_records(evaluations, at) if evaluations else None,
+        training=trace.interpolate_records([(x, step.training) for x, step in points], at),
+        evaluation=trace.interpolate_records(evaluations, at) if evaluations else None,
         resident=tuple(
-            replace(low, size=line(low.size, high.size))
+            low._replace(size=line(low.size, high.size))
             for low, high in zip(first.resident, last.resident, strict=True)
         ),
         inputs=tuple(map(line, first.inputs, last.inputs)),

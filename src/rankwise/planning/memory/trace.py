@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import RequestError
 from rankwise.models.compat import reads_value, tensors_in
@@ -99,13 +100,12 @@ class Record:
 def interpolate_records(points: Sequence[tuple[int, Record]], at: int) -> Record:
     """Return the record at a rank, batch size or length from the records at a few.
 
-    A tensor's size is a product of its dimensions: linear in the rank and in the batch size, of
-    second degree at most in the length. So two or three records give all others exactly, by
-    Lagrange's formula.
+    The size of a tensor is a product of its dimensions: linear in the rank and in the batch size,
+    quadratic at most in the length. So Lagrange's formula on two or three records is exact.
 
     Args:
         points: records of the same events, each with its rank (or batch size, or length).
-        at: the rank (or batch size, or length) that is wanted.
+        at: the wanted rank (or batch size, or length).
     """
     sizes = np.zeros(len(points[0][1].sizes))
     for x, record in points:
@@ -118,7 +118,7 @@ def interpolate_records(points: Sequence[tuple[int, Record]], at: int) -> Record
 
 
 class Recorder(StorageTracker):
-    """Records when each storage on ``meta`` is allocated and when it is released.
+    """Records when each storage on ``meta`` is allocated and released, and where sections begin.
 
     Args:
         scratch: bytes that an operator needs besides its outputs, from its arguments, by operator.
@@ -132,12 +132,47 @@ class Recorder(StorageTracker):
         self.sizes: list[int] = []
         self.parts: list[int] = []
         self.events: list[int] = []
+        self._marks = [(0, 1)]
+        self._is_backward = False
+
+    def record(self) -> Record:
+        """Return everything recorded up to now."""
+        sizes, parts, events = (
+            np.array(numbers, dtype=np.int64) for numbers in (self.sizes, self.parts, self.events)
+        )
+        return Record(sizes, parts, events, tuple(self._marks))
+
+    def begin_backward(self) -> None:
+        """End the forward pass."""
+        self._is_backward = True
+        self._begin_section(1)
+
+    def watch(self, block: nn.Module, repeats: int) -> list[RemovableHandle]:
+        """Begin a section when a block's forward or backward pass begins; return the hooks.
+
+        The backward pass begins when the gradient of the block's output is there.
+        """
+
+        def on_call(module: nn.Module, args: Any) -> None:
+            if not self._is_backward:  # gradient checkpointing calls blocks again in backward
+                self._begin_section(repeats)
+
+        def on_output(module: nn.Module, args: Any, output: Any) -> None:
+            if self._is_backward:
+                return
+            trained = next((out for out in tensors_in(output) if out.requires_grad), None)
+            if trained is not None:
+                trained.register_hook(lambda gradient: self._begin_section(repeats))
+
+        return [block.register_forward_pre_hook(on_call), block.register_forward_hook(on_output)]
+
+    def _begin_section(self, repeats: int) -> None:
+        if repeats != self._marks[-1][1]:
+            self._marks.append((len(self.events), repeats))
 
     def allocated(self, tensor: Tensor) -> int | None:
         """Record a storage on ``meta``; ignore others."""
-        if not tensor.is_meta:
-            return None
-        return self._allocate(tensor.untyped_storage().nbytes(), tensor)
+        return self._allocate(tensor.untyped_storage().nbytes(), tensor) if tensor.is_meta else None
 
     def freed(self, number: int) -> None:
         """Record a release."""
@@ -152,9 +187,9 @@ class Recorder(StorageTracker):
         if reads_value(operator) and args[0].is_meta:
             if args[0].dtype is torch.bool:
                 return True
+            dtype = args[0].dtype
             raise RequestError(
-                f"this model's forward pass depends on the values of its {args[0].dtype} input; "
-                "no plan for it"
+                f"the forward pass depends on the values of a {dtype} input; no plan"
             )
         if operator is torch.ops.aten.nonzero.default and args[0].is_meta:
             result = args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
@@ -169,7 +204,7 @@ class Recorder(StorageTracker):
         return result
 
     def _allocate(self, size: int, tensor: Tensor) -> int:
-        """Record an allocation of ``size`` bytes, by the shape of ``tensor``; return its number."""
+        """Record an allocation whose part follows from a tensor's shape; return its number."""
         number = len(self.sizes)
         is_logits = tensor.dim() > 1 and self.classes in (tensor.shape[-1], tensor.shape[1])
         self.events.append(number)
@@ -184,117 +219,48 @@ def _is_pointwise(operator: Any) -> bool:
 
 
 _pointwise_layouts: dict[Any, tuple[Any, Any, torch.dtype]] = {}
-"""Shape, strides and precision of pointwise results, by operator and arguments (see below)."""
+"""Shape, strides and precision of pointwise results, by operator and arguments."""
 
 
 def _run_pointwise(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a pointwise operator, whose result on ``meta`` follows from the layouts of its arguments.
+    """Run a pointwise operator once for each layout of its arguments, unless it writes to one.
 
-    PyTorch computes it in Python, which takes half of a trace; a model's blocks repeat, and so do
-    the arguments. Operators that write to an argument always run.
+    The layout of the result follows from theirs. PyTorch computes it in Python, which takes half
+    of a trace.
     """
     key = (operator, *map(_layout, args), *((name, _layout(kwargs[name])) for name in kwargs))
     if key in _pointwise_layouts:
         shape, stride, dtype = _pointwise_layouts[key]
         return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
     result = operator(*args, **kwargs)
-    is_new = isinstance(result, Tensor) and not any(
-        result is value for value in (*args, *kwargs.values())
-    )
-    if is_new and result.is_meta:
+    writes_to_argument = any(result is value for value in (*args, *kwargs.values()))
+    if isinstance(result, Tensor) and result.is_meta and not writes_to_argument:
         _pointwise_layouts[key] = (tuple(result.shape), result.stride(), result.dtype)
     return result
 
 
 def _layout(value: Any) -> Any:
-    """Return what a pointwise result's layout depends on: of numbers the type, of tensors more."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     return type(value), str(value)
 
 
-class StepRecording:
-    """A step while it is recorded: its allocations, and marks where its sections begin.
-
-    A block's forward pass begins when the block is called. Its backward pass begins when the
-    gradient of its output is there.
-    """
-
-    def __init__(self, model: nn.Module, skeleton: Skeleton, recorder: Recorder) -> None:
-        self._model = model
-        self._recorder = recorder
-        self._is_backward = False
-        self._marks: list[tuple[int, int]] = [(0, 1)]
-        self._hooks: list[Any] = []
-        names = [name for name, _ in model.named_modules()]
-        for stack in skeleton.stacks:
-            full_name = next(name for name in names if f".{name}".endswith(f".{stack.name}"))
-            for name, block in model.get_submodule(full_name).named_children():
-                repeats = stack.repeats if name in stack.middle else 1
-                self._hooks.append(block.register_forward_pre_hook(self._on_call(repeats)))
-                self._hooks.append(block.register_forward_hook(self._on_output(repeats)))
-
-    def begin_backward(self) -> None:
-        """End the forward pass."""
-        self._is_backward = True
-        self._mark(1)
-
-    def end_backward(self) -> None:
-        """Count the parameters' gradients as such, not as activations."""
-        for parameter in self._model.parameters():
-            if parameter.grad is not None:
-                number = self._recorder.number(parameter.grad)
-                if number is not None:
-                    self._recorder.parts[number] = GRADIENTS
-
-    def so_far(self) -> Record:
-        """Return everything recorded up to now."""
-        return Record(
-            np.array(self._recorder.sizes, dtype=np.int64),
-            np.array(self._recorder.parts, dtype=np.int64),
-            np.array(self._recorder.events, dtype=np.int64),
-            tuple(self._marks),
-        )
-
-    def remove_hooks(self) -> None:
-        """Take the hooks off the model."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _mark(self, repeats: int) -> None:
-        """Begin a section that runs so often."""
-        if repeats != self._marks[-1][1]:
-            self._marks.append((len(self._recorder.events), repeats))
-
-    def _on_call(self, repeats: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            if not self._is_backward:  # gradient checkpointing calls blocks again in backward
-                self._mark(repeats)
-
-        return hook
-
-    def _on_output(self, repeats: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._is_backward:
-                return
-            for tensor in tensors_in(output):
-                if tensor.requires_grad:
-                    tensor.register_hook(lambda gradient: self._mark(repeats))
-                    return
-
-        return hook
-
-
 @contextmanager
 def recording(
     model: nn.Module, skeleton: Skeleton, inputs: Mapping[str, Tensor], recorder: Recorder
-) -> Iterator[StepRecording]:
+) -> Iterator[None]:
     """Record a step inside the ``with`` block; the model and its inputs are there before."""
     for tensor in (*model.parameters(), *model.buffers(), *inputs.values()):
         recorder.ignore(tensor)
-    step = StepRecording(model, skeleton, recorder)
+    names = [name for name, _ in model.named_modules()]
+    hooks = []
+    for stack in skeleton.stacks:
+        full_name = next(name for name in names if f".{name}".endswith(f".{stack.name}"))
+        for name, block in model.get_submodule(full_name).named_children():
+            hooks += recorder.watch(block, stack.repeats if name in stack.middle else 1)
     try:
         with recorder.tracking():
-            yield step
+            yield
     finally:
-        step.remove_hooks()
+        for hook in hooks:
+            hook.remove()
