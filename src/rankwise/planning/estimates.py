@@ -85,7 +85,7 @@ def estimate_training_memory(
         seq_len: s, tokens per sequence.
         num_heads: a; default d / 128, at least 1.
         fused_attention: attention does not keep its s x s scores.
-        gradient_checkpointing: keep only the blocks' inputs and compute the rest again.
+        gradient_checkpointing: keep only the inputs of blocks and compute the rest again.
 
     Returns:
         ``rank``; ``lora_params`` and ``base_params``, counts; ``weights_bytes``, ``adapter_bytes``,
@@ -110,23 +110,16 @@ def estimate_training_memory(
     r = check_whole("rank", rank, at_least=1, at_most=d)
     b = check_whole("batch_size", batch_size, at_least=1)
     s = check_whole("seq_len", seq_len, at_least=1)
-    modules = check_whole(
-        "modules_per_layer", modules_per_layer, at_least=1, at_most=BLOCK_MATRICES
-    )
+    check_whole("modules_per_layer", modules_per_layer, at_least=1, at_most=BLOCK_MATRICES)
     heads = max(1, d // 128)
     if num_heads is not None:
         heads = check_whole("num_heads", num_heads, at_least=1)
 
     width = 4 if precision == "fp32" else 2
-    lora_params = estimate_lora_params(d, r, blocks, modules_per_layer=modules)
+    lora_params = estimate_lora_params(d, r, blocks, modules_per_layer=modules_per_layer)
     base_params = blocks * BLOCK_MATRICES * d**2
-    activations = _activation_bytes(
-        s * b * d,
-        blocks,
-        width,
-        scores=0.0 if fused_attention else 5 * heads * s / d,
-        gradient_checkpointing=gradient_checkpointing,
-    )
+    scores = 0.0 if fused_attention else 5 * heads * s / d
+    activations = _activation_bytes(s * b * d, blocks, width, scores, gradient_checkpointing)
     weights = round(base_params * WEIGHT_BYTES[precision])
     adapter, gradients, optimizer = _trained_bytes(lora_params, width)
     total = weights + adapter + gradients + optimizer + activations
@@ -159,7 +152,7 @@ def _trained_bytes(params: int, width: int) -> tuple[int, int, int]:
 
 
 def _activation_bytes(
-    numbers: int, blocks: int, width: int, *, scores: float, gradient_checkpointing: bool
+    numbers: int, blocks: int, width: int, scores: float, gradient_checkpointing: bool
 ) -> int:
     """Return bytes of activations: ``s b d (34 + 5 a s / d)`` a block at two bytes a number.
 

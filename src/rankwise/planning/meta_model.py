@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,14 +40,14 @@ class MetaModel:
         name: directory or hub id.
         task_type: a key of `AUTO_CLASSES`.
         attention: ``eager`` or ``sdpa``.
-        notes: where the model differs from the request.
+        notes: differences between model and request.
     """
 
     model: nn.Module
     name: str
     task_type: str
     attention: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def config(self) -> Any:
@@ -108,16 +108,14 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
     place, gguf_file = load_arguments(name)
     if gguf_file:
         check_model_files(name)
-    else:
-        directory = model_directory(name)
-        if directory is not None:
-            _check_config_file(directory / "config.json", trust_remote_code)
-    labels = {} if num_labels is None else {"num_labels": num_labels}
+    elif directory := model_directory(name):
+        _check_config_file(directory / "config.json", trust_remote_code)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **gguf_file}
+    if num_labels is not None:
+        options["num_labels"] = num_labels
     try:
         with quiet_libraries():
-            config = AutoConfig.from_pretrained(
-                place, trust_remote_code=trust_remote_code, **gguf_file, **labels
-            )
+            config = AutoConfig.from_pretrained(place, **options)
             content = config.to_dict()
             if not gguf_file:  # the file itself, without the defaults of the config's class
                 content, _ = PretrainedConfig.get_config_dict(name)
@@ -214,12 +212,8 @@ def _build(
     auto_class: Any = getattr(transformers, AUTO_CLASSES[task])
     # Without no_init_weights the initial values, which meta drops, are computed in Python.
     with quiet_libraries(), torch.device("meta"), no_init_weights():
-        return auto_class.from_config(
-            config,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-        )
+        options = {"dtype": dtype, "attn_implementation": attention}
+        return auto_class.from_config(config, trust_remote_code=trust_remote_code, **options)
 
 
 def _untie_output(model: Any) -> None:

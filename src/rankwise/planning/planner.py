@@ -123,15 +123,12 @@ class Planner:
         kernels = self._device_kernels
         if sizes not in self._traced:
             config = replace(self.config, batch_size=sizes.batch_size, seq_len=sizes.seq_len)
-            if sizes.rank not in self._models:
+            model = self._models.get(sizes.rank)
+            if model is None:
+                model = training_model(self.skeleton, config, sizes.rank, kernels)
                 self._models.clear()
-                self._models[sizes.rank] = training_model(
-                    self.skeleton, config, sizes.rank, kernels
-                )
-            model = self._models[sizes.rank]
-            self._traced[sizes] = trace_step(
-                self.skeleton, config, model, kernels, evaluation=self.evaluation
-            )
+                self._models[sizes.rank] = model
+            self._traced[sizes] = trace_step(self.skeleton, config, model, kernels, self.evaluation)
         self.kernels |= self._traced[sizes].kernels
         return self._traced[sizes]
 

@@ -19,7 +19,7 @@ class PreparedRequest:
         skeleton: the shortened model.
         config: `on_disk`, in terms that PEFT understands.
         on_disk: the request with the quantisation of the checkpoint.
-        notes: where the plan differs from the request.
+        notes: differences between plan and request.
     """
 
     skeleton: Skeleton

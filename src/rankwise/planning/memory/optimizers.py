@@ -33,17 +33,11 @@ class TrainedParameter:
 
 @dataclass(frozen=True)
 class OptimizerMemory:
-    """Bytes of an optimizer for all trainable parameters together.
+    """Bytes of an optimizer for all trainable parameters together."""
 
-    Attributes:
-        states: states on the device between steps.
-        paged: states in unified memory, which PyTorch does not count.
-        scratch: bytes allocated during a step and released.
-    """
-
-    states: int
-    paged: int
-    scratch: int
+    states: int  # on the device between steps
+    paged: int  # states in unified memory, which PyTorch does not count
+    scratch: int  # allocated during a step and released
 
 
 def optimizer_memory(
@@ -73,15 +67,13 @@ def optimizer_memory(
             paged += parameter.repeats * rounded
         else:
             states += parameter.repeats * rounded
+    scratch = 0  # in place: torch/optim/sgd.py after its first step, kernels of bitsandbytes
     if name == "adamw":
         # sqrt(v); on the CPU also its quotient, while that of the previous parameter is there
         # (torch/optim/adam.py, _multi_tensor_adam and _single_tensor_adam).
         scratch = 3 * largest if on_cpu else total
     elif name == "adafactor":
-        # One parameter at a time (transformers/optimization.py, Adafactor.step).
-        scratch = largest_update
-    else:
-        scratch = 0  # in place: torch/optim/sgd.py after its first step, bitsandbytes' kernels
+        scratch = largest_update  # transformers/optimization.py, Adafactor.step
     return OptimizerMemory(states, paged, scratch)
 
 

@@ -87,25 +87,15 @@ class ResidentStorage(NamedTuple):
 
 @dataclass(frozen=True)
 class TracedStep:
-    """A training step and an evaluation step of the shortened model.
+    """A training step and an evaluation step of the shortened model."""
 
-    Attributes:
-        training: the forward and backward pass.
-        evaluation: a forward pass without gradients; None if it was not traced.
-        resident: parameters and buffers.
-        inputs: bytes of each tensor of the batch.
-        parameters: the trainable parameters.
-        kernels: names of the attention kernels.
-        largest_dequantized: see `StepMemory`.
-    """
-
-    training: trace.Record
-    evaluation: trace.Record | None
-    resident: tuple[ResidentStorage, ...]
-    inputs: tuple[int, ...]
-    parameters: tuple[TrainedParameter, ...]
-    kernels: frozenset[str]
-    largest_dequantized: int
+    training: trace.Record  # the forward and backward pass
+    evaluation: trace.Record | None  # a forward pass without gradients
+    resident: tuple[ResidentStorage, ...]  # parameters and buffers
+    inputs: tuple[int, ...]  # bytes of each tensor of the batch
+    parameters: tuple[TrainedParameter, ...]  # the trainable ones
+    kernels: frozenset[str]  # names of the attention kernels
+    largest_dequantized: int  # as in `StepMemory`
 
     def memory(self, optimizer: str, device: Device) -> StepMemory:
         """Add everything up for the whole model."""
@@ -156,24 +146,19 @@ class TracedStep:
 
 
 def trace_step(
-    skeleton: Skeleton,
-    config: PlanConfig,
-    model: Any,
-    kernels: DeviceKernels,
-    *,
-    evaluation: bool = True,
+    skeleton: Skeleton, config: PlanConfig, model: Any, kernels: DeviceKernels, evaluation: bool
 ) -> TracedStep:
     """Trace a training step.
 
     The step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second
     or a later one, so that optimizer states are there and gradients are not; ``output`` lives
-    until its end. Gradient checkpointing is the non-reentrant kind. There is no autocast.
+    until its end. Gradient checkpointing is not reentrant. There is no autocast.
 
     Args:
         skeleton: the shortened model.
-        config: batch, length, precision, quantisation and the rest.
+        config: the request.
         model: the model that `training_model` returned; it may be traced more than once.
-        kernels: the device's.
+        kernels: the kernels of the device.
         evaluation: whether to trace an evaluation step too.
 
     Raises:
@@ -187,9 +172,9 @@ def trace_step(
         if evaluation:
             evaluated = _record(model, skeleton, inputs, kernels.device, train=False)
     parameters = [
-        TrainedParameter(tuple(parameter.shape), parameter.itemsize, skeleton.repeats(name))
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        TrainedParameter(tuple(tensor.shape), tensor.itemsize, skeleton.repeats(name))
+        for name, tensor in model.named_parameters()
+        if tensor.requires_grad
     ]
     return TracedStep(
         training=training,
@@ -277,5 +262,5 @@ def interpolate_steps(points: Sequence[tuple[int, TracedStep]], at: int) -> Trac
             replace(low, shape=tuple(map(line, low.shape, high.shape)))
             for low, high in zip(first.parameters, last.parameters, strict=True)
         ),
-        kernels=frozenset().union(*(step.kernels for step in steps)),
+        kernels=first.kernels.union(*(step.kernels for step in steps)),
     )

@@ -27,29 +27,18 @@ WEIGHTS, ADAPTER, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS = range(len(PARTS))
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a step that runs once, or once for each repetition of a stack's middle period.
+    """A part of a step that runs ``repeats`` times, as the middle period of a stack does."""
 
-    Attributes:
-        changes: bytes by event and part (events, parts); a release is negative.
-        repeats: how often it runs, one after the other.
-    """
-
-    changes: np.ndarray
+    changes: np.ndarray  # (events, parts), bytes; a release is negative
     repeats: int
 
 
 def peak_and_end(start: np.ndarray, sections: list[Section]) -> tuple[np.ndarray, np.ndarray]:
-    """Return bytes by part when their sum is largest, and bytes by part at the end.
-
-    Args:
-        start: bytes by part before the first section (parts,).
-        sections: the step, in order.
-    """
+    """Return bytes by part when their sum is largest, and at the end, from those at the start."""
     now, peak = start, start
     for section in sections:
         net = section.changes.sum(axis=0)
-        # A repeated section peaks in its last run if each run leaves something behind, else in
-        # its first.
+        # A repeated section peaks in its last run if each run leaves something, else in its first.
         earlier_runs = (section.repeats - 1) * net if net.sum() > 0 else 0 * net
         course = now + earlier_runs + np.cumsum(section.changes, axis=0)  # (events, parts)
         if len(course):
@@ -61,19 +50,12 @@ def peak_and_end(start: np.ndarray, sections: list[Section]) -> tuple[np.ndarray
 
 @dataclass(frozen=True)
 class Record:
-    """All allocations and releases of a step, in order.
+    """All allocations and releases of a step, in order."""
 
-    Attributes:
-        sizes: bytes by allocation.
-        parts: index into `PARTS` by allocation.
-        events: the number of an allocation, or its complement when it is released.
-        marks: (event, repeats of the section that begins there); the first is at event 0.
-    """
-
-    sizes: np.ndarray
-    parts: np.ndarray
-    events: np.ndarray
-    marks: tuple[tuple[int, int], ...]
+    sizes: np.ndarray  # bytes by allocation
+    parts: np.ndarray  # index into `PARTS` by allocation
+    events: np.ndarray  # the number of an allocation, or its complement when it is released
+    marks: tuple[tuple[int, int], ...]  # (first event, repeats) of each section
 
     def sections(self, block: int) -> list[Section]:
         """Return the record section by section, with sizes rounded up to multiples of ``block``."""
