@@ -32,14 +32,6 @@ MIXTRAL_NAMES = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 
 @dataclass(frozen=True)
-class LayerParams:
-    """Trainable parameters of a layer: of its adapter, or all if it is trained in full."""
-
-    name: str
-    params: int
-
-
-@dataclass(frozen=True)
 class ParamCount:
     """The parameters of a model with its adapter, as PEFT counts them.
 
@@ -48,7 +40,7 @@ class ParamCount:
             ``PeftModel.get_nb_trainable_parameters`` counts them.
         all: base model, adapter and the copies of modules trained in full; tied weights once.
         adapter_bytes: size of ``adapter_model.safetensors``.
-        layers: the trainable parameters, layer by layer.
+        layers: the trainable parameters by layer: of its adapter, or all if it is trained in full.
         smaller_sides: the smaller side of each adapted layer, the highest rank of its ``B @ A``;
             by name in the skeleton.
     """
@@ -56,7 +48,7 @@ class ParamCount:
     trainable: int
     all: int
     adapter_bytes: int
-    layers: tuple[LayerParams, ...]
+    layers: dict[str, int]
     smaller_sides: dict[str, int]
 
     @property
@@ -79,7 +71,7 @@ def count_params(skeleton: Skeleton, peft_model: Any) -> ParamCount:
         trainable=layers.total(),
         all=total,
         adapter_bytes=_adapter_bytes(skeleton, peft_model),
-        layers=tuple(LayerParams(name, layers[name]) for name in sorted(layers, key=natural_order)),
+        layers={name: layers[name] for name in sorted(layers, key=natural_order)},
         smaller_sides=_smaller_sides(peft_model),
     )
 

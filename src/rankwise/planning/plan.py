@@ -92,7 +92,7 @@ class Plan:
                     "at_peak": row.memory.at_peak,
                     "fits": row.fits,
                     "margin": row.margin,
-                    "layers": {layer.name: layer.params for layer in row.params.layers},
+                    "layers": row.params.layers,
                 }
                 for row in self.rows
             ],

@@ -102,18 +102,14 @@ def shorten_stacks(
     for name, module in list(model.named_modules()):
         is_inside = any(name.startswith(f"{stack.name}.") for stack in stacks)
         if type(module) is nn.ModuleList and not is_inside:
-            stack = _shorten(model, name, dict(module.named_children()), tell_apart)
+            stack = _shorten(model, name, tell_apart)
             if stack is not None:
                 stacks.append(stack)
     return stacks
 
 
-def _shorten(
-    model: nn.Module,
-    name: str,
-    blocks: dict[str, nn.Module],
-    tell_apart: Callable[[str], object],
-) -> Stack | None:
+def _shorten(model: nn.Module, name: str, tell_apart: Callable[[str], object]) -> Stack | None:
+    blocks = dict(model.get_submodule(name).named_children())
     signatures = [_signature(f"{name}.{key}", block, tell_apart) for key, block in blocks.items()]
     repetition = _find_repetition(signatures)
     if repetition is None:
@@ -148,9 +144,8 @@ def _shorten_configs(model: nn.Module, depth: int, kept: list[int]) -> None:
 
 def _find_repetition(signatures: Sequence[Any]) -> tuple[int, int, int] | None:
     """Return (start, period, times) of the repetition that leaves the fewest blocks, if any."""
-    depth = len(signatures)
-    fewest = depth
-    best: tuple[int, int, int] | None = None
+    fewest = depth = len(signatures)
+    best = None
     for period in range(1, min(MAX_PERIOD, depth // MIN_STACK) + 1):
         start = 0
         while start < depth:
@@ -166,9 +161,9 @@ def _find_repetition(signatures: Sequence[Any]) -> tuple[int, int, int] | None:
     return best
 
 
-def _signature(name: str, block: nn.Module, tell_apart: Callable[[str], object]) -> tuple[Any, ...]:
+def _signature(name: str, block: nn.Module, tell_apart: Callable[[str], object]) -> list[Any]:
     """Describe a block by all that shapes its memory: classes, settings, shapes, ``tell_apart``."""
-    parts: list[Any] = []
+    parts = []
     for key, module in block.named_modules():
         settings = [
             (attribute, value)
@@ -181,8 +176,6 @@ def _signature(name: str, block: nn.Module, tell_apart: Callable[[str], object])
             (leaf, tuple(parameter.shape), str(parameter.dtype))
             for leaf, parameter in module.named_parameters(recurse=False)
         ]
-        full_name = f"{name}.{key}" if key else name
-        parts.append(
-            (key, type(module), tuple(sorted(settings)), tuple(shapes), tell_apart(full_name))
-        )
-    return tuple(parts)
+        treatment = tell_apart(f"{name}.{key}" if key else name)
+        parts.append((key, type(module), sorted(settings), shapes, treatment))
+    return parts

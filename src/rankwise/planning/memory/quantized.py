@@ -152,13 +152,10 @@ class _Int8MatMul(torch.autograd.Function):
 
 
 class QuantizedLora(LoraLinear):
-    """PEFT's adapter around a quantised layer.
-
-    See ``peft.tuners.lora.bnb.Linear4bit`` and ``Linear8bitLt``.
-    """
+    """PEFT's adapter around a quantised layer, as ``peft.tuners.lora.bnb`` has it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Add the adapter's output, in the adapter's precision, to the frozen layer's."""
+        """Add the output of the adapter, in its precision, to that of the frozen layer."""
         result = self.base_layer(x, *args, **kwargs)
         if isinstance(self.base_layer, NF4Linear):
             result = result.clone()
@@ -207,9 +204,5 @@ def quantize(
 
 def largest_dequantized(model: nn.Module) -> int:
     """Return bytes of the largest weight that is dequantised during a step; 0 without any."""
-    sizes = [
-        module.in_features * module.out_features * module.dtype.itemsize
-        for module in model.modules()
-        if isinstance(module, QuantizedLinear)
-    ]
-    return max(sizes, default=0)
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    return max((layer.weight.nbytes for layer in layers), default=0)

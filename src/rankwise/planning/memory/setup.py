@@ -101,7 +101,7 @@ def training_batch(skeleton: Skeleton, config: PlanConfig) -> dict[str, torch.Te
 
 
 def longest_input(model: nn.Module) -> int | None:
-    """Return how many tokens a model has learned positions for; None if it computes positions."""
+    """Return the number of learned positions of a model; None if it computes positions."""
     limits = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in POSITIONS:
