@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rankwise.engine.batches import EpochSampler, epoch_batches
+from rankwise.engine.batches import EpochSampler, epoch_batches, longest_rows
 
 LENGTHS = [int(length) for length in np.random.default_rng(0).integers(3, 60, size=403)]
 
@@ -42,3 +42,9 @@ def test_the_sampler_moves_on_with_each_epoch() -> None:
     for epoch, rows in enumerate(epochs):
         assert rows == [row for batch in epoch_batches(LENGTHS, 8, 3, epoch) for row in batch]
     assert len(order) == 403
+
+
+def test_the_longest_rows_are_those_with_most_tokens() -> None:
+    rows = longest_rows(LENGTHS, 5)
+    assert sorted(LENGTHS[row] for row in rows) == sorted(LENGTHS)[-5:]
+    assert len(longest_rows(LENGTHS, 500)) == 403

@@ -1,6 +1,6 @@
 import torch
 
-from rankwise.engine.peak_memory import peak_live_bytes
+from rankwise.engine.peak_memory import optimizer_states, peak_live_bytes
 
 KIB = 1024
 
@@ -39,3 +39,12 @@ def test_a_step_of_a_linear_layer_needs_what_a_count_by_hand_says() -> None:
     assert (
         weights + inputs + weights <= measured <= weights + inputs + weights + output + 4 * scalar
     )
+
+
+def test_adam_keeps_two_moments_and_a_step_count_for_each_parameter() -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    assert optimizer_states(optimizer) == []
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert sum(state.numel() for state in optimizer_states(optimizer)) == 2 * (6 + 2) + 2

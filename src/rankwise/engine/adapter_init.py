@@ -1,18 +1,14 @@
 """Adapters before training: initial values from the seed, from data, or from the base's weights."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import peft
 import torch
-from peft import (
-    EvaConfig,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    initialize_lora_eva_weights,
-)
+from peft import PeftModel
 from transformers import set_seed
 
 from rankwise.engine.config import BASE_CHANGING_INITS
@@ -23,18 +19,13 @@ from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries, reinitialize
 
 EVA_BATCH = 64  # examples in each step of EVA's incremental decomposition
-# Steps after which the data do not distinguish as many directions as the rank asks for.
-MAX_EVA_STEPS = 500
+MAX_EVA_STEPS = 500  # after so many, the data have fewer distinct directions than the rank
 
 
 def saved_modules(base: BaseModel) -> dict[str, dict[str, torch.Tensor]]:
     """Return a copy of the weights of modules trained in full, by module."""
-    return {
-        name: {
-            key: value.clone() for key, value in base.model.get_submodule(name).state_dict().items()
-        }
-        for name in base.trained_in_full
-    }
+    modules = {name: base.model.get_submodule(name) for name in base.trained_in_full}
+    return {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
 
 
 def attach_adapter(
@@ -48,11 +39,10 @@ def attach_adapter(
 
     Args:
         base: base without adapters.
-        trial: trial whose seed sets the initial values of the head and the adapter.
+        trial: its seed sets the initial values of the head and the adapter.
         saved: weights from `saved_modules`, which replace those that an earlier trial left.
         use_dora: see `rankwise.engine.config.TrainingConfig`.
-        init: see `rankwise.engine.config.TrainingConfig`. EVA's values need data;
-            `initialize_from_data` sets them afterwards.
+        init: see there too. EVA's values need data: `initialize_from_data` sets them afterwards.
     """
     model = base.model
     for name, state in saved.items():
@@ -60,7 +50,7 @@ def attach_adapter(
     set_seed(trial.seed)
     for name in base.newly_initialized:
         reinitialize(model, model.get_submodule(name))
-    config = LoraConfig(
+    config = peft.LoraConfig(
         task_type=base.objective.task_type,
         r=trial.rank,
         lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
@@ -68,11 +58,13 @@ def attach_adapter(
         lora_dropout=0.0,
         use_dora=use_dora,
         init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]
-        eva_config=EvaConfig(rho=1.0) if init == "eva" else None,  # 1.0: every layer keeps its rank
+        eva_config=peft.EvaConfig(rho=1.0)
+        if init == "eva"
+        else None,  # 1.0: layers keep their rank
         target_modules=list(base.targets),
         modules_to_save=list(base.trained_in_full) or None,
     )
-    return get_peft_model(model, config)
+    return peft.get_peft_model(model, config)
 
 
 def untrained_adapter(base: BaseModel) -> Adapter:
@@ -92,7 +84,7 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
 
     Embeddings are left out: none is trained, and PEFT would ask the hub to find out.
     """
-    return get_peft_model_state_dict(model, save_embedding_layers=False)
+    return peft.get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def json_config(model: PeftModel) -> dict[str, Any]:
@@ -102,9 +94,7 @@ def json_config(model: PeftModel) -> dict[str, Any]:
     """
     config = model.active_peft_config.to_dict()
     config.update(inference_mode=True, init_lora_weights=True, eva_config=None)
-    return {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-    }
+    return {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
 
 
 @contextmanager
@@ -114,15 +104,13 @@ def base_restored(base: BaseModel, init: str) -> Iterator[None]:
     The copies take as much memory as the layers that get an adapter.
 
     Raises:
-        RequestError: a ``Conv1D`` layer with OLoRA: PEFT would take its weight for the transpose.
+        RequestError: OLoRA on a ``Conv1D`` layer: PEFT would take its weight for the transpose.
     """
     layers: dict[str, Any] = {}
     if init in BASE_CHANGING_INITS:
         layers = {name: base.model.get_submodule(name) for name in base.targets}
     if init == "olora" and any(type(layer).__name__ == "Conv1D" for layer in layers.values()):
-        raise RequestError(
-            "init 'olora' does not support GPT-2's Conv1D layers; take pissa, or default"
-        )
+        raise RequestError("init 'olora' does not support GPT-2's Conv1D layers; take pissa")
     weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     try:
         yield
@@ -143,18 +131,17 @@ def initialize_from_data(
 
     Args:
         model: model with an adapter whose ``init_lora_weights`` is ``"eva"``.
-        rank: rank r.
+        rank: rank r of the adapter.
         batches: rows of training examples, at least r in each batch.
-        collate: function that makes a padded batch from rows.
+        collate: makes a padded batch from rows.
 
     Raises:
         RequestError: there are too few examples.
         RankwiseError: the decomposition does not converge.
     """
     if not batches:
-        raise RequestError(
-            f"init 'eva' at rank {rank} needs at least {max(EVA_BATCH, rank)} training examples"
-        )
+        needed = max(EVA_BATCH, rank)
+        raise RequestError(f"init 'eva' at rank {rank} needs at least {needed} training examples")
 
     def token_mask(batch: dict[str, torch.Tensor], _: Any) -> torch.Tensor:
         return batch["attention_mask"].bool()  # (n, L)
@@ -165,7 +152,7 @@ def initialize_from_data(
             states = states[tokens]
         return states.contiguous()  # (T, d_in)
 
-    initialize_lora_eva_weights(
+    peft.initialize_lora_eva_weights(
         model,
         _LimitedBatches(batches, collate, rank),
         prepare_model_inputs_fn=token_mask,
@@ -174,16 +161,14 @@ def initialize_from_data(
     )
 
 
+@dataclass
 class _LimitedBatches:
-    """Batches over which PEFT repeats until its decomposition converges, up to `MAX_EVA_STEPS`."""
+    """Batches that PEFT repeats until its decomposition converges, up to `MAX_EVA_STEPS`."""
 
-    def __init__(
-        self, batches: Sequence[Sequence[int]], collate: Callable[[Sequence[int]], Any], rank: int
-    ) -> None:
-        self.batches = batches
-        self.collate = collate
-        self.rank = rank
-        self.steps = 0
+    batches: Sequence[Sequence[int]]
+    collate: Callable[[Sequence[int]], Any]
+    rank: int
+    steps: int = 0
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -193,8 +178,7 @@ class _LimitedBatches:
             self.steps += 1
             if self.steps > MAX_EVA_STEPS:
                 raise RankwiseError(
-                    f"init 'eva' at rank {self.rank}: the directions of the layers' inputs have "
-                    f"not converged after {MAX_EVA_STEPS} batches; try a smaller rank, more "
-                    "training data or another init"
+                    f"init 'eva' at rank {self.rank} has not converged after {MAX_EVA_STEPS} "
+                    "batches; try a smaller rank, more training data or another init"
                 )
             yield self.collate(batch)

@@ -1,6 +1,7 @@
 """Order of the training examples: a function of the seed and the epoch alone."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -12,16 +13,16 @@ def epoch_batches(
 ) -> list[list[int]]:
     """Draw an epoch's batches: shuffled, with examples of similar length together.
 
-    So little of a batch is padding. Examples are shuffled and split into pools; a pool is sorted by
-    length and split into batches; the batches are shuffled, so that length does not drift through
-    the epoch. With at least four pools, where the data allow, an example meets other examples in
-    every epoch. A last batch that is not full stays last.
+    Sorting by length leaves little padding in a batch. Examples are shuffled and split into pools;
+    a pool is sorted and split into batches; the batches are shuffled, so that length does not drift
+    through the epoch. With at least four pools, where the data allow, an example meets different
+    examples in every epoch. A last batch that is not full stays last.
 
     Args:
         lengths: number of tokens of each example, (N,).
         batch_size: number of examples in a batch.
-        seed: seed of the trial.
-        epoch: epoch, counted from 0.
+        seed: the trial's seed.
+        epoch: counted from 0.
 
     Returns:
         Batches of row numbers, together all N.
@@ -38,14 +39,13 @@ def epoch_batches(
     return shuffled + batches[full:]
 
 
-class EpochSampler:
-    """Sampler for a data loader, with the rows of `epoch_batches`; each iteration is an epoch.
+def longest_rows(lengths: Sequence[int], count: int) -> list[int]:
+    """Return the rows of the longest examples, from which a step's peak memory is measured."""
+    return sorted(range(len(lengths)), key=lengths.__getitem__)[-count:]
 
-    Args:
-        lengths: see `epoch_batches`.
-        batch_size: see `epoch_batches`.
-        seed: see `epoch_batches`.
-    """
+
+class EpochSampler:
+    """Sampler for a data loader: each iteration yields the rows of the next `epoch_batches`."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths = lengths
@@ -59,5 +59,4 @@ class EpochSampler:
     def __iter__(self) -> Iterator[int]:
         batches = epoch_batches(self.lengths, self.batch_size, self.seed, self.epoch)
         self.epoch += 1
-        for batch in batches:
-            yield from batch
+        return chain.from_iterable(batches)

@@ -32,8 +32,6 @@ class TrainingConfig(Settings):
     """Settings of training that all trials of a sweep share.
 
     Attributes:
-        epochs: passes over the training examples.
-        batch_size: examples in a batch.
         init: initial values of the adapter, one of `INITS`.
         use_dora: train magnitudes as well (DoRA, Liu et al. 2024, section 4).
         loraplus_ratio: learning rate of B and of vectors, divided by that of everything else
@@ -73,7 +71,6 @@ class TrainingConfig(Settings):
         super().__post_init__()
         if self.init in BASE_CHANGING_INITS and self.use_dora:
             raise RequestError(
-                f"init {self.init!r} with use_dora cannot be saved for the base as it is: DoRA's "
-                "magnitudes are those of the base without the part that was taken out; give one "
-                "of the two"
+                f"init {self.init!r} with use_dora: DoRA's magnitudes would not fit the original "
+                "base; give one of the two"
             )

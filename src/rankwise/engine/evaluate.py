@@ -21,13 +21,12 @@ def evaluate(
 
     Args:
         model: model with the objective's head, with or without an adapter.
-        tokenizer: tokenizer that pads a batch.
+        tokenizer: pads the batches.
         examples: N examples.
-        objective: objective that computes loss and score from logits.
+        objective: computes loss and score from logits.
 
     Returns:
-        A table of ``example_id``, ``loss``, ``score`` and the objective's other measures, (N, ...),
-        in the order of the examples.
+        A table of ``example_id``, ``loss``, ``score`` and the objective's other measures, (N, ...).
     """
     device = next(model.parameters()).device
     results = Results(examples)
@@ -54,35 +53,27 @@ class Results:
             self._measures.setdefault(name, np.empty(len(self.ids)))[rows] = values
 
     def frame(self) -> pd.DataFrame:
-        """Return the measures as evidence."""
+        """Return all measures as a table of evidence."""
         return evidence_frame(self.ids, self._measures)
 
 
 def padded_logits(model: nn.Module, tokenizer: Any, examples: Encoded) -> torch.Tensor:
-    """Run a padded batch of N examples.
-
-    Returns:
-        Logits (N, outputs), or (M, vocabulary) for the M supervised tokens.
-    """
+    """Return logits of N examples, (N, outputs), or (M, vocabulary) of M supervised tokens."""
     batch = tokenizer.pad(examples.inputs(), padding_side="right", return_tensors="pt")
     logits = model(**batch.to(next(model.parameters()).device)).logits
     if examples.positions is None:
         return logits
-    return torch.cat(
-        [row[positions] for row, positions in zip(logits, examples.positions, strict=True)]
-    )
+    pairs = zip(logits, examples.positions, strict=True)
+    return torch.cat([row[positions] for row, positions in pairs])
 
 
 def length_batches(examples: Encoded, device: torch.device, copies: int = 1) -> list[list[int]]:
-    """Group rows of similar length, with as many tokens in a group as a device scores fast.
+    """Group all rows by similar length, with as many tokens in a group as a device scores fast.
 
     Args:
         examples: N examples.
-        device: device that scores them.
+        device: where they are scored.
         copies: number of times that each row is in a batch.
-
-    Returns:
-        Lists of rows, together all N.
     """
     # Logits over a vocabulary would fill the memory of any device.
     small = device.type == "cpu" or examples.positions is not None

@@ -33,11 +33,8 @@ def peak_live_bytes(step: Callable[[], object], resident: Iterable[torch.Tensor]
     and devices, and equals ``torch.cuda.max_memory_allocated`` up to rounding.
 
     Args:
-        step: Forward pass, backward pass and optimizer step.
-        resident: Tensors that exist before the step: weights, buffers, optimizer states, the batch.
-
-    Returns:
-        Bytes.
+        step: runs a forward pass, a backward pass and an optimizer step.
+        resident: tensors that exist before the step: weights, buffers, optimizer states, the batch.
     """
     live_bytes = _LiveBytes()
     for tensor in resident:
@@ -45,3 +42,9 @@ def peak_live_bytes(step: Callable[[], object], resident: Iterable[torch.Tensor]
     with live_bytes.tracking():
         step()
     return live_bytes.peak
+
+
+def optimizer_states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return the tensors that an optimizer keeps between steps."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [value for value in values if isinstance(value, torch.Tensor)]

@@ -9,31 +9,16 @@ from typing import Any
 
 import pandas as pd
 import torch
+import transformers
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
 
-from rankwise.engine.adapter_init import (
-    EVA_BATCH,
-    adapter_state,
-    attach_adapter,
-    base_restored,
-    initialize_from_data,
-    json_config,
-    saved_modules,
-)
-from rankwise.engine.batches import EpochSampler, epoch_batches
+from rankwise.engine import adapter_init
+from rankwise.engine.batches import EpochSampler, epoch_batches, longest_rows
 from rankwise.engine.config import BASE_CHANGING_INITS, TrainingConfig
 from rankwise.engine.evaluate import evaluate
-from rankwise.engine.peak_memory import peak_live_bytes
+from rankwise.engine.peak_memory import optimizer_states, peak_live_bytes
 from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.conversion import for_original_base
@@ -43,13 +28,7 @@ from rankwise.models.compat import quiet_libraries, trainer_with_sampler, use_at
 from rankwise.models.quantization import resident_tensors
 from rankwise.tasks.base import Encoded
 
-# The Trainer's names of a step's figures, and the evidence's.
-STEP_FIGURES = {
-    "loss": "train_loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "epoch": "epoch",
-}
+STEP_FIGURES = ("grad_norm", "learning_rate", "epoch")  # kept of the Trainer's logs, with the loss
 
 
 class ReferenceEngine:
@@ -83,12 +62,12 @@ class ReferenceEngine:
         self.on_work = on_work
         self.total_steps = math.ceil(len(train) / config.batch_size) * config.epochs
         self.train_share = share_of_training(config, train, held_out)
-        self._saved = saved_modules(base)
+        self._saved = adapter_init.saved_modules(base)
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""
         for trial in trials:
-            with quiet_libraries(), base_restored(self.base, self.config.init):
+            with quiet_libraries(), adapter_init.base_restored(self.base, self.config.init):
                 finished = self._train_one(trial)
             yield finished
 
@@ -97,13 +76,14 @@ class ReferenceEngine:
         results = []
         for adapter in adapters:
             with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
-                write_adapter(adapter, Path(scratch) / "adapter")
-                results.append(score_adapter(self.base, Path(scratch) / "adapter", self.held_out))
+                directory = Path(scratch) / "adapter"
+                write_adapter(adapter, directory)
+                results.append(score_adapter(self.base, directory, self.held_out))
         return results
 
     def _train_one(self, trial: Trial) -> FinishedTrial:
-        config = self.config
-        model = attach_adapter(self.base, trial, self._saved, config.use_dora, config.init)
+        config, base = self.config, self.base
+        model = adapter_init.attach_adapter(base, trial, self._saved, config.use_dora, config.init)
         try:
             if config.init == "eva":
                 self._initialize_from_data(model, trial)
@@ -111,13 +91,13 @@ class ReferenceEngine:
             record = _StepRecord(lambda: self.on_work(self.train_share / self.total_steps))
             optimizer, cuda_peak = self._run_trainer(model, trial, record)
             trained = _copied_state(model)
-            adapter = Adapter(trained, json_config(model))
+            adapter = Adapter(trained, adapter_init.json_config(model))
             if config.init in BASE_CHANGING_INITS and not record.diverged:
                 adapter = for_original_base(adapter, Adapter(initial, adapter.config))
             start = time.perf_counter()
             evidence = no_evidence()
             if not record.diverged:
-                evidence = evaluate(model, self.base.tokenizer, self.held_out, self.base.objective)
+                evidence = evaluate(model, base.tokenizer, self.held_out, base.objective)
             eval_seconds = time.perf_counter() - start
             self.on_work(1.0 - self.train_share * record.finished_steps / self.total_steps)
             diverged = record.diverged or not bool(evidence["loss"].map(math.isfinite).all())
@@ -148,13 +128,13 @@ class ReferenceEngine:
                 EpochSampler(self.examples.lengths, self.config.batch_size, trial.seed),
                 model=model,
                 args=self._arguments(trial, scratch),
-                train_dataset=_ExampleDataset(self.examples),
-                data_collator=_collator(self.base),
+                train_dataset=range(len(self.examples)),
+                data_collator=self._padded_batch,
                 callbacks=[record],
                 optimizers=(self._loraplus_optimizer(model, trial), None),
             )
-            trainer.remove_callback(PrinterCallback)
-            trainer.remove_callback(ProgressCallback)
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.remove_callback(transformers.ProgressCallback)
             on_cuda = next(model.parameters()).is_cuda
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats()
@@ -171,18 +151,21 @@ class ReferenceEngine:
         )
 
     def _initialize_from_data(self, model: PeftModel, trial: Trial) -> None:
-        size = max(EVA_BATCH, trial.rank)
+        size = max(adapter_init.EVA_BATCH, trial.rank)
         batches = epoch_batches(self.examples.lengths, size, trial.seed, 0)
         full = [batch for batch in batches if len(batch) == size]
-        initialize_from_data(model, trial.rank, full, self._padded_batch)
+        adapter_init.initialize_from_data(model, trial.rank, full, self._padded_batch)
 
     def _padded_batch(self, rows: Sequence[int]) -> Any:
-        return _collator(self.base)([self.examples.features(row) for row in rows])
+        collator: Any = transformers.DataCollatorWithPadding(self.base.tokenizer)
+        if self.base.objective.task_type == "CAUSAL_LM":  # pads labels as well
+            collator = transformers.DataCollatorForSeq2Seq(self.base.tokenizer)
+        return collator([self.examples.features(row) for row in rows])
 
-    def _arguments(self, trial: Trial, scratch: str) -> TrainingArguments:
+    def _arguments(self, trial: Trial, scratch: str) -> transformers.TrainingArguments:
         config = self.config
         device = next(self.base.model.parameters()).device
-        arguments = TrainingArguments(
+        arguments = transformers.TrainingArguments(
             output_dir=scratch,
             learning_rate=trial.learning_rate,
             num_train_epochs=config.epochs,
@@ -209,10 +192,8 @@ class ReferenceEngine:
     def _peak_memory(self, model: nn.Module, optimizer: Any) -> int:
         """Measure a thrown-away step on the longest examples, in bytes."""
         inner = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's wrapper
-        by_length = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)
-        longest = by_length[-self.config.batch_size :]
-        device = next(model.parameters()).device
-        batch = {key: value.to(device) for key, value in self._padded_batch(longest).items()}
+        longest = longest_rows(self.examples.lengths, self.config.batch_size)
+        batch = self._padded_batch(longest).to(next(model.parameters()).device)
         model.train()
         inner.zero_grad(set_to_none=True)
 
@@ -220,13 +201,11 @@ class ReferenceEngine:
             model(**batch).loss.backward()
             inner.step()
 
-        states = []
-        for state in inner.state.values():
-            states += [value for value in state.values() if isinstance(value, torch.Tensor)]
-        return peak_live_bytes(step, [*resident_tensors(model), *states, *batch.values()])
+        resident = [*resident_tensors(model), *optimizer_states(inner), *batch.values()]
+        return peak_live_bytes(step, resident)
 
 
-class _StepRecord(TrainerCallback):
+class _StepRecord(transformers.TrainerCallback):
     """Times the training loop, keeps every step's figures, and stops a trial that diverges."""
 
     def __init__(self, on_step: Callable[[], None]) -> None:
@@ -249,10 +228,9 @@ class _StepRecord(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        row = {
-            STEP_FIGURES[key]: float(value) for key, value in logs.items() if key in STEP_FIGURES
-        }
-        self.steps.append({"step": state.global_step, **row})
+        row = {"step": state.global_step, "train_loss": float(logs["loss"])}
+        row |= {key: float(value) for key, value in logs.items() if key in STEP_FIGURES}
+        self.steps.append(row)
         # Clipping turns an infinite gradient into zeros, so the loss alone would not show it.
         if not (math.isfinite(row["train_loss"]) and math.isfinite(row.get("grad_norm", 0.0))):
             self.diverged = True
@@ -264,41 +242,14 @@ class _StepRecord(TrainerCallback):
         self.seconds = time.perf_counter() - self._start
 
 
-class _ExampleDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Tokenised examples in the form that the collator takes."""
-
-    def __init__(self, examples: Encoded) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.examples.features(row)
-
-
-def _collator(base: BaseModel) -> Any:
-    """Return the collator that pads a batch, with the labels of a causal language model."""
-    if base.objective.task_type == "CAUSAL_LM":
-        return DataCollatorForSeq2Seq(base.tokenizer)
-    return DataCollatorWithPadding(base.tokenizer)
-
-
 def _copied_state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return a copy of the trained parameters under PEFT's names."""
-    return {
-        key: value.detach().cpu().clone().contiguous()
-        for key, value in adapter_state(model).items()
-    }
+    state = adapter_init.adapter_state(model)
+    return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
 
 
 def score_adapter(base: BaseModel, adapter: Path, examples: Encoded) -> pd.DataFrame:
-    """Attach a saved adapter to the base, as a user would, and score every example.
-
-    Args:
-        base: base without adapters.
-        adapter: directory of the adapter.
-        examples: N examples.
+    """Attach an adapter from its directory to the base, as a user would, and score every example.
 
     Returns:
         Evidence as from `rankwise.engine.evaluate.evaluate`.

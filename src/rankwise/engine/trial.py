@@ -19,10 +19,10 @@ class Trial:
     """One adapter to train once, or to truncate from a trained one.
 
     Attributes:
-        rank: rank r.
+        rank: rank r of the adapter.
         seed: seed of the head, the adapter's initial values and the data order.
         learning_rate: learning rate used in training; a truncated adapter inherits its source's.
-        lora_alpha: PEFT's ``lora_alpha``.
+        lora_alpha: numerator of the scaling, as in PEFT.
         use_rslora: whether scaling is ``lora_alpha / sqrt(r)`` instead of ``lora_alpha / r``.
         truncated_from: name of the finished trial whose adapter is truncated; None to train.
     """
@@ -54,13 +54,11 @@ class FinishedTrial:
         adapter: parameters under PEFT's names.
         adapter_config: content of PEFT's ``adapter_config.json``.
         trainable_params: number of entries of the adapter and of modules trained in full.
-        train_seconds: seconds of the training loop if the trial had trained alone, without loading
-            and scoring.
+        train_seconds: seconds of the training loop if the trial had trained alone.
         pack_seconds: seconds of the training loop of all the pack's trials together.
         pack_size: number of trials that trained together.
         eval_seconds: seconds for scoring the held-out examples.
-        peak_memory_bytes: largest sum of live tensors in a training step, see
-            `rankwise.engine.peak_memory`.
+        peak_memory_bytes: see `rankwise.engine.peak_memory`.
     """
 
     trial: Trial
@@ -78,11 +76,7 @@ class FinishedTrial:
 
 
 class Engine(Protocol):
-    """Trains adapters over one frozen base.
-
-    Attributes:
-        pack_size: number of trials that train at once.
-    """
+    """Trains adapters over one frozen base, `pack_size` trials at once."""
 
     pack_size: int
 
@@ -91,30 +85,20 @@ class Engine(Protocol):
         ...
 
     def score(self, adapters: "Sequence[Adapter]") -> list[pd.DataFrame]:
-        """Score finished adapters on the held-out examples.
-
-        Returns:
-            Evidence of each adapter, as in `FinishedTrial`.
-        """
+        """Return the evidence of finished adapters on the held-out examples."""
         ...
 
 
 def no_evidence() -> pd.DataFrame:
     """Return the evidence of a diverged trial: no rows."""
-    return pd.DataFrame(
-        {
-            "example_id": pd.Series(dtype="int64"),
-            "loss": pd.Series(dtype="float64"),
-            "score": pd.Series(dtype="float64"),
-        }
-    )
+    dtypes = {"example_id": "int64", "loss": "float64", "score": "float64"}
+    return pd.DataFrame(columns=list(dtypes)).astype(dtypes)
 
 
 def share_of_training(config: TrainingConfig, train: Sized, held_out: Sized) -> float:
     """Return the share of a trial's work that is training; the rest is scoring.
 
-    A training step costs about three forward passes: one forward, and two backward, through base
-    and adapter.
+    A training step costs about three forward passes: its backward pass costs two.
     """
     work = 3.0 * config.epochs * len(train)
     return work / (work + len(held_out))

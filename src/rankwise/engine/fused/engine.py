@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.batches import longest_rows
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import Results, length_batches
 from rankwise.engine.fused.model import PackedModel, PackedTrial, packed_model
@@ -48,8 +49,7 @@ class FusedEngine:
         config: settings that all trials share.
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.
         pack_size: number of trials that train together. With at most one trial to a core, a trial's
-            figures are the same to the last bit whatever else is in its pack; where several trials
-            share a pass, they are the same up to rounding.
+            figures are bit-identical in any pack; where trials share a pass, only up to rounding.
         autocast: lower precision for the base's products, such as ``torch.bfloat16`` on a GPU.
     """
 
@@ -101,16 +101,16 @@ class FusedEngine:
             count = min(self.pack_size, torch.get_num_threads()) if on_cpu else 1
             cores = torch.get_num_threads() // count
             subpacks = _split_pack(states, count)
-            pack_seconds = self._train_subpacks(model, subpacks, cores)
+            self.base.model.train()  # bitsandbytes' 8-bit layers differ in eval mode on a CPU
             start = time.perf_counter()
-            evidence = self._evaluate_subpacks(model, subpacks, cores)
+            run_in_threads([partial(self._train_subpack, model, each) for each in subpacks], cores)
+            pack_seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            run_in_threads([partial(self._score_subpack, model, each) for each in subpacks], cores)
             eval_seconds = (time.perf_counter() - start) / len(trials)
             finished = []
             for state in states:
-                rows = evidence.get(state)
-                finished.append(
-                    _finished_trial(state, rows, len(trials), pack_seconds, eval_seconds)
-                )
+                finished.append(_finished_trial(state, len(trials), pack_seconds, eval_seconds))
                 trained = self.train_share * len(state.steps) / state.total_steps
                 self._report_work(1.0 - trained)
             # The results hold copies of the adapters. Further steps change the states, which are
@@ -122,15 +122,6 @@ class FusedEngine:
                 for result, seconds in zip(finished, seconds_alone, strict=True):
                     result.train_seconds = seconds
             return finished
-
-    def _train_subpacks(
-        self, model: PackedModel, subpacks: Sequence[Sequence[TrainingState]], cores: int
-    ) -> float:
-        """Train all sub-packs at the same time; return the seconds that they took."""
-        self.base.model.train()  # bitsandbytes' 8-bit layers differ in eval mode on a CPU
-        start = time.perf_counter()
-        run_in_threads([partial(self._train_subpack, model, each) for each in subpacks], cores)
-        return time.perf_counter() - start
 
     def _train_subpack(
         self, model: PackedModel, states: Sequence[TrainingState], stop: threading.Event
@@ -150,16 +141,9 @@ class FusedEngine:
         _synchronize(model.device)
 
     def forward_backward(
-        self,
-        model: PackedModel,
-        states: Sequence[TrainingState],
-        batches: Sequence[Sequence[int]],
+        self, model: PackedModel, states: Sequence[TrainingState], batches: Sequence[Sequence[int]]
     ) -> list[float]:
-        """Run one pass, each trial on its batch of rows, and add to the trials' gradients.
-
-        Returns:
-            Each trial's mean loss, K.
-        """
+        """Run K trials on their batches in one pass, add to their gradients, return mean losses."""
         objective = self.base.objective
         parts = [self.examples.take(batch) for batch in batches]
         targets = [objective.targets(part).to(model.device) for part in parts]
@@ -168,21 +152,13 @@ class FusedEngine:
         torch.autograd.backward(losses)
         return torch.stack(losses).tolist()
 
-    def _evaluate_subpacks(
-        self, model: PackedModel, subpacks: Sequence[Sequence[TrainingState]], cores: int
-    ) -> dict[TrainingState, pd.DataFrame]:
-        """Score the trials that have not diverged, all sub-packs at the same time."""
-
-        def evaluate(
-            states: Sequence[TrainingState], _: threading.Event
-        ) -> dict[TrainingState, pd.DataFrame]:
-            alive = [state for state in states if not state.diverged]
-            return dict(zip(alive, self._evaluate(model, alive), strict=True))
-
-        evidence: dict[TrainingState, pd.DataFrame] = {}
-        for scored in run_in_threads([partial(evaluate, each) for each in subpacks], cores):
-            evidence.update(scored)
-        return evidence
+    def _score_subpack(
+        self, model: PackedModel, states: Sequence[TrainingState], _: threading.Event
+    ) -> None:
+        """Score the trials that have not diverged."""
+        alive = [state for state in states if not state.diverged]
+        for state, evidence in zip(alive, self._evaluate(model, alive), strict=True):
+            state.evidence = evidence
 
     def _evaluate(self, model: PackedModel, trials: Sequence[PackedTrial]) -> list[pd.DataFrame]:
         """Score every held-out example with every trial, in shared passes where rows permit it."""
@@ -201,8 +177,7 @@ class FusedEngine:
 
     def _peak_memory(self, model: PackedModel, state: TrainingState) -> int:
         """Measure a thrown-away step on the longest examples, in bytes."""
-        by_length = sorted(range(len(self.examples)), key=self.examples.lengths.__getitem__)
-        longest = by_length[-self.config.batch_size :]
+        longest = longest_rows(self.examples.lengths, self.config.batch_size)
         self.base.model.train()
 
         def step() -> None:
@@ -215,7 +190,7 @@ class FusedEngine:
         """Return the seconds that each trial would take alone, on all cores.
 
         The trials take turns at `TIMING_STEPS` thrown-away steps, spread over their training. The
-        time for a token is the median of these steps, which one delayed step does not move.
+        median time for a token ignores a delayed step.
         """
         shares = [len(state.steps) / state.total_steps for state in states]
         seconds_per_token: list[list[float]] = [[] for _ in states]
@@ -242,17 +217,14 @@ class FusedEngine:
 def max_pass_tokens(device: torch.device) -> int:
     """Return the most tokens of several trials that go through the base in one pass.
 
-    On a CPU a token costs more the less of a pass stays in the caches (benchmarks/README.md has the
-    measurement). Other devices are the faster the more tokens they get.
+    On a CPU a token costs more the less of a pass stays in the caches (see benchmarks/README.md);
+    other devices are faster with more tokens.
     """
     return 1024 if device.type == "cpu" else 16384
 
 
 def _split_pack(states: Sequence[TrainingState], count: int) -> list[list[TrainingState]]:
-    """Split a pack into sub-packs of about equal work.
-
-    The trials are dealt out from the lowest rank, to sub-packs 0, 1, 1, 0, 0, 1, ...
-    """
+    """Deal trials out from the lowest rank, to sub-packs 0, 1, 1, 0, 0, 1, ...: about equal work."""
     subpacks: list[list[TrainingState]] = [[] for _ in range(count)]
     for place, state in enumerate(sorted(states, key=lambda state: state.trial.rank)):
         turn, index = divmod(place, count)
@@ -270,18 +242,14 @@ def _passes(tokens: Sequence[int], most: int) -> Iterator[slice]:
 
 
 def _finished_trial(
-    state: TrainingState,
-    evidence: pd.DataFrame | None,
-    pack_size: int,
-    pack_seconds: float,
-    eval_seconds: float,
+    state: TrainingState, pack_size: int, pack_seconds: float, eval_seconds: float
 ) -> FinishedTrial:
-    """Return a trial's results, its memory not measured yet; evidence is None if it diverged."""
-    finite = evidence is not None and bool(np.isfinite(evidence["loss"]).all())
+    """Return a trial's results; its memory is not measured yet."""
+    diverged = state.diverged or not bool(np.isfinite(state.evidence["loss"]).all())
     adapter = state.adapter()
     return FinishedTrial(
         trial=state.trial,
-        diverged=not finite,
+        diverged=diverged,
         trainable_params=sum(value.numel() for value in adapter.values()),
         train_seconds=pack_seconds,
         pack_seconds=pack_seconds,
@@ -290,12 +258,11 @@ def _finished_trial(
         peak_memory_bytes=0,
         adapter_config=state.adapter_config,
         adapter=adapter,
-        evidence=no_evidence() if evidence is None or not finite else evidence,
+        evidence=no_evidence() if diverged else state.evidence,
         steps=list(state.steps),
     )
 
 
 def _synchronize(device: torch.device) -> None:
-    """Wait until a device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -13,7 +13,8 @@ from rankwise.engine.adapter_init import adapter_state, attach_adapter, json_con
 from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.linear import LoraFactors
-from rankwise.engine.trial import Trial
+from rankwise.engine.peak_memory import optimizer_states
+from rankwise.engine.trial import Trial, no_evidence
 from rankwise.lora.adapter import PEFT_PREFIX, Adapter, factor_pairs
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
@@ -31,7 +32,7 @@ class TrainingState:
     Args:
         trial: rank, seed, learning rate and scaling.
         base: the frozen base, without adapters.
-        saved: the base's weights from `rankwise.engine.adapter_init.saved_modules`.
+        saved: weights of the base from `rankwise.engine.adapter_init.saved_modules`.
         config: settings that all trials share.
         examples: training examples.
 
@@ -41,6 +42,7 @@ class TrainingState:
         head: modules trained in full, whose parameters are views too, by name.
         steps: figures of each finished step, see `rankwise.engine.trial.FinishedTrial`.
         diverged: whether a loss or gradient was not finite.
+        evidence: held-out results, empty until the trial is scored.
     """
 
     def __init__(
@@ -56,16 +58,15 @@ class TrainingState:
         self.examples = examples
         self.steps: list[dict[str, float]] = []
         self.diverged = False
+        self.evidence = no_evidence()
         self.total_steps = math.ceil(len(examples) / config.batch_size) * config.epochs
         self._epoch = -1
         self._epoch_batches: list[list[int]] = []
         initial = self._draw_initial_values(base, saved)
         slow_entries = self._allocate(list(base.targets), initial)
+        groups = self._parameter_groups(slow_entries)
         self.optimizer = torch.optim.AdamW(
-            self._parameter_groups(slow_entries),
-            trial.learning_rate,
-            weight_decay=0.0,
-            fused=True,
+            groups, trial.learning_rate, weight_decay=0.0, fused=True
         )
         self.schedule = get_linear_schedule_with_warmup(
             self.optimizer, math.ceil(config.warmup_share * self.total_steps), self.total_steps
@@ -109,7 +110,7 @@ class TrainingState:
         return sum(value.numel() for value in slow.values())
 
     def _parameter_groups(self, slow_entries: int) -> list[dict[str, Any]]:
-        """Return the optimizer's parameter groups: one, or two with different rates for LoRA+."""
+        """Return the optimizer's parameters: one group, or two with their rates for LoRA+."""
         ratio = self.config.loraplus_ratio
         if ratio == 1.0:
             return [{"params": [self.flat]}]
@@ -125,7 +126,7 @@ class TrainingState:
         return self.diverged or len(self.steps) == self.total_steps
 
     def next_batch(self) -> list[int]:
-        """Return the rows of the next step's examples."""
+        """Return the rows of the next step."""
         return self.batch(len(self.steps))
 
     def batch(self, step: int) -> list[int]:
@@ -150,15 +151,9 @@ class TrainingState:
         self.schedule.step()
         grad.zero_()
         step = len(self.steps) + 1
-        self.steps.append(
-            {
-                "step": step,
-                "train_loss": loss,
-                "grad_norm": float(norm),
-                "learning_rate": rate,
-                "epoch": step * self.config.epochs / self.total_steps,
-            }
-        )
+        epoch = step * self.config.epochs / self.total_steps
+        figures = {"train_loss": loss, "grad_norm": float(norm), "learning_rate": rate}
+        self.steps.append({"step": step, **figures, "epoch": epoch})
         self.diverged = not (math.isfinite(loss) and math.isfinite(float(norm)))
 
     def adapter(self) -> dict[str, torch.Tensor]:
@@ -177,19 +172,11 @@ class TrainingState:
 
     def tensors(self) -> list[Any]:
         """Return the tensors kept between steps: parameters, gradients, optimizer states."""
-        states = []
-        for state in self.optimizer.state.values():
-            states += [value for value in state.values() if isinstance(value, torch.Tensor)]
-        return [self.flat, self.flat.grad, *states]
+        return [self.flat, self.flat.grad, *optimizer_states(self.optimizer)]
 
 
 class EvalAdapter:
-    """A finished adapter in the form that packed passes take, to score and not to train.
-
-    Args:
-        base: the frozen base, without adapters.
-        adapter: adapter that was trained over this base.
-    """
+    """A finished adapter of a base, in the form that packed passes take; it cannot be trained."""
 
     def __init__(self, base: BaseModel, adapter: Adapter) -> None:
         device = next(base.model.parameters()).device
@@ -201,13 +188,10 @@ class EvalAdapter:
         self.head: dict[str, nn.Module] = {}
         for name in base.trained_in_full:
             start = f"{PEFT_PREFIX}{name}."
-            state = {
-                key.removeprefix(start): value
-                for key, value in adapter.tensors.items()
-                if key.startswith(start)
-            }
-            self.head[name] = copy.deepcopy(base.model.get_submodule(name))
-            self.head[name].load_state_dict(state)
+            module = copy.deepcopy(base.model.get_submodule(name))
+            state = {key: adapter.tensors[start + key] for key in module.state_dict()}
+            module.load_state_dict(state)
+            self.head[name] = module
 
 
 def _key(layer: str, factor: str) -> str:
