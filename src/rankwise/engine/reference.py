@@ -39,7 +39,6 @@ class ReferenceEngine:
 
     Args:
         base: the frozen base, to which adapters are attached and from which they are detached.
-        train: training examples.
         held_out: examples to score.
         config: settings that all trials share.
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.
@@ -99,7 +98,7 @@ class ReferenceEngine:
             if not record.diverged:
                 evidence = evaluate(model, base.tokenizer, self.held_out, base.objective)
             eval_seconds = time.perf_counter() - start
-            self.on_work(1.0 - self.train_share * record.finished_steps / self.total_steps)
+            self.on_work(1.0 - self.train_share * len(record.steps) / self.total_steps)
             diverged = record.diverged or not bool(evidence["loss"].map(math.isfinite).all())
             peak = self._peak_memory(model, optimizer) if cuda_peak is None else cuda_peak
             return FinishedTrial(
@@ -123,6 +122,12 @@ class ReferenceEngine:
         self, model: PeftModel, trial: Trial, record: "_StepRecord"
     ) -> tuple[Any, int | None]:
         """Train; return the optimizer, and the peak of a GPU's memory in bytes."""
+        rate, ratio = trial.learning_rate, self.config.loraplus_ratio
+        optimizer = None  # the Trainer makes a plain one
+        if ratio != 1.0:
+            optimizer = create_loraplus_optimizer(
+                model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=ratio, fused=True
+            )
         with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
             trainer = trainer_with_sampler(
                 EpochSampler(self.examples.lengths, self.config.batch_size, trial.seed),
@@ -131,7 +136,7 @@ class ReferenceEngine:
                 train_dataset=range(len(self.examples)),
                 data_collator=self._padded_batch,
                 callbacks=[record],
-                optimizers=(self._loraplus_optimizer(model, trial), None),
+                optimizers=(optimizer, None),
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.remove_callback(transformers.ProgressCallback)
@@ -140,15 +145,6 @@ class ReferenceEngine:
                 torch.cuda.reset_peak_memory_stats()
             trainer.train()
             return trainer.optimizer, torch.cuda.max_memory_allocated() if on_cuda else None
-
-    def _loraplus_optimizer(self, model: PeftModel, trial: Trial) -> torch.optim.Optimizer | None:
-        """Return the optimizer of LoRA+; None where the Trainer makes a plain one."""
-        ratio = self.config.loraplus_ratio
-        if ratio == 1.0:
-            return None
-        return create_loraplus_optimizer(
-            model, torch.optim.AdamW, lr=trial.learning_rate, loraplus_lr_ratio=ratio, fused=True
-        )
 
     def _initialize_from_data(self, model: PeftModel, trial: Trial) -> None:
         size = max(adapter_init.EVA_BATCH, trial.rank)
@@ -211,17 +207,12 @@ class _StepRecord(transformers.TrainerCallback):
     def __init__(self, on_step: Callable[[], None]) -> None:
         self.on_step = on_step
         self.steps: list[dict[str, float]] = []
-        self.finished_steps = 0
         self.seconds = 0.0
         self.diverged = False
         self._start = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._start = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.finished_steps += 1
-        self.on_step()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
@@ -231,6 +222,7 @@ class _StepRecord(transformers.TrainerCallback):
         row = {"step": state.global_step, "train_loss": float(logs["loss"])}
         row |= {key: float(value) for key, value in logs.items() if key in STEP_FIGURES}
         self.steps.append(row)
+        self.on_step()
         # Clipping turns an infinite gradient into zeros, so the loss alone would not show it.
         if not (math.isfinite(row["train_loss"]) and math.isfinite(row.get("grad_norm", 0.0))):
             self.diverged = True

@@ -1,19 +1,14 @@
 """Attention over packed sequences: each sequence alone, sequences of similar length together."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rankwise.engine.fused.packing import (
-    Block,
-    HeadIndex,
-    Packing,
-    current_packing,
-    masked_score,
-)
+from rankwise.engine.fused.packing import Block, Packing, current_packing, masked_score
 
 NAME = "rankwise_packed"  # key in transformers' registry of attention functions
 # From this many tokens a CPU's flash attention, which stores no scores, is also the faster one.
@@ -30,34 +25,20 @@ def register() -> None:
 
 def packed_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
+    query: torch.Tensor,  # (1, h, T, d)
+    key: torch.Tensor,  # (1, h_kv, T, d)
+    value: torch.Tensor,  # (1, h_kv, T, d)
+    attention_mask: torch.Tensor | None,  # ignored; the packing takes its place
+    scaling: float | None = None,  # d ** -0.5 by default
+    is_causal: bool | None = None,  # that of the module by default
+    sliding_window: int | None = None,  # tokens that a token sees, itself included
+    softcap: float | None = None,  # bound of the scores' absolute values (Gemma 2, section 2)
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each sequence of the current packing.
+    """Attend within each sequence of the current `rankwise.engine.fused.packing.packed` block.
 
-    The parameters are those of transformers' attention functions; the packing comes from the
-    ``with`` block of `rankwise.engine.fused.packing.packed` around the pass.
-
-    Args:
-        module: the model's attention layer, whose ``is_causal`` is the default of the argument.
-        query: (1, h, T, d).
-        key: (1, h_kv, T, d).
-        value: (1, h_kv, T, d).
-        attention_mask: ignored; the packing determines which tokens attend to each other.
-        scaling: factor of the scores, ``d ** -0.5`` by default.
-        is_causal: whether a token attends only to itself and earlier ones.
-        sliding_window: number of tokens, itself included, to which a token attends.
-        softcap: bound of the scores' absolute values (Gemma 2, section 2).
-
-    Returns:
-        (1, T, h, d), and no weights.
+    The parameters are those of transformers' attention functions. Returns (1, T, h, d), and no
+    weights.
     """
     packing = current_packing()
     heads, tokens, width = query.shape[1:]
@@ -84,20 +65,23 @@ def packed_attention(
         )
         outputs.append(attended.reshape(-1, v.shape[-1]))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # (P h, d)
-    return _Ungroup.apply(flat, packing.by_head(heads)).view(1, tokens, heads, -1), None
+    index = packing.by_head(heads)
+    by_token = _Reorder.apply(flat, index.place, index.source, index.empty)  # (T h, d)
+    return by_token.view(1, tokens, heads, -1), None
 
 
 def regrouped(states: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
     """Bring (1, h, T, d) into the blocks' (n, h, L, d)."""
     heads, width = states.shape[1], states.shape[3]
     by_token = states.transpose(1, 2).reshape(-1, width)  # (T h, d)
-    return _in_blocks(_Regroup.apply(by_token, packing.by_head(heads)), packing)
+    index = packing.by_head(heads)
+    return _in_blocks(_Reorder.apply(by_token, index.source, index.place, None), packing)
 
 
 def _in_blocks(rows: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
     """View rows in block order, (P h, d), as the blocks' (n, h, L, d)."""
     heads = len(rows) // packing.places
-    shapes = [(len(block.lengths), heads, block.longest, rows.shape[1]) for block in packing.blocks]
+    shapes = [(block.count, heads, block.longest, rows.shape[1]) for block in packing.blocks]
     pieces = rows.split([math.prod(shape[:3]) for shape in shapes]) if len(shapes) > 1 else [rows]
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
@@ -109,28 +93,24 @@ def _mask(
     window: int | None,
     like: torch.Tensor,
 ) -> torch.Tensor | None:
-    """Return the mask to add to the scores beyond plain causality, broadcastable to (n, h, L, L).
-
-    None if nothing needs to be added.
-    """
+    """Return the mask to add to the scores beyond plain causality, to fit (n, h, L, L), if any."""
     # Padding follows the end of a sequence, to which a causal token does not attend.
     mask = None if causal or key_mask is None else key_mask.to(like.dtype)
     if window is not None and window < block.longest:
         place = torch.arange(block.longest, device=like.device)
         distance = place[:, None] - place  # (L, L), how far back the key is
         hidden = (distance >= window) | (distance < 0 if causal else distance <= -window)
-        mask = (0 if mask is None else mask) + torch.zeros_like(
-            distance, dtype=like.dtype
-        ).masked_fill(hidden, masked_score(like.dtype))
+        band = torch.zeros_like(distance, dtype=like.dtype)
+        band.masked_fill_(hidden, masked_score(like.dtype))
+        return band if mask is None else mask + band
     return mask
 
 
 class _Attend(torch.autograd.Function):
     """softmax(q k^T) v within each sequence, as products of contiguous matrices, block by block.
 
-    For short sequences a CPU needs a third of the time of its flash kernel. Rows go straight from
-    token order into blocks and back, and each product writes into its place in a block, where
-    autograd would copy. The queries of all heads that share a key form one matrix.
+    For short sequences it takes a CPU a third of the time of its flash kernel. Each product writes
+    into its place in a block, where autograd would copy. All heads with one key form one matrix.
     """
 
     @staticmethod
@@ -151,18 +131,13 @@ class _Attend(torch.autograd.Function):
         q, k, v = (_grouped(tensor.transpose(1, 2), packing) for tensor in (query, key, value))
         out = v.new_empty(len(q), v.shape[-1])
         probabilities, tanh_scores = [], []
-        by_block = zip(
-            *(_matrices(rows, key.shape[1], packing) for rows in (q, k, v, out)), strict=True
-        )
+        by_block = _matrices(packing, key.shape[1], q, k, v, out)
         # With g = h / h_kv heads to a key: (n h_kv, g L, d), twice (n h_kv, L, d), (n h_kv, g L, d)
-        for block, mask, (q_b, k_b, v_b, out_b) in zip(
-            packing.blocks, masks, by_block, strict=True
-        ):
+        for block, mask, matrices in zip(packing.blocks, masks, by_block, strict=True):
+            q_b, k_b, v_b, out_b = matrices
             length = block.longest
             if causal and mask is None:
-                mask = torch.full(
-                    (length, length), masked_score(q.dtype), dtype=q.dtype, device=q.device
-                ).triu(1)
+                mask = q.new_full((length, length), masked_score(q.dtype)).triu(1)
             scores = q.new_empty(*q_b.shape[:2], length)  # (n h_kv, g L, L)
             scores.baddbmm_(q_b, k_b.transpose(1, 2), beta=0.0, alpha=scaling)
             if softcap is not None:
@@ -191,13 +166,9 @@ class _Attend(torch.autograd.Function):
         dout = _grouped(grad, packing)  # (P h, d)
         dout.index_fill_(0, packing.by_head(heads).empty, 0.0)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        by_block = zip(
-            *(_matrices(rows, kv_heads, packing) for rows in (q, k, v, dout, dq, dk, dv)),
-            strict=True,
-        )
-        for place, (p, (q_b, k_b, v_b, dout_b, dq_b, dk_b, dv_b)) in enumerate(
-            zip(probabilities, by_block, strict=True)
-        ):
+        by_block = _matrices(packing, kv_heads, q, k, v, dout, dq, dk, dv)
+        for place, (q_b, k_b, v_b, dout_b, dq_b, dk_b, dv_b) in enumerate(by_block):
+            p = probabilities[place]
             torch.bmm(p.transpose(1, 2), dout_b, out=dv_b)
             dscores = torch.bmm(dout_b, v_b.transpose(1, 2))  # dP so far, (n h_kv, g L, L)
             dscores.sub_((dscores * p).sum(-1, keepdim=True)).mul_(p)
@@ -220,38 +191,31 @@ def _grouped(states: torch.Tensor, packing: Packing) -> torch.Tensor:
     return states.reshape(-1, states.shape[-1]).index_select(0, index.source)
 
 
-def _matrices(rows: torch.Tensor, kv_heads: int, packing: Packing) -> list[torch.Tensor]:
-    """View (P h, d) as each block's matrices, one for a key's heads, (n h_kv, g L, d)."""
-    return [
-        piece.view(len(piece) * kv_heads, -1, piece.shape[-1])
-        for piece in _in_blocks(rows, packing)
-    ]
+def _matrices(
+    packing: Packing, kv_heads: int, *tensors: torch.Tensor
+) -> Iterator[list[torch.Tensor]]:
+    """View each (P h, d) as (n h_kv, g L, d), one matrix for the heads of a key, block by block."""
+    for pieces in zip(*(_in_blocks(rows, packing) for rows in tensors), strict=True):
+        yield [piece.view(len(piece) * kv_heads, -1, piece.shape[-1]) for piece in pieces]
 
 
-class _Regroup(torch.autograd.Function):
-    """Copy rows from token order to block order; a token's gradient comes from its one place."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, index: HeadIndex) -> torch.Tensor:
-        ctx.index = index
-        return rows.index_select(0, index.source)
+class _Reorder(torch.autograd.Function):
+    """Copy rows by an index; their gradients return by its inverse, and are 0 for `empty` rows."""
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad.contiguous().index_select(0, ctx.index.place), None
-
-
-class _Ungroup(torch.autograd.Function):
-    """Copy rows from block order back to token order; places without a token get no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, index: HeadIndex) -> torch.Tensor:
-        ctx.index = index
-        return rows.index_select(0, index.place)
+    def forward(
+        ctx: Any,
+        rows: torch.Tensor,
+        index: torch.Tensor,
+        inverse: torch.Tensor,
+        empty: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ctx.inverse, ctx.empty = inverse, empty
+        return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        rows = grad.contiguous().index_select(0, ctx.index.source)
-        if len(ctx.index.empty):
-            rows.index_fill_(0, ctx.index.empty, 0.0)
-        return rows, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        rows = grad.contiguous().index_select(0, ctx.inverse)
+        if ctx.empty is not None and len(ctx.empty):
+            rows.index_fill_(0, ctx.empty, 0.0)
+        return rows, None, None, None

@@ -44,7 +44,6 @@ class FusedEngine:
 
     Args:
         base: the frozen base; `rankwise.engine.fused.model.unsupported_reason` checks it.
-        train: training examples.
         held_out: examples to score.
         config: settings that all trials share.
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.

@@ -22,10 +22,8 @@ from rankwise.engine.fused.packing import current_packing
 
 Modules = Mapping[str, nn.Module]
 
-# Classes whose self-attention is BERT's, module by module.
-LIKE_BERT = frozenset(
-    f"{name}SelfAttention" for name in ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
-)
+# Models with BERT's self-attention, module by module.
+LIKE_BERT = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,7 @@ class Head:
     """The layers of a classifier or causal language model after its last hidden states.
 
     Attributes:
-        pooling: which hidden states the head gets: those of each sequence's "first" or "last"
-            token, or those of the "supervised" tokens.
+        pooling: tokens that it gets: the "first" or "last" of each sequence, or the "supervised".
         names: names of its modules in the model.
         logits: function from modules by name and hidden states (n, H) to logits (n, classes).
     """
@@ -50,27 +47,19 @@ def find_head(model: nn.Module) -> Head | None:
     if output is not None:  # causal language models
         return _language_model_head(model, output)
     if hasattr(model, "score"):  # decoders: GPT-2, Llama, Mistral, Qwen, Gemma, ...
-        return Head("last", ("score",), lambda at, hidden: at["score"](hidden))
+        return Head("last", ("score",), lambda at, x: at["score"](x))
     if hasattr(model, "pre_classifier"):  # DistilBERT
-        return Head(
-            "first",
-            ("pre_classifier", "classifier"),
-            lambda at, hidden: at["classifier"](at["pre_classifier"](hidden).relu()),
-        )
+        names = ("pre_classifier", "classifier")
+        return Head("first", names, lambda at, x: at["classifier"](at["pre_classifier"](x).relu()))
     if getattr(getattr(model, "config", None), "classifier_pooling", None) == "cls":  # ModernBERT
-        return Head(
-            "first", ("head", "classifier"), lambda at, hidden: at["classifier"](at["head"](hidden))
-        )
+        return Head("first", ("head", "classifier"), lambda at, x: at["classifier"](at["head"](x)))
     has_pooler = isinstance(getattr(getattr(model, "base_model", None), "pooler", None), nn.Module)
     if isinstance(getattr(model, "classifier", None), nn.Linear) and has_pooler:  # BERT
         pooler = f"{getattr(model, 'base_model_prefix', '')}.pooler"
-        return Head(
-            "first",
-            (pooler, "classifier"),
-            lambda at, hidden: at["classifier"](at[pooler](hidden[:, None])),
-        )
+        names = (pooler, "classifier")
+        return Head("first", names, lambda at, x: at["classifier"](at[pooler](x[:, None])))
     if hasattr(model, "classifier"):  # RoBERTa and ELECTRA pool inside the head
-        return Head("first", ("classifier",), lambda at, hidden: at["classifier"](hidden[:, None]))
+        return Head("first", ("classifier",), lambda at, x: at["classifier"](x[:, None]))
     return None
 
 
@@ -78,21 +67,15 @@ def _language_model_head(model: Any, output: nn.Module) -> Head:
     name = next(name for name, module in model.named_modules() if module is output)
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2, section 2
     if cap is None:
-        return Head("supervised", (name,), lambda at, hidden: at[name](hidden))
-    return Head("supervised", (name,), lambda at, hidden: cap * torch.tanh(at[name](hidden) / cap))
+        return Head("supervised", (name,), lambda at, x: at[name](x))
+    return Head("supervised", (name,), lambda at, x: cap * torch.tanh(at[name](x) / cap))
 
 
 class PooledTokens(threading.local):
-    """The pooled tokens of the current pass, separate for each thread.
+    """The pooled tokens of the current pass, separate for each thread."""
 
-    Attributes:
-        rows: token rows, (N,).
-        assign_segments: function that makes the model's `Segments` those of the pooled rows, for
-            the layers that see no other rows.
-    """
-
-    rows: torch.Tensor
-    assign_segments: Callable[[], None]
+    rows: torch.Tensor  # token rows, (N,)
+    assign_segments: Callable[[], None]  # makes the model's `Segments` those of the pooled rows
 
 
 @contextmanager
@@ -102,15 +85,14 @@ def last_block_for_pooled_tokens(
     """Compute the last block of a BERT-like model for the pooled tokens only.
 
     Args:
-        model: on packed tokens, with `FusedLinear` layers as its targets.
+        model: model on packed tokens, with `FusedLinear` layers as its targets.
         segments: row ranges of these layers.
         pooled: read in every pass.
-        first: whether the pooled token is each sequence's first token; then the last attention,
-            where it is BERT's, computes that token's query alone.
+        first: whether each sequence's first token is pooled; a last attention like BERT's then
+            computes the query of that token alone.
 
     Yields:
-        Whether the model's last hidden states are those of the pooled tokens, (1, N, H), rather
-        than those of all tokens.
+        Whether the last hidden states are those of the pooled tokens, (1, N, H), not of all tokens.
     """
     attention = _last_attention(model)
     if attention is None:
@@ -144,11 +126,6 @@ class FirstTokenAttention(nn.Module):
     ``sum_j p_j W_v x_j = W_v sum_j p_j x_j``. In place of three products of (T, H) with (H, H)
     there are two of (T, H) with (H, h), where h is the number of heads. The bias of the key adds
     the same number to all scores of a query, which softmax ignores.
-
-    Args:
-        original: attention with ``query``, ``key`` and ``value``.
-        segments: row ranges of the model's layers.
-        pooled: read in every pass.
     """
 
     def __init__(self, original: Any, segments: Segments, pooled: PooledTokens) -> None:
@@ -166,9 +143,8 @@ class FirstTokenAttention(nn.Module):
         query = self.original.query(hidden_states.index_select(1, self.pooled.rows))[0]  # (N, H)
         query = (query * self.original.scaling).unflatten(-1, (-1, width)).transpose(0, 1)
         key_query = self._key_query(self.original.key, query).transpose(0, 1)  # (N, h, H)
-        by_block = key_query.index_select(0, packing.order).split(
-            [len(block.lengths) for block in packing.blocks]
-        )
+        counts = [block.count for block in packing.blocks]
+        by_block = key_query.index_select(0, packing.order).split(counts)
         gathered = []
         for key_mask, queries, states in zip(
             packing.key_masks, by_block, regrouped(hidden_states[:, None], packing), strict=True
@@ -196,8 +172,7 @@ class FirstTokenAttention(nn.Module):
 
     def _value(self, value: nn.Module, mixed: torch.Tensor, width: int) -> torch.Tensor:
         """Return ``W_v x + b_v`` of each head's mixed states, (h, N, H) to (h, N, d)."""
-        heads = mixed.shape[0]
-        frozen = _frozen(value)
+        heads, frozen = mixed.shape[0], _frozen(value)
         weight = frozen.weight.view(heads, width, -1)  # (h, d, H)
         parts = []
         for a, bt, scaling, rows in self._trainable(value):
@@ -228,7 +203,7 @@ class FirstTokenAttention(nn.Module):
 def _last_attention(model: nn.Module) -> Any:
     """Return the last block's attention if its output layer takes context and residual, as BERT's.
 
-    Decoders and DistilBERT add the residual in code that no hook reaches.
+    Decoders and DistilBERT add the residual where no hook reaches it.
     """
     blocks = getattr(getattr(getattr(model, "base_model", None), "encoder", None), "layer", None)
     if not isinstance(blocks, nn.ModuleList):
@@ -241,7 +216,7 @@ def _last_attention(model: nn.Module) -> Any:
 def _supports_one_query(attention: Any) -> bool:
     """Whether `FirstTokenAttention` can replace it: BERT's code, with plain keys and values."""
     return (
-        type(attention).__name__ in LIKE_BERT
+        type(attention).__name__ in [f"{name}SelfAttention" for name in LIKE_BERT]
         and type(attention).__module__.startswith("transformers.models.")
         and not attention.is_causal
         and all(type(_frozen(layer)) is nn.Linear for layer in (attention.key, attention.value))

@@ -17,10 +17,10 @@ A packed batch is one matrix of T token rows. Trial k owns the T_k rows of its s
                           A_k.grad    += s_k dlow_k^T x_k       into the trial's buffer
                           dx_k        += dlow_k (s_k A_k)
 
-Autograd would make a node and a copy of each slice, and a new tensor for each gradient. Here every
-product adds to the place where its result belongs. W gets no gradient. Layers that share an input,
-such as query, key and value, run together: their A's are stacked, so that three products with a
-thin matrix, whose overhead on a CPU exceeds their arithmetic, become one.
+Autograd would copy each slice and make a new tensor for each gradient. Here every product adds to
+the place where its result belongs. W gets no gradient. Layers that share an input, such as query,
+key and value, run together: their A's are stacked, so that three products with a thin matrix,
+whose overhead on a CPU exceeds their arithmetic, become one.
 """
 
 import threading
@@ -51,8 +51,7 @@ class LoraFactors:
 
     Attributes:
         a: A, (r, d_in).
-        bt: B transposed, (r, d_out). Both factors have their long side last, so that every product
-            with activations has the same fast layout.
+        bt: B transposed, (r, d_out), long side last as in A, for fast products with activations.
         a_grad: buffer to which the gradient of A is added, (r, d_in).
         bt_grad: buffer to which the gradient of B transposed is added, (r, d_out).
         scaling: alpha / r, or alpha / sqrt(r).
@@ -68,16 +67,13 @@ class LoraFactors:
 class Segments(threading.local):
     """Row ranges of the current batch, and the adapter that applies to each range.
 
-    These are the segments of Punica and S-LoRA. Every thread runs passes of its own, so every
-    thread sees its own segments.
+    These are the segments of Punica and S-LoRA. Each thread has its own passes and segments.
 
     Attributes:
         adapters: LoRA factors by layer name, for each of the K trials.
         bounds: first row of each trial, then the number of rows, (K + 1,).
-        grad_anchor: scalar that requires a gradient. It makes autograd run the backward pass of
-            layers whose input requires none.
-        sibling_outputs: outputs computed in advance for layers that share an input, by layer name,
-            each with that input.
+        grad_anchor: scalar with a gradient, for a backward pass where a layer's input has none.
+        sibling_outputs: input and output, computed in advance, of layers that share the input.
     """
 
     def __init__(self) -> None:
@@ -96,7 +92,7 @@ class FusedLinear(nn.Module):
     """Replaces a linear layer: the frozen layer on all rows, each trial's factors on its segment.
 
     Args:
-        base: ``nn.Linear``, GPT-2's ``Conv1D``, or a quantised linear layer of bitsandbytes.
+        base: ``nn.Linear``, ``Conv1D`` of GPT-2, or a quantised linear layer of bitsandbytes.
         name: name of the layer in the model.
         segments: shared by all layers of a model.
 
@@ -175,13 +171,11 @@ class _SegmentedLora(torch.autograd.Function):
         inputs = _by_segment(x, ctx.bounds)
         outputs = [_by_segment(dy, ctx.bounds) for dy in flat]
         input_grads = [None] * len(inputs) if dx is None else _by_segment(dx, ctx.bounds)
-        for layers, low, x_k, dx_k, *dys_k in zip(
-            ctx.factors, lows, inputs, input_grads, *outputs, strict=False
-        ):
+        by_trial = zip(ctx.factors, lows, inputs, input_grads, *outputs, strict=False)
+        for layers, low, x_k, dx_k, *dys_k in by_trial:
             dlows = []
-            for layer, layer_low, dy_k in zip(
-                layers, _by_layer(low, layers, 1), dys_k, strict=True
-            ):
+            layer_lows = _by_layer(low, layers, 1)
+            for layer, layer_low, dy_k in zip(layers, layer_lows, dys_k, strict=True):
                 dlows.append(dy_k @ layer.bt.to(dy_k.dtype).t())  # (T_k, r)
                 _add_product(layer.bt_grad, layer_low.t(), dy_k)
             dlow = _joined(dlows, 1)  # (T_k, R)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -10,12 +11,7 @@ from torch import nn
 
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused import attention
-from rankwise.engine.fused.heads import (
-    Head,
-    PooledTokens,
-    find_head,
-    last_block_for_pooled_tokens,
-)
+from rankwise.engine.fused.heads import Head, PooledTokens, find_head, last_block_for_pooled_tokens
 from rankwise.engine.fused.linear import LoraFactors, Segments, fused_layers, is_fusable
 from rankwise.engine.fused.packing import Packing, packed
 from rankwise.models.auto import first_position, position_tables
@@ -33,27 +29,17 @@ class PackedTrial(Protocol):
 
     Attributes:
         factors: LoRA factors by layer name.
-        head: the trial's copies of the modules that are trained in full, by name.
+        head: copies of the modules trained in full, by name; the base's serve where it has none.
     """
 
     factors: dict[str, LoraFactors]
     head: dict[str, nn.Module]
 
 
-class NoAdapter:
-    """A trial without an adapter, with the base's head."""
-
-    def __init__(self) -> None:
-        self.factors: dict[str, LoraFactors] = {}
-        self.head: dict[str, nn.Module] = {}
-
-
 class PackedModel:
     """Runs packed batches. `packed_model` makes it, for use inside its ``with`` block alone.
 
     Attributes:
-        device: device of the base.
-        pooled: the tokens whose hidden states go to the head, in the current pass.
         pools_early: whether the model's last hidden states are those of the pooled tokens alone.
     """
 
@@ -72,15 +58,10 @@ class PackedModel:
     def logits(
         self, trials: Sequence[PackedTrial], batches: Sequence[Encoded]
     ) -> list[torch.Tensor]:
-        """Run every trial on its batch, in one pass.
-
-        Args:
-            trials: K trials.
-            batches: examples of each trial, n_k of them.
+        """Run K trials, each on its batch of n_k examples, in one pass.
 
         Returns:
-            Logits: K tensors of (n_k, outputs), or of (m_k, vocabulary) for the m_k supervised
-            tokens.
+            K tensors (n_k, outputs), or (m_k, vocabulary) for m_k supervised tokens.
         """
         sequences = [tokens for batch in batches for tokens in batch.input_ids]
         packing = Packing(sequences, self.device)
@@ -102,9 +83,8 @@ class PackedModel:
                 # A head's layers may be targets as well, as BERT's pooler is.
                 self._assign_segments([trial], [len(states)])
                 modules = {name: self._module(trial, name) for name in self.head.names}
-                logits.append(
-                    self.head.logits(modules, states if self.autocast is None else states.float())
-                )
+                inputs = states if self.autocast is None else states.float()
+                logits.append(self.head.logits(modules, inputs))
         return logits if self.autocast is None else [each.float() for each in logits]
 
     def _assign_segments(self, trials: Sequence[PackedTrial], rows: Sequence[int]) -> None:
@@ -139,8 +119,7 @@ class PackedModel:
         """Return the context in which the head computes: fp32, so that no loss has rounded logits.
 
         Only a language model's head keeps the lower precision in training: over a whole vocabulary
-        its product is a large part of a step. Neither choice takes more memory, as weights and
-        logits are in fp32 in any case.
+        its product is a large part of a step. Weights and logits are in fp32 in any case.
         """
         lower = self.head.pooling == "supervised" and torch.is_grad_enabled()
         return self._autocast() if lower else nullcontext()
@@ -165,21 +144,16 @@ def packed_model(base: BaseModel, autocast: torch.dtype | None = None) -> Iterat
         attention_implementation(base.model, attention.NAME),
     ):
         model = PackedModel(base, head, segments, autocast)
-        with last_block_for_pooled_tokens(
-            base.model, segments, model.pooled, head.pooling == "first"
-        ) as model.pools_early:
+        arguments = (base.model, segments, model.pooled, head.pooling == "first")
+        with last_block_for_pooled_tokens(*arguments) as model.pools_early:
             yield model
 
 
 def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
-    """Return why a base cannot run packed, or None if it can.
+    """Return why a base without adapters cannot run packed, or None if it can.
 
-    The final check is a run: a shortest example and one of median length, packed and padded, must
+    The final check is a run: the shortest example and one of median length, packed and padded, must
     give the same logits.
-
-    Args:
-        base: the frozen base, without adapters.
-        examples: at least one.
     """
     model = base.model
     head = find_head(model)
@@ -193,6 +167,7 @@ def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
         return f"{unfusable[0]} is a {type(model.get_submodule(unfusable[0])).__name__}"
     by_length = sorted(range(len(examples)), key=examples.lengths.__getitem__)
     two = examples.take([by_length[0], by_length[len(by_length) // 2]])
+    no_adapter = SimpleNamespace(factors={}, head={})
     was_training = model.training
     model.eval()
     try:
@@ -200,7 +175,7 @@ def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
             expected = padded_logits(model, base.tokenizer, two)  # (M, outputs)
             try:
                 with packed_model(base) as packed_base:
-                    (logits,) = packed_base.logits([NoAdapter()], [two])  # (M, outputs)
+                    (logits,) = packed_base.logits([no_adapter], [two])  # (M, outputs)
             except Exception as error:  # models not made for packing raise anything
                 kind = type(error).__name__
                 return f"{type(model).__name__} does not take packed sequences ({kind})"

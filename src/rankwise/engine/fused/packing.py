@@ -19,17 +19,17 @@ class Block:
     """Sequences of similar length whose attention is computed together.
 
     Attributes:
-        longest: places of each sequence, L.
-        lengths: tokens of each sequence, (n,).
+        count: number of sequences, n.
+        longest: places for each sequence, L.
+        rows: token row that each place copies, (n, L). A place without a token copies its
+            sequence's last token: finite, masked, without gradient.
+        has_token: whether a place holds a token, (n, L).
     """
 
+    count: int
     longest: int
-    lengths: tuple[int, ...]
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every place holds a token."""
-        return all(length == self.longest for length in self.lengths)
+    rows: torch.Tensor
+    has_token: torch.Tensor
 
 
 class Packing:
@@ -40,7 +40,6 @@ class Packing:
         device: device of the tensors.
 
     Attributes:
-        lengths: tokens of each sequence, n.
         tokens: number of tokens, T.
         input_ids: token ids end to end, (1, T).
         position_ids: place of each token in its sequence, (1, T).
@@ -54,60 +53,39 @@ class Packing:
         self, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu"
     ) -> None:
         self.device = device
-        self.lengths = [len(sequence) for sequence in sequences]
-        ends = list(accumulate(self.lengths))
-        starts = [end - length for end, length in zip(ends, self.lengths, strict=True)]
+        lengths = [len(sequence) for sequence in sequences]
+        ends = list(accumulate(lengths))
+        starts = [0, *ends[:-1]]
         self.tokens = ends[-1]
         flat = [token for sequence in sequences for token in sequence]
         self.input_ids = torch.tensor([flat], device=device)
-        positions = [place for length in self.lengths for place in range(length)]
+        positions = [place for length in lengths for place in range(length)]
         self.position_ids = torch.tensor([positions], device=device)
         self.first = torch.tensor(starts, device=device)
         self.last = torch.tensor(ends, device=device) - 1
-        self._by_length = sorted(range(len(sequences)), key=self.lengths.__getitem__)
-        self.blocks: list[Block] = []
-        self._block_rows: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.places = 0
-        done = 0
-        for count in _block_sizes([self.lengths[row] for row in self._by_length]):
-            self._add_block(self._by_length[done : done + count], starts)
-            done += count
+        self._by_length = sorted(range(len(sequences)), key=lengths.__getitem__)
+        self.blocks = [
+            _block([lengths[i] for i in group], [starts[i] for i in group])
+            for group in _groups(self._by_length, lengths)
+        ]
+        self.places = sum(block.count * block.longest for block in self.blocks)
         self._by_heads: dict[int, HeadIndex] = {}
-
-    def _add_block(self, sequences: Sequence[int], starts: Sequence[int]) -> None:
-        """Append a block, and the token row that each of its places shows, (n, L).
-
-        A place without a token shows its sequence's last token: finite, masked, without gradient.
-        """
-        lengths = torch.tensor([self.lengths[row] for row in sequences])
-        longest = int(lengths.max())
-        offsets = torch.minimum(torch.arange(longest), lengths[:, None] - 1)  # (n, L)
-        first = torch.tensor([starts[row] for row in sequences])[:, None]  # (n, 1)
-        self._block_rows.append((first + offsets, lengths))
-        self.blocks.append(Block(longest, tuple(lengths.tolist())))
-        self.places += len(sequences) * longest
 
     def by_head(self, heads: int) -> "HeadIndex":
         """Return the permutation of the rows of ``(T * heads, d)`` for attention head by head."""
-        if heads not in self._by_heads:
-            self._by_heads[heads] = self._index(heads)
-        return self._by_heads[heads]
-
-    def _index(self, heads: int) -> "HeadIndex":
+        if heads in self._by_heads:
+            return self._by_heads[heads]
         head = torch.arange(heads)[:, None]  # (h, 1)
         rows, real = [], []
-        for tokens, lengths in self._block_rows:
-            rows.append((tokens[:, None] * heads + head).flatten())  # (n, h, L) flattened
-            has_token = torch.arange(tokens.shape[1]) < lengths[:, None]  # (n, L)
-            real.append(has_token[:, None].expand(-1, heads, -1).flatten())
+        for block in self.blocks:
+            rows.append((block.rows[:, None] * heads + head).flatten())  # (n, h, L) flattened
+            real.append(block.has_token[:, None].expand(-1, heads, -1).flatten())
         source, is_real = torch.cat(rows), torch.cat(real)  # (P h,) each
         place = torch.empty(self.tokens * heads, dtype=torch.long)
         place[source[is_real]] = torch.arange(len(source))[is_real]
-        return HeadIndex(
-            source.to(self.device),
-            place.to(self.device),
-            (~is_real).nonzero()[:, 0].to(self.device),
-        )
+        indices = (source, place, (~is_real).nonzero()[:, 0])
+        self._by_heads[heads] = HeadIndex(*(index.to(self.device) for index in indices))
+        return self._by_heads[heads]
 
     @cached_property
     def order(self) -> torch.Tensor:
@@ -119,12 +97,11 @@ class Packing:
         """For each block, the mask of places without a token, (n, 1, 1, L); None if it is full."""
         masks: list[torch.Tensor | None] = []
         for block in self.blocks:
-            if block.is_full:
-                masks.append(None)
-                continue
-            lengths = torch.tensor(block.lengths, device=self.device)
-            empty = torch.arange(block.longest, device=self.device) >= lengths[:, None]  # (n, L)
-            masks.append(empty[:, None, None] * masked_score(torch.float32))
+            mask = None
+            if not block.has_token.all():
+                empty = ~block.has_token[:, None, None].to(self.device)
+                mask = empty * masked_score(torch.float32)
+            masks.append(mask)
         return masks
 
 
@@ -146,23 +123,31 @@ class HeadIndex:
 def masked_score(dtype: torch.dtype) -> float:
     """Return the number to add to a score that must not count; finite even if added three times.
 
-    A place that attends to nothing would turn into NaN with -inf, and so would its gradient.
+    With -inf, a place that attends to nothing would become NaN, and so would its gradient.
     """
     return torch.finfo(dtype).min / 4
 
 
-def _block_sizes(lengths: Sequence[int]) -> list[int]:
-    """Group ascending lengths, with at most `MAX_PADDING` of a group's places empty."""
-    sizes: list[int] = []
+def _groups(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Group sequences, shortest first, with at most `MAX_PADDING` of a group's places empty."""
+    groups: list[list[int]] = []
     tokens = 0
-    for length in lengths:
-        if sizes and (sizes[-1] + 1) * length <= (tokens + length) / (1 - MAX_PADDING):
-            sizes[-1] += 1
+    for sequence in order:
+        length = lengths[sequence]
+        if groups and (len(groups[-1]) + 1) * length <= (tokens + length) / (1 - MAX_PADDING):
+            groups[-1].append(sequence)
             tokens += length
         else:
-            sizes.append(1)
+            groups.append([sequence])
             tokens = length
-    return sizes
+    return groups
+
+
+def _block(lengths: list[int], starts: list[int]) -> Block:
+    place = torch.arange(lengths[-1])  # the longest sequence comes last
+    length = torch.tensor(lengths)[:, None]  # (n, 1)
+    rows = torch.tensor(starts)[:, None] + torch.minimum(place, length - 1)  # (n, L)
+    return Block(len(lengths), lengths[-1], rows, place < length)
 
 
 _current: ContextVar[Packing] = ContextVar("packing")

@@ -15,15 +15,14 @@ def run_in_threads(
 ) -> list[Result]:
     """Run all tasks at the same time and return their results in order.
 
-    Two trials on one core each finish sooner than one after the other on both: no core waits for
-    the other at the end of every product. Python's lock does not matter, as PyTorch releases it
-    while it computes.
+    Two trials on one core each finish sooner than one after the other on both, where the cores wait
+    for each other after every product. PyTorch releases Python's lock while it computes.
 
     Args:
-        tasks: each gets an event, and should end soon after the event is set because another task
-            failed or the user interrupted.
-        cores: threads that PyTorch uses within each task. Sums round differently on another number
-            of threads, so a trial's last bits depend on it.
+        tasks: each gets an event, which is set when another task fails or the user interrupts, and
+            should then end soon.
+        cores: threads that PyTorch uses within each task. A trial's last bits depend on it, because
+            sums round differently.
 
     Raises:
         BaseException: the first that a task raised, once all tasks have ended.

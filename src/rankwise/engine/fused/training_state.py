@@ -30,10 +30,8 @@ class TrainingState:
                      at the learning rate      at loraplus_ratio times that rate
 
     Args:
-        trial: rank, seed, learning rate and scaling.
         base: the frozen base, without adapters.
         saved: weights of the base from `rankwise.engine.adapter_init.saved_modules`.
-        config: settings that all trials share.
         examples: training examples.
 
     Attributes:
