@@ -80,10 +80,8 @@ def untrained_adapter(base: BaseModel) -> Adapter:
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Return the adapter's parameters under PEFT's names.
-
-    Embeddings are left out: none is trained, and PEFT would ask the hub to find out.
-    """
+    """Return the adapter's parameters under PEFT's names."""
+    # No embedding is trained; PEFT would ask the hub to find that out.
     return peft.get_peft_model_state_dict(model, save_embedding_layers=False)
 
 

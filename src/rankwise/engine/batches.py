@@ -1,6 +1,7 @@
 """Order of the training examples: a function of the seed and the epoch alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -11,7 +12,7 @@ MAX_POOL = 50  # batches whose examples are sorted by length together
 def epoch_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Draw an epoch's batches: shuffled, with examples of similar length together.
+    """Draw the rows of an epoch's batches: shuffled, examples of similar length together.
 
     Sorting by length leaves little padding in a batch. Examples are shuffled and split into pools;
     a pool is sorted and split into batches; the batches are shuffled, so that length does not drift
@@ -23,9 +24,6 @@ def epoch_batches(
         batch_size: number of examples in a batch.
         seed: the trial's seed.
         epoch: counted from 0.
-
-    Returns:
-        Batches of row numbers, together all N.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))  # (N,)
@@ -44,14 +42,14 @@ def longest_rows(lengths: Sequence[int], count: int) -> list[int]:
     return sorted(range(len(lengths)), key=lengths.__getitem__)[-count:]
 
 
+@dataclass
 class EpochSampler:
     """Sampler for a data loader: each iteration yields the rows of the next `epoch_batches`."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+    lengths: Sequence[int]
+    batch_size: int
+    seed: int
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.lengths)

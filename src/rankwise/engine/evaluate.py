@@ -17,16 +17,10 @@ BATCH_TOKENS = 16384
 def evaluate(
     model: nn.Module, tokenizer: Any, examples: Encoded, objective: Objective
 ) -> pd.DataFrame:
-    """Score every example in eval mode.
-
-    Args:
-        model: model with the objective's head, with or without an adapter.
-        tokenizer: pads the batches.
-        examples: N examples.
-        objective: computes loss and score from logits.
+    """Score N examples in eval mode, with a model that has the objective's head.
 
     Returns:
-        A table of ``example_id``, ``loss``, ``score`` and the objective's other measures, (N, ...).
+        A table of ``example_id``, ``loss``, ``score`` and the objective's other measures, N rows.
     """
     device = next(model.parameters()).device
     results = Results(examples)
@@ -70,10 +64,7 @@ def padded_logits(model: nn.Module, tokenizer: Any, examples: Encoded) -> torch.
 def length_batches(examples: Encoded, device: torch.device, copies: int = 1) -> list[list[int]]:
     """Group all rows by similar length, with as many tokens in a group as a device scores fast.
 
-    Args:
-        examples: N examples.
-        device: where they are scored.
-        copies: number of times that each row is in a batch.
+    Each row goes through the model ``copies`` times in its batch.
     """
     # Logits over a vocabulary would fill the memory of any device.
     small = device.type == "cpu" or examples.positions is not None

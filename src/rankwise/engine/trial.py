@@ -16,23 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One adapter to train once, or to truncate from a trained one.
-
-    Attributes:
-        rank: rank r of the adapter.
-        seed: seed of the head, the adapter's initial values and the data order.
-        learning_rate: learning rate used in training; a truncated adapter inherits its source's.
-        lora_alpha: numerator of the scaling, as in PEFT.
-        use_rslora: whether scaling is ``lora_alpha / sqrt(r)`` instead of ``lora_alpha / r``.
-        truncated_from: name of the finished trial whose adapter is truncated; None to train.
-    """
+    """One adapter to train once, or to truncate from a trained one."""
 
     rank: int
-    seed: int
-    learning_rate: float
+    seed: int  # of the head, the adapter's initial values and the data order
+    learning_rate: float  # used in training; a truncated adapter inherits its source's
     lora_alpha: float
-    use_rslora: bool = False
-    truncated_from: str | None = None
+    use_rslora: bool = False  # scaling is lora_alpha / sqrt(r) instead of lora_alpha / r
+    truncated_from: str | None = None  # trial whose adapter is truncated; None to train
 
     @property
     def name(self) -> str:
@@ -42,36 +33,20 @@ class Trial:
 
 @dataclass(kw_only=True)
 class FinishedTrial:
-    """A trained adapter and everything measured about it.
-
-    Attributes:
-        trial: the trial that was trained.
-        diverged: whether a loss or gradient was not finite; there is no evidence then.
-        steps: for each optimizer step ``step``, ``epoch``, ``train_loss``, ``learning_rate`` and
-            ``grad_norm``.
-        evidence: for each held-out example ``example_id``, ``loss`` and ``score``; no rows if the
-            trial diverged.
-        adapter: parameters under PEFT's names.
-        adapter_config: content of PEFT's ``adapter_config.json``.
-        trainable_params: number of entries of the adapter and of modules trained in full.
-        train_seconds: seconds of the training loop if the trial had trained alone.
-        pack_seconds: seconds of the training loop of all the pack's trials together.
-        pack_size: number of trials that trained together.
-        eval_seconds: seconds for scoring the held-out examples.
-        peak_memory_bytes: see `rankwise.engine.peak_memory`.
-    """
+    """A trained adapter and everything measured about it."""
 
     trial: Trial
-    diverged: bool
-    trainable_params: int
-    train_seconds: float
-    pack_seconds: float
-    pack_size: int
-    eval_seconds: float
-    peak_memory_bytes: int
-    adapter_config: dict[str, Any]
-    adapter: "dict[str, torch.Tensor]"
-    evidence: pd.DataFrame
+    diverged: bool  # a loss or gradient was not finite; there is no evidence then
+    trainable_params: int  # entries of the adapter and of modules trained in full
+    train_seconds: float  # training loop, had the trial trained alone
+    pack_seconds: float  # training loop of all the pack's trials together
+    pack_size: int  # number of trials that trained together
+    eval_seconds: float  # scoring of the held-out examples
+    peak_memory_bytes: int  # see rankwise.engine.peak_memory
+    adapter_config: dict[str, Any]  # content of PEFT's adapter_config.json
+    adapter: "dict[str, torch.Tensor]"  # parameters under PEFT's names
+    evidence: pd.DataFrame  # example_id, loss and score of each held-out example
+    # For each optimizer step: step, epoch, train_loss, learning_rate and grad_norm.
     steps: list[dict[str, float]] = field(default_factory=list)
 
 

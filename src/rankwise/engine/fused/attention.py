@@ -16,10 +16,7 @@ FLASH_LENGTH = 192
 
 
 def register() -> None:
-    """Add packed attention to transformers' registry.
-
-    No mask function is registered with it, so models build no mask (transformers, masking_utils).
-    """
+    """Add packed attention to transformers' registry. Without a mask function, no mask is built."""
     AttentionInterface.register(NAME, packed_attention)
 
 

@@ -109,13 +109,11 @@ class FusedEngine:
             eval_seconds = (time.perf_counter() - start) / len(trials)
             finished = []
             for state in states:
-                finished.append(_finished_trial(state, len(trials), pack_seconds, eval_seconds))
-                trained = self.train_share * len(state.steps) / state.total_steps
-                self._report_work(1.0 - trained)
-            # The results hold copies of the adapters. Further steps change the states, which are
-            # thrown away after them.
-            for result, state in zip(finished, states, strict=True):
+                # It holds a copy of the adapter; the steps below change the state, for measurement.
+                result = _finished_trial(state, len(trials), pack_seconds, eval_seconds)
+                self._report_work(1.0 - self.train_share * len(state.steps) / state.total_steps)
                 result.peak_memory_bytes = self._peak_memory(model, state)
+                finished.append(result)
             if len(trials) > 1 or cores < torch.get_num_threads():
                 seconds_alone = self._seconds_alone(model, states)
                 for result, seconds in zip(finished, seconds_alone, strict=True):
@@ -188,8 +186,8 @@ class FusedEngine:
     def _seconds_alone(self, model: PackedModel, states: Sequence[TrainingState]) -> list[float]:
         """Return the seconds that each trial would take alone, on all cores.
 
-        The trials take turns at `TIMING_STEPS` thrown-away steps, spread over their training. The
-        median time for a token ignores a delayed step.
+        The trials take turns at thrown-away steps spread over their training. The median time for a
+        token ignores a delayed step.
         """
         shares = [len(state.steps) / state.total_steps for state in states]
         seconds_per_token: list[list[float]] = [[] for _ in states]
@@ -202,11 +200,9 @@ class FusedEngine:
                 _synchronize(model.device)
                 tokens = sum(self.examples.lengths[row] for row in batch)
                 seconds.append((time.perf_counter() - start) / tokens)
-        all_tokens = self.config.epochs * sum(self.examples.lengths)
-        return [
-            share * all_tokens * statistics.median(seconds)
-            for share, seconds in zip(shares, seconds_per_token, strict=True)
-        ]
+        tokens = self.config.epochs * sum(self.examples.lengths)
+        medians = map(statistics.median, seconds_per_token)
+        return [share * tokens * each for share, each in zip(shares, medians, strict=True)]
 
     def _report_work(self, share: float) -> None:
         with self._report_lock:
@@ -214,11 +210,8 @@ class FusedEngine:
 
 
 def max_pass_tokens(device: torch.device) -> int:
-    """Return the most tokens of several trials that go through the base in one pass.
-
-    On a CPU a token costs more the less of a pass stays in the caches (see benchmarks/README.md);
-    other devices are faster with more tokens.
-    """
+    """Return the most tokens of several trials that go through the base in one pass."""
+    # A long pass leaves a CPU's caches (see benchmarks/README.md); others are faster with more.
     return 1024 if device.type == "cpu" else 16384
 
 

@@ -28,16 +28,11 @@ LIKE_BERT = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
 
 @dataclass(frozen=True)
 class Head:
-    """The layers of a classifier or causal language model after its last hidden states.
+    """The layers of a classifier or causal language model after its last hidden states."""
 
-    Attributes:
-        pooling: tokens that it gets: the "first" or "last" of each sequence, or the "supervised".
-        names: names of its modules in the model.
-        logits: function from modules by name and hidden states (n, H) to logits (n, classes).
-    """
-
-    pooling: Literal["first", "last", "supervised"]
-    names: tuple[str, ...]
+    pooling: Literal["first", "last", "supervised"]  # tokens of a sequence that it gets
+    names: tuple[str, ...]  # its modules in the model
+    # From modules by name and hidden states (n, H) to logits (n, classes).
     logits: Callable[[Modules, torch.Tensor], torch.Tensor]
 
 
@@ -84,15 +79,8 @@ def last_block_for_pooled_tokens(
 ) -> Iterator[bool]:
     """Compute the last block of a BERT-like model for the pooled tokens only.
 
-    Args:
-        model: model on packed tokens, with `FusedLinear` layers as its targets.
-        segments: row ranges of these layers.
-        pooled: read in every pass.
-        first: whether each sequence's first token is pooled; a last attention like BERT's then
-            computes the query of that token alone.
-
-    Yields:
-        Whether the last hidden states are those of the pooled tokens, (1, N, H), not of all tokens.
+    If each sequence's ``first`` token is pooled, a last attention like BERT's computes the query of
+    that token alone. Yields whether the last hidden states are (1, N, H), not (1, T, H).
     """
     attention = _last_attention(model)
     if attention is None:

@@ -47,39 +47,29 @@ SHARED_INPUT = (
 
 @dataclass
 class LoraFactors:
-    """A trial's adapter on one layer, ``delta_W = scaling * B @ A``, with its gradient buffers.
+    """A trial's adapter on one layer, ``delta_W = scaling * B @ A``, with its gradient buffers."""
 
-    Attributes:
-        a: A, (r, d_in).
-        bt: B transposed, (r, d_out), long side last as in A, for fast products with activations.
-        a_grad: buffer to which the gradient of A is added, (r, d_in).
-        bt_grad: buffer to which the gradient of B transposed is added, (r, d_out).
-        scaling: alpha / r, or alpha / sqrt(r).
-    """
-
-    a: torch.Tensor
-    bt: torch.Tensor
-    a_grad: torch.Tensor
-    bt_grad: torch.Tensor
-    scaling: float
+    a: torch.Tensor  # A, (r, d_in)
+    bt: torch.Tensor  # B^T, (r, d_out): long side last, for fast products with activations
+    a_grad: torch.Tensor  # buffer to which the gradient of A is added
+    bt_grad: torch.Tensor  # buffer to which the gradient of B^T is added
+    scaling: float  # alpha / r, or alpha / sqrt(r)
 
 
 class Segments(threading.local):
     """Row ranges of the current batch, and the adapter that applies to each range.
 
     These are the segments of Punica and S-LoRA. Each thread has its own passes and segments.
-
-    Attributes:
-        adapters: LoRA factors by layer name, for each of the K trials.
-        bounds: first row of each trial, then the number of rows, (K + 1,).
-        grad_anchor: scalar with a gradient, for a backward pass where a layer's input has none.
-        sibling_outputs: input and output, computed in advance, of layers that share the input.
     """
 
     def __init__(self) -> None:
-        self.adapters: Sequence[Mapping[str, LoraFactors]] = ()
-        self.bounds: Sequence[int] = ()
+        self.adapters: Sequence[Mapping[str, LoraFactors]] = ()  # K trials' factors by layer
+        self.bounds: Sequence[
+            int
+        ] = ()  # first row of each trial, then the number of rows, (K + 1,)
+        # A layer's input may require no gradient; this scalar makes its backward pass run.
         self.grad_anchor = torch.zeros((), requires_grad=True)
+        # Input and output of layers that were computed with a sibling.
         self.sibling_outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def assign(self, adapters: Sequence[Mapping[str, LoraFactors]], rows: Sequence[int]) -> None:
@@ -89,22 +79,14 @@ class Segments(threading.local):
 
 
 class FusedLinear(nn.Module):
-    """Replaces a linear layer: the frozen layer on all rows, each trial's factors on its segment.
-
-    Args:
-        base: ``nn.Linear``, ``Conv1D`` of GPT-2, or a quantised linear layer of bitsandbytes.
-        name: name of the layer in the model.
-        segments: shared by all layers of a model.
-
-    Attributes:
-        group: layers to compute when this one is called: itself, then siblings with the same input.
-    """
+    """Replaces a linear layer: the frozen layer on all rows, each trial's factors on its segment."""
 
     def __init__(self, base: nn.Module, name: str, segments: Segments) -> None:
         super().__init__()
         self.base = base
         self.name = name
         self.segments = segments
+        # The layers to compute when this one is called: itself, then siblings with the same input.
         self.group: Sequence[FusedLinear] = [self]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -177,7 +159,10 @@ class _SegmentedLora(torch.autograd.Function):
             layer_lows = _by_layer(low, layers, 1)
             for layer, layer_low, dy_k in zip(layers, layer_lows, dys_k, strict=True):
                 dlows.append(dy_k @ layer.bt.to(dy_k.dtype).t())  # (T_k, r)
-                _add_product(layer.bt_grad, layer_low.t(), dy_k)
+                if dy_k.dtype == layer.bt_grad.dtype:
+                    layer.bt_grad.addmm_(layer_low.t(), dy_k)
+                else:
+                    layer.bt_grad.add_(layer_low.t() @ dy_k)
             dlow = _joined(dlows, 1)  # (T_k, R)
             da = dlow.t() @ x_k  # (R, d_in)
             for layer, layer_da in zip(layers, _by_layer(da, layers, 0), strict=True):
@@ -214,13 +199,6 @@ def _by_segment(rows: torch.Tensor, bounds: Sequence[int]) -> Sequence[torch.Ten
     return [rows[start:stop] for start, stop in pairwise(bounds)]
 
 
-def _add_product(grad: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    if left.dtype == grad.dtype:
-        grad.addmm_(left, right)
-    else:
-        grad.add_(left @ right)
-
-
 def is_fusable(layer: nn.Module) -> bool:
     """Whether `FusedLinear` can replace a layer; bitsandbytes' layers are ``nn.Linear`` too."""
     return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
@@ -242,20 +220,14 @@ def fused_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Segments]:
     layers = {name: FusedLinear(module, name, segments) for name, module in originals.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    _group_siblings(layers)
-    try:
-        yield segments
-    finally:
-        for name, module in originals.items():
-            model.set_submodule(name, module)
-
-
-def _group_siblings(layers: Mapping[str, FusedLinear]) -> None:
-    """Let the first layer of each group with a shared input compute the others as well."""
-    for name in layers:
         parent, _, leaf = name.rpartition(".")
         for siblings in SHARED_INPUT:
             if leaf in siblings:
                 paths = [f"{parent}.{sibling}" for sibling in siblings]
                 group = [layers[path] for path in paths if path in layers]
                 group[0].group = group
+    try:
+        yield segments
+    finally:
+        for name, module in originals.items():
+            model.set_submodule(name, module)

@@ -25,23 +25,14 @@ CLOSE = 1e-3
 
 
 class PackedTrial(Protocol):
-    """A trial as a packed pass needs it.
+    """A trial as a packed pass needs it."""
 
-    Attributes:
-        factors: LoRA factors by layer name.
-        head: copies of the modules trained in full, by name; the base's serve where it has none.
-    """
-
-    factors: dict[str, LoraFactors]
-    head: dict[str, nn.Module]
+    factors: dict[str, LoraFactors]  # by layer name
+    head: dict[str, nn.Module]  # copies of the modules trained in full, by name
 
 
 class PackedModel:
-    """Runs packed batches. `packed_model` makes it, for use inside its ``with`` block alone.
-
-    Attributes:
-        pools_early: whether the model's last hidden states are those of the pooled tokens alone.
-    """
+    """Runs packed batches. `packed_model` makes it, for use inside its ``with`` block alone."""
 
     def __init__(
         self, base: BaseModel, head: Head, segments: Segments, autocast: torch.dtype | None
@@ -52,7 +43,7 @@ class PackedModel:
         self.autocast = autocast
         self.device = next(base.model.parameters()).device
         self.pooled = PooledTokens()
-        self.pools_early = False
+        self.pools_early = False  # whether the last hidden states are those of pooled tokens alone
         self.first_position = max(map(first_position, position_tables(base.model)), default=0)
 
     def logits(

@@ -18,36 +18,17 @@ MAX_PADDING = 0.25
 class Block:
     """Sequences of similar length whose attention is computed together.
 
-    Attributes:
-        count: number of sequences, n.
-        longest: places for each sequence, L.
-        rows: token row that each place copies, (n, L). A place without a token copies its
-            sequence's last token: finite, masked, without gradient.
-        has_token: whether a place holds a token, (n, L).
+    A place without a token copies its sequence's last token: finite, masked, without gradient.
     """
 
-    count: int
-    longest: int
-    rows: torch.Tensor
-    has_token: torch.Tensor
+    count: int  # number of sequences, n
+    longest: int  # places for each sequence, L
+    rows: torch.Tensor  # token row that each place copies, (n, L)
+    has_token: torch.Tensor  # whether a place holds a token, (n, L)
 
 
 class Packing:
-    """Position of each token of a batch: end to end for linear layers, in blocks for attention.
-
-    Args:
-        sequences: token ids of n sequences, T tokens in all.
-        device: device of the tensors.
-
-    Attributes:
-        tokens: number of tokens, T.
-        input_ids: token ids end to end, (1, T).
-        position_ids: place of each token in its sequence, (1, T).
-        first: row of each sequence's first token, (n,).
-        last: row of each sequence's last token, (n,).
-        blocks: sequences sorted by length, in blocks with little padding.
-        places: number of places in all blocks, padding included, P.
-    """
+    """Tokens of n sequences: end to end for linear layers, in blocks of places for attention."""
 
     def __init__(
         self, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu"
@@ -56,19 +37,19 @@ class Packing:
         lengths = [len(sequence) for sequence in sequences]
         ends = list(accumulate(lengths))
         starts = [0, *ends[:-1]]
-        self.tokens = ends[-1]
+        self.tokens = ends[-1]  # T
         flat = [token for sequence in sequences for token in sequence]
-        self.input_ids = torch.tensor([flat], device=device)
+        self.input_ids = torch.tensor([flat], device=device)  # (1, T)
         positions = [place for length in lengths for place in range(length)]
-        self.position_ids = torch.tensor([positions], device=device)
-        self.first = torch.tensor(starts, device=device)
-        self.last = torch.tensor(ends, device=device) - 1
+        self.position_ids = torch.tensor([positions], device=device)  # (1, T)
+        self.first = torch.tensor(starts, device=device)  # rows of first tokens, (n,)
+        self.last = torch.tensor(ends, device=device) - 1  # rows of last tokens, (n,)
         self._by_length = sorted(range(len(sequences)), key=lengths.__getitem__)
         self.blocks = [
             _block([lengths[i] for i in group], [starts[i] for i in group])
             for group in _groups(self._by_length, lengths)
         ]
-        self.places = sum(block.count * block.longest for block in self.blocks)
+        self.places = sum(block.count * block.longest for block in self.blocks)  # P
         self._by_heads: dict[int, HeadIndex] = {}
 
     def by_head(self, heads: int) -> "HeadIndex":
@@ -107,17 +88,11 @@ class Packing:
 
 @dataclass(frozen=True)
 class HeadIndex:
-    """Permutation from ``(T * heads, d)`` in token order to ``(P * heads, d)`` in block order.
+    """Permutation from ``(T * heads, d)`` in token order to ``(P * heads, d)`` in block order."""
 
-    Attributes:
-        source: for each row in block order, the row that it copies, (P * heads,).
-        place: for each row in token order, its row in block order, (T * heads,).
-        empty: rows in block order that hold no token.
-    """
-
-    source: torch.Tensor
-    place: torch.Tensor
-    empty: torch.Tensor
+    source: torch.Tensor  # for each row in block order, the row that it copies, (P * heads,)
+    place: torch.Tensor  # for each row in token order, its row in block order, (T * heads,)
+    empty: torch.Tensor  # rows in block order that hold no token
 
 
 def masked_score(dtype: torch.dtype) -> float:

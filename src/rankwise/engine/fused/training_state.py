@@ -29,17 +29,11 @@ class TrainingState:
         flat (P,)  [ all A | head's matrices   | all B^T | head's vectors            ]
                      at the learning rate      at loraplus_ratio times that rate
 
-    Args:
-        base: the frozen base, without adapters.
-        saved: weights of the base from `rankwise.engine.adapter_init.saved_modules`.
-        examples: training examples.
-
     Attributes:
         flat: all parameters, (P,); its ``grad`` is a tensor to which passes add.
         factors: views of the LoRA factors and their gradients, by layer.
         head: modules trained in full, whose parameters are views too, by name.
         steps: figures of each finished step, see `rankwise.engine.trial.FinishedTrial`.
-        diverged: whether a loss or gradient was not finite.
         evidence: held-out results, empty until the trial is scored.
     """
 
