@@ -41,7 +41,7 @@ class TrainingConfig(Settings):
             linearly to 0. Long, because sweeps are short: Adam's step sizes need many steps to
             settle (Ma and Yarats 2021, "On the adequacy of untuned warmup for adaptive
             optimization"); docs/learning-rate.md has the measurement.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: norm to which gradients are clipped.
     """
 
     epochs: Annotated[Count, Option("Passes over the training data.", TRAINING)] = 1

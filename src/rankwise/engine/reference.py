@@ -39,8 +39,6 @@ class ReferenceEngine:
 
     Args:
         base: the frozen base, to which adapters are attached and from which they are detached.
-        held_out: examples to score.
-        config: settings that all trials share.
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.
     """
 
@@ -241,11 +239,7 @@ def _copied_state(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def score_adapter(base: BaseModel, adapter: Path, examples: Encoded) -> pd.DataFrame:
-    """Attach an adapter from its directory to the base, as a user would, and score every example.
-
-    Returns:
-        Evidence as from `rankwise.engine.evaluate.evaluate`.
-    """
+    """Return evidence of the adapter in a directory, attached to the base as a user would do it."""
     with quiet_libraries():
         model = PeftModel.from_pretrained(base.model, adapter)
         try:

@@ -44,8 +44,6 @@ class FusedEngine:
 
     Args:
         base: the frozen base; `rankwise.engine.fused.model.unsupported_reason` checks it.
-        held_out: examples to score.
-        config: settings that all trials share.
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.
         pack_size: number of trials that train together. With at most one trial to a core, a trial's
             figures are bit-identical in any pack; where trials share a pass, only up to rounding.

@@ -22,8 +22,7 @@ from rankwise.engine.fused.packing import current_packing
 
 Modules = Mapping[str, nn.Module]
 
-# Models with BERT's self-attention, module by module.
-LIKE_BERT = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")
+LIKE_BERT = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")  # same self-attention
 
 
 @dataclass(frozen=True)

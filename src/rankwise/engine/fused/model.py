@@ -96,7 +96,7 @@ class PackedModel:
         return torch.tensor(rows, device=self.device), counts
 
     def _token_types(self, batches: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Return which of two texts each token belongs to, (1, T), if the tokenizer tells."""
+        """Return which of two texts each token belongs to, (1, T), if the tokenizer has them."""
         sequences = [each for batch in batches for each in batch.token_type_ids or ()]
         types = [token_type for sequence in sequences for token_type in sequence]
         return {"token_type_ids": torch.tensor([types], device=self.device)} if types else {}
