@@ -7,13 +7,12 @@ from rankwise.decide.wording import (
     listed,
     percent,
     without_exponent,
-    wording_of,
 )
 
 
 def test_the_unit_of_a_loss_leaves_out_what_it_is_a_mean_of() -> None:
-    assert wording_of("nats per example", "guessing") == Wording("nats", "guessing")
-    assert wording_of("of the labels' variance", "the mean").unit == "of the labels' variance"
+    assert Wording("nats per example", "guessing").unit == "nats"
+    assert Wording("of the labels' variance", "the mean").unit == "of the labels' variance"
 
 
 def test_bounds_have_three_digits_and_no_exponent() -> None:

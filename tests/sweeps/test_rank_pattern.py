@@ -11,7 +11,7 @@ from peft import PeftModel
 
 import rankwise
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.findings import Rule, analyse
+from rankwise.decide.findings import Findings, Rule
 from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
 from rankwise.lora.adapter import factor_pairs
@@ -76,7 +76,7 @@ def test_it_is_offered_only_where_it_is_shown_to_be_better(
     with open_run(make_config(request_of), Silent()) as run:
         runs, cuts = read_rank_results(run.store.evidence()), cuts_of(run)
         engine = Scoring(run, cuts, loss)
-        findings = analyse(runs, Rule(margin=0.5, trained_at=TRAINED))
+        findings = Findings(runs, Rule(margin=0.5, trained_at=TRAINED))
         found, adapter = try_rank_pattern(findings, RANK, cuts, run.store, engine)  # type: ignore[arg-type]
     assert found is not None
     assert found.better is better
@@ -104,7 +104,7 @@ def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
     monkeypatch.setattr(rank_pattern, "read_adapter", doubled)
     with open_run(make_config(request_of), Silent()) as run:
         runs, cuts = read_rank_results(run.store.evidence()), cuts_of(run)
-        findings = analyse(runs, Rule(margin=0.5, trained_at=TRAINED))
+        findings = Findings(runs, Rule(margin=0.5, trained_at=TRAINED))
         engine = Scoring(run, cuts, 0.0)
         found, _ = try_rank_pattern(findings, RANK, cuts, run.store, engine)  # type: ignore[arg-type]
         uniform = read_adapter(run.store.adapter_directory(cuts[0].name))

@@ -9,12 +9,9 @@ import pandas as pd
 from rankwise.analysis.read import ImportedResults, read_results
 from rankwise.checks import check_number, check_path, check_text
 from rankwise.decide import Decision
-from rankwise.decide.choice import choose
-from rankwise.decide.explain import explain
-from rankwise.decide.findings import Rule, analyse
+from rankwise.decide.findings import Rule
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
-from rankwise.decide.selection import read_ranks
-from rankwise.decide.wording import Context
+from rankwise.decide.selection import decide, read_ranks
 from rankwise.errors import some
 from rankwise.store.costs import rank_costs, trained_at
 
@@ -110,11 +107,9 @@ def analyze(
     )
     ranks = read_ranks(evidence, rule)
     costs = {
-        each.rank: rank_costs(results.trials, each.rank, each.learning_rate or None)
-        for each in ranks
+        one.rank: rank_costs(results.trials, one.rank, one.learning_rate or None) for one in ranks
     }
-    findings = analyse(ranks, rule, results.train_loss, costs)
-    decision = explain(findings, choose(findings), Context(wording=results.wording))
+    decision = decide(ranks, rule, results.train_loss, costs, results.wording)
     score = second if compared == "loss" else compared
     return Analysis(decision, results.evidence, score, (*results.notes, *notes))
 

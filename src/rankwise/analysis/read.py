@@ -14,7 +14,7 @@ from rankwise.analysis.source import ResultsSource, read_json_object, separate
 from rankwise.analysis.tables import read_result_table
 from rankwise.decide.evidence import ChanceLoss, as_numbers, check_columns
 from rankwise.decide.metrics import snake
-from rankwise.decide.wording import PLAIN, Wording, wording_of
+from rankwise.decide.wording import PLAIN, Wording
 from rankwise.errors import RankwiseError, RequestError, nearest, some
 from rankwise.store import records
 from rankwise.tasks.readers import FORMATS
@@ -175,7 +175,7 @@ def _read_sweep(directory: Path) -> ResultsSource:
         train_loss=None if train_loss.empty else train_loss,
         trials=tuple(trials),
         chance_loss=records.read_chance_loss(directory),
-        wording=wording_of(sweep.task.loss, sweep.task.chance),
+        wording=Wording(sweep.task.loss, sweep.task.chance),
     )
 
 

@@ -1,38 +1,35 @@
 """The caveats of a decision: what a reader should know before relying on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from rankwise.decide.choice import Choice
 from rankwise.decide.evidence import RankResults
 from rankwise.decide.findings import Findings
 from rankwise.decide.metrics import LOSS_MARGIN, OTHER_MARGIN, SHARE_MARGIN
-from rankwise.decide.wording import Context, LeftOut, listed
+from rankwise.decide.wording import Context, listed
 
 
-def caveats(findings: Findings, choice: Choice, context: Context) -> Iterator[str]:
+def caveats(findings: Findings, context: Context) -> Iterator[str]:
     """Yield the caveats, those that bear on the whole decision first."""
-    if context.left_out is not None:
-        yield _left_out(context.left_out)
-    if findings.rule.margin is None and findings.margin not in (LOSS_MARGIN, SHARE_MARGIN):
+    rule, left_out = findings.rule, context.left_out
+    if left_out is not None:
         yield (
-            f"No margin was given for {findings.rule.metric}. The decision uses "
-            f"{OTHER_MARGIN:.0%} of its mean, {findings.margin:.3g}."
+            f"The budget of {left_out.budget:g} min is spent. About {left_out.trials} trials are "
+            f"left out; the next is rank {left_out.rank} at learning rate "
+            f"{left_out.learning_rate:g} with seed {left_out.seed}. The same command with a larger "
+            "--budget continues from there."
+        )
+    if rule.margin is None and findings.margin not in (LOSS_MARGIN, SHARE_MARGIN):
+        yield (
+            f"No margin was given for {rule.metric}. The decision uses {OTHER_MARGIN:.0%} of its "
+            f"mean, {findings.margin:.3g}."
         )
     yield from _about_seeds(findings)
-    if findings.rule.trained_at is None:
+    if rule.trained_at is None:
         yield from _about_single_rates(findings.results)
     if not findings.nothing_learnt:
         yield from _about_edges(findings.results)
-    if choice.rank is not None:
-        yield from _about_choice(findings, choice, choice.rank, context)
-
-
-def _left_out(left_out: LeftOut) -> str:
-    return (
-        f"The budget of {left_out.budget:g} min is spent. About {left_out.trials} trials are left "
-        f"out; the next is rank {left_out.rank} at learning rate {left_out.learning_rate:g} with "
-        f"seed {left_out.seed}. The same command with a larger --budget continues from there."
-    )
+    if findings.rank is not None:
+        yield from _about_choice(findings, findings.rank, context.wording.chance)
 
 
 def _about_seeds(findings: Findings) -> Iterator[str]:
@@ -48,7 +45,7 @@ def _about_seeds(findings: Findings) -> Iterator[str]:
         yield f"{ranks} left out: at every learning rate tried, training diverged with some seed."
 
 
-def _about_single_rates(results: tuple[RankResults, ...]) -> Iterator[str]:
+def _about_single_rates(results: Sequence[RankResults]) -> Iterator[str]:
     rates = {rate for one in results for rate in one.rates}
     if len(results) < 2:
         return
@@ -69,7 +66,7 @@ def _about_single_rates(results: tuple[RankResults, ...]) -> Iterator[str]:
         )
 
 
-def _about_edges(results: tuple[RankResults, ...]) -> Iterator[str]:
+def _about_edges(results: Sequence[RankResults]) -> Iterator[str]:
     for one in results:
         if len(one.rates) < 2 or one.learning_rate not in (one.rates[0], one.rates[-1]):
             continue
@@ -81,23 +78,22 @@ def _about_edges(results: tuple[RankResults, ...]) -> Iterator[str]:
         )
 
 
-def _about_choice(findings: Findings, choice: Choice, rank: int, context: Context) -> Iterator[str]:
+def _about_choice(findings: Findings, rank: int, chance: str) -> Iterator[str]:
     above = findings.above_chance.get(rank)
     if above is not None and above.upper >= 0:
         yield (
-            f"Rank {rank} itself is not shown to get below what {context.wording.chance} gives. It "
-            f"is chosen because other ranks gain at most the margin of {findings.margin:.3g}, "
-            "which may be all that can be learnt. Try a smaller margin."
+            f"Rank {rank} itself is not shown to get below what {chance} gives. It is chosen "
+            f"because other ranks gain at most the margin of {findings.margin:.3g}, which may be "
+            "all that can be learnt. Try a smaller margin."
         )
-    ranks = findings.comparison.ranks
-    if findings.rule.trained_at is None and rank == ranks[-1]:
-        smaller = ranks[-2]  # a rank is chosen among two at least
-        if findings.comparison.difference(smaller, rank).mean > findings.margin:
-            yield (
-                f"Rank {rank} is the largest tried, and better than rank {smaller} by more than "
-                f"the margin. Larger ranks may be better still: try {2 * rank}."
-            )
-    confirmation = choice.confirmation
+    *_, smaller, largest = findings.comparison.ranks  # a rank is chosen among two at least
+    gain = findings.comparison.difference(smaller, largest).mean
+    if findings.rule.trained_at is None and rank == largest and gain > findings.margin:
+        yield (
+            f"Rank {rank} is the largest tried, and better than rank {smaller} by more than the "
+            f"margin. Larger ranks may be better still: try {2 * rank}."
+        )
+    confirmation = findings.confirmation
     if confirmation is not None and confirmation.lead is not None:
         yield (
             f"The task score contradicts the loss: rank {confirmation.leader} scores "

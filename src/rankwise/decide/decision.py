@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rankwise.formatting import Interval as Interval
 
 Verdict = Literal["raise the rank", "overfitting", "rank suffices", "not a rank problem", "open"]
+Agreement = Literal["confirms", "contradicts", "cannot tell"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Confirmation:
 
     metric: str
     margin: float
-    status: Literal["confirms", "contradicts", "cannot tell"]
+    status: Agreement
     bound: float
     against: int
     leader: int | None = None

@@ -1,7 +1,6 @@
 """Diagnosis of underfitting: training and held-out gaps from each rank to the next larger one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -13,22 +12,8 @@ from rankwise.decide.evidence import RankResults
 from rankwise.decide.pairwise import Comparison
 
 BLOCKS = 5  # blocks of steps in each third of the training
-HISTORY_KEY = ["seed", "step"]
 
-
-@dataclass(frozen=True)
-class TrainGap:
-    """How much lower a larger rank's training loss is, nats.
-
-    Attributes:
-        late: mean over the last third of the steps.
-        interval: two-sided interval of ``late``.
-        by_third: mean over each third of the steps.
-    """
-
-    late: float
-    interval: Interval
-    by_third: tuple[float, float, float]
+Thirds = tuple[float, float, float]
 
 
 def diagnose(
@@ -55,46 +40,47 @@ def diagnose(
     for smaller, larger in pairwise(results) if comparison.noise_is_known else ():
         pair = comparison.difference(smaller.rank, larger.rank)  # positive: the larger is better
         interval = pair.interval(confidence)
-        train = train_gap(smaller, larger, histories, confidence)
+        late, train_ci, thirds = _train_gap(smaller, larger, histories, confidence)
         diagnoses.append(
             Diagnosis(
                 rank=smaller.rank,
                 next_rank=larger.rank,
-                verdict=_verdict(interval, train, margin),
+                verdict=_verdict(interval, train_ci, margin),
                 held_out_gap=pair.mean,
                 held_out_ci=interval,
-                train_gap=None if train is None else train.late,
-                train_ci=None if train is None else train.interval,
-                train_gap_by_third=None if train is None else train.by_third,
+                train_gap=late,
+                train_ci=train_ci,
+                train_gap_by_third=thirds,
             )
         )
     return diagnoses
 
 
-def train_gap(
+def _train_gap(
     smaller: RankResults, larger: RankResults, histories: pd.DataFrame | None, confidence: float
-) -> TrainGap | None:
+) -> tuple[float, Interval, Thirds] | tuple[None, None, None]:
     """Compare two ranks' training losses, paired by seed and step: both saw the same batches.
 
     The interval is that of the mean over blocks of steps in the last third, `BLOCKS` for each seed.
     Losses of neighbouring steps are correlated; those of blocks are taken to be independent.
 
     Returns:
-        The gap, or None if the histories have too few steps in common.
+        How much lower the larger rank's loss is in the last third, its interval, and the mean over
+        each third (nats); all None if the histories have too few steps in common.
     """
     if histories is None or histories.empty:
-        return None
+        return None, None, None
     first, second = (
         histories[
             (histories["rank"] == one.rank) & (histories["learning_rate"] == one.learning_rate)
         ]
         for one in (smaller, larger)
     )
-    both = first.merge(second, on=HISTORY_KEY, suffixes=("", "_larger"))
+    both = first.merge(second, on=["seed", "step"], suffixes=("", "_larger"))
     both = both[np.isfinite(both["train_loss"]) & np.isfinite(both["train_loss_larger"])]
     steps = both["step"].nunique()
     if steps < 3 * BLOCKS:
-        return None
+        return None, None, None
     gap = both["train_loss"] - both["train_loss_larger"]
     position = both["step"].rank(method="dense").astype(int) - 1  # from 0
     block = position * 3 * BLOCKS // steps  # 0 to 3 * BLOCKS - 1
@@ -104,12 +90,12 @@ def train_gap(
     half = float(stats.t.ppf((1 + confidence) / 2, len(late) - 1) * stats.sem(late))
     mean = float(late.mean())
     thirds = (float(by_third[0]), float(by_third[1]), float(by_third[2]))
-    return TrainGap(mean, (mean - half, mean + half), thirds)
+    return mean, (mean - half, mean + half), thirds
 
 
-def _verdict(held_out: Interval, train: TrainGap | None, margin: float) -> Verdict:
+def _verdict(held_out: Interval, train: Interval | None, margin: float) -> Verdict:
     low, high = held_out
-    fits_better = train is not None and train.interval[0] > 0
+    fits_better = train is not None and train[0] > 0
     if high < 0 and train is None:
         return "open"
     if high < 0 and fits_better:
@@ -118,6 +104,4 @@ def _verdict(held_out: Interval, train: TrainGap | None, margin: float) -> Verdi
         return "rank suffices"
     if low > 0 and (train is None or fits_better):
         return "raise the rank"
-    if low > 0 or high < 0:
-        return "not a rank problem"
-    return "open"
+    return "not a rank problem" if low > 0 or high < 0 else "open"

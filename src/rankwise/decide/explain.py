@@ -4,21 +4,16 @@ from dataclasses import replace
 from math import isfinite
 
 from rankwise.decide.caveats import caveats
-from rankwise.decide.choice import Choice
 from rankwise.decide.decision import Confirmation, Decision, Diagnosis, Next, RankPattern
 from rankwise.decide.findings import Findings
-from rankwise.decide.pairwise import Bound
 from rankwise.decide.power import MOST_EXAMPLES, MOST_SEEDS, POWER
 from rankwise.decide.wording import (
     Context,
     Wording,
-    apart,
     counted,
     counted_range,
     listed,
-    metric_name,
     percent,
-    with_unit,
     without_exponent,
 )
 
@@ -32,15 +27,22 @@ TAKEAWAYS = {
 }
 
 
-def explain(findings: Findings, choice: Choice, context: Context) -> Decision:
-    """Put a choice and what it rests on into words, and return the whole decision."""
-    rule, rank = findings.rule, choice.rank
+def explain(findings: Findings, context: Context) -> Decision:
+    """Put findings into words, and return the whole decision."""
+    rule, rank, wording = findings.rule, findings.rank, context.wording
+    unit = f" {wording.unit}" if findings.by_loss else ""
+    confirmation = _confirmation(findings.confirmation, rank)
     if rank is None:
-        answer = _open_answer(findings, choice, context)
-        evidence = _open_evidence(findings, context.wording)
+        answer = _open_answer(findings, context, unit)
+        evidence = _open_evidence(findings, wording, unit)
     else:
-        answer = _answer(findings, rank, context.wording)
-        evidence = _evidence(findings, choice, rank, context.wording)
+        answer = _answer(findings, rank, unit)
+        evidence = (
+            f"{_what_was_compared(findings)} Rank {rank} is the smallest that stays within the "
+            f"margin. {_against(findings, rank, unit)}"
+        )
+        if confirmation is not None:
+            evidence = f"{evidence} {confirmation.reason}"
     return Decision(
         verdict="undetermined" if rank is None else "selected",
         rank=rank,
@@ -49,52 +51,38 @@ def explain(findings: Findings, choice: Choice, context: Context) -> Decision:
         confidence=rule.confidence,
         answer=answer,
         evidence=evidence,
-        caveats=tuple(caveats(findings, choice, context)),
-        next=_next(findings, choice, context),
+        caveats=tuple(caveats(findings, context)),
+        next=_next(findings, context),
         table=findings.table,
-        confirmation=_confirmation(choice.confirmation, rank),
+        confirmation=confirmation,
         diagnosis=tuple(_diagnosis(one, findings.margin) for one in findings.diagnosis),
         detectable_difference=findings.detectable_difference,
         question="train" if rule.trained_at is None else "keep",
         trained_at=rule.trained_at,
-        rank_pattern=_rank_pattern(context.rank_pattern, context.wording),
+        rank_pattern=_rank_pattern(context.rank_pattern, wording),
         test=context.test,
     )
 
 
-def _answer(findings: Findings, rank: int, wording: Wording) -> str:
+def _answer(findings: Findings, rank: int, unit: str) -> str:
+    rule, upper = findings.rule, findings.bounds[rank].upper
     lead = f"Use rank {rank}."
-    if findings.rule.trained_at is not None:
-        lead = f"Keep rank {rank} of an adapter trained at rank {findings.rule.trained_at}."
-    upper, confidence = findings.bounds[rank].upper, percent(findings.rule.confidence)
+    if rule.trained_at is not None:
+        lead = f"Keep rank {rank} of an adapter trained at rank {rule.trained_at}."
+    confidence = percent(rule.confidence)
     if upper < 0:
         return f"{lead} It is better than every other rank tried, at {confidence} confidence."
-    worse = f"{with_unit(without_exponent(upper), findings, wording)} worse"
-    if findings.rule.metric != "loss":
-        worse = f"{worse} in {findings.rule.metric}"
-    whose = "the" if findings.rule.margin is None else "your"
+    metric = "" if findings.by_loss else f" in {rule.metric}"
+    whose = "the" if rule.margin is None else "your"
     return (
-        f"{lead} It is at most {worse} than the best rank tried, within {whose} margin of "
-        f"{findings.margin:.3g}, at {confidence} confidence."
+        f"{lead} It is at most {without_exponent(upper)}{unit} worse{metric} than the best rank "
+        f"tried, within {whose} margin of {findings.margin:.3g}, at {confidence} confidence."
     )
 
 
-def _evidence(findings: Findings, choice: Choice, rank: int, wording: Wording) -> str:
-    bound = findings.bounds[rank]
-    sentences = [
-        _what_was_compared(findings),
-        f"Rank {rank} is the smallest that stays within the margin. "
-        f"{_against(findings, rank, bound, wording)}",
-    ]
-    confirmation = _confirmation(choice.confirmation, rank)
-    if confirmation is not None:
-        sentences.append(confirmation.reason)
-    return " ".join(sentences)
-
-
 def _what_was_compared(findings: Findings) -> str:
-    """Say which ranks were compared in which metric, over how many seeds and examples."""
     alive = findings.alive
+    metric = "held-out loss" if findings.by_loss else findings.rule.metric
     seeds = counted_range((len(one.seeds) for one in alive), "seed")
     each = ", with one result per trial"
     if findings.examples > 1:
@@ -102,35 +90,32 @@ def _what_was_compared(findings: Findings) -> str:
     rates = ""
     if any(len(one.rates) > 1 for one in alive):
         rates = ", each at its best learning rate"
-    return (
-        f"Ranks {listed([one.rank for one in alive])} were compared by {metric_name(findings)}, "
-        f"over {seeds}{each}{rates}."
-    )
+    ranks = listed([one.rank for one in alive])
+    return f"Ranks {ranks} were compared by {metric}, over {seeds}{each}{rates}."
 
 
-def _against(findings: Findings, rank: int, bound: Bound, wording: Wording) -> str:
-    """Say how a rank compares with the rank that sets its bound."""
-    mean = findings.comparison.difference(rank, bound.against).mean
-    limit = with_unit(f"{abs(bound.upper):.4f}", findings, wording)
+def _against(findings: Findings, rank: int, unit: str) -> str:
+    """Compare a rank with the rank that sets its bound."""
+    upper, against = findings.bounds[rank]
+    mean = findings.comparison.difference(rank, against).mean
+    side = "worse" if mean >= 0 else "better"
+    limit = f"{abs(upper):.4f}{unit}"
     may_be = f"and may be up to {limit} worse"
-    if bound.upper < 0:
+    if upper < 0:
         may_be = f"and is at least {limit} better"
     elif mean < 0:
         may_be = f"but may be up to {limit} worse"
-    return (
-        f"Compared with rank {bound.against}, it was {apart(mean, findings, wording)} on average "
-        f"{may_be}."
-    )
+    return f"Compared with rank {against}, it was {abs(mean):.4f}{unit} {side} on average {may_be}."
 
 
-def _open_answer(findings: Findings, choice: Choice, context: Context) -> str:
-    problem, remedy = _problem(findings, choice, context.wording)
+def _open_answer(findings: Findings, context: Context, unit: str) -> str:
+    problem, remedy = _problem(findings, context.wording, unit)
     if context.left_out is not None:
         remedy = "Run the same command with a larger --budget first."
     return f"No rank can be recommended yet: {problem}. {remedy}"
 
 
-def _problem(findings: Findings, choice: Choice, wording: Wording) -> tuple[str, str]:
+def _problem(findings: Findings, wording: Wording, unit: str) -> tuple[str, str]:
     """Return why no rank was chosen, and what to do about it."""
     alive, bounds = findings.alive, findings.bounds
     if len(alive) < 2:
@@ -156,11 +141,10 @@ def _problem(findings: Findings, choice: Choice, wording: Wording) -> tuple[str,
             "the ranks share no seed and no rank has two, so nothing shows how much seeds vary",
             "Run at least 2 seeds for each rank.",
         )
-    margin = with_unit(f"{findings.margin:.3g}", findings, wording)
-    confidence = percent(findings.rule.confidence)
     return (
-        f"none is shown to be within {margin} of the best at {confidence} confidence",
-        _what_would_settle_it(findings, choice),
+        f"none is shown to be within {findings.margin:.3g}{unit} of the best at "
+        f"{percent(findings.rule.confidence)} confidence",
+        _what_would_settle_it(findings),
     )
 
 
@@ -177,35 +161,33 @@ def _learn_first(findings: Findings, wording: Wording) -> str:
     )
 
 
-def _what_would_settle_it(findings: Findings, choice: Choice) -> str:
-    if choice.next is not None:
-        return f"Next, run {_amount_to_run(findings, choice.next)}."
-    examples = ""
-    if findings.examples > 1:
-        examples = f" and {MOST_EXAMPLES} times the held-out examples"
+def _what_would_settle_it(findings: Findings) -> str:
+    if findings.next is not None:
+        return f"Next, run {_amount_to_run(findings, findings.next)}."
+    examples = f" and {MOST_EXAMPLES} times the held-out examples" if findings.examples > 1 else ""
     return (
         f"Even {MOST_SEEDS} seeds{examples} would not settle it if the differences seen persist; "
         "a larger margin would."
     )
 
 
-def _open_evidence(findings: Findings, wording: Wording) -> str:
+def _open_evidence(findings: Findings, wording: Wording, unit: str) -> str:
     if len(findings.alive) < 2:
         return ""
-    sentences = [_what_was_compared(findings)]
-    if findings.bounds and findings.losses is not None and findings.nothing_learnt:
+    compared, bounds = _what_was_compared(findings), findings.bounds
+    if bounds and findings.losses is not None and findings.nothing_learnt:
         rank = min(findings.above_chance, key=lambda one: findings.above_chance[one].upper)
         above, loss = findings.above_chance[rank], findings.losses.mean(rank)
         chance = loss - above.mean
-        sentences.append(
-            f"Rank {rank} comes nearest to a gain: its held-out loss of {loss:.4f} {wording.unit} "
-            f"may be up to {chance + above.upper:.4f}, and {wording.chance} gives {chance:.4f}."
+        return (
+            f"{compared} Rank {rank} comes nearest to a gain: its held-out loss of {loss:.4f} "
+            f"{wording.unit} may be up to {chance + above.upper:.4f}, and {wording.chance} gives "
+            f"{chance:.4f}."
         )
-    elif any(isfinite(bound.upper) for bound in findings.bounds.values()):
-        rank = min(findings.bounds, key=lambda one: findings.bounds[one].upper)
-        against = _against(findings, rank, findings.bounds[rank], wording)
-        sentences.append(f"Rank {rank} comes nearest. {against}")
-    return " ".join(sentences)
+    if any(isfinite(bound.upper) for bound in bounds.values()):
+        rank = min(bounds, key=lambda one: bounds[one].upper)
+        return f"{compared} Rank {rank} comes nearest. {_against(findings, rank, unit)}"
+    return compared
 
 
 def _amount_to_run(findings: Findings, step: Next) -> str:
@@ -215,21 +197,21 @@ def _amount_to_run(findings: Findings, step: Next) -> str:
     return f"{seeds} and {step.held_out_examples:,} held-out examples"
 
 
-def _next(findings: Findings, choice: Choice, context: Context) -> Next | None:
+def _next(findings: Findings, context: Context) -> Next | None:
     """Return the next step with its advice; none if a budget left out trials, which come first."""
-    step = choice.next
+    step = findings.next
     if step is None or context.left_out is not None:
         return None
-    sentences = [
+    advice = (
         f"Run {_amount_to_run(findings, step)}. If the differences seen persist, this selects rank "
         f"{step.rank} or a smaller one with a probability of {percent(POWER)}."
-    ]
+    )
     if step.estimated_seconds:
         minutes = max(1, round(step.estimated_seconds / 60))
-        sentences.append(f"The additional training takes about {minutes:,} min.")
+        advice += f" The additional training takes about {minutes:,} min."
     if context.is_sweep and step.held_out_examples == findings.examples:
-        sentences.append(f"To do so, run the same command with --seeds {step.seeds} --extend.")
-    return replace(step, advice=" ".join(sentences))
+        advice += f" To do so, run the same command with --seeds {step.seeds} --extend."
+    return replace(step, advice=advice)
 
 
 def _confirmation(confirmation: Confirmation | None, rank: int | None) -> Confirmation | None:
@@ -238,24 +220,19 @@ def _confirmation(confirmation: Confirmation | None, rank: int | None) -> Confir
     bound = f"{confirmation.bound:.4f}"
     if confirmation.status == "contradicts":
         reason = (
-            f"The task score contradicts it: rank {confirmation.leader} scores "
-            f"{confirmation.lead:.4f} higher than rank {rank}."
+            f"contradicts it: rank {confirmation.leader} scores {confirmation.lead:.4f} higher "
+            f"than rank {rank}"
         )
     elif confirmation.status == "cannot tell":
         reason = (
-            f"The task score cannot tell at its margin of {confirmation.margin:.3g}: rank {rank} "
-            f"may score up to {bound} lower than rank {confirmation.against}."
+            f"cannot tell at its margin of {confirmation.margin:.3g}: rank {rank} may score up to "
+            f"{bound} lower than rank {confirmation.against}"
         )
     elif confirmation.bound < 1e-4:
-        reason = (
-            f"The task score confirms it: rank {rank} scores no lower than the best other rank."
-        )
+        reason = f"confirms it: rank {rank} scores no lower than the best other rank"
     else:
-        reason = (
-            f"The task score confirms it: rank {rank} scores at most {bound} lower than the best "
-            "other rank."
-        )
-    return replace(confirmation, reason=reason)
+        reason = f"confirms it: rank {rank} scores at most {bound} lower than the best other rank"
+    return replace(confirmation, reason=f"The task score {reason}.")
 
 
 def _diagnosis(diagnosis: Diagnosis, margin: float) -> Diagnosis:

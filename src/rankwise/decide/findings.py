@@ -1,28 +1,34 @@
-"""What the evidence says about every rank: comparisons, bounds and figures, before any choice."""
+"""The findings: how all ranks compare under a rule, and the rank that follows, in numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import log2
+from math import isfinite, log2
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_number
-from rankwise.decide.decision import Diagnosis, Gain, Interval, RankRow
+from rankwise.decide import power
+from rankwise.decide.decision import (
+    Agreement,
+    Confirmation,
+    Diagnosis,
+    Gain,
+    Interval,
+    Next,
+    RankRow,
+)
 from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, RankResults, chance_losses
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
 from rankwise.decide.pairwise import Bound, Comparison, compare
-from rankwise.decide.power import detectable_difference
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rule:
-    """How to decide: what is compared, what a smaller rank may cost, and what is known beforehand.
-
-    The fields are the arguments of `rankwise.select`.
+    """The rule of a decision; its fields are the arguments of `rankwise.select`.
 
     Raises:
         RequestError: a number is not allowed.
@@ -59,38 +65,90 @@ class AboveChance(NamedTuple):
     upper: float
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Findings:
-    """All that a decision rests on. Figures that not every caller needs are computed on first use.
+    """All ranks compared under a rule. Each figure is computed when it is first used.
 
     Attributes:
-        rule: the rule that was asked for.
-        margin: the rule's margin, or the metric's default.
         results: all ranks, ascending, including those of which every trial diverged.
-        histories: training losses, one row per step; None if they are not known.
+        rule: how to decide.
+        histories: training losses, see `rankwise.select`.
         measured: measured costs of each rank, by the names of `RankRow`'s fields.
-        comparison: the ranks compared in the metric that decides; smaller is better.
-        losses: the ranks compared by held-out loss, where there are losses.
-        scores: the ranks compared by task score, where there are scores.
-        bounds: each rank against the best other rank; empty if the noise is not known.
-        above_chance: each rank's loss against chance level; empty if that is not known.
     """
 
+    results: Sequence[RankResults]
     rule: Rule
-    margin: float
-    results: tuple[RankResults, ...]
-    histories: pd.DataFrame | None
-    measured: Mapping[int, Mapping[str, Any]]
-    comparison: Comparison
-    losses: Comparison | None
-    scores: Comparison | None
-    bounds: Mapping[int, Bound]
-    above_chance: Mapping[int, AboveChance]
+    histories: pd.DataFrame | None = None
+    measured: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def alive(self) -> list[RankResults]:
         """Ranks with a learning rate at which no trial diverged."""
         return [one for one in self.results if one.seeds]
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether ranks are compared by held-out loss."""
+        return self.rule.metric == "loss"
+
+    @property
+    def examples(self) -> int:
+        """Number of held-out examples; 1 where results are aggregates."""
+        return max(one.examples.size for one in self.results)
+
+    @cached_property
+    def margin(self) -> float:
+        """The rule's margin, or the metric's default."""
+        if self.rule.margin is not None:
+            return self.rule.margin
+        costs = np.concatenate([one.cost.ravel() for one in self.results])
+        return default_margin(self.rule.metric, costs)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The ranks compared in the metric that decides; smaller is better."""
+        comparison = compare(self.alive, "cost", self.rule.noise)
+        assert comparison is not None  # every rank has costs
+        return comparison
+
+    @cached_property
+    def losses(self) -> Comparison | None:
+        """The ranks compared by held-out loss; None without losses."""
+        # A stated noise is that of the metric that decides.
+        return self.comparison if self.by_loss else compare(self.alive, "loss")
+
+    @cached_property
+    def scores(self) -> Comparison | None:
+        """The ranks compared by task score, larger is better; None without scores."""
+        return compare(self.alive, "score", None if self.by_loss else self.rule.noise)
+
+    @cached_property
+    def bounds(self) -> dict[int, Bound]:
+        """Each rank against the best other rank; empty if the noise is not known."""
+        if not self.comparison.noise_is_known:
+            return {}
+        ranks, confidence = self.comparison.ranks, self.rule.confidence
+        return {rank: self.comparison.upper_bound(rank, confidence) for rank in ranks}
+
+    @cached_property
+    def above_chance(self) -> dict[int, AboveChance]:
+        """Each rank's loss against chance level; empty if that is not known."""
+        if self.rule.chance_loss is None or not self.alive:
+            return {}
+        # All ranks have the same examples.
+        chance = chance_losses(self.rule.chance_loss, self.alive[0].examples)
+        over = [
+            replace(one, loss=None if one.loss is None else one.loss - chance) for one in self.alive
+        ]
+        losses = compare(over, "loss", self.rule.noise if self.by_loss else None)
+        if losses is None:
+            return {}
+        least = LEAST_GAIN * float(np.mean(chance))
+        above: dict[int, AboveChance] = {}
+        for rank in losses.ranks:
+            upper = losses.mean_interval(rank, self.rule.confidence)[1]
+            above[rank] = AboveChance(losses.mean(rank), upper + least)
+        return above
 
     @property
     def nothing_learnt(self) -> bool:
@@ -106,13 +164,33 @@ class Findings:
         return [rank for rank, bound in self.bounds.items() if bound.upper <= self.margin]
 
     @property
-    def examples(self) -> int:
-        """Number of held-out examples; 1 where results are aggregates."""
-        return max(one.examples.size for one in self.results)
+    def rank(self) -> int | None:
+        """The smallest rank that fits; None if there is none."""
+        return min(self.fitting, default=None)
 
     def is_shown_worse(self, rank: int) -> bool:
         """Whether a rank is shown to be worse than another by more than the margin."""
         return self.comparison.is_shown_worse(rank, self.margin, self.rule.confidence)
+
+    @cached_property
+    def confirmation(self) -> Confirmation | None:
+        """Whether the score agrees with the loss; None without a rank or a score that can tell."""
+        scores = self.scores
+        if self.rank is None or not self.by_loss or scores is None or not scores.noise_is_known:
+            return None
+        return _confirm(scores, self.rank, self.rule.score_margin, self.rule.confidence)
+
+    @cached_property
+    def next(self) -> Next | None:
+        """What to run to settle an open question; None if a rank fits or nothing would."""
+        # More of the same does not help where nothing was learnt or no bound is finite.
+        finite = any(isfinite(bound.upper) for bound in self.bounds.values())
+        if self.fitting or self.nothing_learnt or not finite:
+            return None
+        step = power.next_step(self.comparison, self.margin, self.rule.confidence)
+        if step is None:
+            return None
+        return replace(step, estimated_seconds=_training_seconds(self, step.seeds))
 
     @cached_property
     def table(self) -> tuple[RankRow, ...]:
@@ -133,73 +211,50 @@ class Findings:
     @cached_property
     def detectable_difference(self) -> float | None:
         """The smallest margin that this evidence can resolve."""
-        return detectable_difference(self.comparison, self.rule.confidence)
+        return power.detectable_difference(self.comparison, self.rule.confidence)
 
 
-def analyse(
-    results: Sequence[RankResults],
-    rule: Rule,
-    histories: pd.DataFrame | None = None,
-    measured: Mapping[int, Mapping[str, Any]] | None = None,
-) -> Findings:
-    """Compare all ranks under a rule.
-
-    Args:
-        results: as `rankwise.decide.evidence.read_rank_results` returns them.
-        rule: how to decide.
-        histories: training losses, see `rankwise.select`.
-        measured: measured costs of each rank, by the names of `RankRow`'s fields.
-    """
-    alive = [one for one in results if one.seeds]
-    by_loss = rule.metric == "loss"
-    comparison = compare(alive, "cost", rule.noise)
-    assert comparison is not None  # every rank has costs
-    # A stated noise is that of the metric compared.
-    losses = comparison if by_loss else compare(alive, "loss")
-    scores = compare(alive, "score", None if by_loss else rule.noise)
-    bounds: dict[int, Bound] = {}
-    if comparison.noise_is_known:
-        bounds = {one.rank: comparison.upper_bound(one.rank, rule.confidence) for one in alive}
-    margin = rule.margin
-    if margin is None:
-        margin = default_margin(rule.metric, np.concatenate([one.cost.ravel() for one in results]))
-    return Findings(
-        rule=rule,
+def _confirm(scores: Comparison, rank: int, margin: float, confidence: float) -> Confirmation:
+    others = scores.others(rank)
+    leads = {other: scores.difference(other, rank) for other in others}
+    bound, against = max((leads[other].upper(len(others), confidence), other) for other in others)
+    # Dunnett's value holds for lower bounds as for upper ones, so the differences can be reversed.
+    ahead = {
+        other: lead.mean
+        for other, lead in leads.items()
+        if lead.mean > margin and scores.difference(rank, other).upper(len(others), confidence) < 0
+    }
+    leader = max(ahead, key=ahead.__getitem__, default=None)
+    status: Agreement = "contradicts"
+    if leader is None:
+        status = "confirms" if bound <= margin else "cannot tell"
+    return Confirmation(
+        metric="score",
         margin=margin,
-        results=tuple(results),
-        histories=histories,
-        measured=measured or {},
-        comparison=comparison,
-        losses=losses,
-        scores=scores,
-        bounds=bounds,
-        above_chance=_above_chance(alive, rule),
+        status=status,
+        bound=bound,
+        against=against,
+        leader=leader,
+        lead=None if leader is None else ahead[leader],
     )
 
 
-def _above_chance(alive: Sequence[RankResults], rule: Rule) -> dict[int, AboveChance]:
-    if rule.chance_loss is None or not alive:
-        return {}
-    chance = chance_losses(rule.chance_loss, alive[0].examples)  # all have the same examples
-    over = [replace(one, loss=None if one.loss is None else one.loss - chance) for one in alive]
-    losses = compare(over, "loss", rule.noise if rule.metric == "loss" else None)
-    if losses is None:
-        return {}
-    least = LEAST_GAIN * float(np.mean(chance))
-    above: dict[int, AboveChance] = {}
-    for rank in losses.ranks:
-        upper = losses.mean_interval(rank, rule.confidence)[1]
-        above[rank] = AboveChance(losses.mean(rank), upper + least)
-    return above
+def _training_seconds(findings: Findings, seeds: int) -> float | None:
+    """Return the time of training up to this many seeds per rank; None if times are not known."""
+    times = [row.train_seconds for row in findings.table]
+    # A truncated adapter needs no training, so the trained rank's time suffices.
+    some_suffice = findings.rule.trained_at is not None and any(time is not None for time in times)
+    if None in times and not some_suffice:
+        return None
+    return sum((row.train_seconds or 0.0) * max(0, seeds - row.seeds) for row in findings.table)
 
 
 def _row(findings: Findings, one: RankResults) -> RankRow:
     measured = findings.measured.get(one.rank, {})
     if not one.seeds:
         return RankRow(rank=one.rank, seeds=0, diverged=one.diverged, **measured)
-    confidence = findings.rule.confidence
-    loss_mean, loss_ci = _mean(findings.losses, one.rank, confidence)
-    score_mean, score_ci = _mean(findings.scores, one.rank, confidence)
+    loss_mean, loss_ci = _mean(findings.losses, one.rank, findings.rule.confidence)
+    score_mean, score_ci = _mean(findings.scores, one.rank, findings.rule.confidence)
     bound = findings.bounds.get(one.rank)
     return RankRow(
         rank=one.rank,
@@ -217,37 +272,45 @@ def _row(findings: Findings, one: RankResults) -> RankRow:
     )
 
 
-def _mean(
-    values: Comparison | None, rank: int, confidence: float
-) -> tuple[float | None, Interval | None]:
+Estimate = tuple[float | None, Interval | None]
+
+
+def _mean(values: Comparison | None, rank: int, confidence: float) -> Estimate:
     if values is None:
         return None, None
     interval = values.mean_interval(rank, confidence) if values.noise_is_known else None
     return values.mean(rank), interval
 
 
+def _difference(values: Comparison | None, rank: int, other: int, confidence: float) -> Estimate:
+    if values is None:
+        return None, None
+    difference = values.difference(rank, other)
+    return difference.mean, difference.interval(confidence) if values.noise_is_known else None
+
+
 def _gain(findings: Findings, rank: int) -> Gain | None:
     """Return a rank's gain over the next smaller one, if there is one and the noise is known."""
-    smaller_ranks = [other for other in findings.comparison.ranks if other < rank]
-    if not smaller_ranks or not findings.comparison.noise_is_known:
+    comparison, confidence = findings.comparison, findings.rule.confidence
+    smaller = max((other for other in comparison.ranks if other < rank), default=None)
+    if smaller is None or not comparison.noise_is_known:
         return None
-    smaller, confidence = smaller_ranks[-1], findings.rule.confidence
-    losses, scores = findings.losses, findings.scores
-    gain = findings.comparison.difference(smaller, rank)
+    gain = comparison.difference(smaller, rank)
     low, high = gain.interval(confidence)
-    loss = score = None
-    if losses is not None:
-        loss = losses.difference(smaller, rank)
-    if scores is not None:
-        # Another metric stands in the scores' place; its costs know which direction is better.
-        score = scores.difference(rank, smaller) if findings.rule.metric == "loss" else gain
+    loss, loss_ci = _difference(findings.losses, smaller, rank, confidence)
+    score: float | None
+    score_ci: Interval | None
+    # A metric other than the loss stands in the score's place; costs know its direction.
+    score, score_ci = gain.mean, (low, high)
+    if findings.by_loss:
+        score, score_ci = _difference(findings.scores, rank, smaller, confidence)
     doublings = log2(rank / smaller)
     return Gain(
         rank=smaller,
-        loss=loss.mean if loss else None,
-        loss_ci=loss.interval(confidence) if loss and losses and losses.noise_is_known else None,
-        score=score.mean if score else None,
-        score_ci=score.interval(confidence) if score and scores and scores.noise_is_known else None,
+        loss=loss,
+        loss_ci=loss_ci,
+        score=score,
+        score_ci=score_ci,
         per_doubling=gain.mean / doublings,
         per_doubling_ci=(low / doublings, high / doublings),
     )

@@ -1,6 +1,7 @@
 """Power analysis: what would settle an open question, and which margin the evidence can resolve."""
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -29,7 +30,7 @@ def next_step(comparison: Comparison, margin: float, confidence: float) -> Next 
     seeds_now = max(len(comparison.seeds[rank]) for rank in comparison.ranks)
     for seeds, times in _steps(seeds_now, examples_now > 1):
         for rank in comparison.ranks:
-            others = [other for other in comparison.ranks if other != rank]
+            others = comparison.others(rank)
             pairs = (_scaled(comparison.difference(rank, other), seeds, times) for other in others)
             if all(_reach(pair, len(others), confidence) <= margin for pair in pairs):
                 return Next(seeds=seeds, held_out_examples=int(examples_now * times), rank=rank)
@@ -40,20 +41,13 @@ def detectable_difference(comparison: Comparison, confidence: float) -> float | 
     """Return the smallest margin at which this evidence would clear a rank that equals the best.
 
     It would do so with a probability of `POWER`, for the pair of ranks that is known least well:
-    the distance of its bound plus Student's quantile.
-
-    Returns:
-        The margin in units of the metric, or None if the noise is not known.
+    the distance of its bound plus Student's quantile. None if the noise is not known.
     """
     ranks = comparison.ranks
     if len(ranks) < 2 or not comparison.noise_is_known:
         return None
-    widths: list[float] = []
-    for position, rank in enumerate(ranks):
-        for larger in ranks[position + 1 :]:
-            pair = comparison.difference(rank, larger)
-            widths.append(_reach(pair, len(ranks) - 1, confidence) - pair.mean)
-    return float(max(widths))
+    pairs = [comparison.difference(*pair) for pair in combinations(ranks, 2)]
+    return max(_reach(pair, len(ranks) - 1, confidence) - pair.mean for pair in pairs)
 
 
 def _steps(seeds_now: int, per_example: bool) -> Iterator[tuple[int, float]]:
@@ -76,9 +70,5 @@ def _scaled(pair: Difference, seeds: int, times_examples: float) -> Difference:
 
 def _reach(pair: Difference, comparisons: int, confidence: float) -> float:
     """Return what the upper bound of a difference stays below with a probability of `POWER`."""
-    return pair.upper(comparisons, confidence) + pair.spread.half_width(_power_quantile)
-
-
-def _power_quantile(df: float) -> float:
-    """Return Student's t that a mean stays below with a probability of `POWER`."""
-    return float(stats.t.ppf(POWER, df))
+    shortfall = pair.spread.half_width(lambda df: float(stats.t.ppf(POWER, df)))
+    return pair.upper(comparisons, confidence) + shortfall

@@ -1,14 +1,16 @@
 """The rule: the smallest rank that is not worse than any other by more than a margin."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
-from rankwise.decide.choice import choose
 from rankwise.decide.decision import Decision
 from rankwise.decide.evidence import ChanceLoss, RankResults, read_rank_results
-from rankwise.decide.explain import Context, explain
-from rankwise.decide.findings import Rule, analyse
+from rankwise.decide.explain import explain
+from rankwise.decide.findings import Findings, Rule
 from rankwise.decide.metrics import SHARE_MARGIN
-from rankwise.decide.wording import PLAIN, Wording
+from rankwise.decide.wording import PLAIN, Context, Wording
 from rankwise.errors import RequestError
 
 
@@ -82,18 +84,18 @@ def select(
         chance_loss=chance_loss,
         trained_at=trained_at,
     )
-    return decide(read_ranks(evidence, rule), rule, histories, Context(wording=wording))
+    return decide(read_ranks(evidence, rule), rule, histories, wording=wording)
 
 
 def decide(
     results: list[RankResults],
     rule: Rule,
     histories: pd.DataFrame | None = None,
-    context: Context | None = None,
+    measured: Mapping[int, Mapping[str, Any]] | None = None,
+    wording: Wording = PLAIN,
 ) -> Decision:
-    """Apply the rule of `select` to ranks' results, ascending."""
-    findings = analyse(results, rule, histories)
-    return explain(findings, choose(findings), context or Context())
+    """Apply a rule to ranks' results, as `rankwise.decide.findings.Findings` takes them."""
+    return explain(Findings(results, rule, histories, measured or {}), Context(wording=wording))
 
 
 def read_ranks(evidence: pd.DataFrame, rule: Rule) -> list[RankResults]:
@@ -104,7 +106,5 @@ def read_ranks(evidence: pd.DataFrame, rule: Rule) -> list[RankResults]:
     """
     results = read_rank_results(evidence, rule.metric, rule.higher_is_better, rule.trained_at)
     if len(results) < 2:
-        raise RequestError(
-            f"evidence holds {len(results)} rank; at least two are needed to compare"
-        )
+        raise RequestError(f"evidence holds {len(results)} rank; at least two are needed")
     return results

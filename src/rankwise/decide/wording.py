@@ -1,4 +1,4 @@
-"""Words and numbers for sentences about a decision, and the facts that only its caller knows."""
+"""Numbers and lists for sentences about a decision, and the facts that only its caller knows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankwise.decide.decision import RankPattern, TestScore
-from rankwise.decide.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -14,38 +13,25 @@ class Wording:
     """How sentences name a task's loss.
 
     Attributes:
-        unit: unit of the loss.
+        loss: unit of the loss and what it is a mean of, such as ``nats per token``.
         chance: what gives the chance-level loss.
     """
 
-    unit: str = "nats"
+    loss: str = "nats per example"
     chance: str = "guessing by the classes' shares"
+
+    @property
+    def unit(self) -> str:
+        """Unit of the loss alone, such as ``nats``."""
+        return self.loss.partition(" per ")[0]
 
 
 PLAIN = Wording()
 
 
-def wording_of(loss: str, chance: str) -> Wording:
-    """Return the wording of a task.
-
-    Args:
-        loss: unit of the loss and what it is a mean of, such as ``nats per example``.
-        chance: what gives the chance-level loss.
-    """
-    return Wording(loss.partition(" per ")[0], chance)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Trials that a spent budget left out.
-
-    Attributes:
-        budget: the budget, minutes.
-        trials: about how many trials are left out.
-        rank: rank of the first of them.
-        learning_rate: its learning rate.
-        seed: its seed.
-    """
+    """About how many trials a spent budget (in minutes) left out, and the first of them."""
 
     budget: float
     trials: int
@@ -73,22 +59,6 @@ class Context:
     test: TestScore | None = None
 
 
-def metric_name(findings: Findings) -> str:
-    """Return what sentences call the metric compared."""
-    return "held-out loss" if findings.rule.metric == "loss" else findings.rule.metric
-
-
-def with_unit(number: str, findings: Findings, wording: Wording) -> str:
-    """Append the unit of the loss to a number; other metrics have none."""
-    return f"{number} {wording.unit}" if findings.rule.metric == "loss" else number
-
-
-def apart(mean: float, findings: Findings, wording: Wording) -> str:
-    """Write a difference of the metric: ``0.0050 nats worse``."""
-    side = "worse" if mean >= 0 else "better"
-    return f"{with_unit(f'{abs(mean):.4f}', findings, wording)} {side}"
-
-
 def without_exponent(value: float) -> str:
     """Write a positive bound with three significant digits."""
     if value < 1e-4:
@@ -109,9 +79,8 @@ def counted(count: int, noun: str) -> str:
 def counted_range(counts: Iterable[int], noun: str) -> str:
     """Write a range of numbers of things: ``2 to 5 seeds``."""
     numbers = sorted(counts)
-    if numbers[0] == numbers[-1]:
-        return counted(numbers[0], noun)
-    return f"{numbers[0]} to {counted(numbers[-1], noun)}"
+    most = counted(numbers[-1], noun)
+    return most if numbers[0] == numbers[-1] else f"{numbers[0]} to {most}"
 
 
 def listed(items: Sequence[object]) -> str:

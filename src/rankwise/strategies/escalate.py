@@ -14,7 +14,7 @@ is not grown from the rank before, so ranks differ in nothing else.
 import pandas as pd
 
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.findings import analyse
+from rankwise.decide.findings import Findings
 from rankwise.engine.trial import Trial
 from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
@@ -93,7 +93,7 @@ class Escalate(Strategy):
         judged = trial_keys.at_chosen_rates(evidence, [lower, upper], self.seeds)
         if judged["rank"].nunique() < 2:
             return bool((judged["rank"] != lower).any())
-        findings = analyse(read_rank_results(judged), self.rule)
+        findings = Findings(read_rank_results(judged), self.rule)
         underfits = any(item.verdict == "raise the rank" for item in findings.diagnosis)
         return underfits or findings.is_shown_worse(lower)
 
@@ -102,6 +102,6 @@ class Escalate(Strategy):
         judged = trial_keys.at_chosen_rates(evidence, visited, self.seeds)
         if trial_keys.rank_evidence(judged, rank).empty:
             return False
-        findings = analyse(read_rank_results(judged), self.rule)
+        findings = Findings(read_rank_results(judged), self.rule)
         bound = findings.bounds.get(rank)
         return bound is not None and bound.upper <= findings.margin

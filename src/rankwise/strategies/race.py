@@ -15,7 +15,7 @@ from dataclasses import replace
 import pandas as pd
 
 from rankwise.decide.evidence import read_rank_results
-from rankwise.decide.findings import analyse
+from rankwise.decide.findings import Findings
 from rankwise.engine.trial import Trial
 from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
@@ -61,7 +61,7 @@ class Race(Strategy):
         if evidence.empty:
             return []
         rule = replace(self.rule, chance_loss=self.chance_loss)
-        findings = analyse(read_rank_results(evidence), rule)
+        findings = Findings(read_rank_results(evidence), rule)
         if findings.fitting:
             return []
         usable = [rank for rank in racing if rank in findings.comparison.ranks]

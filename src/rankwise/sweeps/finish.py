@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rankwise.decide.choice import choose
 from rankwise.decide.decision import Decision, TestScore
 from rankwise.decide.evidence import RankResults, read_rank_results
 from rankwise.decide.explain import explain
-from rankwise.decide.findings import Findings, Rule, analyse
+from rankwise.decide.findings import Findings, Rule
 from rankwise.decide.metrics import default_margin
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
-from rankwise.decide.wording import Context, LeftOut, wording_of
+from rankwise.decide.wording import Context, LeftOut, Wording
 from rankwise.store.costs import rank_costs
 from rankwise.store.records import TrialRecord, select_trials
 
@@ -73,25 +72,25 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
 
     store, objective = run.store, run.task.objective
     evidence, trials = store.evidence(), store.trials()
-    findings = _analyse(run, evidence, trials)
-    choice = choose(findings)
+    findings = _findings(run, evidence, trials)
+    rank = findings.rank
     chosen, pattern, adapter, test = None, None, None, None
-    if choice.rank is not None:
-        candidates = _candidates(findings, choice.rank, trials)
+    if rank is not None:
+        rate = next(one.learning_rate for one in findings.results if one.rank == rank)
+        candidates = select_trials(trials, rank=rank, learning_rate=rate)
+        candidates = sorted(candidates, key=lambda trial: trial.eval_loss)
         chosen = candidates[0].name
-        if findings.rule.trained_at not in (None, choice.rank):
-            pattern, adapter = try_rank_pattern(
-                findings, choice.rank, candidates, store, run.engine
-            )
+        if findings.rule.trained_at not in (None, rank):
+            pattern, adapter = try_rank_pattern(findings, rank, candidates, store, run.engine)
         test = _test_score(run, chosen)
     context = Context(
-        wording=wording_of(objective.unit, objective.chance),
+        wording=Wording(objective.unit, objective.chance),
         is_sweep=True,
         left_out=left_out,
         rank_pattern=pattern,
         test=test,
     )
-    decision = explain(findings, choice, context)
+    decision = explain(findings, context)
     store.write_best(chosen)
     store.write_rank_pattern(adapter)
     store.write_json("decision.json", decision.as_dict())
@@ -100,7 +99,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     return SweepResult(decision, evidence, store.directory, objective.score)
 
 
-def _analyse(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> Findings:
+def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> Findings:
     config = run.config
     trained_at = config.ranks[-1] if config.strategy == "once" else None
     # A strategy that was stopped early may have trained a single rank.
@@ -112,10 +111,8 @@ def _analyse(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> F
         chance_loss=run.chance_loss,
         trained_at=trained_at,
     )
-    measured = {
-        one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results
-    }
-    return analyse(results, rule, run.store.train_losses(), measured)
+    costs = {one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results}
+    return Findings(results, rule, run.store.train_losses(), costs)
 
 
 def _scores(results: Sequence[RankResults]) -> np.ndarray:
@@ -124,19 +121,8 @@ def _scores(results: Sequence[RankResults]) -> np.ndarray:
     return np.concatenate(scores or [np.empty(0)])
 
 
-def _candidates(findings: Findings, rank: int, trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials of a rank at its own learning rate, the best first."""
-    rate = next(one.learning_rate for one in findings.results if one.rank == rank)
-    candidates = select_trials(trials, rank=rank, learning_rate=rate)
-    return sorted(candidates, key=lambda trial: trial.eval_loss)
-
-
 def _test_score(run: "Run", chosen: str) -> TestScore | None:
-    """Score the chosen adapter on the test part, or return its score if it was scored before.
-
-    Returns:
-        The score, or None if there are fewer than two examples: one has no interval.
-    """
+    """Score the chosen adapter on the test part once; None if fewer than two examples are there."""
     known = (run.store.read_json("decision.json") or {}).get("test")
     if known and known["trial"] == chosen:
         intervals = {name: tuple(known[name]) for name in ("loss_ci", "score_ci")}
@@ -147,22 +133,21 @@ def _test_score(run: "Run", chosen: str) -> TestScore | None:
 
     scored = score_adapter(run.base, run.store.adapter_directory(chosen), examples)
     loss, score = scored["loss"].to_numpy()[None], scored["score"].to_numpy()[None]  # (1, N)
+    confidence = run.config.confidence
     return TestScore(
         trial=chosen,
         examples=loss.size,
         loss=float(loss.mean()),
-        loss_ci=mean_interval(loss, NOTHING_KNOWN, run.config.confidence),
+        loss_ci=mean_interval(loss, NOTHING_KNOWN, confidence),
         score=float(score.mean()),
-        score_ci=mean_interval(score, NOTHING_KNOWN, run.config.confidence),
+        score_ci=mean_interval(score, NOTHING_KNOWN, confidence),
     )
 
 
 def as_json(result: SweepResult) -> str:
     """Return a sweep's decision and the paths of its files as one JSON document."""
-    paths = {
-        "directory": str(result.directory),
-        "report": str(result.report),
-        "best": str(result.best) if result.best else None,
-        "export": str(result.export) if result.export else None,
-    }
-    return json.dumps({**result.decision.as_dict(), **paths}, indent=2, allow_nan=False)
+    content = result.decision.as_dict()
+    for name in ("directory", "report", "best", "export"):
+        path = getattr(result, name)
+        content[name] = None if path is None else str(path)
+    return json.dumps(content, indent=2, allow_nan=False)
