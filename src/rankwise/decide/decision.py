@@ -15,16 +15,13 @@ Agreement = Literal["confirms", "contradicts", "cannot tell"]
 class Gain:
     """How much better (positive) a rank is than the next smaller one.
 
-    Intervals are two-sided and hold for this one comparison.
+    Intervals (``_ci``) are two-sided and hold for this one comparison.
 
     Attributes:
         rank: the smaller rank.
         loss: fall of the held-out loss, nats per example, where there are losses.
-        loss_ci: interval of ``loss``.
         score: rise of the task score, or the gain in the metric compared if that is not the loss.
-        score_ci: interval of ``score``.
         per_doubling: gain in the metric compared for each doubling of the rank.
-        per_doubling_ci: interval of ``per_doubling``.
     """
 
     rank: int
@@ -41,7 +38,7 @@ class Confirmation:
     """Whether a second metric agrees with the choice.
 
     Attributes:
-        metric: name of the second metric.
+        metric: the second metric.
         margin: how much worse the chosen rank may be in it.
         status: "confirms" (shown to be within the margin), "contradicts" (shown to be worse, and
             worse on average by more than the margin) or "cannot tell".
@@ -67,11 +64,8 @@ class Diagnosis:
     """Whether a rank underfits, judged against the next larger rank.
 
     Attributes:
-        rank: the smaller rank.
         next_rank: the larger rank.
-        verdict: "raise the rank", "overfitting", "rank suffices", "not a rank problem" or "open".
-        held_out_gap: how much better the larger rank is on held-out examples, in units of the
-            metric.
+        held_out_gap: how much better the larger rank is on held-out examples, in the metric's unit.
         held_out_ci: two-sided interval of ``held_out_gap``.
         train_gap: how much lower the larger rank's training loss is over the last third of the
             steps, nats; None where training losses are not known.
@@ -96,16 +90,12 @@ class RankRow:
     """One rank's row in the table. Figures that were not measured are None.
 
     Attributes:
-        rank: the rank.
         seeds: number of trials that count, at the rank's own learning rate.
         diverged: number of trials whose loss was not finite; their learning rate is excluded.
         learning_rate: the best of the rates tried for this rank.
         loss_mean: held-out loss, nats per example.
-        loss_ci: interval of ``loss_mean``.
         score_mean: task score, or the metric compared if that is not the loss.
-        score_ci: interval of ``score_mean``.
         trainable_params: number of adapter entries and of entries in modules trained in full.
-        adapter_bytes: size of the adapter file.
         train_seconds: median training time of a trial, as if it had trained alone.
         pack_seconds: median training time of the packs that the trials trained in.
         pack_size: number of trials in the largest pack.
@@ -113,7 +103,6 @@ class RankRow:
         worst_difference: upper bound of how much worse this rank is than the best other rank,
             simultaneous over ranks.
         non_inferior: whether that bound is within the margin.
-        gain_over_previous: gain over the next smaller rank.
     """
 
     rank: int
@@ -160,11 +149,9 @@ class TestScore:
 
     Attributes:
         trial: name of the trial that was scored.
-        examples: number of test examples.
         loss: mean loss, nats per example.
         loss_ci: interval of ``loss`` over examples.
         score: mean task score.
-        score_ci: interval of ``score`` over examples.
     """
 
     __test__ = False  # pytest would collect the class by its name
@@ -186,7 +173,7 @@ class RankPattern:
         entries: upper limit for the entries of all factors A and B.
         gain: how much lower its held-out loss is, nats per example, over all seeds.
         gain_ci: two-sided interval of ``gain``.
-        better: whether that interval lies above zero; the adapter is then offered beside ``best/``.
+        better: whether that interval lies above zero; then ``best-rank-pattern/`` has the adapter.
         reason: the same as sentences.
     """
 
@@ -203,27 +190,22 @@ class Decision:
     """What the evidence supports: a rank, or "undetermined" with what to run next.
 
     Attributes:
-        verdict: "selected" or "undetermined".
         rank: the smallest rank that is not worse than any other by more than the margin; None if
             undetermined.
-        metric: name of the metric compared.
-        margin: what a smaller rank may cost, in units of the metric (nats per example for the
-            loss).
-        confidence: confidence of the decision, simultaneous over ranks.
+        metric: the metric compared.
+        margin: what a smaller rank may cost, in the metric's unit (for the loss, nats per example).
+        confidence: simultaneous over ranks.
         answer: the decision in a sentence or two.
         evidence: what was compared, over how many seeds and examples, and what the bound is.
         caveats: sentences to read before relying on the decision.
         next: what to run to settle the question; None if a rank was selected.
         table: one row per rank, ascending.
         confirmation: whether a second metric agrees; None without one, or without a rank.
-        diagnosis: each rank against the next larger one.
         detectable_difference: the smallest margin at which this evidence would clear, in four cases
             of five, a rank that equals the best; None if the noise is not known.
         question: "train" (which rank to train at) or "keep" (which rank to truncate trained
             adapters to).
         trained_at: the rank that was trained, if the question is which rank to keep.
-        rank_pattern: a truncated adapter with a rank for each layer, if one was tried.
-        test: the chosen adapter's results on unseen data, if there is a test part.
     """
 
     verdict: Literal["selected", "undetermined"]

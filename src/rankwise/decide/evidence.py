@@ -11,16 +11,14 @@ from rankwise.decide.metrics import higher_is_better as direction_by_name
 from rankwise.errors import RequestError, nearest, shown, some
 
 KEY = ["rank", "learning_rate", "seed", "example_id"]
-LEAST_GAIN = (
-    1e-4  # share of the chance-level loss; a smaller gain may be rounding and counts as none
-)
+LEAST_GAIN = 1e-4  # share of the chance-level loss; a smaller gain may be rounding
 BOOLEANS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 ChanceLoss = float | pd.Series
 """Chance-level held-out loss, nats: its mean, or a loss per example, indexed by ``example_id``."""
 
 Refuse = Callable[[pd.Series, np.ndarray, str], None]
-"""Raises if a value is not allowed. Takes a column, the mask of its good rows, and the rule."""
+"""Takes a column, the mask of its good rows and what is allowed; raises if a row is not good."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,10 @@ class RankResults:
     """The results of one rank's trials at the learning rate that the rank is judged by.
 
     Attributes:
-        rank: the rank.
-        learning_rate: the rate that the rank is judged by; None if every rate diverged.
+        learning_rate: None if every rate diverged.
         rates: all rates tried, ascending.
-        seeds: seeds of the trials, ascending, (S,).
-        examples: ids of the held-out examples, sorted, (N,); a single id where results are
-            aggregates.
+        seeds: ascending, (S,).
+        examples: ids of the held-out examples, sorted, (N,); a single one for aggregates.
         cost: the metric compared, with a sign that makes smaller values better, (S, N).
         loss: held-out loss in nats, (S, N), where there are losses.
         score: task score, or the metric compared if that is not the loss, (S, N).
@@ -63,14 +59,12 @@ def read_rank_results(
         evidence: a table with the columns that `rankwise.select` names.
         metric: the column to compare by.
         higher_is_better: direction of the metric; by default known from its name.
-        trained_at: the trained rank, if the smaller ranks are truncated adapters. Only those that
-            were truncated at the trained rank's own rate then count: with others, rates would be
-            compared instead of ranks.
+        trained_at: the trained rank, if the smaller ranks are truncated adapters. Only those
+            trained at its own rate then count, or rates would be compared instead of ranks.
 
     Raises:
-        RequestError: a column is missing, a value is not allowed in its column, a row appears
-            twice, ranks or their rates were not scored on the same examples, or the direction of
-            the metric is not known.
+        RequestError: a column or value is not allowed, a row appears twice, examples differ between
+            ranks or rates, or the direction of the metric is not known.
     """
     evidence = _checked_evidence(evidence, check_text("metric", metric))
     upwards = _higher_is_better(metric, higher_is_better)
@@ -81,16 +75,13 @@ def read_rank_results(
         trained = evidence["rank"] == trained_at
         rate = best_learning_rate(evidence[trained], "cost")
         evidence = evidence[trained | (evidence["learning_rate"] == rate)]
-    results = [
-        _rank_results(int(rank), evidence[evidence["rank"] == rank], score) for rank in ranks
-    ]
+    by_rank = {int(rank): evidence[evidence["rank"] == rank] for rank in ranks}
+    results = [_rank_results(rank, rows, score) for rank, rows in by_rank.items()]
     alive = [one for one in results if one.seeds]
     for one in alive[1:]:
         if not np.array_equal(one.examples, alive[0].examples):
-            raise RequestError(
-                f"evidence: ranks {alive[0].rank} and {one.rank} were not scored on the same "
-                "examples"
-            )
+            both = f"ranks {alive[0].rank} and {one.rank}"
+            raise RequestError(f"evidence: {both} were not scored on the same examples")
     return results
 
 
@@ -112,7 +103,7 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
         cost: the column to compare by; smaller is better.
 
     Returns:
-        The rate, or None if every rate diverged.
+        None if every rate diverged.
 
     Raises:
         RequestError: rates were scored on different examples.
@@ -146,7 +137,7 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
 
 
 def chance_losses(chance_loss: ChanceLoss, examples: np.ndarray) -> np.ndarray | float:
-    """Return the chance-level loss of each of these examples, (N,), or its mean if that is known.
+    """Return the chance-level loss of each example, (N,), or its mean where only that is known.
 
     Raises:
         RequestError: an example has no chance-level loss.
@@ -164,17 +155,15 @@ def check_columns(evidence: pd.DataFrame, measured: Iterable[str], refuse: Refus
     """Return a copy of the evidence in which every column has its type.
 
     Args:
-        evidence: a table with ``rank``, ``seed``, ``learning_rate``, ``diverged``, the measured
-            columns and perhaps ``example_id``; values as they were given.
+        evidence: ``rank``, ``seed``, ``learning_rate``, ``diverged``, the measured columns and
+            perhaps ``example_id``.
         measured: columns of metrics; their values are not checked in rows that diverged.
         refuse: called with each column and the mask of its good rows.
     """
     evidence = evidence.copy()
     evidence["diverged"] = as_booleans(evidence["diverged"], refuse)
-    for name, allowed, least in (
-        ("rank", "whole numbers of at least 1", 1.0),
-        ("seed", "whole numbers", -LARGEST),
-    ):
+    wholes = (("rank", "whole numbers of at least 1", 1.0), ("seed", "whole numbers", -LARGEST))
+    for name, allowed, least in wholes:
         numbers = as_numbers(evidence[name])
         whole = (least <= numbers) & (numbers <= LARGEST) & (np.floor(numbers) == numbers)
         refuse(evidence[name], whole, allowed)
@@ -198,7 +187,8 @@ def as_numbers(values: pd.Series) -> np.ndarray:
     if pd.api.types.is_bool_dtype(values):
         return np.full(len(values), np.nan)
     if values.dtype == object:  # mixed types: text may be a number, lists and booleans are not
-        values = values.map(lambda value: value if _may_be_number(value) else None)
+        kinds = (str, np.integer, np.floating)
+        values = values.map(lambda one: one if isinstance(one, kinds) or is_number(one) else None)
     return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
 
@@ -225,10 +215,6 @@ def is_number(value: object) -> bool:
     return isinstance(value, float)
 
 
-def _may_be_number(value: object) -> bool:
-    return isinstance(value, (str, np.integer, np.floating)) or is_number(value)
-
-
 def _example_ids(evidence: pd.DataFrame, refuse: Refuse) -> pd.Series:
     """Return ids as whole numbers if all are whole, else as text; -1 for a diverged trial."""
     ids = evidence["example_id"]
@@ -246,19 +232,17 @@ def _checked_evidence(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
         raise RequestError(f"evidence lacks the column rank; it has: {some(evidence.columns, 12)}")
     if metric not in evidence.columns:
         names = [str(name) for name in evidence.columns if name not in (*KEY, "diverged")]
+        near = nearest(metric, names)
         raise RequestError(
-            f"metric {metric!r} is not in the evidence{nearest(metric, names)}; "
-            f"there are: {some(names, 12)}"
+            f"metric {metric!r} is not in the evidence{near}; there are: {some(names, 12)}"
         )
     evidence = evidence.reset_index(drop=True)
     defaults = {"seed": 0, "learning_rate": 0.0, "example_id": 0, "diverged": False}
     for name, default in defaults.items():
         if name not in evidence.columns:
             evidence[name] = default
-    candidates = dict.fromkeys((metric, "loss", "score"))
-    evidence = check_columns(
-        evidence, [name for name in candidates if name in evidence.columns], _refuse
-    )
+    measured = [name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence]
+    evidence = check_columns(evidence, measured, _refuse)
     usable = evidence[~evidence["diverged"]]
     repeated = usable.index[usable.duplicated(KEY)]
     if len(repeated):
@@ -282,10 +266,7 @@ def _higher_is_better(metric: str, stated: bool | None) -> bool:
     if stated is not None:
         known = check_flag("higher_is_better", stated)
     if known is None:
-        raise RequestError(
-            f"metric {metric!r}: its name does not say which direction is better; "
-            "state higher_is_better"
-        )
+        raise RequestError(f"metric {metric!r} has no known direction; state higher_is_better")
     if known and metric == "loss":
         raise RequestError(
             "higher_is_better true: allowed for 'loss' is false; rename a column that is not a loss"
@@ -295,11 +276,11 @@ def _higher_is_better(metric: str, stated: bool | None) -> bool:
 
 def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
     rates = tuple(sorted(float(rate) for rate in evidence["learning_rate"].unique()))
-    diverged = int(evidence.loc[evidence["diverged"]].groupby(["learning_rate", "seed"]).ngroups)
+    diverged = evidence.loc[evidence["diverged"], ["learning_rate", "seed"]].drop_duplicates()
     rate = best_learning_rate(evidence, "cost")
     if rate is None:
-        nothing = np.empty((0, 0))
-        return RankResults(rank, None, rates, (), np.empty(0), nothing, None, None, diverged)
+        cells = np.empty((0, 0))
+        return RankResults(rank, None, rates, (), np.empty(0), cells, None, None, len(diverged))
     chosen = evidence[evidence["learning_rate"] == rate]
     seeds, row = np.unique(chosen["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
     examples, column = np.unique(chosen["example_id"].to_numpy(), return_inverse=True)  # (N,)
@@ -314,9 +295,7 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
     cost = as_array("cost")
     assert cost is not None  # `read_rank_results` added it
     if np.isnan(cost).any():
-        raise RequestError(
-            f"evidence of rank {rank}: its seeds were not scored on the same examples"
-        )
+        raise RequestError(f"evidence of rank {rank}: its seeds were scored on different examples")
     return RankResults(
         rank=rank,
         learning_rate=rate,
@@ -326,5 +305,5 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
         cost=cost,
         loss=as_array("loss"),
         score=as_array(score),
-        diverged=diverged,
+        diverged=len(diverged),
     )

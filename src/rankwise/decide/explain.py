@@ -6,7 +6,7 @@ from math import isfinite
 from rankwise.decide.caveats import caveats
 from rankwise.decide.decision import Confirmation, Decision, Diagnosis, Next, RankPattern
 from rankwise.decide.findings import Findings
-from rankwise.decide.power import MOST_EXAMPLES, MOST_SEEDS, POWER
+from rankwise.decide.power import MOST_EXAMPLES, MOST_SEEDS, POWER, detectable_difference
 from rankwise.decide.wording import (
     Context,
     Wording,
@@ -33,7 +33,10 @@ def explain(findings: Findings, context: Context) -> Decision:
     unit = f" {wording.unit}" if findings.by_loss else ""
     confirmation = _confirmation(findings.confirmation, rank)
     if rank is None:
-        answer = _open_answer(findings, context, unit)
+        problem, remedy = _problem(findings, wording, unit)
+        if context.left_out is not None:
+            remedy = "Run the same command with a larger --budget first."
+        answer = f"No rank can be recommended yet: {problem}. {remedy}"
         evidence = _open_evidence(findings, wording, unit)
     else:
         answer = _answer(findings, rank, unit)
@@ -56,7 +59,7 @@ def explain(findings: Findings, context: Context) -> Decision:
         table=findings.table,
         confirmation=confirmation,
         diagnosis=tuple(_diagnosis(one, findings.margin) for one in findings.diagnosis),
-        detectable_difference=findings.detectable_difference,
+        detectable_difference=detectable_difference(findings.comparison, rule.confidence),
         question="train" if rule.trained_at is None else "keep",
         trained_at=rule.trained_at,
         rank_pattern=_rank_pattern(context.rank_pattern, wording),
@@ -106,13 +109,6 @@ def _against(findings: Findings, rank: int, unit: str) -> str:
     elif mean < 0:
         may_be = f"but may be up to {limit} worse"
     return f"Compared with rank {against}, it was {abs(mean):.4f}{unit} {side} on average {may_be}."
-
-
-def _open_answer(findings: Findings, context: Context, unit: str) -> str:
-    problem, remedy = _problem(findings, context.wording, unit)
-    if context.left_out is not None:
-        remedy = "Run the same command with a larger --budget first."
-    return f"No rank can be recommended yet: {problem}. {remedy}"
 
 
 def _problem(findings: Findings, wording: Wording, unit: str) -> tuple[str, str]:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_number
-from rankwise.decide import power
 from rankwise.decide.decision import (
     Agreement,
     Confirmation,
@@ -24,6 +23,7 @@ from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, RankResults, chance_losses
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
 from rankwise.decide.pairwise import Bound, Comparison, compare
+from rankwise.decide.power import next_step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,22 +133,17 @@ class Findings:
     @cached_property
     def above_chance(self) -> dict[int, AboveChance]:
         """Each rank's loss against chance level; empty if that is not known."""
-        if self.rule.chance_loss is None or not self.alive:
+        compared, chance_loss = self.losses, self.rule.chance_loss
+        if chance_loss is None or compared is None or not self.alive:
             return {}
-        # All ranks have the same examples.
-        chance = chance_losses(self.rule.chance_loss, self.alive[0].examples)
-        over = [
-            replace(one, loss=None if one.loss is None else one.loss - chance) for one in self.alive
-        ]
-        losses = compare(over, "loss", self.rule.noise if self.by_loss else None)
-        if losses is None:
-            return {}
-        least = LEAST_GAIN * float(np.mean(chance))
-        above: dict[int, AboveChance] = {}
-        for rank in losses.ranks:
-            upper = losses.mean_interval(rank, self.rule.confidence)[1]
-            above[rank] = AboveChance(losses.mean(rank), upper + least)
-        return above
+        chance = chance_losses(chance_loss, self.alive[0].examples)  # all have the same examples
+        over = {rank: losses - chance for rank, losses in compared.values.items()}
+        losses = Comparison(over, compared.seeds, self.rule.noise if self.by_loss else None)
+        least, confidence = LEAST_GAIN * float(np.mean(chance)), self.rule.confidence
+        return {
+            rank: AboveChance(losses.mean(rank), losses.mean_interval(rank, confidence)[1] + least)
+            for rank in losses.ranks
+        }
 
     @property
     def nothing_learnt(self) -> bool:
@@ -187,7 +182,7 @@ class Findings:
         finite = any(isfinite(bound.upper) for bound in self.bounds.values())
         if self.fitting or self.nothing_learnt or not finite:
             return None
-        step = power.next_step(self.comparison, self.margin, self.rule.confidence)
+        step = next_step(self.comparison, self.margin, self.rule.confidence)
         if step is None:
             return None
         return replace(step, estimated_seconds=_training_seconds(self, step.seeds))
@@ -207,11 +202,6 @@ class Findings:
             return ()
         confidence = self.rule.confidence
         return tuple(diagnose(self.alive, self.comparison, self.histories, self.margin, confidence))
-
-    @cached_property
-    def detectable_difference(self) -> float | None:
-        """The smallest margin that this evidence can resolve."""
-        return power.detectable_difference(self.comparison, self.rule.confidence)
 
 
 def _confirm(scores: Comparison, rank: int, margin: float, confidence: float) -> Confirmation:
@@ -241,10 +231,10 @@ def _confirm(scores: Comparison, rank: int, margin: float, confidence: float) ->
 
 def _training_seconds(findings: Findings, seeds: int) -> float | None:
     """Return the time of training up to this many seeds per rank; None if times are not known."""
-    times = [row.train_seconds for row in findings.table]
+    known = [row.train_seconds is not None for row in findings.table]
     # A truncated adapter needs no training, so the trained rank's time suffices.
-    some_suffice = findings.rule.trained_at is not None and any(time is not None for time in times)
-    if None in times and not some_suffice:
+    enough = all(known) if findings.rule.trained_at is None else any(known)
+    if not enough:
         return None
     return sum((row.train_seconds or 0.0) * max(0, seeds - row.seeds) for row in findings.table)
 

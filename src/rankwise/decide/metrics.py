@@ -80,11 +80,10 @@ def is_held_out(name: str) -> bool:
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Return a metric's conventional direction; None if its name does not tell.
+    """Return a metric's conventional direction; None if its name does not show one.
 
-    False for losses, perplexity and errors; True for accuracy, F1, BLEU, ROUGE, exact match,
-    correlations and similar metrics. The part of the data (``eval_``, ``test/``) and a trailing
-    number (``rouge1``, ``pass@1``) do not matter.
+    The part of the data (``eval_``, ``test/``) and a trailing number (``rouge1``, ``pass@1``) do
+    not matter.
     """
     bare = split_part(metric)[1]
     if bare in LOSSES:
@@ -100,14 +99,11 @@ def higher_is_better(metric: str) -> bool | None:
 
 
 def whole_share(metric: str, values: np.ndarray) -> float | None:
-    """Return the value of a metric that stands for a whole; None if it is not a share.
+    """Return 1 for shares and correlations, 100 for percentages, None for other metrics.
 
     Args:
         metric: name of the metric.
-        values: finite values of the metric, (n,), at least one.
-
-    Returns:
-        1 for shares and correlations, 100 for percent.
+        values: its finite values, (n,), at least one.
     """
     words = _words(split_part(metric)[1])
     least, most = values.min(), values.max()
@@ -125,12 +121,8 @@ def find_metrics(
     A metric is a name with a known direction, or the one asked for. Its short name drops the part
     of the data (``eval_accuracy`` becomes ``accuracy``), and the held-out loss becomes ``loss``
     whatever it is called. If two names give the same metric on validation and on test data, the
-    validation data's gets the short name, because a rank chosen on test data has been fitted to
+    validation metric gets the short name, because a rank chosen on test data has been fitted to
     them; the other keeps its part. A training loss becomes ``train_loss``.
-
-    Args:
-        names: names of the columns.
-        asked: a metric that the caller asks for by name.
 
     Returns:
         The metrics, a mapping from the name as written to the short name, the held-out loss first
@@ -151,12 +143,7 @@ def find_metrics(
 
 
 def default_margin(metric: str, values: np.ndarray) -> float:
-    """Return the margin for a metric where none was given.
-
-    Args:
-        metric: name of the metric.
-        values: finite values of the metric, with either sign, (n,).
-    """
+    """Return the margin for a metric where none was given, from its finite values, (n,)."""
     if metric == "loss":
         return LOSS_MARGIN
     sizes = np.abs(values)
@@ -166,12 +153,12 @@ def default_margin(metric: str, values: np.ndarray) -> float:
 
 
 def value_range(metric: str, means: Sequence[float | None]) -> tuple[float, float]:
-    """Return the least and greatest value that a metric can take, as far as its name tells.
+    """Return the least and greatest value that a metric can take, as far as its name shows.
 
     Args:
         metric: name of the metric; ``"loss"`` is a log-loss or a squared error.
-        means: means of the metric, None where unknown. Means above 1 show that a share is in
-            percent, and means outside the range that the name gives it has no limits.
+        means: None where unknown. Means above 1 show that a share is in percent; means outside the
+            range that the name suggests show that there are no limits.
     """
     known = [mean for mean in means if mean is not None]
     words = set(snake(metric).split("_"))
@@ -188,7 +175,7 @@ def value_range(metric: str, means: Sequence[float | None]) -> tuple[float, floa
 
 
 def is_share(score: str) -> bool:
-    """Return whether a task score is a share, which people read in percent."""
+    """Whether a task score is a share, which people read in percent."""
     return score.endswith("accuracy")
 
 

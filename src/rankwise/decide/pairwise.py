@@ -19,12 +19,7 @@ from rankwise.decide.variance import (
 
 
 class Bound(NamedTuple):
-    """Upper bound of how much worse a rank is than the best other rank.
-
-    Attributes:
-        upper: the bound, in units of the metric.
-        against: the rank that sets it.
-    """
+    """Upper bound of how much worse a rank is than the best other, and the rank that sets it."""
 
     upper: float
     against: int
@@ -50,12 +45,10 @@ class Difference:
 
     def upper(self, comparisons: int, confidence: float) -> float:
         """Return the upper bound, simultaneous over this many comparisons with the same rank."""
-
-        def critical(df: float) -> float:
-            # Two digits of the degrees of freedom suffice, and make the cached values reusable.
-            return dunnett_critical(comparisons, float(f"{df:.2g}"), confidence)
-
-        return self.mean + self.spread.half_width(critical)
+        # Two digits of the degrees of freedom suffice, and make the cached values reusable.
+        return self.mean + self.spread.half_width(
+            lambda df: dunnett_critical(comparisons, float(f"{df:.2g}"), confidence)
+        )
 
 
 class Comparison:
@@ -64,8 +57,8 @@ class Comparison:
     Args:
         values: values of each rank, (S, N); ranks ascending.
         seeds: seeds of each rank, (S,).
-        noise: standard deviation over seeds of one trial's mean, if it is known from elsewhere; it
-            then replaces the estimate from these seeds.
+        noise: standard deviation over seeds of one trial's mean, if known from elsewhere; it
+            replaces the estimate from these seeds.
     """
 
     def __init__(
@@ -86,7 +79,7 @@ class Comparison:
 
     @property
     def noise_is_known(self) -> bool:
-        """Whether the error of a mean can be told: seeds differ, there are examples, or a noise."""
+        """Whether a mean's error can be estimated: from seeds, from examples, or as stated."""
         return self.variance.own > 0 or any(values.shape[1] > 1 for values in self.values.values())
 
     def others(self, rank: int) -> list[int]:
@@ -115,10 +108,10 @@ class Comparison:
         The bounds of all ranks hold together: multiple comparisons with the best (Hsu 1984,
         *Ann. Statist.* 12, 1136).
         """
-        others = self.others(rank)
+        count = len(self.ranks) - 1
         bounds = [
-            Bound(self.difference(rank, other).upper(len(others), confidence), other)
-            for other in others
+            Bound(self.difference(rank, other).upper(count, confidence), other)
+            for other in self.others(rank)
         ]
         return max(bounds, default=Bound(np.inf, rank))
 
@@ -127,11 +120,11 @@ class Comparison:
 
         The converse of `upper_bound`, with the same critical value: one rank against all others.
         """
-        others = self.others(rank)
-        return any(
-            -self.difference(other, rank).upper(len(others), confidence) > margin
-            for other in others
-        )
+        count = len(self.ranks) - 1
+        uppers = [
+            self.difference(other, rank).upper(count, confidence) for other in self.others(rank)
+        ]
+        return min(uppers, default=0.0) < -margin
 
     def _difference(self, rank: int, other: int) -> Difference:
         first, second = self.values[rank], self.values[other]

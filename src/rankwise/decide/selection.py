@@ -48,7 +48,7 @@ def select(
         confidence: confidence of the decision, between 0 and 1.
         higher_is_better: direction of the metric; by default known from its conventional name.
         noise: standard deviation over seeds of one trial's mean, if you know it. It replaces the
-            estimate from seeds, so that even a single trial per rank can be decided.
+            estimate from seeds, so that one trial per rank is enough.
         score_margin: how much worse the chosen rank may be in ``score``.
         histories: training losses in columns ``rank``, ``seed``, ``learning_rate``, ``step`` and
             ``train_loss``. They distinguish underfitting from overfitting.
@@ -60,12 +60,8 @@ def select(
         trained_at: the only rank that was trained, if the smaller ranks are truncated adapters. The
             question is then which rank to keep, and no rank is diagnosed as underfitting.
 
-    Returns:
-        The decision, with a row for each rank.
-
     Raises:
-        RequestError: the evidence cannot be used (see
-            `rankwise.decide.evidence.read_rank_results`), or a number is not allowed.
+        RequestError: the evidence cannot be used, or a number is not allowed.
 
     Example:
         >>> import pandas as pd

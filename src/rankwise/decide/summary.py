@@ -9,10 +9,8 @@ from rankwise.formatting import Interval, figure, interval, plain_bytes, seconds
 
 
 def decision_sentences(decision: Decision, score: str) -> list[str]:
-    """Return what a decision says, the answer first; ``score`` is the name of the task score."""
-    lines = [decision.answer]
-    if decision.evidence:
-        lines.append(decision.evidence)
+    """Return a decision as sentences, the answer first; ``score`` is the name of the task score."""
+    lines = [decision.answer, decision.evidence]
     if decision.rank_pattern is not None:
         lines.append(decision.rank_pattern.reason)
     if decision.test is not None:
@@ -24,12 +22,13 @@ def decision_sentences(decision: Decision, score: str) -> list[str]:
     if decision.next is not None:
         lines.append(f"Next: {decision.next.advice}")
     lines += [f"Note: {caveat}" for caveat in decision.caveats]
-    time = training_time_note(decision.as_dict()["table"])
-    return lines if time is None else [*lines, f"Note: {time}"]
+    if time := training_time_note(decision.as_dict()["table"]):
+        lines.append(f"Note: {time}")
+    return [line for line in lines if line]
 
 
 def unseen_data_sentence(test: TestScore, score: str) -> str:
-    """Say how the chosen adapter does on the test part; ``score`` is the name of the task score."""
+    """Report the chosen adapter's test results; ``score`` is the name of the task score."""
     percent = is_share(score)
     loss_ci = interval(test.loss_ci, possible=value_range("loss", [test.loss]))
     possible = value_range(score, [test.score])
@@ -41,11 +40,7 @@ def unseen_data_sentence(test: TestScore, score: str) -> str:
 
 
 def training_time_note(table: Sequence[Mapping[str, Any]]) -> str | None:
-    """Explain a decision's training times if trials trained together; None if each trained alone.
-
-    Args:
-        table: rows of the decision's table, as in ``decision.json``.
-    """
+    """Explain the training times in ``decision.json``'s table if trials trained together."""
     packed = [row for row in table if (row.get("pack_size") or 1) > 1]
     if not packed:
         return None
@@ -60,11 +55,7 @@ def training_time_note(table: Sequence[Mapping[str, Any]]) -> str | None:
 def rank_cells(decision: Decision, score: str) -> list[dict[str, str]]:
     """Return the decision's table as text: a mapping from column to cell for each rank.
 
-    Cells are empty where nothing was measured.
-
-    Args:
-        decision: decision with one row per rank.
-        score: name of the task score.
+    Cells are empty where nothing was measured. ``score`` is the name of the task score.
     """
     losses = value_range("loss", [row.loss_mean for row in decision.table])
     score_means = [row.score_mean for row in decision.table]
@@ -72,8 +63,8 @@ def rank_cells(decision: Decision, score: str) -> list[dict[str, str]]:
     # Results of others may give an accuracy in percent already.
     percent = is_share(score) and all(mean is None or mean <= 1 for mean in score_means)
     by_loss = decision.metric == "loss"
-    metric, possible = ("loss", losses) if by_loss else (score, scores)
-    width = possible[1] - possible[0]
+    metric, (low, high) = ("loss", losses) if by_loss else (score, scores)
+    limits = (low - high, high - low)
     rows = []
     for row in decision.table:
         loss = figure(row.loss_mean, row.loss_ci, possible=losses)
@@ -89,7 +80,7 @@ def rank_cells(decision: Decision, score: str) -> list[dict[str, str]]:
                 score: scored or (diverged if not by_loss else ""),
                 "training time": _text(row.train_seconds, seconds),
                 "peak memory": _text(row.peak_memory_bytes, plain_bytes),
-                f"gain in {metric}": figure(gain, gain_ci, sign=True, possible=(-width, width)),
+                f"gain in {metric}": figure(gain, gain_ci, sign=True, possible=limits),
             }
         )
     return rows

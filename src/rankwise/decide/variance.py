@@ -26,25 +26,25 @@ def weighted_half_width(
     total = sum(variance for variance, _ in parts)
     if not 0 < total < np.inf:
         return total
-    return sum(variance * critical(df) for variance, df in parts if variance > 0) / float(
-        np.sqrt(total)
-    )
+    weighted = sum(variance * critical(df) for variance, df in parts if variance > 0)
+    return weighted / float(np.sqrt(total))
 
 
-def two_sided_critical(df: float, confidence: float) -> float:
-    """Return Student's two-sided critical value."""
-    return float(stats.t.ppf((1 + confidence) / 2, df))
+def interval_around(
+    mean: float, parts: Sequence[tuple[float, float]], confidence: float
+) -> Interval:
+    """Return the two-sided interval of such a mean, with Student's critical values."""
+    half = weighted_half_width(parts, lambda df: float(stats.t.ppf((1 + confidence) / 2, df)))
+    return (mean - half, mean + half)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The variance of a mean, in two parts.
+    """The variance of a mean, in two parts, each with its degrees of freedom (``_df``).
 
     Attributes:
         seeds: part due to seeds, divided by their number; infinite if nothing is known about it.
-        seeds_df: degrees of freedom behind it; 0 if one seed says nothing about it.
         examples: part due to examples, divided by their number.
-        examples_df: degrees of freedom behind it.
         rest: the share of ``seeds`` due to seed and example together; it falls with more of either.
     """
 
@@ -54,16 +54,18 @@ class Spread:
     examples_df: float
     rest: float = 0.0
 
+    @property
+    def parts(self) -> list[tuple[float, float]]:
+        """Both parts, each with its degrees of freedom."""
+        return [(self.seeds, self.seeds_df), (self.examples, self.examples_df)]
+
     def half_width(self, critical: Callable[[float], float]) -> float:
         """Return the distance of a bound from the mean, for a function of critical values."""
-        return weighted_half_width(
-            [(self.seeds, self.seeds_df), (self.examples, self.examples_df)], critical
-        )
+        return weighted_half_width(self.parts, critical)
 
     def interval(self, mean: float, confidence: float) -> Interval:
         """Return the two-sided interval of a mean with this spread."""
-        half = self.half_width(lambda df: two_sided_critical(df, confidence))
-        return (mean - half, mean + half)
+        return interval_around(mean, self.parts, confidence)
 
     def scaled(self, seeds: float, examples: float, seeds_df: float) -> "Spread":
         """Return the variance at this many times the seeds and examples."""
@@ -83,11 +85,8 @@ class SeedVariance:
 
     Attributes:
         own: effect of a seed on one rank alone; it remains in paired differences.
-        own_df: degrees of freedom behind it; 0 if there are none.
         shared: effect of a seed on all ranks alike; it cancels in paired differences.
-        shared_df: degrees of freedom behind it.
         within: variance over each rank's seeds, pooled over ranks: the sum of both effects.
-        within_df: degrees of freedom behind it.
     """
 
     own: float
@@ -149,7 +148,7 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
     Args:
         values: values of one rank, (S, N).
         seeds: variance over seeds, estimated from all ranks together.
-        confidence: confidence of the interval, between 0 and 1.
+        confidence: between 0 and 1.
     """
     # A small shared part lends its degrees of freedom to the rank's own part.
     own_df = seeds.own_df + seeds.shared_df
@@ -161,9 +160,7 @@ def mean_interval(values: np.ndarray, seeds: SeedVariance, confidence: float) ->
         (shared, seeds.shared_df),
         (examples, values.shape[1] - 1),
     ]
-    mean = float(values.mean())
-    half = weighted_half_width(parts, lambda df: two_sided_critical(df, confidence))
-    return (mean - half, mean + half)
+    return interval_around(float(values.mean()), parts, confidence)
 
 
 def example_variance(values: np.ndarray) -> tuple[float, float]:
@@ -203,7 +200,7 @@ def dunnett_critical(comparisons: int, df: float, confidence: float) -> float:
         df: degrees of freedom of the shared variance estimate; may be infinite.
         confidence: probability, between 0 and 1.
     """
-    # scipy.stats.dunnett needs the samples of one error term; here a variance has two parts, each
+    # scipy.stats.dunnett needs samples with one error term. Here a variance has two parts, each
     # with its own degrees of freedom, so the critical value itself is needed.
     nodes, weights = special.roots_hermitenorm(64)  # integrates against exp(-x^2 / 2)
     weights = weights / np.sqrt(2 * np.pi)

@@ -27,11 +27,11 @@ def try_rank_pattern(
     seed variance that all ranks show.
 
     Args:
-        findings: what the evidence says about every rank.
+        findings: the comparison of all ranks.
         rank: the chosen rank.
-        trials: the chosen rank's truncated adapters, best first.
+        trials: its truncated adapters, best first.
         store: holds the trained adapters.
-        engine: scores the new ones.
+        engine: scores the adapters truncated here.
 
     Returns:
         The comparison, still without its sentence, or None if every layer gets the chosen rank;
@@ -54,9 +54,8 @@ def try_rank_pattern(
     values[PATTERN] = np.stack([losses[seed] for seed in seeds])  # (S, N)
     comparison = Comparison(values, {**findings.comparison.seeds, PATTERN: seeds})
     gain = comparison.difference(rank, PATTERN)
-    interval = gain.interval(findings.rule.confidence)
-    better = interval[0] > 0
+    low, high = gain.interval(findings.rule.confidence)
     pattern = RankPattern(
-        ranks=patterns[0], entries=entries, gain=gain.mean, gain_ci=interval, better=better
+        ranks=patterns[0], entries=entries, gain=gain.mean, gain_ci=(low, high), better=low > 0
     )
-    return pattern, adapters[0] if better else None
+    return pattern, adapters[0] if pattern.better else None
