@@ -295,7 +295,9 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
     cost = as_array("cost")
     assert cost is not None  # `read_rank_results` added it
     if np.isnan(cost).any():
-        raise RequestError(f"evidence of rank {rank}: its seeds were scored on different examples")
+        raise RequestError(
+            f"evidence of rank {rank}: its seeds were not scored on the same examples"
+        )
     return RankResults(
         rank=rank,
         learning_rate=rate,
