@@ -23,7 +23,6 @@ from rankwise.settings import (
     Several,
     Share,
     Text,
-    any_case,
     choices,
     hints,
     items,
@@ -43,9 +42,7 @@ class Example(Settings):
     text: Annotated[Text | None, Option("A text.")] = None
     path: Annotated[FilePath, Option("A path.")] = Path("here")
     flag: Annotated[Flag, Option("A flag.")] = False
-    kind: Annotated[Literal["Small", "Large"], any_case("Small", "Large"), Option("A kind.")] = (
-        "Small"
-    )
+    kind: Annotated[Literal["Small", "Large"], Option("A kind.")] = "Small"
     internal: Count = 1
 
 

@@ -1,7 +1,7 @@
 """rankwise: which LoRA rank does this fine-tuning task need? Answered by measuring it.
 
-The public names are listed in ``__init__.pyi``, and each is imported when it is first used, so that ``import rankwise``
-loads neither torch nor pandas.
+The public names are listed in ``__init__.pyi``. Each is imported when it is first used, so that
+``import rankwise`` loads neither torch nor pandas.
 """
 
 import lazy_loader

@@ -1,43 +1,52 @@
-"""Checks of single values, each with one clear line when it fails."""
+"""Checks of single values; each refuses a bad value in one line that says what is allowed."""
 
 import math
 import os
 import re
 from pathlib import Path
 
-from rankwise.errors import RequestError, shown
+from rankwise.errors import RequestError, not_allowed, shown
 
 LARGEST = 2**53  # a float holds every whole number up to it
 LEAST_BYTES = 100_000  # a smaller bare number means gigabytes or megabytes
 
 
 def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGEST) -> int:
-    """Return ``value`` as an ``int``; text such as ``"8"`` and floats such as ``8.0`` are whole numbers too.
+    """Return a whole number as an ``int``; ``"8"`` and ``8.0`` count too.
 
     Raises:
         RequestError: it is not a whole number, or outside the bounds.
     """
     number = _number(value)
-    if not number.is_integer() or not at_least <= number <= at_most:
-        # The upper bound is named only where it matters.
-        bound = f" and at most {at_most}" if at_most != LARGEST or number > at_most else ""
-        # The text "0" is shown as the number, the text "x" as text.
-        given = shown(value).strip("'") if number.is_integer() else shown(value)
-        raise RequestError(f"{name} {given}: allowed is a whole number, at least {at_least}{bound}")
-    return int(number)
+    if number.is_integer() and at_least <= number <= at_most:
+        return int(number)
+    allowed = f"a whole number, at least {at_least}"
+    if at_most != LARGEST or number > at_most:
+        allowed += f" and at most {at_most}"
+    # The text "0" is shown as the number, the text "x" as text.
+    given = shown(value).strip("'") if number.is_integer() else shown(value)
+    raise RequestError(f"{name} {given}: allowed is {allowed}")
 
 
-def check_number(name: str, value: object, *, above: float, below: float | None = None) -> float:
-    """Return ``value`` as a finite ``float`` strictly inside the bounds.
+def check_number(
+    name: str, value: object, *, above: float, below: float | None = None, or_equal: bool = False
+) -> float:
+    """Return a number, or text such as ``"0.5"``, as a finite ``float`` inside the bounds.
+
+    Args:
+        or_equal: whether the lower bound is allowed.
 
     Raises:
         RequestError: it is not a number, not finite, or outside the bounds.
     """
-    allowed = f"a number above {above:g}" + (f" and below {below:g}" if below is not None else "")
     number = _number(value)
-    if not math.isfinite(number) or number <= above or (below is not None and number >= below):
-        raise RequestError(f"{name} {shown(value)}: allowed is {allowed}")
-    return number
+    if above < number < (math.inf if below is None else below):  # false for NaN
+        return number
+    if or_equal and number == above:
+        return number
+    lower = f"of at least {above:g}" if or_equal else f"above {above:g}"
+    upper = "" if below is None else f" and below {below:g}"
+    raise not_allowed(name, value, f"a number {lower}{upper}")
 
 
 def check_text(name: str, value: object) -> str:
@@ -46,29 +55,24 @@ def check_text(name: str, value: object) -> str:
     Raises:
         RequestError: it is something else; a number does not count as text.
     """
-    if not isinstance(value, str) or not value.strip():
-        hint = (
-            f"; write {value!r} in quotes"
-            if isinstance(value, int) and abs(value) <= LARGEST
-            else ""
-        )
-        raise RequestError(f"{name} {shown(value)}: allowed is a text that is not blank{hint}")
-    return value
+    if isinstance(value, str) and value.strip():
+        return value
+    short = isinstance(value, int) and abs(value) <= LARGEST
+    hint = f"; write {value!r} in quotes" if short else ""
+    raise not_allowed(name, value, f"a text that is not blank{hint}")
 
 
 def check_path(name: str, value: object) -> Path:
-    """Return ``value`` as a path.
+    """Return text or a path as a `Path`.
 
     Raises:
-        RequestError: it is not a text or a path, or it is blank.
+        RequestError: it is neither, or it is blank.
     """
     if isinstance(value, os.PathLike):
         return Path(value)
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise RequestError(
-            f"{name} {shown(value)}: allowed is the path of a file or directory, as a text"
-        )
-    return Path(value)
+    if isinstance(value, str) and value.strip() and "\0" not in value:
+        return Path(value)
+    raise not_allowed(name, value, "the path of a file or directory, as a text")
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -79,29 +83,26 @@ def check_flag(name: str, value: object) -> bool:
     """
     if isinstance(value, bool):
         return value
-    raise RequestError(f"{name} {shown(value)}: allowed is true or false")
+    raise not_allowed(name, value, "true or false")
 
 
 def parse_bytes(name: str, value: object) -> int:
-    """Return a memory size in bytes: ``"24GB"`` is 24e9, ``"24GiB"`` is 24 * 2^30, a bare number counts bytes.
+    """Return a memory size in bytes: ``"24GB"`` is 24e9, ``"24GiB"`` 24 * 2^30; no unit is bytes.
 
     Raises:
-        RequestError: the value is not a size, or is below 100 kB, where no model trains: a bare 24 must mean 24GB.
+        RequestError: it is not a size, or below 100 kB: a bare 24 must mean 24GB.
     """
-    match = re.fullmatch(
-        r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*",
-        (value if isinstance(value, str) else shown(value)).lower(),
-    )
+    text = value if isinstance(value, str) else shown(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text.lower())
     power = "kmgt".index(match[2]) + 1 if match and match[2] else 0
     size = float(match[1]) * (1024 if match[3] else 1000) ** power if match else math.nan
-    if not LEAST_BYTES <= size < math.inf:
+    if LEAST_BYTES <= size < math.inf:
+        return round(size)
+    hint = ""
+    if match and match[1] == text.strip() and 0 < size < LEAST_BYTES:
         unit = "GB" if size < 1000 else "MB"
-        alone = match and match[1] == match[0].strip() and 0 < size < LEAST_BYTES
-        hint = f" (a number alone counts bytes: did you mean {size:g}{unit}?)" if alone else ""
-        raise RequestError(
-            f"{name} {shown(value)}: allowed is a size such as 24GB or 16GiB, 100kB at least{hint}"
-        )
-    return round(size)
+        hint = f" (a number alone counts bytes: did you mean {size:g}{unit}?)"
+    raise not_allowed(name, value, f"a size such as 24GB or 16GiB, 100kB at least{hint}")
 
 
 def _number(value: object) -> float:

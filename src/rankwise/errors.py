@@ -28,9 +28,14 @@ class RequestError(RankwiseError, ValueError):
         self.setting = setting
 
 
+def not_allowed(name: str, value: object, allowed: str) -> RequestError:
+    """Return the refusal of a value, to be raised: ``margin -1: allowed is a number above 0``."""
+    return RequestError(f"{name} {shown(value)}: allowed is {allowed}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known word, or an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 

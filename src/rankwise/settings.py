@@ -1,41 +1,44 @@
 """Typed settings: one declaration serves the command line, YAML files and Python calls.
 
-A setting is a dataclass field whose annotation holds the type, its bounds and an `Option`::
+A setting is a dataclass field whose annotation holds the type, its check and an `Option`::
 
-    seeds: Annotated[Count, Option("Train this many trials per rank.", SEARCH)] = 2
+    seeds: Annotated[Count, Option("Trials per rank, each with its own seed.", "search")] = 2
 
 pydantic parses and checks the value when the object is made, so that text from a command line
 (``"4,8"``) and Python values (``[4, 8]``) mean the same. `rankwise.cli.options` makes a
 command-line option of the same field.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import (
-    AfterValidator,
-    AllowInfNan,
-    BeforeValidator,
-    Strict,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
-from rankwise.checks import LARGEST
-from rankwise.errors import RequestError, nearest, shown, some
+from rankwise.checks import (
+    check_flag,
+    check_number,
+    check_path,
+    check_text,
+    check_whole,
+    parse_bytes,
+)
+from rankwise.errors import RequestError, nearest, not_allowed, shown, some
 
 Config = TypeVar("Config", bound="Settings")
 
-MODEL, SEARCH, TRAINING, ADAPTER = "model and data", "search", "training", "adapter"
-DECISION, MACHINE, OUTPUT = "decision", "machine", "output"
-GROUPS = (MODEL, SEARCH, TRAINING, ADAPTER, DECISION, MACHINE, OUTPUT)
+Group = Literal[
+    "model and data", "columns", "search", "training", "adapter", "decision", "machine", "output"
+]
+GROUPS: tuple[Group, ...] = get_args(Group)
 """Headings of ``--help``, in the order of the page."""
+
+NAME = "<name>"
+"""Stands for the setting in a refusal until the setting is known."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,16 @@ class Option:
 
     Attributes:
         help: one sentence, with the unit.
-        group: heading in ``--help``, one of `GROUPS`.
+        group: heading in ``--help``.
         metavar: placeholder for the value; None for one that follows from the type.
-        unset: what no value means, shown as the default.
+        unset: meaning of no value, shown as the default.
         positional: whether the command line takes the value by its place.
         negative: for a flag, the option that sets it to false.
         aliases: other names of the setting.
     """
 
     help: str
-    group: str = MODEL
+    group: Group = "model and data"
     metavar: str | None = None
     unset: str | None = None
     positional: bool = False
@@ -63,82 +66,12 @@ class Option:
 
 def column(content: str) -> Option:
     """Describe a setting that names a column of a table."""
-    return Option(f"Column of the {content}.", MODEL, "COLUMN", "found by its name")
+    return Option(f"Column of the {content}.", "columns", "COLUMN", "found by name")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Constraints on a value together with their wording in refusals.
-
-    pydantic expands the rule into its constraints (``annotated_types.GroupedMetadata``).
-    """
-
-    allowed: str
-    constraints: tuple[Any, ...]
-    __is_annotated_types_grouped_metadata__: Literal[True] = True
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.constraints)
-
-
-def whole(at_least: int) -> Rule:
-    """Return the rule of whole numbers from ``at_least`` on."""
-    allowed = f"a whole number, at least {at_least}"
-    return Rule(allowed, (Ge(at_least), Le(LARGEST), BeforeValidator(_whole)))
-
-
-def number(above: float, below: float | None = None) -> Rule:
-    """Return the rule of finite numbers strictly between two bounds."""
-    upper = "" if below is None else f" and below {below:g}"
-    bounds = (Gt(above),) if below is None else (Gt(above), Lt(below))
-    allowed = f"a number above {above:g}{upper}"
-    return Rule(allowed, (AllowInfNan(False), *bounds, BeforeValidator(_real)))
-
-
-def _whole(value: Any) -> Any:
-    """Return a whole number as an int, and anything else as it is, for pydantic to refuse."""
-    number = _real(value)
-    try:
-        parsed = float(number)
-    except (TypeError, ValueError, OverflowError):
-        return value
-    return int(parsed) if parsed.is_integer() else value
-
-
-def _real(value: Any) -> Any:
-    """Refuse truth values, and return NumPy's numbers as Python's."""
-    if isinstance(value, bool):
-        raise ValueError("a truth value is not a number")
-    if isinstance(value, (str, int, float)):
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
-
-
-def _not_blank(value: str) -> str:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("blank")
-    return value
-
-
-def _path(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return Path(value)
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError("not a path")
-    return value
-
-
-Count = Annotated[int, whole(1)]
-Positive = Annotated[float, number(above=0)]
-Share = Annotated[float, number(above=0, below=1)]
-Text = Annotated[str, Rule("a text that is not blank", (Strict(), BeforeValidator(_not_blank)))]
-FilePath = Annotated[
-    Path, Rule("the path of a file or directory, as a text", (BeforeValidator(_path),))
-]
-Flag = Annotated[bool, Rule("true or false", (Strict(),))]
+def checked(check: Callable[..., object], **bounds: Any) -> PlainValidator:
+    """Return the validator that calls ``check(name of the setting, value, **bounds)``."""
+    return PlainValidator(partial(check, NAME, **bounds))
 
 
 def any_case(*names: str) -> BeforeValidator:
@@ -152,7 +85,7 @@ def any_case(*names: str) -> BeforeValidator:
 
 
 def items(value: object) -> list[object]:
-    """Split ``"4,8"``, or list the values of a sequence, set or array; a single value is a list of one."""
+    """Split ``"4,8"``, or list the values of a collection; a single value is a list of one."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
@@ -163,10 +96,6 @@ def items(value: object) -> list[object]:
         return list(value)
     except TypeError:  # an array of no dimension
         return [value]
-
-
-Several = BeforeValidator(items)
-"""Lets a tuple of values be given as text with commas, or as any collection."""
 
 
 def ascending(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -183,6 +112,15 @@ def ascending(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(values))
 
 
+Count = Annotated[int, checked(check_whole, at_least=1)]
+Positive = Annotated[float, checked(check_number, above=0)]
+Share = Annotated[float, checked(check_number, above=0, below=1)]
+Text = Annotated[str, checked(check_text)]
+FilePath = Annotated[Path, checked(check_path)]
+Flag = Annotated[bool, checked(check_flag)]
+Bytes = Annotated[int, checked(parse_bytes)]
+Several = BeforeValidator(items)
+"""Lets a tuple of values be given as text with commas, or as any collection."""
 Ranks = Annotated[tuple[Count, ...], Several, AfterValidator(ascending)]
 
 
@@ -195,12 +133,12 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
         try:
-            checked = _validator(type(self)).validate_python(given)
+            validator = _validator(type(self))  # type: ignore[arg-type]
+            values = validator.validate_python(vars(self))
         except ValidationError as error:
             raise _refusal(type(self), error) from None
-        for name, value in checked.items():
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def as_dict(self) -> dict[str, Any]:
@@ -223,22 +161,17 @@ def hints(kind: type[Settings]) -> dict[str, Any]:
 
 def options(kind: type[Settings]) -> dict[str, Option]:
     """Return the settings by name; a field without an `Option` is not one."""
-    found = {item.name: find(hints(kind)[item.name], Option) for item in fields(kind)}
-    return {name: option for name, option in found.items() if option is not None}
-
-
-def find(annotation: Any, kind: type[Any]) -> Any:
-    """Return the first metadata of a kind anywhere in an annotation, or None."""
-    for part in getattr(annotation, "__metadata__", ()):
-        if isinstance(part, kind):
-            return part
-    if get_origin(annotation) is Annotated:
-        return find(annotation.__origin__, kind)
-    return next((part for inner in get_args(annotation) if (part := find(inner, kind))), None)
+    annotations = hints(kind)
+    return {
+        item.name: part
+        for item in fields(kind)
+        for part in getattr(annotations[item.name], "__metadata__", ())
+        if isinstance(part, Option)
+    }
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
-    """Return the values that a ``Literal`` in an annotation allows; none if there is no ``Literal``."""
+    """Return the values that a ``Literal`` in an annotation allows, if there is one."""
     if get_origin(annotation) is Annotated:
         return choices(annotation.__origin__)
     if get_origin(annotation) is Literal:
@@ -250,44 +183,35 @@ def plain_type(annotation: Any) -> type[Any]:
     """Return the type of a value without its metadata, and without None: ``int``, ``tuple``, ..."""
     if get_origin(annotation) is Annotated:
         return plain_type(annotation.__origin__)
-    inner = [part for part in get_args(annotation) if part is not type(None)]
     if get_origin(annotation) in (Union, UnionType):
-        return plain_type(inner[0])
+        return plain_type(get_args(annotation)[0])
     return get_origin(annotation) or annotation
 
 
-_VALIDATORS: dict[type, TypeAdapter[Any]] = {}
-
-
+@cache
 def _validator(kind: type[Settings]) -> TypeAdapter[Any]:
-    """Return pydantic's validator of the fields of a request, built when it is first needed."""
-    if kind not in _VALIDATORS:
-        make: Any = TypedDict  # a class made of data, which type checkers cannot follow
-        _VALIDATORS[kind] = TypeAdapter(make(kind.__name__, hints(kind)))
-    return _VALIDATORS[kind]
+    """Return pydantic's validator of the fields of a request."""
+    make: Any = TypedDict  # a class made of data, which type checkers cannot follow
+    annotations = hints(kind)
+    for name, hint in annotations.items():
+        if choices(hint):
+            annotations[name] = Annotated[hint, any_case(*choices(hint))]
+    return TypeAdapter(make(kind.__name__, annotations))
 
 
 def _refusal(kind: type[Settings], error: ValidationError) -> RequestError:
     """Say in one line what pydantic refused first."""
     first = error.errors(include_url=False)[0]
-    name, *inside = first["loc"]
+    name, value = str(first["loc"][0]), first["input"]
+    inside = len(first["loc"]) > 1  # one of several, as in ranks
+    label = name.removesuffix("s") if inside else name
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):
-        return RequestError(str(cause), setting=str(name))
-    label, value, hint = str(name), first["input"], ""
-    if inside and label.endswith("s"):  # one of several, as in ranks
-        label = label[:-1]
-    names, rule = choices(hints(kind)[str(name)]), find(hints(kind)[str(name)], Rule)
-    if names:
-        allowed = f"allowed are {', '.join(names[:-1])} and {names[-1]}"
-        hint = nearest(value, names) if isinstance(value, str) else ""
-    else:
-        allowed = f"allowed is {rule.allowed}"
-        if first["type"] == "less_than_equal":
-            allowed += f" and at most {LARGEST}"
-        if first["type"] == "string_type" and isinstance(value, int) and abs(value) <= LARGEST:
-            hint = f"; write {value!r} in quotes"
-    return RequestError(f"{label} {shown(value)}: {allowed}{hint}", setting=str(name))
+        return RequestError(str(cause).replace(NAME, label, 1), setting=name)
+    names = choices(hints(kind)[name])
+    hint = nearest(value, names) if isinstance(value, str) else ""
+    allowed = f"allowed are {', '.join(names[:-1])} and {names[-1]}"
+    return RequestError(f"{label} {shown(value)}: {allowed}{hint}", setting=name)
 
 
 def named(kind: type[Settings], values: Mapping[Any, object], what: str) -> dict[str, object]:
@@ -303,15 +227,11 @@ def named(kind: type[Settings], values: Mapping[Any, object], what: str) -> dict
         name = str(key).replace("-", "_")
         name = aliases.get(name, name)
         if name in written:
-            raise RequestError(
-                f"{written[name]!r} and {key!r} are the same setting; give one of them"
-            )
+            both = f"{written[name]!r} and {key!r}"
+            raise RequestError(f"{both} are the same setting; give one of them")
         if name not in known:
-            raise RequestError(
-                f"{key!r} is not a setting of {what}{nearest(name, known)}; "
-                f"known: {', '.join(known)}",
-                setting=str(key),
-            )
+            hint = f"{nearest(name, known)}; known: {', '.join(known)}"
+            raise RequestError(f"{key!r} is not a setting of {what}{hint}", setting=str(key))
         written[name] = key
     return {name: values[key] for name, key in written.items()}
 
@@ -329,8 +249,6 @@ def requested_config(
     if values:
         raise RequestError("give either a config or its fields, not both")
     if not isinstance(config, kind):
-        raise RequestError(
-            f"config {shown(config)}: allowed is a {kind.__name__}; give settings by their names, "
-            "as in model='path/to/model', ranks=[4, 8], and a mapping as **settings"
-        )
+        hint = "give settings by name, as in ranks=[4, 8], or a mapping as **settings"
+        raise not_allowed("config", config, f"a {kind.__name__}; {hint}")
     return config

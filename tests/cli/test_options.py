@@ -8,17 +8,17 @@ import pytest
 from rankwise.cli import COMMANDS
 from rankwise.cli.options import Command, parse
 from rankwise.errors import RequestError
-from rankwise.settings import OUTPUT, SEARCH, Count, FilePath, Flag, Option, Settings, Several
+from rankwise.settings import Count, FilePath, Flag, Option, Settings, Several
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example(Settings):
     place: Annotated[FilePath, Option("A place.", metavar="PLACE", positional=True)]
-    ranks: Annotated[tuple[Count, ...], Several, Option("Ranks.", SEARCH, "R,R,...")] = (4, 8)
-    kind: Annotated[Literal["small", "large"], Option("Kind, 100 % of it.", SEARCH)] = "small"
-    hours: Annotated[Count | None, Option("Hours.", SEARCH, unset="no end")] = None
-    strict: Annotated[Flag | None, Option("Be strict.", OUTPUT, negative="--lenient")] = None
-    aliased: Annotated[Count, Option("A count.", SEARCH, aliases=("other_name",))] = 1
+    ranks: Annotated[tuple[Count, ...], Several, Option("Ranks.", "search", "R,R,...")] = (4, 8)
+    kind: Annotated[Literal["small", "large"], Option("Kind, 100 % of it.", "search")] = "small"
+    hours: Annotated[Count | None, Option("Hours.", "search", unset="no end")] = None
+    strict: Annotated[Flag | None, Option("Be strict.", "output", negative="--lenient")] = None
+    aliased: Annotated[Count, Option("A count.", "search", aliases=("other_name",))] = 1
     hidden: Count = 1
 
 

@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "learning_rate": {"fraction"},
     "margin": {"fraction"},
     "confidence": {"fraction"},
-    "warmup_share": {"fraction"},
+    "warmup_share": {"fraction", "zero"},
     "max_grad_norm": {"fraction"},
     "trust_remote_code": {"true"},
     "extend": {"true"},

@@ -9,7 +9,7 @@ import pytest
 import rankwise
 from rankwise.cli import main
 from rankwise.errors import RequestError
-from rankwise.planning.config import PlanConfig, make_plan_config
+from rankwise.planning.config import PlanConfig
 from rankwise.planning.plan import plan
 from tests.tiny_models import write_config
 
@@ -80,17 +80,15 @@ def test_table_shows_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_command_and_python_call_make_the_same_request() -> None:
-    text = make_plan_config(
-        {
-            "model": "m",
-            "ranks": "8,4",
-            "batch_size": "2",
-            "target_modules": "q_proj,v_proj",
-            "rank_pattern": "q_proj=2",
-            "precision": "FP16",
-            "memory": "2MB",
-        }
-    )
+    text: dict[str, Any] = {
+        "model": "m",
+        "ranks": "8,4",
+        "batch_size": "2",
+        "target_modules": "q_proj,v_proj",
+        "rank_pattern": "q_proj=2",
+        "precision": "FP16",
+        "memory": "2MB",
+    }
     values = PlanConfig(
         model="m",
         ranks=(4, 8),
@@ -100,7 +98,7 @@ def test_command_and_python_call_make_the_same_request() -> None:
         precision="fp16",
         memory=2_000_000,
     )
-    assert text == values
+    assert PlanConfig(**text) == values
     assert rankwise.PlanConfig is PlanConfig and rankwise.plan is plan
 
 

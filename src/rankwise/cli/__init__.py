@@ -1,4 +1,4 @@
-"""The command line: finds the command, runs it and turns failures into one line and an exit code."""
+"""The command line: runs a command, and turns a failure into one line and an exit code."""
 
 import sys
 from collections.abc import Sequence
@@ -9,29 +9,29 @@ from rankwise._version import __version__
 from rankwise.errors import RankwiseError, RequestError, nearest
 
 COMMANDS = {
-    "plan": "parameters and memory of every rank before training",
+    "plan": "show parameters and memory of every rank before training",
     "sweep": "train adapters of several ranks and decide which rank the task needs",
-    "analyze": "decide from results that others produced",
-    "inspect": "singular values and effective rank of a LoRA adapter, layer by layer",
+    "analyze": "decide from results that you already have",
+    "inspect": "show how much of its rank each layer of a LoRA adapter uses",
     "resize": "truncate or grow a LoRA adapter",
     "report": "rebuild the report of a sweep, or compare several sweeps",
 }
-"""Summaries of the commands; each lives in the module of its name, imported when it is called."""
+"""Summaries of the commands; each lives in the module of its name, imported on call."""
 
 HELP = """usage: rankwise COMMAND [OPTIONS]
 
-Which LoRA rank does this fine-tuning task need? Answered by measuring it.
+Find out which LoRA rank a fine-tuning task needs, by measuring it.
 
 commands:
 {commands}
 
 options:
-  --help     show this page; 'rankwise COMMAND --help' shows a command's options
-  --version  show the version
+  -h, --help  show this page; 'rankwise COMMAND --help' shows its options
+  --version   show the version
 
 examples:
   rankwise plan path/to/model --ranks 4,8,16 --device T4
-  rankwise sweep --model path/to/model --data reviews.csv --ranks 4,8,16
+  rankwise sweep --model path/to/model --data reviews.csv --out my-sweep
 """
 
 
@@ -44,19 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: done; 1: failed while running; 2: the request was wrong.
     """
+    code = 1
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
         return 0
     except RankwiseError as error:
-        return _fail(str(error), error.exit_code)
+        message, code = str(error), error.exit_code
     except KeyboardInterrupt:
-        return _fail(
-            "interrupted; complete trials are kept, and the same command goes on from there", 1
-        )
+        message = "interrupted; complete trials are kept, and the same command resumes from there"
     except OSError as error:
-        return _fail(
-            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
-        )
+        message = str(error.strerror or error)
+        if error.filename:
+            message += f": {error.filename}"
+    print(f"rankwise: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 def program() -> NoReturn:
@@ -69,23 +70,15 @@ def _run(arguments: Sequence[str]) -> None:
         raise RequestError("the argument COMMAND is missing; see 'rankwise --help'")
     name, *rest = arguments
     if name in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+        lines = [f"  {name:9}{summary}" for name, summary in COMMANDS.items()]
         print(HELP.format(commands="\n".join(lines)), end="")
-        return
-    if name == "--version":
+    elif name == "--version":
         print(f"rankwise {__version__}")
-        return
-    if name not in COMMANDS:
-        raise RequestError(
-            f"{name!r} is not a command{nearest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}"
-        )
-    from rankwise.cli.options import parse
+    elif name in COMMANDS:
+        from rankwise.cli.options import parse
 
-    command = import_module(f"rankwise.cli.{name}").COMMAND
-    command.run(*parse(command, name, rest))
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"rankwise: {' '.join(message.split())}", file=sys.stderr)
-    return code
+        command = import_module(f"rankwise.cli.{name}").COMMAND
+        command.run(*parse(command, name, rest))
+    else:
+        hint = f"{nearest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}"
+        raise RequestError(f"{name!r} is not a command{hint}")

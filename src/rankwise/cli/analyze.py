@@ -1,33 +1,22 @@
 """The command ``rankwise analyze``."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, Output
-from rankwise.settings import (
-    DECISION,
-    FilePath,
-    Flag,
-    Option,
-    Positive,
-    Several,
-    Share,
-    Text,
-    column,
-)
+from rankwise.cli.options import Command, Output, print_json
+from rankwise.settings import FilePath, Flag, Option, Positive, Several, Share, Text, column
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeRequest(Output):
-    """Results of others, and how to decide from them; a test holds the names to `rankwise.analyze`."""
+    """Arguments of `rankwise.analyze`, held to its signature by a test."""
 
     paths: Annotated[
         tuple[FilePath, ...],
         Several,
-        Option("Files and directories with results.", metavar="PATH", positional=True),
+        Option("Files or directories of results.", metavar="PATH", positional=True),
     ]
     rank_column: Annotated[Text | None, column("ranks in a table")] = None
     seed_column: Annotated[Text | None, column("seeds")] = None
@@ -37,7 +26,7 @@ class AnalyzeRequest(Output):
         Text | None,
         Option(
             "Compare ranks by this metric.",
-            DECISION,
+            "decision",
             "NAME",
             "the held-out loss, or the first metric found",
         ),
@@ -45,8 +34,8 @@ class AnalyzeRequest(Output):
     higher_is_better: Annotated[
         Flag | None,
         Option(
-            "Higher values of the metric are better; for a metric whose name does not tell.",
-            DECISION,
+            "Higher values of the metric are better (needed if its name leaves it open).",
+            "decision",
             negative="--lower-is-better",
         ),
     ] = None
@@ -54,19 +43,19 @@ class AnalyzeRequest(Output):
         Positive | None,
         Option(
             "Loss of quality that a smaller rank may cost, in units of the metric.",
-            DECISION,
+            "decision",
             "X",
             "0.02 for the loss, 0.01 for shares",
         ),
     ] = None
     confidence: Annotated[
-        Share, Option("Confidence of the decision, between 0 and 1.", DECISION, "SHARE")
+        Share, Option("Confidence of the decision, between 0 and 1.", "decision", "SHARE")
     ] = 0.95
     noise: Annotated[
         Positive | None,
         Option(
             "Standard deviation of one trial's result over seeds, if you know it.",
-            DECISION,
+            "decision",
             "X",
             "estimated from the results",
         ),
@@ -74,9 +63,9 @@ class AnalyzeRequest(Output):
     score_margin: Annotated[
         Positive | None,
         Option(
-            "Loss of a second metric that the chosen rank may have, as a share (one percentage "
-            "point is 0.01).",
-            DECISION,
+            "Loss that the chosen rank may have in a second metric, as a share (0.01 is one "
+            "percentage point).",
+            "decision",
             "SHARE",
             "0.01",
         ),
@@ -84,30 +73,28 @@ class AnalyzeRequest(Output):
 
 
 def run(settings: Mapping[str, Any]) -> None:
-    """Decide from others' results, and print the decision."""
-    asked = AnalyzeRequest(**settings)
-    arguments = {
-        name: getattr(asked, name) for name in vars(asked) if name not in ("paths", "json")
-    }
+    """Decide from existing results, and print the decision."""
+    request = AnalyzeRequest(**settings)
+    arguments = {name: value for name, value in vars(request).items() if name != "json"}
     from rankwise.analysis.analysis import analyze
 
-    found = analyze(*asked.paths, **arguments)
-    for note in found.notes:
+    analysis = analyze(*arguments.pop("paths"), **arguments)
+    for note in analysis.notes:
         print(note, file=sys.stderr)
-    if asked.json:
-        print(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+    if request.json:
+        print_json(analysis.as_dict())
         return
     from rankwise.report.decision_table import print_decision
 
-    print_decision(found.decision, score=found.score or "score")
-    rank = found.decision.rank
+    print_decision(analysis.decision, score=analysis.score or "score")
+    rank = analysis.decision.rank
     print(f"Rank supported: {rank if rank is not None else 'undetermined'}")
 
 
 COMMAND = Command(
-    description="Decide which rank the results of others support: a table (CSV, TSV, JSON lines, "
-    "Parquet) with a column of ranks and one or more metrics, a directory of training runs, a sweep "
-    "directory, or results of PEFT's method comparison.",
+    description="Decide which rank existing results support: a table (CSV, TSV, JSON lines, "
+    "Parquet) with a column of ranks and one or more metrics, a directory of training runs, a "
+    "sweep directory, or results of PEFT's method comparison.",
     examples=(
         "analyze results.csv --metric accuracy --margin 0.01",
         "analyze runs/ --confidence 0.9 --json",

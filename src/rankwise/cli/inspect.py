@@ -1,11 +1,10 @@
 """The command ``rankwise inspect``."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, PlotOutput
+from rankwise.cli.options import Command, PlotOutput, print_json
 from rankwise.settings import FilePath, Option
 
 
@@ -29,31 +28,24 @@ class InspectRequest(PlotOutput):
 
 def run(settings: Mapping[str, Any]) -> None:
     """Inspect an adapter, or compare two."""
-    asked = InspectRequest(**settings)
-    if asked.plot is not None:
-        from rankwise.report.figures import check_plot_path
-
-        check_plot_path(asked.plot)
+    request = InspectRequest(**settings)
     from rankwise.lora.inspection import inspect_adapter
+    from rankwise.report.inspect_report import print_inspection, write_inspection_plot
 
-    found = inspect_adapter(asked.adapter, asked.other)
-    if asked.plot is not None:
-        from rankwise.report.inspect_report import write_inspection_plot
-
-        write_inspection_plot(found, asked.plot)
-    if asked.json:
-        print(json.dumps(found.as_dict(), indent=2, allow_nan=False))
+    inspection = inspect_adapter(request.adapter, request.other)
+    if request.plot is not None:
+        write_inspection_plot(inspection, request.plot)
+    if request.json:
+        print_json(inspection.as_dict())
         return
-    from rankwise.report.inspect_report import print_inspection
-
-    print_inspection(found)
-    if asked.plot is not None:
-        print(f"Plot: {asked.plot}")
+    print_inspection(inspection)
+    if request.plot is not None:
+        print(f"Plot: {request.plot}")
 
 
 COMMAND = Command(
-    description="Show the singular values of what a PEFT LoRA adapter adds to each layer, and how "
-    "much of its rank each layer uses; with a second adapter, which directions the two share.",
+    description="Show the singular values of a PEFT LoRA adapter's update to each layer, and how "
+    "much of its rank each layer uses. With a second adapter, show which directions the two share.",
     examples=("inspect my-sweep/best", "inspect my-sweep/best other/adapter --plot overlap.html"),
     requests=(InspectRequest,),
     run=run,

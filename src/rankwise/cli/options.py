@@ -1,16 +1,17 @@
 """Command-line options made of settings: the bridge from `rankwise.settings` to argparse."""
 
 import argparse
+import json
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, NoReturn, get_args
+from functools import partial
+from typing import Annotated, Any, NoReturn
 
 from rankwise.errors import RequestError, nearest
 from rankwise.settings import (
     GROUPS,
-    OUTPUT,
     FilePath,
     Flag,
     Option,
@@ -47,30 +48,32 @@ class Command:
 class Output(Settings):
     """The setting of every command."""
 
-    json: Annotated[
-        Flag, Option("Print one JSON document to stdout, and nothing else there.", OUTPUT)
-    ] = False
+    json: Annotated[Flag, Option("Print one JSON document and nothing else.", "output")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotOutput(Output):
-    """The settings of commands that draw."""
+    """The settings of commands that draw; a path that no figure can be written to is refused."""
 
     plot: Annotated[
-        FilePath | None, Option("Draw the figures into FILE.html or FILE.png.", OUTPUT, "FILE")
+        FilePath | None, Option("Draw the figures into FILE.html or FILE.png.", "output", "FILE")
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plot is not None:
+            from rankwise.report.figures import check_plot_path
+
+            check_plot_path(self.plot)
+
+
+def print_json(value: object) -> None:
+    """Print the document of ``--json``."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 class Parser(argparse.ArgumentParser):
     """A parser that refuses in one line, with exit code 2."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(
-            formatter_class=_formatter,
-            allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,
-            **settings,
-        )
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
@@ -83,19 +86,23 @@ def parse(command: Command, name: str, arguments: Sequence[str]) -> list[dict[st
     Raises:
         RequestError: an option is unknown (the nearest is named) or lacks its value.
     """
+    width = min(shutil.get_terminal_size().columns, WIDEST_PAGE) - 2
     parser = Parser(
         prog=f"rankwise {name}",
-        description=textwrap.fill(command.description, _columns()),
+        description=textwrap.fill(command.description, width),
         epilog="\n".join(["examples:", *(f"  rankwise {line}" for line in command.examples)]),
+        formatter_class=partial(
+            argparse.RawDescriptionHelpFormatter, max_help_position=26, width=width
+        ),
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
     )
-    settings = [setting for kind in command.requests for setting in _settings(kind)]
-    known = add_settings(parser, settings)
+    known = add_settings(parser, [part for kind in command.requests for part in _settings(kind)])
     found, unknown = parser.parse_known_args(arguments)
     if unknown:
         option = unknown[0].partition("=")[0]
-        raise RequestError(
-            f"unrecognized argument {option!r}{nearest(option, known)}; see '{parser.prog} --help'"
-        )
+        parser.error(f"unrecognized argument {option!r}{nearest(option, known)}")
     values = vars(found)
     return [
         {setting: values[setting] for setting in options(kind) if setting in values}
@@ -124,12 +131,12 @@ class Setting:
 
     @property
     def metavar(self) -> str:
-        """Placeholder for the value: what the declaration says, the choices, or one for the type."""
-        allowed = choices(self.hint)
+        """Placeholder for the value: as declared, or the choices, or one for the type."""
+        allowed = ",".join(choices(self.hint))
         if self.option.metavar is not None:
             return self.option.metavar
-        if allowed and len(",".join(allowed)) <= LONGEST_CHOICES:
-            return f"{{{','.join(allowed)}}}"
+        if allowed and len(allowed) <= LONGEST_CHOICES:
+            return f"{{{allowed}}}"
         return PLACEHOLDERS.get(plain_type(self.hint).__name__, "NAME")
 
     @property
@@ -148,18 +155,18 @@ class Setting:
 
 def add_settings(parser: Parser, settings: Sequence[Setting]) -> list[str]:
     """Add an option for every setting under the heading of its group; return the options' names."""
-    known = ["--help"]
     positional = [setting for setting in settings if setting.option.positional]
-    for setting in positional:
-        _add_positional(parser, setting)
-    places = [_place(setting) for setting in positional]
+    section = parser.add_argument_group("arguments") if positional else parser
+    places = [_add_positional(section, setting) for setting in positional]
     parser.usage = " ".join([parser.prog, *places, "[OPTIONS]"])
+    known = ["--help"]
     for group in GROUPS:
         members = [setting for setting in settings if setting.option.group == group]
         members = [setting for setting in members if not setting.option.positional]
-        section = parser.add_argument_group(group) if members else parser
+        section = parser.add_argument_group(group) if members else section
         for setting in members:
             known += _add_option(section, setting)
+    section.add_argument("-h", "--help", action="help", help="Show this page.")
     return known
 
 
@@ -169,23 +176,15 @@ def _settings(kind: type[Settings]) -> Iterator[Setting]:
         yield Setting(name, option, hints(kind)[name], defaults[name])
 
 
-def _place(setting: Setting) -> str:
-    """Return a positional argument as the usage line shows it."""
-    return {"?": "[{}]", "+": "{} [{}...]", None: "{}"}[_nargs(setting)].format(
-        *[setting.metavar] * 2
-    )
-
-
-def _nargs(setting: Setting) -> str | None:
+def _add_positional(section: Any, setting: Setting) -> str:
+    """Add an argument that is given by its place; return it as the usage line shows it."""
+    metavar, nargs, usage = setting.metavar, None, setting.metavar
     if plain_type(setting.hint) is tuple:
-        return "+"
-    return "?" if type(None) in get_args(setting.hint.__origin__) else None
-
-
-def _add_positional(parser: Parser, setting: Setting) -> None:
-    parser.add_argument(
-        setting.name, nargs=_nargs(setting), metavar=setting.metavar, help=setting.help
-    )
+        nargs, usage = "+", f"{metavar} [{metavar}...]"
+    elif setting.default is None:
+        nargs, usage = "?", f"[{metavar}]"
+    section.add_argument(setting.name, nargs=nargs, metavar=metavar, help=setting.help)
+    return usage
 
 
 def _add_option(section: Any, setting: Setting) -> list[str]:
@@ -205,11 +204,3 @@ def _add_option(section: Any, setting: Setting) -> list[str]:
     opposite = f"The opposite of {setting.names[0]}."
     section.add_argument(negative, dest=dest, action="store_false", help=opposite)
     return [*setting.names, negative]
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=_columns())
-
-
-def _columns() -> int:
-    return min(shutil.get_terminal_size().columns, WIDEST_PAGE) - 2

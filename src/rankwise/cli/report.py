@@ -3,10 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, PlotOutput
+from rankwise.cli.options import Command, PlotOutput, print_json
 from rankwise.errors import RequestError
 from rankwise.settings import FilePath, Option, Several
 
@@ -16,47 +15,38 @@ class ReportRequest(PlotOutput):
     """Sweeps to report on."""
 
     directories: Annotated[
-        tuple[FilePath, ...],
-        Several,
-        Option("Sweep directories.", metavar="DIR", positional=True),
+        tuple[FilePath, ...], Several, Option("Sweep directories.", metavar="DIR", positional=True)
     ]
 
 
 def run(settings: Mapping[str, Any]) -> None:
     """Write the report of one sweep, or compare several sweeps."""
-    asked = ReportRequest(**settings)
-    if len(asked.directories) > 1:
-        _compare(asked)
+    request = ReportRequest(**settings)
+    if len(request.directories) > 1:
+        _compare(request)
         return
-    if asked.plot is not None:
+    if request.plot is not None:
         raise RequestError(
             "plot: one sweep's plots are in its report; name several sweeps to draw them together"
         )
     from rankwise.report.html import write_report
 
-    path = write_report(Path(asked.directories[0]))
-    print(json.dumps({"report": str(path)}) if asked.json else f"Report: {path}")
+    path = write_report(request.directories[0])
+    print(json.dumps({"report": str(path)}) if request.json else f"Report: {path}")
 
 
-def _compare(asked: ReportRequest) -> None:
-    from rankwise.report.compare_sweeps import (
-        print_sweep_comparison,
-        read_compared_sweeps,
-        write_sweep_comparison_plot,
-    )
-    from rankwise.report.figures import check_plot_path
+def _compare(request: ReportRequest) -> None:
+    from rankwise.report import compare_sweeps as report
 
-    if asked.plot is not None:
-        check_plot_path(asked.plot)
-    lines = read_compared_sweeps(asked.directories)
-    if asked.plot is not None:
-        write_sweep_comparison_plot(lines, asked.plot)
-    if asked.json:
-        print(json.dumps([line.as_dict() for line in lines], indent=2, allow_nan=False))
+    sweeps = report.read_compared_sweeps(request.directories)
+    if request.plot is not None:
+        report.write_sweep_comparison_plot(sweeps, request.plot)
+    if request.json:
+        print_json([sweep.as_dict() for sweep in sweeps])
         return
-    print_sweep_comparison(lines)
-    if asked.plot is not None:
-        print(f"Plot: {asked.plot}")
+    report.print_sweep_comparison(sweeps)
+    if request.plot is not None:
+        print(f"Plot: {request.plot}")
 
 
 COMMAND = Command(

@@ -1,12 +1,11 @@
 """The command ``rankwise resize``."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, Output
-from rankwise.settings import ADAPTER, FilePath, Option
+from rankwise.cli.options import Command, Output, print_json
+from rankwise.settings import FilePath, Option
 
 Size = Annotated[Any, "checked by rankwise.lora.resize, which takes exactly one size"]
 
@@ -25,14 +24,14 @@ class ResizeRequest(Output):
     ]
     rank: Annotated[
         Size,
-        Option("Rank of all layers; above the present rank the adapter grows.", ADAPTER, "R"),
+        Option("Rank of all layers; above the present rank the adapter grows.", "adapter", "R"),
     ] = None
     energy: Annotated[
         Size,
         Option(
             "Give each layer the smallest rank that keeps this share of its squared singular "
             "values.",
-            ADAPTER,
+            "adapter",
             "SHARE",
         ),
     ] = None
@@ -40,40 +39,33 @@ class ResizeRequest(Output):
         Size,
         Option(
             "Keep at most this many parameters, divided among the layers by singular energy.",
-            ADAPTER,
+            "adapter",
             "auto:PARAMS",
         ),
     ] = None
     seed: Annotated[
-        Size, Option("Seed of the new rows of A where the adapter grows.", ADAPTER, "N")
+        Size, Option("Seed of the new rows of A where the adapter grows.", "adapter", "N")
     ] = "0"
 
 
 def run(settings: Mapping[str, Any]) -> None:
     """Truncate or grow an adapter."""
-    asked = ResizeRequest(**settings)
+    request = ResizeRequest(**settings)
     from rankwise.lora.resize import resize
-
-    done = resize(
-        asked.adapter,
-        asked.out,
-        rank=asked.rank,
-        energy=asked.energy,
-        rank_pattern=asked.rank_pattern,
-        seed=asked.seed,
-    )
-    if asked.json:
-        print(json.dumps(done.as_dict(), indent=2, allow_nan=False))
-        return
     from rankwise.report.inspect_report import print_resized
 
-    print_resized(done)
+    sizes = {name: getattr(request, name) for name in ("rank", "energy", "rank_pattern", "seed")}
+    resized = resize(request.adapter, request.out, **sizes)
+    if request.json:
+        print_json(resized.as_dict())
+    else:
+        print_resized(resized)
 
 
 COMMAND = Command(
-    description="Truncate a PEFT LoRA adapter to a lower rank, by the best approximation of what it "
-    "adds to each layer, or grow it to a higher rank without changing what it does. Takes exactly "
-    "one of --rank, --energy and --rank-pattern.",
+    description="Truncate a PEFT LoRA adapter to a lower rank, by the best approximation of each "
+    "layer's update, or grow it to a higher rank without changing the model's output. Takes "
+    "exactly one of --rank, --energy and --rank-pattern.",
     examples=(
         "resize my-sweep/best smaller --rank 4",
         "resize my-sweep/best smaller --energy 0.95",

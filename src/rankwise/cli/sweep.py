@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rankwise.cli.options import Command, Output
-from rankwise.settings import OUTPUT, FilePath, Flag, Option
+from rankwise.settings import FilePath, Flag, Option
 from rankwise.sweeps.config import SweepConfig, YamlSettings, make_config, read_yaml
 
 if TYPE_CHECKING:
@@ -14,42 +14,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOutput(Output):
-    """What the command takes besides the request itself."""
+    """Settings of the command that are not part of the request."""
 
     config: Annotated[
         FilePath | None,
         Option(
-            "YAML file with settings, under the names of the options; options given here win.",
+            "YAML file of settings, named as the options are; options given here override it.",
             metavar="CONFIG",
             positional=True,
         ),
     ] = None
     dry_run: Annotated[
-        Flag, Option("Show the trials, their memory and their time; write nothing.", OUTPUT)
+        Flag, Option("Show the trials, their memory and their time; write nothing.", "output")
     ] = False
 
 
-def run(output: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None:
     """Run a sweep, or show what it would do."""
-    asked = SweepOutput(**output)
-    from_file = YamlSettings({}, {}) if asked.config is None else read_yaml(asked.config)
+    output = SweepOutput(**output_settings)
+    from_file = YamlSettings({}, {}) if output.config is None else read_yaml(output.config)
     config = make_config(from_file.overridden_by(settings))
     from rankwise.report.progress_bar import ProgressBar
 
-    if asked.dry_run:
+    if output.dry_run:
         from rankwise.report.dry_run_table import print_dry_run
         from rankwise.sweeps.dry_run import dry_run
 
         with ProgressBar() as progress:
             planned = dry_run(config, progress=progress)
-        print(planned.as_json()) if asked.json else print_dry_run(planned)
+        print(planned.as_json()) if output.json else print_dry_run(planned)
         return
     from rankwise.sweeps.finish import as_json
     from rankwise.sweeps.run import sweep
 
     with ProgressBar() as progress:
         result = sweep(config, progress=progress)
-    print(as_json(result)) if asked.json else _print(result)
+    print(as_json(result)) if output.json else _print(result)
 
 
 def _print(result: "SweepResult") -> None:
@@ -57,8 +57,8 @@ def _print(result: "SweepResult") -> None:
 
     print_decision(result.decision, score=result.score)
     if result.best is not None:
-        cut = f" of {result.decision.trained_at}" if result.decision.question == "keep" else ""
-        print(f"Chosen rank: {result.decision.rank}{cut}. Adapter: {result.best}")
+        largest = f" of {result.decision.trained_at}" if result.decision.question == "keep" else ""
+        print(f"Chosen rank: {result.decision.rank}{largest}. Adapter: {result.best}")
     else:
         trials = result.directory / "trials"
         print(f"Chosen rank: undetermined. The adapter of every trial: {trials}")
@@ -69,11 +69,11 @@ def _print(result: "SweepResult") -> None:
 
 COMMAND = Command(
     description="Train adapters of several ranks, decide which rank the task needs, and keep "
-    "everything on disk. Without arguments, on the built-in task.",
+    "everything on disk. Without arguments it runs on a small built-in task.",
     examples=(
-        "sweep --model path/to/model --data reviews.csv --ranks 4,8,16 --out my-sweep",
+        "sweep --model path/to/model --data reviews.csv --out my-sweep",
         "sweep settings.yaml --budget 30 --dry-run",
     ),
-    requests=(SweepOutput, SweepConfig),
+    requests=(SweepConfig, SweepOutput),
     run=run,
 )

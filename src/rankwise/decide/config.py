@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from rankwise.settings import DECISION, Option, Positive, Settings, Share
+from rankwise.settings import Option, Positive, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,12 +13,12 @@ class DecisionConfig(Settings):
     margin: Annotated[
         Positive,
         Option(
-            "Held-out loss that a smaller rank may cost: nats per example, for sft nats per token, "
-            "for regression a share of the labels' variance.",
-            DECISION,
+            "Held-out loss that a smaller rank may cost: nats per example (sft: nats per token; "
+            "regression: share of the labels' variance).",
+            "decision",
             "LOSS",
         ),
     ] = 0.02
     confidence: Annotated[
-        Share, Option("Confidence of the decision, between 0 and 1.", DECISION, "SHARE")
+        Share, Option("Confidence of the decision, between 0 and 1.", "decision", "SHARE")
     ] = 0.95

@@ -3,24 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from annotated_types import Ge, Lt
-
+from rankwise.checks import check_number
 from rankwise.errors import RequestError
-from rankwise.settings import (
-    ADAPTER,
-    TRAINING,
-    Count,
-    Flag,
-    Option,
-    Positive,
-    Rule,
-    Settings,
-    any_case,
-)
+from rankwise.settings import Count, Flag, Option, Positive, Settings, checked
 
 EngineName = Literal["fused", "reference"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-
 InitName = Literal["default", "gaussian", "orthogonal", "eva", "pissa", "olora"]
 INITS: tuple[InitName, ...] = get_args(InitName)
 FUSED_INITS = ("default", "gaussian", "orthogonal")  # drawn from the seed alone
@@ -32,7 +19,6 @@ class TrainingConfig(Settings):
     """Settings of training that all trials of a sweep share.
 
     Attributes:
-        init: initial values of the adapter, one of `INITS`.
         use_dora: train magnitudes as well (DoRA, Liu et al. 2024, section 4).
         loraplus_ratio: learning rate of B and of vectors, divided by that of everything else
             (LoRA+, Hayou et al. 2024, section 4; vectors as in PEFT's
@@ -44,27 +30,27 @@ class TrainingConfig(Settings):
         max_grad_norm: norm to which gradients are clipped.
     """
 
-    epochs: Annotated[Count, Option("Passes over the training data.", TRAINING)] = 1
-    batch_size: Annotated[Count, Option("Examples in a training batch.", TRAINING)] = 8
+    epochs: Annotated[Count, Option("Passes over the training data.", "training")] = 1
+    batch_size: Annotated[Count, Option("Examples in a training batch.", "training")] = 8
     loraplus_ratio: Annotated[
         Positive,
         Option(
-            "LoRA+: learning rate of B divided by the learning rate of A, for example 16.",
-            TRAINING,
+            "Learning rate of B divided by the learning rate of A; LoRA+ suggests 16.",
+            "training",
             "RATIO",
         ),
     ] = 1.0
     init: Annotated[
         InitName,
-        any_case(*INITS),
         Option(
-            "Initial values of the adapter; eva, pissa and olora need --engine reference.", ADAPTER
+            "Initial values of the adapter; eva, pissa and olora need --engine reference.",
+            "adapter",
         ),
     ] = "default"
     use_dora: Annotated[
-        Flag, Option("Train DoRA's magnitudes too; needs --engine reference.", ADAPTER)
+        Flag, Option("Train DoRA instead of plain LoRA; needs --engine reference.", "adapter")
     ] = False
-    warmup_share: Annotated[float, Rule("a share from 0 up to below 1", (Ge(0), Lt(1)))] = 0.3
+    warmup_share: Annotated[float, checked(check_number, above=0, below=1, or_equal=True)] = 0.3
     max_grad_norm: Positive = 1.0
 
     def __post_init__(self) -> None:

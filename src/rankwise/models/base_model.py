@@ -73,7 +73,7 @@ def load_base(
         ranks: Ranks to be trained.
         trust_remote_code: Run Python code that comes with the model.
         quantization: Precision of the frozen linear layers, one of
-            `rankwise.models.config.QUANTIZATIONS`.
+            `rankwise.models.config.Quantization`.
 
     Raises:
         RequestError: The model cannot be loaded or does not suit the task, the target modules

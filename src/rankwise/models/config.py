@@ -2,35 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainValidator
+from pydantic import PlainValidator
 
 from rankwise.checks import check_text
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, not_allowed
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.targets import REGEX_SIGNS, TargetModules, parse_targets
-from rankwise.settings import (
-    ADAPTER,
-    MODEL,
-    Flag,
-    Option,
-    Rule,
-    Settings,
-    any_case,
-    items,
-)
+from rankwise.settings import Flag, Option, Settings, checked, items
 
 Quantization = Literal["none", "int8", "nf4", "nf4-dq"]
-QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 
-def _model_name(value: Any) -> str:
+def _model_name(name: str, value: object) -> str:
     if isinstance(value, Path):
         return str(value)
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError("not a model")
-    return value
+    if isinstance(value, str) and value.strip() and "\0" not in value:
+        return value
+    raise not_allowed(name, value, "a directory with config.json, a GGUF file, or a hub id")
 
 
 def _targets(value: object) -> TargetModules:
@@ -48,15 +38,16 @@ def _alpha_policy(value: Any) -> str:
     return parse_alpha_policy(value).name
 
 
-ModelName = Annotated[
-    str,
-    Rule(
-        "a directory with config.json, a GGUF file, or a hub id",
-        (BeforeValidator(_model_name),),
-    ),
-]
+ModelName = Annotated[str, checked(_model_name)]
 AlphaPolicyName = Annotated[str, PlainValidator(_alpha_policy)]
 Targets = Annotated[TargetModules, PlainValidator(_targets)]
+TARGETS_OPTION = Option(
+    "Layers that get an adapter: all-linear, attention, mlp, names such as query,value or "
+    "q_proj,v_proj, or a regular expression.",
+    "adapter",
+    "LAYERS",
+)
+REMOTE_CODE_OPTION = Option("Run Python code that comes with the model.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +58,16 @@ class ModelConfig(Settings):
         ModelName | None,
         Option(
             "Base model: a directory, a GGUF file, or a hub id.",
-            MODEL,
-            "MODEL",
-            "the MiniLM-L6 sample",
+            metavar="MODEL",
+            unset="the MiniLM-L6 sample",
         ),
     ] = None
-    trust_remote_code: Annotated[Flag, Option("Run Python code that comes with the model.")] = False
+    trust_remote_code: Annotated[Flag, REMOTE_CODE_OPTION] = False
     quantization: Annotated[
         Quantization,
-        any_case(*QUANTIZATIONS),
         Option(
-            "Load the linear layers of the frozen base quantised; nf4-dq quantises the constants "
-            "as well (needs the extra 'qlora')."
+            "Quantisation of the frozen linear layers; nf4-dq quantises the constants as well "
+            "(all but none need the extra 'qlora')."
         ),
     ] = "none"
-    target_modules: Annotated[
-        Targets,
-        Option(
-            "Layers that get an adapter: all-linear, attention, mlp, names as in query,value, or "
-            "a regular expression.",
-            ADAPTER,
-            "LAYERS",
-        ),
-    ] = "all-linear"
+    target_modules: Annotated[Targets, TARGETS_OPTION] = "all-linear"

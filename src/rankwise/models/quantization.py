@@ -38,7 +38,7 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
     4-bit layers compute in bfloat16 on a GPU that has it, as in QLoRA, and in fp32 elsewhere.
 
     Args:
-        quantization: One of `rankwise.models.config.QUANTIZATIONS`; ``"none"`` needs no argument.
+        quantization: One of `rankwise.models.config.Quantization`; ``"none"`` needs no argument.
         keep: Modules that stay unquantised; if empty, transformers keeps the output layer.
     """
     if quantization == "none":

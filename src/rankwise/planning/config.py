@@ -2,31 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import PlainValidator
 
-from rankwise.checks import check_text, check_whole, parse_bytes
-from rankwise.errors import RequestError, shown
-from rankwise.models.config import QUANTIZATIONS, AlphaPolicyName, ModelName, Quantization, Targets
+from rankwise.checks import check_text, check_whole
+from rankwise.errors import not_allowed
+from rankwise.models import config as models
+from rankwise.models.config import Quantization
 from rankwise.planning.memory.devices import DEVICES, find_device
-from rankwise.settings import (
-    ADAPTER,
-    MACHINE,
-    MODEL,
-    TRAINING,
-    Count,
-    Flag,
-    Option,
-    Ranks,
-    Settings,
-    Several,
-    Text,
-    any_case,
-    items,
-    named,
-)
+from rankwise.settings import Bytes, Count, Flag, Option, Ranks, Settings, Several, Text, items
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal[
@@ -38,6 +23,7 @@ TaskType = Literal[
 ]
 Bias = Literal["none", "all", "lora_only"]
 RankPattern = tuple[tuple[str, int], ...]
+DEFAULT_RANKS = (4, 8, 16, 32, 64)
 
 
 def _rank_pattern(value: object) -> RankPattern:
@@ -48,9 +34,7 @@ def _rank_pattern(value: object) -> RankPattern:
         if isinstance(pair, (tuple, list)) and len(pair) == 2:
             name, rank = pair
         if not isinstance(name, str) or not name.strip():
-            raise RequestError(
-                f"rank_pattern {shown(pair)}: allowed is LAYER=RANK, as in q_proj=4,v_proj=8"
-            )
+            raise not_allowed("rank_pattern", pair, "LAYER=RANK, as in q_proj=4,v_proj=8")
         parsed.append((name, check_whole("rank_pattern", rank, at_least=1)))
     return tuple(parsed)
 
@@ -68,118 +52,90 @@ class PlanConfig(Settings):
     """
 
     model: Annotated[
-        ModelName,
+        models.ModelName,
         Option(
             "Base model: a directory with config.json (weights are not needed), or a hub id.",
-            MODEL,
-            "MODEL",
+            metavar="MODEL",
             positional=True,
         ),
     ] = ""
-    ranks: Annotated[Ranks, Option("Ranks to plan for, as in 4,8,16.", ADAPTER, "R,R,...")] = (
-        4,
-        8,
-        16,
-        32,
-        64,
-    )
-    batch_size: Annotated[Count, Option("Sequences in a training batch.", TRAINING)] = 1
+    ranks: Annotated[Ranks, Option("Ranks to plan for.", "adapter", "R,R,...")] = DEFAULT_RANKS
+    batch_size: Annotated[Count, Option("Sequences in a training batch.", "training")] = 1
     seq_len: Annotated[
-        Count, Option("Tokens of a sequence; the batch has no padding.", TRAINING, "TOKENS")
+        Count, Option("Length of every sequence (no padding).", "training", "TOKENS")
     ] = 512
     precision: Annotated[
-        Precision,
-        any_case("fp32", "bf16", "fp16"),
-        Option("Precision of the base weights and of the computation."),
+        Precision, Option("Precision of the base weights and of the computation.")
     ] = "bf16"
     quantization: Annotated[
         Quantization,
-        any_case(*QUANTIZATIONS),
         Option("Quantisation of the frozen linear layers; none leaves them as on disk."),
     ] = "none"
-    optimizer: Annotated[
-        Optimizer,
-        any_case(*get_args(Optimizer)),
-        Option("Optimizer of the training step.", TRAINING),
-    ] = "adamw"
+    optimizer: Annotated[Optimizer, Option("Optimizer.", "training")] = "adamw"
     gradient_checkpointing: Annotated[
         Flag,
-        Option("Keep only the inputs of the blocks, and compute the rest again.", TRAINING),
+        Option("Keep only the inputs of the blocks; recompute the rest when needed.", "training"),
     ] = False
     attention: Annotated[
         AttentionName,
-        any_case("eager", "sdpa", "flash"),
         Option(
-            "Attention: eager keeps the scores; sdpa is what PyTorch chooses on the device; flash "
-            "never keeps them.",
-            TRAINING,
+            "Attention kernel: eager keeps the scores in memory, flash does not, sdpa is PyTorch's "
+            "choice on the device.",
+            "training",
         ),
     ] = "sdpa"
-    target_modules: Annotated[
-        Targets,
-        Option(
-            "Layers that get an adapter: all-linear, attention, mlp, names as in q_proj,v_proj, or "
-            "a regular expression.",
-            ADAPTER,
-            "LAYERS",
-        ),
-    ] = "all-linear"
+    target_modules: Annotated[models.Targets, models.TARGETS_OPTION] = "all-linear"
     modules_to_save: Annotated[
         tuple[Text, ...],
         Several,
         Option(
             "Layers trained in full next to the adapter, as in embed_tokens,lm_head.",
-            ADAPTER,
+            "adapter",
             "LAYERS",
             "none",
         ),
     ] = ()
     lora_alpha: Annotated[
-        AlphaPolicyName,
-        Option("lora_alpha: r, 2r, fixed:32 or rslora; it changes no figure.", ADAPTER, "POLICY"),
+        models.AlphaPolicyName,
+        Option("lora_alpha: r, 2r, fixed:32 or rslora; it changes no figure.", "adapter", "POLICY"),
     ] = "r"
     rank_pattern: Annotated[
         RankPattern,
         PlainValidator(_rank_pattern),
         Option(
-            "Ranks of single layers, as in q_proj=4 (name or regular expression).",
-            ADAPTER,
+            "Ranks of single layers (name or regular expression), as in q_proj=4,v_proj=8.",
+            "adapter",
             "LAYER=R,...",
             "none",
         ),
     ] = ()
-    bias: Annotated[
-        Bias, any_case("none", "all", "lora_only"), Option("Biases that are trained too.", ADAPTER)
-    ] = "none"
-    use_dora: Annotated[Flag, Option("Train DoRA's magnitudes too.", ADAPTER)] = False
+    bias: Annotated[Bias, Option("Biases to train too.", "adapter")] = "none"
+    use_dora: Annotated[Flag, Option("Train DoRA instead of plain LoRA.", "adapter")] = False
     task_type: Annotated[
-        TaskType,
-        any_case(*get_args(TaskType)),
-        Option("PEFT's task type; auto reads the architecture in config.json."),
+        TaskType, Option("PEFT's task type; auto reads the architecture in config.json.")
     ] = "auto"
     num_labels: Annotated[
-        Count | None,
-        Option("Classes of a classification head.", MODEL, "N", "the number in config.json"),
+        Count | None, Option("Classes of a classification head.", unset="the number in config.json")
     ] = None
     device: Annotated[
         Annotated[str, PlainValidator(_device)] | None,
         Option(
             f"Show which ranks fit this device: {', '.join(DEVICES)}, or cpu.",
-            MACHINE,
+            "machine",
             "DEVICE",
-            "none; kernels of a card of capability 8.0",
+            "none; attention kernels as on an A100",
         ),
     ] = None
     memory: Annotated[
-        Annotated[int, PlainValidator(partial(parse_bytes, "memory"))] | None,
+        Bytes | None,
         Option(
             "Show which ranks fit this much memory, as in 24GB or 16GiB.",
-            MACHINE,
+            "machine",
             "SIZE",
             "all of the device",
         ),
     ] = None
-    trust_remote_code: Annotated[Flag, Option("Run Python code that comes with the model.")] = False
+    trust_remote_code: Annotated[Flag, models.REMOTE_CODE_OPTION] = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""
@@ -187,10 +143,7 @@ class PlanConfig(Settings):
 
 
 class PlanSettings(TypedDict, total=False):
-    """Keyword arguments of `rankwise.plan`, for editors and type checkers.
-
-    A test holds them to the fields of `PlanConfig`.
-    """
+    """Keyword arguments of `rankwise.plan`; a test holds them to the fields of `PlanConfig`."""
 
     ranks: Sequence[int] | str
     batch_size: int
@@ -211,12 +164,3 @@ class PlanSettings(TypedDict, total=False):
     device: str | None
     memory: int | str | None
     trust_remote_code: bool
-
-
-def make_plan_config(values: Mapping[str, object]) -> PlanConfig:
-    """Build a request from named values.
-
-    Raises:
-        RequestError: a name is not a setting (the nearest is named), or a value is not allowed.
-    """
-    return PlanConfig(**named(PlanConfig, values, "a plan"))  # type: ignore[arg-type]

@@ -1,14 +1,12 @@
-"""The request of a sweep: one declaration for command-line options, YAML keys and Python arguments."""
+"""The request of a sweep: one declaration for the command line, YAML files and Python calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Literal, TypedDict, get_args
 
-from pydantic import AfterValidator, PlainValidator
+from pydantic import AfterValidator
 
-from rankwise.checks import parse_bytes
 from rankwise.decide.config import DecisionConfig
 from rankwise.engine.config import (
     BASE_CHANGING_INITS,
@@ -19,16 +17,7 @@ from rankwise.engine.config import (
 )
 from rankwise.errors import RequestError, shown
 from rankwise.models.config import ModelConfig, Quantization
-from rankwise.settings import (
-    MACHINE,
-    OUTPUT,
-    FilePath,
-    Flag,
-    Option,
-    Several,
-    any_case,
-    named,
-)
+from rankwise.settings import Bytes, FilePath, Flag, Option, Several, any_case, named
 from rankwise.strategies.config import SearchConfig, StrategyName
 from rankwise.tasks.config import DataConfig, TaskName
 
@@ -36,16 +25,9 @@ Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 
 
-def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
-
-
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, ModelConfig):
     """The request of a sweep: the settings of all its components, and what concerns the whole.
-
-    Values are parsed and checked when the object is made, so text from the command line
-    (``"4,8"``) and Python values (``[4, 8]``) mean the same.
 
     Raises:
         RequestError: a value is not allowed; the message names it and what is allowed.
@@ -54,36 +36,48 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
     engine: Annotated[
         EngineName,
         Option(
-            "Engine that trains: fused (ours, without padding) or reference (PEFT and the Trainer "
-            "of transformers).",
-            MACHINE,
+            "Training engine: fused (ours, many trials at once without padding) or reference (PEFT "
+            "and the Trainer of transformers).",
+            "machine",
         ),
     ] = "fused"
     max_memory: Annotated[
-        Annotated[int, PlainValidator(partial(parse_bytes, "max_memory"))] | None,
+        Bytes | None,
         Option(
             "Train as many trials at once as this memory holds, as in 6GB.",
-            MACHINE,
+            "machine",
             "SIZE",
-            "all that is free; on a CPU at most 4 trials, one a core",
+            "all that is free; on a CPU at most 4 trials, one per core",
         ),
     ] = None
     out: Annotated[
         FilePath,
-        Option("Sweep directory; the same command resumes an interrupted sweep.", OUTPUT, "DIR"),
+        Option("Sweep directory; the same command resumes an interrupted sweep.", "output", "DIR"),
     ] = Path("rankwise-out")
-    extend: Annotated[Flag, Option("Add seeds to a finished sweep in --out.", OUTPUT)] = False
+    extend: Annotated[Flag, Option("Add seeds to a finished sweep in --out.", "output")] = False
     report_to: Annotated[
         tuple[Annotated[Tracker, any_case(*TRACKERS)], ...],
         Several,
-        AfterValidator(_each_once),
-        Option("Report every trial to these trackers.", OUTPUT, ",".join(TRACKERS), "none"),
+        AfterValidator(lambda names: tuple(dict.fromkeys(names))),
+        Option(
+            f"Report every trial to these trackers: {', '.join(TRACKERS)}.",
+            "output",
+            "TRACKER,...",
+            "none",
+        ),
     ] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.engine == "fused":
-            self._check_fused_engine()
+        if self.engine == "fused" and self.use_dora:
+            raise RequestError(
+                "use_dora: the fused engine trains plain LoRA only; add --engine reference"
+            )
+        if self.engine == "fused" and self.init not in FUSED_INITS:
+            raise RequestError(
+                f"init {self.init!r}: the fused engine takes only values that need neither the "
+                f"base's weights nor data ({', '.join(FUSED_INITS)}); add --engine reference"
+            )
         if self.use_dora and self.strategy == "once":
             raise RequestError(
                 "use_dora: strategy once truncates adapters, and DoRA's cannot be truncated (their "
@@ -99,17 +93,6 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
                 f"init {self.init!r} takes a part out of the base's weights, which a quantised "
                 f"base does not give back exactly; with --quantization {self.quantization} allowed "
                 f"are {', '.join(FUSED_INITS)}, eva"
-            )
-
-    def _check_fused_engine(self) -> None:
-        if self.use_dora:
-            raise RequestError(
-                "use_dora: the fused engine trains plain LoRA only; add --engine reference"
-            )
-        if self.init not in FUSED_INITS:
-            raise RequestError(
-                f"init {self.init!r}: the fused engine takes only values that need neither the "
-                f"base's weights nor data ({', '.join(FUSED_INITS)}); add --engine reference"
             )
 
 
@@ -162,7 +145,7 @@ class YamlSettings(dict[str, object]):
 
     def __init__(self, values: Mapping[str, object], places: Mapping[str, str]) -> None:
         super().__init__(values)
-        self.places = dict(places)
+        self.places = places
 
     def overridden_by(self, values: Mapping[str, object]) -> "YamlSettings":
         """Return these settings with those from the command line in their place."""
@@ -186,7 +169,7 @@ def make_config(values: Mapping[str, object]) -> SweepConfig:
 
 
 def read_yaml(path: Path) -> YamlSettings:
-    """Read a YAML file of sweep settings; a name may be written with hyphens, as the option is.
+    """Read a YAML file of sweep settings; names may have hyphens, as options have.
 
     Raises:
         RequestError: the file is missing, is not YAML, is not a mapping of names to values, or
@@ -194,38 +177,31 @@ def read_yaml(path: Path) -> YamlSettings:
     """
     import yaml
 
+    label = f"config {str(path)!r}"
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except OSError as error:
-        raise RequestError(f"config {str(path)!r}: {error.strerror}") from None
+        raise RequestError(f"{label}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # or a number too long for Python
-        raise RequestError(
-            f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise RequestError(f"{label} is not YAML: {' '.join(str(error).split())}") from None
     if root is None:
         return YamlSettings({}, {})
     if not isinstance(content, dict):
         raise RequestError(
-            f"config {str(path)!r}: allowed is a mapping such as 'ranks: [4, 8]', "
-            f"not {shown(content)}"
+            f"{label}: allowed is a mapping such as 'ranks: [4, 8]', not {shown(content)}"
         )
-    return _with_places(path, content, [key for key, _ in root.value])
-
-
-def _with_places(path: Path, content: dict[Any, object], keys: Sequence[Any]) -> YamlSettings:
-    """Give every setting its place; `keys` are YAML's nodes."""
     places: dict[str, str] = {}
     spellings: set[str] = set()
-    for key in keys:
+    for key, _ in root.value:
         place = f"{path.name}, line {key.start_mark.line + 1}"
+        if key.value in spellings:
+            raise RequestError(f"{place}: {key.value!r} is given twice in the file; keep one")
+        spellings.add(key.value)
         try:
             (name,) = named(SweepConfig, {key.value: None}, "a sweep")
         except RequestError as error:
             raise RequestError(f"{place}: {error}") from None
-        if name in places and key.value in spellings:
-            raise RequestError(f"{place}: {key.value!r} is a second time in the file; keep one")
         places[name] = place
-        spellings.add(key.value)
     return YamlSettings(named(SweepConfig, content, "a sweep"), places)

@@ -1,13 +1,13 @@
 """Settings of the training and held-out data."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
+from rankwise.checks import check_whole
 from rankwise.errors import RequestError
-from rankwise.settings import MODEL, FilePath, Flag, Option, Settings, Text, column, whole
+from rankwise.settings import FilePath, Flag, Option, Settings, Text, checked, column
 
 TaskName = Literal["auto", "classification", "regression", "sft"]
-TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +19,17 @@ class DataConfig(Settings):
         Option(
             "Training data: CSV, TSV, JSON lines, Parquet, a directory saved by datasets, or a hub "
             "data set as OWNER/NAME, OWNER/NAME:SPLIT or OWNER/NAME:CONFIG:SPLIT.",
-            MODEL,
-            "PATH",
-            "the Rotten Tomatoes sample",
+            unset="the Rotten Tomatoes sample",
         ),
     ] = None
     eval_data: Annotated[
         FilePath | None,
-        Option("Held-out data.", MODEL, "PATH", "a stratified part of the training data"),
+        Option(
+            "Held-out data, in the same formats.", unset="a stratified part of the training data"
+        ),
     ] = None
     allow_duplicates: Annotated[
-        Flag, Option("Allow held-out texts that the training data holds too.")
+        Flag, Option("Allow held-out texts that are also in the training data.")
     ] = False
     task: Annotated[
         TaskName,
@@ -45,12 +45,12 @@ class DataConfig(Settings):
     prompt_column: Annotated[Text | None, column("prompts (sft)")] = None
     completion_column: Annotated[Text | None, column("completions (sft)")] = None
     max_length: Annotated[
-        Annotated[int, whole(4)] | None,
-        Option("Keep this many tokens of each text.", MODEL, "TOKENS", "256, for sft 1024"),
+        Annotated[int, checked(check_whole, at_least=4)] | None,
+        Option("Truncate texts to this length.", metavar="TOKENS", unset="256; for sft 1024"),
     ] = None
     train_examples: Annotated[
-        Annotated[int, whole(2)] | None,
-        Option("Train on this many examples only.", MODEL, "N", "all; 1000 of the sample"),
+        Annotated[int, checked(check_whole, at_least=2)] | None,
+        Option("Use only this many training examples.", unset="all; 1000 of the sample"),
     ] = None
 
     def __post_init__(self) -> None:
