@@ -31,10 +31,9 @@ def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGE
 def check_number(
     name: str, value: object, *, above: float, below: float | None = None, or_equal: bool = False
 ) -> float:
-    """Return a number, or text such as ``"0.5"``, as a finite ``float`` inside the bounds.
+    """Return a number, or text such as ``"0.5"``, as a finite ``float`` between the bounds.
 
-    Args:
-        or_equal: whether the lower bound is allowed.
+    ``or_equal`` allows the lower bound too.
 
     Raises:
         RequestError: it is not a number, not finite, or outside the bounds.
