@@ -14,7 +14,7 @@ def config(tiny_model: Path, reviews: Path) -> SweepConfig:
     return SweepConfig(model=str(tiny_model), data=reviews, ranks=(2, 8), batch_size=4)
 
 
-def test_the_plan_is_asked_for_what_the_sweep_trains(config: SweepConfig) -> None:
+def test_the_plan_has_the_settings_of_the_sweep(config: SweepConfig) -> None:
     request = plan_config(config, load_task(config))
     assert (request.ranks, request.batch_size, request.seq_len) == ((2, 8), 4, 256)
     assert (request.precision, request.task_type, request.num_labels) == ("fp32", "SEQ_CLS", 2)

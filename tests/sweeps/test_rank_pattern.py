@@ -1,4 +1,4 @@
-"""Cuts with a rank for each layer: compared as ranks are, offered only where they are better."""
+"""Adapters truncated to a rank for each layer: compared as ranks are, offered only if better."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, trun
 from rankwise.lora.adapter import factor_pairs
 from rankwise.lora.conversion import for_original_base
 from rankwise.store.directory import RANK_PATTERN_DIRECTORY
-from rankwise.store.records import TrialRecord, read_json
+from rankwise.store.records import TrialRecord, read_json, select_trials
 from rankwise.sweeps import rank_pattern
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.progress import Silent
@@ -50,18 +50,15 @@ def decision(request_of: dict[str, Any]) -> dict[str, Any]:
 
 
 class Scoring:
-    """An engine whose cuts lose so much against the uniform ones of the same seed, which are in the store."""
+    """An engine that adds ``loss`` to the stored losses of the truncated adapters of the same seed."""
 
-    def __init__(self, run: Run, cuts: Sequence[TrialRecord], loss: float) -> None:
-        self.run, self.cuts, self.loss = run, cuts, loss
+    def __init__(self, run: Run, truncations: Sequence[TrialRecord], loss: float) -> None:
+        self.run, self.truncations, self.loss = run, truncations, loss
         self.scored: list[Adapter] = []
 
     def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
         self.scored += adapters
-        rows = [
-            pd.read_parquet(self.run.store.trials_directory / cut.name / "evidence.parquet")
-            for cut in self.cuts
-        ]
+        rows = [pd.read_parquet(trial.directory / "evidence.parquet") for trial in self.truncations]
         wobble = np.random.default_rng(0).normal(0, 0.01, len(rows[0]))
         return [
             one.assign(loss=one["loss"] + self.loss + wobble).sample(frac=1, random_state=0)
@@ -70,29 +67,29 @@ class Scoring:
 
 
 @pytest.mark.parametrize(("loss", "better"), [(-0.1, True), (0.0, False), (0.1, False)])
-def test_it_is_offered_only_where_it_is_shown_to_be_better(
+def test_a_rank_pattern_is_offered_only_if_it_is_better(
     request_of: dict[str, Any], decision: dict[str, Any], loss: float, better: bool
 ) -> None:
     with open_run(make_config(request_of), Silent()) as run:
-        runs, cuts = read_rank_results(run.store.evidence()), cuts_of(run)
-        engine = Scoring(run, cuts, loss)
-        findings = Findings(runs, Rule(margin=0.5, trained_at=TRAINED))
-        found, adapter = try_rank_pattern(findings, RANK, cuts, run.store, engine)  # type: ignore[arg-type]
-    assert found is not None
-    assert found.better is better
-    assert found.gain == pytest.approx(-loss, abs=5e-3)
-    assert found.gain_ci[0] < found.gain < found.gain_ci[1]
-    assert (adapter is engine.scored[0]) is better
-    assert dict(found.ranks) == {pair.name: pair.rank for pair in factor_pairs(engine.scored[0])}
-    for own, cut in zip(engine.scored, cuts, strict=True):
-        same_size = read_adapter(run.store.adapter_directory(cut.name))
-        assert entries(own) <= entries(same_size) == found.entries
+        results, truncations = read_rank_results(run.store.evidence()), truncated_to_rank(run)
+        engine = Scoring(run, truncations, loss)
+        findings = Findings(results, Rule(margin=0.5, trained_at=TRAINED))
+        pattern, better_adapter = try_rank_pattern(findings, RANK, truncations, run.store, engine)  # type: ignore[arg-type]
+    assert pattern is not None
+    assert pattern.better is better
+    assert pattern.gain == pytest.approx(-loss, abs=5e-3)
+    assert pattern.gain_ci[0] < pattern.gain < pattern.gain_ci[1]
+    assert (better_adapter is engine.scored[0]) is better
+    assert dict(pattern.ranks) == {pair.name: pair.rank for pair in factor_pairs(engine.scored[0])}
+    for adapter, trial in zip(engine.scored, truncations, strict=True):
+        one_rank = read_adapter(run.store.adapter_directory(trial.name))
+        assert entries(adapter) <= entries(one_rank) == pattern.entries
 
 
-def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
+def test_an_adapter_saved_at_twice_its_rank_is_truncated_to_the_same_size(
     request_of: dict[str, Any], decision: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As PiSSA's and OLoRA's are, for the base as it is."""
+    """PiSSA and OLoRA save such adapters for the original base."""
 
     def doubled(directory: Path) -> Adapter:
         adapter = read_adapter(directory)
@@ -103,19 +100,19 @@ def test_an_adapter_saved_at_twice_its_rank_is_cut_to_the_same_size(
 
     monkeypatch.setattr(rank_pattern, "read_adapter", doubled)
     with open_run(make_config(request_of), Silent()) as run:
-        runs, cuts = read_rank_results(run.store.evidence()), cuts_of(run)
-        findings = Findings(runs, Rule(margin=0.5, trained_at=TRAINED))
-        engine = Scoring(run, cuts, 0.0)
-        found, _ = try_rank_pattern(findings, RANK, cuts, run.store, engine)  # type: ignore[arg-type]
-        uniform = read_adapter(run.store.adapter_directory(cuts[0].name))
-    assert found is not None
-    assert found.entries == entries(uniform)
-    assert entries(engine.scored[0]) <= entries(uniform)
+        results, truncations = read_rank_results(run.store.evidence()), truncated_to_rank(run)
+        findings = Findings(results, Rule(margin=0.5, trained_at=TRAINED))
+        engine = Scoring(run, truncations, 0.0)
+        pattern, _ = try_rank_pattern(findings, RANK, truncations, run.store, engine)  # type: ignore[arg-type]
+        one_rank = read_adapter(run.store.adapter_directory(truncations[0].name))
+    assert pattern is not None
+    assert pattern.entries == entries(one_rank)
+    assert entries(engine.scored[0]) <= entries(one_rank)
 
 
-def cuts_of(run: Run) -> list[TrialRecord]:
-    """Return the chosen rank's cuts, best first."""
-    return sorted(run.store.trials(rank=RANK), key=lambda trial: trial.eval_loss)
+def truncated_to_rank(run: Run) -> list[TrialRecord]:
+    """Return the trials of the chosen rank, best first."""
+    return sorted(select_trials(run.store.trials(), rank=RANK), key=lambda trial: trial.eval_loss)
 
 
 def entries(adapter: Adapter) -> int:
@@ -128,18 +125,18 @@ def test_the_gain_is_what_peft_gives(
     gains = []
     with open_run(make_config(request_of), Silent()) as run:
         held_out = run.encode("held_out")
-        for cut in run.store.trials(rank=RANK):
-            found = spectrum(read_adapter(run.store.adapter_directory(str(cut.truncated_from))))
-            out = tmp_path / str(cut.seed)
+        for trial in truncated_to_rank(run):
+            found = spectrum(read_adapter(run.store.adapter_directory(str(trial.truncated_from))))
+            out = tmp_path / str(trial.seed)
             write_adapter(
                 truncate(found, ranks_by_budget(found, decision["rank_pattern"]["entries"])), out
             )
-            uniform = score_adapter(run.base, run.store.adapter_directory(cut.name), held_out)
-            gains.append((uniform["loss"] - score_adapter(run.base, out, held_out)["loss"]).mean())
+            one_rank = score_adapter(run.base, run.store.adapter_directory(trial.name), held_out)
+            gains.append((one_rank["loss"] - score_adapter(run.base, out, held_out)["loss"]).mean())
     assert decision["rank_pattern"]["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
 
 
-def test_what_is_offered_loads_in_peft_and_goes_when_it_is_not(
+def test_the_better_adapter_loads_in_peft_and_is_removed_when_none_is_better(
     request_of: dict[str, Any], decision: dict[str, Any]
 ) -> None:
     offered = request_of["out"] / RANK_PATTERN_DIRECTORY

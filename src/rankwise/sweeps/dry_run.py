@@ -30,7 +30,6 @@ class PlannedRank:
     """One rank of a sweep that has not run.
 
     Attributes:
-        rank: LoRA rank r.
         memory_bytes: memory of a training step, the base model included; None if unknown.
         train_seconds: estimated time of training one trial.
         eval_seconds: estimated time of scoring one trial on the held-out examples.
@@ -49,7 +48,6 @@ class DryRun:
     """The trials, memory and time that a sweep would take.
 
     Attributes:
-        strategy: name of the strategy.
         complete: number of trials that the directory holds already.
         expected: expected number of trials in the whole sweep.
         at_once: number of trials that train together.
@@ -89,9 +87,6 @@ def dry_run(
         progress: receives the notes that the sweep would give before it trains.
         **settings: fields of `SweepConfig`.
 
-    Returns:
-        Trials, memory and time.
-
     Raises:
         RequestError: the sweep would be refused.
 
@@ -114,12 +109,10 @@ def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
     config, fit = run.config, run.fit
     strategy = make_strategy(config, run.task.chance_loss)
     first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
-    train_seconds, eval_seconds = _time_ranks(run)
     ranks = []
-    for rank in config.ranks:
+    for rank, times in zip(config.ranks, _time_ranks(run), strict=True):
         rates = tuple(trial.learning_rate for trial in first if trial.rank == rank)
-        needed = fit.needed.get(rank)
-        ranks.append(PlannedRank(rank, needed, train_seconds[rank], eval_seconds[rank], rates))
+        ranks.append(PlannedRank(rank, fit.needed.get(rank), *times, rates))
     complete, expected = count_trials(evidence), strategy.expected_trials(evidence)
     return DryRun(
         strategy=config.strategy,
@@ -153,7 +146,7 @@ def _seconds_left(
     return sum(first) + others * mean + truncations * ranks[0].eval_seconds
 
 
-def _time_ranks(run: Run) -> tuple[dict[int, float], dict[int, float]]:
+def _time_ranks(run: Run) -> list[tuple[float, float]]:
     """Return the seconds of training and of scoring one trial of each rank.
 
     A few batches are timed at the smallest and at the largest rank. Time is taken to grow in
@@ -162,25 +155,16 @@ def _time_ranks(run: Run) -> tuple[dict[int, float], dict[int, float]]:
     config = run.config
     train, train_factor = _sample(run, "train")
     held_out, held_out_factor = _sample(run, "held_out")
-    sampled = replace(
-        run,
-        config=replace(config, epochs=1),
-        task=replace(run.task, train=train, held_out=held_out),
-        progress=Silent(),
-    )
-    ends = (config.ranks[0], config.ranks[-1])
+    task = replace(run.task, train=train, held_out=held_out)
+    sampled = replace(run, config=replace(config, epochs=1), task=task, progress=Silent())
+    low, high = config.ranks[0], config.ranks[-1]
     measured = {}
-    for rank in (ends[0], *ends):  # the first measurement is slower, and is repeated
-        train_seconds, eval_seconds = _time_trial(sampled, rank)
-        measured[rank] = (
-            train_seconds * train_factor * config.epochs,
-            eval_seconds * held_out_factor,
-        )
-    lines = []
-    for part in (0, 1):
-        values = np.interp(config.ranks, ends, [measured[rank][part] for rank in ends])
-        lines.append(dict(zip(config.ranks, values.tolist(), strict=True)))
-    return lines[0], lines[1]
+    for rank in (low, low, high):  # the first measurement is slower, and is repeated
+        measured[rank] = _time_trial(sampled, rank)
+    seconds = np.array([measured[low], measured[high]])  # (2, 2): ranks, training and scoring
+    seconds *= (train_factor * config.epochs, held_out_factor)
+    training, scoring = (np.interp(config.ranks, (low, high), part) for part in seconds.T)
+    return list(zip(training.tolist(), scoring.tolist(), strict=True))
 
 
 def _sample(run: Run, part: str) -> tuple[Examples, float]:

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
 def choose_engine(run: "Run") -> "Engine":
     """Return the engine that the request names.
 
-    Where the fused engine cannot train the base model, the reference engine takes its place, and
-    a note says so.
+    The reference engine replaces a fused engine that cannot train the base model; a note says so.
     """
     from rankwise.engine.fused.engine import FusedEngine, lower_precision
     from rankwise.engine.fused.model import unsupported_reason
@@ -26,12 +25,5 @@ def choose_engine(run: "Run") -> "Engine":
         return ReferenceEngine(run.base, train, held_out, config, progress.work)
     if run.fit.at_once > 1:
         progress.note(f"up to {run.fit.at_once} trials train at once")
-    return FusedEngine(
-        run.base,
-        train,
-        held_out,
-        config,
-        progress.work,
-        run.fit.at_once,
-        lower_precision(run.base),
-    )
+    limits = (run.fit.at_once, lower_precision(run.base))
+    return FusedEngine(run.base, train, held_out, config, progress.work, *limits)

@@ -15,6 +15,7 @@ The same versions on the same hardware give the same losses, so a sweep records 
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from rankwise._version import __version__
@@ -29,10 +30,8 @@ def environment() -> Environment:
 
     versions = {"rankwise": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return Environment(
         versions=versions,
         platform=platform.platform(),

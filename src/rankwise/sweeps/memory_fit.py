@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
-    """Return how the trials of a sweep fit this machine's memory, see `how_many_fit`.
+    """Return how the trials of a sweep fit the memory of this machine, see `how_many_fit`.
 
     Raises:
         RequestError: a rank does not fit.

@@ -1,9 +1,8 @@
 """The interface through which a sweep reports its progress."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from rankwise.engine.trial import FinishedTrial
+from rankwise.engine.trial import FinishedTrial
 
 
 class Progress(Protocol):
@@ -18,7 +17,7 @@ class Progress(Protocol):
     def work(self, share: float) -> None:
         """Receive the share of a trial that has been done since the last call."""
 
-    def trial(self, finished: "FinishedTrial") -> None:
+    def trial(self, finished: FinishedTrial) -> None:
         """Receive a finished trial."""
 
 
@@ -34,5 +33,5 @@ class Silent:
     def work(self, share: float) -> None:
         """Ignore the share."""
 
-    def trial(self, finished: "FinishedTrial") -> None:
+    def trial(self, finished: FinishedTrial) -> None:
         """Ignore the trial."""

@@ -23,14 +23,12 @@ class RankExperiment:
     """The results of one rank: over its seeds, at its own best learning rate.
 
     Attributes:
-        rank: LoRA rank r.
         alpha: PEFT's ``lora_alpha``.
         trainable_params: adapter entries and those of the classification head.
         accuracy: mean held-out accuracy over seeds; NaN if every trial diverged.
         loss: mean held-out loss over seeds, nats per example; NaN if every trial diverged.
-        training_time_seconds: duration of one trial's training loop, median over seeds.
+        training_time_seconds: time of one trial's training loop, median over seeds.
         peak_memory_bytes: largest sum of live tensors in a training step.
-        adapter_bytes: size of the adapter file.
         learning_rate: the rank's best of those tried; NaN if every trial diverged.
         seeds: number of trials behind the means.
     """
@@ -60,9 +58,8 @@ def run_rank_comparison(
 
     Args:
         ranks: one rank or more.
-        progress: receives notes and finished trials while the ranks are trained.
-        **settings: other fields of `SweepConfig`, for example ``seeds=1``,
-            ``data="reviews.csv"``. Without ``out``, nothing is kept on disk.
+        progress: receives notes and finished trials.
+        **settings: other fields of `SweepConfig`. Without ``out``, nothing is kept on disk.
 
     Raises:
         RequestError: the request was wrong; nothing was trained.

@@ -1,22 +1,21 @@
 """The course of a sweep: open a run, train the strategy's trials, finish with a decision.
 
-Three public functions share this course:
-
-- `rankwise.sweep` opens a run, trains its trials and finishes it;
-- `rankwise.dry_run` opens a run and times a few steps (`rankwise.sweeps.dry_run`);
-- `rankwise.run_rank_comparison` opens a run and trains its trials
-  (`rankwise.sweeps.rank_comparison`).
+`rankwise.dry_run` and `rankwise.run_rank_comparison` share its first steps.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
+from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.wording import LeftOut
+from rankwise.engine.trial import Engine, Trial
 from rankwise.errors import RequestError
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files
 from rankwise.settings import requested_config
 from rankwise.store.directory import SweepStore, refuse_bad_directory
+from rankwise.strategies import strategies
+from rankwise.strategies.base import Strategy
 from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.finish import SweepResult, finish
 from rankwise.sweeps.memory_fit import fit_to_machine
@@ -25,11 +24,6 @@ from rankwise.sweeps.request_record import model_name, request_record
 from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.trackers import report_trials, require_trackers
 from rankwise.tasks.load import load_task
-
-if TYPE_CHECKING:
-    from rankwise.decide.evidence import ChanceLoss
-    from rankwise.engine.trial import Engine, Trial
-    from rankwise.strategies.base import Strategy
 
 
 def sweep(
@@ -45,11 +39,8 @@ def sweep(
 
     Args:
         config: the request; alternatively, give its fields as keyword arguments.
-        progress: receives notes and finished trials while the sweep runs.
-        **settings: fields of `SweepConfig`, for example ``ranks=[4, 8, 16]``, ``out="sweep"``.
-
-    Returns:
-        The decision, the evidence and the directory.
+        progress: receives notes and finished trials.
+        **settings: fields of `SweepConfig`.
 
     Raises:
         RequestError: the request was wrong; nothing was trained.
@@ -75,10 +66,7 @@ def requested(config: SweepConfig | None, settings: Mapping[str, object]) -> Swe
     """
     config = requested_config(SweepConfig, config, settings, "a sweep")
     if len(config.ranks) < 2:
-        raise RequestError(
-            f"rank {config.ranks[0]} alone has nothing to be compared with; "
-            "give at least two, as in 4,8"
-        )
+        raise RequestError(f"rank {config.ranks[0]} alone is no sweep; give two or more, as in 4,8")
     return config
 
 
@@ -122,16 +110,18 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
 
 def run_trials(run: Run) -> LeftOut | None:
     """Train the strategy's trials; return what the budget left out."""
-    strategy = make_strategy(run.config, run.chance_loss)
-    report_to_trackers(run)  # trials that an interruption left unreported
+    config, store = run.config, run.store
+    strategy = make_strategy(config, run.chance_loss)
+    # An interruption may have left trials unreported.
+    report_trials(store.directory, config.report_to, run.progress.note)
     left_out = run_strategy(run, strategy, run.engine)
     if not left_out:
         return None
-    expected = strategy.expected_trials(run.store.evidence()) - len(run.store.trial_names())
+    expected = strategy.expected_trials(store.evidence()) - len(store.trial_names())
     first = left_out[0]
-    assert run.config.budget is not None  # nothing else leaves trials out
+    assert config.budget is not None  # nothing else leaves trials out
     return LeftOut(
-        budget=run.config.budget,
+        budget=config.budget,
         trials=max(expected, len(left_out)),
         rank=first.rank,
         learning_rate=first.learning_rate,
@@ -139,14 +129,12 @@ def run_trials(run: Run) -> LeftOut | None:
     )
 
 
-def make_strategy(config: SweepConfig, chance_loss: "ChanceLoss | None") -> "Strategy":
+def make_strategy(config: SweepConfig, chance_loss: ChanceLoss | None) -> Strategy:
     """Return the strategy that the request names."""
-    from rankwise.strategies import strategies
-
     return strategies()[config.strategy](config, config, chance_loss)
 
 
-def run_strategy(run: Run, strategy: "Strategy", engine: "Engine") -> "list[Trial]":
+def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
     """Train a strategy's trials until it proposes no more, and store each when it is finished.
 
     The strategy is consulted after every pack, so that the budget is checked before each. Once
@@ -172,9 +160,4 @@ def run_strategy(run: Run, strategy: "Strategy", engine: "Engine") -> "list[Tria
         for finished in engine.train(truncations or trials[: engine.pack_size]):
             store.add(finished, settings)
             run.progress.trial(finished)
-            report_to_trackers(run)
-
-
-def report_to_trackers(run: Run) -> None:
-    """Report complete trials to the experiment trackers that the request names."""
-    report_trials(run.store.directory, run.config.report_to, run.progress.note)
+            report_trials(store.directory, config.report_to, run.progress.note)

@@ -25,11 +25,7 @@ class Run:
     """An open sweep; its directory is locked until the end of the ``with`` block.
 
     Attributes:
-        config: the request.
         task: the data, split into training, held-out and test examples.
-        base: the base model.
-        store: the sweep directory.
-        progress: receives notes and finished trials.
         fit: memory of a trial of each rank, and how many trials fit at once.
     """
 
@@ -57,8 +53,7 @@ class Run:
     def chance_loss(self) -> "ChanceLoss | None":
         """The held-out loss of a model that has learned nothing.
 
-        The task knows it, or the untrained base is scored once. A base with a newly initialised
-        head guesses badly, which says nothing.
+        The task knows it, or the untrained base is scored once, unless its head is random.
         """
         if self.task.chance_loss is not None or self.base.newly_initialized:
             return self.task.chance_loss
@@ -82,15 +77,11 @@ class Run:
         examples, name = getattr(self.task, part), part.replace("_", "-")
         encoded, shortened = self.task.encoder(examples, self.base.tokenizer, length)
         lost = len(examples) - len(encoded)
+        note, texts = self.progress.note, f"of {len(examples)} {name} texts"
         if shortened:
-            self.progress.note(
-                f"{shortened} of {len(examples)} {name} texts were cut at {length} tokens"
-            )
+            note(f"{shortened} {texts} were cut at {length} tokens")
         if lost:
-            self.progress.note(
-                f"{lost} of {len(examples)} {name} texts are left out: "
-                f"nothing to learn within {length} tokens"
-            )
+            note(f"{lost} {texts} are left out: nothing to learn within {length} tokens")
         if len(examples) and not len(encoded) and part != "test":
             raise RequestError(
                 f"max_length {length} leaves nothing to learn of any {name} text; give a larger one"

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RequestError
+from rankwise.store import records
 from rankwise.store.directory import write_whole
-from rankwise.store.records import (
-    read_json,
-    read_steps,
-    read_summary,
-    read_trial_config,
-    trial_directories,
-)
 
 REPORTED = "reported.json"
 MLFLOW_BATCH = 1000  # the most metrics that MLflow takes in one call
@@ -46,10 +40,9 @@ class TrackedTrial:
     """A complete trial in the form that trackers take.
 
     Attributes:
-        name: name of the trial.
-        config: rank, seed, learning rate and further settings.
+        config: content of the trial's ``config.json``.
         steps: metrics of each optimizer step: ``(step, {name: value})``.
-        result: metrics of the whole trial: held-out loss and score, parameters, seconds, bytes.
+        result: metrics of the whole trial, as in `END_METRICS`.
     """
 
     name: str
@@ -58,14 +51,10 @@ class TrackedTrial:
     result: dict[str, float]
 
     @property
-    def last_step(self) -> int:
-        """The step that the result is logged at."""
-        return self.steps[-1][0] if self.steps else 0
-
-    @property
     def rows(self) -> list[tuple[int, dict[str, float]]]:
-        """The metrics of all steps, and last the result."""
-        return [*self.steps, (self.last_step, self.result)]
+        """The metrics of all steps, and the result at the last step."""
+        last_step = self.steps[-1][0] if self.steps else 0
+        return [*self.steps, (last_step, self.result)]
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -76,28 +65,21 @@ def require_trackers(names: Sequence[str]) -> None:
     """
     for name in names:
         if find_spec(name) is None:
-            raise RequestError(
-                f"report_to {name!r} needs the package {name!r}, which is not installed: "
-                f"pip install 'rankwise[{name}]'"
-            )
+            remedy = f"pip install 'rankwise[{name}]'"
+            raise RequestError(f"report_to {name!r} needs the package {name!r}; {remedy}")
 
 
 def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], None]) -> None:
     """Report the complete trials of a sweep to trackers, each trial once.
 
-    ``reported.json`` lists what each tracker has received, so a resumed sweep reports only new
-    trials. The failure of a tracker does not stop a sweep: it is noted, and the same command
-    reports the trial later.
-
-    Args:
-        directory: the sweep directory.
-        names: names of the trackers.
-        note: receives a sentence about each failure.
+    ``reported.json`` lists the trials that each tracker has received, so a resumed sweep reports
+    only new ones. The failure of a tracker does not stop a sweep: ``note`` receives a sentence, and
+    the same command reports the trial later.
     """
-    reported: dict[str, list[str]] = read_json(directory / REPORTED) or {}
+    reported: dict[str, list[str]] = records.read_json(directory / REPORTED) or {}
     for name in names:
         received = reported.setdefault(name, [])
-        for path in trial_directories(directory):
+        for path in records.trial_directories(directory):
             if path.name in received:
                 continue
             try:
@@ -115,9 +97,9 @@ def read_tracked_trial(directory: Path) -> TrackedTrial:
     """Read a trial's directory."""
     return TrackedTrial(
         name=directory.name,
-        config=read_trial_config(directory),
-        steps=[(row["step"], _named(row, STEP_METRICS)) for row in read_steps(directory)],
-        result=_named(read_summary(directory), END_METRICS),
+        config=records.read_trial_config(directory),
+        steps=[(row["step"], _named(row, STEP_METRICS)) for row in records.read_steps(directory)],
+        result=_named(records.read_summary(directory), END_METRICS),
     )
 
 
@@ -133,10 +115,8 @@ def to_tensorboard(trial: TrackedTrial, directory: Path) -> None:
 
     place = directory / "tensorboard" / trial.name
     shutil.rmtree(place, ignore_errors=True)  # left by an interruption
-    config = {}
-    for name, value in trial.config.items():
-        if isinstance(value, (bool, int, float, str)):
-            config[name] = value
+    kinds = (bool, int, float, str)
+    config = {name: value for name, value in trial.config.items() if isinstance(value, kinds)}
     with SummaryWriter(str(place)) as writer:
         for summary in hparams(config, trial.result):
             writer.file_writer.add_summary(summary)
@@ -148,12 +128,12 @@ def to_tensorboard(trial: TrackedTrial, directory: Path) -> None:
 def to_mlflow(trial: TrackedTrial, directory: Path) -> None:
     """Log a run of the MLflow experiment that is named like the sweep.
 
-    Without a tracking URI of the user's, the run is kept in ``mlflow.db`` in the sweep directory.
+    If the user has set no tracking URI, the run goes to ``mlflow.db`` in the sweep directory.
     """
     import mlflow
     from mlflow.entities import Metric, Param
 
-    # A client of our own leaves the process-wide tracking URI, which is the user's, alone.
+    # A separate client leaves the tracking URI of the user's process unchanged.
     uri = None if mlflow.is_tracking_uri_set() else f"sqlite:///{directory.resolve() / 'mlflow.db'}"
     client = mlflow.MlflowClient(tracking_uri=uri)
     name = directory.resolve().name

@@ -15,12 +15,11 @@ class TruncatingEngine:
     """An engine that truncates adapters itself and leaves training and scoring to another engine.
 
     The delta-W of a truncated adapter is the best approximation of its rank to the trained one
-    (`truncate`); its head is the trained adapter's. Its trial has no training time, which is
-    recorded in the trial that it is truncated from.
+    (`truncate`); its head is the trained adapter's. Its trial has no training time.
 
     Args:
-        engine: the engine that trains, and scores truncated adapters.
-        adapter_directory: returns the directory of a complete trial's adapter, given its name.
+        engine: trains adapters, and scores truncated ones.
+        adapter_directory: returns the directory of the adapter of the trial with a given name.
     """
 
     def __init__(self, engine: Engine, adapter_directory: Callable[[str], Path]) -> None:
