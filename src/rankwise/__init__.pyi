@@ -10,8 +10,8 @@ from .planning.estimates import estimate_lora_params as estimate_lora_params
 from .planning.estimates import estimate_training_memory as estimate_training_memory
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
+from .planning.planned_sweep import DryRun as DryRun
 from .sweeps.config import SweepConfig as SweepConfig
-from .sweeps.dry_run import DryRun as DryRun
 from .sweeps.dry_run import dry_run as dry_run
 from .sweeps.finish import SweepResult as SweepResult
 from .sweeps.rank_comparison import RankExperiment as RankExperiment

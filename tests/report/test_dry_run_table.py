@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from rankwise.planning.planned_sweep import DryRun, PlannedRank
 from rankwise.report.dry_run_table import print_dry_run
-from rankwise.sweeps.dry_run import DryRun, PlannedRank
 
 PLANNED = DryRun(
     strategy="grid",

@@ -1,17 +1,13 @@
 """A dry run in the terminal: the trials, memory and time that a sweep would take."""
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
 from rankwise.formatting import plain_bytes, seconds
+from rankwise.planning.planned_sweep import DryRun
 from rankwise.report.style import new_table, print_lines, wide_console
 
-if TYPE_CHECKING:
-    from rankwise.sweeps.dry_run import DryRun
 
-
-def print_dry_run(planned: "DryRun", console: Console | None = None) -> None:
+def print_dry_run(planned: DryRun, console: Console | None = None) -> None:
     """Print the memory and time of each rank, and the time of the whole sweep."""
     console = wide_console(console)
     table = new_table(f"Planned sweep, strategy {planned.strategy}")
@@ -29,7 +25,7 @@ def print_dry_run(planned: "DryRun", console: Console | None = None) -> None:
     print_lines(console, *_summary(planned), "Nothing was written.")
 
 
-def _summary(planned: "DryRun") -> list[str]:
+def _summary(planned: DryRun) -> list[str]:
     left = planned.expected - planned.complete
     lowest, highest = planned.ranks[0].rank, planned.ranks[-1].rank
     lines = [

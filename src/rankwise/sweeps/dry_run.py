@@ -1,9 +1,8 @@
 """The dry run of a sweep: its trials, memory and time, before anything is trained."""
 
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.planning.planned_sweep import DryRun, PlannedRank
 from rankwise.store.directory import can_resume, refuse_bad_directory
 from rankwise.store.records import read_evidence
 from rankwise.strategies.trial_keys import count_trials
@@ -23,55 +23,6 @@ from rankwise.tasks.base import Examples
 
 TIMED_BATCHES = 4
 TIMED_RATE = 1e-5  # so low that the timed steps neither learn nor diverge
-
-
-@dataclass(frozen=True)
-class PlannedRank:
-    """One rank of a sweep that has not run.
-
-    Attributes:
-        memory_bytes: memory of a training step, the base model included; None if unknown.
-        train_seconds: estimated time of training one trial.
-        eval_seconds: estimated time of scoring one trial on the held-out examples.
-        first_rates: learning rates of the trials that run first.
-    """
-
-    rank: int
-    memory_bytes: int | None
-    train_seconds: float
-    eval_seconds: float
-    first_rates: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """The trials, memory and time that a sweep would take.
-
-    Attributes:
-        complete: number of trials that the directory holds already.
-        expected: expected number of trials in the whole sweep.
-        at_once: number of trials that train together.
-        ranks: memory and time of each rank.
-        room_bytes: memory that may be used; None if the memory of the model is unknown.
-        batch: examples and tokens of the batches that the memory is planned for.
-        seconds: estimated time of the remaining trials, trained one after another.
-        timed_steps: number of steps timed at the smallest and at the largest rank; the ranks
-            between them are interpolated.
-    """
-
-    strategy: str
-    complete: int
-    expected: int
-    at_once: int
-    ranks: tuple[PlannedRank, ...]
-    room_bytes: int | None
-    batch: tuple[int, int]
-    seconds: float
-    timed_steps: int
-
-    def as_json(self) -> str:
-        """Return everything as one JSON document."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
 
 
 def dry_run(
