@@ -1,7 +1,7 @@
 """The course exercise: cost and accuracy of LoRA at ranks 4, 8, 16, 32 and 64.
 
-Prints estimates for a model of the size of Llama-2 7B, then trains on the built-in task, which takes
-about six minutes on two cores:
+Prints estimates for a model of the size of Llama-2 7B, then trains on the built-in task, which
+takes about six minutes on two cores:
 
     python examples/rank_comparison.py
 """

@@ -181,8 +181,8 @@ def _prepare_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
     if tokenizer.pad_token is None:  # usual for decoders
         if tokenizer.eos_token is None:
             raise RequestError(
-                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence token; "
-                "set one (tokenizer.pad_token = ...) and save it again"
+                f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence "
+                "token; set one (tokenizer.pad_token = ...) and save it again"
             )
         tokenizer.pad_token = tokenizer.eos_token
     # A classifier of a multimodal model reads the padding token from the config of its text part.

@@ -264,7 +264,7 @@ def expand_all_linear(config: "LoraConfig", model: "nn.Module") -> None:
 
 
 def register_adapter_classes(config: "LoraConfig", classes: dict[type, type]) -> None:
-    """Let PEFT use adapter classes of ours, by layer class; PEFT calls this its experimental API."""
+    """Let PEFT use our adapter classes, by layer class; PEFT calls this API experimental."""
     config._register_custom_module(classes)
 
 

@@ -114,8 +114,9 @@ def group_pattern(model: "nn.Module", group: str) -> str:
             patterns[r"\.".join(pattern)] = None
     if not patterns:
         raise RequestError(
-            f"target_modules {group!r} matches no linear layer in the blocks of this model; allowed "
-            f"are all-linear, names or a regex; its linear layers end in: {some(_endings(sizes), 12)}"
+            f"target_modules {group!r} matches no linear layer in the blocks of this model; "
+            "allowed are all-linear, names or a regex; its linear layers end in: "
+            f"{some(_endings(sizes), 12)}"
         )
     return "|".join(patterns)
 

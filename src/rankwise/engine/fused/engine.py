@@ -214,7 +214,7 @@ def max_pass_tokens(device: torch.device) -> int:
 
 
 def _split_pack(states: Sequence[TrainingState], count: int) -> list[list[TrainingState]]:
-    """Deal trials out from the lowest rank, to sub-packs 0, 1, 1, 0, 0, 1, ...: about equal work."""
+    """Deal trials to sub-packs 0, 1, 1, 0, 0, 1, ..., lowest rank first: about equal work."""
     subpacks: list[list[TrainingState]] = [[] for _ in range(count)]
     for place, state in enumerate(sorted(states, key=lambda state: state.trial.rank)):
         turn, index = divmod(place, count)

@@ -79,7 +79,7 @@ class Segments(threading.local):
 
 
 class FusedLinear(nn.Module):
-    """Replaces a linear layer: the frozen layer on all rows, each trial's factors on its segment."""
+    """Replaces a linear layer: frozen layer on all rows, each trial's factors on its segment."""
 
     def __init__(self, base: nn.Module, name: str, segments: Segments) -> None:
         super().__init__()
