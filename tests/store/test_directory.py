@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "r8-lr0.001-seed0" in str(trial.value)
-    assert "complete trials are kept" in str(trial.value)
+    assert "1 complete trials are kept" in str(trial.value)
     assert "decision.json" in str(decision.value)
     assert trial.value.exit_code == 1
     assert store.trial_names() == ["r4-lr0.001-seed0"]

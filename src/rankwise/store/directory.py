@@ -93,7 +93,8 @@ class SweepStore:
             os.replace(partial, self.trials_directory / name)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise _cannot_write(self.trials_directory / name, error) from None
+            kept = f"the {len(self.trial_names())} "
+            raise _cannot_write(self.trials_directory / name, error, kept) from None
 
     def trial_names(self) -> list[str]:
         """Return the names of the complete trials."""
@@ -207,10 +208,10 @@ def write_whole(path: Path, content: bytes) -> None:
         raise _cannot_write(path, error) from None
 
 
-def _cannot_write(path: Path, error: OSError) -> RankwiseError:
+def _cannot_write(path: Path, error: OSError, kept: str = "") -> RankwiseError:
     return RankwiseError(
         f"cannot write {str(path)!r}: {error.strerror or error}; "
-        "complete trials are kept, and the same command resumes from them"
+        f"{kept}complete trials are kept, and the same command resumes from them"
     )
 
 
