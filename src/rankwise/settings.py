@@ -249,6 +249,6 @@ def requested_config(
     if values:
         raise RequestError("give either a config or its fields, not both")
     if not isinstance(config, kind):
-        hint = "give settings by name, as in ranks=[4, 8], or a mapping as **settings"
+        hint = "give settings by name, as in model='path', ranks=[4, 8], or as **settings"
         raise not_allowed("config", config, f"a {kind.__name__}; {hint}")
     return config
