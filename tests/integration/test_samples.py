@@ -74,7 +74,11 @@ def test_wheel_and_sdist_build_and_the_wheel_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"rankwise/py.typed", "rankwise/report/report.html.j2", "rankwise/cli/__init__.py"} <= names
+    assert {
+        "rankwise/py.typed",
+        "rankwise/report/report.html.j2",
+        "rankwise/cli/__init__.py",
+    } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "benchmarks/", "examples/")) for name in names)
     target = tmp_path / "installed"
