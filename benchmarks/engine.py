@@ -278,7 +278,7 @@ def growth(base: BaseModel, examples: Encoded, console: Console) -> None:
         "trials",
         "ms per step and trial",
         "peak of live tensors, MiB",
-        "MiB per trial beside the base",
+        "MiB per trial without the base",
     ):
         table.add_column(name, justify="right")
     for count in (1, 2, 4, 8, 16):
