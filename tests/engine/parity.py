@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from rankwise.engine.config import TrainingConfig
-from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.engine import FusedEngine
+from rankwise.engine.fused.model import packed_model, unsupported_reason
+from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
+from tests.tiny_models import cores
 
 CONFIG = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
 # At these rates training is stable. Elsewhere rounding alone grows to 0.1 % within 50 steps.
@@ -41,6 +44,21 @@ def assert_same_training(one: FinishedTrial, other: FinishedTrial) -> None:
     assert one.adapter_config == other.adapter_config
     assert one.trainable_params == other.trainable_params
     assert one.diverged == other.diverged
+
+
+def assert_fused_training_matches_the_reference(tiny: Tiny) -> FinishedTrial:
+    """Train alone, packed and by the reference engine; return the trial trained alone."""
+    base, train, held_out = tiny
+    assert unsupported_reason(base, train) is None
+    expected = list(ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[:1]))
+    alone = list(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:2]))
+    with cores(1):  # so that both are in one pass
+        packed = list(FusedEngine(base, train, held_out, CONFIG, pack_size=2).train(TRIALS[:2]))
+    assert len(alone[0].steps) == 50
+    assert_same_training(alone[0], expected[0])
+    for one, other in zip(packed, alone, strict=True):
+        assert_same_training(one, other)
+    return alone[0]
 
 
 def assert_logits_in_fp32(base: BaseModel, held_out: Encoded, head: torch.nn.Linear) -> None:

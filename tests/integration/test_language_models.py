@@ -17,7 +17,7 @@ import rankwise
 from rankwise.engine.adapter_init import attach_adapter, saved_modules, untrained_adapter
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.model import packed_model, unsupported_reason
+from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.errors import RequestError
@@ -33,10 +33,11 @@ from rankwise.tasks.losses import CompletionObjective
 from tests.engine.parity import (
     CONFIG,
     TRIALS,
+    assert_fused_training_matches_the_reference,
     assert_logits_in_fp32,
     assert_same_training,
 )
-from tests.tiny_models import cores, load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
+from tests.tiny_models import load_tiny_lm, make_dialogues, save_tiny, save_tiny_lm
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2", "gpt_neox", "opt"]
 Tiny = tuple[BaseModel, Encoded, Encoded]
@@ -78,18 +79,9 @@ def test_losses_match_transformers(tiny: Tiny) -> None:
 
 @every_architecture
 def test_training_matches_peft_and_the_trainer(tiny: Tiny) -> None:
-    base, train, held_out = tiny
-    assert unsupported_reason(base, train) is None
-    expected = list(ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[:1]))
-    alone = list(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:2]))
-    with cores(1):  # so that both are in one pass
-        packed = list(FusedEngine(base, train, held_out, CONFIG, pack_size=2).train(TRIALS[:2]))
-    assert len(alone[0].steps) == 50
-    assert_same_training(alone[0], expected[0])
-    for one, other in zip(packed, alone, strict=True):
-        assert_same_training(one, other)
-    assert alone[0].adapter_config["task_type"] == "CAUSAL_LM"
-    assert not any("lm_head" in key or "embed" in key for key in alone[0].adapter)
+    alone = assert_fused_training_matches_the_reference(tiny)
+    assert alone.adapter_config["task_type"] == "CAUSAL_LM"
+    assert not any("lm_head" in key or "embed" in key for key in alone.adapter)
 
 
 def test_bf16_products_leave_held_out_logits_in_fp32(tiny: Tiny) -> None:

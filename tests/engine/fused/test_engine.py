@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
-from rankwise.engine.fused.model import packed_model, unsupported_reason
+from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine, score_adapter
 from rankwise.engine.trial import Trial
@@ -21,8 +21,15 @@ from rankwise.tasks import samples
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
-from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_same_training, figures
-from tests.tiny_models import PACKABLE, cores, load_tiny
+from tests.engine.parity import (
+    CONFIG,
+    TRIALS,
+    Tiny,
+    assert_fused_training_matches_the_reference,
+    assert_same_training,
+    figures,
+)
+from tests.tiny_models import PACKABLE, load_tiny
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +49,7 @@ every_architecture = pytest.mark.parametrize(
 
 @every_architecture
 def test_training_matches_peft_and_the_trainer(tiny: Tiny) -> None:
-    base, train, held_out = tiny
-    assert unsupported_reason(base, train) is None
-    expected = list(ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[:1]))
-    alone = list(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:2]))
-    with cores(1):  # so that both are in one pass
-        packed = list(FusedEngine(base, train, held_out, CONFIG, pack_size=2).train(TRIALS[:2]))
-    assert len(alone[0].steps) == 50
-    assert_same_training(alone[0], expected[0])
-    for one, other in zip(packed, alone, strict=True):
-        assert_same_training(one, other)
+    assert_fused_training_matches_the_reference(tiny)
 
 
 @every_architecture
