@@ -92,7 +92,6 @@ def replaced(key: str, tensor: torch.Tensor) -> Adapter:
         ),
         (make_adapter(alpha_pattern=[3]), "alpha_pattern in adapter_config.json is no mapping"),
         (make_adapter(use_qalora=True), "QA-LoRA is not supported"),
-        (make_adapter(target_parameters=["experts.w1"]), "stacked experts"),
     ],
 )
 def test_a_broken_or_unsupported_adapter_is_refused_in_one_line(

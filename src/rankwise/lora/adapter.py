@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise.checks import check_whole
 from rankwise.errors import RequestError, some
 from rankwise.lora.alpha import whole_as_int
+from rankwise.lora.experts import join_experts, split_experts, stacked_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,6 @@ UNSUPPORTED_SETTINGS = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
     "arrow_config": "Arrow",
-    "target_parameters": "LoRA on stacked experts (target_parameters)",
 }
 
 
@@ -59,6 +59,7 @@ class FactorPair:
         use_rslora: Whether the scaling is ``alpha / sqrt(r)`` instead of ``alpha / r``.
         key_a: Name of A among the adapter's tensors.
         key_b: Name of B among the adapter's tensors.
+        experts: Number of experts whose factors the two tensors hold; see `rankwise.lora.experts`.
     """
 
     name: str
@@ -68,6 +69,12 @@ class FactorPair:
     use_rslora: bool
     key_a: str
     key_b: str
+    experts: int = 1
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer; of an expert, the parameter that holds all experts."""
+        return self.name if self.experts == 1 else self.name.rpartition(".")[0]
 
     @property
     def rank(self) -> int:
@@ -142,7 +149,11 @@ def factor_pairs(adapter: Adapter) -> list[FactorPair]:
     if not keys:
         names = some(adapter.tensors, 3) or "none"
         raise RequestError(f"no LoRA factors among its tensors ({names}); expected x.lora_A.weight")
-    return [_read_pair(adapter, layer, keys[layer]) for layer in sorted(keys, key=natural_order)]
+    pairs = []
+    parameters = stacked_parameters(adapter.config, keys)
+    for layer in keys:
+        pairs += _read_layer(adapter, layer, keys[layer], parameters.get(layer))
+    return sorted(pairs, key=lambda pair: natural_order(pair.name))
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
@@ -159,21 +170,32 @@ def replace_pairs(adapter: Adapter, pairs: Iterable[FactorPair]) -> Adapter:
     tensors = dict(adapter.tensors)
     for pair in pairs:
         tensors[pair.key_a], tensors[pair.key_b] = pair.a, pair.b
+    tensors |= join_experts([pair for pair in pairs if pair.experts > 1])
     largest = max(pairs, key=lambda pair: pair.rank)
     config = {
         **adapter.config,
         "r": largest.rank,
         "lora_alpha": whole_as_int(largest.alpha),
-        "rank_pattern": _pattern({pair.name: pair.rank for pair in pairs}),
-        "alpha_pattern": _pattern({pair.name: whole_as_int(pair.alpha) for pair in pairs}),
+        "rank_pattern": _pattern({pair.layer: pair.rank for pair in pairs}),
+        "alpha_pattern": _pattern({pair.layer: whole_as_int(pair.alpha) for pair in pairs}),
     }
     if config.get("init_lora_weights") == "orthogonal":
         config["init_lora_weights"] = True  # PEFT refuses odd ranks with it, even to load weights
     return Adapter(tensors, config)
 
 
-def _read_pair(adapter: Adapter, layer: str, keys: dict[str, str]) -> FactorPair:
-    name = layer.removeprefix(PEFT_PREFIX)
+def _read_layer(
+    adapter: Adapter, layer: str, keys: dict[str, str], parameter: str | None
+) -> list[FactorPair]:
+    """Return the factors of a layer; of stacked experts, those of each expert.
+
+    Args:
+        adapter: The adapter.
+        layer: Start of the names of the layer's tensors.
+        keys: Names of A and B among the tensors.
+        parameter: Name of the parameter that holds the experts; None for a layer.
+    """
+    name = (parameter or layer).removeprefix(PEFT_PREFIX)
     for side, other in (("A", "B"), ("B", "A")):
         if side not in keys:
             missing = re.sub(rf"_{other}(\.weight)?$", rf"_{side}\1", keys[other])
@@ -183,9 +205,13 @@ def _read_pair(adapter: Adapter, layer: str, keys: dict[str, str]) -> FactorPair
     a, b = adapter.tensors[keys["A"]], adapter.tensors[keys["B"]]
     alpha = _layer_setting(adapter.config, "lora_alpha", "alpha_pattern", name)
     rank = _layer_setting(adapter.config, "r", "rank_pattern", name)
-    _check_factors(name, a, b, check_whole(f"rank of layer {name!r}", rank, at_least=1))
-    use_rslora = bool(adapter.config.get("use_rslora"))
-    return FactorPair(name, a, b, float(alpha), use_rslora, keys["A"], keys["B"])
+    rank = check_whole(f"rank of layer {name!r}", rank, at_least=1)
+    experts = a.shape[0] // rank if parameter and a.ndim == 2 and not a.shape[0] % rank else 1
+    _check_factors(name, a, b, experts * rank)
+    pair = FactorPair(
+        name, a, b, float(alpha), bool(adapter.config.get("use_rslora")), keys["A"], keys["B"]
+    )
+    return [pair] if experts == 1 else split_experts(pair, experts)
 
 
 def _check_factors(name: str, a: "Tensor", b: "Tensor", rank: int) -> None:

@@ -79,6 +79,8 @@ def _truncate(layer: LayerSpectrum, rank: int) -> FactorPair:
 def ranks_by_energy(spectrum: Spectrum, energy: float) -> dict[str, int]:
     """Return for each layer the smallest rank that keeps this share of its energy.
 
+    Experts stacked in one parameter all get the rank of the expert that needs most.
+
     Args:
         spectrum: Spectrum of the adapter.
         energy: Share of the squared singular values, above 0 and at most 1.
@@ -90,7 +92,11 @@ def ranks_by_energy(spectrum: Spectrum, energy: float) -> dict[str, int]:
         RequestError: The energy is out of bounds.
     """
     energy = check_energy(energy)
-    return {layer.pair.name: layer.rank_for(energy) for layer in spectrum.layers}
+    by_parameter: dict[str, int] = {}  # experts stacked in one parameter share a rank
+    for layer in spectrum.layers:
+        present = by_parameter.get(layer.pair.layer, 1)
+        by_parameter[layer.pair.layer] = max(present, layer.rank_for(energy))
+    return {layer.pair.name: by_parameter[layer.pair.layer] for layer in spectrum.layers}
 
 
 def check_energy(value: object) -> float:
@@ -122,8 +128,12 @@ def ranks_by_budget(spectrum: Spectrum, params: int) -> dict[str, int]:
         ``{layer name: rank}``, for `truncate`.
 
     Raises:
-        RequestError: The budget is not a whole number, or is too small for rank 1 in every layer.
+        RequestError: The budget is not a whole number, or is too small for rank 1 in every layer;
+            or the adapter has stacked experts, which share a rank.
     """
+    if stacked := [layer.pair.layer for layer in spectrum.layers if layer.pair.experts > 1]:
+        allowed = "allowed are one rank for all layers (rank) and a share of the energy (energy)"
+        raise RequestError(f"the experts stacked in {stacked[0]} share one rank; {allowed}")
     costs: dict[str, int] = {}
     squares: dict[str, list[float]] = {}
     for layer in spectrum.layers:
