@@ -3,68 +3,117 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.lora.adapter import Adapter, factor_pairs
+from rankwise.lora.foreign import (
+    CONFIG,
+    POINTER_ADVICE,
+    WEIGHTS,
+    explain_config,
+    explain_directory,
+    explain_names,
+    explain_path,
+    explain_weights,
+    is_pointer,
+)
+from rankwise.lora.parts import plain_names
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-ALLOWED = f"a directory with {CONFIG} and {WEIGHTS}"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+COMPANIONS = (
+    "README.md",
+    "LICENSE*",
+    "chat_template*",
+    "additional_chat_templates",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+"""Files that go with a resized adapter: its card, its tokenizer and processor, chat templates."""
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Read a LoRA adapter that PEFT saved.
+    """Read a LoRA adapter that PEFT saved, or one with the names of its tensors in a state dict.
 
     Raises:
-        RequestError: The directory holds no adapter, one of another PEFT type, weights as pickle,
-            or factors that `rankwise.lora.adapter.factor_pairs` refuses.
+        RequestError: The directory holds no adapter, one of another PEFT type or tool, weights as
+            pickle, or factors that `rankwise.lora.adapter.factor_pairs` refuses.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     label = f"adapter {str(directory)!r}"
-    config = _read_config(directory, label)
-    if not (directory / WEIGHTS).is_file():
-        if (directory / PICKLE).is_file():
-            raise RequestError(
-                f"{label} has its weights as pickle only ({PICKLE}), which can run code when read; "
-                "if you trust it, load it with PEFT and save it as safetensors by save_pretrained"
-            )
-        raise RequestError(f"{label}: the directory has no {WEIGHTS}")
     try:
-        adapter = Adapter(load_file(directory / WEIGHTS), config)
-    except (SafetensorError, OSError) as error:
-        raise RequestError(f"{label}: {WEIGHTS} cannot be read: {error}") from None
-    try:
+        config = _read_config(directory)
+        adapter = Adapter(_read_tensors(directory), config)
         factor_pairs(adapter)
-    except RequestError as error:
-        raise RequestError(f"{label}: {error}") from None
+    except (RequestError, OSError) as error:
+        # "adapter 'x' is of MLX", but "adapter 'x': the directory has no weights"
+        joined = " " if str(error).startswith(("is ", "has ", "holds ")) else ": "
+        raise RequestError(f"{label}{joined}{error}") from None
     return adapter
 
 
-def _read_config(directory: Path, label: str) -> dict[str, Any]:
+def _read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
-        problem = "is a file" if directory.exists() else "no such directory"
-        raise RequestError(f"{label}: {problem}; allowed is {ALLOWED}")
-    try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = f"; allowed is {ALLOWED}"
-        for inside in ("adapter", "best"):  # of a trial, of a sweep
-            if (directory / inside / CONFIG).is_file():
-                hint = f" (did you mean {str(directory / inside)!r}?)"
-        raise RequestError(f"{label}: the directory has no {CONFIG}{hint}") from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{label}: {CONFIG} cannot be read: {error}") from None
-    peft_type = config.get("peft_type") if isinstance(config, dict) else None
-    if peft_type != "LORA":
-        raise RequestError(f"{label} is of PEFT type {peft_type!r}; allowed is 'LORA'")
+        raise RequestError(explain_path(directory))
+    if not (directory / CONFIG).is_file():
+        raise RequestError(explain_directory(directory))
+    try:  # editors on Windows put a byte order mark in front
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise RequestError(f"{CONFIG} cannot be read: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise RequestError(explain_config(config))
     return config
 
 
-def write_adapter(adapter: Adapter, directory: Path) -> None:
+def _read_tensors(directory: Path) -> "dict[str, Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise RequestError(explain_weights(directory))
+    if is_pointer(path):
+        raise RequestError(f"{WEIGHTS} {POINTER_ADVICE}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise RequestError(f"{WEIGHTS} cannot be read: {error}") from None
+    if known := explain_names(tensors):
+        raise RequestError(f"{WEIGHTS} {known}")
+    return plain_names(tensors)
+
+
+def companions(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files and folders beside an adapter that go with it, and the others."""
+    kept, left = [], []
+    for path in sorted(directory.iterdir()):
+        if any(path.match(pattern) for pattern in COMPANIONS):
+            kept.append(path)
+        elif path.name not in (CONFIG, WEIGHTS) and not path.name.startswith("."):
+            left.append(path)
+    return kept, left
+
+
+def write_adapter(adapter: Adapter, directory: Path, beside: Sequence[Path] = ()) -> None:
     """Write an adapter to a new or empty directory, completely or not at all.
+
+    Args:
+        adapter: The adapter.
+        directory: The directory.
+        beside: Files and folders to copy into it.
 
     Raises:
         RequestError: The directory is not empty.
@@ -88,6 +137,9 @@ def write_adapter(adapter: Adapter, directory: Path) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        for path in beside:
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy(path, partial / path.name)
         os.replace(partial, directory)
     except OSError as error:
         raise RankwiseError(f"cannot write {str(directory)!r}: {error.strerror or error}") from None

@@ -8,6 +8,7 @@ from rankwise.errors import RequestError
 from rankwise.lora.adapter import INITS_THAT_CHANGE_THE_BASE, Adapter, factor_pairs
 from rankwise.lora.files import read_adapter
 from rankwise.lora.overlap import LayerOverlap, overlaps
+from rankwise.lora.parts import Part, describe_parts, other_parts
 from rankwise.lora.spectra import NEARLY_ALL, LayerSpectrum, Spectrum, spectrum
 
 CAUTION = (
@@ -26,6 +27,7 @@ class Inspection:
         spectrum: Its spectrum, see `rankwise.lora.spectrum`.
         other: Directory of the second adapter; None if there is none.
         overlaps: Directions that the two share in the layers that both have.
+        parts: What the adapter trains besides its factors, which no figure counts.
         notes: What else the adapter does, and layers that were not compared.
     """
 
@@ -33,6 +35,7 @@ class Inspection:
     spectrum: Spectrum
     other: Path | None
     overlaps: tuple[LayerOverlap, ...]
+    parts: tuple[Part, ...]
     notes: tuple[str, ...]
 
     def energy_by_rank(self) -> dict[int, float]:
@@ -50,6 +53,7 @@ class Inspection:
             "params": self.spectrum.params,
             "energy_by_rank": {str(rank): share for rank, share in self.energy_by_rank().items()},
             "layers": [_layer_dict(layer) for layer in self.spectrum.layers],
+            "not_in_these_figures": [vars(part) for part in self.parts],
             "caution": CAUTION,
             "notes": list(self.notes),
         }
@@ -73,7 +77,8 @@ def inspect_adapter(adapter: Path | str, other: Path | str | None = None) -> Ins
     """
     adapter, other = Path(adapter), None if other is None else Path(other)
     decomposed = spectrum(read_adapter(adapter))
-    notes = _notes(decomposed.adapter)
+    parts = other_parts(decomposed.adapter)
+    notes = [*_notes(decomposed.adapter), *describe_parts(parts)]
     shared: list[LayerOverlap] = []
     if other is not None:
         second = read_adapter(other)
@@ -84,7 +89,7 @@ def inspect_adapter(adapter: Path | str, other: Path | str | None = None) -> Ins
         unmatched = len(decomposed.layers) + len(factor_pairs(second)) - 2 * len(shared)
         if unmatched:
             notes.append(f"{unmatched} layers are in only one of the adapters and not compared.")
-    return Inspection(adapter, decomposed, other, tuple(shared), tuple(notes))
+    return Inspection(adapter, decomposed, other, tuple(shared), tuple(parts), tuple(notes))
 
 
 def _notes(adapter: Adapter) -> list[str]:
