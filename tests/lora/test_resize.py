@@ -188,3 +188,46 @@ def test_the_adapter_of_a_sweep_can_be_resized(swept: Path, tmp_path: Path) -> N
     resize(source, tmp_path / "out", rank=3)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (3, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+@pytest.mark.parametrize("rank", [2, 9])
+def test_factors_of_few_bits_keep_their_dtype_and_the_rounding_is_measured(
+    tmp_path: Path, dtype: torch.dtype, rank: int
+) -> None:
+    adapter = make_adapter(dtype=dtype)
+    write_unchecked(tmp_path / "old", adapter)
+    done = resize(tmp_path / "old", tmp_path / "new", rank=rank)
+    written = read_adapter(tmp_path / "new")
+    assert {tensor.dtype for tensor in written.tensors.values()} == {dtype}
+    if rank == 9:
+        for name, delta in products(written).items():
+            np.testing.assert_array_equal(delta, products(adapter)[name])
+        assert (done.rounding, done.dtypes) == (0.0, ())
+        return
+    lost = kept = 0.0
+    for name, delta in products(adapter).items():
+        u, values, v = np.linalg.svd(delta)
+        best = u[:, :rank] * values[:rank] @ v[:rank]
+        lost += np.sum((products(written)[name] - best) ** 2)
+        kept += np.sum(values[:rank] ** 2)
+    assert done.rounding == pytest.approx(math.sqrt(lost / kept), rel=1e-3)
+    assert done.dtypes == (str(dtype).removeprefix("torch."),)
+
+
+def test_card_tokenizer_and_chat_template_go_along_and_the_rest_is_named(tmp_path: Path) -> None:
+    write_unchecked(tmp_path / "old", make_adapter())
+    kept = ["README.md", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+    for name in (*kept, "optimizer.pt", "trainer_state.json"):
+        (tmp_path / "old" / name).write_text(name)
+    (tmp_path / "old" / "additional_chat_templates").mkdir()
+    (tmp_path / "old" / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    done = resize(tmp_path / "old", tmp_path / "new", rank=2)
+    assert done.copied == ("README.md", "additional_chat_templates", *kept[1:])
+    assert done.left == ("optimizer.pt", "trainer_state.json")
+    for name in kept:
+        assert (tmp_path / "new" / name).read_text() == name
+    assert (tmp_path / "new" / "additional_chat_templates" / "rag.jinja").is_file()
+    assert not (tmp_path / "new" / "optimizer.pt").exists()
+    document = json.loads(json.dumps(done.as_dict()))
+    assert document["left"] == ["optimizer.pt", "trainer_state.json"]

@@ -1,15 +1,21 @@
 """Truncation or growth of an adapter on disk: the Python call behind ``rankwise resize``."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rankwise.checks import check_whole
 from rankwise.errors import RequestError
-from rankwise.lora.adapter import INITS_THAT_CHANGE_THE_BASE, Adapter, factor_pairs
-from rankwise.lora.files import check_new_directory, read_adapter, write_adapter
+from rankwise.lora.adapter import (
+    INITS_THAT_CHANGE_THE_BASE,
+    Adapter,
+    FactorPair,
+    factor_pairs,
+)
+from rankwise.lora.files import check_new_directory, companions, read_adapter, write_adapter
 from rankwise.lora.growth import grow
-from rankwise.lora.spectra import Spectrum, spectrum
+from rankwise.lora.spectra import LayerSpectrum, Spectrum, spectrum
 from rankwise.lora.truncation import check_energy, ranks_by_budget, ranks_by_energy, truncate
 
 AUTO = "auto:"
@@ -40,14 +46,22 @@ class Resized:
         params_before: Number of entries of all factors A and B before.
         params: Number of entries of all factors A and B after.
         energy: Share of the squared singular values of all layers that is kept.
+        rounding: Norm that rounding to the dtypes of the file added, per norm of the kept delta-W.
+        dtypes: Dtypes of the factors below fp32.
         layers: The layers, ordered by name.
+        copied: Names of files and folders copied from beside the adapter.
+        left: Names of those that were not.
     """
 
     out: Path
     params_before: int
     params: int
     energy: float
+    rounding: float
+    dtypes: tuple[str, ...]
     layers: tuple[ResizedLayer, ...]
+    copied: tuple[str, ...]
+    left: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -107,8 +121,9 @@ def resize(
         assert rank is not None
         grows = rank > before.largest_rank
         after = grow(adapter, rank, seed) if grows else truncate(before, rank)
-    write_adapter(after, out)
-    return _account(before, after, out)
+    beside, left = companions(source)
+    write_adapter(after, out, beside)
+    return _account(before, after, out, beside, left)
 
 
 def _budget(text: str) -> int:
@@ -138,16 +153,40 @@ def _check_resizable(adapter: Adapter, label: str) -> None:
         raise RequestError(f"{label} {reason}, which resizing would break; allowed is plain LoRA")
 
 
-def _account(before: Spectrum, after: Adapter, out: Path) -> Resized:
+def _account(
+    before: Spectrum, after: Adapter, out: Path, beside: list[Path], left: list[Path]
+) -> Resized:
     pairs = factor_pairs(after)
     layers = []
+    squared_rounding = squared_norm = 0.0
+    dtypes: dict[str, None] = {}
     for layer, pair in zip(before.layers, pairs, strict=True):
         kept, lost = layer.energy_at(pair.rank), layer.error_at(pair.rank)
         layers.append(ResizedLayer(pair.name, layer.pair.rank, pair.rank, energy=kept, error=lost))
+        squared_norm += kept * layer.norm**2
+        if pair.rank < layer.pair.rank and pair.a.dtype.itemsize < 4:
+            dtypes[str(pair.a.dtype).removeprefix("torch.")] = None
+            squared_rounding += _rounding(layer, pair) ** 2
     return Resized(
         out=out,
         params_before=before.params,
         params=sum(pair.params for pair in pairs),
         energy=before.energy_at({pair.name: pair.rank for pair in pairs}),
+        rounding=math.sqrt(squared_rounding / squared_norm) if squared_norm else 0.0,
+        dtypes=tuple(dtypes),
         layers=tuple(layers),
+        copied=tuple(path.name for path in beside),
+        left=tuple(path.name for path in left),
     )
+
+
+def _rounding(layer: LayerSpectrum, pair: FactorPair) -> float:
+    """Return the Frobenius norm of what rounding the factors changed in a truncated layer."""
+    import torch
+
+    a, b = pair.matrices()
+    exact_b = layer.left[:, : pair.rank].double() * layer.values[: pair.rank]
+    rows = torch.cat([a, layer.right[: pair.rank].double()])  # (r + k, d_in)
+    columns = torch.cat([b, -exact_b], dim=1)  # (d_out, r + k)
+    core = torch.linalg.qr(columns)[1] @ torch.linalg.qr(rows.T)[1].T
+    return abs(pair.scaling) * float(core.norm())

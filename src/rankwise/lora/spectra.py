@@ -144,5 +144,6 @@ def _decompose(pair: FactorPair) -> LayerSpectrum:
     q_b, r_b = torch.linalg.qr(b)  # (d_out, p), (p, r), where p = min(d_out, r)
     q_a, r_a = torch.linalg.qr(a.T)  # (d_in, q), (q, r), where q = min(d_in, r)
     u, values, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # (p, m), (m,), (m, q)
-    dtype = torch.promote_types(pair.a.dtype, torch.float32)
+    # PyTorch does not promote 8-bit floats.
+    dtype = pair.a.dtype if pair.a.dtype.itemsize > 4 else torch.float32
     return LayerSpectrum(pair, (q_b @ u).to(dtype), values, (vh @ q_a.T).to(dtype))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from rankwise.errors import some
 from rankwise.lora.inspection import CAUTION, Inspection
 from rankwise.lora.overlap import LayerOverlap
 from rankwise.lora.resize import Resized
@@ -63,6 +64,12 @@ def print_resized(resized: Resized, console: Console | None = None) -> None:
             f"{100 * least.energy:.2f} %. Energy is not quality: compare held-out losses before "
             "and after."
         )
+    if resized.dtypes:
+        dtypes = " and ".join(resized.dtypes)
+        lines.append(f"Rounding to {dtypes} moved delta-W by {100 * resized.rounding:.2g} %.")
+    for verb, names in (("Copied", resized.copied), ("Left behind", resized.left)):
+        if names:
+            lines.append(f"{verb}: {some(names, 12)}.")
     print_lines(console, *lines, f"Adapter: {resized.out}")
 
 
