@@ -1,6 +1,5 @@
 """Data sets on disk: written by datasets itself, read as files are."""
 
-import sys
 from pathlib import Path
 
 import datasets
@@ -42,25 +41,27 @@ def test_dialogues_are_read_from_a_saved_split(tmp_path: Path) -> None:
     assert layout is not None and layout.data_format == "messages"
 
 
-def test_a_directory_of_several_splits_is_refused_with_their_names(tmp_path: Path) -> None:
-    datasets.DatasetDict({"train": reviews(), "test": reviews(10)}).save_to_disk(tmp_path / "both")
+def test_a_directory_of_several_splits_asks_for_one_without_train(tmp_path: Path) -> None:
+    both = datasets.DatasetDict({"dev": reviews(), "test": reviews(10)})
+    both.save_to_disk(tmp_path / "both")
     with pytest.raises(
-        RequestError, match=r"holds the splits 'test', 'train'|holds the splits test, train"
+        RequestError, match=r"holds the splits dev, test; give one, as in .*both:dev"
     ):
         read_table(tmp_path / "both")
-    assert len(read_table(tmp_path / "both" / "test")) == 10
+    assert len(read_table(tmp_path / "both:test")) == 10
+    with pytest.raises(RequestError, match="is one split, and has no split 'x'"):
+        read_table(tmp_path / "both" / "test:x")
 
 
-def test_other_directories_and_a_missing_package_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "other").mkdir()
-    with pytest.raises(RequestError, match="is a directory, and no data set"):
-        read_table(tmp_path / "other")
+def test_datasets_is_as_loud_as_before_a_reading(tmp_path: Path) -> None:
     reviews().save_to_disk(tmp_path / "saved")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RequestError, match=r"pip install 'rankwise\[datasets\]'"):
-        read_table(tmp_path / "saved")
+    level = datasets.logging.get_verbosity()
+    bars = datasets.are_progress_bars_disabled()
+    read_table(tmp_path / "saved")
+    assert (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()) == (
+        level,
+        bars,
+    )
 
 
 def test_the_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rankwise.models.files import load_arguments
 from rankwise.models.targets import ALL_LINEAR
 from rankwise.store.records import SweepRecord, TrialRecord, read_json, read_sweep, read_trial
 from rankwise.tasks.chat_formats import DataLayout, read_data_layout
+from rankwise.tasks.files import plain_name
 from rankwise.tasks.hf_datasets import split_hub_id
 from rankwise.tasks.readers import is_hub_id
 
@@ -171,7 +172,7 @@ class DataRecipe:
     @property
     def file_kind(self) -> str:
         """Kind of the data file, as `datasets` names it: csv, parquet or json."""
-        suffix = Path(self.source or "").suffix.lower()
+        suffix = plain_name(Path(self.source or "")).suffix.lower()
         return {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}.get(suffix, "json")
 
     @property

@@ -90,8 +90,8 @@ def origin_notes(recipe: Recipe) -> list[str]:
         notes[-1] += " Do not evaluate on examples it trained on."
     if source.endswith(".tsv"):
         notes.append("This tool does not read tab-separated data: save them as JSON lines first.")
-    elif recipe.data.hub_parts is None and not Path(source).suffix:
-        notes.append("The data are a directory that datasets saved: save them as JSON lines first.")
+    elif recipe.data.hub_parts is None and (not Path(source).suffix or ":" in source):
+        notes.append("The data are no plain file: save them as JSON lines first.")
     return notes
 
 

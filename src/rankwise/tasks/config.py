@@ -17,8 +17,10 @@ class DataConfig(Settings):
     data: Annotated[
         FilePath | None,
         Option(
-            "Training data: CSV, TSV, JSON lines, Parquet, a directory saved by datasets, or a hub "
-            "data set as OWNER/NAME, OWNER/NAME:SPLIT or OWNER/NAME:CONFIG:SPLIT.",
+            "Training data: a file (CSV, TSV, JSON, JSON lines, Parquet, Arrow; also compressed), "
+            "a directory of them or one that datasets saved, or a data set of the hub as "
+            "OWNER/NAME. A split is named after a colon, as in DIRECTORY:SPLIT or "
+            "OWNER/NAME:CONFIG:SPLIT.",
             unset="the Rotten Tomatoes sample",
         ),
     ] = None

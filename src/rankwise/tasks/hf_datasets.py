@@ -1,11 +1,18 @@
-"""Data sets of the datasets library: directories that ``save_to_disk`` wrote, and hub ids."""
+"""Data sets of the datasets library: its builders, saved directories, and hub ids."""
 
+import glob
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rankwise.errors import RequestError, some
+from rankwise.errors import RequestError, nearest, some
+
+INDEX_COLUMN = "__index_level_"  # names that pandas gives to an index in Parquet
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -13,20 +20,20 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def read_saved_dataset(path: Path) -> pd.DataFrame:
-    """Read a saved split; class indices become class names."""
+def read_saved_dataset(path: Path, split: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of a saved split, and notes; class indices become class names."""
     place = f"data {str(path)!r}"
-    datasets = _import_datasets(f"{place} is a saved data set")
-    try:
+    with (
+        quiet_datasets() as (datasets, _),
+        datasets_errors(f"{place} cannot be read as a data set"),
+    ):
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise RequestError(f"{place} cannot be read as a data set: {reason}") from None
-    if isinstance(loaded, datasets.DatasetDict):
-        splits = sorted(loaded)
-        example = str(path / splits[0])
-        raise RequestError(f"{place} holds the splits {some(splits)}; give one, as in {example!r}")
-    return _as_table(loaded)
+        if not isinstance(loaded, datasets.DatasetDict):
+            if split is not None:
+                raise RequestError(f"{place} is one split, and has no split {split!r}")
+            return as_table(loaded), []
+        chosen, notes = pick_split(list(loaded), split, path)
+        return as_table(loaded[chosen]), [f"split {chosen!r}", *notes]
 
 
 def split_hub_id(path: Path) -> tuple[str, str | None, str]:
@@ -37,36 +44,97 @@ def split_hub_id(path: Path) -> tuple[str, str | None, str]:
 
 def read_hub_dataset(path: Path) -> pd.DataFrame:
     """Read one split of a data set from a hub, or from its local cache."""
-    place = f"data {str(path)!r}"
-    datasets = _import_datasets(f"{place} is no file, and may be a data set on a hub")
+    import datasets
+
     name, config, split = split_hub_id(path)
-    try:
-        loaded = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    with datasets_errors(f"data {str(path)!r}: no such file, and no data set of a hub in reach"):
+        return as_table(datasets.load_dataset(name, config, split=split))
+
+
+def read_with_builder(builder: str, files: Sequence[Path], place: str) -> pd.DataFrame:
+    """Read files with a builder of datasets, such as ``parquet``."""
+    patterns = [glob.escape(str(file.resolve())) for file in files]
+    with quiet_datasets() as (datasets, fresh), datasets_errors(f"{place} cannot be read"):
+        return as_table(datasets.load_dataset(builder, data_files=patterns, split="train", **fresh))
+
+
+def pick_split(names: Sequence[str], wanted: str | None, path: Path) -> tuple[str, list[str]]:
+    """Return the split to read, ``train`` by default, and a note on those that are not."""
+    if wanted is not None and wanted not in names:
+        hint = nearest(wanted, names)
         raise RequestError(
-            f"{place}: no such file, and no data set of a hub in reach: {reason}"
-        ) from None
-    return _as_table(loaded)
+            f"data {str(path)!r} has no split {wanted!r}{hint}; splits: {some(names)}"
+        )
+    if wanted is None and "train" not in names and len(names) > 1:
+        raise RequestError(
+            f"data {str(path)!r} holds the splits {some(names)}; "
+            f"give one, as in '{path}:{names[0]}'"
+        )
+    chosen = wanted or ("train" if "train" in names else names[0])
+    others = [name for name in names if name != chosen]
+    if not others or wanted is not None:
+        return chosen, []
+    example = f"held-out data are named as eval_data, as in '{path}:{others[0]}'"
+    return chosen, [f"not read: split {some(map(repr, others))} ({example})"]
 
 
-def _import_datasets(reason: str) -> Any:
+@contextmanager
+def quiet_datasets() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield datasets without its progress bars and logs, and options for a cache of its own.
+
+    The cache is removed afterwards, so that a changed file is never read from it.
+    """
+    import datasets
+    from huggingface_hub.utils import logging as hub_logging
+
+    libraries = (datasets.logging, hub_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = datasets.are_progress_bars_disabled()
+    for library in libraries:
+        library.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
     try:
-        import datasets
-    except ImportError:
-        remedy = "install the package that reads it: pip install 'rankwise[datasets]'"
-        raise RequestError(f"{reason}; {remedy}") from None
-    return datasets
+        with tempfile.TemporaryDirectory(prefix="rankwise-") as cache:
+            options = {"cache_dir": cache, "keep_in_memory": True, "verification_mode": "no_checks"}
+            yield datasets, options
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
 
 
-def _as_table(loaded: Any) -> pd.DataFrame:
+@contextmanager
+def datasets_errors(failure: str) -> Iterator[None]:
+    """Turn errors of datasets and pyarrow into one line that starts with ``failure``."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, NotImplementedError) as error:
+        # datasets raises errors of its own from those that say what is wrong.
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise RequestError(f"{failure}: {' '.join(reason.split())}") from None
+
+
+def as_table(loaded: Any) -> pd.DataFrame:
+    """Return a data set as plain Python values; class indices become class names."""
     from datasets import ClassLabel
 
-    table: pd.DataFrame = loaded.to_pandas()
+    columns: dict[str, Any] = {}
+    table = loaded.with_format("arrow")[:]
     for name, feature in loaded.features.items():
-        if isinstance(feature, ClassLabel):  # -1 and None mean an unknown class
-            table[name] = [
-                feature.int2str(int(value)) if pd.notna(value) and value >= 0 else None
-                for value in table[name]
-            ]
-    return table
+        if name.startswith(INDEX_COLUMN):
+            continue
+        values = table[name].to_pylist()
+        if "Json(" in repr(feature):  # kept as JSON text inside Arrow
+            values = loaded.select_columns([name])[:][name]
+        columns[name] = name_classes(values, feature) if isinstance(feature, ClassLabel) else values
+    return pd.DataFrame(columns)
+
+
+def name_classes(values: Iterable[Any], feature: Any) -> list[str | None]:
+    """Return the class names of a ClassLabel's indices; -1 and None mean no label."""
+    return [
+        feature.int2str(int(value)) if pd.notna(value) and value >= 0 else None for value in values
+    ]

@@ -1,5 +1,7 @@
 """Entry point of the tasks package: from the data settings to a task with tokenisable splits."""
 
+from dataclasses import replace
+
 from rankwise.errors import RequestError
 from rankwise.tasks.base import Task
 from rankwise.tasks.chat_formats import DataLayout, find_layout, holds_messages
@@ -31,6 +33,11 @@ def load_task(config: DataConfig) -> Task:
             )
         return load_sample(config)
     table = read_table(config.data)
+    task = _load_table(config, table)
+    return replace(task, notes=(*table.notes, *task.notes))
+
+
+def _load_table(config: DataConfig, table: Table) -> Task:
     layout = find_layout(config, table) if config.task in ("auto", "sft") else None
     task = _infer_task(config, table, layout) if config.task == "auto" else config.task
     _refuse_unused_columns(config, task)

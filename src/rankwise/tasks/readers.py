@@ -13,16 +13,10 @@ import pandas as pd
 
 from rankwise.errors import RequestError, nearest, some
 from rankwise.tasks.config import DataConfig
-from rankwise.tasks.hf_datasets import is_saved_dataset, read_hub_dataset, read_saved_dataset
+from rankwise.tasks.files import FORMATS, plain_name
+from rankwise.tasks.hf_datasets import read_hub_dataset
+from rankwise.tasks.sources import find_local, read_local
 
-FORMATS = {
-    ".csv": "CSV",
-    ".tsv": "TSV",
-    ".jsonl": "JSON lines",
-    ".ndjson": "JSON lines",
-    ".parquet": "Parquet",
-}
-SEPARATORS = {";": "';'", "\t": "a tab", ",": "','"}
 # Conventional column names, in lower case, the likeliest first.
 LABEL_NAMES = (
     "label", "labels", "class", "target", "category", "sentiment", "intent", "score", "rating",
@@ -43,15 +37,17 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a data file or data set; messages count them from 1.
+    """Rows of a data file or data set; its index counts them from 0, messages from 1.
 
     Attributes:
         rows: the data; all column names are text.
         path: the file, directory or hub id that the rows were read from.
+        notes: how they were read and what was not, to be printed.
     """
 
     rows: pd.DataFrame
     path: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -108,7 +104,8 @@ class Table:
 
     def refuse_bad_rows(self, column: str, good: Sequence[bool], fault: str, allowed: str) -> None:
         """Refuse a column unless all its rows are good, (N,); the message names the bad ones."""
-        bad = [row for row, is_good in enumerate(good, start=1) if not is_good]
+        numbers = zip(self.rows.index, good, strict=True)
+        bad = [row + 1 for row, is_good in numbers if not is_good]
         if bad:
             raise RequestError(
                 f"column {column!r} of {str(self.path)!r}: {fault} in {len(bad)} of "
@@ -167,19 +164,25 @@ def find_text_columns(config: DataConfig, table: Table) -> TextColumns:
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV, TSV, JSON lines or Parquet file, a saved data set, or a data set of a hub.
+    """Read a data file, a directory of data, or a data set of a hub.
 
-    The ending of a file's name tells its format. An empty cell is missing; words such as ``NA``
-    or ``None`` are texts like any other.
+    `rankwise.tasks.sources` says what a path may name. An empty cell is missing; words such as
+    ``NA`` or ``None`` are texts like any other.
 
     Raises:
         RequestError: the data are missing, empty, of an unknown format, or malformed.
     """
-    rows = _read_rows(path)
+    source = find_local(path)
+    if source is not None:
+        rows, notes = read_local(source)
+    elif is_hub_id(path):
+        rows, notes = read_hub_dataset(path), []
+    else:
+        raise RequestError(f"data {str(path)!r}: no such file")
     if rows.empty:
         raise RequestError(f"data {str(path)!r} is empty: it has no rows")
     rows.columns = [str(name) for name in rows.columns]
-    return Table(rows, path)
+    return Table(rows, path, tuple(f"{path.name}: {note}" for note in notes))
 
 
 def is_hub_id(path: Path) -> bool:
@@ -187,18 +190,24 @@ def is_hub_id(path: Path) -> bool:
 
     A path that exists is no hub id. A name with the ending of a data format is a missing file.
     """
-    is_file_name = path.suffix.lower() in FORMATS
-    return not is_file_name and not path.exists() and HUB_ID.fullmatch(path.as_posix()) is not None
+    is_file_name = plain_name(path).suffix.lower() in FORMATS
+    is_local = is_file_name or find_local(path) is not None
+    return not is_local and HUB_ID.fullmatch(path.as_posix()) is not None
 
 
 def file_fingerprint(path: Path) -> str:
     """Return the SHA-256 of a file, of all files in a directory, or of the rows of a hub's data."""
-    if is_hub_id(path):
+    source = find_local(path)
+    if source is None:
         rows = read_table(path).rows.to_json(orient="split")
         return hashlib.sha256(rows.encode()).hexdigest()
+    if source.path != path:
+        part = f"{file_fingerprint(source.path)} {source.config} {source.split}"
+        return hashlib.sha256(part.encode()).hexdigest()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        lines = [f"{file.relative_to(path)} {file_fingerprint(file)}" for file in files]
+        names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+        shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        lines = [f"{name} {file_fingerprint(path / name)}" for name in shown]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -211,58 +220,3 @@ def _label_name(value: Any) -> str | None:
     is_missing = value is None or value is pd.NA or not str(value).strip()
     # A float that is still one is a fraction or NaN.
     return None if is_missing or isinstance(value, (float, list, dict)) else str(value)
-
-
-def _read_rows(path: Path) -> pd.DataFrame:
-    if path.is_dir() and is_saved_dataset(path):
-        return read_saved_dataset(path)
-    if is_hub_id(path):
-        return read_hub_dataset(path)
-    place = f"data {str(path)!r}"
-    if path.is_dir():
-        raise RequestError(f"{place}: is a directory, and no data set that datasets saved")
-    if not path.is_file():
-        raise RequestError(f"{place}: no such file")
-    file_format = FORMATS.get(path.suffix.lower())
-    if file_format is None:
-        raise RequestError(f"{place}: allowed endings are {', '.join(FORMATS)}")
-    if path.stat().st_size == 0:
-        raise RequestError(f"{place} is empty")
-    try:
-        return _read_file(path, file_format)
-    except RequestError:
-        raise
-    except (OSError, ValueError) as error:  # parser errors of pandas and pyarrow are ValueErrors
-        reason = " ".join(str(error).split())
-        raise RequestError(f"{place} cannot be read as {file_format}: {reason}") from None
-
-
-def _read_file(path: Path, file_format: str) -> pd.DataFrame:
-    if file_format == "Parquet":
-        return pd.read_parquet(path)
-    if file_format == "JSON lines":
-        # dtype=False: the label "1" stays a text, and the label 1 a number.
-        return pd.read_json(path, lines=True, dtype=False)
-    separator = "," if file_format == "CSV" else "\t"
-    _refuse_other_separator(path, separator, file_format)
-    # low_memory=False: one type for a whole column, so that a text of digits stays a text.
-    return pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""], low_memory=False)
-
-
-def _refuse_other_separator(path: Path, separator: str, file_format: str) -> None:
-    """Refuse a file with another separator, such as the ";" of European spreadsheets."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        header = file.readline()
-    others = [sign for sign in SEPARATORS if sign in header]
-    if separator in header or not others:
-        return
-    remedy = f"name it {path.stem}{'.csv' if others[0] == ',' else '.tsv'}"
-    if others[0] == ";":
-        remedy = (
-            f"convert it: pandas.read_csv({path.name!r}, sep=';')"
-            f".to_csv('new-{path.name}', sep={separator!r}, index=False)"
-        )
-    raise RequestError(
-        f"data {str(path)!r}: its columns seem to be separated by {SEPARATORS[others[0]]}, but "
-        f"{file_format} needs {SEPARATORS[separator]}; {remedy}"
-    )

@@ -35,9 +35,12 @@ class Splits:
         return Task(name, objective, encoder, self.train, self.held_out, self.test, **more)
 
 
-def number_examples(inputs: Sequence[Any], labels: Sequence[Any]) -> Examples:
-    """Return examples that have their row numbers as ids."""
-    return Examples(tuple(range(len(inputs))), tuple(inputs), tuple(labels))
+def number_examples(
+    inputs: Sequence[Any], labels: Sequence[Any], table: Table | None = None
+) -> Examples:
+    """Return examples that have their row numbers as ids, those in the table if it is given."""
+    rows = range(len(inputs)) if table is None else table.rows.index.tolist()
+    return Examples(tuple(rows), tuple(inputs), tuple(labels))
 
 
 def make_splits(
@@ -58,16 +61,17 @@ def make_splits(
     """
     if config.eval_data is None:
         return split_examples(examples, strata or [""] * len(examples), noun=noun)
-    held_out = read_held_out(read_table(config.eval_data))
+    table = read_table(config.eval_data)
+    held_out = read_held_out(table)
     train_inputs = set(examples.inputs)
     shared = sum(text in train_inputs for text in held_out.inputs)
     if not shared:
-        return Splits(examples, held_out, NO_EXAMPLES)
+        return Splits(examples, held_out, NO_EXAMPLES, table.notes)
     counts = f"{shared} of its {len(held_out)} {noun}"
     note = f"eval_data {str(config.eval_data)!r}: {counts} are in the training data too"
     if not config.allow_duplicates:
         raise RequestError(f"{note}; remove them from one, or allow them with --allow-duplicates")
-    return Splits(examples, held_out, NO_EXAMPLES, (note,))
+    return Splits(examples, held_out, NO_EXAMPLES, (*table.notes, note))
 
 
 def split_examples(
