@@ -7,6 +7,7 @@ from rankwise.errors import RequestError, some
 from rankwise.tasks import samples, splits
 from rankwise.tasks.base import Encoded, Examples, Task
 from rankwise.tasks.config import DataConfig
+from rankwise.tasks.labels import keep_labelled, refuse_label_sets
 from rankwise.tasks.losses import ClassificationObjective
 from rankwise.tasks.readers import Table, find_text_columns
 
@@ -28,7 +29,9 @@ def load_sample(config: DataConfig) -> Task:
 def load_classification(config: DataConfig, table: Table) -> Task:
     """Check and split a table of texts and class labels."""
     columns = find_text_columns(config, table)
-    inputs, labels = columns.inputs(table), table.labels(columns.label)
+    refuse_label_sets(table, columns.label)
+    table, notes = keep_labelled(table, columns.label)
+    labels = table.labels(columns.label)
     names = sort_labels(set(labels))
     if len(names) < 2:
         raise RequestError(
@@ -37,19 +40,21 @@ def load_classification(config: DataConfig, table: Table) -> Task:
         )
 
     def read_held_out(table: Table) -> Examples:
-        inputs, labels = columns.inputs(table), table.labels(columns.label)
+        held_out, left_out = keep_labelled(table, columns.label)
+        notes.extend(f"eval_data: {note}" for note in left_out)
+        labels = held_out.labels(columns.label)
         unseen = sorted(set(labels) - set(names))
         if unseen:
             raise RequestError(
                 f"eval_data {str(table.path)!r} has labels that the training data lacks: "
                 f"{some(unseen)}; known: {some(names, 12)}"
             )
-        return _index_labels(inputs, labels, names)
+        return _index_labels(columns.inputs(held_out), labels, names, held_out)
 
-    examples = _index_labels(inputs, labels, names)
+    examples = _index_labels(columns.inputs(table), labels, names, table)
     parts = splits.make_splits(config, examples, read_held_out, labels)
-    note = columns.describe(table.path)
-    return _make_task(table.path.name, names, parts, config.train_examples, note)
+    notes.insert(0, columns.describe(table.path))
+    return _make_task(table.path.name, names, parts, config.train_examples, *notes)
 
 
 def sort_labels(names: set[str]) -> tuple[str, ...]:
@@ -80,8 +85,11 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded
     return Encoded(examples.ids, kept, examples.labels, token_type_ids), truncated
 
 
-def _index_labels(inputs: Sequence[Any], labels: list[str], names: tuple[str, ...]) -> Examples:
-    return splits.number_examples(inputs, [names.index(label) for label in labels])
+def _index_labels(
+    inputs: Sequence[Any], labels: list[str], names: tuple[str, ...], table: Table | None = None
+) -> Examples:
+    indices = [names.index(label) for label in labels]
+    return splits.number_examples(inputs, indices, table)
 
 
 def _make_task(

@@ -7,6 +7,7 @@ from rankwise.errors import RequestError
 from rankwise.tasks.base import Examples, Task
 from rankwise.tasks.classification import encode
 from rankwise.tasks.config import DataConfig
+from rankwise.tasks.labels import keep_labelled
 from rankwise.tasks.losses import RegressionObjective
 from rankwise.tasks.readers import Table, find_text_columns
 from rankwise.tasks.splits import limit_train, make_splits, number_examples
@@ -18,8 +19,13 @@ def load_regression(config: DataConfig, table: Table) -> Task:
     """Check and split a table of texts and numbers."""
     columns = find_text_columns(config, table)
 
+    left_out: list[str] = []
+
     def read(table: Table) -> Examples:
-        return number_examples(columns.inputs(table), table.numbers(columns.label))
+        labelled, notes = keep_labelled(table, columns.label, numbers=True)
+        left_out.extend(notes)
+        inputs, labels = columns.inputs(labelled), labelled.numbers(columns.label)
+        return number_examples(inputs, labels, labelled)
 
     splits = make_splits(config, read(table), read)
     labels = splits.train.labels
@@ -33,7 +39,7 @@ def load_regression(config: DataConfig, table: Table) -> Task:
         f"{columns.describe(table.path)}; the loss is the squared error as a share of the labels' "
         f"variance, {variance:.4g}"
     )
-    notes = (note, *splits.notes, *_scale_notes(float(np.mean(labels)), variance**0.5))
+    notes = (note, *left_out, *splits.notes, *_scale_notes(float(np.mean(labels)), variance**0.5))
     kept = limit_train(splits, config.train_examples)
     return kept.task(table.path.name, RegressionObjective(variance), encode, notes=notes)
 
