@@ -110,10 +110,11 @@ def test_paths_without_results_are_refused(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "absent.csv")
     assert "no such file" in refused(tmp_path / "absent")
     assert "holds no results; allowed are a rankwise sweep" in refused(tmp_path)
-    assert "is not a result of PEFT's method comparison" in refused(
-        save(tmp_path / "a.json", {"rank": 4})
+    assert (
+        "holds no results; allowed are a list of records, a result of PEFT's method comparison"
+        in refused(save(tmp_path / "a.json", {"rank": 4}))
     )
-    assert "holds a JSON list" in refused(save(tmp_path / "b.json", [{"rank": 4}]))
+    assert "no column that is plainly a metric" in refused(save(tmp_path / "b.json", [{"rank": 4}]))
     (tmp_path / "c.json").write_text('{"run_info": ')
     assert "c.json' cannot be read as JSON" in refused(tmp_path / "c.json")
     (tmp_path / "d.xlsx").write_text("rank")

@@ -259,15 +259,16 @@ def test_notes_name_the_runs_left_out(tmp_path: Path) -> None:
     imported = read_results([tmp_path])
     assert imported.evidence["rank"].tolist() == [4]
     for words in (
-        "run rankless is left out: no rank (lora_rank, lora_r, r, rank) in adapter_config.json or config.json",
+        "run rankless is left out: no rank (lora_rank, lora_r, lora_dim, adapter_rank, network_dim, r, rank) in adapter_config.json",
         "run untested is left out: metrics.jsonl holds no evaluation",
         "run other is left out: its peft_type is ADALORA, not LORA",
-        "run adapter-only is left out: it has no metrics.jsonl or trainer_state.json",
+        "run adapter-only is left out: it has no trainer_state.json, metrics.jsonl, eval_results.json",
     ):
         assert any(note.startswith(words) for note in imported.notes), words
     shutil.rmtree(tmp_path / "good")
-    assert "holds no results: run adapter-only is left out: it has no metrics.jsonl" in refused(
-        tmp_path
+    assert (
+        "holds no results: run adapter-only is left out: it has no trainer_state.json"
+        in refused(tmp_path)
     )
 
 
@@ -345,7 +346,11 @@ def test_a_resumed_log_counts_each_step_once(tmp_path: Path) -> None:
     [
         ("config.json", '{"lora_rank": 4', "config.json' cannot be read as JSON"),
         ("config.json", "[1, 2]", "config.json' holds a JSON list; allowed is an object"),
-        ("config.json", '{"lora_rank": 0}', "rank: 0 in 1 of 1 rows (run)"),
+        (
+            "config.json",
+            '{"lora_rank": 0}',
+            "run run is left out: it was trained without LoRA (rank 0)",
+        ),
         (
             "metrics.jsonl",
             '{"step": 0, "test/nll": 1.0}\n{"step": 1, "te',

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.analysis.read import ImportedResults, read_results
-from rankwise.checks import check_number, check_path, check_text
+from rankwise.checks import check_number, check_path
 from rankwise.decide import Decision
 from rankwise.decide.findings import Rule
 from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
@@ -49,8 +49,12 @@ def analyze(
     seed_column: str | None = None,
     learning_rate_column: str | None = None,
     example_column: str | None = None,
+    rank_pattern: str | None = None,
+    evaluation: str | None = None,
+    spread: str | None = None,
+    seeds_per_mean: int | None = None,
 ) -> Analysis:
-    """Decide on results on disk: tables, training runs, sweeps, or PEFT's method comparison.
+    r"""Decide on results on disk: tables, training runs, sweeps, or PEFT's method comparison.
 
     Args:
         *paths: files and directories, see `rankwise.analysis.read_results`.
@@ -65,6 +69,13 @@ def analyze(
         seed_column: column of seeds in tables, found like the ranks.
         learning_rate_column: column of learning rates in tables, found like the ranks.
         example_column: column of the held-out examples' ids in tables, found like the ranks.
+        rank_pattern: regular expression that finds the rank in a run's name or path, such as
+            ``r"r(\d+)"``; groups named ``rank`` and ``seed`` give both.
+        evaluation: evaluation of each run that counts, "best" or "last"; by default the best where
+            a run kept that checkpoint, and else the last.
+        spread: source of the spread in "54.0 ± 0.4" and in columns such as ``std``: "seeds", which
+            makes it evidence, or "examples", which leaves it out.
+        seeds_per_mean: number of seeds behind each row of a table of means with a spread.
 
     Raises:
         RequestError: the results cannot be read or cannot be compared.
@@ -74,20 +85,22 @@ def analyze(
         >>> rankwise.analyze("runs/", metric="loss").decision.rank  # doctest: +SKIP
         16
     """
-    columns = {
-        "rank_column": rank_column,
-        "seed_column": seed_column,
-        "learning_rate_column": learning_rate_column,
-        "example_column": example_column,
-    }
-    for name, value in (("metric", metric), *columns.items()):
-        if value is not None:
-            check_text(name, value)
     share = SHARE_MARGIN
     if score_margin is not None:
         share = check_number("score_margin", score_margin, above=0)
     results = read_results(
-        [check_path("results", path) for path in paths], metric=metric, **columns
+        [check_path("results", path) for path in paths],
+        metric=metric,
+        rank_column=rank_column,
+        seed_column=seed_column,
+        learning_rate_column=learning_rate_column,
+        example_column=example_column,
+        rank_pattern=rank_pattern,
+        evaluation=evaluation,
+        spread=spread,
+        seeds_per_mean=seeds_per_mean,
+        higher_is_better=higher_is_better,
+        noise_is_stated=noise is not None,
     )
     compared, evidence = results.metrics[0], results.evidence
     second, unit, notes = _second_metric(results) if compared == "loss" else (None, 1.0, [])
@@ -99,8 +112,8 @@ def analyze(
         metric=compared,
         margin=margin,
         confidence=confidence,
-        higher_is_better=higher_is_better,
-        noise=noise,
+        higher_is_better=results.higher_is_better if higher_is_better is None else higher_is_better,
+        noise=results.noise if noise is None else noise,
         score_margin=share * unit,
         chance_loss=results.chance_loss,
         trained_at=trained_at(results.trials),

@@ -25,9 +25,10 @@ from rankwise.analysis.source import (
 from rankwise.decide.metrics import TEST, find_metrics, split_part
 
 
-def is_comparison(content: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object is a result of PEFT's method comparison."""
-    return isinstance(content.get("run_info"), dict) and isinstance(content.get("train_info"), dict)
+def is_comparison(content: Any) -> bool:
+    """Return whether a JSON file's content is a result of PEFT's method comparison."""
+    parts = ("run_info", "train_info")
+    return isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in parts)
 
 
 def read_comparison(

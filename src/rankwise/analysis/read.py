@@ -4,22 +4,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rankwise.analysis.config import Reading
+from rankwise.analysis.lm_eval import is_lm_eval, read_lm_eval
+from rankwise.analysis.names import UNNAMED, bare_name, unqualified
 from rankwise.analysis.peft_comparison import is_comparison, read_comparison
-from rankwise.analysis.run_logs import CONFIGS, DEPTH, read_run_directories
-from rankwise.analysis.source import ResultsSource, read_json_object, separate
+from rankwise.analysis.run_logs import CONFIGS, DEPTH, RUN_FILES, read_run_directories
+from rankwise.analysis.source import ResultsSource, separate
+from rankwise.analysis.sweep_directory import read_sweep
+from rankwise.analysis.table_files import read_json, read_rows, records_in
 from rankwise.analysis.tables import read_result_table
 from rankwise.decide.evidence import ChanceLoss, as_numbers, check_columns
 from rankwise.decide.metrics import snake
 from rankwise.decide.wording import PLAIN, Wording
-from rankwise.errors import RankwiseError, RequestError, nearest, some
-from rankwise.store import records
-from rankwise.tasks.readers import FORMATS
+from rankwise.errors import RequestError, nearest, some
+from rankwise.store.records import TrialRecord
 
 KEY = ["rank", "seed", "learning_rate", "example_id"]
+EVALUATIONS = {
+    "kept": ("the best", ", whose checkpoint it kept; --evaluation last counts the last"),
+    "best": ("the best", ""),
+    "last": ("the last", ""),
+}
 DEFAULTS = {"seed": 0, "learning_rate": 0.0}  # values where none is recorded
 
 
@@ -43,34 +53,32 @@ class ImportedResults:
         notes: guesses and omissions that the user should know of.
         chance_loss: chance-level held-out loss, of a single sweep that knows it.
         wording: names of the loss in sentences.
+        noise: standard deviation of a trial over seeds in the first metric, where results say it.
+        higher_is_better: direction of the first metric, where a file says it.
     """
 
     evidence: pd.DataFrame
     metrics: tuple[str, ...]
     train_loss: pd.DataFrame | None
-    trials: tuple[records.TrialRecord, ...]
+    trials: tuple[TrialRecord, ...]
     notes: tuple[str, ...]
     chance_loss: ChanceLoss | None
     wording: Wording
+    noise: float | None = None
+    higher_is_better: bool | None = None
 
 
-def read_results(
-    paths: Sequence[Path],
-    *,
-    rank_column: str | None = None,
-    metric: str | None = None,
-    seed_column: str | None = None,
-    learning_rate_column: str | None = None,
-    example_column: str | None = None,
-) -> ImportedResults:
+def read_results(paths: Sequence[Path], **options: Any) -> ImportedResults:
     """Read results that others produced, and join those of several paths.
 
-    Each path is one of: a rankwise sweep directory; a table (CSV, TSV, JSON lines, Parquet); a
-    directory of training runs, or one run (see `rankwise.analysis.run_logs`); a result file of
-    PEFT's method comparison or a directory of them (see `rankwise.analysis.peft_comparison`).
+    Each path is one of: a rankwise sweep directory; a table (CSV, TSV, JSON, JSON lines, Parquet);
+    a directory of training runs, or one run (see `rankwise.analysis.run_logs`); a result file of
+    PEFT's method comparison or of lm-eval-harness, or a directory of them.
 
-    The columns are those of tables; by default the ones with conventional names are used.
-    ``metric`` is looked for besides the metrics with known names, and comes first.
+    Args:
+        paths: files and directories.
+        options: fields of `rankwise.analysis.config.Reading`: columns of tables, by default those
+            with conventional names; a metric, which comes first; and others.
 
     Raises:
         RequestError: a path cannot be read or holds no results, a column or metric is missing, a
@@ -79,31 +87,30 @@ def read_results(
     """
     if not paths:
         raise RequestError("no results were named; allowed are files and directories")
-    columns = {
-        "rank": rank_column,
-        "seed": seed_column,
-        "learning_rate": learning_rate_column,
-        "example": example_column,
-    }
+    reading = Reading(**options)
     sources: list[ResultsSource] = []
     notes: list[str] = []
     for path in paths:
-        read, omissions = _read_path(path, columns, metric)
+        read, omissions = _read_path(path, reading)
         if not read:
-            raise RequestError(f"{str(path)!r} holds no results: {'; '.join(omissions)}")
+            raise RequestError(f"{str(path)!r} holds no results: {some(omissions, 3)}")
         sources += read
         notes += omissions
     for source in sources:
         notes += source.notes
-    named = [f"{role}_column" for role, column in columns.items() if column is not None]
-    if named and all(path.is_dir() or path.suffix.lower() == ".json" for path in paths):
+    named = [f"{role}_column" for role, column in reading.columns.items() if column is not None]
+    if named and all(path.is_dir() for path in paths):
         holds = f"{some(map(str, paths))} holds none"
         raise RequestError(f"{named[0]} is for tables, and {holds}; leave it out")
-    metrics = _common_metrics(sources, metric, notes)
+    metrics = _common_metrics(sources, reading.metric, notes)
     evidence = _join(sources, metrics, notes)
     _refuse_repeats(sources, evidence)
     notes += _comparability_notes(sources)
+    if reading.evaluation is not None and not any("evaluation of each run" in one for one in notes):
+        notes.append("evaluation is not used: there is one evaluation for each run")
     single = sources[0] if len(sources) == 1 else None
+    noises = [source.noise[metrics[0]] for source in sources if metrics[0] in source.noise]
+    directions = [source.directions.get(metrics[0]) for source in sources]
     return ImportedResults(
         evidence=evidence.reset_index(drop=True),
         metrics=tuple(metrics),
@@ -112,71 +119,60 @@ def read_results(
         notes=tuple(dict.fromkeys(notes)),
         chance_loss=single.chance_loss if single else None,
         wording=single.wording if single else PLAIN,
+        noise=max(noises, default=None),
+        higher_is_better=next((up for up in directions if up is not None), None),
     )
 
 
-def _read_path(
-    path: Path, columns: dict[str, str | None], metric: str | None
-) -> tuple[list[ResultsSource], list[str]]:
+def _read_path(path: Path, reading: Reading) -> tuple[list[ResultsSource], list[str]]:
     """Return the sources at a path, and notes on what was left out."""
+    if path.is_file() and path.name in RUN_FILES:
+        return read_run_directories(path.parent, reading)
     if path.is_file() and path.suffix.lower() == ".json":
-        content = read_json_object(path)
-        if not is_comparison(content):
-            raise RequestError(
-                f"{str(path)!r} is not a result of PEFT's method comparison (it has no run_info "
-                f"and train_info); allowed are those and tables that end in {', '.join(FORMATS)}"
-            )
-        return separate([(path.name, read_comparison(path, content, metric))])
+        content = read_json(path)
+        if isinstance(content, dict) and is_comparison(content):
+            return separate([(path.name, read_comparison(path, content, reading.metric))])
+        if is_lm_eval(content):
+            return [read_lm_eval({path: content}, path.parent, reading)], []
+        return [read_result_table(records_in(content, path), path.name, reading)], []
     if not path.is_dir():
-        return [read_result_table(path, columns, metric)], []
+        return [read_result_table(read_rows(path), path.name, reading)], []
     if (path / "sweep.json").is_file() and (path / "trials").is_dir():
-        return [_read_sweep(path)], []
+        return [read_sweep(path)], []
     try:
-        runs, notes = read_run_directories(path, metric)
-        files = [] if runs else sorted(path.glob("*.json"))
-        contents = {file: read_json_object(file) for file in files}
+        runs, notes = read_run_directories(path, reading)
+        contents = {} if runs else _json_files(path)
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-    comparisons = {file: content for file, content in contents.items() if is_comparison(content)}
+    evaluations = {file: content for file, content in contents.items() if is_lm_eval(content)}
+    if evaluations:
+        return [read_lm_eval(evaluations, path, reading)], []
+    comparisons = {
+        file: content
+        for file, content in contents.items()
+        if isinstance(content, dict) and is_comparison(content)
+    }
     if comparisons:
         return separate(
-            (file.name, read_comparison(file, content, metric))
+            (file.name, read_comparison(file, content, reading.metric))
             for file, content in comparisons.items()
         )
     if not runs and not notes:
         raise RequestError(
             f"{str(path)!r} holds no results; allowed are a rankwise sweep (sweep.json), runs at "
-            f"most {DEPTH} directories down ({' or '.join(CONFIGS[:2])} with metrics.jsonl or "
-            "trainer_state.json), and results of PEFT's method comparison; name the file of a table"
+            f"most {DEPTH} directories down ({' or '.join(CONFIGS[:2])} with metrics.jsonl, "
+            "trainer_state.json or eval_results.json; Ray Tune's trials), and results of PEFT's "
+            "method comparison or lm-eval-harness; name the file of a table"
         )
     return runs, notes
 
 
-def _read_sweep(directory: Path) -> ResultsSource:
-    try:
-        rows, trials = records.read_evidence(directory), records.read_trials(directory)
-        train_loss = records.read_train_losses(directory)
-    except (OSError, ValueError, RankwiseError) as error:
-        reason = " ".join(str(error).split())
-        raise RequestError(f"sweep {str(directory)!r} cannot be read: {reason}") from None
-    missing = [name for name in records.EVIDENCE_COLUMNS if name not in rows.columns]
-    if missing:
-        lacks = f"its evidence lacks the column {some(missing)}"
-        raise RequestError(f"sweep {str(directory)!r}: {lacks}")
-    if rows.empty:
-        raise RequestError(f"sweep {str(directory)!r} has no complete trial yet; run it first")
-    sweep = records.read_sweep(directory)
-    assert sweep is not None  # a directory without sweep.json is not read as a sweep
-    score = snake(sweep.task.score)
-    return ResultsSource(
-        origin=str(directory),
-        rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
-        metrics={"loss": "loss", "score": score},
-        train_loss=None if train_loss.empty else train_loss,
-        trials=tuple(trials),
-        chance_loss=records.read_chance_loss(directory),
-        wording=Wording(sweep.task.loss, sweep.task.chance),
-    )
+def _json_files(directory: Path) -> dict[Path, Any]:
+    """Return the JSON files in a directory and the results at most DEPTH levels below it."""
+    files = list(directory.glob("*.json"))
+    for depth in range(1, DEPTH + 1):
+        files += directory.glob("*/" * depth + "results*.json")
+    return {file: read_json(file) for file in sorted(files)}
 
 
 def _common_metrics(
@@ -214,13 +210,21 @@ def _common_metrics(
 def _find_metric(requested: str, metrics: list[str], sources: list[ResultsSource]) -> str:
     """Return the metric that the user requested, by its name in a source or in the evidence."""
     written = {name: metric for source in sources for name, metric in source.metrics.items()}
-    spellings = {snake(name): metric for name, metric in written.items()}
+    spellings: dict[str, str] = {}
+    for name, metric in written.items():
+        rest = bare_name(name).rest
+        spellings |= {snake(each): metric for each in (unqualified(rest), rest, name)}
+        if bare_name(name).last in UNNAMED:  # the user said which metric it holds
+            spellings[snake(requested)] = metric
     spellings |= {metric: metric for metric in metrics}
-    metric = written.get(requested) or spellings.get(snake(requested))
-    if metric is None:
+    found = written.get(requested) or spellings.get(snake(requested))
+    of_tasks = [metric for metric in metrics if metric.endswith(f"_{snake(requested)}")]
+    if found is None and len(of_tasks) == 1 and of_tasks[0] != "train_loss":
+        found = of_tasks[0]
+    if found is None:
         hint = nearest(requested, [*metrics, *written])
         raise RequestError(f"there is no metric {requested!r}{hint}; metrics: {some(metrics, 12)}")
-    return metric
+    return found
 
 
 def _join(sources: list[ResultsSource], metrics: list[str], notes: list[str]) -> pd.DataFrame:
@@ -318,12 +322,16 @@ def _comparability_notes(sources: list[ResultsSource]) -> list[str]:
         if len(names) > 1:
             called = f"{metric} is called {some(map(repr, names))}"
             notes.append(f"{called}; they are comparable if the held-out data are the same")
-    steps = [source.step for source in sources if source.step is not None]
-    if steps:
+    for evaluation, said in EVALUATIONS.items():
+        chosen = [source for source in sources if source.evaluation == evaluation]
+        steps = [source.step for source in chosen if source.step is not None]
+        if not steps:
+            continue
         reached = f"step {steps[0]}"
         if min(steps) < max(steps):
             reached = f"steps {min(steps)} to {max(steps)}, not the same"
-        notes.append(f"the last evaluation of each run counts ({reached})")
+        each = "each run" if len(chosen) == len(sources) else f"{len(chosen)} of the runs"
+        notes.append(f"{said[0]} evaluation of {each} counts{said[1]} ({reached})")
     if differing := _differing_settings(sources):
         notes.append(f"the runs differ in more than their rank: {some(differing)}")
     return notes

@@ -9,16 +9,31 @@ Layouts:
       (``lora_rank``, ``learning_rate``) and ``metrics.jsonl`` (``step``, ``train_mean_nll`` and, at
       some steps, ``test/nll``). ``learning_rate`` in the metrics is the scheduled rate of a step;
       only the config has the peak rate.
+    - ``Trainer.save_metrics``, as run_clm.py and LLaMA-Factory call it: ``eval_results.json`` and
+      ``all_results.json`` beside the state, with the evaluation after training.
+    - Ray Tune's trials: `rankwise.analysis.ray_trials`.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
+from rankwise.analysis import ray_trials
+from rankwise.analysis.config import Reading
+from rankwise.analysis.evaluations import best_step, kept_step, until
+from rankwise.analysis.name_patterns import (
+    SEED_WORDS,
+    number_in_name,
+    pattern_advice,
+    rank_in_name,
+)
+from rankwise.analysis.names import LORA_SECTIONS, RANK_NAMES, SECTIONS, SETTING_NAMES
+from rankwise.analysis.rows import is_baseline
 from rankwise.analysis.source import (
     ResultsSource,
     comparable_settings,
@@ -35,19 +50,34 @@ from rankwise.analysis.source import (
 from rankwise.decide.metrics import TRAIN, find_metrics, is_held_out, split_part
 
 DEPTH = 3  # levels of directories that are searched for runs
-CONFIGS = ("adapter_config.json", "config.json", "training_args.json", "args.json")
-RANK_NAMES = ("lora_rank", "lora_r", "r", "rank")
-SETTING_NAMES = {"seed": ("seed",), "learning_rate": ("learning_rate", "lr")}
+CONFIGS = ("adapter_config.json", "config.json", "training_args.json", "args.json", "params.json")
+SAVED_METRICS = ("eval_results.json", "all_results.json")
+RUN_FILES = ("trainer_state.json", "metrics.jsonl", *SAVED_METRICS, ray_trials.RESULTS)
 TRAIN_LOSSES = ("train_loss", "train/loss", "train_mean_nll", "train/mean_nll", "loss")
-# Parts of the names of nested sections. They exclude settings of the same name elsewhere, such as
-# ``distributed.rank`` or ``data.seed``.
-LORA_SECTIONS = ("lora", "peft", "adapter")
-RANK_SECTIONS = (*LORA_SECTIONS, "model", "default")
-TRAINING_SECTIONS = ("train", "args", "optim")
+NO_LOG = f"it has no {', '.join(RUN_FILES[:-1])} or {ray_trials.RESULTS}"
+
+
+@dataclass
+class Log:
+    """What a run logged.
+
+    Attributes:
+        name: name of its file.
+        rows: rows in order.
+        train_losses: possible names of the training loss.
+        kept: step of the best checkpoint, which the run kept; None if it kept none.
+        configs: settings that the log holds.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+    train_losses: Sequence[str] = TRAIN_LOSSES
+    kept: int | None = None
+    configs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_run_directories(
-    directory: Path, metric: str | None = None
+    directory: Path, reading: Reading
 ) -> tuple[list[ResultsSource], list[str]]:
     """Read the runs in a directory and at most DEPTH levels below it.
 
@@ -57,15 +87,16 @@ def read_run_directories(
     Raises:
         RequestError: a file of a run cannot be read.
     """
-    results = []
+    runs = {}
     for run in _find_runs(directory, DEPTH):
         name = str(run.relative_to(directory)) if run != directory else run.resolve().name
-        results.append((f"run {name}", _read_run(run, name, metric)))
-    return separate(results)
+        runs[name] = run
+    advice = pattern_advice(list(runs))
+    return separate((f"run {name}", _read_run(runs[name], name, reading, advice)) for name in runs)
 
 
 def _find_runs(directory: Path, depth: int) -> Iterator[Path]:
-    if _log_file(directory) is not None:
+    if ray_trials.is_trial(directory) or _log_file(directory) is not None:
         yield directory  # directories below a run are its checkpoints and adapters
         return
     runs: list[Path] = []
@@ -84,7 +115,8 @@ def _log_file(run: Path) -> Path | None:
     paths = [place / "trainer_state.json" for place in (*_checkpoints(run), run)]
     states = [path for path in paths if path.is_file()]
     if not states:
-        return None
+        saved = [run / name for name in SAVED_METRICS if (run / name).is_file()]
+        return saved[0] if saved else None
     if len(states) > 1 and states[-1].parent == run:
         # A run that was resumed after save_state() has an older state than its checkpoints.
         steps: list[Any] = [read_json_object(state).get("global_step") for state in states[-2:]]
@@ -103,38 +135,41 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(steps, key=lambda path: (steps[path], path))
 
 
-def _read_run(run: Path, name: str, metric: str | None) -> ResultsSource | str:
+def _read_run(run: Path, name: str, reading: Reading, advice: str) -> ResultsSource | str:
     """Return the run, or why it is left out."""
-    path = _log_file(run)
-    if path is None:
-        return "it has no metrics.jsonl or trainer_state.json"
-    configs = _read_configs(run)
-    train_losses: Sequence[str] = TRAIN_LOSSES
-    if path.name == "metrics.jsonl":
-        rows = list(read_json_lines(path))
-    else:
-        state = read_json_object(path)
-        if isinstance(state.get("trial_params"), dict):  # from Trainer.hyperparameter_search
-            configs.append(state["trial_params"])
-        rows = log_rows(state.get("log_history"))
-        train_losses = ("loss",)  # Trainer's train_loss is the mean over the whole training
+    log = _read_log(run)
+    if log is None:
+        return NO_LOG
+    if ray_trials.is_trial(run) and (state := ray_trials.trial_state(run)) != ray_trials.FINISHED:
+        return f"its state is {state}"
+    configs = [*_read_configs(run), *log.configs]
     kind = _look_up(configs, ("peft_type",), LORA_SECTIONS)
     if kind is not None and str(kind).upper() != "LORA":
         return f"its peft_type is {kind}, not LORA"
     if any("truncated_from" in config for config in configs):
         return "its adapter was truncated from another trial's; name the sweep's directory instead"
-    rank = _look_up(configs, RANK_NAMES, RANK_SECTIONS)
-    if rank is None:
-        return f"no rank ({', '.join(RANK_NAMES)}) in {' or '.join(CONFIGS)}"
-    identity, notes = _identity(configs, rank, name)
+    method = _look_up(configs, ("finetuning_type",), SECTIONS["seed"])
+    if method is not None and is_baseline(method):
+        return f"it was trained without LoRA (finetuning_type {method})"
+    identity, notes = _identity(configs, name, reading)
+    if "rank" not in identity:
+        missing = f"no rank ({', '.join(RANK_NAMES)}) in {' or '.join(CONFIGS)}"
+        return f"{missing}; {advice}" if advice else missing
+    if is_baseline(identity["rank"]):
+        return f"it was trained without LoRA (rank {identity['rank']})"
 
+    values = last_values(log.rows)
+    metrics, _ = find_metrics(_held_out_names(values, reading), reading.metric)
+    evaluation, rows = _evaluation(log, metrics, reading)
     values = last_values(rows)
-    metrics, _ = find_metrics(_held_out_names(values), metric)
-    measured = {metric: values[written] for written, metric in metrics.items()}
-    diverged = any(row.get("diverged") is True for row in rows)
+    measured = {metric: values[written] for written, metric in metrics.items() if written in values}
+    diverged = any(row.get("diverged") is True for row in log.rows)
     diverged |= not math.isfinite(measured.get("loss", 0.0))
     if not metrics and not diverged:
-        return f"{path.name} holds no evaluation"
+        advice = _metric_advice(values) if log.train_losses == TRAIN_LOSSES else ""
+        return f"{log.name} holds no evaluation{advice}"
+    if "loss" in values and "loss" not in metrics.values() and log.train_losses == TRAIN_LOSSES:
+        notes.append(f"'loss' is left out{_metric_advice(values)}")
     if diverged:
         notes.append(f"run {name} diverged: its held-out loss is not finite, or its log says so")
     settings: dict[str, str] = {}
@@ -143,13 +178,55 @@ def _read_run(run: Path, name: str, metric: str | None) -> ResultsSource | str:
     return ResultsSource(
         origin=name,
         rows=pd.DataFrame([{**identity, "diverged": diverged, **measured}], index=[1]),
-        metrics=metrics,
+        metrics={written: metric for written, metric in metrics.items() if metric in measured},
         notes=tuple(notes),
-        train_loss=train_loss_history(rows, train_losses, identity),
+        train_loss=train_loss_history(log.rows, log.train_losses, identity),
         step=last_step(rows, metrics),
+        evaluation=evaluation,
         is_run=True,
         settings=settings,
     )
+
+
+def _read_log(run: Path) -> Log | None:
+    """Return what a run logged; None if it logged nothing."""
+    if ray_trials.is_trial(run):
+        return Log(ray_trials.RESULTS, ray_trials.trial_rows(run))
+    path = _log_file(run)
+    if path is None:
+        return None
+    if path.name == "metrics.jsonl":
+        return Log(path.name, list(read_json_lines(path)))
+    # Trainer's train_loss is the mean over the whole training.
+    log = Log(path.name, [], train_losses=("loss",))
+    step = None
+    if path.name == "trainer_state.json":
+        state = read_json_object(path)
+        log.rows = log_rows(state.get("log_history"))
+        log.kept, step = kept_step(state, log.rows), state.get("global_step")
+        if isinstance(state.get("trial_params"), dict):  # from Trainer.hyperparameter_search
+            log.configs.append(state["trial_params"])
+    if not any(is_held_out(name) for name in last_values(log.rows)):
+        for saved in SAVED_METRICS:
+            if (run / saved).is_file():
+                last = {"step": step, **read_json_object(run / saved)}
+                log.name, log.rows = saved, [*log.rows, last]
+                break
+    return log
+
+
+def _evaluation(
+    log: Log, metrics: Mapping[str, str], reading: Reading
+) -> tuple[Literal["kept", "best", "last"], Sequence[Mapping[str, Any]]]:
+    """Return which evaluation counts, and the rows of the log up to it."""
+    if not metrics or reading.evaluation == "last":
+        return "last", log.rows
+    if reading.evaluation == "best":
+        step = best_step(log.rows, metrics, reading)
+        return "best", log.rows if step is None else until(log.rows, step)
+    if log.kept is None:
+        return "last", log.rows
+    return "kept", until(log.rows, log.kept)
 
 
 def _read_configs(run: Path) -> list[dict[str, Any]]:
@@ -162,19 +239,45 @@ def _read_configs(run: Path) -> list[dict[str, Any]]:
 
 
 def _identity(
-    configs: Sequence[Mapping[str, Any]], rank: Any, name: str
+    configs: Sequence[Mapping[str, Any]], name: str, reading: Reading
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return a run's rank, and its seed and learning rate where known; and notes on guesses."""
-    identity, notes = {"rank": rank}, []
+    """Return a run's rank, seed and learning rate where known; and notes on guesses."""
+    identity: dict[str, Any] = {}
+    notes = []
+    rank, seed = _rank(configs), None
+    if reading.rank_pattern is not None:
+        by_name, seed = rank_in_name(reading.rank_pattern, name)
+        rank = rank if by_name is None else by_name
+        notes.append("rank_pattern gives the rank of each run whose name it fits")
+    if rank is not None:
+        identity["rank"] = rank
     for setting, spellings in SETTING_NAMES.items():
-        value = _look_up(configs, spellings, TRAINING_SECTIONS)
+        value = _look_up(configs, spellings, SECTIONS[setting])
+        if setting == "seed" and seed is not None:
+            value = seed
         if value is None:
-            value = _number_in_name(name, spellings)
+            words = SEED_WORDS if setting == "seed" else spellings
+            value = number_in_name(name, words)
             if value is None:
                 continue
             notes.append(f"{setting} is read from the run's name where no config has it")
         identity[setting] = value
     return identity, notes
+
+
+def _rank(configs: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the LoRA rank; a bare ``rank`` outside LoRA's sections, only if there is no other."""
+    explicit = [name for name in RANK_NAMES if name != "rank"]
+    found = _look_up(configs, explicit, SECTIONS["rank"])
+    if found is None:
+        inner = [
+            value
+            for config in configs
+            for key, value in config.items()
+            if isinstance(value, dict) and any(word in key.lower() for word in LORA_SECTIONS)
+        ]
+        found = _look_up(inner, RANK_NAMES, SECTIONS["rank"])
+    return _look_up(configs, RANK_NAMES, SECTIONS["rank"]) if found is None else found
 
 
 def _look_up(
@@ -193,19 +296,21 @@ def _look_up(
     return None
 
 
-def _number_in_name(name: str, words: Sequence[str]) -> str | None:
-    """Return the number after a word in a run's name: 1 after "seed" in ``r8-seed1``."""
-    for word in words:
-        pattern = rf"(?:^|[^a-z]){word}[-_=]?(\d+(?:\.\d+)?(?:e-?\d+)?)(?![a-z0-9.])"
-        match = re.search(pattern, name.lower())
-        if match:
-            return match[1]
-    return None
+def _held_out_names(values: Mapping[str, float], reading: Reading) -> list[str]:
+    """Return the held-out metrics in a log; if none is named so, all but those of training data.
 
-
-def _held_out_names(values: Mapping[str, float]) -> list[str]:
-    """Return the held-out metrics in a log; if none is named so, all but those of training data."""
+    The metric that the user named counts as held out.
+    """
+    asked = [name for name in values if name == reading.metric]
     held_out = [name for name in values if is_held_out(name)]
     if held_out:
-        return held_out
-    return [name for name in values if name != "loss" and split_part(name)[0] not in TRAIN]
+        return [*held_out, *(name for name in asked if name not in held_out)]
+    names = [name for name in values if name != "loss" and split_part(name)[0] not in TRAIN]
+    return [*names, *(name for name in asked if name not in names)]
+
+
+def _metric_advice(values: Mapping[str, float]) -> str:
+    """Return advice on a bare loss, which may be that of training or of held-out data."""
+    if "loss" not in values:
+        return ""
+    return "; if its 'loss' is that of held-out data, say so with --metric loss (metric)"

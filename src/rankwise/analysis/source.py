@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -39,11 +39,16 @@ class ResultsSource:
         train_loss: columns ``rank``, ``seed``, ``learning_rate`` (where known), ``step`` and
             ``train_loss``; None where not logged.
         trials: complete trials of a rankwise sweep.
-        step: step of a run's last evaluation, where known.
+        step: step of the evaluation of a run that counts, where known.
+        evaluation: which one that is: "kept", the one of the best checkpoint, which the run kept;
+            "best"; or "last".
         is_run: whether the source is a single run, not a table or a sweep.
         settings: values of the SETTINGS of a run that are known, as JSON text.
         chance_loss: chance-level held-out loss of a sweep, where known.
         wording: names of a sweep's loss in sentences.
+        noise: standard deviation of a trial's result over seeds, of each metric whose table says
+            it without the number of seeds.
+        directions: whether more of a metric is better, where the file says so.
     """
 
     origin: str
@@ -53,10 +58,13 @@ class ResultsSource:
     train_loss: pd.DataFrame | None = None
     trials: tuple[TrialRecord, ...] = ()
     step: int | None = None
+    evaluation: Literal["kept", "best", "last"] = "last"
     is_run: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     chance_loss: ChanceLoss | None = None
     wording: Wording = PLAIN
+    noise: Mapping[str, float] = field(default_factory=dict)
+    directions: Mapping[str, bool] = field(default_factory=dict)
 
 
 def separate(
@@ -101,7 +109,7 @@ def last_step(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> in
     """Return the last step at which one of the names was logged; None if none was."""
     for number, row in reversed(list(enumerate(rows, start=1))):
         if any(is_number(row.get(name)) for name in names):
-            return _step(row, number)
+            return step_of(row, number)
     return None
 
 
@@ -117,7 +125,7 @@ def train_loss_history(
     """
     for name in names:
         losses = {
-            _step(row, number): float(row[name])
+            step_of(row, number): float(row[name])
             for number, row in enumerate(rows, start=1)
             if is_number(row.get(name))
         }
@@ -139,7 +147,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     NaN and Infinity are numbers, as Python writes them.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{str(path)!r} cannot be read as JSON: {error}") from None
     return _as_object(content, repr(str(path)))
@@ -151,7 +159,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Blank lines are skipped.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
@@ -172,9 +180,9 @@ def _as_object(content: Any, place: str) -> dict[str, Any]:
     return content
 
 
-def _step(row: Mapping[str, Any], number: int) -> int:
+def step_of(row: Mapping[str, Any], number: int) -> int:
     """Return the step of a row in a log, or the row's number if it has none."""
-    for name in ("step", "global_step", "_step"):
+    for name in ("step", "global_step", "_step", "training_iteration", "current_steps"):
         step: Any = row.get(name)
         if is_number(step) and abs(step) < LARGEST_STEP:  # false for NaN
             return int(step)

@@ -1,106 +1,183 @@
-"""Results from a table: CSV, TSV, JSON lines or Parquet, with columns for rank and metrics."""
+"""Results from a table: a row for each result, with columns for the rank and metrics."""
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from rankwise.analysis.cells import Numbers, read_numbers
+from rankwise.analysis.charts import runs_of_chart
+from rankwise.analysis.config import Reading
+from rankwise.analysis.evaluations import one_evaluation
+from rankwise.analysis.names import RUN_NAMES, UNNAMED, bare_name, columns_named, measure_names
+from rankwise.analysis.roles import find_ranks, pick_columns
+from rankwise.analysis.rows import baseline_note, baseline_rows, finished_rows
 from rankwise.analysis.source import ResultsSource
-from rankwise.decide.evidence import as_booleans, as_measures
-from rankwise.decide.metrics import find_metrics
+from rankwise.analysis.spreads import read_means
+from rankwise.decide.evidence import as_booleans
+from rankwise.decide.metrics import find_metrics, snake, split_part
 from rankwise.errors import RequestError, nearest, some
-from rankwise.tasks.readers import Table, read_table
 
-# Conventional column names of each role, in lower case; the most explicit first.
-COLUMN_NAMES = {
-    "rank": ("rank", "lora_rank", "lora_r", "r"),
-    "seed": ("seed", "random_seed"),
-    "learning_rate": ("learning_rate", "lr"),
-    "example": ("example_id", "sample_id", "example", "sample", "id", "idx", "index"),
-}
+STEP_NAMES = (
+    "step", "global_step", "train_global_step", "training_iteration", "iteration", "current_steps",
+    "epoch", "train_epoch",
+)  # fmt: skip
+RUN_IDS = ("run_id", "trial_id", *RUN_NAMES)
+KEY = ("rank", "seed", "learning_rate", "example_id")
 
 
-def read_result_table(
-    path: Path, wanted: Mapping[str, str | None], metric: str | None = None
-) -> ResultsSource:
+def read_result_table(table: pd.DataFrame, origin: str, reading: Reading) -> ResultsSource:
     """Read a table of results.
 
     Args:
-        path: path of the file; its ending tells the format.
-        wanted: column of each role in COLUMN_NAMES; None to look for a conventional name.
-        metric: a metric to look for, besides those with known names.
+        table: the rows, numbered from 1.
+        origin: name of the file, for messages.
+        reading: the columns and the metric that the user named, and what else was said.
 
     Raises:
-        RequestError: the file cannot be read, lacks a column for the rank or a metric, gives one
-            column two roles, or ``diverged`` holds something other than true and false.
+        RequestError: it lacks a column for the rank or a metric, gives one column two roles, or
+            ``diverged`` holds something other than true and false.
     """
-    table = read_table(path).rows
-    table.index = pd.RangeIndex(1, len(table) + 1)
-    columns, notes = _pick_columns(table, wanted, path)
-    diverged_column = Table(table, path).find_column(("diverged",))
-    taken = {*columns.values(), diverged_column}
-    rest = [column for column in table.columns if column not in taken]
-    values = {column: as_measures(table[column]) for column in rest}
-    # A column of text alone is no metric; text in a column of numbers is refused later.
-    numbers = {column: each for column, each in values.items() if not np.isnan(each).all()}
-    metrics, _ = find_metrics(numbers, metric)
-    if not metrics:
-        missing = "no column that is plainly a metric; name it with metric"
-        if metric is not None:
-            hint = nearest(metric, table.columns)
-            missing = f"no column of numbers for the metric {metric!r}{hint}"
-        raise RequestError(f"{str(path)!r} has {missing}; columns: {some(table.columns, 12)}")
+    notes: list[str] = []
+    chart = runs_of_chart(table)
+    if chart is not None:
+        table, note = chart
+        notes.append(f"{origin}: {note}")
+    everything = len(table)
+    table, left_out = finished_rows(table, origin)
+    notes += left_out
+    if table.empty:
+        raise RequestError(f"{origin!r} has no results: none of {everything} runs finished")
+    columns, guesses = pick_columns(table, origin, reading)
+    ranks, settings = find_ranks(table, columns, origin, reading)
+    settings = {"rank": ranks, **settings}
+    baselines = baseline_rows(table, ranks)
+    if baselines.any():
+        notes.append(baseline_note(baselines, ranks[baselines], origin))
+        table = table[~baselines]
+        settings = {name: values[~baselines] for name, values in settings.items()}
+    if table.empty:
+        raise RequestError(f"{origin!r} has no results with a LoRA rank; {notes[-1]}")
 
+    numbers = _measures(table, columns)
+    metrics = _find_metrics(table, numbers, origin, reading)
+    rows = _result_rows(table, columns, metrics, numbers, origin).assign(**settings)
+    notes += [*guesses, _what_was_read(table, columns, settings, metrics, numbers, origin)]
+    rows, counted = _one_row_a_run(table, rows, metrics, reading)
+    notes += [] if counted is None else [f"{origin}: {counted}"]
+    kept = table.index.get_indexer(rows.index)
+    numbers = {name: each.take(kept) for name, each in numbers.items()}
+    means = read_means(rows, metrics, numbers, reading, origin)
+    return ResultsSource(
+        origin=origin,
+        rows=means.rows,
+        metrics=means.metrics,
+        notes=(*notes, *means.notes),
+        noise=means.noise,
+    )
+
+
+def _measures(table: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Numbers]:
+    """Return the columns of numbers that have no other role; a column of text alone has none."""
+    taken = {*columns.values(), *columns_named(table.columns, ("diverged",))}
+    numbers = {name: read_numbers(table[name]) for name in table.columns if name not in taken}
+    return {name: each for name, each in numbers.items() if not np.isnan(each.values).all()}
+
+
+def _find_metrics(
+    table: pd.DataFrame, numbers: Mapping[str, Numbers], origin: str, reading: Reading
+) -> dict[str, str]:
+    """Return the short name of each metric, by its column."""
+    asked = reading.metric
+    column = next((name for name in numbers if asked in (name, bare_name(name).rest)), None)
+    names = measure_names(numbers, column)
+    unnamed = columns_named(numbers, UNNAMED)[:1]
+    if asked is not None and unnamed and not _is_there(asked, names):
+        names[unnamed[0]] = asked
+    written: dict[str, str] = {}
+    for name, plain in names.items():
+        written.setdefault(plain, name)
+    found, _ = find_metrics(written, names.get(str(column), asked))
+    if not found:
+        missing = "no column that is plainly a metric; name it with metric"
+        for name in unnamed:
+            missing += f", or say which metric {name!r} is, such as --metric eval_loss"
+        if asked is not None:
+            missing = (
+                f"no column of numbers for the metric {asked!r}{nearest(asked, table.columns)}"
+            )
+        raise RequestError(f"{origin!r} has {missing}; columns: {some(table.columns, 12)}")
+    return {written[plain]: short for plain, short in found.items()}
+
+
+def _is_there(asked: str, names: Mapping[str, str]) -> bool:
+    spellings = {snake(each) for pair in names.items() for each in pair}
+    return snake(asked) in spellings | {split_part(name)[1] for name in spellings}
+
+
+def _result_rows(
+    table: pd.DataFrame,
+    columns: Mapping[str, str],
+    metrics: Mapping[str, str],
+    numbers: Mapping[str, Numbers],
+    origin: str,
+) -> pd.DataFrame:
+    """Return the table with its roles' and metrics' short names."""
     names = {"example": "example_id"}
     roles = {names.get(role, role): table[column] for role, column in columns.items()}
     rows = pd.DataFrame(roles, index=table.index)
     rows["diverged"] = False
-    if diverged_column is not None:
-        rows["diverged"] = as_booleans(table[diverged_column], partial(_refuse, path))
+    for column in columns_named(table.columns, ("diverged",))[:1]:
+        rows["diverged"] = as_booleans(table[column], partial(_refuse, origin))
     for written, name in metrics.items():
-        rows[name] = numbers[written]
+        values = numbers[written].values
+        known = np.isfinite(values) | table[written].isna().to_numpy()
+        # A cell that is no number is kept as it is, so that the refusal can show it.
+        rows[name] = values if known.all() else table[written].astype(object).where(~known, values)
+    return rows
+
+
+def _what_was_read(
+    table: pd.DataFrame,
+    columns: Mapping[str, str],
+    settings: Mapping[str, object],
+    metrics: Mapping[str, str],
+    numbers: Mapping[str, Numbers],
+    origin: str,
+) -> str:
+    """Say which column gave what, and which columns are left out."""
     used = [f"{role} from {column!r}" for role, column in columns.items()]
+    used += [f"{name} from {columns['rank']!r}" for name in settings if name not in columns]
     used += [f"{name} from {written!r}" for written, name in metrics.items()]
-    left_out = [column for column in rest if column not in metrics]
-    omitted = f"; left out {some(left_out, 8)}" if left_out else ""
-    notes.append(f"{path.name}: read {', '.join(used)}{omitted}")
-    return ResultsSource(origin=path.name, rows=rows, metrics=metrics, notes=tuple(notes))
+    taken = {*columns.values(), *metrics, *columns_named(table.columns, ("diverged",))}
+    unused = [column for column in table.columns if column not in taken]
+    omitted = f"; left out {some(unused, 8)}" if unused else ""
+    percent = [repr(name) for name in metrics if numbers[name].is_percent]
+    shares = f"; 54% in {', '.join(percent)} is read as 0.54" if percent else ""
+    return f"{origin}: read {', '.join(used)}{omitted}{shares}"
 
 
-def _pick_columns(
-    table: pd.DataFrame, wanted: Mapping[str, str | None], path: Path
-) -> tuple[dict[str, str], list[str]]:
-    """Return the column of each role that the table has, and notes on columns left out."""
-    columns: dict[str, str] = {}
-    for role, column in wanted.items():
-        if column is None:
+def _one_row_a_run(
+    table: pd.DataFrame, rows: pd.DataFrame, metrics: Mapping[str, str], reading: Reading
+) -> tuple[pd.DataFrame, str | None]:
+    """Keep the evaluation of each run that counts, where the table has one for each step."""
+    ids = {f"id {name}": table[name] for name in columns_named(table.columns, RUN_IDS)}
+    for step in columns_named(table.columns, STEP_NAMES):
+        steps = read_numbers(table[step]).values
+        if not np.isfinite(steps).all():
             continue
-        for other, taken in columns.items():
-            if column == taken:
-                both = f"{other}_column and {role}_column"
-                raise RequestError(f"{both} are both {column!r}; name two columns")
-        columns[role] = Table(table, path).pick_column(column, (), role)
-    for role, names in COLUMN_NAMES.items():
-        if role in columns:
-            continue
-        free = Table(table.drop(columns=list(columns.values())), path)
-        if role == "rank" or free.find_column(names) is not None:
-            columns[role] = free.pick_column(None, names, role)
-    example = columns.get("example")
-    if example is None or wanted["example"] is not None or not table[example].astype(str).is_unique:
-        return columns, []
-    # The same held-out examples occur at every rank, so ids that never repeat are row numbers.
-    del columns["example"]
-    note = f"{example!r} is left out: its values never repeat, so they are not example ids"
-    return columns, [f"{path.name}: {note}"]
+        runs = [*(name for name in KEY if name in rows), *ids]
+        kept, note = one_evaluation(rows.assign(step=steps, **ids), metrics, runs, reading)
+        if note is not None:
+            return kept[rows.columns], note
+    return rows, None
 
 
-def _refuse(path: Path, values: pd.Series, good: np.ndarray, allowed: str) -> None:
+def _refuse(origin: str, values: pd.Series, good: np.ndarray, allowed: str) -> None:
     """Refuse a column with bad values; name the column, the file and the rows."""
     bad = values[~good]
     if len(bad):
         found = f"{some(bad.astype(str).unique())} in {len(bad)} rows (row {some(bad.index)})"
-        column = f"column {values.name!r} of {str(path)!r}"
+        column = f"column {values.name!r} of {origin!r}"
         raise RequestError(f"{column}: {found}; allowed are {allowed}")

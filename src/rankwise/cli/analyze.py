@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rankwise.cli.options import Command, Output, print_json
-from rankwise.settings import FilePath, Flag, Option, Positive, Several, Share, Text, column
+from rankwise.settings import Count, FilePath, Flag, Option, Positive, Several, Share, Text, column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,40 @@ class AnalyzeRequest(Output):
     seed_column: Annotated[Text | None, column("seeds")] = None
     learning_rate_column: Annotated[Text | None, column("learning rates")] = None
     example_column: Annotated[Text | None, column("ids of held-out examples")] = None
+    rank_pattern: Annotated[
+        Text | None,
+        Option(
+            r"Find ranks in the names of runs with this regular expression, such as 'r(\d+)'.",
+            "columns",
+            "PATTERN",
+            "not used",
+        ),
+    ] = None
+    evaluation: Annotated[
+        Literal["best", "last"] | None,
+        Option(
+            "Evaluation of each run that counts.",
+            "columns",
+            unset="the best where a run kept that checkpoint, else the last",
+        ),
+    ] = None
+    spread: Annotated[
+        Literal["seeds", "examples"] | None,
+        Option(
+            "Source of the spread of means, as in 54.0 ± 0.4 or a column std.",
+            "columns",
+            unset="asked for",
+        ),
+    ] = None
+    seeds_per_mean: Annotated[
+        Count | None,
+        Option(
+            "Number of seeds behind each row of a table of means with a spread.",
+            "columns",
+            "N",
+            "found by name",
+        ),
+    ] = None
     metric: Annotated[
         Text | None,
         Option(

@@ -1,0 +1,41 @@
+"""Results of a rankwise sweep, from its directory."""
+
+from pathlib import Path
+
+from rankwise.analysis.source import ResultsSource
+from rankwise.decide.metrics import snake
+from rankwise.decide.wording import Wording
+from rankwise.errors import RankwiseError, RequestError, some
+from rankwise.store import records
+
+
+def read_sweep(directory: Path) -> ResultsSource:
+    """Read a sweep's evidence and trials.
+
+    Raises:
+        RequestError: the sweep cannot be read, or has no complete trial.
+    """
+    try:
+        rows, trials = records.read_evidence(directory), records.read_trials(directory)
+        train_loss = records.read_train_losses(directory)
+    except (OSError, ValueError, RankwiseError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"sweep {str(directory)!r} cannot be read: {reason}") from None
+    missing = [name for name in records.EVIDENCE_COLUMNS if name not in rows.columns]
+    if missing:
+        lacks = f"its evidence lacks the column {some(missing)}"
+        raise RequestError(f"sweep {str(directory)!r}: {lacks}")
+    if rows.empty:
+        raise RequestError(f"sweep {str(directory)!r} has no complete trial yet; run it first")
+    sweep = records.read_sweep(directory)
+    assert sweep is not None  # a directory without sweep.json is not read as a sweep
+    score = snake(sweep.task.score)
+    return ResultsSource(
+        origin=str(directory),
+        rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
+        metrics={"loss": "loss", "score": score},
+        train_loss=None if train_loss.empty else train_loss,
+        trials=tuple(trials),
+        chance_loss=records.read_chance_loss(directory),
+        wording=Wording(sweep.task.loss, sweep.task.chance),
+    )
