@@ -22,9 +22,9 @@ def test_a_narrow_file_is_widened_and_a_terminal_is_not(
 @pytest.mark.parametrize(("wrap", "lines"), [(False, 2), (True, 3)])
 def test_printed_lines_are_no_markup_and_break_only_where_allowed(wrap: bool, lines: int) -> None:
     console = Console(file=io.StringIO(), width=20)
-    print_lines(console, "[bold]/a/b", "words " * 5, wrap=wrap)
+    print_lines(console, "[bold]/a:train:b", "words " * 5, wrap=wrap)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert printed.startswith("[bold]/a/b\n")
+    assert printed.startswith("[bold]/a:train:b\n")
     assert len(printed.splitlines()) == lines
 
 

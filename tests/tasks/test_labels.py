@@ -90,6 +90,8 @@ def test_minus_one_is_asked_about_and_either_answer_is_accepted(labels: list[int
         (["[1, 0, 1]"], "vectors of 0 and 1"),
         (["0 1 1", "1 0 0"], "vectors of 0 and 1"),
         (["a,b", "b,c", "a", "a, c"], "labels separated by commas"),
+        (["a,b", "b,a"], "labels separated by commas"),
+        (["a,b", "b,c", "a,c", "a,b,c"], "labels separated by commas"),
         (["a;b", "b", "a"], "labels separated by semicolons"),
         (["anger|joy", "joy|fear", "fear", "anger"], r"labels separated by '\|'"),
     ],
@@ -104,6 +106,7 @@ def test_several_labels_a_row_are_refused_in_any_spelling(labels: list[Any], wor
     [
         ["Arts, Crafts & Sewing", "Electronics", "Health, Beauty"],
         ["science|physics", "science|chemistry", "sport"],
+        ["Portland, OR", "Portland, ME", "Augusta, ME", "Salem, OR"],
         ["[PAD]", "[laughs]"],
         ["{x}", "(a)"],
         [1, 2, None],

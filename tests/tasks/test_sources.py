@@ -38,7 +38,7 @@ def test_all_shards_of_a_split_are_read_and_named(
     first, second = table.notes
     assert "split 'train' from 2 files: data/train-00000-of-00002.parquet, data/train" in first
     assert (
-        f"not read: split 'test' (held-out data are named as eval_data, as in '{snapshot}:test')"
+        f"not part of these data: test (name one after a colon, as in eval_data '{snapshot}:test')"
         in second
     )
     assert read_table(Path(f"{snapshot}:test")).texts("text") == ["text 5"]
@@ -164,7 +164,7 @@ def test_splits_saved_together_are_read_by_name(tmp_path: Path) -> None:
     datasets.DatasetDict(both).save_to_disk(tmp_path / "saved")
     table: Table = read_table(tmp_path / "saved")
     assert len(table) == 3
-    assert any("not read: split 'test'" in note for note in table.notes)
+    assert any("not part of these data: test" in note for note in table.notes)
     assert (
         len(read_table(Path(f"{tmp_path}/saved:test")))
         == len(read_table(tmp_path / "saved" / "test"))

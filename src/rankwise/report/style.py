@@ -28,4 +28,6 @@ def print_lines(
 ) -> None:
     """Print lines as they are; unless ``wrap``, a long one, which may hold a path, stays whole."""
     for line in lines:
-        console.print(line, style=style, highlight=False, markup=False, soft_wrap=not wrap)
+        console.print(
+            line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=not wrap
+        )

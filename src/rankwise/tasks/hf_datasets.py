@@ -74,8 +74,8 @@ def pick_split(names: Sequence[str], wanted: str | None, path: Path) -> tuple[st
     others = [name for name in names if name != chosen]
     if not others or wanted is not None:
         return chosen, []
-    example = f"held-out data are named as eval_data, as in '{path}:{others[0]}'"
-    return chosen, [f"not read: split {some(map(repr, others))} ({example})"]
+    how = f"name one after a colon, as in eval_data '{path}:{others[0]}'"
+    return chosen, [f"other splits are not part of these data: {some(others)} ({how})"]
 
 
 @contextmanager

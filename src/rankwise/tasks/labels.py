@@ -3,7 +3,8 @@
 import ast
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -134,12 +135,17 @@ def _parse_list(text: str) -> Any:
     return None
 
 
-def _separated_sets(texts: Iterable[str], separator: str) -> list[str]:
-    """Return the labels that are plainly sets of others: each part is in another label too."""
-    parts = {text: {part.strip() for part in text.split(separator)} for text in texts}
-    count: dict[str, int] = {}
-    for part in (part for found in parts.values() for part in found):
-        count[part] = count.get(part, 0) + 1
+def _separated_sets(texts: Mapping[str, int], separator: str) -> list[str]:
+    """Return the labels that are plainly sets of others; none if that is not plain.
+
+    At least half of the labels with the separator have no part that is theirs alone, and also a
+    part is a label by itself, two labels differ in order only, or there are few parts.
+    """
+    parts = {text: frozenset(part.strip() for part in text.split(separator)) for text in texts}
     joined = {text: found for text, found in parts.items() if len(found) > 1}
+    count = Counter(part for found in parts.values() for part in found)
     sets = [text for text, found in joined.items() if all(count[part] > 1 for part in found)]
-    return sets if 2 * len(sets) >= len(joined) else []
+    members = {part for found in joined.values() for part in found}
+    alone = any(part in texts for part in members)
+    is_plain = alone or len(set(joined.values())) < len(joined) or len(members) < len(joined)
+    return sets if is_plain and 2 * len(sets) >= len(joined) else []
