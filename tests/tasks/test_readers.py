@@ -71,6 +71,12 @@ def test_columns_are_found_by_name_or_listed_when_absent() -> None:
         table.pick_column(None, ("text",), "text")
 
 
+def test_blanks_around_a_column_name_do_not_hide_it() -> None:
+    table = Table(pd.DataFrame({" Text": ["a"], "label ": [1]}), Path("x.csv"))
+    assert table.pick_column(None, ("text",), "text") == " Text"
+    assert table.pick_column(None, LABEL_NAMES, "label") == "label "
+
+
 def test_missing_texts_name_their_rows() -> None:
     values = pd.Series(["a", None, "b", 3, "  "], name="text", dtype=object)
     with pytest.raises(RequestError, match=r"3 of 5 rows \(row 2, 4, 5\)"):

@@ -44,11 +44,14 @@ COMPRESSIONS: dict[bytes, tuple[str, Opener]] = {
     b"\x28\xb5\x2f\xfd": ("zstd", _open_zstd),
 }
 BUILDERS = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
-CONVERT_EXCEL = "pandas.read_excel({name!r}).to_csv({csv!r}, index=False)"
+CONVERT_EXCEL = "pandas.read_excel({name!r}).to_csv({csv!r}, index=False) (needs openpyxl)"
 CONVERT_PICKLE = "pandas.read_pickle({name!r}).to_parquet({parquet!r})"
 CONVERT_ORC = "pandas.read_orc({name!r}).to_parquet({parquet!r})"
 OTHER_KINDS = {
-    b"\xd0\xcf\x11\xe0": ("an Excel workbook", f"save it as CSV, as with {CONVERT_EXCEL}"),
+    b"\xd0\xcf\x11\xe0": (
+        "an Excel workbook",
+        f"save it as CSV, as with {CONVERT_EXCEL}",
+    ),
     b"\x80": (
         "a pickle, which can run any program when it is opened, so it is not read",
         f"if you trust it, save it as Parquet with {CONVERT_PICKLE}",
@@ -264,6 +267,6 @@ def _name_encoding(content: bytes, position: int, path: Path) -> str:
     elif name != path.name:
         remedy = f"unpack it, then {remedy}"
     return (
-        f"not UTF-8 (line {line}); in {encoding} it reads {shown!r}; if that is right, "
-        f"save it as UTF-8: {remedy}"
+        f"not UTF-8 (line {line}); in {encoding} it reads {shown!r}; if that is right "
+        f"(else name its encoding there), save it as UTF-8: {remedy}"
     )

@@ -5,6 +5,7 @@ texts that look like dates into dates, and the text "01" beside numbers into 1.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pandas as pd
 from rankwise.errors import RequestError, nearest, some
 
 MESSAGE_ROLES = {"role", "from"}  # a list of objects with one of these keys is one conversation
+NEXT_VALUE = re.compile(r"[\s\ufeff]*[^\s\ufeff]")  # also after the mark of a file put in between
 PANDAS_SPLIT = {"columns", "data"}  # keys that DataFrame.to_json(orient="split") writes
 
 
@@ -30,12 +32,9 @@ def read_json_text(text: str, path: Path, key: str | None) -> tuple[pd.DataFrame
     """
     place = f"data {str(path)!r}"
     try:
-        content = json.loads(text.rstrip())  # so that a cut text ends in its last line
+        content = _parse(text.rstrip())  # so that a text that was cut ends in its last line
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" or _is_object(text.split("\n", 2)[1:2]):
-            content = _read_lines(text, place)
-        else:
-            raise RequestError(f"{place}: line {error.lineno} is no JSON: {error.msg}") from None
+        raise RequestError(f"{place}: line {error.lineno} is no JSON: {error.msg}") from None
     except RecursionError:
         raise RequestError(f"{place}: its JSON is nested too deeply to be read") from None
     notes: list[str] = []
@@ -50,22 +49,38 @@ def read_json_text(text: str, path: Path, key: str | None) -> tuple[pd.DataFrame
     return pd.DataFrame([_record(value, row, place) for row, value in enumerate(content, 1)]), notes
 
 
-def _read_lines(text: str, place: str) -> list[Any]:
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise RequestError(f"{place}: line {number} is no JSON: {reason}") from None
-    return records
+def _parse(text: str) -> Any:
+    """Return the only value of a JSON text, or the list of all.
 
-
-def _is_object(lines: list[str]) -> bool:
+    Raises:
+        json.JSONDecodeError: a value is malformed; of JSON lines, the error names its own line.
+    """
+    decoder, values, position = json.JSONDecoder(), [], 0
     try:
-        return all(isinstance(json.loads(line), dict) for line in lines) and bool(lines)
+        while start := NEXT_VALUE.match(text, position):
+            value, position = decoder.raw_decode(text, start.end() - 1)
+            values.append(value)
+    except json.JSONDecodeError:
+        lines = text.split("\n")
+        if not any(map(_is_object, lines[:2])):
+            raise
+        for number, line in enumerate(lines):
+            if line.strip():
+                _parse_line(line, number)
+        raise
+    return values[0] if len(values) == 1 else values
+
+
+def _parse_line(line: str, number: int) -> None:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        raise json.JSONDecodeError(error.msg, "\n" * number + line, number) from None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
     except ValueError:
         return False
 

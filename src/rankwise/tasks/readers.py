@@ -58,8 +58,11 @@ class Table:
         return len(self.rows)
 
     def find_column(self, names: Sequence[str]) -> str | None:
-        """Return the first of the lower-case names that the table has, in any case; or None."""
-        columns = {column.lower(): column for column in reversed(self.columns)}
+        """Return the column of the first lower-case name that the table has, or None.
+
+        Case and blanks around a name do not count.
+        """
+        columns = {column.strip().lower(): column for column in reversed(self.columns)}
         return next((columns[name] for name in names if name in columns), None)
 
     def pick_column(self, wanted: str | None, names: Sequence[str], role: str) -> str:
