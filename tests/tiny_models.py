@@ -288,12 +288,66 @@ MULTIMODAL: dict[str, dict[str, Any]] = {  # their settings lie in nested config
         "vision_config": {**VISION, "depth": 2, "out_hidden_size": 64},
     },
 }
+SMALL_TEXT = {**TEXT, "hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 96}
+TOWER = {**VISION, "num_attention_heads": 2, "num_hidden_layers": 5, "image_size": 56}
+CLIP = {**TOWER, "patch_size": 14, "model_type": "clip_vision_model"}
+VISION_LANGUAGE: dict[str, dict[str, Any]] = {
+    "gemma3": MULTIMODAL["gemma3"],
+    "qwen2_5_vl": {
+        **SMALL_TEXT,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vision_config": {**VISION, "depth": 5, "out_hidden_size": 64},
+    },
+    "qwen3_vl": {
+        "text_config": {
+            **SMALL_TEXT,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        },
+        "vision_config": {**VISION, "depth": 5, "out_hidden_size": 64},
+    },
+    "llava": {"text_config": {**SMALL_TEXT, "model_type": "llama"}, "vision_config": CLIP},
+    "mistral3": {
+        "text_config": {**SMALL_TEXT, "model_type": "mistral"},
+        "vision_config": {**TOWER, "model_type": "pixtral", "head_dim": 16},
+    },
+    "smolvlm": {"text_config": {**SMALL_TEXT, "model_type": "llama"}, "vision_config": TOWER},
+    "llama4": {
+        "text_config": {**SMALL_TEXT, "intermediate_size_mlp": 96, "num_local_experts": 4},
+        "vision_config": {
+            **TOWER,
+            "intermediate_size": 128,
+            "projector_input_dim": 64,
+            "projector_output_dim": 64,
+            "vision_output_dim": 64,
+        },
+    },
+}
+HYBRIDS: dict[str, dict[str, Any]] = {  # with layers of Mamba
+    "falcon_h1": {
+        **SMALL_TEXT,
+        "mamba_d_ssm": 64,
+        "mamba_d_state": 16,
+        "mamba_d_head": 16,
+        "mamba_n_heads": 4,
+        "mamba_chunk_size": 32,
+    },
+    "nemotron_h": {
+        **SMALL_TEXT,
+        "layers_block_type": ["mamba", "attention", "mlp"] * 4,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "n_groups": 1,
+        "chunk_size": 32,
+    },
+}
 
 
 def write_config(directory: Path, name: str, **changes: Any) -> str:
     """Write an architecture's config.json and return the directory as a model's name."""
     directory.mkdir(parents=True, exist_ok=True)
-    content = {"model_type": name, **{**ARCHITECTURES, **MULTIMODAL}[name], **changes}
+    known = {**ARCHITECTURES, **VISION_LANGUAGE, **MULTIMODAL, **HYBRIDS}
+    content = {"model_type": name, **known[name], **changes}
     (directory / "config.json").write_text(json.dumps(content))
     return str(directory)
 
@@ -327,7 +381,7 @@ def real_model(
         model = _quantized(model, meta.attention, config, directory)
     model.config.use_cache = False
     with quiet_libraries():
-        peft_model = get_peft_model(model, lora_config(config, rank, meta.task_type))
+        peft_model = get_peft_model(model, lora_config(config, rank, meta.task_type, model))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

@@ -21,7 +21,8 @@ def test_options_are_the_request(tmp_path: Path, capsys: pytest.CaptureFixture[s
     request = json.loads(capsys.readouterr().out)["request"]
     changed = {"model": model, "ranks": [4, 8], "rank_pattern": {"q_proj": 2}, "precision": "fp32",
                "use_dora": True}  # fmt: skip
-    assert request == {**PlanConfig(model=model).as_dict(), **changed}
+    unset = {**PlanConfig(model=model).as_dict(), "target_modules": "all-linear"}
+    assert request == {**unset, **changed}
     assert set(request) == set(options(PlanConfig))
 
 

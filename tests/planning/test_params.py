@@ -17,7 +17,7 @@ from rankwise.planning.params import (
     count_at_rank,
     lora_config,
 )
-from rankwise.planning.prepare import make_skeleton
+from rankwise.planning.prepare import make_skeleton, prepare
 from rankwise.tasks.losses import ClassificationObjective
 from tests.tiny_models import ARCHITECTURES, real_model, request, save_tiny, write_config
 
@@ -34,7 +34,9 @@ def count_by_peft(config: PlanConfig) -> Any:
     """Put the adapter on the whole model and let PEFT count."""
     meta = load_meta_model(config.model, torch.float32, task_type=config.task_type)
     with quiet_libraries():
-        return get_peft_model(meta.model, lora_config(config, config.ranks[0], meta.task_type))
+        return get_peft_model(
+            meta.model, lora_config(config, config.ranks[0], meta.task_type, meta.model)
+        )
 
 
 @pytest.mark.parametrize("row", PUBLISHED[:-1], ids=lambda row: f"{row['model']} r={row['rank']}")
@@ -47,7 +49,7 @@ def test_counts_equal_published_counts(row: dict[str, Any], tmp_path: Path) -> N
         use_dora=row.get("use_dora", False),
         task_type=row["task_type"],
     )
-    params = count(config)
+    params = count(prepare(config).config)
     assert params.trainable == row["trainable"]
     if row["all_params"] is not None:
         assert params.all == row["all_params"]

@@ -1,10 +1,12 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rankwise.errors import RequestError
 from rankwise.planning.plan import plan
-from tests.tiny_models import write_config
+from tests.tiny_models import HYBRIDS, VISION_LANGUAGE, write_config
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,65 @@ def test_checkpoint_of_another_quantisation_method_is_noted(tmp_path: Path) -> N
         "the checkpoint is quantised on disk by gptq; "
         "the figures are for a base that is not quantised"
     }
+
+
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
+def test_only_the_language_model_gets_an_adapter_unless_targets_are_named(
+    name: str, tmp_path: Path
+) -> None:
+    model = write_config(tmp_path, name)
+    text = plan(model, ranks=(4,), seq_len=64)
+    assert text.task_type == "IMAGE_TEXT_TO_TEXT"
+    layers = text.rows[0].params.layers
+    assert not [layer for layer in layers if "vis" in layer or layer.endswith("lm_head")]
+    (note,) = [note for note in text.notes if "--target-modules all-linear plans for all" in note]
+    whole = plan(model, ranks=(4,), seq_len=64, target_modules="all-linear")
+    assert whole.rows[0].params.trainable > text.rows[0].params.trainable
+    assert note not in whole.notes
+    assert any("the batch is text" in note for note in whole.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "requested", "planned"),
+    [
+        ("llava", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT"),
+        ("whisper", "SEQ_2_SEQ_LM", "SPEECH_SEQ2SEQ"),
+    ],
+)
+def test_tasks_as_users_of_peft_write_them_are_planned_by_the_models_own_class(
+    name: str, requested: Any, planned: str, tmp_path: Path
+) -> None:
+    model = write_config(tmp_path, name)
+    one = plan(model, ranks=(4,), seq_len=64, task_type=requested)
+    assert one.task_type == planned
+    assert f"{name} is planned as {planned}" in one.notes
+    assert one.rows == plan(model, ranks=(4,), seq_len=64).rows
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", "mlp"])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_layers_that_peft_refuses_get_no_adapter_and_are_named(
+    name: str, targets: Any, tmp_path: Path
+) -> None:
+    hybrid = plan(write_config(tmp_path, name), ranks=(4,), seq_len=64, target_modules=targets)
+    assert hybrid.rows[0].params.trainable
+    assert not any(layer.endswith("out_proj") for layer in hybrid.rows[0].params.layers)
+    assert any(f"no adapter on out_proj of {name}: PEFT refuses it" in n for n in hybrid.notes)
+    assert any("mamba-ssm" in note for note in hybrid.notes)
+
+
+def test_a_router_that_returns_two_tensors_gets_no_adapter(tmp_path: Path) -> None:
+    model = write_config(tmp_path, "llama4")
+    routed = plan(model, ranks=(4,), seq_len=64, target_modules="all-linear")
+    assert not any(layer.endswith("router") for layer in routed.rows[0].params.layers)
+    assert any("no adapter on router of llama4" in note for note in routed.notes)
+    with pytest.raises(RequestError, match="cannot run this step"):
+        plan(model, ranks=(4,), seq_len=64, target_modules="router")
+
+
+def test_a_quantisation_that_cannot_run_is_left_out_with_a_note(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100, "state_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", **sizes}))
+    mamba = plan(str(tmp_path), ranks=(4,), seq_len=64)
+    assert list(mamba.by_quantization) == ["none"]
+    assert any(note.startswith("no figures for quantization nf4:") for note in mamba.notes)

@@ -13,6 +13,7 @@ AUTO_CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "IMAGE_CLS": "AutoModelForImageClassification",
     "SPEECH_SEQ2SEQ": "AutoModelForSpeechSeq2Seq",
+    "IMAGE_TEXT_TO_TEXT": "AutoModelForImageTextToText",
 }
 """The transformers class that loads a model for each task type (PEFT's names of tasks)."""
 

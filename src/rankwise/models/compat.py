@@ -8,7 +8,7 @@ functions, so that this module loads none of them.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -261,6 +261,24 @@ def expand_all_linear(config: "LoraConfig", model: "nn.Module") -> None:
     from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 
     _maybe_include_all_linear_layers(config, model)
+
+
+def forbidden_targets(model: "nn.Module", names: Iterable[str]) -> list[str]:
+    """Return the names of layers that PEFT refuses to adapt in this model, such as Mamba's.
+
+    PEFT checks a layer only while it puts the adapter on. Its kernels for Mamba read the weights of
+    ``out_proj`` and pass by an adapter.
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    forbidden = []
+    for name in names:
+        try:
+            _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+        except ValueError:
+            forbidden.append(name)
+    return forbidden
 
 
 def register_adapter_classes(config: "LoraConfig", classes: dict[type, type]) -> None:

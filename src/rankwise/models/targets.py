@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rankwise.errors import RequestError, nearest, shown, some
-from rankwise.models.compat import expand_all_linear
+from rankwise.models.compat import expand_all_linear, forbidden_targets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +73,9 @@ def find_targets(
     )
     if targets == ALL_LINEAR:
         expand_all_linear(config, model)
+        forbidden = without_adapter(model)
+        expanded = sorted(config.target_modules or ())
+        config.target_modules = [name for name in expanded if name not in forbidden]
     sizes = linear_sizes(model)
     matched = {name: sizes[name] for name in sizes if check_target_module_exists(config, name)}
     endings = _endings(sizes)
@@ -104,14 +107,14 @@ def group_pattern(model: "nn.Module", group: str) -> str:
 
     stacks = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     sizes = linear_sizes(model)
+    forbidden = without_adapter(model)
     patterns: dict[str, None] = {}
     for name in sizes:
         parts = name.split(".")
         path = _path_in_block(parts, stacks)
         is_attention = any(re.search("att(e?n|ention)", part.lower()) for part in path)
-        if path and is_attention == (group == "attention"):
-            pattern = [r"\d+" if part.isdigit() else re.escape(part) for part in parts]
-            patterns[r"\.".join(pattern)] = None
+        if path and is_attention == (group == "attention") and name not in forbidden:
+            patterns[_at_any_depth(name)] = None
     if not patterns:
         raise RequestError(
             f"target_modules {group!r} matches no linear layer in the blocks of this model; "
@@ -119,6 +122,69 @@ def group_pattern(model: "nn.Module", group: str) -> str:
             f"{some(_endings(sizes), 12)}"
         )
     return "|".join(patterns)
+
+
+def without_adapter(model: "nn.Module") -> dict[str, str]:
+    """Return the linear layers of a model that cannot have an adapter, each with the reason.
+
+    PEFT refuses those that Mamba's kernels pass by. It takes every layer of a class derived from
+    ``nn.Linear``, such as Llama 4's router, but cannot add to an output that is no tensor.
+    """
+    from torch import nn
+
+    reasons = {
+        name: "PEFT refuses it, because Mamba's kernels pass by an adapter"
+        for name in forbidden_targets(model, linear_sizes(model))
+    }
+    returns_tensor: dict[type, bool] = {}
+    for name, module in model.named_modules():
+        kind = type(module)
+        if isinstance(module, nn.Linear) and kind.forward is not nn.Linear.forward:
+            if kind not in returns_tensor:
+                returns_tensor[kind] = _returns_tensor(module)
+            if not returns_tensor[kind]:
+                reasons[name] = "it returns more than one tensor"
+    return reasons
+
+
+def part_pattern(model: "nn.Module", part: str) -> str:
+    """Return the regular expression, as PEFT matches it, for the linear layers of a model's part.
+
+    Like PEFT's ``all-linear`` it leaves out the output layer.
+
+    Args:
+        model: A transformers model.
+        part: Name of a module in it, such as the language model of a model for images.
+    """
+    forbidden = without_adapter(model)
+    outputs = model.get_output_embeddings()  # type: ignore[operator]
+    patterns: dict[str, None] = {}
+    for name in linear_sizes(model):
+        is_output = model.get_submodule(name) is outputs
+        if name.startswith(f"{part}.") and name not in forbidden and not is_output:
+            patterns[_at_any_depth(name)] = None
+    return "|".join(patterns)
+
+
+def _returns_tensor(layer: "nn.Module") -> bool:
+    """Whether a layer returns one tensor; True if it cannot be called with one row."""
+    import torch
+
+    weight = next(layer.parameters())
+    try:
+        with torch.no_grad():
+            output = layer(
+                torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+            )
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return True
+    return isinstance(output, torch.Tensor)
+
+
+def _at_any_depth(name: str) -> str:
+    """Return the regular expression of a layer's name with any numbers of blocks."""
+    parts = [r"\d+" if part.isdigit() else re.escape(part) for part in name.split(".")]
+    return r"\.".join(parts)
 
 
 def _path_in_block(parts: Sequence[str], stacks: set[str]) -> Sequence[str]:

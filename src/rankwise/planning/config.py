@@ -1,7 +1,7 @@
 """The request of a plan: one declaration for command-line options and Python arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import PlainValidator
@@ -19,7 +19,14 @@ Optimizer = Literal[
 ]
 AttentionName = Literal["eager", "sdpa", "flash"]
 TaskType = Literal[
-    "auto", "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "IMAGE_CLS", "SPEECH_SEQ2SEQ"
+    "auto",
+    "CAUSAL_LM",
+    "SEQ_CLS",
+    "SEQ_2_SEQ_LM",
+    "TOKEN_CLS",
+    "IMAGE_CLS",
+    "SPEECH_SEQ2SEQ",
+    "IMAGE_TEXT_TO_TEXT",
 ]
 Bias = Literal["none", "all", "lora_only"]
 RankPattern = tuple[tuple[str, int], ...]
@@ -84,7 +91,10 @@ class PlanConfig(Settings):
             "training",
         ),
     ] = "sdpa"
-    target_modules: Annotated[models.Targets, models.TARGETS_OPTION] = "all-linear"
+    target_modules: Annotated[
+        models.Targets | None,
+        replace(models.TARGETS_OPTION, unset="all-linear; with images, the language model's"),
+    ] = None
     modules_to_save: Annotated[
         tuple[Text, ...],
         Several,
@@ -136,6 +146,11 @@ class PlanConfig(Settings):
         ),
     ] = None
     trust_remote_code: Annotated[Flag, models.REMOTE_CODE_OPTION] = False
+
+    @property
+    def targets(self) -> models.TargetModules:
+        """The layers that get an adapter."""
+        return self.target_modules or "all-linear"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""

@@ -27,6 +27,16 @@ TASK_OF_ENDING = {
     "ForImageClassification": "IMAGE_CLS",
 }
 """The task of an architecture, by how its class name ends."""
+NAMELESS = {
+    "IMAGE_TEXT_TO_TEXT": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    "SPEECH_SEQ2SEQ": auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+}
+"""Model types of the tasks that PEFT has no name for; its users write CAUSAL_LM or SEQ_2_SEQ_LM."""
+HAVE_TASK = {
+    "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "SEQ_2_SEQ_LM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+}
+"""Model types with a class of their own for these tasks."""
 HEAD_WIDTHS = ("head_dim", "kv_lora_rank")
 """Config keys with which heads need not divide the width (MLA: DeepSeek-V2, 2024)."""
 
@@ -53,6 +63,15 @@ class MetaModel:
     def config(self) -> Any:
         """The model's transformers config."""
         return self.model.config
+
+    @property
+    def language_model(self) -> str | None:
+        """Name of the language model inside a model for images and text; None in others."""
+        if self.task_type != "IMAGE_TEXT_TO_TEXT":
+            return None
+        part = self.model.get_decoder()  # type: ignore[operator]
+        names = [name for name, module in self.model.named_modules() if module is part]
+        return names[0] if names and names[0] else None
 
 
 def load_meta_model(
@@ -81,8 +100,8 @@ def load_meta_model(
     _check_heads(name, config)
     _disable_cache(config)
     _fill_in_token_ids(config)
-    task = _task_type(config) if task_type == "auto" else task_type
-    notes = []
+    task = _task_type(config) if task_type == "auto" else _own_task(config, task_type)
+    notes = [] if task_type in ("auto", task) else [f"{config.model_type} is planned as {task}"]
     try:
         try:
             model = _build(config, task, dtype, attention, trust_remote_code)
@@ -187,15 +206,24 @@ def _fill_in_token_ids(config: Any) -> None:
         config.decoder_start_token_id = config.pad_token_id
 
 
+def _own_task(config: Any, requested: str) -> str:
+    """Return the requested task, or the one that it is written for with this model type."""
+    if config.model_type not in HAVE_TASK.get(requested, (config.model_type,)):
+        for task, model_types in NAMELESS.items():
+            if config.model_type in model_types:
+                return task
+    return requested
+
+
 def _task_type(config: Any) -> str:
     """Choose the task from ``architectures``, or else the usual task of the model type."""
     for architecture in getattr(config, "architectures", None) or ():
         for ending, task in TASK_OF_ENDING.items():
             if architecture.endswith(ending):
-                return task
+                return _own_task(config, task)
     model_type = config.model_type
-    if model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
-        return "SPEECH_SEQ2SEQ"
+    if (task := _own_task(config, "SEQ_2_SEQ_LM")) != "SEQ_2_SEQ_LM":
+        return task
     if getattr(config, "is_encoder_decoder", False):
         return "SEQ_2_SEQ_LM"
     is_encoder = model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -15,7 +15,7 @@ from rankwise.lora.adapter import PEFT_PREFIX, natural_order
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models import compat
 from rankwise.models.auto import trained_heads
-from rankwise.models.targets import linear_sizes
+from rankwise.models.targets import linear_sizes, without_adapter
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.repeated_blocks import Skeleton
 
@@ -86,18 +86,20 @@ def count_at_rank(skeleton: Skeleton, config: PlanConfig, rank: int) -> ParamCou
     return count_params(skeleton, peft_model)
 
 
-def lora_config(config: PlanConfig, rank: int, task_type: str) -> Any:
+def lora_config(config: PlanConfig, rank: int, task_type: str, model: nn.Module) -> Any:
     """Return PEFT's config for a request.
 
     PEFT counts modules trained in full, such as DistilBERT's ``pre_classifier``, to ``all-linear``
-    and then refuses an adapter there. So they are excluded.
+    and then refuses an adapter there. So they are excluded, and so is what it always refuses.
     """
     from peft import LoraConfig
 
-    targets = config.target_modules
+    targets = config.targets
     policy = parse_alpha_policy(config.lora_alpha)
-    in_full = "|".join(map(re.escape, (*config.modules_to_save, *trained_heads(task_type))))
-    excluded = rf".*({in_full})(\..*)?" if in_full and targets == "all-linear" else None
+    forbidden = sorted(leaves(without_adapter(model)))
+    left_out = (*config.modules_to_save, *trained_heads(task_type), *forbidden)
+    names = "|".join(map(re.escape, left_out))
+    excluded = rf".*({names})(\..*)?" if names and targets == "all-linear" else None
     return LoraConfig(
         r=rank,
         lora_alpha=policy.alpha(rank),  # type: ignore[arg-type]  # PEFT takes fractions as well
@@ -133,20 +135,20 @@ def make_peft_model(
     """
     from peft import get_peft_model
 
-    lora = lora_config(config, rank, task_type)
+    lora = lora_config(config, rank, task_type, model)
     if adapter_classes:
         compat.register_adapter_classes(lora, adapter_classes)
     _check_names(model, config)
-    leaves = sorted(_leaves(linear_sizes(model)))  # before PEFT wraps them
+    linear = sorted(leaves(linear_sizes(model)))  # before PEFT wraps them
     try:
         with compat.quiet_libraries(), torch.device("meta"):
             peft_model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        targets = config.target_modules
+        targets = config.targets
         shown = targets if isinstance(targets, str) else ",".join(targets)
         raise RequestError(
             f"PEFT cannot put an adapter on target_modules {shown!r}: "
-            f"{compat.first_sentence(error)[:200]}; the linear layers end in: {some(leaves, 12)}"
+            f"{compat.first_sentence(error)[:200]}; the linear layers end in: {some(linear, 12)}"
         ) from None
     compat.fold_experts_without_autocast(peft_model)
     return peft_model
@@ -155,21 +157,21 @@ def make_peft_model(
 def _check_names(model: nn.Module, config: PlanConfig) -> None:
     """Refuse names that no layer or parameter ends in, with the nearest one that exists."""
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
-    leaves = _leaves(names)
-    targets = () if isinstance(config.target_modules, str) else config.target_modules
+    known = leaves(names)
+    targets = () if isinstance(config.targets, str) else config.targets
     requested = [("target_modules", target) for target in targets]
     requested += [("modules_to_save", module) for module in config.modules_to_save]
     for setting, wanted in requested:
-        is_folded = setting == "target_modules" and "experts" in leaves and wanted in MIXTRAL_NAMES
+        is_folded = setting == "target_modules" and "experts" in known and wanted in MIXTRAL_NAMES
         if not is_folded and not any(f".{name}".endswith(f".{wanted}") for name in names):
-            linear = sorted(_leaves(linear_sizes(model)))
+            linear = sorted(leaves(linear_sizes(model)))
             raise RequestError(
-                f"{setting} {wanted!r} matches no layer of the model{nearest(wanted, leaves)}; "
+                f"{setting} {wanted!r} matches no layer of the model{nearest(wanted, known)}; "
                 f"its linear layers end in: {some(linear, 12)}"
             )
 
 
-def _leaves(names: Iterable[str]) -> set[str]:
+def leaves(names: Iterable[str]) -> set[str]:
     """Return the last parts of dotted names."""
     return {name.rsplit(".", 1)[-1] for name in names}
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
 
+from rankwise.errors import RequestError
 from rankwise.models.config import Quantization
 from rankwise.planning.config import PlanConfig, PlanSettings
 from rankwise.planning.machine_fit import chosen_device
@@ -146,6 +147,7 @@ def plan(
     notes = [*prepared.notes, *_idle_ranks(rows)]
     if "math" in planner.kernels:
         notes.append(MATH_ATTENTION)
+    by_quantization = _by_quantization(planner, rows, notes)
     meta = prepared.skeleton.meta
     limits = None
     savings: list[Saving] = []
@@ -161,7 +163,7 @@ def plan(
         device=device,
         room=room,
         rows=tuple(rows),
-        by_quantization=_by_quantization(planner, rows),
+        by_quantization=by_quantization,
         limits=limits,
         savings=tuple(savings),
         notes=tuple(notes),
@@ -177,8 +179,10 @@ def _idle_ranks(rows: Sequence[PlanRow]) -> Iterator[str]:
             yield f"{above}, the smaller side of {name}, and adds nothing there"
 
 
-def _by_quantization(planner: Planner, rows: Sequence[PlanRow]) -> dict[str, dict[int, int]]:
-    """Return bytes of the training peak by quantisation and rank."""
+def _by_quantization(
+    planner: Planner, rows: Sequence[PlanRow], notes: list[str]
+) -> dict[str, dict[int, int]]:
+    """Return bytes of the training peak by quantisation and rank; note those that cannot run."""
     requested = planner.config.quantization
     peaks: dict[str, dict[int, int]] = {}
     for name in dict.fromkeys((*COMPARED, requested)):
@@ -186,6 +190,10 @@ def _by_quantization(planner: Planner, rows: Sequence[PlanRow]) -> dict[str, dic
         if name != requested:
             config = replace(planner.config, quantization=name)
             other = Planner(planner.skeleton, config, planner.device, evaluation=False)
-            memories = other.by_rank(config.ranks)
+            try:
+                memories = other.by_rank(config.ranks)
+            except RequestError as error:
+                notes.append(f"no figures for quantization {name}: {error}")
+                continue
         peaks[name] = {rank: memory.peak_allocated for rank, memory in memories.items()}
     return peaks

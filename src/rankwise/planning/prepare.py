@@ -2,8 +2,15 @@
 
 from dataclasses import dataclass, replace
 
+from rankwise.errors import some
 from rankwise.models.config import Quantization
-from rankwise.models.targets import GROUPS, group_pattern
+from rankwise.models.targets import (
+    ALL_LINEAR,
+    GROUPS,
+    group_pattern,
+    part_pattern,
+    without_adapter,
+)
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.setup import DTYPES
 from rankwise.planning.meta_model import MetaModel, load_meta_model
@@ -43,11 +50,54 @@ def prepare(config: PlanConfig) -> PreparedRequest:
         trust_remote_code=config.trust_remote_code,
     )
     on_disk, notes = _quantized_as_on_disk(config, meta)
-    named = on_disk
-    if on_disk.target_modules in GROUPS:
-        pattern = group_pattern(meta.model, str(on_disk.target_modules))
-        named = replace(on_disk, target_modules=pattern)
-    return PreparedRequest(make_skeleton(meta, named), named, on_disk, [*meta.notes, *notes])
+    named, target_notes = _with_targets(on_disk, meta)
+    if on_disk.target_modules is None:
+        on_disk = named
+    skeleton = make_skeleton(meta, named)
+    return PreparedRequest(skeleton, named, on_disk, [*meta.notes, *notes, *target_notes])
+
+
+def _with_targets(config: PlanConfig, meta: MetaModel) -> tuple[PlanConfig, list[str]]:
+    """Return the request with targets as PEFT takes them, and notes on what they leave out."""
+    notes = []
+    targets = config.target_modules
+    if targets is None:
+        targets = ALL_LINEAR
+        if part := meta.language_model:
+            targets = part_pattern(meta.model, part)
+            notes.append(
+                f"the adapter is on the linear layers of {part}, and the rest of the model is "
+                f"frozen; --target-modules {ALL_LINEAR} plans for all"
+            )
+    elif targets in GROUPS:
+        targets = group_pattern(meta.model, str(targets))
+    if targets != config.target_modules or targets == ALL_LINEAR:
+        for reason, names in _by_reason(without_adapter(meta.model)).items():
+            notes.append(f"no adapter on {some(names)} of {meta.config.model_type}: {reason}")
+    if any("mamba" in name.split(".") for name, _ in meta.model.named_modules()) or any(
+        "Mamba" in type(module).__name__ for module in meta.model.modules()
+    ):
+        notes.append(
+            "Mamba's layers are traced as PyTorch runs them; the kernels of mamba-ssm and "
+            "causal-conv1d take less memory"
+        )
+    if meta.task_type == "IMAGE_TEXT_TO_TEXT":
+        notes.append(
+            "the batch is text: add the tokens of an image to --seq-len; memory of the vision "
+            "tower's own activations is not in the figures"
+        )
+    return replace(config, target_modules=targets), notes
+
+
+def _by_reason(reasons: dict[str, str]) -> dict[str, list[str]]:
+    """Return ``{reason: last parts of the names of its layers}``."""
+    grouped: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        leaf = name.rpartition(".")[2]
+        members = grouped.setdefault(reason, [])
+        if leaf not in members:
+            members.append(leaf)
+    return grouped
 
 
 def _quantized_as_on_disk(config: PlanConfig, meta: MetaModel) -> tuple[PlanConfig, list[str]]:
@@ -77,7 +127,7 @@ def make_skeleton(meta: MetaModel, config: PlanConfig) -> Skeleton:
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
 
-    lora = lora_config(config, config.ranks[0], meta.task_type)
+    lora = lora_config(config, config.ranks[0], meta.task_type, meta.model)
     targets_are_named = lora.target_modules != "all-linear"
 
     def has_rank_of(pattern: str, name: str) -> bool:

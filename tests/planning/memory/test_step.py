@@ -15,7 +15,9 @@ from rankwise.planning.planner import Planner
 from rankwise.planning.prepare import prepare
 from tests.tiny_models import (
     ARCHITECTURES,
+    HYBRIDS,
     MULTIMODAL,
+    VISION_LANGUAGE,
     measured_peak,
     real_model,
     request,
@@ -33,6 +35,13 @@ def test_multimodal_models_are_predicted(name: str, task_type: str, tmp_path: Pa
     config = request(
         write_config(tmp_path, name), task_type=task_type, target_modules=r".*\.(q_proj|up_proj)"
     )
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [*VISION_LANGUAGE, *HYBRIDS])
+def test_models_for_images_and_hybrids_are_predicted(name: str, tmp_path: Path) -> None:
+    config = prepare(request(write_config(tmp_path, name), target_modules=None)).config
     measured = measured_peak(real_model(config, tmp_path, 8), config)
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 

@@ -93,6 +93,9 @@ def training_batch(skeleton: Skeleton, config: PlanConfig) -> dict[str, torch.Te
         channels = getattr(meta.config, "num_channels", 3)
         return {"pixel_values": zeros(b, channels, height, width, dtype=dtype), "labels": zeros(b)}
     if meta.task_type == "SPEECH_SEQ2SEQ":
+        if not hasattr(meta.config, "num_mel_bins"):
+            problem = f"{meta.config.model_type} takes sound otherwise than whisper; no plan for it"
+            raise RequestError(f"model {meta.name!r}: {problem}")
         frames = 2 * meta.config.max_source_positions  # a convolution halves them
         sound = zeros(b, meta.config.num_mel_bins, frames, dtype=dtype)
         return {"input_features": sound, "labels": zeros(b, s)}

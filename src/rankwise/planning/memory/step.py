@@ -219,7 +219,7 @@ def _refusing(name: str) -> Iterator[None]:
         yield
     except RequestError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         message = f"model {name!r} cannot run this step: {first_sentence(error)}"
         raise RequestError(message) from error
 
