@@ -136,7 +136,8 @@ def _read_path(path: Path, reading: Reading) -> tuple[list[ResultsSource], list[
             return [read_lm_eval({path: content}, path.parent, reading)], []
         return [read_result_table(records_in(content, path), path.name, reading)], []
     if not path.is_dir():
-        return [read_result_table(read_rows(path), path.name, reading)], []
+        rows, notes = read_rows(path)
+        return [read_result_table(rows, path.name, reading)], notes
     if (path / "sweep.json").is_file() and (path / "trials").is_dir():
         return [read_sweep(path)], []
     try:

@@ -1,4 +1,4 @@
-"""Tables of results as files: separated values, JSON, Parquet, and tables nested in their cells."""
+"""Tables of results as files, also those nested in the cells or in the header of a table."""
 
 import ast
 import json
@@ -10,23 +10,20 @@ from typing import Any
 import pandas as pd
 
 from rankwise.errors import RequestError
-from rankwise.tasks.readers import FORMATS, read_table
+from rankwise.tasks.files import FORMATS
+from rankwise.tasks.readers import read_table
 
-SEPARATED = (".csv", ".tsv")
 
+def read_rows(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Read a file with a row for each result, and notes on how it was read.
 
-def read_rows(path: Path) -> pd.DataFrame:
-    """Read a file with a row for each result; nested records become columns with dotted names.
+    Nested records become columns with dotted names.
 
     Raises:
         RequestError: the file cannot be read or has no rows.
     """
-    if path.suffix.lower() in SEPARATED and _has_semicolons(path):
-        # Spreadsheets write semicolons where the comma is the decimal sign.
-        rows = pd.read_csv(path, sep=";", keep_default_na=False, na_values=[""], low_memory=False)
-    else:
-        rows = read_table(path).rows
-    return _checked(flat_header(rows), path)
+    table = read_table(path)
+    return _checked(flat_header(table.rows), path), list(table.notes)
 
 
 def read_json(path: Path) -> Any:
@@ -113,14 +110,6 @@ def _checked(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     rows = unnested(rows)
     rows.columns = [str(name) for name in rows.columns]
     return rows.set_axis(pd.RangeIndex(1, len(rows) + 1))
-
-
-def _has_semicolons(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
-    return ";" in header and "\t" not in header and "," not in header
 
 
 def _is_records(content: Any) -> bool:
