@@ -21,6 +21,7 @@ from rankwise.analysis.cells import read_numbers
         (["0.5", "54%"], [np.nan, 0.54], None),
         (["n/a", "0.5"], [np.nan, 0.5], None),
         (["2026-05-01", "r8"], [np.nan, np.nan], None),
+        (["**54.0**", "53.1*"], [54, 53.1], None),
         (["1,234", "2,345"], [np.nan, np.nan], None),  # thousands, or not
     ],
 )
@@ -37,6 +38,13 @@ def test_decimal_commas_are_read_as_pandas_reads_them() -> None:
     table = pd.read_csv(io.StringIO(text), sep=";")
     expected = pd.read_csv(io.StringIO(text), sep=";", decimal=",")
     assert read_numbers(table["a"]).values.tolist() == expected["a"].tolist()
+
+
+def test_a_percent_sign_in_the_name_counts() -> None:
+    percent = read_numbers(pd.Series([54.0, 53.0], name="Accuracy (%)"))
+    assert (percent.values.tolist(), percent.is_percent) == ([0.54, 0.53], True)
+    shares = read_numbers(pd.Series([0.54, 0.53], name="Accuracy (%)"))
+    assert (shares.values.tolist(), shares.is_percent) == ([0.54, 0.53], False)
 
 
 def test_numbers_and_booleans_stay_as_they_are() -> None:

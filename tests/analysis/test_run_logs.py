@@ -403,3 +403,62 @@ def test_evaluations_without_a_prefix_count_where_none_has_one(tmp_path: Path) -
     assert imported.evidence["loss"].tolist() == [1.5]
     save_lines(log, [{"step": 0, "eval_math_loss": 0.7, "eval_code_loss": 0.9, "nll": 1.5}])
     assert read_results([tmp_path]).metrics == ("math_loss", "code_loss")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("eval_results.json",), ("all_results.json",), ("eval_results.json", "all_results.json")],
+)
+@pytest.mark.parametrize("has_state", [True, False])
+def test_metrics_saved_after_training_are_the_evaluation(
+    tmp_path: Path, names: tuple[str, ...], has_state: bool
+) -> None:
+    """As run_clm.py and LLaMA-Factory call ``Trainer.save_metrics``."""
+    for rank in (4, 8):
+        run = tmp_path / f"r{rank}"
+        save_json(run / "adapter_config.json", {"peft_type": "LORA", "r": rank})
+        if has_state:
+            rows = [{"loss": 1.0, "step": 10}]
+            save_json(run / "trainer_state.json", {"global_step": 30, "log_history": rows})
+        for name in names:
+            save_json(run / name, {"epoch": 3.0, "eval_loss": 1 / rank, "train_loss": 0.1})
+    imported = read_results([tmp_path])
+    assert imported.evidence["loss"].tolist() == [0.25, 0.125]
+    assert read_results([tmp_path / "r4" / names[0], tmp_path / "r8"]).evidence[
+        "loss"
+    ].tolist() == [0.25, 0.125]
+
+
+def test_a_lora_rank_comes_before_the_rank_of_a_process(tmp_path: Path) -> None:
+    save_state(tmp_path / "run", 2, 1.0)
+    config = {
+        "rank": 0,
+        "train_loop_config": {"lora_r": 8},
+        "data": {"seed": 5},
+        "args": {"seed": 3},
+    }
+    save_json(tmp_path / "run" / "config.json", config)
+    assert read_results([tmp_path]).evidence[["rank", "seed"]].to_numpy().tolist() == [[8, 3]]
+
+
+def test_a_rank_in_the_names_of_runs_is_asked_for(tmp_path: Path) -> None:
+    for rank in (4, 8):
+        save_state(tmp_path / f"r{rank}-s1", 2, 1.0)
+    assert "if 'r4-s1' has rank 4, give --rank-pattern 'r(\\d+)'" in refused(tmp_path)
+    evidence = read_results([tmp_path], rank_pattern=r"r(\d+)").evidence
+    assert evidence[["rank", "seed"]].to_numpy().tolist() == [[4, 1], [8, 1]]
+
+
+@pytest.mark.parametrize(
+    "config", [{"finetuning_type": "full", "lora_rank": 8}, {"lora_rank": 0}, {"r": "none"}]
+)
+def test_runs_without_lora_are_left_out(tmp_path: Path, config: dict[str, Any]) -> None:
+    for name, settings in (("lora", {"lora_rank": 8}), ("full", config)):
+        save_state(tmp_path / name, 2, 1.0)
+        save_json(tmp_path / name / "config.json", settings)
+    imported = read_results([tmp_path])
+    assert imported.evidence["rank"].tolist() == [8]
+    assert any(
+        note.startswith("run full is left out: it was trained without LoRA")
+        for note in imported.notes
+    )

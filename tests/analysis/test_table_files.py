@@ -53,6 +53,16 @@ def test_json_without_records_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_records_under_the_names_of_runs_are_read(tmp_path: Path) -> None:
+    records = {
+        f"r{row['lora_r']:g}-s{row['seed']:g}": {"eval_loss": row["eval_loss"]}
+        for row in runs().to_dict("records")
+    }
+    path = save(tmp_path / "a.json", records)
+    assert "give --rank-pattern 'r(\\d+)'" in refused(path)
+    assert analyze(path, rank_pattern=r"r(\d+)").decision.rank == 16
+
+
 @pytest.mark.parametrize("name", ["api.csv", "api.json", "api.jsonl"])
 def test_the_table_that_wandbs_guide_exports_is_read(tmp_path: Path, name: str) -> None:
     """``DataFrame({"summary": ..., "config": ..., "name": ...})``, with a dictionary in each cell."""

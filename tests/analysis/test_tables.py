@@ -197,6 +197,8 @@ def test_the_requested_metric_comes_first(tmp_path: Path) -> None:
         ("rank,loss\n4,0.5\n", {"rank_column": "rnak"}, "rank_column 'rnak' is not in.*did you mean 'rank'"),
         ("rank,loss\n4,0.5\n", {"seed_column": "run"}, "seed_column 'run' is not in.*columns: rank, loss"),
         ("rank,loss\n4,0.5\n", {"seed_column": "rank", "rank_column": "rank"}, "both 'rank'; name two columns"),
+        ("rank,train_loss\n4,0.5\n8,0.4\n", {}, "no metric but that of training.*give --metric train_loss"),
+        ("rank,loss\nr=4,0.5\nr=8,0.4\n", {}, r"'rank' of 'a.csv' holds texts.*--rank-pattern 'rank|r"),
         ("rank,quality\n4,0.5\n", {}, "no column that is plainly a metric; name it with metric; columns: rank, q"),
         ("rank,loss\n4,0.5\n", {"metric": "los"}, "there is no metric 'los'.*did you mean 'loss'.*metrics: loss"),
         ("rank,good\n4,0.5\n", {"metric": "godo"}, "for the metric 'godo'.*did you mean 'good'.*columns: rank, good"),

@@ -26,7 +26,7 @@ class Numbers:
     Attributes:
         values: the numbers, or the means, (rows,); NaN where a cell holds none.
         spreads: the numbers after "±", (rows,); NaN where there is none.
-        is_percent: whether the cells had percent signs; their numbers are then shares.
+        is_percent: whether percents became shares.
     """
 
     values: np.ndarray
@@ -46,9 +46,18 @@ class Numbers:
 def read_numbers(column: pd.Series) -> Numbers:
     """Return a column as numbers; texts are read where all of them are written alike.
 
-    A comma is a decimal sign unless every cell may hold thousands, as "1,234" does. Cells with and
+    Numbers under a name such as ``accuracy (%)`` become shares, unless they are shares already. A
+    comma is a decimal sign unless every cell may hold thousands, as "1,234" does. Cells with and
     without a percent sign are not mixed: those without are then no numbers.
     """
+    numbers = _read(column)
+    known = numbers.values[np.isfinite(numbers.values)]
+    if "%" not in str(column.name) or numbers.is_percent or not (np.abs(known) > 1).any():
+        return numbers
+    return Numbers(numbers.values / 100, numbers.spreads / 100, is_percent=True)
+
+
+def _read(column: pd.Series) -> Numbers:
     nothing = np.full(len(column), np.nan)
     if pd.api.types.is_numeric_dtype(column):
         return Numbers(as_measures(column), nothing)
@@ -76,7 +85,8 @@ def read_numbers(column: pd.Series) -> Numbers:
 
 
 def _needs_reading(match: re.Match[str]) -> bool:
-    return "," in match["mean"] or bool(match["spread"]) or _is_percent(match)
+    marked = any(sign in match[0] for sign in ",*$†‡")
+    return marked or bool(match["spread"]) or _is_percent(match)
 
 
 def _is_percent(match: re.Match[str]) -> bool:

@@ -8,7 +8,7 @@ from rankwise.errors import RequestError, shown
 # Tried in this order to suggest a pattern; the plain one only where it finds the same ranks.
 SUGGESTIONS = (
     r"lora_r(?:ank)?[=:_ -]*(\d+)", r"rank[=:_ -]*(\d+)", r"(?<![a-zA-Z])[rR][=:_-]?(\d+)",
-    r"(?<![a-zA-Z])lora[=:_-]?(\d+)",
+    r"(?<![a-zA-Z])lora[=:_-]?(\d+)", r"^(\d+)$",
 )  # fmt: skip
 PLAIN = r"r(\d+)"
 SEED_WORDS = ("seed", "s")

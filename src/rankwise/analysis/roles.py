@@ -22,7 +22,7 @@ from rankwise.analysis.names import (
     is_rank_of_lora,
     setting_columns,
 )
-from rankwise.analysis.rows import BASELINES
+from rankwise.analysis.rows import BASELINES, is_baseline
 from rankwise.errors import RequestError, nearest, shown, some
 
 FEWEST_POSITIONS = 5  # ranks 1, 2, 3, 4 may be LoRA ranks; 1, 2, 3, 4, 5 look like positions
@@ -105,6 +105,11 @@ def find_ranks(
     if pd.api.types.is_numeric_dtype(cells):
         return cells, {}
     values = read_numbers(cells).values
+    texts = [str(cell) for cell in cells[~np.isfinite(values)] if not is_baseline(cell)]
+    if advice := pattern_advice(texts):
+        raise RequestError(
+            f"column {columns['rank']!r} of {origin!r} holds texts, such as {texts[0]!r}; {advice}"
+        )
     return cells.astype(object).where(~np.isfinite(values), values), {}
 
 

@@ -32,7 +32,13 @@ from rankwise.analysis.name_patterns import (
     pattern_advice,
     rank_in_name,
 )
-from rankwise.analysis.names import LORA_SECTIONS, RANK_NAMES, SECTIONS, SETTING_NAMES
+from rankwise.analysis.names import (
+    LORA_SECTIONS,
+    RANK_NAMES,
+    SECTIONS,
+    SETTING_NAMES,
+    SETTING_PREFIXES,
+)
 from rankwise.analysis.rows import is_baseline
 from rankwise.analysis.source import (
     ResultsSource,
@@ -291,7 +297,10 @@ def _look_up(
                 if is_scalar(place.get(name)):
                     return place[name]
             for key, value in place.items():
-                if isinstance(value, dict) and any(section in key.lower() for section in sections):
+                if isinstance(value, dict) and (
+                    key.lower() in SETTING_PREFIXES
+                    or any(section in key.lower() for section in sections)
+                ):
                     places.append(value)
     return None
 

@@ -121,7 +121,10 @@ def _is_records(content: Any) -> bool:
 
 
 def _columns(content: Mapping[str, Any]) -> Any:
-    """Return columns of equal length as records; {"0": ...} is a column with an index."""
+    """Return columns of equal length, or records under the names of runs, as a list of records."""
+    inner = [value for value in content.values() if isinstance(value, dict)]
+    if len(inner) == len(content) and not all(name.isdecimal() for each in inner for name in each):
+        return [{"run": run, **record} for run, record in content.items()]
     columns = {name: list(values.values()) if isinstance(values, dict) else values
                for name, values in content.items()}  # fmt: skip
     if len({len(values) for values in columns.values()}) != 1:

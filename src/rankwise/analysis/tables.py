@@ -99,6 +99,11 @@ def _find_metrics(
     for name, plain in names.items():
         written.setdefault(plain, name)
     found, _ = find_metrics(written, names.get(str(column), asked))
+    if asked is None and set(found.values()) == {"train_loss"}:
+        raise RequestError(
+            f"{origin!r} has no metric but that of training; to compare by it, give --metric "
+            f"train_loss (metric); columns: {some(table.columns, 12)}"
+        )
     if not found:
         missing = "no column that is plainly a metric; name it with metric"
         for name in unnamed:
