@@ -154,9 +154,8 @@ def _precision_arguments(quantization: str, keep: Sequence[str], from_gguf: bool
     """Return the arguments of ``from_pretrained`` that set the precision of the weights.
 
     A GGUF file is unpacked to floats, because the Trainer refuses a model called quantised.
-    Versions of transformers without this setting always unpack.
     """
-    if quantization == "none" and from_gguf and hasattr(transformers, "GgufConfig"):
+    if quantization == "none" and from_gguf:
         return {"quantization_config": transformers.GgufConfig(dequantize=True)}
     return loading_arguments(quantization, keep)
 
