@@ -8,7 +8,6 @@ needs a formula of its own.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -175,10 +174,8 @@ class Recorder(StorageTracker):
             )
         if operator is torch.ops.aten.nonzero.default and args[0].is_meta:
             result = args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.long)
-        elif _is_pointwise(operator):
-            result = _run_pointwise(operator, args, kwargs)
         else:
-            result = operator(*args, **kwargs)
+            result = _run_once_for_each_layout(operator, args, kwargs)
         self.add_all(result)
         if operator in self.scratch:
             number = self._allocate(self.scratch[operator](*args, **kwargs), args[0])
@@ -195,35 +192,40 @@ class Recorder(StorageTracker):
         return number
 
 
-@cache
-def _is_pointwise(operator: Any) -> bool:
-    return torch.Tag.pointwise in operator.tags
+_layouts: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+"""Shape, strides and precision of operators' new tensors, by operator and arguments."""
+_view_operators: set[Any] = set()
+"""Operators that returned one of their arguments, or a view of one."""
 
 
-_pointwise_layouts: dict[Any, tuple[Any, Any, torch.dtype]] = {}
-"""Shape, strides and precision of pointwise results, by operator and arguments."""
-
-
-def _run_pointwise(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a pointwise operator once for each layout of its arguments, unless it writes to one.
+def _run_once_for_each_layout(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator that makes one new tensor once for each layout of its arguments.
 
     The layout of the result follows from theirs. PyTorch computes it in Python, which takes half
     of a trace.
     """
-    key = (operator, *map(_layout, args), *((name, _layout(kwargs[name])) for name in kwargs))
-    if key in _pointwise_layouts:
-        shape, stride, dtype = _pointwise_layouts[key]
+    if operator in _view_operators:
+        return operator(*args, **kwargs)
+    key = (operator, _layout(args), *((name, _layout(kwargs[name])) for name in kwargs))
+    if key in _layouts:
+        shape, stride, dtype = _layouts[key]
         return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
     result = operator(*args, **kwargs)
-    writes_to_argument = any(result is value for value in (*args, *kwargs.values()))
-    if isinstance(result, Tensor) and result.is_meta and not writes_to_argument:
-        _pointwise_layouts[key] = (tuple(result.shape), result.stride(), result.dtype)
+    if not isinstance(result, Tensor) or not result.is_meta:
+        return result
+    storage = result.untyped_storage()
+    if any(tensor.untyped_storage() is storage for tensor in tensors_in((args, kwargs))):
+        _view_operators.add(operator)
+    elif storage.nbytes() == torch.empty_like(result).untyped_storage().nbytes():
+        _layouts[key] = (result.shape, result.stride(), result.dtype)
     return result
 
 
 def _layout(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, list | tuple):
+        return tuple(map(_layout, value))
     return type(value), str(value)
 
 
