@@ -2,6 +2,9 @@
 
 import importlib
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -381,6 +384,23 @@ def test_the_scales_of_double_quantisation_are_found() -> None:
     )
     # 32 blocks of 64 weights in a block of scales: their scale, the offset, a table of 256 codes.
     assert nested - plain == 1 + 1 + 256
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_pytorchs_compiler_is_not_loaded_with_bitsandbytes(before: str | None) -> None:
+    code = """
+import os, sys
+from rankwise.models.compat import compiler_off
+with compiler_off():
+    import bitsandbytes
+print("torch._inductor.compile_fx" in sys.modules, os.environ.get("TORCHDYNAMO_DISABLE"))
+"""
+    environment = {key: text for key, text in os.environ.items() if key != "TORCHDYNAMO_DISABLE"}
+    if before is not None:
+        environment["TORCHDYNAMO_DISABLE"] = before
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"False {before}\n"
 
 
 def test_libraries_are_quiet_inside_and_as_before_outside() -> None:

@@ -10,9 +10,10 @@ from rankwise.planning.config import PlanConfig
 def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None:
     """Plan parameters and memory, and print them."""
     output, config = PlotOutput(**output_settings), PlanConfig(**settings)
-    from rankwise.models.compat import quiet_libraries
+    from rankwise.models.compat import compiler_off, quiet_libraries
 
-    with quiet_libraries():  # PEFT imports bitsandbytes, which on some processors logs a warning
+    # PEFT imports bitsandbytes, which on some processors logs a warning. A plan compiles nothing.
+    with quiet_libraries(), compiler_off():
         from rankwise.planning.plan import plan
 
     result = plan(config=config)

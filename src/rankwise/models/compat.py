@@ -7,6 +7,7 @@ functions, so that this module loads none of them.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,25 @@ def first_sentence(error: Exception) -> str:
 
 
 # ---- torch ----
+
+
+@contextmanager
+def compiler_off() -> Iterator[None]:
+    """Let ``torch.compile`` return functions as they are, in the ``with`` block.
+
+    PEFT imports bitsandbytes, which compiles functions on import: PyTorch then loads its compiler,
+    for more than a second. The parameter ``disable`` of ``torch.compile`` is the importing module's
+    alone; ``TORCHDYNAMO_DISABLE`` is PyTorch's own switch, but not in its documentation.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 @contextmanager
