@@ -84,3 +84,26 @@ def test_the_base_model_is_left_out_and_counted(tmp_path: Path) -> None:
     found = analyze(path, metric="arc_easy/acc", rank_pattern=r"r(\d+)", margin=0.01)
     assert len(found.evidence) == 12
     assert "1 results of a base model without adapter are left out" in found.notes
+
+
+def test_files_of_an_adapter_are_joined_and_later_ones_count(tmp_path: Path) -> None:
+    for rank in (4, 8):
+        for date, task, value in (("01", "arc", 0.1), ("02", "arc", 0.5), ("03", "mmlu", 0.6)):
+            place = tmp_path / task / f"r{rank}"
+            place.mkdir(parents=True, exist_ok=True)
+            content = result(f"out/r{rank}", **{task: {"acc,none": value}})
+            save(place / f"results_2026-05-{date}T10-00-00.000000.json", content)
+    found = analyze(tmp_path, rank_pattern=r"r(\d+)", metric="arc/acc,none")
+    assert found.evidence["arc_acc"].tolist() == [0.5, 0.5]
+    assert "2 results are left out for later ones of the same adapter and task" in found.notes
+
+
+def test_repeats_may_be_distinguished_by_the_pattern(tmp_path: Path) -> None:
+    for name in ("r4x1", "r4x2", "r8x1", "r8x2"):
+        content = result(f"out/{name}", arc={"acc,none": 0.5 + int(name[-1]) / 100})
+        save(tmp_path / f"results_{name}.json", content)
+    assert r"give rank_pattern a group for the seed, such as (?P<seed>\d+)" in refused(
+        tmp_path, rank_pattern=r"r(\d+)"
+    )
+    found = analyze(tmp_path, rank_pattern=r"r(\d+)x(?P<seed>\d+)")
+    assert found.evidence["seed"].tolist() == [1, 2, 1, 2]

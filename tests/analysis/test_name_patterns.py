@@ -27,6 +27,8 @@ def test_a_pattern_is_suggested_that_finds_the_ranks(names: list[str], pattern: 
 
 def test_groups_may_be_named() -> None:
     assert rank_in_name(r"s(?P<seed>\d+)-r(?P<rank>\d+)", "s3-r16") == (16, 3)
+    assert rank_in_name(r"s(?P<seed>\d+)-r(\d+)", "s3-r16") == (16, 3)
+    assert rank_in_name(r"r(\d+)-s(?P<seed>\d+)", "r16-s3") == (16, 3)
     assert rank_in_name(r"r(\d+)", "base") == (None, None)
     with pytest.raises(RequestError, match="finds 'x' in 'rx'; allowed is a group of digits"):
         rank_in_name(r"r(.)", "rx")

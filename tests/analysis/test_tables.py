@@ -190,6 +190,19 @@ def test_the_requested_metric_comes_first(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("column", ["run_id", "Name", "number", "params.rerun"])
+def test_the_column_that_the_advice_names_distinguishes_repeats(
+    tmp_path: Path, column: str
+) -> None:
+    rows = [(rank, f"{seed}f{rank}" if column != "number" else seed, loss + seed / 1000)
+            for rank, loss in ((4, 0.9), (8, 0.8)) for seed in range(3)]  # fmt: skip
+    path = write(tmp_path / "a.csv", pd.DataFrame(rows, columns=["lora_r", column, "eval_loss"]))
+    assert "4 rows repeat another" in (line := refused(path))
+    assert f"such as --seed-column {column!r}" in line
+    imported = read_results([path], seed_column=column)
+    assert imported.evidence["seed"].nunique() == (3 if column == "number" else 6)
+
+
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [

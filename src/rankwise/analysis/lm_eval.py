@@ -62,23 +62,18 @@ def read_lm_eval(files: Mapping[Path, Any], root: Path, reading: Reading) -> Res
     Raises:
         RequestError: ranks are not known, or several tasks were evaluated and none is named.
     """
-    models: dict[str, Evaluated] = {}
-    for path in sorted(files, key=lambda file: (file.name, file)):  # by date: the last one counts
-        one = _evaluated(path, files[path], root)
-        known = models.setdefault(f"{one.adapter} {one.where}", one)
-        known.values |= one.values
-        known.directions |= one.directions
-    rows, notes, directions = [], [], dict[str, bool]()
+    models, notes = _join_files(files, root)
+    rows, directions = [], dict[str, bool]()
     unknown: list[Evaluated] = []
     sources: set[str] = set()
     bases = []
-    for one in models.values():
+    for one in models:
         directions |= one.directions
         identity, source = _identity(one, root, reading)
         if identity:
             sources.add(source)
             rows.append({**identity, **one.values})
-        elif one.adapter is None and any(other.adapter for other in models.values()):
+        elif one.adapter is None and any(other.adapter for other in models):
             bases.append(one.where)
         else:
             unknown.append(one)
@@ -103,6 +98,24 @@ def read_lm_eval(files: Mapping[Path, Any], root: Path, reading: Reading) -> Res
         notes=tuple(notes),
         directions={metrics[name]: up for name, up in directions.items() if name in metrics},
     )
+
+
+def _join_files(files: Mapping[Path, Any], root: Path) -> tuple[list[Evaluated], list[str]]:
+    """Join the files of each adapter, of two with the same task the later one counts; say so."""
+    # The names of the files hold their dates.
+    ordered = sorted(files, key=lambda file: (file.name, file))
+    evaluated = [_evaluated(path, files[path], root) for path in ordered]
+    # One name for all, such as "./adapter", distinguishes nothing.
+    is_told = len({one.adapter for one in evaluated if one.adapter}) > 1
+    models: dict[str, Evaluated] = {}
+    replaced = 0
+    for one in evaluated:
+        known = models.setdefault(one.adapter if is_told and one.adapter else one.where, one)
+        replaced += known is not one and bool(known.values.keys() & one.values.keys())
+        known.values |= one.values
+        known.directions |= one.directions
+    notes = [f"{replaced} results are left out for later ones of the same adapter and task"]
+    return list(models.values()), notes if replaced else []
 
 
 def _evaluated(path: Path, content: Mapping[str, Any], root: Path) -> Evaluated:
@@ -221,8 +234,5 @@ def _metrics(
 
 
 def _is_asked(asked: str, name: str) -> bool:
-    return snake(asked) in (
-        snake(name),
-        snake(name.rpartition("/")[2]),
-        snake(name.partition(",")[0]),
-    )
+    spellings = (name, name.rpartition("/")[2], name.partition(",")[0])
+    return snake(asked.removesuffix(f",{NO_FILTER}")) in map(snake, spellings)

@@ -23,9 +23,11 @@ def rank_in_name(pattern: str, name: str) -> tuple[int | None, int | None]:
     match = re.search(pattern, name)
     if match is None:
         return None, None
-    groups = match.groupdict()
-    rank = groups["rank"] if "rank" in groups else match[1]
-    return _whole(pattern, name, rank), _whole(pattern, name, groups.get("seed"))
+    places = match.re.groupindex
+    others = (place for place in range(1, match.re.groups + 1) if place != places.get("seed"))
+    rank = match[places.get("rank", next(others, 0))]
+    seed = match["seed"] if "seed" in places else None
+    return _whole(pattern, name, rank), _whole(pattern, name, seed)
 
 
 def suggest_pattern(names: Iterable[str]) -> str | None:

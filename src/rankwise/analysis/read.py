@@ -104,7 +104,7 @@ def read_results(paths: Sequence[Path], **options: Any) -> ImportedResults:
         raise RequestError(f"{named[0]} is for tables, and {holds}; leave it out")
     metrics = _common_metrics(sources, reading.metric, notes)
     evidence = _join(sources, metrics, notes)
-    _refuse_repeats(sources, evidence)
+    _refuse_repeats(sources, evidence, reading.rank_pattern is not None)
     notes += _comparability_notes(sources)
     if reading.evaluation is not None and not any("evaluation of each run" in one for one in notes):
         notes.append("evaluation is not used: there is one evaluation for each run")
@@ -211,15 +211,16 @@ def _common_metrics(
 def _find_metric(requested: str, metrics: list[str], sources: list[ResultsSource]) -> str:
     """Return the metric that the user requested, by its name in a source or in the evidence."""
     written = {name: metric for source in sources for name, metric in source.metrics.items()}
+    asked = snake(requested.removesuffix(",none"))  # lm-eval-harness writes "acc,none"
     spellings: dict[str, str] = {}
     for name, metric in written.items():
         rest = bare_name(name).rest
         spellings |= {snake(each): metric for each in (unqualified(rest), rest, name)}
         if bare_name(name).last in UNNAMED:  # the user said which metric it holds
-            spellings[snake(requested)] = metric
+            spellings[asked] = metric
     spellings |= {metric: metric for metric in metrics}
-    found = written.get(requested) or spellings.get(snake(requested))
-    of_tasks = [metric for metric in metrics if metric.endswith(f"_{snake(requested)}")]
+    found = written.get(requested) or spellings.get(asked)
+    of_tasks = [metric for metric in metrics if metric.endswith(f"_{asked}")]
     if found is None and len(of_tasks) == 1 and of_tasks[0] != "train_loss":
         found = of_tasks[0]
     if found is None:
@@ -274,7 +275,7 @@ def _places(sources: list[ResultsSource], rows: pd.Index) -> str:
     return some(places)
 
 
-def _refuse_repeats(sources: list[ResultsSource], evidence: pd.DataFrame) -> None:
+def _refuse_repeats(sources: list[ResultsSource], evidence: pd.DataFrame, patterned: bool) -> None:
     """Refuse results that occur twice, with advice on what would distinguish them."""
     key = [name for name in KEY if name in evidence.columns]
     repeated = evidence.duplicated(key)
@@ -298,6 +299,13 @@ def _refuse_repeats(sources: list[ResultsSource], evidence: pd.DataFrame) -> Non
         column = "seed_column" if "example_id" in key else "seed_column or example_column"
         keep = "keep one of each, such as a run's last step"
         advice = f"{keep}, or name the column that distinguishes them with {column}"
+        if distinct := next(
+            (each.distinguished_by for each in pair if each.distinguished_by), None
+        ):
+            advice = f"{advice}, such as --seed-column {distinct!r}"
+        if patterned:
+            group = r"(?P<seed>\d+)"
+            advice = f"{advice}, or give rank_pattern a group for the seed, such as {group}"
     count = int(repeated.sum())
     rows = f"{count} row repeats another" if count == 1 else f"{count} rows repeat another"
     raise RequestError(f"{rows}, such as {result} ({_places(sources, same[:5])}); {advice}")

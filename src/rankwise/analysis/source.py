@@ -46,6 +46,7 @@ class ResultsSource:
         settings: values of the SETTINGS of a run that are known, as JSON text.
         chance_loss: chance-level held-out loss of a sweep, where known.
         wording: names of a sweep's loss in sentences.
+        distinguished_by: column of a table that distinguishes rows of the same rank, seed and rate.
         noise: standard deviation of a trial's result over seeds, of each metric whose table says
             it without the number of seeds.
         directions: whether more of a metric is better, where the file says so.
@@ -63,6 +64,7 @@ class ResultsSource:
     settings: Mapping[str, str] = field(default_factory=dict)
     chance_loss: ChanceLoss | None = None
     wording: Wording = PLAIN
+    distinguished_by: str | None = None
     noise: Mapping[str, float] = field(default_factory=dict)
     directions: Mapping[str, bool] = field(default_factory=dict)
 

@@ -24,6 +24,9 @@ STEP_NAMES = (
     "epoch", "train_epoch",
 )  # fmt: skip
 RUN_IDS = ("run_id", "trial_id", *RUN_NAMES)
+RUN_NUMBERS = (
+    "run_number", "rerun", "repeat", "replicate", "repetition", "number", "trial", *RUN_IDS, "id",
+)  # fmt: skip
 KEY = ("rank", "seed", "learning_rate", "example_id")
 
 
@@ -68,12 +71,18 @@ def read_result_table(table: pd.DataFrame, origin: str, reading: Reading) -> Res
     notes += [] if counted is None else [f"{origin}: {counted}"]
     kept = table.index.get_indexer(rows.index)
     numbers = {name: each.take(kept) for name, each in numbers.items()}
+    distinct = _distinguishing_column(table, rows)
+    if reading.seed_column is not None and not np.isfinite(read_numbers(rows["seed"]).values).any():
+        # Names of runs: the same name is the same seed.
+        rows["seed"] = pd.factorize(rows["seed"])[0]
+        notes.append(f"{origin}: each different {columns['seed']!r} is a seed")
     means = read_means(rows, metrics, numbers, reading, origin)
     return ResultsSource(
         origin=origin,
         rows=means.rows,
         metrics=means.metrics,
         notes=(*notes, *means.notes),
+        distinguished_by=distinct,
         noise=means.noise,
     )
 
@@ -177,6 +186,18 @@ def _one_row_a_run(
         if note is not None:
             return kept[rows.columns], note
     return rows, None
+
+
+def _distinguishing_column(table: pd.DataFrame, rows: pd.DataFrame) -> str | None:
+    """Return a column that distinguishes rows of the same rank, seed and learning rate, if any."""
+    key = [name for name in KEY if name in rows]
+    for name in columns_named(table.columns, RUN_NUMBERS):
+        if (
+            rows.duplicated(key).any()
+            and not rows.assign(id=table[name]).duplicated([*key, "id"]).any()
+        ):
+            return name
+    return None
 
 
 def _refuse(origin: str, values: pd.Series, good: np.ndarray, allowed: str) -> None:
