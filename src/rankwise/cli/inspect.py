@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, PlotOutput, print_json
+from rankwise.cli.options import Command, PlotOutput, show
 from rankwise.settings import FilePath, Option
 
 
@@ -33,14 +33,12 @@ def run(settings: Mapping[str, Any]) -> None:
     from rankwise.report.inspect_report import print_inspection, write_inspection_plot
 
     inspection = inspect_adapter(request.adapter, request.other)
-    if request.plot is not None:
-        write_inspection_plot(inspection, request.plot)
-    if request.json:
-        print_json(inspection.as_dict())
-        return
-    print_inspection(inspection)
-    if request.plot is not None:
-        print(f"Plot: {request.plot}")
+    show(
+        request,
+        document=inspection.as_dict,
+        as_text=lambda: print_inspection(inspection),
+        draw=lambda path: write_inspection_plot(inspection, path),
+    )
 
 
 COMMAND = Command(

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from rankwise.errors import RequestError, nearest
@@ -70,6 +71,24 @@ class PlotOutput(Output):
 def print_json(value: object) -> None:
     """Print the document of ``--json``."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def show(
+    output: PlotOutput,
+    *,
+    document: Callable[[], object],
+    as_text: Callable[[], None],
+    draw: Callable[[Path], None],
+) -> None:
+    """Draw a result if a plot is requested, and print it as JSON or as text."""
+    if output.plot is not None:
+        draw(output.plot)
+    if output.json:
+        print_json(document())
+        return
+    as_text()
+    if output.plot is not None:
+        print(f"Plot: {output.plot}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,9 +1,10 @@
 """The command ``rankwise plan``."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from rankwise.cli.options import Command, PlotOutput
+from rankwise.cli.options import Command, PlotOutput, show
 from rankwise.planning.config import PlanConfig
 
 
@@ -17,19 +18,19 @@ def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None
         from rankwise.planning.plan import plan
 
     result = plan(config=config)
-    if output.plot is not None:
+
+    def as_text() -> None:
+        from rankwise.report.plan_report import print_plan
+
+        print_plan(result)
+
+    def draw(path: Path) -> None:
         from rankwise.report.figures import write_figure
         from rankwise.report.plan_report import plan_figure
 
-        write_figure(plan_figure(result), output.plot)
-    if output.json:
-        print(result.as_json())
-        return
-    from rankwise.report.plan_report import print_plan
+        write_figure(plan_figure(result), path)
 
-    print_plan(result)
-    if output.plot is not None:
-        print(f"Plot: {output.plot}")
+    show(output, document=result.as_dict, as_text=as_text, draw=draw)
 
 
 COMMAND = Command(

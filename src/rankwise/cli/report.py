@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, PlotOutput, print_json
+from rankwise.cli.options import Command, PlotOutput, show
 from rankwise.errors import RequestError
 from rankwise.settings import FilePath, Option, Several
 
@@ -39,14 +39,12 @@ def _compare(request: ReportRequest) -> None:
     from rankwise.report import compare_sweeps as report
 
     sweeps = report.read_compared_sweeps(request.directories)
-    if request.plot is not None:
-        report.write_sweep_comparison_plot(sweeps, request.plot)
-    if request.json:
-        print_json([sweep.as_dict() for sweep in sweeps])
-        return
-    report.print_sweep_comparison(sweeps)
-    if request.plot is not None:
-        print(f"Plot: {request.plot}")
+    show(
+        request,
+        document=lambda: [sweep.as_dict() for sweep in sweeps],
+        as_text=lambda: report.print_sweep_comparison(sweeps),
+        draw=lambda path: report.write_sweep_comparison_plot(sweeps, path),
+    )
 
 
 COMMAND = Command(

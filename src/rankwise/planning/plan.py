@@ -1,6 +1,5 @@
 """Parameters and memory of every rank, before any weight is loaded (``rankwise plan``)."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
@@ -106,10 +105,6 @@ class Plan:
             "savings": [asdict(saving) for saving in self.savings],
             "notes": list(self.notes),
         }
-
-    def as_json(self) -> str:
-        """Return `as_dict` as one JSON document."""
-        return json.dumps(self.as_dict(), indent=2, allow_nan=False)
 
 
 def plan(
