@@ -2,7 +2,16 @@
 
 import math
 
-from rankwise.formatting import clip, figure, interval, plain_bytes, seconds, share, signed
+from rankwise.formatting import (
+    clip,
+    figure,
+    interval,
+    json_value,
+    plain_bytes,
+    seconds,
+    share,
+    signed,
+)
 
 
 def test_numbers_are_written_with_their_units_and_intervals() -> None:
@@ -31,3 +40,8 @@ def test_intervals_hold_only_possible_values() -> None:
 def test_a_score_is_in_percent_if_it_is_a_share() -> None:
     assert (share(0.7654, percent=True), share(0.7654, percent=False)) == ("76.5 %", "0.7654")
     assert clip((-0.1, 0.5), (0.0, 1.0)) == (0.0, 0.5)
+
+
+def test_numbers_that_json_lacks_become_null() -> None:
+    value = {"loss": math.nan, "bounds": (0.5, math.inf), "name": "nan", "rank": 8}
+    assert json_value(value) == {"loss": None, "bounds": [0.5, None], "name": "nan", "rank": 8}

@@ -1,6 +1,7 @@
-"""Numbers as text for people."""
+"""Numbers as text for people, and values as JSON has them."""
 
 import math
+from typing import Any
 
 Interval = tuple[float, float]
 
@@ -76,3 +77,14 @@ def figure(
     if percent:
         return f"{number} ± {100 * half_width:.1f}{unit}"
     return f"{number} ± {half_width:.3f}"
+
+
+def json_value(value: Any) -> Any:
+    """Return a value with null for the numbers that JSON lacks, NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,11 +1,11 @@
 """The records that a decision consists of, and its JSON form."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rankwise.formatting import Interval as Interval
+from rankwise.formatting import json_value
 
 Verdict = Literal["raise the rank", "overfitting", "rank suffices", "not a rank problem", "open"]
 Agreement = Literal["confirms", "contradicts", "cannot tell"]
@@ -232,14 +232,4 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """Return ``decision.json`` as JSON values; numbers that are not finite become null."""
-        return _json_value(asdict(self))
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json_value(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return json_value(asdict(self))

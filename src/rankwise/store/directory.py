@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from rankwise.engine.trial import FinishedTrial
 from rankwise.errors import RankwiseError, RequestError
+from rankwise.formatting import json_value
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.files import write_adapter
 from rankwise.store import records
@@ -107,10 +108,6 @@ class SweepStore:
     def evidence(self) -> pd.DataFrame:
         """Return the held-out results of all complete trials, see `read_evidence`."""
         return records.read_evidence(self.directory)
-
-    def train_losses(self) -> pd.DataFrame:
-        """Return the training losses of all complete trials, see `read_train_losses`."""
-        return records.read_train_losses(self.directory)
 
     def seconds_spent(self) -> float:
         """Return how long all complete trials took to train and to score."""
@@ -255,7 +252,7 @@ def _trial_files(finished: FinishedTrial, settings: Mapping[str, Any]) -> dict[s
     trial = {name: value for name, value in asdict(finished.trial).items() if value is not None}
     weights = save(finished.adapter, metadata={"format": "pt"})
     rows = [*finished.steps, _summary(finished, adapter_bytes=len(weights))]
-    lines = [json.dumps(_finite(row)) + "\n" for row in rows]
+    lines = [json.dumps(json_value(row)) + "\n" for row in rows]
     return {
         "config.json": _json_bytes({**trial, **settings}),
         "metrics.jsonl": "".join(lines).encode(),
@@ -299,15 +296,6 @@ def _evidence_bytes(finished: FinishedTrial) -> bytes:
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace NaN and infinity, which JSON lacks, by null."""
-    finite = dict(row)
-    for key, value in row.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            finite[key] = None
-    return finite
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ from rankwise.decide.metrics import default_margin
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.decide.wording import Context, LeftOut, Wording
 from rankwise.store.costs import rank_costs
-from rankwise.store.records import TrialRecord, select_trials
+from rankwise.store.records import TrialRecord, read_train_losses, select_trials
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run_context import Run
@@ -112,7 +112,7 @@ def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> 
         trained_at=trained_at,
     )
     costs = {one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results}
-    return Findings(results, rule, run.store.train_losses(), costs)
+    return Findings(results, rule, read_train_losses(run.store.directory), costs)
 
 
 def _scores(results: Sequence[RankResults]) -> np.ndarray:
