@@ -36,7 +36,7 @@ def zstd(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("data.csv.gz", gzip.compress(CSV.encode())),
+        ("data.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("data.csv.bz2", bz2.compress(CSV.encode())),
         ("data.jsonl.xz", lzma.compress(LINES.encode())),
         ("data.jsonl.zst", zstd(LINES.encode())),
@@ -144,9 +144,9 @@ def make_archive(path: Path, kind: str) -> None:
     ("name", "content", "words"),
     [
         ("empty.csv", b"", "is empty"),
-        ("empty.csv.gz", gzip.compress(b""), "is empty"),
+        ("empty.csv.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("blank.jsonl", b"\n \n", "is empty"),
-        ("cut.csv.gz", gzip.compress(CSV.encode() * 99)[:-9], "is a damaged gzip file: .*download it again"),
+        ("cut.csv.gz", gzip.compress(CSV.encode() * 99, mtime=0)[:-9], "is a damaged gzip file: .*download it again"),
         ("cut.csv.xz", lzma.compress(CSV.encode() * 99)[:-9], "is a damaged xz file: .*download it again"),
         ("data.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer.*git lfs pull"),
         ("data.csv", b"\n<!DOCTYPE html>\n<html>", "a web page; download the file itself"),
