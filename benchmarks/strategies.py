@@ -40,11 +40,11 @@ from rankwise.report.progress_bar import ProgressBar
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import TrialRecord, select_trials
 from rankwise.strategies.config import STRATEGIES
+from rankwise.sweeps.engines import TruncatingEngine
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.run import make_strategy, open_run, run_strategy
 from rankwise.sweeps.run_context import Run
-from rankwise.sweeps.truncating_engine import TruncatingEngine
 from rankwise.tasks import samples
 from rankwise.tasks.base import Examples
 from rankwise.tasks.load import load_task

@@ -15,10 +15,9 @@ from rankwise.engine.reference import score_adapter
 from rankwise.lora import read_adapter, spectrum, truncate
 from rankwise.store.records import read_evidence, read_json
 from rankwise.sweeps.config import make_config
-from rankwise.sweeps.engine_choice import choose_engine
+from rankwise.sweeps.engines import TruncatingEngine, choose_engine
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
-from rankwise.sweeps.truncating_engine import TruncatingEngine
 from tests.conftest import make_reviews
 
 RATES = (5e-3, 1e-2)

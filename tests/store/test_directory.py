@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.store.directory import SweepStore
-from rankwise.store.records import EVIDENCE_COLUMNS, Fingerprints, SweepRecord, read_sweep
+from rankwise.store.records import (
+    EVIDENCE_COLUMNS,
+    Fingerprints,
+    SweepRecord,
+    read_sweep,
+    read_train_losses,
+)
 from tests.factories import REQUEST, finished, request
 
 OTHER_DATA = Fingerprints(model="a", data="c")
@@ -74,7 +80,9 @@ def test_a_broken_trial_is_named_with_the_remedy(tmp_path: Path, file: str, dama
         path.unlink()
         if damage != "gone":
             path.write_bytes(b"" if damage == "empty" else content[: len(content) - 20])
-        reads = {"evidence.parquet": [store.evidence]}.get(file, [store.trials, store.train_losses])
+        reads = {"evidence.parquet": [store.evidence]}.get(
+            file, [store.trials, lambda: read_train_losses(store.directory)]
+        )
         for read in reads:
             with pytest.raises(
                 RankwiseError, match=rf"trial '.*r8-.*' cannot be read: .*{file}.*delete"

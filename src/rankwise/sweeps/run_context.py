@@ -8,7 +8,6 @@ from rankwise.errors import RequestError
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
 from rankwise.sweeps.config import SweepConfig
-from rankwise.sweeps.engine_choice import choose_engine
 from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.request_record import max_length
 from rankwise.tasks.base import Encoded, Task
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from rankwise.decide.evidence import ChanceLoss
     from rankwise.models.base_model import BaseModel
     from rankwise.planning.machine_fit import Fit
-    from rankwise.sweeps.truncating_engine import TruncatingEngine
+    from rankwise.sweeps.engines import TruncatingEngine
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Run:
     @cached_property
     def engine(self) -> "TruncatingEngine":
         """The engine that trains, truncates and scores; creating it tokenises the examples."""
-        from rankwise.sweeps.truncating_engine import TruncatingEngine
+        from rankwise.sweeps.engines import TruncatingEngine, choose_engine
 
         return TruncatingEngine(choose_engine(self), self.store.adapter_directory)
 

@@ -1,4 +1,4 @@
-"""The truncating engine over an engine that records its calls and scores by the adapter's rank."""
+"""The engine of a request; truncation over an engine that records calls and scores by rank."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,11 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
+from rankwise import SweepConfig
+from rankwise.engine.fused.engine import FusedEngine
+from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.lora import Adapter, read_adapter, write_adapter
 from rankwise.lora.adapter import factor_pairs
-from rankwise.sweeps.truncating_engine import TruncatingEngine
-from tests.factories import finished
+from rankwise.sweeps.engines import TruncatingEngine, choose_engine
+from rankwise.sweeps.run import open_run
+from tests.factories import Notes, finished
 from tests.lora.adapters import make_adapter
 
 
@@ -67,3 +71,23 @@ def test_a_truncated_adapter_is_the_best_of_its_rank(tmp_path: Path) -> None:
         error = float((delta - best.scaling * (best.b @ best.a)).norm())
         assert error == pytest.approx(least, rel=1e-3)
     assert result.trainable_params == sum(value.numel() for value in result.adapter.values())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fused", FusedEngine), ("reference", ReferenceEngine)])
+def test_the_engine_is_the_one_that_the_request_names(
+    tiny_model: Path, reviews: Path, tmp_path: Path, name: str, kind: type
+) -> None:
+    config = SweepConfig(
+        model=str(tiny_model),
+        data=reviews,
+        ranks=(2, 4),
+        engine=name,
+        epochs=3,
+        out=tmp_path / "out",
+    )
+    notes = Notes()
+    with open_run(config, notes) as run:
+        engine = choose_engine(run)
+    assert type(engine) is kind
+    assert engine.config.epochs == 3
+    assert not any("instead of the fused one" in note for note in notes.notes)
