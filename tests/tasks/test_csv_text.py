@@ -64,6 +64,19 @@ def test_the_remedies_for_quotes_work() -> None:
     assert list(rows["text"]) == ['he "said" it', "b,c"]
 
 
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ('text,label\n"he \\"said, so\\" twice",1\n', "quotes inside texts follow a backslash"),
+        ('label,text\n1, "he ""said, so"" twice"\n', "blanks after a separator are skipped"),
+    ],
+)
+def test_other_ways_to_write_quotes_are_read_where_they_alone_fit(text: str, note: str) -> None:
+    rows, notes = read_csv_text(text, "data", ",")
+    assert list(rows["text"]) == ['he "said, so" twice'] and list(rows["label"]) == [1]
+    assert notes == [note]
+
+
 def test_quotes_in_tables_with_tabs_may_stand_alone() -> None:
     rows, notes = read_csv_text('text\tlabel\n"half\t1\nb "x" c\t2\n', "data", "\t")
     assert list(rows["text"]) == ['"half', 'b "x" c']
@@ -89,4 +102,5 @@ def test_a_column_has_one_type_and_words_stay_words() -> None:
 def test_a_column_name_that_occurs_twice_is_said() -> None:
     rows, notes = read_csv_text("text,text\na,b\n", "data", ",")
     assert list(rows.columns) == ["text", "text.1"]
-    assert notes == ["column 'text' occurs twice; the second is called 'text.1'"]
+    assert notes == ["column 'text' occurs again, and is called 'text.1' there"]
+    assert read_csv_text("text,,\na,b,c\n", "data", ",")[1] == []

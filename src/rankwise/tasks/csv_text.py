@@ -3,16 +3,22 @@
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Literal
+from typing import Any
 
 import pandas as pd
 
 from rankwise.errors import RequestError
 
-Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL, csv.QUOTE_NONE
 SEPARATORS = {",": "','", "\t": "tabs", ";": "';'", "|": "'|'"}
+# Ways to write quotes, and what is said of them; the first that fits all records is used.
+USUAL_QUOTES: Mapping[str, Any] = {}
+OTHER_QUOTES: tuple[tuple[Mapping[str, Any], str], ...] = (
+    ({"escapechar": "\\"}, "quotes inside texts follow a backslash"),
+    ({"skipinitialspace": True}, "blanks after a separator are skipped"),
+    ({"quoting": csv.QUOTE_NONE}, "quotes are read as they stand"),
+)
 SAMPLE_ROWS = 6  # records that must agree on the number of columns
 SAMPLE_LENGTH = 1 << 20  # characters
 SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?\r?\n', re.IGNORECASE)  # Excel's own first line
@@ -40,13 +46,14 @@ def read_csv_text(text: str, place: str, expected: str) -> tuple[pd.DataFrame, l
         text, separator, first_line = text[mark.end() :], mark[1], 2
     if separator != expected:
         notes.append(f"columns are separated by {SEPARATORS[separator]}")
-    quoting: Quoting = csv.QUOTE_MINIMAL
-    if fault := _find_fault(text, separator, quoting, first_line):
-        # Tables with tabs often hold quotes as they stand.
-        quoting = csv.QUOTE_NONE
-        if separator != "\t" or _find_fault(text, separator, quoting, first_line):
+    quotes = USUAL_QUOTES
+    if fault := _find_fault(text, separator, quotes, first_line):
+        others = OTHER_QUOTES if separator == "\t" else OTHER_QUOTES[:-1]
+        fitting = (each for each in others if not _find_fault(text, separator, each[0], 1))
+        quotes, note = next(fitting, (quotes, ""))
+        if not note:
             raise RequestError(f"{place}: {fault}")
-        notes.append("quotes are read as they stand")
+        notes.append(note)
     decimal = "."
     if separator != "," and _has_decimal_commas(text, separator):
         decimal = ","
@@ -56,15 +63,14 @@ def read_csv_text(text: str, place: str, expected: str) -> tuple[pd.DataFrame, l
         io.StringIO(text),
         sep=separator,
         decimal=decimal,
-        quoting=quoting,
         keep_default_na=False,
         na_values=[""],
         low_memory=False,
+        **quotes,
     )
-    header = next(_records(text, separator, quoting))[1] or []
-    twice = sorted({name for name in header if header.count(name) > 1})
-    for name in twice:
-        notes.append(f"column {name!r} occurs twice; the second is called {name + '.1'!r}")
+    header = next(_records(text, separator, quotes))[1] or []
+    for name in sorted({name for name in header if name and header.count(name) > 1}):
+        notes.append(f"column {name!r} occurs again, and is called {name + '.1'!r} there")
     return rows, notes
 
 
@@ -84,7 +90,7 @@ def find_separator(text: str, expected: str) -> str | None:
     """
     columns: dict[str, int] = {}
     for separator in SEPARATORS:
-        records = _records(text[:SAMPLE_LENGTH], separator, csv.QUOTE_MINIMAL)
+        records = _records(text[:SAMPLE_LENGTH], separator, USUAL_QUOTES)
         sizes = {len(fields or ()) for _, fields in islice(records, SAMPLE_ROWS)}
         if len(sizes) == 1 and max(sizes) > 1:
             columns[separator] = max(sizes)
@@ -93,13 +99,15 @@ def find_separator(text: str, expected: str) -> str | None:
     return max(columns, key=lambda separator: columns[separator], default=None)
 
 
-def _records(text: str, separator: str, quoting: Quoting) -> Iterator[tuple[int, list[str] | None]]:
+def _records(
+    text: str, separator: str, quotes: Mapping[str, Any]
+) -> Iterator[tuple[int, list[str] | None]]:
     """Yield the first line and the fields of each record that is not blank.
 
     A record with a wrong quote comes last, with None for its fields.
     """
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+    reader = csv.reader(lines, delimiter=separator, strict=True, **quotes)
     limit = csv.field_size_limit()
     start = 1
     while True:
@@ -118,10 +126,12 @@ def _records(text: str, separator: str, quoting: Quoting) -> Iterator[tuple[int,
         start = reader.line_num + 1
 
 
-def _find_fault(text: str, separator: str, quoting: Quoting, first_line: int) -> str | None:
+def _find_fault(
+    text: str, separator: str, quotes: Mapping[str, Any], first_line: int
+) -> str | None:
     """Return what is wrong in the first bad record, with its line; None if all are good."""
     width = None
-    for start, fields in _records(text, separator, quoting):
+    for start, fields in _records(text, separator, quotes):
         line = start + first_line - 1
         if fields is None:
             return (
