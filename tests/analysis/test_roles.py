@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rankwise import analyze
@@ -30,6 +31,17 @@ def test_a_rank_alone_that_counts_is_asked_about(tmp_path: Path, first: int) -> 
     assert "give --rank-column rank (rank_column); if 'lora-r4-seed1' has rank 4" in line
     assert analyze(path, rank_column="rank").evidence["rank"].max() == first + 11
     assert analyze(path, rank_pattern=r"r(\d+)").decision.rank == 16
+
+
+def test_few_positions_beside_names_with_ranks_are_asked_about(tmp_path: Path) -> None:
+    rows = [(1, "lora-r16", 0.84), (2, "lora-r8", 0.86), (3, "lora-r4", 0.92)]
+    path = save_table(
+        tmp_path / "a.csv", pd.DataFrame(rows, columns=["rank", "model", "eval_loss"])
+    )
+    assert "'rank' counts 1 to 3, as positions" in (line := refused(path))
+    assert "give --rank-pattern 'r(\\d+)'" in line
+    found = analyze(path, rank_pattern=r"r(\d+)", noise=0.001)
+    assert found.decision.rank == 16
 
 
 def test_small_sweeps_of_consecutive_ranks_are_taken(tmp_path: Path) -> None:

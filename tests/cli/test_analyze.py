@@ -37,9 +37,40 @@ def test_options_are_the_arguments_of_the_call(
     assert json.loads(capsys.readouterr().out) == expected.as_dict()
 
 
+def test_what_is_said_of_the_results_reaches_the_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = pd.DataFrame(
+        {
+            "run": ["r4"] * 2 + ["r8"] * 2,
+            "step": [1, 2] * 2,
+            "hits": ["70% ± 1%", "60% ± 1%", "80% ± 1%", "90% ± 1%"],
+        }
+    )
+    log.to_csv(tmp_path / "log.csv", index=False)
+    options = ["--rank-pattern", r"r(\d+)", "--evaluation", "best", "--seeds-per-mean", "3"]
+    command = ["analyze", str(tmp_path / "log.csv"), "--metric", "hits", "--higher-is-better"]
+    assert main([*command, *options, "--spread", "seeds", "--json"]) == 0
+    expected = rankwise.analyze(
+        tmp_path / "log.csv",
+        metric="hits",
+        higher_is_better=True,
+        rank_pattern=r"r(\d+)",
+        evaluation="best",
+        seeds_per_mean=3,
+        spread="seeds",
+    )
+    assert json.loads(capsys.readouterr().out) == expected.as_dict()
+    assert expected.evidence.groupby("rank")["hits"].mean().round(9).to_dict() == {4: 0.7, 8: 0.9}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--evaluation", "worst"], "'worst'"),
+        (["--spread", "runs"], "'runs'"),
+        (["--seeds-per-mean", "1"], "seeds_per_mean 1: allowed is"),
+        (["--rank-pattern", "r("], "rank_pattern 'r('"),
         (["--margin", "0"], "margin '0': allowed is a number above 0"),
         (["--confidence", "95"], "confidence '95': allowed is a number above 0 and below 1"),
         (["--higher-is-better", "--lower-is-better"], "not allowed with"),

@@ -136,10 +136,10 @@ def _rank_column(table: pd.DataFrame, origin: str, notes: list[str]) -> dict[str
             "process, and left out"
         )
     is_bare = bare_name(first).last == "rank" and not is_rank_of_lora(first)
-    if len(candidates) == 1 and is_bare and _counts(values[first]):
+    pattern = _pattern_advice(table) if is_bare else ""
+    if len(candidates) == 1 and is_bare and _counts(values[first], bool(pattern)):
         least, most = int(values[first].min()), int(values[first].max())
         advice = f"if these are LoRA ranks, give --rank-column {first} (rank_column)"
-        pattern = _pattern_advice(table)
         raise RequestError(
             f"{origin!r}: {first!r} counts {least} to {most}, as positions or processes do; "
             f"{advice}" + (f"; {pattern}" if pattern else "")
@@ -160,8 +160,11 @@ def _all_whole(values: np.ndarray) -> bool:
     return bool((np.floor(known) == known).all())
 
 
-def _counts(values: np.ndarray) -> bool:
-    """Whether ranks look like positions, 1 to n and each once, or like processes, 0 to n."""
+def _counts(values: np.ndarray, names_have_ranks: bool) -> bool:
+    """Whether ranks look like positions, 1 to n and each once, or like processes, 0 to n.
+
+    If names of runs seem to hold other ranks, few are enough.
+    """
     if not np.isfinite(values).all():
         return False
     distinct = np.unique(values)
@@ -169,7 +172,8 @@ def _counts(values: np.ndarray) -> bool:
     if not np.array_equal(distinct, least + np.arange(len(distinct))):
         return False
     if least == 1:
-        return len(values) == len(distinct) >= FEWEST_POSITIONS
+        fewest = 2 if names_have_ranks else FEWEST_POSITIONS
+        return len(values) == len(distinct) >= fewest
     return bool(least == 0) and len(distinct) >= FEWEST_PROCESSES
 
 

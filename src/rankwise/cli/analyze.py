@@ -126,12 +126,14 @@ def run(settings: Mapping[str, Any]) -> None:
 
 
 COMMAND = Command(
-    description="Decide which rank existing results support: a table (CSV, TSV, JSON lines, "
-    "Parquet) with a column of ranks and one or more metrics, a directory of training runs, a "
-    "sweep directory, or results of PEFT's method comparison.",
+    description="Decide which rank existing results support: a table (CSV, TSV, JSON, Parquet), "
+    "also as MLflow, W&B or Optuna exports it, with a column of ranks and one or more metrics; a "
+    "directory of training runs or of Ray Tune's trials; a sweep directory; results of "
+    "lm-eval-harness or of PEFT's method comparison.",
     examples=(
         "analyze results.csv --metric accuracy --margin 0.01",
         "analyze runs/ --confidence 0.9 --json",
+        r"analyze lm-eval-out/ --metric arc_easy/acc --rank-pattern 'r(\d+)'",
     ),
     requests=(AnalyzeRequest,),
     run=run,
