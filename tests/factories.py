@@ -19,7 +19,9 @@ from rankwise.store.records import (
     TaskRecord,
 )
 from rankwise.sweeps.progress import Silent
+from rankwise.tasks.dialogues import Dialogue
 
+Turns = Sequence[tuple[str, str]]
 NO_EVIDENCE = pd.DataFrame(columns=list(EVIDENCE_COLUMNS))
 REQUEST = SweepRecord(
     settings={
@@ -129,3 +131,10 @@ class Notes(Silent):
     def note(self, text: str) -> None:
         """Keep the sentence."""
         self.notes.append(text)
+
+
+def chat(turns: Turns, **options: Any) -> Dialogue:
+    """Return a dialogue of roles and contents; all answers but one that opens it are learnt."""
+    messages = tuple({"role": role, "content": content} for role, content in turns)
+    learnt = tuple(role == "assistant" and place > 0 for place, (role, _) in enumerate(turns))
+    return Dialogue(messages, **{"learnt": learnt, **options})

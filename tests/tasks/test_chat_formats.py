@@ -10,6 +10,7 @@ from rankwise.errors import RequestError
 from rankwise.tasks.chat_formats import DataLayout
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
+from tests.factories import chat
 
 MESSAGES = [
     [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]
@@ -39,7 +40,7 @@ def test_messages_are_read_from_every_file_format(
     task = load_task(DataConfig(data=path))
     assert (len(task.train), len(task.held_out), len(task.test)) == (7, 2, 1)
     for row, dialogue in zip(task.train.ids, task.train.inputs, strict=True):
-        assert dialogue.turns == (("user", f"q{row}"), ("assistant", f"a{row}"))
+        assert dialogue == chat((("user", f"q{row}"), ("assistant", f"a{row}")))
     assert task.notes == (f"messages from column {column!r} of data{ending}",)
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.tasks.chat_formats import Dialogue
 from rankwise.tasks.config import DataConfig
+from rankwise.tasks.dialogues import Dialogue
 from rankwise.tasks.load import load_task
 from rankwise.tasks.losses import ClassificationObjective
 

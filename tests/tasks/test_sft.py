@@ -15,11 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import RequestError
 from rankwise.tasks.base import Encoded
-from rankwise.tasks.chat_formats import Dialogue
+from rankwise.tasks.chats import marks_assistant_tokens
 from rankwise.tasks.config import DataConfig
+from rankwise.tasks.dialogues import Dialogue
 from rankwise.tasks.load import load_task
-from rankwise.tasks.sft import encode, marks_assistant_tokens
+from rankwise.tasks.sft import encode
 from rankwise.tasks.splits import number_examples
+from tests.factories import chat
 from tests.tasks.test_chat_formats import MESSAGES
 
 CHATML = (
@@ -100,7 +102,7 @@ def supervised(encoded: Encoded, tokenizer: Any) -> list[str]:
 
 def test_assistant_turns_are_supervised_including_their_end_token(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
-    encoded = encode_one(Dialogue(TURNS), tokenizer)
+    encoded = encode_one(chat(TURNS), tokenizer)
     assert supervised(encoded, tokenizer) == [
         "Yes:\n    indeed\n<|end|>",
         "Because ünter 🙂!<|end|>",
@@ -114,9 +116,9 @@ def test_assistant_turns_are_supervised_including_their_end_token(tokenizer: Any
 def test_supervised_tokens_match_a_template_with_generation_marks(tokenizer: Any) -> None:
     """The mask of transformers' ``return_assistant_tokens_mask``, and the one found without it."""
     tokenizer.chat_template = CHATML
-    found = encode_one(Dialogue(TURNS), tokenizer)
+    found = encode_one(chat(TURNS), tokenizer)
     tokenizer.chat_template = MARKED
-    assert encode_one(Dialogue(TURNS), tokenizer) == found
+    assert encode_one(chat(TURNS), tokenizer) == found
 
 
 def test_generation_marks_are_looked_for_in_the_default_template(tokenizer: Any) -> None:
@@ -133,14 +135,14 @@ def test_generation_marks_are_looked_for_in_the_default_template(tokenizer: Any)
 
 def test_a_template_that_rewrites_earlier_turns_supervises_the_last_only(tokenizer: Any) -> None:
     tokenizer.chat_template = FORGETFUL
-    assert supervised(encode_one(Dialogue(TURNS), tokenizer), tokenizer) == [
+    assert supervised(encode_one(chat(TURNS), tokenizer), tokenizer) == [
         "(so)\nBecause ünter 🙂!<|end|>"
     ]
 
 
 def test_a_question_after_the_last_answer_is_not_supervised(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
-    assert supervised(encode_one(Dialogue(TURNS[:3]), tokenizer), tokenizer) == [
+    assert supervised(encode_one(chat(TURNS[:3]), tokenizer), tokenizer) == [
         "Yes:\n    indeed\n<|end|>"
     ]
 
@@ -148,10 +150,10 @@ def test_a_question_after_the_last_answer_is_not_supervised(tokenizer: Any) -> N
 def test_an_assistant_turn_that_opens_the_dialogue_is_not_supervised(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
     greeting = ("assistant", "Hello!")
-    assert supervised(encode_one(Dialogue((greeting, *TURNS)), tokenizer), tokenizer) == supervised(
-        encode_one(Dialogue(TURNS), tokenizer), tokenizer
+    assert supervised(encode_one(chat((greeting, *TURNS)), tokenizer), tokenizer) == supervised(
+        encode_one(chat(TURNS), tokenizer), tokenizer
     )
-    assert len(encode_one(Dialogue((greeting, TURNS[0])), tokenizer)) == 0  # nothing to learn
+    assert len(encode_one(chat((greeting, TURNS[0])), tokenizer)) == 0  # nothing to learn
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
@@ -219,11 +221,11 @@ def test_instructions_become_a_chat_or_an_alpaca_prompt(tokenizer: Any, tmp_path
     assert plain.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n0<|end|>")
     assert "### Input" not in tokenizer.decode(encode_one(last, tokenizer).input_ids[0])
     tokenizer.chat_template = CHATML
-    chat = encode_one(first, tokenizer)
-    assert tokenizer.decode(chat.input_ids[0]).startswith(
+    encoded = encode_one(first, tokenizer)
+    assert tokenizer.decode(encoded.input_ids[0]).startswith(
         "<|start|>user\nAdd.\n\n1, 2<|end|>\n<|start|>assistant\n0"
     )
-    assert supervised(chat, tokenizer) == ["0<|end|>"]
+    assert supervised(encoded, tokenizer) == ["0<|end|>"]
 
 
 def test_held_out_dialogues_that_are_also_trained_on_are_refused(tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_held_out_dialogues_that_are_also_trained_on_are_refused(tmp_path: Path)
 
 def test_messages_without_a_chat_template_or_refused_by_it_are_refused(tokenizer: Any) -> None:
     with pytest.raises(RequestError, match="no chat template"):
-        encode_one(Dialogue(TURNS), tokenizer)
+        encode_one(chat(TURNS), tokenizer)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(RequestError, match=r"row 1: .*roles must alternate"):
-        encode_one(Dialogue(TURNS), tokenizer)
+        encode_one(chat(TURNS), tokenizer)

@@ -9,8 +9,8 @@ from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.environment import environment
 from rankwise.tasks import samples
 from rankwise.tasks.base import Task
+from rankwise.tasks.chats import marks_assistant_tokens
 from rankwise.tasks.readers import file_fingerprint
-from rankwise.tasks.sft import marks_assistant_tokens
 
 if TYPE_CHECKING:
     from rankwise.models.base_model import BaseModel

@@ -93,8 +93,9 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         config.trust_remote_code,
         config.quantization,
     )
+    template_notes = task.notes_on(base.tokenizer)
     store = SweepStore(config.out, request_record(config, task, base), extend=config.extend)
-    for note in task.notes:
+    for note in (*task.notes, *template_notes):
         progress.note(note)
     if fit.unknown:
         ignored = "" if config.max_memory is None else ", max_memory is ignored"

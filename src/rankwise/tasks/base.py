@@ -23,7 +23,7 @@ class Examples:
 
     Attributes:
         ids: row of each example in its source, (N,).
-        inputs: a text, a pair of texts, or a `rankwise.tasks.chat_formats.Dialogue` each, (N,).
+        inputs: a text, a pair of texts, or a `rankwise.tasks.dialogues.Dialogue` each, (N,).
         labels: class index or number of each; None where the dialogue holds the target, (N,).
     """
 
@@ -173,6 +173,8 @@ class Task:
         test: examples for the chosen rank's final score only; empty if held-out data was given.
         notes: choices made for the user, to be printed.
         layout: columns and messages of the instruction data; None for other tasks.
+        checker: finds what of the training data a tokenizer's chat template leaves out; None for
+            tasks without chats.
     """
 
     name: str
@@ -183,6 +185,11 @@ class Task:
     test: Examples
     notes: tuple[str, ...] = ()
     layout: DataLayout | None = None
+    checker: Callable[[Examples, Any], list[str]] | None = None
+
+    def notes_on(self, tokenizer: Any) -> list[str]:
+        """Return notes on what the tokenizer's chat template leaves out of the training data."""
+        return [] if self.checker is None else self.checker(self.train, tokenizer)
 
     @property
     def chance_loss(self) -> float | None:

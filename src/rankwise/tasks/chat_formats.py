@@ -1,65 +1,51 @@
-"""Formats of instruction data: messages, Alpaca's, prompts with completions, and plain texts."""
+"""Layouts of instruction data: which columns hold messages, Alpaca's fields, prompts or texts."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, product
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, some
+from rankwise.tasks.cells import is_empty, parse_cell
 from rankwise.tasks.config import DataConfig
+from rankwise.tasks.messages import MESSAGE_KEYS, ROLE_KEYS
 from rankwise.tasks.readers import TEXT_NAMES, Table
 
 # Conventional column names, in lower case.
 MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue")
-PROMPT_NAMES = ("prompt", "question")
+PROMPT_NAMES = ("prompt", "question", "query")
 COMPLETION_NAMES = ("completion", "response", "answer")
 ALPACA_NAMES = {
     "instruction": ["instruction"],
-    "input": ["input"],
+    "input": ["input", "context"],
     "output": ["output", "response"],
 }
+EXTRA_NAMES = {
+    "system": ("system", "system_prompt", "system_message", "system_instruction"),
+    "history": ("history",),
+    "tools": ("tools", "functions"),
+    "context": ("context", "input"),
+    "template options": ("chat_template_kwargs",),
+}
+"""Columns beside the dialogues that are parts of them, as TRL, Axolotl, LLaMA-Factory use them."""
+
+EXTRAS = {
+    "messages": ("system", "tools", "template options"),
+    "chats": ("system", "tools", "template options"),
+    "alpaca": ("system", "history", "tools", "template options"),
+    "prompt-completion": ("system", "history", "tools", "context", "template options"),
+    "text": (),
+}
+CHAT_EXTRAS = ("system", "history", "tools")
+"""Parts that only a chat has: with one of these, prompts and completions are chats."""
+
 FORMAT_NAMES = {
     "messages": "messages",
+    "chats": "prompts and completions, as messages,",
     "alpaca": "instructions",
     "prompt-completion": "prompts and completions",
     "text": "texts",
 }
-
-MESSAGE_KEYS = ("role", "content")  # keys of a message in the format that every tool reads
-SHAREGPT_KEYS = ("from", "value")
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-"""ShareGPT's role names, and the names that chat templates have for them."""
-
-# Prompts of Stanford Alpaca (Taori et al. 2023, train.py), for tokenizers without a chat template.
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides "
-    "further context. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately "
-    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-)
-
-Message = Mapping[str, Any]
-Turns = tuple[tuple[str, str], ...]
-"""Role and content of each message."""
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """One example of supervised fine-tuning.
-
-    Attributes:
-        turns: role and content of each message, for a chat template; empty for plain texts.
-        prompt: text before the completion; None if only a chat template can write it.
-        completion: text to learn.
-    """
-
-    turns: Turns = ()
-    prompt: str | None = None
-    completion: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +53,15 @@ class DataLayout:
     """Columns of instruction data, and the form of its messages, as other tools need to know them.
 
     Attributes:
-        data_format: ``messages``, ``prompt-completion``, ``alpaca`` or ``text``.
+        data_format: ``messages``, ``chats`` (prompts and completions that are messages),
+            ``prompt-completion``, ``alpaca`` or ``text``.
         columns: column name for each of the format's fields: ``messages``; ``prompt`` and
-            ``completion``; ``instruction``, ``output`` and perhaps ``input``; or ``text``.
+            ``completion``; ``instruction``, ``output`` and perhaps ``input``; or ``text``; and
+            for parts of `EXTRAS` that the data have.
         keys: pairs of message keys for role and content; several if the file mixes them.
         roles: the file's names for ``user``, ``assistant`` and other roles; empty if unknown.
-        as_text: whether messages are JSON text instead of lists.
+        as_text: whether messages are text instead of lists.
+        rewritten: phrases for what rankwise rewrites in messages before a chat template gets them.
     """
 
     data_format: str
@@ -80,11 +69,25 @@ class DataLayout:
     keys: tuple[tuple[str, str], ...] = (MESSAGE_KEYS,)
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     as_text: bool = False
+    rewritten: tuple[str, ...] = ()
 
     @property
     def renames_roles(self) -> bool:
         """Whether the file has other role names than chat templates."""
         return any(names != (role,) for role, names in self.roles.items())
+
+    @property
+    def extras(self) -> dict[str, str]:
+        """Column of each part that is not a field of the format itself."""
+        parts = EXTRAS[self.data_format]
+        return {part: column for part, column in self.columns.items() if part in parts}
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts and completions are chats, because they have parts of chats."""
+        return self.data_format == "prompt-completion" and not self.extras.keys().isdisjoint(
+            CHAT_EXTRAS
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the layout as JSON can hold it."""
@@ -92,20 +95,23 @@ class DataLayout:
 
     def describe(self, table: Table) -> str:
         """Return a note on the format and the columns that are used."""
-        columns = ", ".join(map(repr, self.columns.values()))
-        return f"{FORMAT_NAMES[self.data_format]} from column {columns} of {table.path.name}"
+        extras = self.extras
+        own = [repr(column) for part, column in self.columns.items() if part not in extras]
+        note = f"{FORMAT_NAMES[self.data_format]} from column {', '.join(own)} of {table.path.name}"
+        parts = [f"{part} from {column!r}" for part, column in extras.items()]
+        note += f", with {' and '.join(parts)}" if parts else ""
+        return f"{note}: chats, if the tokenizer has a chat template" if self.is_chat else note
 
-    def read(self, table: Table) -> tuple[list[Dialogue], "DataLayout"]:
-        """Return the dialogue in each row, and the layout with the form of the messages."""
-        if self.data_format == "messages":
-            return _parse_messages(table, self)
-        if self.data_format == "alpaca":
-            return _parse_alpaca(table, self.columns), self
-        texts = [table.texts(column) for column in self.columns.values()]
-        if self.data_format == "text":
-            return [Dialogue(prompt="", completion=text) for text in texts[0]], self
-        pairs = zip(*texts, strict=True)
-        return [Dialogue(prompt=prompt, completion=text) for prompt, text in pairs], self
+    def unused_columns(self, table: Table) -> str | None:
+        """Return a note on the columns that are not used and not empty; None if there are none."""
+        counts = []
+        for column in table.columns:
+            if column in self.columns.values():
+                continue
+            filled = sum(not is_empty(cell) for cell in table.rows[column])
+            if filled:
+                counts.append(f"{column} ({filled} of {len(table)} rows)")
+        return f"columns that are not used: {some(counts, 12)}" if counts else None
 
 
 def read_data_layout(record: Mapping[str, Any] | None) -> DataLayout | None:
@@ -114,7 +120,8 @@ def read_data_layout(record: Mapping[str, Any] | None) -> DataLayout | None:
         return None
     keys = tuple((role, content) for role, content in record["keys"])
     roles = {role: tuple(names) for role, names in record["roles"].items()}
-    return DataLayout(**{**record, "keys": keys, "roles": roles})
+    rewritten = tuple(record["rewritten"])
+    return DataLayout(**{**record, "keys": keys, "roles": roles, "rewritten": rewritten})
 
 
 def find_layout(config: DataConfig, table: Table) -> DataLayout | None:
@@ -123,8 +130,30 @@ def find_layout(config: DataConfig, table: Table) -> DataLayout | None:
     A column of texts alone implies none (see `plain_text_layout`): its texts may have labels.
     """
     _refuse_two_formats(config)
-    if config.text_column is not None:
-        return None
+    layout = None if config.text_column is not None else _find_format(config, table)
+    return None if layout is None else _with_extras(layout, table)
+
+
+def plain_text_layout(config: DataConfig, table: Table) -> DataLayout:
+    """Return the layout of a column of plain texts, where every token is supervised."""
+    return DataLayout("text", {"text": table.pick_column(config.text_column, TEXT_NAMES, "text")})
+
+
+def looks_like_messages(cell: object) -> bool:
+    """Whether a cell is a message or a list of messages, well-formed or not."""
+    value = parse_cell(cell)
+    value = value.get("messages", [value]) if isinstance(value, dict) else value
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    return any(key in value[0] for key in ROLE_KEYS)
+
+
+def first_cell(table: Table, column: str) -> object:
+    """Return the first cell of a column that is not empty; None if there is none."""
+    return next((cell for cell in table.cells(column) if not is_empty(cell)), None)
+
+
+def _find_format(config: DataConfig, table: Table) -> DataLayout | None:
     is_pair_named = config.prompt_column is not None or config.completion_column is not None
     messages = config.messages_column
     if messages is None and not is_pair_named:
@@ -137,19 +166,48 @@ def find_layout(config: DataConfig, table: Table) -> DataLayout | None:
         return DataLayout("alpaca", alpaca)
     prompt = config.prompt_column or table.find_column(PROMPT_NAMES)
     completion = config.completion_column or table.find_column(COMPLETION_NAMES)
+    if is_pair_named:
+        pair = {"prompt": prompt, "completion": completion}
+        _require_pair(pair, table)
     if prompt is None or completion is None or prompt == completion:
         return None
-    return DataLayout("prompt-completion", {"prompt": prompt, "completion": completion})
+    columns = {"prompt": prompt, "completion": completion}
+    are_messages = any(looks_like_messages(first_cell(table, name)) for name in columns.values())
+    return DataLayout("chats" if are_messages else "prompt-completion", columns)
 
 
-def plain_text_layout(config: DataConfig, table: Table) -> DataLayout:
-    """Return the layout of a column of plain texts, where every token is supervised."""
-    return DataLayout("text", {"text": table.pick_column(config.text_column, TEXT_NAMES, "text")})
+def _require_pair(pair: Mapping[str, str | None], table: Table) -> None:
+    for name, column in pair.items():
+        if column is None:
+            (other,) = (value for key, value in pair.items() if key != name)
+            raise RequestError(
+                f"{str(table.path)!r} has no column that is plainly the {name} to go with "
+                f"{other!r}; name it with {name}_column; columns: {some(table.columns, 12)}"
+            )
 
 
-def holds_messages(value: object) -> bool:
-    """Whether a cell holds messages, one of the assistant's among them."""
-    return _turns(_read_messages(value)) is not None
+def _with_extras(layout: DataLayout, table: Table) -> DataLayout:
+    """Return the layout with the columns that are parts of its dialogues."""
+    columns = dict(layout.columns)
+    for part in EXTRAS[layout.data_format]:
+        column = table.find_column(EXTRA_NAMES[part])
+        if column is None or column in columns.values():
+            continue
+        if _can_be(part, first_cell(table, column)):
+            columns[part] = column
+    return DataLayout(layout.data_format, columns)
+
+
+def _can_be(part: str, cell: object) -> bool:
+    """Whether a cell can be such a part of a dialogue; other columns may have the same name."""
+    if cell is None:
+        return False
+    if part in ("system", "context"):
+        return isinstance(cell, str)
+    kinds: Mapping[str, type | tuple[type, ...]] = {
+        "history": list, "tools": (list, dict), "template options": dict
+    }  # fmt: skip
+    return isinstance(parse_cell(cell), kinds[part])
 
 
 def _refuse_two_formats(config: DataConfig) -> None:
@@ -160,78 +218,3 @@ def _refuse_two_formats(config: DataConfig) -> None:
         if option != other and column is not None and other_column is not None:
             names = f"{option} {column!r} and {other} {other_column!r}"
             raise RequestError(f"{names} both name the dialogues; name one")
-
-
-def _parse_alpaca(table: Table, columns: Mapping[str, str]) -> list[Dialogue]:
-    instructions, outputs = table.texts(columns["instruction"]), table.texts(columns["output"])
-    inputs: Sequence[Any] = [""] * len(table)
-    if "input" in columns:
-        inputs = list(table.cells(columns["input"]))
-    dialogues = []
-    for instruction, text, output in zip(instructions, inputs, outputs, strict=True):
-        question, prompt = instruction, ALPACA.format(instruction=instruction)
-        if isinstance(text, str) and text.strip():  # an empty cell is missing
-            question = f"{instruction}\n\n{text}"
-            prompt = ALPACA_WITH_INPUT.format(instruction=instruction, input=text)
-        turns = (("user", question), ("assistant", output))
-        dialogues.append(Dialogue(turns, prompt, output))
-    return dialogues
-
-
-def _parse_messages(table: Table, layout: DataLayout) -> tuple[list[Dialogue], DataLayout]:
-    column = layout.columns["messages"]
-    cells = list(table.cells(column))
-    conversations = [_read_messages(cell) for cell in cells]
-    turns = [_turns(messages) for messages in conversations]
-    table.refuse_bad_rows(
-        column,
-        [turns_of_row is not None for turns_of_row in turns],
-        "no messages",
-        "allowed is a list such as [{'role': 'user', 'content': '...'}, "
-        "{'role': 'assistant', 'content': '...'}], with an assistant's message in it",
-    )
-    dialogues = [Dialogue(turns_of_row) for turns_of_row in turns if turns_of_row is not None]
-    # Dictionaries keep each key once, in the order of the file.
-    keys: dict[tuple[str, str], None] = {}
-    roles: dict[str, dict[str, None]] = {}
-    for message in chain.from_iterable(conversations):
-        message_keys = _message_keys(message)
-        keys[message_keys] = None
-        name: str = message[message_keys[0]]
-        roles.setdefault(ROLES.get(name, name), {})[name] = None
-    names_of_role = {role: tuple(names) for role, names in roles.items()}
-    as_text = any(isinstance(cell, str) for cell in cells)
-    return dialogues, replace(layout, keys=tuple(keys), roles=names_of_role, as_text=as_text)
-
-
-def _read_messages(cell: object) -> Sequence[Message]:
-    """Return a cell's list of messages, parsed if it is JSON text; empty if it holds none."""
-    if isinstance(cell, str):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return []
-    cell = cell.tolist() if hasattr(cell, "tolist") else cell  # Parquet gives arrays
-    if isinstance(cell, list) and all(isinstance(message, dict) for message in cell):
-        return cell
-    return []
-
-
-def _turns(messages: Sequence[Message]) -> Turns | None:
-    """Return role and content of each message; None without an assistant's, or if malformed."""
-    turns = []
-    for message in messages:
-        role, content = (message.get(key) for key in _message_keys(message))
-        if not isinstance(role, str) or not isinstance(content, str):
-            return None
-        turns.append((ROLES.get(role, role), content))
-    return tuple(turns) if any(role == "assistant" for role, _ in turns) else None
-
-
-def _message_keys(message: Message) -> tuple[str, str]:
-    """Return the keys of a message's role and content, the usual ones or ShareGPT's."""
-    role, content = (
-        usual if usual in message else sharegpt
-        for usual, sharegpt in zip(MESSAGE_KEYS, SHAREGPT_KEYS, strict=True)
-    )
-    return role, content

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from rankwise.errors import RequestError
 from rankwise.tasks.base import Task
-from rankwise.tasks.chat_formats import DataLayout, find_layout, holds_messages
+from rankwise.tasks.chat_formats import DataLayout, find_layout
 from rankwise.tasks.classification import load_classification, load_sample
 from rankwise.tasks.config import DataConfig, TaskName
+from rankwise.tasks.messages import holds_messages
 from rankwise.tasks.readers import LABEL_NAMES, Table, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
@@ -73,6 +74,8 @@ def _outranks_labels(layout: DataLayout, table: Table) -> bool:
     """
     if layout.data_format == "messages":
         return holds_messages(table.rows[layout.columns["messages"]].iloc[0])
+    if layout.data_format == "chats":
+        return True
     return layout.data_format == "alpaca"
 
 
