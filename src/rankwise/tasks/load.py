@@ -8,6 +8,7 @@ from rankwise.tasks.chat_formats import DataLayout, find_layout
 from rankwise.tasks.classification import load_classification, load_sample
 from rankwise.tasks.config import DataConfig, TaskName
 from rankwise.tasks.messages import holds_messages
+from rankwise.tasks.preferences import refuse_preference_data
 from rankwise.tasks.readers import LABEL_NAMES, Table, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
@@ -39,6 +40,7 @@ def load_task(config: DataConfig) -> Task:
 
 
 def _load_table(config: DataConfig, table: Table) -> Task:
+    refuse_preference_data(config, table)
     layout = find_layout(config, table) if config.task in ("auto", "sft") else None
     task = _infer_task(config, table, layout) if config.task == "auto" else config.task
     _refuse_unused_columns(config, task)
