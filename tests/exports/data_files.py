@@ -71,8 +71,32 @@ FILES: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
         lambda n: {"messages": json.dumps(_talk(n, "role", "content", "user", "assistant"))},
         {},
     ),
+    "messages with a system message and tools": (
+        lambda n: {
+            "messages": _talk(n, "role", "content", "user", "assistant"),
+            "system": "Be brief.",
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
+        {},
+    ),
+    "messages with weights": (
+        lambda n: {
+            "messages": [
+                {**message, "weight": n % 2}
+                for message in _talk(n, "role", "content", "user", "assistant")
+            ]
+        },
+        {},
+    ),
+    "prompts and completions of messages": (
+        lambda n: {
+            "prompt": _talk(n, "role", "content", "user", "assistant")[:1],
+            "completion": _talk(n, "role", "content", "user", "assistant")[1:2],
+        },
+        {},
+    ),
     "questions": (
-        lambda n: {"system": "not this", "question": f"Say {n}: ", "answer": f"Yes {n}"},
+        lambda n: {"topic": "not this", "question": f"Say {n}: ", "answer": f"Yes {n}"},
         {},
     ),
     "named prompts": (
@@ -82,7 +106,7 @@ FILES: dict[str, tuple[Callable[[int], dict[str, Any]], dict[str, Any]]] = {
     "prompts": (lambda n: {"prompt": f"Say {n}: ", "completion": f"Yes {n}"}, {}),
     "alpaca": (
         lambda n: {
-            "system": "not this",
+            "topic": "not this",
             "instruction": "Say.",
             "input": f"it {n}" * (n % 2),
             "output": f"Yes {n}",
@@ -97,6 +121,7 @@ CHATS = {
     name
     for name, (make, _) in FILES.items()
     if {"messages", "conversations", "talk"} & set(make(0))
+    or isinstance(make(0).get("prompt"), list)
 }
 # Each file with a chat template, and without one where its examples are text without one.
 CASES = [

@@ -6,7 +6,9 @@ from typing import Any
 from rankwise.engine.config import INITS
 from rankwise.exports import yaml_text
 from rankwise.exports.recipe import Recipe
-from rankwise.tasks.chat_formats import ALPACA, ALPACA_WITH_INPUT, MESSAGE_KEYS, DataLayout
+from rankwise.tasks.chat_formats import DataLayout
+from rankwise.tasks.dialogues import ALPACA, ALPACA_WITH_INPUT
+from rankwise.tasks.messages import MESSAGE_KEYS
 
 AXOLOTL_INITS = frozenset(INITS) - {"eva"}  # it lacks the call that draws EVA's values from data
 
@@ -85,16 +87,24 @@ def _dataset(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     notes = []
     if layout.data_format == "messages" and len(layout.keys) == 1:
         settings = _chats(columns["messages"], layout)
+    elif layout.data_format == "chats":
+        settings, notes = _chats("messages"), [yaml_text.save_joined_note(layout, "Axolotl")]
     elif layout.data_format == "messages":
         settings = _chats(columns["messages"])
         notes = [yaml_text.save_messages_note(layout, "Axolotl", columns["messages"])]
-    elif layout.data_format == "alpaca" and recipe.data.chat_template:
+    elif recipe.data.chat_template and (layout.data_format == "alpaca" or layout.is_chat):
         settings, notes = _chats("messages"), [yaml_text.save_chats_note(layout, "Axolotl")]
     elif layout.data_format == "alpaca":
         formats = {"format": ALPACA_WITH_INPUT, "no_input_format": ALPACA}
         settings = {"type": _completions(columns, "instruction", "output") | formats}
     elif layout.data_format == "prompt-completion":
         settings = {"type": _completions(columns, "prompt", "completion")}
+    extras, reads = layout.extras, []
+    if settings["type"] == "chat_template":
+        # Axolotl has no setting for the column of system messages.
+        reads = ["tools", *(["system"] if extras.get("system") == "system" else [])]
+        settings |= {"field_tools": extras["tools"]} if "tools" in extras else {}
+    notes += yaml_text.unread_notes(layout, "Axolotl", reads)
     return {**yaml_text.data_source(recipe, files), **settings}, notes
 
 

@@ -3,18 +3,23 @@
 import json
 from typing import Any
 
-from rankwise.errors import some
 from rankwise.exports import yaml_text
 from rankwise.exports.recipe import Recipe
-from rankwise.tasks.chat_formats import MESSAGE_KEYS, DataLayout
+from rankwise.tasks.chat_formats import DataLayout
+from rankwise.tasks.messages import CALLS_AS_TEXT, MESSAGE_KEYS
 
 TOOL = "LLaMA-Factory"
 DATASET = "sweep_data"
-ROLES = ("user", "assistant", "system")
+ROLES = {
+    **{"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag"},
+    **{"tool": "observation_tag", "function_call": "function_tag"},
+}
 COLUMNS = {
     **{"instruction": "prompt", "input": "query", "output": "response"},
     **{"prompt": "prompt", "completion": "response", "text": "prompt"},
+    **{"system": "system", "history": "history", "tools": "tools"},
 }
+EXTRAS = ("system", "history", "tools")
 
 
 def llama_factory_config(recipe: Recipe) -> str:
@@ -45,10 +50,10 @@ def dataset_info(recipe: Recipe) -> str:
         name, config, split = recipe.data.hub_parts
         subset = {} if config is None else {"subset": config}
         source = {"hf_hub_url": name, **subset, "split": split}
-    if layout.data_format == "messages":
+    if layout.data_format in ("messages", "chats"):
         description = _describe_messages(layout)
     else:
-        present = {COLUMNS[name]: column for name, column in columns.items()}
+        present = {COLUMNS[name]: column for name, column in columns.items() if name in COLUMNS}
         description = {"columns": present}
     return json.dumps({DATASET: source | description}, indent=2) + "\n"
 
@@ -57,16 +62,21 @@ def _describe_messages(layout: DataLayout) -> dict[str, Any]:
     readable = _reads_messages(layout)  # else the file gets the usual names when it is rewritten
     role, content = layout.keys[0] if readable else MESSAGE_KEYS
     names = layout.roles if readable else {}
-    tags = {f"{who}_tag": names.get(who, (who,))[0] for who in ROLES}
+    always = ("user", "assistant", "system")
+    shown = {who: tag for who, tag in ROLES.items() if who in always or who in names}
+    tags = {tag: names.get(who, (who,))[0] for who, tag in shown.items()}
+    extras = {part: column for part, column in layout.extras.items() if part in EXTRAS}
     return {
         "formatting": "sharegpt",
-        "columns": {"messages": layout.columns["messages"]},
+        "columns": {"messages": layout.columns.get("messages", "messages"), **extras},
         "tags": {"role_tag": role, "content_tag": content, **tags},
     }
 
 
 def _reads_messages(layout: DataLayout) -> bool:
     """Whether messages are lists with one pair of keys and one name for each role."""
+    if layout.data_format == "chats":
+        return False
     one_name_each = all(len(names) == 1 for names in layout.roles.values())
     return not layout.as_text and len(layout.keys) == 1 and one_name_each
 
@@ -145,22 +155,24 @@ def _template(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
     layout, columns = recipe.layout, recipe.layout.columns
     if layout.data_format == "text":
         return {}, []
+    unread = yaml_text.unread_notes(layout, TOOL, (*EXTRAS, CALLS_AS_TEXT))
+    if "tools" in layout.extras:
+        unread.append(f"{TOOL} writes tools and calls in the words of its own templates.")
+    if layout.data_format == "prompt-completion" and layout.is_chat and recipe.data.chat_template:
+        return {}, unread
     if layout.data_format == "prompt-completion":
         return {"template": "empty"}, [
             f"The template 'empty' of {TOOL} writes prompts and completions as they are, without "
             "the end-of-sequence token that rankwise trained on: append it to each text in "
-            f"{columns['completion']!r}."
+            f"{columns['completion']!r}.",
+            *unread,
         ]
-    notes = []
+    notes = unread
+    if layout.data_format == "chats":
+        return {}, [yaml_text.save_joined_note(layout, TOOL), *notes]
     if layout.data_format == "messages":
         if not _reads_messages(layout):
             notes.append(yaml_text.save_messages_note(layout, TOOL, columns["messages"]))
-        if others := [role for role in layout.roles if role not in ROLES]:
-            allowed, given = ", ".join(ROLES), some(others)
-            notes.append(
-                f"{TOOL} leaves out dialogues with roles other than {allowed}; these data have "
-                f"{given}."
-            )
         return {}, notes
     if "input" in columns:
         chat, heading = "a blank line", "Stanford Alpaca's heading for inputs"

@@ -5,7 +5,7 @@ from typing import Any
 
 from rankwise.exports import yaml_text
 from rankwise.exports.recipe import AdapterRecipe, Recipe
-from rankwise.tasks.chat_formats import MESSAGE_KEYS
+from rankwise.tasks.messages import MESSAGE_KEYS
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -13,6 +13,9 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "nf4-dq": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True},
 }
+
+TRL_EXTRAS = {"tools": "tools", "template options": "chat_template_kwargs"}
+"""Parts of dialogues that TRL reads, and the one name that each column may have."""
 
 
 def trl_config(recipe: Recipe) -> str:
@@ -66,30 +69,44 @@ def _data(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
     def read(*columns: str) -> dict[str, Any]:
         return {"datasets": [{**source, "columns": list(columns)}]}
 
-    chats = {**read("messages"), "assistant_only_loss": True}
-    completions = read("prompt", "completion")
+    reads = [part for part, column in layout.extras.items() if TRL_EXTRAS.get(part) == column]
+    extras = [TRL_EXTRAS[part] for part in reads]
+    unread = yaml_text.unread_notes(layout, "TRL", reads)
+    chats = {**read("messages", *extras), "assistant_only_loss": True}
+    completions = read("prompt", "completion", *extras)
+    is_plain = layout.keys == (MESSAGE_KEYS,) and not layout.renames_roles and not layout.as_text
     if layout.data_format == "messages":
         # TRL rewrites ShareGPT's keys in a column conversations, but not with assistant_only_loss.
-        named = layout.columns["messages"] == "messages" and layout.keys == (MESSAGE_KEYS,)
-        if named and not layout.renames_roles and not layout.as_text:
-            return chats, _mark_notes(recipe)
+        if layout.columns["messages"] == "messages" and is_plain:
+            return chats, [*unread, *_mark_notes(recipe)]
         return chats, [
             yaml_text.save_messages_note(layout, "TRL", "messages"),
+            *unread,
             *_mark_notes(recipe),
         ]
-    if layout.data_format == "alpaca" and recipe.data.chat_template:
-        return chats, [yaml_text.save_chats_note(layout, "TRL"), *_mark_notes(recipe)]
+    is_chat = layout.data_format == "alpaca" or layout.is_chat
+    if is_chat and recipe.data.chat_template:
+        notes = [yaml_text.save_chats_note(layout, "TRL"), *unread, *_mark_notes(recipe)]
+        return chats, notes
     columns = yaml_text.quoted_columns(layout)
     if layout.data_format == "alpaca":
         return completions, [
             f"TRL needs columns prompt and completion. First save {columns} that way: the prompt "
             "is the text before the answer in Stanford Alpaca's prompt, which rankwise trained on "
-            "and axolotl.yaml holds in full."
+            "and axolotl.yaml holds in full.",
+            *unread,
         ]
-    if layout.data_format == "prompt-completion":
-        if tuple(layout.columns.values()) == ("prompt", "completion"):
-            return completions, []
-        return completions, [f"TRL needs columns prompt and completion: first rename {columns}."]
+    if layout.data_format == "chats" and not is_plain:
+        return completions, [
+            f"TRL needs columns prompt and completion. First save {columns} that way, as lists of "
+            "messages with the keys role and content, and roles such as user and assistant.",
+            *unread,
+        ]
+    if layout.data_format in ("prompt-completion", "chats"):
+        if (layout.columns["prompt"], layout.columns["completion"]) == ("prompt", "completion"):
+            return completions, unread
+        rename = f"TRL needs columns prompt and completion: first rename {columns}."
+        return completions, [rename, *unread]
     text = layout.columns["text"]
     return {**read(text), "dataset_text_field": text}, []
 

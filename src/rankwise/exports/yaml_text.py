@@ -141,7 +141,9 @@ def data_source(recipe: Recipe, files: dict[str, Any]) -> dict[str, Any]:
 
 def quoted_columns(layout: DataLayout) -> str:
     """Return the column names as in "'instruction', 'input' and 'output'"."""
-    *others, last = map(repr, layout.columns.values())
+    extras = layout.extras
+    own = [repr(column) for part, column in layout.columns.items() if part not in extras]
+    *others, last = own
     return f"{', '.join(others)} and {last}" if others else last
 
 
@@ -156,12 +158,41 @@ def save_messages_note(layout: DataLayout, tool: str, column: str) -> str:
 
 def save_chats_note(layout: DataLayout, tool: str) -> str:
     """Return a note on how to save Alpaca's instructions for a tool that makes no chats of them."""
-    question = repr(layout.columns["instruction"])
+    question = repr(layout.columns.get("instruction", layout.columns.get("prompt")))
     if "input" in layout.columns:
         question += f" and, after a blank line, {layout.columns['input']!r} if it is not empty"
+    elif "context" in layout.columns:
+        question += f" after {layout.columns['context']!r} and a blank line"
+    answer = layout.columns.get("output", layout.columns.get("completion"))
     return (
         f"rankwise trained on the columns {quoted_columns(layout)} as chats in the tokenizer's "
         f"chat template, which {tool} applies to messages only. First save each row as a list in a "
         f"column 'messages': a user message with {question}, and an assistant message with "
-        f"{layout.columns['output']!r}."
+        f"{answer!r}."
     )
+
+
+def save_joined_note(layout: DataLayout, tool: str) -> str:
+    """Return a note on how to save prompts and completions, both messages, for a tool."""
+    prompt, completion = layout.columns["prompt"], layout.columns["completion"]
+    return (
+        f"{tool} reads whole dialogues. First save the messages of {prompt!r}, followed by those "
+        f"of {completion!r}, as one list in a column 'messages'. It also learns the answers in "
+        f"{prompt!r}, if there are any; rankwise learnt those in {completion!r} alone."
+    )
+
+
+def unread_notes(layout: DataLayout, tool: str, reads: Container[str] = ()) -> list[str]:
+    """Return a note on what a tool does not read of the dialogues as rankwise did, if anything.
+
+    ``reads`` are the parts of the layout, and the phrases in ``rewritten``, that it reads.
+    """
+    parts = [f"{part} in {column!r}" for part, column in layout.extras.items() if part not in reads]
+    unread = [*parts, *(phrase for phrase in layout.rewritten if phrase not in reads)]
+    if not unread:
+        return []
+    return [
+        f"rankwise read more of these data than {tool} does as they are: {', '.join(unread)}. "
+        "First save each row as the messages that rankwise trained on; rankwise sweep --dry-run "
+        "--show 3 shows them, with what is learnt."
+    ]
