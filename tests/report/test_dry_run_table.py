@@ -7,6 +7,7 @@ from rich.console import Console
 
 from rankwise.planning.planned_sweep import DryRun, PlannedRank
 from rankwise.report.dry_run_table import print_dry_run
+from rankwise.tasks.preview import Piece, ShownExample
 
 PLANNED = DryRun(
     strategy="grid",
@@ -49,3 +50,11 @@ def test_the_summary_counts_the_trials_and_the_time_that_are_left() -> None:
 
 def test_memory_is_left_out_where_the_model_cannot_be_planned() -> None:
     assert "Memory:" not in printed(replace(PLANNED, room_bytes=None))
+
+
+def test_learnt_tokens_are_marked_without_colours_too() -> None:
+    pieces = (Piece("<|im_start|>[bold]q ", False), Piece("a<|im_end|>", True))
+    example = ShownExample(row=3, tokens=7, learnt_tokens=2, pieces=pieces)
+    text = printed(replace(PLANNED, examples=(example,)))
+    assert "between « and » is learnt" in text
+    assert "row 3: 7 tokens, 2 learnt <|im_start|>[bold]q «a<|im_end|>»" in text

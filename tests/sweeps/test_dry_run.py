@@ -99,3 +99,20 @@ def test_a_dry_run_refuses_what_a_sweep_refuses(settings: dict[str, Any], tmp_pa
     rankwise.sweep(**{**settings, "ranks": (2, 4), "learning_rate": 5e-3, "seeds": 1})
     with pytest.raises(RequestError, match="holds a sweep with another request: ranks"):
         rankwise.dry_run(**settings)
+
+
+def test_examples_are_shown_as_the_model_will_see_them(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (example,) = rankwise.dry_run(**settings, show=1).examples
+    assert example.label is not None
+    arguments = ["--dry-run", "--show", "1", "--seeds", "1", "--ranks", "2,4"]
+    for name in ("model", "data", "out"):
+        arguments += [f"--{name}", str(settings[name])]
+    assert main(["sweep", *arguments]) == 0
+    assert "".join(piece.text for piece in example.pieces) in capsys.readouterr().out
+    assert main(["sweep", *arguments, "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)["examples"]
+    assert shown["label"] == example.label
+    assert main(["sweep", "--show", "1"]) == 2
+    assert "add" in capsys.readouterr().err

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rankwise.cli.options import Command, Output
-from rankwise.settings import FilePath, Flag, Option
+from rankwise.errors import RequestError
+from rankwise.settings import Count, FilePath, Flag, Option
 from rankwise.sweeps.config import SweepConfig, YamlSettings, make_config, read_yaml
 
 if TYPE_CHECKING:
@@ -27,6 +28,20 @@ class SweepOutput(Output):
     dry_run: Annotated[
         Flag, Option("Show the trials, their memory and their time; write nothing.", "output")
     ] = False
+    show: Annotated[
+        Count | None,
+        Option(
+            "With --dry-run, show this many training examples as the model will see them, with "
+            "the learnt tokens marked.",
+            "output",
+            unset="none",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.show is not None and not self.dry_run:
+            raise RequestError(f"show {self.show} goes with --dry-run; add it")
 
 
 def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None:
@@ -41,7 +56,7 @@ def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None
         from rankwise.sweeps.dry_run import dry_run
 
         with ProgressBar() as progress:
-            planned = dry_run(config, progress=progress)
+            planned = dry_run(config, progress=progress, show=output.show or 0)
         print(planned.as_json()) if output.json else print_dry_run(planned)
         return
     from rankwise.sweeps.finish import as_json

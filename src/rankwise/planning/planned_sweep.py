@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
+from rankwise.tasks.preview import ShownExample
+
 
 @dataclass(frozen=True)
 class PlannedRank:
@@ -36,6 +38,8 @@ class DryRun:
         seconds: estimated time of the remaining trials, trained one after another.
         timed_steps: number of steps timed at the smallest and at the largest rank; the ranks
             between them are interpolated.
+        examples: training examples as the model will see them, as many as were asked for; print
+            one to see it with the learnt tokens marked.
     """
 
     strategy: str
@@ -47,6 +51,7 @@ class DryRun:
     batch: tuple[int, int]
     seconds: float
     timed_steps: int
+    examples: tuple[ShownExample, ...] = ()
 
     def as_json(self) -> str:
         """Return everything as one JSON document."""

@@ -1,10 +1,14 @@
 """A dry run in the terminal: the trials, memory and time that a sweep would take."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
+from rich.text import Text
 
 from rankwise.formatting import plain_bytes, seconds
 from rankwise.planning.planned_sweep import DryRun
-from rankwise.report.style import new_table, print_lines, wide_console
+from rankwise.report.style import GREEN, new_table, print_lines, wide_console
+from rankwise.tasks.preview import CLOSE, OPEN, ShownExample
 
 
 def print_dry_run(planned: DryRun, console: Console | None = None) -> None:
@@ -22,7 +26,26 @@ def print_dry_run(planned: DryRun, console: Console | None = None) -> None:
             ", ".join(f"{rate:g}" for rate in row.first_rates) or "-",
         )
     console.print(table)
+    _print_examples(console, planned.examples)
     print_lines(console, *_summary(planned), "Nothing was written.")
+
+
+def _print_examples(console: Console, examples: Sequence[ShownExample]) -> None:
+    """Print examples as the model will see them; marks show what is learnt without colours too."""
+    if not examples:
+        return
+    mark = f"between {OPEN} and {CLOSE} is learnt"
+    if all(example.label is not None for example in examples):
+        mark = "no text is learnt, but the label"
+    print_lines(console, f"Training examples as the model will see them; {mark}:")
+    for example in examples:
+        print_lines(console, "", example.heading)
+        text = Text()
+        for piece in example.pieces:
+            marked = f"{OPEN}{piece.text}{CLOSE}" if piece.learnt else piece.text
+            text.append(marked, style=f"bold {GREEN}" if piece.learnt else None)
+        console.print(text, highlight=False, soft_wrap=True)
+    print_lines(console, "")
 
 
 def _summary(planned: DryRun) -> list[str]:

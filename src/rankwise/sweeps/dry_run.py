@@ -9,6 +9,7 @@ from typing import Unpack
 import numpy as np
 import pandas as pd
 
+from rankwise.checks import check_whole
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.planning.planned_sweep import DryRun, PlannedRank
 from rankwise.store.directory import can_resume, refuse_bad_directory
@@ -20,6 +21,7 @@ from rankwise.sweeps.request_record import max_length, request_record
 from rankwise.sweeps.run import make_strategy, open_run, requested
 from rankwise.sweeps.run_context import Run
 from rankwise.tasks.base import Examples
+from rankwise.tasks.preview import show_examples
 
 TIMED_BATCHES = 4
 TIMED_RATE = 1e-5  # so low that the timed steps neither learn nor diverge
@@ -29,6 +31,7 @@ def dry_run(
     config: SweepConfig | None = None,
     *,
     progress: Progress | None = None,
+    show: int = 0,
     **settings: Unpack[SweepSettings],
 ) -> DryRun:
     """Check a sweep's whole request, load its model and data, time a few steps, and write nothing.
@@ -36,6 +39,7 @@ def dry_run(
     Args:
         config: the request; alternatively, give its fields as keyword arguments.
         progress: receives the notes that the sweep would give before it trains.
+        show: number of training examples to return as the model will see them.
         **settings: fields of `SweepConfig`.
 
     Raises:
@@ -45,14 +49,22 @@ def dry_run(
         >>> import rankwise
         >>> rankwise.dry_run(ranks=[4, 8], seeds=2).expected  # doctest: +SKIP
         10
+        >>> print(rankwise.dry_run(data="chats.jsonl", show=1).examples[0])  # doctest: +SKIP
+        row 1: 12 tokens, 4 learnt
+        <|im_start|>user
+        Hello<|im_end|>
+        <|im_start|>assistant
+        «Hi there<|im_end|>»
     """
+    show = check_whole("show", show, at_least=0)
     config = requested(config, settings)
     refuse_bad_directory(config.out)
     with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
         scratch_config = replace(config, out=Path(scratch) / "sweep")
         with open_run(scratch_config, progress or Silent()) as run:
             can_resume(config.out, request_record(config, run.task, run.base), extend=config.extend)
-            return _plan(run, read_evidence(config.out))
+            examples = show_examples(run.task, run.base.tokenizer, run.max_length, show)
+            return replace(_plan(run, read_evidence(config.out)), examples=examples)
 
 
 def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:

@@ -66,13 +66,18 @@ class Run:
         self.store.write_json(UNTRAINED_FILE, columns)
         return read_chance_loss(self.store.directory)
 
+    @property
+    def max_length(self) -> int:
+        """Number of tokens that are kept of an example."""
+        return min(max_length(self.config, self.task), self.base.max_length)
+
     def encode(self, part: str) -> Encoded:
         """Tokenise the examples of a part of the data: ``train``, ``held_out`` or ``test``.
 
         Raises:
             RequestError: no training or held-out example has a token left to learn.
         """
-        length = min(max_length(self.config, self.task), self.base.max_length)
+        length = self.max_length
         examples, name = getattr(self.task, part), part.replace("_", "-")
         encoded, shortened = self.task.encoder(examples, self.base.tokenizer, length)
         lost = len(examples) - len(encoded)
