@@ -96,17 +96,21 @@ def _data(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
             "and axolotl.yaml holds in full.",
             *unread,
         ]
+    marks = []
+    if layout.data_format == "chats":
+        completions, marks = {**completions, "assistant_only_loss": True}, _mark_notes(recipe)
     if layout.data_format == "chats" and not is_plain:
         return completions, [
             f"TRL needs columns prompt and completion. First save {columns} that way, as lists of "
             "messages with the keys role and content, and roles such as user and assistant.",
             *unread,
+            *marks,
         ]
     if layout.data_format in ("prompt-completion", "chats"):
         if (layout.columns["prompt"], layout.columns["completion"]) == ("prompt", "completion"):
-            return completions, unread
+            return completions, [*unread, *marks]
         rename = f"TRL needs columns prompt and completion: first rename {columns}."
-        return completions, [rename, *unread]
+        return completions, [rename, *unread, *marks]
     text = layout.columns["text"]
     return {**read(text), "dataset_text_field": text}, []
 

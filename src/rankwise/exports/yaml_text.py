@@ -192,7 +192,7 @@ def unread_notes(layout: DataLayout, tool: str, reads: Container[str] = ()) -> l
     if not unread:
         return []
     return [
-        f"rankwise read more of these data than {tool} does as they are: {', '.join(unread)}. "
-        "First save each row as the messages that rankwise trained on; rankwise sweep --dry-run "
-        "--show 3 shows them, with what is learnt."
+        f"Beside {quoted_columns(layout)}, {tool} does not read, or not as rankwise did: "
+        f"{', '.join(unread)}. First save each row as the messages that rankwise trained on; "
+        "rankwise sweep --dry-run --show 3 shows them, with what is learnt."
     ]
