@@ -72,3 +72,8 @@ def test_a_column_may_say_that_a_row_is_a_baseline(
     full = runs().query("lora_r == 4").assign(eval_loss=0.1, **{column: baseline})
     table = pd.concat([runs().assign(**{column: lora}), full])
     assert analyze(save_table(tmp_path / "a.csv", table)).decision.rank == 16
+
+
+def test_a_baseline_with_a_lora_rank_stays(tmp_path: Path) -> None:
+    found = analyze(save_table(tmp_path / "a.csv", runs().assign(method="baseline")))
+    assert (found.decision.rank, len(found.evidence)) == (16, 12)

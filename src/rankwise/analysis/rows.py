@@ -37,6 +37,8 @@ BASELINES = {
     "pretrained", "untuned", "inf", "0", "0_0",
 }  # fmt: skip
 
+WITHOUT_LORA = {"fft", "none", "null", "no_lora", "without_lora", "no_adapter"}
+
 
 def finished_rows(table: pd.DataFrame, origin: str) -> tuple[pd.DataFrame, list[str]]:
     """Leave out the rows of runs that did not finish; a note counts them by their state.
@@ -70,7 +72,7 @@ def baseline_rows(table: pd.DataFrame, ranks: pd.Series) -> pd.Series:
     found = ranks.map(is_baseline).astype(bool)
     for name in columns_named(table.columns, METHOD_NAMES):
         if name != ranks.name:
-            cells = table[name].map(lambda cell: isinstance(cell, str) and is_baseline(cell))
+            cells = table[name].map(_is_without_lora)
             found |= cells.astype(bool)
     for name in columns_named(table.columns, FLAG_NAMES):
         off = table[name].map(lambda cell: str(cell).strip().lower() in ("false", "no"))
@@ -91,6 +93,12 @@ def is_baseline(cell: object) -> bool:
     if text in ("", "-", "–", "—", "∞", "<NA>"):
         return True
     return not text.startswith("-") and snake(text) in BASELINES
+
+
+def _is_without_lora(method: object) -> bool:
+    """Whether a method's name says so; "baseline" beside a rank may be a kind of LoRA."""
+    word = snake(method) if isinstance(method, str) else ""
+    return word in WITHOUT_LORA or (word.startswith("full") and word in BASELINES)
 
 
 def _left_out(rows: pd.Series) -> str:
