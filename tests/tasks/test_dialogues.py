@@ -151,6 +151,11 @@ def test_columns_that_are_not_used_are_named_with_their_rows(tmp_path: Path) -> 
     assert "columns that are not used: id (10 of 10 rows), images (1 of 10 rows)" in notes
 
 
+def test_columns_beside_texts_and_labels_are_named_too(tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "label": n % 2, "id": n} for n in range(20)]
+    assert load(rows, tmp_path).notes[-1] == "columns that are not used: id (20 of 20 rows)"
+
+
 def test_a_column_of_a_parts_name_that_holds_something_else_is_not_used(tmp_path: Path) -> None:
     rows = [{"messages": turns(n), "system": n, "tools": "hammer"} for n in range(10)]
     notes = load(rows, tmp_path).notes

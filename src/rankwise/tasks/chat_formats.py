@@ -102,17 +102,6 @@ class DataLayout:
         note += f", with {' and '.join(parts)}" if parts else ""
         return f"{note}: chats, if the tokenizer has a chat template" if self.is_chat else note
 
-    def unused_columns(self, table: Table) -> str | None:
-        """Return a note on the columns that are not used and not empty; None if there are none."""
-        counts = []
-        for column in table.columns:
-            if column in self.columns.values():
-                continue
-            filled = sum(not is_empty(cell) for cell in table.rows[column])
-            if filled:
-                counts.append(f"{column} ({filled} of {len(table)} rows)")
-        return f"columns that are not used: {some(counts, 12)}" if counts else None
-
 
 def read_data_layout(record: Mapping[str, Any] | None) -> DataLayout | None:
     """Return the layout in a sweep's task record; None if the task has no instruction data."""

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, some
 from rankwise.tasks.base import Task
+from rankwise.tasks.cells import is_empty
 from rankwise.tasks.chat_formats import DataLayout, find_layout
 from rankwise.tasks.classification import load_classification, load_sample
 from rankwise.tasks.config import DataConfig, TaskName
 from rankwise.tasks.messages import holds_messages
 from rankwise.tasks.preferences import refuse_preference_data
-from rankwise.tasks.readers import LABEL_NAMES, Table, read_table
+from rankwise.tasks.readers import LABEL_NAMES, Table, find_text_columns, read_table
 from rankwise.tasks.regression import is_numeric_label, load_regression
 from rankwise.tasks.sft import load_sft
 
@@ -36,7 +37,8 @@ def load_task(config: DataConfig) -> Task:
         return load_sample(config)
     table = read_table(config.data)
     task = _load_table(config, table)
-    return replace(task, notes=(*table.notes, *task.notes))
+    unused = _unused_columns(config, table, task)
+    return replace(task, notes=(*table.notes, *task.notes, *unused))
 
 
 def _load_table(config: DataConfig, table: Table) -> Task:
@@ -90,3 +92,20 @@ def _refuse_unused_columns(config: DataConfig, task: str) -> None:
                 f"{option} {column!r} is not read for task {task}; "
                 f"name its inputs with {used if task == 'sft' else 'text_column'}"
             )
+
+
+def _unused_columns(config: DataConfig, table: Table, task: Task) -> list[str]:
+    """Return a note on the columns that are neither used nor empty, if there are any."""
+    if task.layout is not None:
+        used = set(task.layout.columns.values())
+    else:
+        columns = find_text_columns(config, table)
+        used = {columns.text, columns.pair or columns.text, columns.label}
+    counts = []
+    for column in table.columns:
+        if column in used:
+            continue
+        filled = sum(not is_empty(cell) for cell in table.rows[column])
+        if filled:
+            counts.append(f"{column} ({filled} of {len(table)} rows)")
+    return [f"columns that are not used: {some(counts, 12)}"] if counts else []

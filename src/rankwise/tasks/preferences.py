@@ -91,7 +91,7 @@ def _refuse_rated_answers(table: Table) -> None:
         return
     if table.find_column(TEXT_NAMES) is not None:
         return  # texts with labels
-    if not all(isinstance(value, bool) for value in table.rows[label].tolist()):
+    if not {str(value).lower() for value in table.rows[label]} <= {"true", "false"}:
         return
     raise RequestError(
         f"{str(table.path)!r} holds unpaired preference data (answers in {completion!r}, labelled "

@@ -21,8 +21,7 @@ def load_sft(config: DataConfig, table: Table, layout: DataLayout | None) -> Tas
     """Check and split a table of dialogues, or of plain texts if it has no layout."""
     layout = layout or plain_text_layout(config, table)
     reading = read_dialogues(layout, table)
-    unused = layout.unused_columns(table)
-    notes = [layout.describe(table), *reading.notes, *([unused] if unused else [])]
+    notes = [layout.describe(table), *reading.notes]
 
     def read_held_out(table: Table) -> Examples:
         held_out = read_dialogues(layout, table)
