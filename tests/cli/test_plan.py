@@ -1,6 +1,8 @@
 """``rankwise plan``: options reach the plan, and the plot is checked before anything is computed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +36,14 @@ def test_wrong_requests_are_refused_before_the_model_is_read(tmp_path: Path, cap
         (["--seq-length", "8"], "did you mean '--seq-len'"),
     ]:
         assert words in refuse(capfd, "plan", tmp_path / "absent", *options_given)
+
+
+def test_a_mistyped_directory_is_refused_before_a_large_library_is_loaded(tmp_path: Path) -> None:
+    code = (
+        f"import sys; from rankwise.cli import main; code = main(['plan', '{tmp_path}/absent'])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert code == 2 and not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no such directory" in done.stderr

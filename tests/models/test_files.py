@@ -7,9 +7,11 @@ from rankwise.models import files
 from rankwise.models.files import (
     HASHED_END,
     check_model_files,
+    check_model_path,
     load_arguments,
     model_directory,
     model_fingerprint,
+    similar_directory,
 )
 
 
@@ -94,3 +96,37 @@ def test_the_fingerprint_reads_small_files_in_full_and_large_weights_at_both_end
     assert second != first
     config.write_text('{"a": 1}')
     assert model_fingerprint(str(tmp_path)) != second
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./modles/qwen", "no such directory (did you mean 'models/qwen'?)"),
+        ("models/qwen/weights", "no such directory; allowed"),
+        ("models\\qwen", "(did you mean 'models/qwen'?)"),
+        ("/nowhere/models/qwen", "no such directory; allowed"),
+        ("models", "has no config.json; models in it: models/qwen"),
+        ("models/qwen/config.json", "is a file, not a directory (did you mean 'models/qwen'?)"),
+        ("adapter", "it holds an adapter: name its base model"),
+    ],
+)
+def test_a_path_without_a_model_is_refused_with_the_nearest_one(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, config in (("models/qwen", "config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / config).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as error:
+        check_model_path(name)
+    assert words in str(error.value)
+    check_model_path("models/qwen")
+    check_model_path("someone/a-model")  # may be a hub id
+
+
+def test_a_path_in_the_home_directory_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert repr(str(tmp_path / "models")) in similar_directory("~/models")

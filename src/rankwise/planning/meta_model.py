@@ -17,7 +17,12 @@ from transformers.models.auto import modeling_auto as auto
 from rankwise.errors import RequestError
 from rankwise.models.auto import AUTO_CLASSES
 from rankwise.models.compat import first_sentence, quiet_libraries
-from rankwise.models.files import check_model_files, load_arguments, model_directory
+from rankwise.models.files import (
+    check_model_files,
+    load_arguments,
+    model_directory,
+    similar_directory,
+)
 
 TASK_OF_ENDING = {
     "ForCausalLM": "CAUSAL_LM",
@@ -139,7 +144,12 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
             if not gguf_file:  # the file itself, without the defaults of the config's class
                 content, _ = PretrainedConfig.get_config_dict(name)
     except Exception as error:  # transformers and huggingface_hub raise errors of many kinds
-        message = f"model {name!r}: its config cannot be read: {first_sentence(error)}"
+        where = (
+            ""
+            if Path(name).exists()
+            else f"no such directory{similar_directory(name)}; on the hub "
+        )
+        message = f"model {name!r}: {where}its config cannot be read: {first_sentence(error)}"
         raise RequestError(message) from None
     return config, content.get("tie_word_embeddings") is False
 

@@ -150,8 +150,45 @@ def make_peft_model(
             f"PEFT cannot put an adapter on target_modules {shown!r}: "
             f"{compat.first_sentence(error)[:200]}; the linear layers end in: {some(linear, 12)}"
         ) from None
+    _check_reached(peft_model, config)
     compat.fold_experts_without_autocast(peft_model)
     return peft_model
+
+
+def _check_reached(peft_model: Any, config: PlanConfig) -> None:
+    """Refuse names that no adapter came of, which PEFT passes over if others match."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    layers = [(f".{name}", each) for name, each in peft_model.named_modules()]
+    adapted = [(name, each) for name, each in layers if isinstance(each, LoraLayer)]
+    if isinstance(config.targets, str) or any(isinstance(e, ParamWrapper) for _, e in adapted):
+        return  # PEFT maps names of single experts' matrices to stacked parameters
+    reached: list[str] = []
+    missed: list[str] = []
+    for target in config.targets:
+        found = any(name.endswith(f".{target}") for name, _ in adapted)
+        (reached if found else missed).append(target)
+    if missed:
+        stacked = stacked_experts(peft_model)
+        names = some(sorted(leaves(stacked)))
+        why = f": its experts are stacked in parameters ({names})" if stacked else ""
+        targets = ",".join(reached) or "all-linear"
+        raise RequestError(
+            f"target_modules {', '.join(map(repr, missed))}: no linear layer of the model has "
+            f"this name{why}; what works is --target-modules {targets}"
+        )
+
+
+def stacked_experts(model: nn.Module) -> dict[str, int]:
+    """Return ``{name: number of entries}`` of the parameters that hold several experts' weights."""
+    sizes = {}
+    for name, module in model.named_modules():
+        if "expert" in f"{name} {type(module).__name__}".lower():
+            for leaf, parameter in module.named_parameters(prefix=name, recurse=False):
+                if parameter.ndim == 3 and ".lora_" not in leaf:
+                    sizes[leaf] = parameter.numel()
+    return sizes
 
 
 def _check_names(model: nn.Module, config: PlanConfig) -> None:

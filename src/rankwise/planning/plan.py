@@ -11,6 +11,7 @@ from rankwise.planning.machine_fit import chosen_device
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.setup import longest_input
 from rankwise.planning.memory.step import StepMemory
+from rankwise.planning.notes import expert_notes
 from rankwise.planning.params import ParamCount, count_at_rank
 from rankwise.planning.planner import Limits, Planner, Saving, find_limits, find_savings
 from rankwise.planning.prepare import prepare
@@ -139,7 +140,8 @@ def plan(
     for rank, memory in planner.by_rank(request.ranks).items():
         params = count_at_rank(prepared.skeleton, prepared.config, rank)
         rows.append(PlanRow(rank, params, memory, None if room is None else room - memory.needed))
-    notes = [*prepared.notes, *_idle_ranks(rows)]
+    about_experts = expert_notes(prepared.skeleton, prepared.config, rows[0].params)
+    notes = [*prepared.notes, *_idle_ranks(rows), *about_experts]
     if "math" in planner.kernels:
         notes.append(MATH_ATTENTION)
     by_quantization = _by_quantization(planner, rows, notes)
