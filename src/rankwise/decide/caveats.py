@@ -7,6 +7,8 @@ from rankwise.decide.findings import Findings
 from rankwise.decide.metrics import LOSS_MARGIN, OTHER_MARGIN, SHARE_MARGIN
 from rankwise.decide.wording import Context, listed
 
+MUCH_WORSE = 0.25  # a seed is named if it learnt less than another by this share
+
 
 def caveats(findings: Findings, context: Context) -> Iterator[str]:
     """Yield the caveats, those that bear on the whole decision first."""
@@ -28,13 +30,19 @@ def caveats(findings: Findings, context: Context) -> Iterator[str]:
         yield from _about_single_rates(findings.results)
     if not findings.nothing_learnt:
         yield from _about_edges(findings.results)
+    yield from _about_unsteady_seeds(findings, context.wording.chance)
     if findings.rank is not None:
         yield from _about_choice(findings, findings.rank, context.wording.chance)
 
 
 def _about_seeds(findings: Findings) -> Iterator[str]:
     most_seeds = max(len(one.seeds) for one in findings.results)
-    if findings.rule.noise is None and findings.examples > 1 and most_seeds == 1:
+    if findings.fixed_seeds:
+        yield (
+            "The question is about the adapters that were trained, so only the choice of held-out "
+            "examples is taken to be random, and the adapters of all seeds must agree."
+        )
+    elif findings.rule.noise is None and findings.examples > 1 and most_seeds == 1:
         yield (
             "Only one seed was run. The intervals cover the choice of held-out examples, but not "
             "the effect of initial values and data order. Run at least 2 seeds."
@@ -78,9 +86,29 @@ def _about_edges(results: Sequence[RankResults]) -> Iterator[str]:
         )
 
 
+def _about_unsteady_seeds(findings: Findings, chance: str) -> Iterator[str]:
+    """Name the seeds that learnt nothing, or much less than another seed of the same rank."""
+    for rank, trials in findings.learnt.items():
+        best = min(trials, key=lambda one: one.mean)
+        if not best.is_shown:
+            continue
+        for one in trials:
+            if one.seed is not None and not one.is_shown:
+                yield (
+                    f"Seed {one.seed} of rank {rank} learnt nothing: its loss is not below what "
+                    f"{chance} gives, while seed {best.seed} learnt. A lower learning rate would "
+                    "be steadier."
+                )
+            elif one.mean > (1 - MUCH_WORSE) * best.mean:  # both are negative
+                yield (
+                    f"Seed {one.seed} is much worse than seed {best.seed} at rank {rank}: it "
+                    f"learnt {one.mean / best.mean:.0%} as much. Training is near a cliff; a "
+                    "lower learning rate would be steadier."
+                )
+
+
 def _about_choice(findings: Findings, rank: int, chance: str) -> Iterator[str]:
-    above = findings.above_chance.get(rank)
-    if above is not None and above.upper >= 0:
+    if rank in findings.learnt and not any(one.is_shown for one in findings.learnt[rank]):
         yield (
             f"Rank {rank} itself is not shown to get below what {chance} gives. It is chosen "
             f"because other ranks gain at most the margin of {findings.margin:.3g}, which may be "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from rankwise.settings import Option, Positive, Settings, Share
+from rankwise.settings import Flag, Option, Positive, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,3 +22,14 @@ class DecisionConfig(Settings):
     confidence: Annotated[
         Share, Option("Confidence of the decision, between 0 and 1.", "decision", "SHARE")
     ] = 0.95
+    no_prior: Annotated[
+        Flag,
+        Option(
+            "Judge the noise of seeds by this sweep alone, without what other tasks show.",
+            "decision",
+        ),
+    ] = False
+    require_confidence: Annotated[
+        Flag,
+        Option("Write best/ and export/ only if a rank reaches the confidence.", "decision"),
+    ] = False

@@ -100,9 +100,12 @@ class RankRow:
         pack_seconds: median training time of the packs that the trials trained in.
         pack_size: number of trials in the largest pack.
         peak_memory_bytes: largest peak memory of the trials.
-        worst_difference: upper bound of how much worse this rank is than the best other rank,
-            simultaneous over ranks.
-        non_inferior: whether that bound is within the margin.
+        worst_difference: upper bound of how much worse this rank is than the best other rank, at
+            the decision's confidence, which holds for all ranks together.
+        non_inferior: whether that bound is within the margin, so that the rank is cleared.
+        confidence_within_margin: the highest confidence at which the rank would be cleared.
+        margin_reached: the smallest margin at which the rank would be cleared at the decision's
+            confidence: ``worst_difference``, or 0 where that is negative.
     """
 
     rank: int
@@ -121,24 +124,35 @@ class RankRow:
     peak_memory_bytes: int | None = None
     worst_difference: float | None = None
     non_inferior: bool = False
+    confidence_within_margin: float | None = None
+    margin_reached: float | None = None
     gain_over_previous: Gain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Next:
-    """What to run to settle an open question.
+    """A step that may settle an open question.
 
     Attributes:
-        seeds: seeds per rank, including those already run.
+        action: "seeds" and "examples" add evidence, "rates" trains at other learning rates,
+            "margin" accepts a wider margin.
+        ranks: the ranks that it concerns.
+        seeds: seeds of each of these ranks, including those already run.
         held_out_examples: held-out examples, including those already there.
-        rank: the rank that would then be selected if the differences seen persist.
+        rank: the rank that would most likely be selected; None if that is not known.
+        probability: chance that a rank is then selected, judged from the evidence so far.
+        margin: margin of the decision; differs from the present one for "margin" only.
         estimated_seconds: training time of the additional trials, where times are known.
         advice: the same as sentences.
     """
 
+    action: Literal["seeds", "examples", "rates", "margin"]
+    ranks: tuple[int, ...]
     seeds: int
     held_out_examples: int
-    rank: int
+    margin: float
+    rank: int | None = None
+    probability: float | None = None
     estimated_seconds: float | None = None
     advice: str = ""
 
@@ -192,13 +206,19 @@ class Decision:
     Attributes:
         rank: the smallest rank that is not worse than any other by more than the margin; None if
             undetermined.
+        recommended: the rank to use: ``rank``, or the rank to use for now while that is
+            undetermined; None only where nothing was learnt.
+        confidence_reached: the highest confidence at which the recommended rank is cleared; None if
+            the noise is not known.
+        margin_reached: the smallest margin at which the recommended rank is cleared at the stated
+            confidence.
         metric: the metric compared.
         margin: what a smaller rank may cost, in the metric's unit (for the loss, nats per example).
-        confidence: simultaneous over ranks.
+        confidence: confidence asked for; it holds for all ranks together.
         answer: the decision in a sentence or two.
         evidence: what was compared, over how many seeds and examples, and what the bound is.
         caveats: sentences to read before relying on the decision.
-        next: what to run to settle the question; None if a rank was selected.
+        next: steps that may settle an open question, those that bring most for a minute first.
         table: one row per rank, ascending.
         confirmation: whether a second metric agrees; None without one, or without a rank.
         detectable_difference: the smallest margin at which this evidence would clear, in four cases
@@ -216,7 +236,7 @@ class Decision:
     answer: str
     evidence: str
     caveats: tuple[str, ...]
-    next: Next | None
+    next: tuple[Next, ...]
     table: tuple[RankRow, ...]
     confirmation: Confirmation | None = None
     diagnosis: tuple[Diagnosis, ...] = ()
@@ -225,6 +245,14 @@ class Decision:
     trained_at: int | None = None
     rank_pattern: RankPattern | None = None
     test: TestScore | None = None
+    recommended: int | None = None
+    confidence_reached: float | None = None
+    margin_reached: float | None = None
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the recommended rank is one to use for now, short of the stated confidence."""
+        return self.rank is None and self.recommended is not None
 
     def row(self, rank: int) -> RankRow:
         """Return the table's row of a rank."""

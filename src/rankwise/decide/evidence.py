@@ -1,7 +1,7 @@
 """Evidence: checked columns, the learning rate that each rank is judged by, and arrays."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ class RankResults:
         loss: held-out loss in nats, (S, N), where there are losses.
         score: task score, or the metric compared if that is not the loss, (S, N).
         diverged: number of trials whose loss was not finite, at any rate.
+        per_example: whether the evidence names examples; otherwise its rows are aggregates.
     """
 
     rank: int
@@ -45,6 +46,7 @@ class RankResults:
     loss: np.ndarray | None
     score: np.ndarray | None
     diverged: int
+    per_example: bool = True
 
 
 def read_rank_results(
@@ -66,6 +68,7 @@ def read_rank_results(
         RequestError: a column or value is not allowed, a row appears twice, examples differ between
             ranks or rates, or the direction of the metric is not known.
     """
+    per_example = isinstance(evidence, pd.DataFrame) and "example_id" in evidence.columns
     evidence = _checked_evidence(evidence, check_text("metric", metric))
     upwards = _higher_is_better(metric, higher_is_better)
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
@@ -76,7 +79,10 @@ def read_rank_results(
         rate = best_learning_rate(evidence[trained], "cost")
         evidence = evidence[trained | (evidence["learning_rate"] == rate)]
     by_rank = {int(rank): evidence[evidence["rank"] == rank] for rank in ranks}
-    results = [_rank_results(rank, rows, score) for rank, rows in by_rank.items()]
+    results = [
+        replace(_rank_results(rank, rows, score), per_example=per_example)
+        for rank, rows in by_rank.items()
+    ]
     alive = [one for one in results if one.seeds]
     for one in alive[1:]:
         if not np.array_equal(one.examples, alive[0].examples):

@@ -1,12 +1,14 @@
 """The decision in sentences: answer, evidence, advice. Caveats are in `rankwise.decide.caveats`."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from math import isfinite
+from math import floor, isfinite
+from statistics import fmean
 
 from rankwise.decide.caveats import caveats
 from rankwise.decide.decision import Confirmation, Decision, Diagnosis, Next, RankPattern
-from rankwise.decide.findings import Findings
-from rankwise.decide.power import MOST_EXAMPLES, MOST_SEEDS, POWER, detectable_difference
+from rankwise.decide.findings import LEAST_EXAMPLES, Findings
+from rankwise.decide.power import detectable_difference
 from rankwise.decide.wording import (
     Context,
     Wording,
@@ -32,11 +34,10 @@ def explain(findings: Findings, context: Context) -> Decision:
     rule, rank, wording = findings.rule, findings.rank, context.wording
     unit = f" {wording.unit}" if findings.by_loss else ""
     confirmation = _confirmation(findings.confirmation, rank)
+    recommended = findings.recommended
+    bound = None if recommended is None else findings.bounds.get(recommended)
     if rank is None:
-        problem, remedy = _problem(findings, wording, unit)
-        if context.left_out is not None:
-            remedy = "Run the same command with a larger --budget first."
-        answer = f"No rank can be recommended yet: {problem}. {remedy}"
+        answer = _provisional_answer(findings, context, unit)
         evidence = _open_evidence(findings, wording, unit)
     else:
         answer = _answer(findings, rank, unit)
@@ -55,7 +56,7 @@ def explain(findings: Findings, context: Context) -> Decision:
         answer=answer,
         evidence=evidence,
         caveats=tuple(caveats(findings, context)),
-        next=_next(findings, context),
+        next=tuple(_advice(findings, context)),
         table=findings.table,
         confirmation=confirmation,
         diagnosis=tuple(_diagnosis(one, findings.margin) for one in findings.diagnosis),
@@ -64,14 +65,15 @@ def explain(findings: Findings, context: Context) -> Decision:
         trained_at=rule.trained_at,
         rank_pattern=_rank_pattern(context.rank_pattern, wording),
         test=context.test,
+        recommended=recommended,
+        confidence_reached=None if recommended is None else findings.confidences.get(recommended),
+        margin_reached=None if bound is None else max(0.0, bound.upper),
     )
 
 
 def _answer(findings: Findings, rank: int, unit: str) -> str:
     rule, upper = findings.rule, findings.bounds[rank].upper
-    lead = f"Use rank {rank}."
-    if rule.trained_at is not None:
-        lead = f"Keep rank {rank} of an adapter trained at rank {rule.trained_at}."
+    lead = f"{_use(findings, rank)}."
     confidence = percent(rule.confidence)
     if upper < 0:
         return f"{lead} It is better than every other rank tried, at {confidence} confidence."
@@ -81,6 +83,41 @@ def _answer(findings: Findings, rank: int, unit: str) -> str:
         f"{lead} It is at most {without_exponent(upper)}{unit} worse{metric} than the best rank "
         f"tried, within {whose} margin of {findings.margin:.3g}, at {confidence} confidence."
     )
+
+
+def _use(findings: Findings, rank: int) -> str:
+    if findings.rule.trained_at is None:
+        return f"Use rank {rank}"
+    return f"Keep rank {rank} of an adapter trained at rank {findings.rule.trained_at}"
+
+
+def _provisional_answer(findings: Findings, context: Context, unit: str) -> str:
+    """Return what to use for now and how sure it is, or why nothing can be recommended."""
+    rank = findings.recommended
+    if rank is None:
+        problem, remedy = _problem(findings, context.wording)
+        return f"No rank can be recommended yet: {problem}. {remedy}"
+    lead = f"{_use(findings, rank)} for now"
+    if context.left_out is not None:
+        lead = f"The budget ended the sweep early. {lead}"
+    bound = findings.bounds.get(rank)
+    if bound is None or not isfinite(bound.upper):
+        problem, remedy = _problem(findings, context.wording)
+        return f"{lead}, without a measure of how sure that is: {problem}. {remedy}"
+    sure = _rounded_down(findings.confidences[rank], findings.rule.confidence)
+    metric = "" if findings.by_loss else f" in {findings.rule.metric}"
+    confidence = percent(findings.rule.confidence)
+    return (
+        f"{lead}: {sure} sure that it is within {findings.margin:.3g}{unit} of the best{metric} "
+        f"(you asked for {confidence}); at {confidence}, within "
+        f"{without_exponent(bound.upper)}{unit}."
+    )
+
+
+def _rounded_down(confidence: float, asked: float) -> str:
+    """Write a confidence that was not enough in percent, below the one that was asked for."""
+    digits = 0 if confidence < asked - 0.01 else 1
+    return f"{floor(confidence * 100 * 10**digits) / 10**digits:.{digits}f} %"
 
 
 def _what_was_compared(findings: Findings) -> str:
@@ -111,41 +148,40 @@ def _against(findings: Findings, rank: int, unit: str) -> str:
     return f"Compared with rank {against}, it was {abs(mean):.4f}{unit} {side} on average {may_be}."
 
 
-def _problem(findings: Findings, wording: Wording, unit: str) -> tuple[str, str]:
-    """Return why no rank was chosen, and what to do about it."""
-    alive, bounds = findings.alive, findings.bounds
+def _problem(findings: Findings, wording: Wording) -> tuple[str, str]:
+    """Return why nothing shows how sure a choice is, and what to do about it."""
+    alive = findings.alive
+    if findings.nothing_learnt:
+        return "no adapter is shown to have learnt anything", _learn_first(findings, wording)
     if len(alive) < 2:
         return (
             "fewer than two ranks trained without diverging, so there is nothing to compare",
             "Run more ranks, or lower learning rates.",
         )
-    if not bounds and max(len(one.seeds) for one in alive) > 1:
+    if findings.too_few_examples:
+        return (
+            f"{counted(findings.examples, 'held-out example')} cannot show how much examples vary",
+            f"Hold out at least {LEAST_EXAMPLES}.",
+        )
+    if findings.bounds:
+        return (
+            "the ranks share no seed and no rank has two, so nothing shows how much seeds vary",
+            "Run at least 2 seeds for each rank.",
+        )
+    if max(len(one.seeds) for one in alive) > 1:
         return (
             "the ranks differ by the same amount with every seed, so the noise cannot be estimated",
             "The results may be copies, or rounded. Keep results per example, run more seeds, or "
             "state the noise if you know it.",
         )
-    if not bounds:
-        return (
-            "there is a single number for each rank, and nothing shows how much it would vary",
-            "Run at least 2 seeds, keep results per example, or state the noise if you know it.",
-        )
-    if findings.nothing_learnt:
-        return "none is shown to have learnt anything", _learn_first(findings, wording)
-    if not any(isfinite(bound.upper) for bound in bounds.values()):
-        return (
-            "the ranks share no seed and no rank has two, so nothing shows how much seeds vary",
-            "Run at least 2 seeds for each rank.",
-        )
     return (
-        f"none is shown to be within {findings.margin:.3g}{unit} of the best at "
-        f"{percent(findings.rule.confidence)} confidence",
-        _what_would_settle_it(findings),
+        "there is a single number for each rank, and nothing shows how much it would vary",
+        "Run at least 2 seeds, keep results per example, or state the noise if you know it.",
     )
 
 
 def _learn_first(findings: Findings, wording: Wording) -> str:
-    if min(above.mean for above in findings.above_chance.values()) < 0:
+    if min(one.mean for trials in findings.learnt.values() for one in trials) < 0:
         return (
             f"Some losses are below what {wording.chance} gives, so more seeds or held-out "
             "examples may show a gain. Longer training or other learning rates may make it clearer."
@@ -157,57 +193,56 @@ def _learn_first(findings: Findings, wording: Wording) -> str:
     )
 
 
-def _what_would_settle_it(findings: Findings) -> str:
-    if findings.next is not None:
-        return f"Next, run {_amount_to_run(findings, findings.next)}."
-    examples = f" and {MOST_EXAMPLES} times the held-out examples" if findings.examples > 1 else ""
-    return (
-        f"Even {MOST_SEEDS} seeds{examples} would not settle it if the differences seen persist; "
-        "a larger margin would."
-    )
-
-
 def _open_evidence(findings: Findings, wording: Wording, unit: str) -> str:
     if len(findings.alive) < 2:
         return ""
     compared, bounds = _what_was_compared(findings), findings.bounds
-    if bounds and findings.losses is not None and findings.nothing_learnt:
-        rank = min(findings.above_chance, key=lambda one: findings.above_chance[one].upper)
-        above, loss = findings.above_chance[rank], findings.losses.mean(rank)
-        chance = loss - above.mean
+    if findings.losses is not None and findings.nothing_learnt:
+        trials = [(one, rank) for rank, some in findings.learnt.items() for one in some]
+        nearest, rank = min(trials, key=lambda trial: trial[0].upper)
+        chance = findings.losses.mean(rank) - fmean(one.mean for one in findings.learnt[rank])
+        seed = "" if nearest.seed is None else f" with seed {nearest.seed}"
         return (
-            f"{compared} Rank {rank} comes nearest to a gain: its held-out loss of {loss:.4f} "
-            f"{wording.unit} may be up to {chance + above.upper:.4f}, and {wording.chance} gives "
-            f"{chance:.4f}."
+            f"{compared} Rank {rank}{seed} comes nearest to a gain: its held-out loss of "
+            f"{chance + nearest.mean:.4f} {wording.unit} may be up to "
+            f"{chance + nearest.upper:.4f}, and {wording.chance} gives {chance:.4f}."
         )
-    if any(isfinite(bound.upper) for bound in bounds.values()):
-        rank = min(bounds, key=lambda one: bounds[one].upper)
-        return f"{compared} Rank {rank} comes nearest. {_against(findings, rank, unit)}"
+    recommended = findings.recommended
+    if recommended in bounds and isfinite(bounds[recommended].upper):
+        return f"{compared} {_against(findings, recommended, unit)}"
     return compared
 
 
-def _amount_to_run(findings: Findings, step: Next) -> str:
-    seeds = f"{step.seeds} seeds per rank"
-    if step.held_out_examples == findings.examples:
-        return seeds
-    return f"{seeds} and {step.held_out_examples:,} held-out examples"
+def _advice(findings: Findings, context: Context) -> Iterator[Next]:
+    """Yield the next steps with their advice; none if a budget left out trials: these come first."""
+    if context.left_out is not None:
+        return
+    for step in findings.next:
+        yield replace(step, advice=_advise(findings, context, step))
 
 
-def _next(findings: Findings, context: Context) -> Next | None:
-    """Return the next step with its advice; none if a budget left out trials, which come first."""
-    step = findings.next
-    if step is None or context.left_out is not None:
-        return None
-    advice = (
-        f"Run {_amount_to_run(findings, step)}. If the differences seen persist, this selects rank "
-        f"{step.rank} or a smaller one with a probability of {percent(POWER)}."
-    )
+def _advise(findings: Findings, context: Context, step: Next) -> str:
+    """Return one step's advice, with its chance, its time and its command."""
+    if step.action == "margin":
+        unit = f" {context.wording.unit}" if findings.by_loss else ""
+        margin = without_exponent(step.margin)
+        return f"Accept a margin of {margin}{unit}: rank {step.rank} is within it already."
+    what = f"Score on {step.held_out_examples:,} held-out examples, if the data have them"
+    if step.action == "seeds":
+        ranks = "every rank"
+        if len(step.ranks) < len(findings.alive):
+            ranks = f"ranks {listed(step.ranks)}"
+        what = f"Train {ranks} with {step.seeds} seeds"
+    chance = percent(round(step.probability or 0.0, 2))
+    advice = f"{what}: a chance of {chance} to settle it, most likely at rank {step.rank}"
     if step.estimated_seconds:
-        minutes = max(1, round(step.estimated_seconds / 60))
-        advice += f" The additional training takes about {minutes:,} min."
-    if context.is_sweep and step.held_out_examples == findings.examples:
-        advice += f" To do so, run the same command with --seeds {step.seeds} --extend."
-    return replace(step, advice=advice)
+        advice += f", in about {max(1, round(step.estimated_seconds / 60)):,} min of training"
+    if context.is_sweep and step.action == "seeds":
+        some = ""
+        if len(step.ranks) < len(findings.alive):
+            some = f" --ranks {','.join(map(str, step.ranks))}"
+        advice += f" (the same command with --extend{some} --seeds {step.seeds})"
+    return f"{advice}."
 
 
 def _confirmation(confirmation: Confirmation | None, rank: int | None) -> Confirmation | None:

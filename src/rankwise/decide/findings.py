@@ -1,15 +1,16 @@
 """The findings: how all ranks compare under a rule, and the rank that follows, in numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite, log2
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_number
+from rankwise.decide.clearing import Bound, Clearing
 from rankwise.decide.decision import (
     Agreement,
     Confirmation,
@@ -20,15 +21,24 @@ from rankwise.decide.decision import (
     RankRow,
 )
 from rankwise.decide.diagnose import diagnose
-from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, RankResults, chance_losses
+from rankwise.decide.evidence import ChanceLoss, RankResults
+from rankwise.decide.learnt import Learnt, learnt_by_trial
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
-from rankwise.decide.pairwise import Bound, Comparison, compare
-from rankwise.decide.power import next_step
+from rankwise.decide.pairwise import Comparison, compare
+from rankwise.decide.power import next_steps
+from rankwise.decide.seed_prior import SeedPrior, seed_prior
+
+LEAST_EXAMPLES = 20  # fewer held-out examples do not show how much examples vary
+NEARLY_AS_SURE = 0.05  # a smaller rank is recommended if its confidence is at most this much lower
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rule:
     """The rule of a decision; its fields are the arguments of `rankwise.select`.
+
+    Attributes:
+        looks: how often the evidence is looked at, each time with the chance to stop. The allowed
+            share of errors is divided among the looks.
 
     Raises:
         RequestError: a number is not allowed.
@@ -42,6 +52,8 @@ class Rule:
     score_margin: float = SHARE_MARGIN
     chance_loss: ChanceLoss | None = None
     trained_at: int | None = None
+    no_prior: bool = False
+    looks: int = 1
 
     def __post_init__(self) -> None:
         for name in ("margin", "noise", "score_margin", "chance_loss"):
@@ -51,18 +63,16 @@ class Rule:
         confidence = check_number("confidence", self.confidence, above=0, below=1)
         object.__setattr__(self, "confidence", confidence)
 
+    @property
+    def confidence_of_a_look(self) -> float:
+        """The confidence of each look at the evidence; all together have the stated one."""
+        return 1 - (1 - self.confidence) / self.looks
 
-class AboveChance(NamedTuple):
-    """How far a rank's held-out loss lies above the chance-level loss, nats.
-
-    Attributes:
-        mean: negative if the loss is below.
-        upper: upper end of the interval, plus the least gain that counts as one; negative if the
-            rank is shown to have learnt something.
-    """
-
-    mean: float
-    upper: float
+    @property
+    def prior(self) -> SeedPrior | None:
+        """What is known of seeds from other tasks; None where it does not apply."""
+        applies = self.metric == "loss" and self.noise is None and not self.no_prior
+        return seed_prior() if applies else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,49 +117,78 @@ class Findings:
     @cached_property
     def comparison(self) -> Comparison:
         """The ranks compared in the metric that decides; smaller is better."""
-        comparison = compare(self.alive, "cost", self.rule.noise)
+        rule = self.rule
+        comparison = compare(self.alive, "cost", rule.noise, rule.prior, self.fixed_seeds)
         assert comparison is not None  # every rank has costs
         return comparison
+
+    @property
+    def fixed_seeds(self) -> bool:
+        """Whether the question is about the adapters that exist, so that examples alone vary."""
+        rule = self.rule
+        return rule.trained_at is not None and rule.noise is None and self.examples > 1
 
     @cached_property
     def losses(self) -> Comparison | None:
         """The ranks compared by held-out loss; None without losses."""
         # A stated noise is that of the metric that decides.
-        return self.comparison if self.by_loss else compare(self.alive, "loss")
+        if self.by_loss:
+            return self.comparison
+        return compare(self.alive, "loss", fixed_seeds=self.fixed_seeds)
 
     @cached_property
     def scores(self) -> Comparison | None:
         """The ranks compared by task score, larger is better; None without scores."""
-        return compare(self.alive, "score", None if self.by_loss else self.rule.noise)
+        noise = None if self.by_loss else self.rule.noise
+        return compare(self.alive, "score", noise, fixed_seeds=self.fixed_seeds)
+
+    @property
+    def too_few_examples(self) -> bool:
+        """Whether there are examples, but too few to show how much they vary."""
+        per_example = all(one.per_example for one in self.results)
+        return per_example and self.examples < LEAST_EXAMPLES
+
+    @cached_property
+    def clearing(self) -> Clearing:
+        """All ranks judged together, or in each seed's adapters where seeds are not random."""
+        if self.too_few_examples:
+            return Clearing([])
+        return Clearing(self.comparison.by_seed() if self.fixed_seeds else [self.comparison])
 
     @cached_property
     def bounds(self) -> dict[int, Bound]:
         """Each rank against the best other rank; empty if the noise is not known."""
-        if not self.comparison.noise_is_known:
-            return {}
-        ranks, confidence = self.comparison.ranks, self.rule.confidence
-        return {rank: self.comparison.upper_bound(rank, confidence) for rank in ranks}
+        return self.clearing.bounds(self.rule.confidence_of_a_look)
 
     @cached_property
-    def above_chance(self) -> dict[int, AboveChance]:
-        """Each rank's loss against chance level; empty if that is not known."""
-        compared, chance_loss = self.losses, self.rule.chance_loss
-        if chance_loss is None or compared is None or not self.alive:
+    def confidences(self) -> dict[int, float]:
+        """The highest confidence at which each rank is cleared; empty if the noise is not known."""
+        confidences = {}
+        for rank, confidence in self.clearing.confidences(self.margin).items():
+            shared = max(0.0, 1 - (1 - confidence) * self.rule.looks)
+            # The levels between which it was interpolated are near; the verdict is exact.
+            is_cleared = self.bounds[rank].upper <= self.margin
+            end = max if is_cleared else min
+            confidences[rank] = end(shared, self.rule.confidence)
+        return confidences
+
+    @cached_property
+    def learnt(self) -> dict[int, list[Learnt]]:
+        """Each adapter's loss against chance level, by rank; empty if that is not known."""
+        compared, chance = self.losses, self.rule.chance_loss
+        if chance is None or compared is None or not self.alive:
             return {}
-        chance = chance_losses(chance_loss, self.alive[0].examples)  # all have the same examples
-        over = {rank: losses - chance for rank, losses in compared.values.items()}
-        losses = Comparison(over, compared.seeds, self.rule.noise if self.by_loss else None)
-        least, confidence = LEAST_GAIN * float(np.mean(chance)), self.rule.confidence
-        return {
-            rank: AboveChance(losses.mean(rank), losses.mean_interval(rank, confidence)[1] + least)
-            for rank in losses.ranks
-        }
+        noise = self.rule.noise if self.by_loss else None
+        # All ranks have the same examples.
+        examples = self.alive[0].examples
+        return learnt_by_trial(compared, examples, chance, self.rule.confidence, noise)
 
     @property
     def nothing_learnt(self) -> bool:
-        """Whether chance level is known and no rank is shown to be below it."""
-        uppers = [above.upper for above in self.above_chance.values()]
-        return bool(uppers) and min(uppers) >= 0
+        """Whether chance level is known and no adapter is shown to be below it."""
+        return bool(self.learnt) and not any(
+            one.is_shown for trials in self.learnt.values() for one in trials
+        )
 
     @property
     def fitting(self) -> list[int]:
@@ -162,6 +201,25 @@ class Findings:
     def rank(self) -> int | None:
         """The smallest rank that fits; None if there is none."""
         return min(self.fitting, default=None)
+
+    @cached_property
+    def recommended(self) -> int | None:
+        """The rank to use, for now if none fits; None if nothing was learnt or none has trained.
+
+        Without a rank that fits it is the smallest whose confidence is near the highest; where no
+        confidence is known, the smallest whose mean is within the margin of the best.
+        """
+        if self.nothing_learnt or not self.alive:
+            return None
+        if self.rank is not None:
+            return self.rank
+        confidences = self.confidences
+        if confidences and max(confidences.values()) > 0:
+            least = max(confidences.values()) - NEARLY_AS_SURE
+            return min(rank for rank, confidence in confidences.items() if confidence >= least)
+        means = {rank: self.comparison.mean(rank) for rank in self.comparison.ranks}
+        limit = min(means.values()) + self.margin
+        return min(rank for rank, mean in means.items() if mean <= limit)
 
     def is_shown_worse(self, rank: int) -> bool:
         """Whether a rank is shown to be worse than another by more than the margin."""
@@ -176,16 +234,27 @@ class Findings:
         return _confirm(scores, self.rank, self.rule.score_margin, self.rule.confidence)
 
     @cached_property
-    def next(self) -> Next | None:
-        """What to run to settle an open question; None if a rank fits or nothing would."""
+    def next(self) -> list[Next]:
+        """Steps that may settle an open question, those that bring most for a minute first."""
         # More of the same does not help where nothing was learnt or no bound is finite.
         finite = any(isfinite(bound.upper) for bound in self.bounds.values())
-        if self.fitting or self.nothing_learnt or not finite:
-            return None
-        step = next_step(self.comparison, self.margin, self.rule.confidence)
-        if step is None:
-            return None
-        return replace(step, estimated_seconds=_training_seconds(self, step.seeds))
+        if self.rank is not None or self.recommended is None or not finite:
+            return []
+        seconds = {row.rank: row.train_seconds for row in self.table}
+        level = self.rule.confidence_of_a_look
+        bound = self.bounds[self.recommended].upper
+        steps = next_steps(self.comparison, self.recommended, self.margin, level, seconds)
+        wider = Next(
+            action="margin",
+            ranks=(self.recommended,),
+            seeds=max(len(one.seeds) for one in self.alive),
+            held_out_examples=self.examples,
+            margin=bound,
+            rank=self.recommended,
+            probability=1.0,
+            estimated_seconds=0.0,
+        )
+        return [*steps, wider]
 
     @cached_property
     def table(self) -> tuple[RankRow, ...]:
@@ -207,8 +276,10 @@ class Findings:
 def _confirm(scores: Comparison, rank: int, margin: float, confidence: float) -> Confirmation:
     others = scores.others(rank)
     leads = {other: scores.difference(other, rank) for other in others}
-    bound, against = max((leads[other].upper(len(others), confidence), other) for other in others)
-    # Dunnett's value holds for lower bounds as for upper ones, so the differences can be reversed.
+    # The rank must pass against every other, so each comparison has the full level: an
+    # intersection-union test (Berger 1982, Technometrics 24, 295).
+    bound, against = max((leads[other].upper(1, confidence), other) for other in others)
+    # That some other rank leads is one claim among many, so Dunnett's value is needed.
     ahead = {
         other: lead.mean
         for other, lead in leads.items()
@@ -229,16 +300,6 @@ def _confirm(scores: Comparison, rank: int, margin: float, confidence: float) ->
     )
 
 
-def _training_seconds(findings: Findings, seeds: int) -> float | None:
-    """Return the time of training up to this many seeds per rank; None if times are not known."""
-    known = [row.train_seconds is not None for row in findings.table]
-    # A truncated adapter needs no training, so the trained rank's time suffices.
-    enough = all(known) if findings.rule.trained_at is None else any(known)
-    if not enough:
-        return None
-    return sum((row.train_seconds or 0.0) * max(0, seeds - row.seeds) for row in findings.table)
-
-
 def _row(findings: Findings, one: RankResults) -> RankRow:
     measured = findings.measured.get(one.rank, {})
     if not one.seeds:
@@ -257,6 +318,8 @@ def _row(findings: Findings, one: RankResults) -> RankRow:
         score_ci=score_ci,
         worst_difference=None if bound is None else bound.upper,
         non_inferior=bound is not None and bound.upper <= findings.margin,
+        confidence_within_margin=findings.confidences.get(one.rank),
+        margin_reached=None if bound is None else max(0.0, bound.upper),
         gain_over_previous=_gain(findings, one.rank),
         **measured,
     )

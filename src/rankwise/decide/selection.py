@@ -27,14 +27,14 @@ def select(
     chance_loss: ChanceLoss | None = None,
     wording: Wording = PLAIN,
     trained_at: int | None = None,
+    no_prior: bool = False,
 ) -> Decision:
     """Choose the smallest rank that is not worse than any other by more than the margin.
 
     Ranks are compared example by example and seed by seed, each at the best of its learning rates.
-    The upper bounds of all differences to the best rank hold together with the stated confidence:
-    multiple comparisons with the best (Hsu 1984, *Ann. Statist.* 12, 1136), with Dunnett's critical
-    value. Looking for the smallest rank among many therefore does not raise the chance of a wrong
-    choice.
+    The chance that any rank is wrongly cleared stays below what the confidence allows, however many
+    ranks there are (`rankwise.decide.clearing`). If no rank is cleared, the decision still
+    recommends one, with the confidence that it reaches.
 
     Args:
         evidence: one row per rank, seed and held-out example. Columns: ``rank`` and the metric;
@@ -58,7 +58,10 @@ def select(
             an adapter, is compared example by example.
         wording: how sentences name the loss and its chance level.
         trained_at: the only rank that was trained, if the smaller ranks are truncated adapters. The
-            question is then which rank to keep, and no rank is diagnosed as underfitting.
+            question is then which rank to keep: the adapters of each seed are asked for themselves,
+            with examples alone as random, and no rank is diagnosed as underfitting.
+        no_prior: judge the noise of seeds by the evidence alone. Otherwise the bound of a loss may
+            also rest on what other tasks show (`rankwise.decide.seed_prior`).
 
     Raises:
         RequestError: the evidence cannot be used, or a number is not allowed.
@@ -79,6 +82,7 @@ def select(
         score_margin=score_margin,
         chance_loss=chance_loss,
         trained_at=trained_at,
+        no_prior=no_prior,
     )
     return decide(read_ranks(evidence, rule), rule, histories, wording=wording)
 

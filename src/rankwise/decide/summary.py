@@ -19,8 +19,7 @@ def decision_sentences(decision: Decision, score: str) -> list[str]:
         # Most ranks suffice or are open; the report has the numbers of all.
         if one.verdict not in ("rank suffices", "open"):
             lines.append(f"{one.verdict.capitalize()}: {one.reason}")
-    if decision.next is not None:
-        lines.append(f"Next: {decision.next.advice}")
+    lines += [f"Next: {step.advice}" for step in decision.next]
     lines += [f"Note: {caveat}" for caveat in decision.caveats]
     if time := training_time_note(decision.as_dict()["table"]):
         lines.append(f"Note: {time}")

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import stats
 
 from rankwise.decide.decision import Interval
 
@@ -98,6 +97,7 @@ class SeedVariance:
 
 
 NOTHING_KNOWN = SeedVariance(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+FIXED_SEEDS = SeedVariance(0.0, np.inf, 0.0, np.inf, 0.0, np.inf)  # seeds that are not random
 
 
 def stated_variance(noise: float) -> SeedVariance:
@@ -186,40 +186,3 @@ def example_variance(values: np.ndarray) -> tuple[float, float]:
     left = values - by_example - values.mean(1, keepdims=True) + values.mean()  # (S, N)
     rest = float((left**2).sum()) / ((seeds - 1) * (examples - 1)) / seeds
     return max(0.0, between - rest) / examples, rest / examples
-
-
-@lru_cache(maxsize=4096)
-def dunnett_critical(comparisons: int, df: float, confidence: float) -> float:
-    """Return the one-sided critical value for comparing several means with one (Dunnett 1955).
-
-    The largest of ``comparisons`` t statistics that share one mean (so that any two correlate with
-    1/2) stays below it with probability ``confidence``.
-
-    Args:
-        comparisons: number of comparisons, at least 1.
-        df: degrees of freedom of the shared variance estimate; may be infinite.
-        confidence: probability, between 0 and 1.
-    """
-    # scipy.stats.dunnett needs samples with one error term. Here a variance has two parts, each
-    # with its own degrees of freedom, so the critical value itself is needed.
-    nodes, weights = special.roots_hermitenorm(64)  # integrates against exp(-x^2 / 2)
-    weights = weights / np.sqrt(2 * np.pi)
-    if np.isfinite(df) and df < 1e5:
-        # sqrt(chi^2 / df), by quantiles at the midpoints of equal shares
-        shares = (np.arange(2000) + 0.5) / 2000
-        scales = np.sqrt(stats.chi2.ppf(shares, df) / df)
-    else:
-        scales = np.ones(1)
-
-    def excess(c: float) -> float:
-        # T_i <= c  <=>  Z_i <= sqrt(2) c s + Z_0, independent given Z_0 and s
-        inner = special.ndtr(np.sqrt(2) * c * scales[:, None] + nodes) ** comparisons
-        # inner: (scales, nodes)
-        return float((inner @ weights).mean()) - confidence
-
-    low, high = -10.0, 10.0
-    while excess(low) > 0:
-        low *= 2
-    while excess(high) < 0:
-        high *= 2
-    return float(optimize.brentq(excess, low, high, xtol=1e-6))
