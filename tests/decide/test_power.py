@@ -4,35 +4,58 @@ import numpy as np
 import pytest
 
 from rankwise import select
+from rankwise.decide.evidence import RankResults
 from rankwise.decide.findings import Rule
 from rankwise.decide.selection import decide
-from tests.decide.examples import make_results, seeded
+from tests.decide.examples import RANKS, make_evidence, make_losses, seeded
+
+RULE = Rule(margin=0.02, no_prior=True)
 
 
-@pytest.mark.parametrize(("examples", "seed_noise"), [(100, 0.004), (300, 0.008)])
-def test_the_advised_step_settles_it_in_four_cases_of_five(
-    examples: int, seed_noise: float
-) -> None:
-    generator = np.random.default_rng(1)
-    settled = []
-    for _ in range(100):
-        first = make_results(
-            [0.55, 0.5, 0.5, 0.5],
-            seeds=2,
-            examples=examples,
-            seed_noise=seed_noise,
-            generator=generator,
+def as_results(values: dict[int, np.ndarray]) -> list[RankResults]:
+    return [
+        RankResults(
+            rank, 1e-3, (1e-3,), tuple(range(len(one))), np.arange(one.shape[1]), one, one, None, 0
         )
-        advice = decide(first, Rule(margin=0.02)).next
-        if advice is None:
+        for rank, one in values.items()
+    ]
+
+
+def test_a_step_settles_it_as_often_as_it_is_given_a_chance() -> None:
+    """The seeds that a step asks for are added to those that were there; the truth is known."""
+    generator = np.random.default_rng(1)
+    settled, chances = [], []
+    for _ in range(150):
+        truth = 0.5 + generator.uniform(0, 0.03, size=3)
+        values = make_losses(
+            list(truth), seeds=8, examples=300, seed_noise=0.008, generator=generator
+        )
+        first = {rank: one[:2] for rank, one in zip(RANKS[:3], values, strict=True)}
+        steps = decide(as_results(first), RULE).next
+        step = next((step for step in steps if step.action == "seeds"), None)
+        if step is None:
             continue
-        seen = [float(run.cost.mean()) for run in first]  # these differences are to persist
-        sizes = {"seeds": advice.seeds, "examples": advice.held_out_examples}
-        again = make_results(seen, seed_noise=seed_noise, generator=generator, **sizes)
-        settled.append(decide(again, Rule(margin=0.02)).rank is not None)
-    assert len(settled) >= 40
-    # 80 % and two Monte Carlo standard errors
-    assert np.mean(settled) >= 0.8 - 2 * np.sqrt(0.8 * 0.2 / len(settled))
+        for rank, one in zip(RANKS[:3], values, strict=True):
+            if rank in step.ranks:
+                first[rank] = one[: step.seeds]
+        settled.append(decide(as_results(first), RULE).rank is not None)
+        chances.append(step.probability or 0.0)
+    assert len(settled) >= 50
+    error = np.sqrt(np.mean(settled) * (1 - np.mean(settled)) / len(settled))
+    assert np.mean(settled) == pytest.approx(np.mean(chances), abs=3 * error)
+
+
+def test_seeds_are_asked_for_the_ranks_that_matter_alone() -> None:
+    evidence = make_evidence([0.9, 0.51, 0.5, 0.5], seeds=2, examples=400, seed_noise=0.01)
+    steps = [step for step in select(evidence).next if step.action == "seeds"]
+    assert steps
+    assert all(4 not in step.ranks for step in steps[:1])  # rank 4 is out of the race
+
+
+def test_no_seeds_are_offered_for_adapters_that_are_asked_for_themselves() -> None:
+    evidence = make_evidence([0.53, 0.51, 0.5, 0.5], seeds=2, examples=60)
+    steps = select(evidence, trained_at=32).next
+    assert "seeds" not in {step.action for step in steps}
 
 
 def test_a_margin_of_the_detectable_difference_clears_an_equal_rank_in_four_cases_of_five() -> None:

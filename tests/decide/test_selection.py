@@ -19,7 +19,7 @@ def test_the_smallest_rank_that_is_not_worse_is_selected() -> None:
     decision = select(make_evidence([0.60, 0.502, 0.50, 0.499], examples=4000), margin=0.02)
     assert (decision.verdict, decision.rank) == ("selected", 8)
     assert [row.non_inferior for row in decision.table] == [False, True, True, True]
-    assert decision.next is None
+    assert decision.next == ()
     assert decision.answer.startswith("Use rank 8. It is at most ")
 
 
@@ -118,7 +118,8 @@ def gpt2() -> pd.DataFrame:
 def test_one_number_for_each_rank_decides_nothing() -> None:
     for metric, margin in (("loss", 0.005), ("bleu", 0.5), ("meteor", None)):
         decision = select(gpt2(), metric=metric, margin=margin)
-        assert (decision.verdict, decision.rank, decision.next) == ("undetermined", None, None)
+        assert (decision.verdict, decision.rank, decision.next) == ("undetermined", None, ())
+        assert decision.recommended is not None
         assert "state the noise" in decision.answer
         row = decision.table[3]
         assert (row.rank, row.seeds) == (8, 1)
@@ -152,8 +153,17 @@ def test_aggregates_with_seeds_are_decided_by_their_spread() -> None:
     assert select(seeded(means, 6, 0.002)).rank == 8
     decision = select(seeded(means, 3, 0.1))
     assert decision.verdict == "undetermined"
-    assert decision.next is not None
-    assert decision.next.held_out_examples == 1  # an aggregate has no examples to add
+    # an aggregate has no examples to add
+    assert {step.held_out_examples for step in decision.next} == {1}
+
+
+@pytest.mark.parametrize("examples", [1, 5, 19])
+def test_too_few_held_out_examples_decide_nothing(examples: int) -> None:
+    evidence = make_evidence([0.6, 0.5, 0.5, 0.5], examples=examples, example_noise=1e-4)
+    decision = select(evidence)
+    assert (decision.verdict, decision.recommended) == ("undetermined", 8)
+    assert decision.confidence_reached is None
+    assert "Hold out at least 20" in decision.answer
 
 
 @pytest.mark.parametrize(

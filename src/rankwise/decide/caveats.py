@@ -93,7 +93,9 @@ def _about_unsteady_seeds(findings: Findings, chance: str) -> Iterator[str]:
         if not best.is_shown:
             continue
         for one in trials:
-            if one.seed is not None and not one.is_shown:
+            if one.seed is None or one.mean - best.mean <= findings.margin:
+                continue
+            if not one.is_shown:
                 yield (
                     f"Seed {one.seed} of rank {rank} learnt nothing: its loss is not below what "
                     f"{chance} gives, while seed {best.seed} learnt. A lower learning rate would "

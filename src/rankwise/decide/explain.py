@@ -214,7 +214,7 @@ def _open_evidence(findings: Findings, wording: Wording, unit: str) -> str:
 
 
 def _advice(findings: Findings, context: Context) -> Iterator[Next]:
-    """Yield the next steps with their advice; none if a budget left out trials: these come first."""
+    """Yield the next steps with their advice; trials that a budget left out come before any."""
     if context.left_out is not None:
         return
     for step in findings.next:

@@ -54,7 +54,7 @@ def next_steps(
         return []
     forecast = _Forecast(comparison, margin, confidence)
     offers: list[Next] = []
-    for steps in _ladders(comparison, recommended, margin, confidence):
+    for steps in _ladders(forecast, recommended):
         ladder = [_offer(forecast, step, seconds) for step in steps]
         for good in GOOD_CHANCES:
             offers += [offer for offer in ladder if (offer.probability or 0) >= good][:1]
@@ -87,17 +87,11 @@ def _reach(pair: Difference, comparisons: int, confidence: float) -> float:
     return pair.upper(comparisons, confidence) + shortfall
 
 
-def _ladders(
-    comparison: Comparison, recommended: int, margin: float, confidence: float
-) -> Iterator[list[_Step]]:
+def _ladders(forecast: "_Forecast", recommended: int) -> Iterator[list[_Step]]:
     """Yield series of growing steps: seeds of the ranks that matter, of all, and examples."""
+    comparison = forecast.comparison
     ranks = comparison.ranks
-    rivals = [
-        other
-        for other in comparison.others(recommended)
-        if comparison.difference(recommended, other).upper(1, confidence) > margin
-    ]
-    matter = tuple(sorted([recommended, *rivals]))
+    matter = tuple(sorted([recommended, *forecast.rivals(recommended)]))
     now = max(len(comparison.seeds[rank]) for rank in ranks)
     if not comparison.fixed_seeds:
         for some in dict.fromkeys((matter, tuple(ranks))):
@@ -161,6 +155,13 @@ class _Forecast:
             # One seed shows nothing of seeds, so the forecast takes what other tasks show.
             loss = float(np.abs(by_example.mean()))
             self.own, self.own_df = seed_prior().moderate(0.0, 0.0, loss)
+
+    def rivals(self, rank: int) -> list[int]:
+        """Return the ranks against which a rank is not cleared."""
+        ranks = self.comparison.ranks
+        widths = Pairs(ranks, self.comparison.differences()).half_widths(self.confidence)
+        reached = step_down(self.means, widths)[0, ranks.index(rank)]  # (R,)
+        return [other for other, one in zip(ranks, reached, strict=True) if one > self.margin]
 
     def chance(self, step: _Step) -> tuple[float, int | None]:
         """Return the chance that a rank is selected after a step, and which one most often."""
