@@ -223,7 +223,8 @@ class Findings:
 
     def is_shown_worse(self, rank: int) -> bool:
         """Whether a rank is shown to be worse than another by more than the margin."""
-        return self.comparison.is_shown_worse(rank, self.margin, self.rule.confidence)
+        level = self.rule.confidence_of_a_look
+        return self.comparison.is_shown_worse(rank, self.margin, level)
 
     @cached_property
     def confirmation(self) -> Confirmation | None:

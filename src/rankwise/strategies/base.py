@@ -37,8 +37,18 @@ class Strategy(ABC):
         self.seeds = settings.seeds
         self.alpha = parse_alpha_policy(settings.lora_alpha)
         self.rates = make_rate_search(settings.learning_rate, self.alpha, chance_loss)
-        self.rule = Rule(margin=rule.margin, confidence=rule.confidence)
+        self.rule = Rule(
+            margin=rule.margin,
+            confidence=rule.confidence,
+            no_prior=rule.no_prior,
+            looks=self.looks(settings),
+        )
         self.chance_loss = chance_loss
+
+    @staticmethod
+    def looks(settings: SearchConfig) -> int:
+        """Return how often the evidence may end the sweep; each look has its share of errors."""
+        return 1
 
     @abstractmethod
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:

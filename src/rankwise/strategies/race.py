@@ -6,8 +6,9 @@ a rank, one rank is left, or the seeds are used up. It costs at most what the gr
 most with many ranks or seeds.
 
 The idea is that of Hoeffding races (Maron and Moore 1994), but with the paired bounds of the
-decision. Only finished trials are compared: early steps favour ranks that learn fast, not those
-that end well.
+decision. Each look has its share of the errors that the confidence allows (Bonferroni), and so has
+the decision at the end, or looking often would make a wrong choice likelier. Only finished trials
+are compared: early steps favour ranks that learn fast, not those that end well.
 """
 
 from dataclasses import replace
@@ -19,12 +20,18 @@ from rankwise.decide.findings import Findings
 from rankwise.engine.trial import Trial
 from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
+from rankwise.strategies.config import SearchConfig
 
 FIRST_LOOK = 2  # seeds before the first comparison: one seed does not show how much seeds vary
 
 
 class Race(Strategy):
     """Trains every rank with one seed after another, and drops ranks that are shown to be worse."""
+
+    @staticmethod
+    def looks(settings: SearchConfig) -> int:
+        """Return the number of seeds after which the evidence is looked at."""
+        return max(1, settings.seeds - FIRST_LOOK + 1)
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
         """Return the first seed's trials until the rates are found, then the next seed's."""

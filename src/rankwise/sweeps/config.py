@@ -54,7 +54,12 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
         FilePath,
         Option("Sweep directory; the same command resumes an interrupted sweep.", "output", "DIR"),
     ] = Path("rankwise-out")
-    extend: Annotated[Flag, Option("Add seeds to a finished sweep in --out.", "output")] = False
+    extend: Annotated[
+        Flag,
+        Option(
+            "Add seeds to a finished sweep in --out: to all of its ranks, or to some.", "output"
+        ),
+    ] = False
     report_to: Annotated[
         tuple[Annotated[Tracker, any_case(*TRACKERS)], ...],
         Several,

@@ -16,6 +16,7 @@ from rankwise.store.directory import can_resume, refuse_bad_directory
 from rankwise.store.records import read_evidence
 from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig, SweepSettings
+from rankwise.sweeps.extension import read_extension
 from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import max_length, request_record
 from rankwise.sweeps.run import make_strategy, open_run, requested
@@ -59,18 +60,23 @@ def dry_run(
     show = check_whole("show", show, at_least=0)
     config = requested(config, settings)
     refuse_bad_directory(config.out)
+    config, extension = read_extension(config)
     with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
         scratch_config = replace(config, out=Path(scratch) / "sweep")
         with open_run(scratch_config, progress or Silent()) as run:
-            can_resume(config.out, request_record(config, run.task, run.base), extend=config.extend)
+            extends_request = config.extend and extension is None
+            can_resume(
+                config.out, request_record(config, run.task, run.base), extend=extends_request
+            )
+            planned = _plan(replace(run, extension=extension), read_evidence(config.out))
             examples = show_examples(run.task, run.base.tokenizer, run.max_length, show)
-            return replace(_plan(run, read_evidence(config.out)), examples=examples)
+            return replace(planned, examples=examples)
 
 
 def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
     """Return the plan of an open sweep; ``evidence`` is that of the trials already complete."""
     config, fit = run.config, run.fit
-    strategy = make_strategy(config, run.task.chance_loss)
+    strategy = make_strategy(config, run.task.chance_loss, run.extension)
     first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
     ranks = []
     for rank, times in zip(config.ranks, _time_ranks(run), strict=True):

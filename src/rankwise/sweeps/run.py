@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Unpack
 
 from rankwise.decide.evidence import ChanceLoss
@@ -16,7 +17,9 @@ from rankwise.settings import requested_config
 from rankwise.store.directory import SweepStore, refuse_bad_directory
 from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
+from rankwise.strategies.more_seeds import MoreSeeds
 from rankwise.sweeps.config import SweepConfig, SweepSettings
+from rankwise.sweeps.extension import Extension, read_extension
 from rankwise.sweeps.finish import SweepResult, finish
 from rankwise.sweeps.memory_fit import fit_to_machine
 from rankwise.sweeps.progress import Progress, Silent
@@ -65,7 +68,7 @@ def requested(config: SweepConfig | None, settings: Mapping[str, object]) -> Swe
         RequestError: both are given, a field is not allowed, or there are no ranks to compare.
     """
     config = requested_config(SweepConfig, config, settings, "a sweep")
-    if len(config.ranks) < 2:
+    if len(config.ranks) < 2 and not config.extend:
         raise RequestError(f"rank {config.ranks[0]} alone is no sweep; give two or more, as in 4,8")
     return config
 
@@ -77,6 +80,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         RequestError: the request was wrong; no directory was created.
     """
     refuse_bad_directory(config.out)
+    config, extension = read_extension(config)
     require_trackers(config.report_to)
     task = load_task(config)
     check_model_files(model_name(config))
@@ -94,7 +98,8 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         config.quantization,
     )
     template_notes = task.notes_on(base.tokenizer)
-    store = SweepStore(config.out, request_record(config, task, base), extend=config.extend)
+    extends_request = config.extend and extension is None
+    store = SweepStore(config.out, request_record(config, task, base), extend=extends_request)
     for note in (*task.notes, *template_notes):
         progress.note(note)
     if fit.unknown:
@@ -106,13 +111,13 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         f"{task.name}: {task.objective.describe()}; {len(task.train)} training, "
         f"{len(task.held_out)} held-out and {len(task.test)} test examples"
     )
-    return Run(config, task, base, store, progress, fit)
+    return Run(config, task, base, store, progress, fit, extension)
 
 
 def run_trials(run: Run) -> LeftOut | None:
     """Train the strategy's trials; return what the budget left out."""
     config, store = run.config, run.store
-    strategy = make_strategy(config, run.chance_loss)
+    strategy = make_strategy(config, run.chance_loss, run.extension)
     # An interruption may have left trials unreported.
     report_trials(store.directory, config.report_to, run.progress.note)
     left_out = run_strategy(run, strategy, run.engine)
@@ -130,8 +135,13 @@ def run_trials(run: Run) -> LeftOut | None:
     )
 
 
-def make_strategy(config: SweepConfig, chance_loss: ChanceLoss | None) -> Strategy:
-    """Return the strategy that the request names."""
+def make_strategy(
+    config: SweepConfig, chance_loss: ChanceLoss | None, extension: Extension | None = None
+) -> Strategy:
+    """Return the strategy that the request names, or the one that extends some of its ranks."""
+    if extension is not None:
+        request = replace(config, ranks=extension.ranks, seeds=extension.seeds)
+        return MoreSeeds(request, config, chance_loss)
     return strategies()[config.strategy](config, config, chance_loss)
 
 

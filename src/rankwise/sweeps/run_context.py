@@ -8,6 +8,7 @@ from rankwise.errors import RequestError
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
 from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.extension import Extension
 from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.request_record import max_length
 from rankwise.tasks.base import Encoded, Task
@@ -26,6 +27,7 @@ class Run:
     Attributes:
         task: the data, split into training, held-out and test examples.
         fit: memory of a trial of each rank, and how many trials fit at once.
+        extension: seeds to add to some ranks of a finished sweep, if the request is for these.
     """
 
     config: SweepConfig
@@ -34,6 +36,7 @@ class Run:
     store: SweepStore
     progress: Progress
     fit: "Fit"
+    extension: Extension | None = None
 
     def __enter__(self) -> "Run":
         return self
