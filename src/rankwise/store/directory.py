@@ -25,7 +25,7 @@ from rankwise.store.records import EVIDENCE_COLUMNS, SweepRecord, TrialRecord
 
 PARTIAL = ".partial-"
 RANK_PATTERN_DIRECTORY = "best-rank-pattern"
-DECISION_SETTINGS = ("margin", "confidence")  # they affect the decision, not the trials
+DECISION_SETTINGS = ("margin", "confidence", "no_prior")  # they affect the decision, not the trials
 
 
 class SweepStore:
@@ -229,7 +229,9 @@ def _first_change(
             advice += "; or add the new ones with --extend"
         elif set(settings) <= set(DECISION_SETTINGS) and not files:
             # All options: the sweep's values need not be the command's defaults.
-            options = " ".join(f"--{each} {now.settings[each]}" for each in DECISION_SETTINGS)
+            options = f"--margin {now.settings['margin']} --confidence {now.settings['confidence']}"
+            if now.settings["no_prior"]:
+                options += " --no-prior"
             command = f"rankwise analyze {shlex.quote(str(directory))} {options}"
             advice += f"; or decide again without training: {command}"
         return f"{name} is {new}, was {old}; {advice}"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rankwise.models.base_model import BaseModel
 
 # These settings do not affect results, so they do not identify a sweep.
-NOT_IDENTIFYING = ("extend", "allow_duplicates", "max_memory", "budget", "report_to", "out")
+NOT_IDENTIFYING = (
+    "extend", "allow_duplicates", "max_memory", "budget", "report_to", "require_confidence", "out",
+)  # fmt: skip
 
 
 def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepRecord:
