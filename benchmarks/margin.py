@@ -1,4 +1,4 @@
-"""What a margin of 0.02 nats is in accuracy, on the tasks of ``benchmarks/results/strategies.json``.
+"""What a margin of 0.02 nats is in accuracy, on the tasks of ``results/strategies.json``.
 
     python benchmarks/margin.py
 

@@ -43,6 +43,7 @@ def analyze(
     margin: float | None = None,
     confidence: float = 0.95,
     noise: float | None = None,
+    no_prior: bool = False,
     higher_is_better: bool | None = None,
     score_margin: float | None = None,
     rank_column: str | None = None,
@@ -62,6 +63,7 @@ def analyze(
         margin: how much worse than the best rank a smaller one may be, in units of the metric.
         confidence: confidence of the decision, between 0 and 1.
         noise: standard deviation of a trial's mean over seeds, if known from elsewhere.
+        no_prior: judge the noise of seeds by these results alone; see `rankwise.select`.
         higher_is_better: whether more of the metric is better, if its name does not tell.
         score_margin: how much worse the chosen rank may be in a second metric, as a share; by
             default 0.01, one percentage point.
@@ -114,6 +116,7 @@ def analyze(
         confidence=confidence,
         higher_is_better=results.higher_is_better if higher_is_better is None else higher_is_better,
         noise=results.noise if noise is None else noise,
+        no_prior=no_prior,
         score_margin=share * unit,
         chance_loss=results.chance_loss,
         trained_at=trained_at(results.trials),

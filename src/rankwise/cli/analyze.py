@@ -94,6 +94,13 @@ class AnalyzeRequest(Output):
             "estimated from the results",
         ),
     ] = None
+    no_prior: Annotated[
+        Flag,
+        Option(
+            "Judge the noise of seeds by these results alone, without what other tasks show.",
+            "decision",
+        ),
+    ] = False
     score_margin: Annotated[
         Positive | None,
         Option(

@@ -230,7 +230,7 @@ def _first_change(
         elif set(settings) <= set(DECISION_SETTINGS) and not files:
             # All options: the sweep's values need not be the command's defaults.
             options = f"--margin {now.settings['margin']} --confidence {now.settings['confidence']}"
-            if now.settings["no_prior"]:
+            if now.settings.get("no_prior"):
                 options += " --no-prior"
             command = f"rankwise analyze {shlex.quote(str(directory))} {options}"
             advice += f"; or decide again without training: {command}"
