@@ -87,8 +87,8 @@ def rankwise_choice(values: dict[int, np.ndarray]) -> Choice:
     if selected is not None:
         return Choice(selected, selected, CONFIDENCE)
     confidences = Clearing([comparison]).confidences(MARGIN)
-    least = max(confidences.values()) - NEARLY_AS_SURE
-    recommended = min(rank for rank, sure in confidences.items() if sure >= least)
+    most_doubt = NEARLY_AS_SURE * (1 - max(confidences.values()))
+    recommended = min(rank for rank, sure in confidences.items() if 1 - sure <= most_doubt)
     return Choice(None, recommended, confidences[recommended])
 
 

@@ -29,7 +29,7 @@ from rankwise.decide.power import next_steps
 from rankwise.decide.seed_prior import SeedPrior, seed_prior
 
 LEAST_EXAMPLES = 20  # fewer held-out examples do not show how much examples vary
-NEARLY_AS_SURE = 0.05  # a smaller rank is recommended if its confidence is at most this much lower
+NEARLY_AS_SURE = 1.1  # a smaller rank is recommended if its doubt is at most so many times as large
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,8 +215,8 @@ class Findings:
             return self.rank
         confidences = self.confidences
         if confidences and max(confidences.values()) > 0:
-            least = max(confidences.values()) - NEARLY_AS_SURE
-            return min(rank for rank, confidence in confidences.items() if confidence >= least)
+            most_doubt = NEARLY_AS_SURE * (1 - max(confidences.values()))
+            return min(rank for rank, sure in confidences.items() if 1 - sure <= most_doubt)
         means = {rank: self.comparison.mean(rank) for rank in self.comparison.ranks}
         limit = min(means.values()) + self.margin
         return min(rank for rank, mean in means.items() if mean <= limit)
