@@ -234,6 +234,8 @@ def _advise(findings: Findings, context: Context, step: Next) -> str:
             ranks = f"ranks {listed(step.ranks)}"
         what = f"Train {ranks} with {step.seeds} seeds"
     chance = percent(round(step.probability or 0.0, 2))
+    if (step.probability or 0.0) > 0.99:  # a simulated chance is not that exact
+        chance = "more than 99 %"
     advice = f"{what}: a chance of {chance} to settle it, most likely at rank {step.rank}"
     if step.estimated_seconds:
         advice += f", in about {max(1, round(step.estimated_seconds / 60)):,} min of training"
