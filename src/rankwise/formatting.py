@@ -32,6 +32,25 @@ def share(value: float, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4f}"
 
 
+def sure(reached: float, asked: float) -> str:
+    """Return a confidence in percent, rounded down, so that it does not seem to reach more.
+
+    Near the confidence that was asked for, and above it, it has one digit more.
+    """
+    digits = 0 if reached < asked - 0.01 else 1
+    scale = 10.0**digits
+    return f"{math.floor(100 * reached * scale + 1e-9) / scale:.{digits}f} %"
+
+
+def how_sure(reached: float | None, asked: float) -> str:
+    """Return the confidence that a rank reaches and the one asked for: ``83 % sure, 95 % asked``.
+
+    The one reached is None where the noise is not known, and 0 where it cannot be estimated.
+    """
+    known = f"{sure(reached, asked)} sure" if reached else "how sure is not known"
+    return f"{known}, {100 * asked:.4g} % asked"
+
+
 def clip(bounds: Interval, possible: Interval) -> Interval:
     """Return the possible part of an interval, which may reach beyond what its metric can be."""
     return max(possible[0], bounds[0]), min(possible[1], bounds[1])

@@ -125,11 +125,10 @@ def run(settings: Mapping[str, Any]) -> None:
     if request.json:
         print_json(analysis.as_dict())
         return
-    from rankwise.report.decision_table import print_decision
+    from rankwise.report.decision_table import print_decision, recommendation
 
     print_decision(analysis.decision, score=analysis.score or "score")
-    rank = analysis.decision.rank
-    print(f"Rank supported: {rank if rank is not None else 'undetermined'}")
+    print(f"Recommended rank: {recommendation(analysis.decision)}")
 
 
 COMMAND = Command(

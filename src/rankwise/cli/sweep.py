@@ -68,15 +68,13 @@ def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None
 
 
 def _print(result: "SweepResult") -> None:
-    from rankwise.report.decision_table import print_decision
+    from rankwise.report.decision_table import print_decision, recommendation
 
     print_decision(result.decision, score=result.score)
-    if result.best is not None:
-        largest = f" of {result.decision.trained_at}" if result.decision.question == "keep" else ""
-        print(f"Chosen rank: {result.decision.rank}{largest}. Adapter: {result.best}")
-    else:
-        trials = result.directory / "trials"
-        print(f"Chosen rank: undetermined. The adapter of every trial: {trials}")
+    place = f"Adapter: {result.best}"
+    if result.best is None:
+        place = f"The adapter of every trial: {result.directory / 'trials'}"
+    print(f"Recommended rank: {recommendation(result.decision)}. {place}")
     if result.export is not None:
         print(f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {result.export}")
     print(f"Report: {result.report}")

@@ -27,14 +27,15 @@ def decision_sentences(decision: Decision, score: str) -> list[str]:
 
 
 def unseen_data_sentence(test: TestScore, score: str) -> str:
-    """Report the chosen adapter's test results; ``score`` is the name of the task score."""
+    """Report the recommended adapter's test results; ``score`` is the name of the task score."""
     percent = is_share(score)
     loss_ci = interval(test.loss_ci, possible=value_range("loss", [test.loss]))
     possible = value_range(score, [test.score])
     score_ci = interval(test.score_ci, percent=percent, possible=possible)
     return (
-        f"On {test.examples} test examples that played no part in the decision, the chosen adapter "
-        f"has {score} {share(test.score, percent)} {score_ci} and loss {test.loss:.4f} {loss_ci}."
+        f"On {test.examples} test examples that played no part in the decision, the recommended "
+        f"adapter has {score} {share(test.score, percent)} {score_ci} and loss "
+        f"{test.loss:.4f} {loss_ci}."
     )
 
 

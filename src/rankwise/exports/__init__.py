@@ -1,6 +1,7 @@
-"""Exports: configs that train as the chosen trial was trained, and the adapter's model card."""
+"""Exports: configs that train as the recommended trial did, and its adapter's model card."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from rankwise.decide import Decision
@@ -10,8 +11,16 @@ from rankwise.exports.model_card import write_card
 from rankwise.exports.peft import peft_config
 from rankwise.exports.recipe import Recipe, read_recipe
 from rankwise.exports.trl import trl_config
+from rankwise.formatting import how_sure
 from rankwise.store.directory import write_whole
 from rankwise.store.records import read_sweep
+
+
+def how_provisional(decision: Decision) -> str | None:
+    """Return how sure a provisional rank is; None if the rank is selected."""
+    if not decision.provisional:
+        return None
+    return how_sure(decision.confidence_reached, decision.confidence)
 
 
 def export_files(recipe: Recipe) -> dict[str, str]:
@@ -30,7 +39,7 @@ def export_files(recipe: Recipe) -> dict[str, str]:
 def write_exports(directory: Path, trial_name: str | None, decision: Decision) -> None:
     """Write ``export/`` and the card in ``best/`` of a sweep directory.
 
-    Without a chosen trial, remove ``export/``.
+    Without a trial to recommend, remove ``export/``. A provisional rank is marked in every file.
 
     Raises:
         RankwiseError: A file cannot be written.
@@ -39,8 +48,8 @@ def write_exports(directory: Path, trial_name: str | None, decision: Decision) -
     if trial_name is None:
         return
     sweep = read_sweep(directory)
-    assert sweep is not None  # a chosen trial is a trial of a sweep
-    recipe = read_recipe(directory, trial_name)
+    assert sweep is not None  # a recommended trial is a trial of a sweep
+    recipe = replace(read_recipe(directory, trial_name), provisional=how_provisional(decision))
     for name, text in export_files(recipe).items():
         write_whole(directory / "export" / name, text.encode())
     write_card(directory / "best", decision, recipe, sweep)

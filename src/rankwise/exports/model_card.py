@@ -1,4 +1,4 @@
-"""The model card: ``README.md`` beside the chosen adapter, with the evidence for its rank."""
+"""The model card: ``README.md`` beside the recommended adapter, with the evidence for its rank."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from rankwise.decide import Decision
 from rankwise.decide.summary import decision_sentences, rank_cells
 from rankwise.exports.recipe import CAUSAL_LM, Recipe
-from rankwise.formatting import signed
+from rankwise.formatting import signed, sure
 from rankwise.models.auto import AUTO_CLASSES
 from rankwise.store.directory import write_whole
 from rankwise.store.records import SweepRecord
@@ -30,6 +30,8 @@ def write_card(directory: Path, decision: Decision, recipe: Recipe, sweep: Sweep
         decision=decision,
         task=sweep.task,
         sentences=decision_sentences(decision, sweep.task.score),
+        provisional=recipe.provisional,
+        sure_is_known=any(row.confidence_within_margin for row in decision.table),
         header=header,
         rows=rows,
         training=_training_rows(recipe, sweep),
@@ -58,29 +60,34 @@ def _front_matter(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> str
             )
             for metric, value in ((task.score, decision.test.score), ("loss", decision.test.loss))
         ]
+    mark = " (provisional)" if decision.provisional else ""
     return ModelCardData(
         base_model=base,
         library_name="peft",
         pipeline_tag=pipeline,
         tags=[*base_tags, "lora", "rankwise", "transformers"],
         metrics=[task.score],
-        model_name=f"LoRA rank {decision.rank}, {task.name}",
+        model_name=f"LoRA rank {decision.recommended}{mark}, {task.name}",
         eval_results=results,
     ).to_yaml()
 
 
 def _rank_table(decision: Decision, score: str) -> tuple[str, list[str]]:
-    """Return header and rows of the table of ranks in Markdown, with the chosen rank in bold."""
+    """Return header and rows of the table of ranks in Markdown; the recommended rank is bold."""
     cells = []
     for row, texts in zip(decision.table, rank_cells(decision, score), strict=True):
         bound = "" if row.worst_difference is None else signed(row.worst_difference)
-        cells.append({**texts, "seeds": str(row.seeds), "at most above the best": bound})
+        known = row.confidence_within_margin
+        cell = sure(known, decision.confidence) if known else ""
+        first = {"rank": texts["rank"], "sure that it is within the margin": cell}
+        last = {"seeds": str(row.seeds), "at most above the best": bound}
+        cells.append({**first, **texts, **last})
     columns = [name for name in cells[0] if any(texts[name] for texts in cells)]
     header = f"| {' | '.join(columns)} |\n|{' ---: |' * len(columns)}"
     rows = []
     for row, texts in zip(decision.table, cells, strict=True):
         values = [texts[name] for name in columns]
-        if row.rank == decision.rank:
+        if row.rank == decision.recommended:
             values = [f"**{value}**" if value else "" for value in values]
         rows.append(f"| {' | '.join(values)} |")
     return header, rows

@@ -152,7 +152,7 @@ class DataRecipe:
         source: Path or hub id; None for a built-in sample.
         max_length: Number of tokens to which an example is truncated.
         held_out_examples: Number of examples of the same source that compared the ranks.
-        test_examples: Number of examples of the same source that tested the chosen adapter.
+        test_examples: Number of examples of the same source that tested the recommended adapter.
         limited: Whether the request limited `train_examples`, so that the source may hold more.
         layout: Columns and roles of instruction data; None for another task.
         chat_template: Whether the tokenizer has a chat template.
@@ -185,12 +185,17 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the chosen adapter is trained."""
+    """How the recommended adapter is trained.
+
+    Attributes:
+        provisional: how sure the rank is, where it is one to use for now.
+    """
 
     model: ModelRecipe
     adapter: AdapterRecipe
     optimizer: OptimizerRecipe
     data: DataRecipe
+    provisional: str | None = None
 
     @property
     def layout(self) -> DataLayout:

@@ -58,14 +58,19 @@ def missing_settings(
 
 
 def rank_note(recipe: Recipe) -> str:
-    """Return a note on the rank and the learning rate."""
+    """Return a note on the rank, how sure it is, and the learning rate."""
     rank, truncate_to = recipe.adapter.rank, recipe.adapter.truncate_to
+    how, doubt = "selected", ""
+    if recipe.provisional is not None:
+        how = "recommended for now"
+        doubt = f"PROVISIONAL ({recipe.provisional}): another rank may be better. "
     if truncate_to is None:
         return (
-            f"Rank {rank}, selected by rankwise, with the best learning rate tried for this rank."
+            f"{doubt}Rank {rank}, {how} by rankwise, with the best learning rate tried for this "
+            "rank."
         )
     return (
-        f"Train at rank {rank}, then truncate the adapter to the rank that rankwise selected: "
+        f"{doubt}Train at rank {rank}, then truncate the adapter to the rank {how} by rankwise: "
         f"rankwise resize ADAPTER OUT --rank {truncate_to}"
     )
 
@@ -101,7 +106,9 @@ def _data_used(recipe: Recipe) -> str:
     trained = f"The sweep trained on {data.train_examples} examples"
     if data.held_out_examples or data.test_examples:
         tested = (
-            f" and {data.test_examples} tested the chosen adapter" if data.test_examples else ""
+            f" and {data.test_examples} tested the recommended adapter"
+            if data.test_examples
+            else ""
         )
         compared = f"{data.held_out_examples} compared the ranks{tested}"
         return f"{trained} of these data. Of the others, {compared}."

@@ -13,7 +13,7 @@ from rich.console import Console
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import value_range
 from rankwise.errors import RequestError
-from rankwise.formatting import figure
+from rankwise.formatting import figure, how_sure
 from rankwise.report import figures
 from rankwise.report.style import FONT, new_table, print_lines, wide_console
 from rankwise.store.records import SweepRecord, read_evidence, read_finished_sweep
@@ -31,7 +31,9 @@ class ComparedSweep:
     Attributes:
         label: the settings that distinguish it from the other sweeps.
         unit: unit of its losses.
-        rank: chosen rank; None if undetermined.
+        rank: selected rank; None if undetermined.
+        recommended: the rank to use: ``rank``, or the one to use for now; None if there is none.
+        sure: how sure the recommended rank is, as text.
         table: rows of the decision's table, as in ``decision.json``.
         spread: largest difference in held-out loss between two ranks, each at its own learning
             rate, first seed; None where a rank diverged.
@@ -45,6 +47,8 @@ class ComparedSweep:
     table: tuple[dict[str, Any], ...]
     spread: float | None
     spread_at: dict[float, float]
+    recommended: int | None = None
+    sure: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON values."""
@@ -59,7 +63,11 @@ class ComparedSweep:
         label, unit, directory, rank, table, spread = (
             content[name] for name in ("label", "unit", "directory", "rank", "table", "spread")
         )
-        return cls(label, unit, Path(directory), rank, tuple(table), spread, spread_at)
+        # Recorded comparisons of earlier versions recommend what they select.
+        recommended, sure = content.get("recommended", rank), content.get("sure", "")
+        return cls(
+            label, unit, Path(directory), rank, tuple(table), spread, spread_at, recommended, sure
+        )
 
 
 def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
@@ -82,8 +90,19 @@ def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
     for directory, label, (request, decision) in zip(directories, labels, finished, strict=True):
         table = tuple(decision["table"])
         spread, spread_at = _spreads(read_evidence(directory), table)
-        unit, rank = request.task.loss, decision["rank"]
-        sweeps.append(ComparedSweep(label, unit, directory, rank, table, spread, spread_at))
+        sweeps.append(
+            ComparedSweep(
+                label=label,
+                unit=request.task.loss,
+                directory=directory,
+                rank=decision["rank"],
+                table=table,
+                spread=spread,
+                spread_at=spread_at,
+                recommended=decision["recommended"],
+                sure=how_sure(decision["confidence_reached"], decision["confidence"]),
+            )
+        )
     return sweeps
 
 
@@ -103,8 +122,7 @@ def print_sweep_comparison(sweeps: Sequence[ComparedSweep], console: Console | N
     for rank in _ranks(sweeps):
         table.add_row(str(rank), *(_cell(sweep, rank, possible) for sweep in sweeps))
     table.add_section()
-    chosen = ["undetermined" if sweep.rank is None else str(sweep.rank) for sweep in sweeps]
-    table.add_row("chosen rank", *chosen)
+    table.add_row("recommended rank", *map(_recommendation, sweeps))
     table.add_row("spread, own rates", *(_spread_text(sweep.spread) for sweep in sweeps))
     for rate in sorted({rate for sweep in sweeps for rate in sweep.spread_at}):
         spreads = [_spread_text(sweep.spread_at.get(rate)) for sweep in sweeps]
@@ -215,6 +233,15 @@ def _spreads(
 
 def _ranks(sweeps: Sequence[ComparedSweep]) -> list[int]:
     return sorted({row["rank"] for sweep in sweeps for row in sweep.table})
+
+
+def _recommendation(sweep: ComparedSweep) -> str:
+    """Return the recommended rank and how sure it is."""
+    if sweep.recommended is None:
+        return "none yet"
+    how = ["provisional"] if sweep.rank is None else []
+    how += [sweep.sure] if sweep.sure else []
+    return f"{sweep.recommended} ({': '.join(how)})" if how else str(sweep.recommended)
 
 
 def _possible_losses(sweeps: Sequence[ComparedSweep]) -> Interval:

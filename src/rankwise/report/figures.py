@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.errors import RankwiseError, RequestError
-from rankwise.formatting import UNLIMITED, clip, plain_bytes, seconds
+from rankwise.formatting import UNLIMITED, clip, plain_bytes, seconds, sure
 from rankwise.report.style import BLUE, FONT, GREEN, GREY, ORANGE
 
 Row = dict[str, Any]
@@ -32,6 +32,8 @@ def report_plots(
 ) -> dict[str, str]:
     """Return the HTML of each plot by its name; no plots if every rank diverged.
 
+    The plot "sure" is left out where nothing shows how sure a rank is.
+
     Args:
         decision: content of ``decision.json``.
         evidence: one row per trial and example, see `rankwise.store.records.read_evidence`.
@@ -44,7 +46,8 @@ def report_plots(
     memory, unit_bytes = "MiB", 2**20
     if any((row["peak_memory_bytes"] or 0) >= 10 * 2**30 for row in rows):
         memory, unit_bytes = "GiB", 2**30
-    figures = {
+    figures: dict[str, go.Figure | None] = {
+        "sure": sure_figure(decision, unit),
         "compared": compared_figure(rows, decision),
         "loss": _mean_figure(rows, decision, "loss", "loss", f"Held-out loss, {unit}"),
         "score": _mean_figure(rows, decision, "score", score, f"Held-out {score}"),
@@ -62,11 +65,71 @@ def report_plots(
     }
     pages = {}
     for name, figure in figures.items():
+        if figure is None:
+            continue
         figure.update_xaxes(title_font_size=FONT["size"])
         pages[name] = figure.to_html(
             full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config=CONFIG
         )
     return pages
+
+
+def sure_figure(decision: dict[str, Any], unit: str) -> go.Figure | None:
+    """Plot how sure each rank is within the margin, with the confidence asked for as a line.
+
+    The recommended rank is green, and hatched where it is provisional. None if no rank has a
+    confidence.
+
+    Args:
+        decision: content of ``decision.json``.
+        unit: unit of the margin.
+    """
+    rows, asked = decision["table"], decision["confidence"]
+    known = [row["confidence_within_margin"] for row in rows]
+    if not any(known):
+        return None
+    is_provisional = decision["rank"] is None
+    texts = ["diverged" if one is None else sure(one, asked) for one in known]
+    colours, patterns = [], []
+    for place, row in enumerate(rows):
+        colour, pattern = BLUE if row["non_inferior"] else GREY, ""
+        if row["rank"] == decision["recommended"]:
+            colour, pattern = GREEN, "/" if is_provisional else ""
+            texts[place] = f"<b>{texts[place]}, {'for now' if is_provisional else 'use this'}</b>"
+        colours.append(colour)
+        patterns.append(pattern)
+    places = list(range(len(rows)))
+    figure = go.Figure(
+        go.Bar(
+            x=[100 * (one or 0.0) for one in known],
+            y=places,
+            orientation="h",
+            width=0.6,
+            marker={
+                "color": colours,
+                "line": {"color": colours, "width": 1.5},
+                "pattern": {"shape": patterns, "fillmode": "replace", "size": 7},
+            },
+            customdata=[
+                f"rank {row['rank']}: {text}" for row, text in zip(rows, texts, strict=True)
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    )
+    for place, text in enumerate(texts):
+        font = {"color": GREEN} if rows[place]["rank"] == decision["recommended"] else {}
+        at = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 8, "y": place}
+        figure.add_annotation(text=text, showarrow=False, font=font, **at)
+    label = {"text": f"{100 * asked:.4g} % asked", "yshift": 2}
+    line = {"dash": "dot", "color": ORANGE, "width": 2}
+    figure.add_vline(x=100 * asked, line=line, annotation=label, annotation_position="top")
+    margin = f"{decision['margin']:.3g} {unit.partition(' per ')[0]}"
+    _style(figure, f"How sure that a rank is within {margin} of the best")
+    figure.update_layout(height=120 + 32 * len(rows), margin={"l": 60, "r": 120, "t": 74, "b": 30})
+    shares = [0, 25, 50, 75, 100]
+    figure.update_xaxes(range=[0, 100.5], tickvals=shares, ticktext=[f"{one} %" for one in shares])
+    ticks = {"tickvals": places, "ticktext": [str(row["rank"]) for row in rows]}
+    return figure.update_yaxes(title="rank", range=[len(rows) - 0.4, -0.6], showgrid=False, **ticks)
 
 
 def compared_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
@@ -82,10 +145,10 @@ def compared_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
             continue
         difference = row["loss_mean"] - min(others)
         colour = BLUE if row["non_inferior"] else GREY
-        if row["rank"] == decision["rank"]:
+        if row["rank"] == decision["recommended"]:
             colour = GREEN
         line = {"color": colour, "width": 2}
-        symbols = ["circle", "line-ew"]
+        symbols = [_symbol(row["rank"], decision), "line-ew"]
         figure.add_scatter(
             x=[row["rank"]] * 2,
             y=[difference, bound],
@@ -181,20 +244,21 @@ def write_figure(figure: go.Figure, path: Path) -> None:
 def _mean_figure(
     rows: list[Row], decision: dict[str, Any], key: str, metric: str, title: str
 ) -> go.Figure:
-    """Plot the means of a metric against rank with their intervals; the chosen rank is green."""
+    """Plot the means of a metric against rank with intervals; the recommended rank is green."""
     ranks = [row["rank"] for row in rows]
     means = [row[f"{key}_mean"] for row in rows]
     intervals = [row[f"{key}_ci"] for row in rows]
     possible = value_range(metric, means)
     shown = ".1%" if is_share(metric) else ".4f"
-    colours = [GREEN if rank == decision["rank"] else BLUE for rank in ranks]
+    colours = [GREEN if rank == decision["recommended"] else BLUE for rank in ranks]
+    symbols = [_symbol(rank, decision) for rank in ranks]
     points = go.Scatter(
         x=ranks,
         y=means,
         error_y={**error_bars(means, intervals, possible), "color": GREY},
         mode="lines+markers",
         line={"color": GREY, "width": 1},
-        marker={"size": 11, "color": colours},
+        marker={"size": 11, "color": colours, "symbol": symbols, "line": {"width": 2}},
         hovertemplate=f"rank %{{x}}: held-out {metric} %{{y:{shown}}}<extra></extra>",
     )
     figure = _style(go.Figure(points), title).update_xaxes(**rank_axis(ranks))
@@ -202,6 +266,12 @@ def _mean_figure(
         ends = [end for interval in intervals if interval for end in clip(interval, possible)]
         figure.update_yaxes(range=_share_axis_range([*means, *ends]), tickformat=shown)
     return figure
+
+
+def _symbol(rank: int, decision: dict[str, Any]) -> str:
+    """Return a rank's marker: hollow if it is recommended provisionally."""
+    is_provisional = decision["rank"] is None and rank == decision["recommended"]
+    return "circle-open" if is_provisional else "circle"
 
 
 def _share_axis_range(values: Sequence[float]) -> list[float]:

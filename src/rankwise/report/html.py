@@ -28,7 +28,7 @@ def write_report(directory: Path) -> Path:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    for name in ("plain_bytes", "seconds", "signed", "interval", "share"):
+    for name in ("plain_bytes", "seconds", "signed", "interval", "share", "sure", "how_sure"):
         environment.filters[name] = getattr(formatting, name)
     task, table, test = sweep.task, decision["table"], decision.get("test")
     trials = read_trials(directory)

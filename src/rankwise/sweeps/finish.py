@@ -1,4 +1,4 @@
-"""The end of a sweep: decide, score the chosen adapter on the test part, write everything down."""
+"""The end of a sweep: decide, score the adapter to use on the test part, write all results."""
 
 import json
 from collections.abc import Sequence
@@ -33,12 +33,14 @@ class SweepResult:
             ``example_id``, ``loss`` (nats), ``score``, ``diverged``.
         directory: the sweep directory.
         score: name of the task score: accuracy, token accuracy or negative absolute error.
+        trial: name of the trial whose adapter is in ``best/``; None if none was written.
     """
 
     decision: Decision
     evidence: pd.DataFrame
     directory: Path
     score: str
+    trial: str | None = None
 
     @property
     def report(self) -> Path:
@@ -47,17 +49,17 @@ class SweepResult:
 
     @property
     def best(self) -> Path | None:
-        """Directory of the chosen adapter; None if the decision is "undetermined"."""
-        return self.directory / "best" if self.decision.rank is not None else None
+        """Directory of the recommended rank's adapter; None if none was written."""
+        return None if self.trial is None else self.directory / "best"
 
     @property
     def export(self) -> Path | None:
-        """Directory of configs for other tools; None if the decision is "undetermined"."""
-        return self.directory / "export" if self.decision.rank is not None else None
+        """Directory of configs for other tools; None if none were written."""
+        return None if self.trial is None else self.directory / "export"
 
 
 def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
-    """Decide, score the chosen adapter on the test part, and write all results.
+    """Decide, score the recommended rank's adapter on the test part, and write all results.
 
     Writes ``decision.json``, ``report.html``, ``best/``, ``export/`` and, if there is a better
     truncated adapter with a rank for each layer, ``best-rank-pattern/``.
@@ -73,7 +75,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     store, objective = run.store, run.task.objective
     evidence, trials = store.evidence(), store.trials()
     findings = _findings(run, evidence, trials)
-    rank = findings.rank
+    rank = findings.rank if run.config.require_confidence else findings.recommended
     chosen, pattern, adapter, test = None, None, None, None
     if rank is not None:
         rate = next(one.learning_rate for one in findings.results if one.rank == rank)
@@ -96,7 +98,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     store.write_json("decision.json", decision.as_dict())
     write_exports(store.directory, chosen, decision)
     write_report(store.directory)
-    return SweepResult(decision, evidence, store.directory, objective.score)
+    return SweepResult(decision, evidence, store.directory, objective.score, chosen)
 
 
 def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> Findings:
@@ -110,6 +112,7 @@ def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> 
         score_margin=default_margin(run.task.objective.score, _scores(results)),
         chance_loss=run.chance_loss,
         trained_at=trained_at,
+        no_prior=config.no_prior,
     )
     costs = {one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results}
     return Findings(results, rule, read_train_losses(run.store.directory), costs)
@@ -122,7 +125,7 @@ def _scores(results: Sequence[RankResults]) -> np.ndarray:
 
 
 def _test_score(run: "Run", chosen: str) -> TestScore | None:
-    """Score the chosen adapter on the test part once; None if fewer than two examples are there."""
+    """Score the adapter to use on the test part once; None if fewer than two examples are there."""
     known = (run.store.read_json("decision.json") or {}).get("test")
     if known and known["trial"] == chosen:
         intervals = {name: tuple(known[name]) for name in ("loss_ci", "score_ci")}

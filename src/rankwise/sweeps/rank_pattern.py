@@ -19,22 +19,21 @@ PATTERN = 0  # stands for the rank patterns among the ranks compared
 def try_rank_pattern(
     findings: Findings, rank: int, trials: Sequence[TrialRecord], store: SweepStore, engine: Engine
 ) -> tuple[RankPattern | None, Adapter | None]:
-    """Truncate the trained adapters to a rank for each layer, and compare with the chosen rank.
+    """Truncate the trained adapters to a rank for each layer, and compare with the recommended one.
 
     Every seed's adapter gets a rank for each layer from its own singular values
-    (`rankwise.lora.ranks_by_budget`), with as many entries as the chosen rank has. The two kinds of
-    truncated adapters are compared as two ranks are: seed by seed and example by example, with the
-    seed variance that all ranks show.
+    (`rankwise.lora.ranks_by_budget`), with as many entries as that rank has. The two kinds of
+    truncated adapters are compared as two ranks are: over the same seeds and the same examples.
 
     Args:
         findings: the comparison of all ranks.
-        rank: the chosen rank.
+        rank: the recommended rank.
         trials: its truncated adapters, best first.
         store: holds the trained adapters.
         engine: scores the adapters truncated here.
 
     Returns:
-        The comparison, still without its sentence, or None if every layer gets the chosen rank;
+        The comparison, still without its sentence, or None if every layer gets that rank;
         and, if the pattern is better, the adapter truncated from the source of the best trial.
     """
     sources = [trial.truncated_from for trial in trials if trial.truncated_from is not None]
@@ -52,7 +51,8 @@ def try_rank_pattern(
     seeds = sorted(losses)
     values = {one.rank: one.cost for one in findings.alive}
     values[PATTERN] = np.stack([losses[seed] for seed in seeds])  # (S, N)
-    comparison = Comparison(values, {**findings.comparison.seeds, PATTERN: seeds})
+    all_seeds = {**findings.comparison.seeds, PATTERN: seeds}
+    comparison = Comparison(values, all_seeds, fixed_seeds=findings.fixed_seeds)
     gain = comparison.difference(rank, PATTERN)
     low, high = gain.interval(findings.rule.confidence)
     pattern = RankPattern(
