@@ -126,6 +126,24 @@ def swept(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def provisional(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a sweep whose margin is too small for its evidence: ranks 2, 4 and 8."""
+    from rankwise import sweep
+
+    directory = tmp_path_factory.mktemp("provisional")
+    make_reviews(400).to_csv(directory / "reviews.csv", index=False)
+    sweep(**provisional_request(tiny_model, directory / "out"))
+    return directory / "out"
+
+
+def provisional_request(model: Path, out: Path) -> dict[str, Any]:
+    """Return the request of the sweep `provisional`."""
+    data = out.parent / "reviews.csv"
+    settings = {"ranks": (2, 4, 8), "learning_rate": 1e-2, "margin": 0.002}
+    return {"model": str(model), "data": data, "out": out, **settings}
+
+
 @pytest.fixture
 def reviews(tmp_path: Path) -> Path:
     """A CSV of 120 made-up reviews, columns text and label."""

@@ -2,15 +2,19 @@
 
 import math
 
+import pytest
+
 from rankwise.formatting import (
     clip,
     figure,
+    how_sure,
     interval,
     json_value,
     plain_bytes,
     seconds,
     share,
     signed,
+    sure,
 )
 
 
@@ -45,3 +49,27 @@ def test_a_score_is_in_percent_if_it_is_a_share() -> None:
 def test_numbers_that_json_lacks_become_null() -> None:
     value = {"loss": math.nan, "bounds": (0.5, math.inf), "name": "nan", "rank": 8}
     assert json_value(value) == {"loss": None, "bounds": [0.5, None], "name": "nan", "rank": 8}
+
+
+@pytest.mark.parametrize(
+    ("reached", "asked", "text"),
+    [
+        (0.8399, 0.95, "83 %"),
+        (0.9399, 0.95, "93 %"),
+        (0.9499, 0.95, "94.9 %"),  # not "95 %", which was not reached
+        (0.95, 0.95, "95.0 %"),
+        (0.9987, 0.95, "99.8 %"),
+        (0.29, 0.95, "29 %"),
+        (0.795, 0.8, "79.5 %"),
+        (0.0063, 0.95, "0 %"),
+    ],
+)
+def test_a_confidence_is_rounded_down(reached: float, asked: float, text: str) -> None:
+    assert sure(reached, asked) == text
+
+
+def test_how_sure_names_what_was_asked_for() -> None:
+    assert how_sure(0.838, 0.95) == "83 % sure, 95 % asked"
+    assert how_sure(0.838, 0.975) == "83 % sure, 97.5 % asked"
+    for unknown in (None, 0.0):
+        assert how_sure(unknown, 0.9) == "how sure is not known, 90 % asked"

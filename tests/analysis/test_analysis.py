@@ -179,7 +179,7 @@ def test_the_command_prints_its_guesses_and_decides(gpt2: Path) -> None:
     done = run("analyze", gpt2, "--margin", "0.005", "--noise", "0.0005")
     assert done.returncode == 0, done.stderr
     assert "Use rank 16. It is at most" in done.stdout
-    assert done.stdout.splitlines()[-1] == "Rank supported: 16"
+    assert done.stdout.splitlines()[-1] == "Recommended rank: 16"
     assert "val_loss" in done.stderr
     assert "Traceback" not in done.stderr
 

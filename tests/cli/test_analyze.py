@@ -64,6 +64,28 @@ def test_what_is_said_of_the_results_reaches_the_call(
     assert expected.evidence.groupby("rank")["hits"].mean().round(9).to_dict() == {4: 0.7, 8: 0.9}
 
 
+def test_the_last_line_recommends_a_rank_even_where_nothing_shows_how_sure_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single = tmp_path / "single.csv"
+    pd.DataFrame({"rank": [4, 8], "accuracy": [0.8, 0.801]}).to_csv(single, index=False)
+    assert main(["analyze", str(single)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == (
+        "Recommended rank: 4 (provisional: how sure is not known, 95 % asked)"
+    )
+    assert "How sure that a rank" not in out
+
+
+@pytest.mark.parametrize("options", [[], ["--no-prior"]])
+def test_the_prior_is_used_unless_it_is_forbidden(
+    provisional: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", str(provisional), "--json", *options]) == 0
+    expected = rankwise.analyze(provisional, no_prior=bool(options))
+    assert json.loads(capsys.readouterr().out) == expected.as_dict()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

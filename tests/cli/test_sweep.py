@@ -1,6 +1,8 @@
 """``rankwise sweep``: settings from the command line and from YAML, what it prints, what it refuses."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import pandas as pd
 import pytest
 
 from rankwise import SweepConfig
+from rankwise.cli import main
 from rankwise.settings import options
 from tests.cli.test_main import rankwise, refuse
-from tests.conftest import make_reviews
+from tests.conftest import make_reviews, provisional_request
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def test_a_sweep_ends_by_naming_rank_adapter_and_report(fast: list[object], tmp_
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-3:] == [
-        f"Chosen rank: 2. Adapter: {tmp_path / 'out/best'}",
+        f"Recommended rank: 2. Adapter: {tmp_path / 'out/best'}",
         f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {tmp_path / 'out/export'}",
         f"Report: {tmp_path / 'out/report.html'}",
     ]
@@ -40,7 +43,7 @@ def test_a_sweep_over_a_quantized_base(fast: list[object], tmp_path: Path) -> No
         *fast, "--quantization", "nf4", "--target-modules", "attention", "--loraplus-ratio", "2"
     )
     assert done.returncode == 0, done.stderr
-    assert "Chosen rank: 2." in done.stdout
+    assert "Recommended rank: 2." in done.stdout
     assert "Warning" not in done.stderr
     settings = json.loads((tmp_path / "out/sweep.json").read_text())["settings"]
     assert [settings[name] for name in ("quantization", "target_modules", "loraplus_ratio")] == [
@@ -72,7 +75,7 @@ def test_yaml_and_options_together(fast: list[object], tmp_path: Path) -> None:
         "sweep", tmp_path / "sweep.yaml", "--ranks", "1,2"
     )  # an option goes before the file
     assert done.returncode == 0, done.stderr
-    assert "Chosen rank: 1." in done.stdout
+    assert "Recommended rank: 1." in done.stdout
 
 
 def test_undetermined_says_what_to_run_and_that_can_be_run(
@@ -81,7 +84,9 @@ def test_undetermined_says_what_to_run_and_that_can_be_run(
     fast[fast.index("--learning-rate") + 1] = "1e-7"  # learns nothing
     done = rankwise(*fast)
     assert done.returncode == 0
-    assert "Chosen rank: undetermined" in done.stdout
+    last = f"Recommended rank: none yet. The adapter of every trial: {tmp_path / 'out/trials'}"
+    assert last in done.stdout.splitlines()
+    assert not (tmp_path / "out/best").exists()
     assert "Try other learning rates" in " ".join(done.stdout.split())
     content = json.loads((tmp_path / "out/decision.json").read_text())
     assert content["verdict"] == "undetermined"
@@ -92,6 +97,35 @@ def test_undetermined_says_what_to_run_and_that_can_be_run(
     more = rankwise(*fast, "--extend")
     assert more.returncode == 0
     assert "2 trials are complete; continuing with the rest" in more.stderr
+
+
+def test_a_provisional_rank_is_named_with_its_doubt(
+    provisional: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(provisional.parent, tmp_path / "home")
+    request = provisional_request(tiny_model, tmp_path / "home" / "out")
+    out = request["out"]
+    words: list[str] = ["sweep"]
+    for name, value in request.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [f"--{name.replace('_', '-')}", text]
+    decision = json.loads((out / "decision.json").read_text())
+    reached = math.floor(100 * decision["confidence_reached"])
+    named = f"{decision['recommended']} (provisional: {reached} % sure, 95 % asked)"
+
+    assert main(words) == 0
+    assert capfd.readouterr().out.splitlines()[-3:] == [
+        f"Recommended rank: {named}. Adapter: {out / 'best'}",
+        f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {out / 'export'}",
+        f"Report: {out / 'report.html'}",
+    ]
+    assert main([*words, "--require-confidence"]) == 0
+    assert capfd.readouterr().out.splitlines()[-2:] == [
+        f"Recommended rank: {named}. The adapter of every trial: {out / 'trials'}",
+        f"Report: {out / 'report.html'}",
+    ]
+    assert main(["analyze", str(out), "--margin", "0.002"]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == f"Recommended rank: {named}"
 
 
 def change(fast: list[object], option: str, value: object) -> list[object]:

@@ -1,7 +1,9 @@
 """All exported files together: their data settings, and when they are written."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +258,33 @@ def test_conv1d_layers_are_named_for_tools_that_do_not_find_them(
         model.unload()
 
 
-def test_configs_are_written_only_for_a_chosen_rank(swept: Path, tmp_path: Path) -> None:
+def test_a_provisional_rank_is_marked_in_every_config(provisional: Path, swept: Path) -> None:
+    decision = json.loads((provisional / "decision.json").read_text())
+    reached = math.floor(100 * decision["confidence_reached"])
+    mark = f"PROVISIONAL ({reached} % sure, 95 % asked): another rank may be better."
+    for path in (provisional / "export").iterdir():
+        comments = comment_of(path.read_text())
+        assert mark in comments, path.name
+        assert f"Rank {decision['recommended']}, recommended for now by rankwise" in comments
+    rank = yaml.safe_load((provisional / "export" / "trl.yaml").read_text())["lora_r"]
+    assert rank == decision["recommended"]
+    for path in (swept / "export").iterdir():
+        assert "PROVISIONAL" not in path.read_text()
+        assert "selected by rankwise" in comment_of(path.read_text())
+
+
+def test_a_provisional_rank_to_truncate_to_is_marked() -> None:
+    recipe = replace(make_recipe(truncate_to=4), provisional="83 % sure, 95 % asked")
+    for name, text in export_files(recipe).items():
+        if name.endswith(".json"):
+            continue
+        assert "PROVISIONAL (83 % sure, 95 % asked)" in comment_of(text)
+        assert "truncate the adapter to the rank recommended for now by rankwise" in comment_of(
+            text
+        )
+
+
+def test_configs_are_written_only_for_a_recommended_rank(swept: Path, tmp_path: Path) -> None:
     from rankwise.analysis.analysis import analyze
     from rankwise.exports import write_exports
 

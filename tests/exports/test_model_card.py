@@ -1,6 +1,7 @@
 """The model card: its metadata, its text, and its code."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
+import rankwise
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.trial import Trial
@@ -78,12 +80,46 @@ def test_the_card_shows_the_evidence(swept: Path) -> None:
     ]
     assert [int(row[0]) for row in rows] == [2, 4, 8]
     for row, known in zip(rows, decision["table"], strict=True):
-        assert row[1] == f"{known['trainable_params']:,}"
-        assert float(row[3].split()[0]) == round(known["loss_mean"], 4)
+        assert row[2] == f"{known['trainable_params']:,}"
+        assert float(row[4].split()[0]) == round(known["loss_mean"], 4)
         assert float(row[-1]) == round(known["worst_difference"], 4)
+        assert row[1].endswith(" %")
     assert [line for line in text.splitlines() if line.startswith("| **")] == [
         line for line in text.splitlines() if line.startswith("| **2** ")
     ]
+
+
+def test_a_card_says_first_that_a_rank_is_provisional(provisional: Path, swept: Path) -> None:
+    decision = json.loads((provisional / "decision.json").read_text())
+    rank, reached = decision["recommended"], math.floor(100 * decision["confidence_reached"])
+    card = ModelCard.load(provisional / "best" / "README.md", ignore_metadata_errors=False)
+    assert card.data.model_name == f"LoRA rank {rank} (provisional), reviews.csv"
+    title, first, *_ = [line for line in card.text.splitlines() if line]
+    assert title == f"# LoRA adapter of rank {rank} for reviews.csv (provisional)"
+    mark = f"**Provisional: {reached} % sure, 95 % asked.**"
+    assert first == f"{mark} {decision['answer']}"
+    (bold,) = [line for line in card.text.splitlines() if line.startswith("| **")]
+    assert bold.startswith(f"| **{rank}** | **{reached} %** |")
+    (header,) = [line for line in card.text.splitlines() if line.startswith("| rank | ")]
+    assert header.startswith("| rank | sure that it is within the margin |")
+
+    selected = ModelCard.load(swept / "best" / "README.md", ignore_metadata_errors=False)
+    assert "rovisional" not in selected.text
+    assert selected.data.model_name == "LoRA rank 2, reviews.csv"
+
+
+def test_a_card_without_known_confidence_has_no_column_of_it(swept: Path, tmp_path: Path) -> None:
+    from rankwise.exports.model_card import write_card
+    from rankwise.exports.recipe import read_recipe
+
+    sweep, decision = read_sweep(swept), rankwise.analyze(swept, margin=0.5).decision
+    assert sweep is not None and decision.test is None
+    table = tuple(replace(row, confidence_within_margin=None) for row in decision.table)
+    trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    (tmp_path / "card").mkdir()
+    write_card(tmp_path / "card", replace(decision, table=table), read_recipe(swept, trial), sweep)
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "sure that" not in text.lower()
 
 
 def test_the_code_reproduces_the_losses_of_the_evidence(swept: Path) -> None:

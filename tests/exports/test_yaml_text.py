@@ -35,7 +35,7 @@ def test_files_note_examples_that_the_sweep_did_not_train_on(swept: Path, tmp_pa
     for limit in (None, 50):
         for text in notes(limit, None):
             assert "The sweep trained on 50 examples of these data." in text
-            assert "120 compared the ranks and 60 tested the chosen adapter." in text
+            assert "120 compared the ranks and 60 tested the recommended adapter." in text
             assert "set the warm-up to the same share of those steps, 30 %." in text
             assert "Do not evaluate on examples it trained on." in text
     for text in notes(50, "other.csv"):

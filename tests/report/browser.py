@@ -86,3 +86,24 @@ def overlaps(page: Path, profile: Path, width: int) -> list[list[str]]:
     (found,) = re.findall(r'<pre id="overlaps">(.+?)</pre>', rendered(page, profile, width=width))
     pairs: list[list[str]] = json.loads(html.unescape(found))
     return pairs
+
+
+# A script that lists the texts of plots that reach beyond their plot, where they are cut off.
+EDGES = """<pre id="edges"></pre><script>setTimeout(() => {
+  const found = [...document.querySelectorAll(".js-plotly-plot")].flatMap(plot => {
+    const room = plot.getBoundingClientRect();
+    return [...plot.querySelectorAll("svg text")].filter(one => one.textContent.trim()).filter(one => {
+      const box = one.getBoundingClientRect();
+      return box.left < room.left - 1 || box.right > room.right + 1 || box.top < room.top - 1 || box.bottom > room.bottom + 1;
+    }).map(one => one.textContent);
+  });
+  document.getElementById("edges").textContent = JSON.stringify(found);
+}, 2000)</script>"""
+
+
+def beyond_the_edge(page: Path, profile: Path, width: int) -> list[str]:
+    """Return the texts in a page's plots that are cut off at an edge of their plot."""
+    page.write_text(page.read_text().replace("</body>", EDGES + "</body>"))
+    (found,) = re.findall(r'<pre id="edges">(.+?)</pre>', rendered(page, profile, width=width))
+    texts: list[str] = json.loads(html.unescape(found))
+    return texts

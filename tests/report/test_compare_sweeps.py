@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,28 @@ def test_the_command_prints_and_draws_the_comparison(
         "lora alpha r",
         "lora alpha 2r",
     ]
+
+
+def test_each_sweep_names_its_recommended_rank_and_how_sure_it_is(
+    provisional: Path, swept: Path, directories: list[Path]
+) -> None:
+    (found,), decided = read_compared_sweeps([provisional]), rankwise.analyze(provisional)
+    assert (found.rank, found.recommended) == (None, 8)
+    assert decided.decision.recommended == 8
+    reached = json.loads((provisional / "decision.json").read_text())["confidence_reached"]
+    sure = f"{math.floor(100 * reached)} % sure, 95 % asked"
+    assert found.as_dict()["sure"] == found.sure == sure
+    (selected,) = read_compared_sweeps([swept])
+    assert (selected.rank, selected.recommended) == (2, 2)
+    nothing = replace(found, recommended=None)
+    recorded = {name: value for name, value in selected.as_dict().items() if name != "sure"}
+    del recorded["recommended"]  # as in comparisons that earlier versions recorded
+    out = io.StringIO()
+    lines = [found, selected, nothing, ComparedSweep.from_dict(recorded)]
+    print_sweep_comparison(lines, Console(file=out, width=200))
+    (row,) = [line for line in out.getvalue().splitlines() if "recommended rank" in line]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[1:] == [f"8 (provisional: {sure})", f"2 ({selected.sure})", "none yet", "2"]
 
 
 def test_sweeps_that_cannot_be_compared_are_refused(

@@ -11,9 +11,16 @@ import pytest
 from rankwise.errors import RequestError
 from rankwise.report.html import write_report
 from rankwise.store.records import read_json
-from tests.report.browser import labels, needs_browser, read, rendered
+from tests.report.browser import (
+    beyond_the_edge,
+    labels,
+    needs_browser,
+    overlaps,
+    read,
+    rendered,
+)
 
-PLOTS = ("loss", "score", "compared", "gain", "rates", "seconds", "memory", "params")
+PLOTS = ("sure", "loss", "score", "compared", "gain", "rates", "seconds", "memory", "params")
 
 
 @needs_browser
@@ -32,6 +39,7 @@ def test_the_page_shows_decision_table_and_plots(swept: Path, tmp_path: Path) ->
         assert '<svg class="main-svg"' in drawn, name
     ranks = len(decision["table"])
     for name, marks in (
+        ("sure", 0),
         ("loss", ranks),
         ("score", ranks),
         ("compared", 2 * ranks),
@@ -40,6 +48,80 @@ def test_the_page_shows_decision_table_and_plots(swept: Path, tmp_path: Path) ->
         start = page.index(f'id="plot-{name}"')
         drawn = page[start : page.find("</svg></div>", start)]
         assert len(re.findall(r'<path class="point', drawn)) == marks, name
+
+
+def plot_of(page: str, name: str) -> str:
+    """Return the drawn SVG of a plot."""
+    start = page.index(f'id="plot-{name}"')
+    return page[start : page.find("</svg></div>", start)]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1200])
+def test_the_first_figure_shows_how_sure_each_rank_is(
+    provisional: Path, tmp_path: Path, width: int
+) -> None:
+    page = rendered(provisional / "report.html", tmp_path / "profile", width=width)
+    decision = read_json(provisional / "decision.json") or {}
+    assert page.index('id="plot-sure"') < page.index('id="ranks"') < page.index('id="plot-loss"')
+    drawn = plot_of(page, "sure")
+    bars = re.findall(r'<g class="point"><path d="M0,[\d.]+V[\d.]+H([\d.]+)V', drawn)
+    lengths = [float(length) for length in bars]
+    known = [row["confidence_within_margin"] for row in decision["table"]]
+    for length, confidence in zip(lengths, known, strict=True):
+        assert length / max(lengths) == pytest.approx(confidence / max(known), rel=0.01)
+    assert [tick.strip() for tick in labels(page, "sure", "y")] == ["2", "4", "8"]
+    text, _ = read(drawn)
+    reached = math.floor(100 * decision["confidence_reached"])
+    assert "How sure that a rank is within 0.002 nats of the best" in text
+    assert "95 % asked" in text
+    assert f"{reached} %, for now" in text
+    assert "use this" not in text
+    assert drawn.count("<pattern") == 1  # the provisional rank alone is hatched
+    whole, _ = read(page)
+    assert f"Provisional: {reached} % sure, 95 % asked" in whole
+    for step in decision["next"]:
+        assert step["advice"] in whole
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1200])
+def test_no_text_of_the_report_overlaps_or_is_cut_off(
+    provisional: Path, swept: Path, tmp_path: Path, width: int
+) -> None:
+    for name, directory in (("selected", swept), ("provisional", provisional)):
+        copy = tmp_path / name
+        shutil.copytree(directory, copy)
+        decision = read_json(copy / "decision.json") or {}
+        decision["confidence"] = 0.9987
+        (copy / "decision.json").write_text(json.dumps(decision))
+        report = write_report(copy)
+        pairs = overlaps(report, tmp_path / f"profile-{name}", width)
+        assert [pair for pair in pairs if any("asked" in text for text in pair)] == []
+        assert beyond_the_edge(report, tmp_path / f"edges-{name}", width) == []
+
+
+def test_where_nothing_shows_how_sure_a_rank_is_the_figure_is_left_out(
+    provisional: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(provisional, copy)
+    decision = read_json(copy / "decision.json") or {}
+    for row in decision["table"]:
+        row["confidence_within_margin"] = None
+    decision["confidence_reached"] = None
+    (copy / "decision.json").write_text(json.dumps(decision))
+    page = write_report(copy).read_text()
+    assert 'id="plot-sure"' not in page
+    assert 'id="plot-loss"' in page
+    text, _ = read(page)
+    assert "how sure is not known, 95 % asked" in text
+
+
+def test_a_selected_rank_bears_no_mark(swept: Path) -> None:
+    text, _ = read((swept / "report.html").read_text())
+    assert "Provisional" not in text
+    assert 'class="chosen"' in (swept / "report.html").read_text()
 
 
 def with_intervals(

@@ -1,25 +1,100 @@
-"""The end of a sweep: the result's files, and the scores behind the margin of the score."""
+"""The end of a sweep: what is handed over and when, and the scores behind a margin."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from rankwise import select
+import rankwise
 from rankwise.decide.evidence import read_rank_results
-from rankwise.sweeps.finish import SweepResult, _scores, as_json
-from tests.decide.examples import make_evidence
+from rankwise.store.records import read_trials
+from rankwise.sweeps.finish import _scores, as_json
+from tests.conftest import provisional_request
 
 
-def test_an_undetermined_sweep_has_a_report_but_no_adapter_to_hand_over() -> None:
-    evidence = make_evidence([0.52, 0.51, 0.50, 0.49], seeds=2, examples=100, seed_noise=0.01)
-    decision = select(evidence, margin=0.01)
-    result = SweepResult(decision, evidence, Path("out"), "accuracy")
-    assert (result.best, result.export) == (None, None)
+def read_decision(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory / "decision.json").read_text())
+    return content
+
+
+def test_a_provisional_sweep_hands_over_the_recommended_adapter(provisional: Path) -> None:
+    decision = read_decision(provisional)
+    assert (decision["verdict"], decision["rank"]) == ("undetermined", None)
+    rank = decision["recommended"]
+    (row,) = [row for row in decision["table"] if row["rank"] == rank]
+    assert decision["confidence_reached"] == row["confidence_within_margin"] < 0.95
+    assert decision["margin_reached"] > 0.002
+    best = min(
+        (trial for trial in read_trials(provisional) if trial.rank == rank),
+        key=lambda trial: trial.eval_loss,
+    )
+    assert decision["test"]["trial"] == best.name
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        copied, own = provisional / "best" / name, best.directory / "adapter" / name
+        assert copied.read_bytes() == own.read_bytes()
+    assert (provisional / "export" / "peft_config.py").exists()
+
+
+def test_a_sweep_that_requires_confidence_hands_over_nothing_short_of_it(
+    provisional: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(provisional.parent, tmp_path / "home")
+    request = provisional_request(tiny_model, tmp_path / "home" / "out")
+    result = rankwise.sweep(**request, require_confidence=True)
+    assert (result.best, result.export, result.decision.test) == (None, None, None)
+    assert not (request["out"] / "best").exists()
+    assert not (request["out"] / "export").exists()
+    # The decision still says what one could use; only the files are withheld.
+    assert result.decision.provisional
     content = json.loads(as_json(result))
-    assert content["report"] == str(Path("out") / "report.html")
-    assert content["verdict"] == "undetermined"
-    assert content["best"] is None
+    assert (content["best"], content["export"]) == (None, None)
+    assert content["report"] == str(request["out"] / "report.html")
+
+    again = rankwise.sweep(**request)
+    assert again.best == request["out"] / "best"
+    assert again.export == request["out"] / "export"
+    assert json.loads(as_json(again)) == {
+        **again.decision.as_dict(),
+        "directory": str(request["out"]),
+        "report": str(request["out"] / "report.html"),
+        "best": str(again.best),
+        "export": str(again.export),
+    }
+    assert again.best.is_dir() and again.export.is_dir()
+
+
+def test_a_selected_rank_is_handed_over_with_or_without_the_requirement(
+    swept: Path, tiny_model: Path
+) -> None:
+    request: dict[str, Any] = {"ranks": (2, 4, 8), "learning_rate": (5e-3, 1e-2), "margin": 0.5}
+    result = rankwise.sweep(
+        model=str(tiny_model),
+        data=swept.parent / "reviews.csv",
+        out=swept,
+        require_confidence=True,
+        **request,
+    )
+    assert (result.decision.rank, result.best) == (result.decision.recommended, swept / "best")
+    assert not result.decision.provisional
+
+
+def test_the_prior_is_used_unless_the_request_forbids_it(
+    provisional: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(provisional.parent, tmp_path / "home")
+    request = provisional_request(tiny_model, tmp_path / "home" / "out")
+    record = json.loads((request["out"] / "sweep.json").read_text())
+    record["settings"]["no_prior"] = True
+    (request["out"] / "sweep.json").write_text(json.dumps(record))
+    alone = rankwise.sweep(**request, no_prior=True).decision
+    expected = rankwise.analyze(request["out"], margin=0.002, no_prior=True).decision
+    with_prior = rankwise.analyze(request["out"], margin=0.002).decision
+    assert alone.table == expected.table
+    assert [row.worst_difference for row in alone.table] != [
+        row.worst_difference for row in with_prior.table
+    ]
 
 
 def test_scores_at_rejected_rates_do_not_affect_the_margin_of_the_score() -> None:

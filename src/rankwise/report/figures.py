@@ -125,10 +125,10 @@ def sure_figure(decision: dict[str, Any], unit: str) -> go.Figure | None:
     figure.add_vline(x=100 * asked, line=line, annotation=label, annotation_position="top")
     margin = f"{decision['margin']:.3g} {unit.partition(' per ')[0]}"
     _style(figure, f"How sure that a rank is within {margin} of the best")
-    figure.update_layout(height=120 + 32 * len(rows), margin={"l": 60, "r": 120, "t": 74, "b": 30})
+    figure.update_layout(height=120 + 32 * len(rows), margin={"l": 60, "r": 140, "t": 68, "b": 30})
     shares = [0, 25, 50, 75, 100]
     figure.update_xaxes(range=[0, 100.5], tickvals=shares, ticktext=[f"{one} %" for one in shares])
-    ticks = {"tickvals": places, "ticktext": [str(row["rank"]) for row in rows]}
+    ticks = {"tickvals": places, "ticktext": [f"{row['rank']} " for row in rows]}
     return figure.update_yaxes(title="rank", range=[len(rows) - 0.4, -0.6], showgrid=False, **ticks)
 
 
