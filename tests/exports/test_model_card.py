@@ -100,7 +100,7 @@ def test_a_card_says_first_that_a_rank_is_provisional(provisional: Path, swept: 
     assert first == f"{mark} {decision['answer']}"
     (bold,) = [line for line in card.text.splitlines() if line.startswith("| **")]
     assert bold.startswith(f"| **{rank}** | **{reached} %** |")
-    (header,) = [line for line in card.text.splitlines() if line.startswith("| rank | ")]
+    header = next(line for line in card.text.splitlines() if line.startswith("| rank | "))
     assert header.startswith("| rank | sure that it is within the margin |")
 
     selected = ModelCard.load(swept / "best" / "README.md", ignore_metadata_errors=False)
