@@ -54,7 +54,6 @@ def analyze(
     evaluation: str | None = None,
     spread: str | None = None,
     seeds_per_mean: int | None = None,
-    no_prior: bool = False,
 ) -> Analysis:
     r"""Decide on results on disk: tables, training runs, sweeps, or PEFT's method comparison.
 
@@ -79,7 +78,6 @@ def analyze(
         spread: source of the spread in "54.0 ± 0.4" and in columns such as ``std``: "seeds", which
             makes it evidence, or "examples", which leaves it out.
         seeds_per_mean: number of seeds behind each row of a table of means with a spread.
-        no_prior: judge the noise of seeds by these results alone, see `rankwise.select`.
 
     Raises:
         RequestError: the results cannot be read or cannot be compared.
@@ -122,7 +120,6 @@ def analyze(
         score_margin=share * unit,
         chance_loss=results.chance_loss,
         trained_at=trained_at(results.trials),
-        no_prior=no_prior,
     )
     ranks = read_ranks(evidence, rule)
     costs = {

@@ -111,13 +111,6 @@ class AnalyzeRequest(Output):
             "0.01",
         ),
     ] = None
-    no_prior: Annotated[
-        Flag,
-        Option(
-            "Judge the noise of seeds by these results alone, without what other tasks show.",
-            "decision",
-        ),
-    ] = False
 
 
 def run(settings: Mapping[str, Any]) -> None:
