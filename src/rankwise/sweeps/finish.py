@@ -113,6 +113,7 @@ def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> 
         chance_loss=run.chance_loss,
         trained_at=trained_at,
         no_prior=config.no_prior,
+        looks=strategies()[config.strategy].looks(config),
     )
     costs = {one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results}
     return Findings(results, rule, read_train_losses(run.store.directory), costs)
