@@ -14,15 +14,14 @@ from rankwise.store.records import read_json
 
 def main() -> None:
     """Draw how sure it is of each rank that it is within the margin."""
-    decision = read_json(
-        Path(sys.argv[1] if len(sys.argv) > 1 else "rankwise-out") / "decision.json"
-    )
+    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "rankwise-out")
+    decision = read_json(directory / "decision.json")
     if decision is None:
         raise SystemExit("there is no decision.json; run rankwise sweep first")
-    rows = [row for row in decision["table"] if row["loss_mean"] is not None]
-    sure_figure(rows, decision).write_image(
-        Path(__file__).with_name("decision.svg"), width=560, height=340
-    )
+    figure = sure_figure(decision, "nats per example")
+    if figure is None:
+        raise SystemExit("the decision gives no confidence")
+    figure.write_image(Path(__file__).with_name("decision.svg"), width=720, height=240)
 
 
 if __name__ == "__main__":

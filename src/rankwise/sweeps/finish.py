@@ -18,6 +18,7 @@ from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.decide.wording import Context, LeftOut, Wording
 from rankwise.store.costs import rank_costs
 from rankwise.store.records import TrialRecord, read_train_losses, select_trials
+from rankwise.strategies import strategies
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run_context import Run
