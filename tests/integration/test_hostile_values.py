@@ -59,6 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     "max_grad_norm": {"fraction"},
     "trust_remote_code": {"true"},
     "extend": {"true"},
+    "no_prior": {"true"},
+    "require_confidence": {"true"},
     "out": PATHS,
     "report_to": {"empty", "blank", "empty list"},  # to none
 }
@@ -67,7 +69,7 @@ PLAN_ALLOWED: dict[str, set[str]] = {
     "gradient_checkpointing": {"true"},
     "use_dora": {"true"},
     "trust_remote_code": {"true"},
-    "target_modules": {"1e400", "null character"},
+    "target_modules": {"1e400", "null", "null character"},
     "modules_to_save": {*NAMES, "null character", "empty", "blank", "empty list"},
     "rank_pattern": {"empty", "blank", "empty list", "empty dict"},
     "num_labels": {"null"},

@@ -351,4 +351,4 @@ def test_a_test_split_without_completions_is_left_out(tmp_path: Path) -> None:
     result = rankwise.sweep(
         model=str(save_tiny_lm("llama", tmp_path)), data=data, out=tmp_path / "out", **settings
     )
-    assert (result.decision.rank, result.decision.test) == (2, None)
+    assert (result.decision.recommended, result.decision.test) == (2, None)

@@ -137,7 +137,7 @@ def test_a_spent_budget_ends_the_sweep_and_a_larger_one_resumes_it(
     out = tmp_path / "out"
     first = rankwise.sweep(**request_of, strategy="escalate", budget=1e-6, out=out).decision
     assert len(list((out / "trials").glob("r*"))) == 1
-    assert (first.verdict, first.next) == ("undetermined", None)
+    assert (first.verdict, first.next) == ("undetermined", ())
     assert "budget of 1e-06 min is spent" in first.caveats[0]
     again = rankwise.sweep(**request_of, strategy="escalate", budget=1e-6, out=out).decision
     assert len(list((out / "trials").glob("r*"))) == 1  # what was spent counts

@@ -264,3 +264,14 @@ def test_a_base_beyond_the_fused_engine_trains_with_the_reference(
     assert result.decision.table[0].seeds == 2
     (note,) = [note for note in heard.notes if "engine" in note]
     assert note.startswith("the reference engine trains instead of the fused one: ")
+
+
+def test_default_ranks_that_a_small_model_does_not_allow_are_left_out(
+    tiny_model: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = {"model": tiny_model, "data": reviews, "out": tmp_path / "out"}
+    planned = rankwise.dry_run(**request)
+    limit = 16  # the smaller side of the tiny model's layers
+    assert [row.rank for row in planned.ranks] == [rank for rank in (4, 8, 16, 32) if rank <= limit]
+    with pytest.raises(RequestError, match="rank 64 is larger than a target layer allows"):
+        rankwise.dry_run(**request, ranks=(4, 64))

@@ -171,6 +171,9 @@ def _returns_tensor(layer: "nn.Module") -> bool:
     import torch
 
     weight = next(layer.parameters())
+    if not weight.is_floating_point():
+        # bitsandbytes' layers return a tensor; a row of integers would turn their bias to integers.
+        return True
     try:
         with torch.no_grad():
             output = layer(

@@ -130,6 +130,7 @@ class GridSettings(TypedDict, total=False):
     use_dora: bool
     margin: float
     confidence: float
+    no_prior: bool
     engine: EngineName
     max_memory: int | str | None
     out: str | Path
@@ -143,6 +144,7 @@ class SweepSettings(GridSettings, total=False):
     ranks: Sequence[int] | str
     strategy: StrategyName
     budget: float | None
+    require_confidence: bool
 
 
 class YamlSettings(dict[str, object]):

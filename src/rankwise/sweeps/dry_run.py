@@ -65,9 +65,8 @@ def dry_run(
         scratch_config = replace(config, out=Path(scratch) / "sweep")
         with open_run(scratch_config, progress or Silent()) as run:
             extends_request = config.extend and extension is None
-            can_resume(
-                config.out, request_record(config, run.task, run.base), extend=extends_request
-            )
+            record = request_record(run.config, run.task, run.base)
+            can_resume(config.out, record, extend=extends_request)
             planned = _plan(replace(run, extension=extension), read_evidence(config.out))
             examples = show_examples(run.task, run.base.tokenizer, run.max_length, show)
             return replace(planned, examples=examples)

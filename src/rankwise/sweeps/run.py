@@ -3,7 +3,7 @@
 `rankwise.dry_run` and `rankwise.run_rank_comparison` share its first steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Unpack
 
@@ -13,10 +13,12 @@ from rankwise.engine.trial import Engine, Trial
 from rankwise.errors import RequestError
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files
+from rankwise.models.targets import check_ranks
 from rankwise.settings import requested_config
 from rankwise.store.directory import SweepStore, refuse_bad_directory
 from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
+from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.more_seeds import MoreSeeds
 from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.extension import Extension, read_extension
@@ -93,10 +95,11 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         model_name(config),
         task.objective,
         config.target_modules,
-        config.ranks,
+        [] if config.ranks == SearchConfig.ranks else config.ranks,
         config.trust_remote_code,
         config.quantization,
     )
+    config = _without_too_large_ranks(config, base.targets, progress.note)
     template_notes = task.notes_on(base.tokenizer)
     extends_request = config.extend and extension is None
     store = SweepStore(config.out, request_record(config, task, base), extend=extends_request)
@@ -112,6 +115,22 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         f"{len(task.held_out)} held-out and {len(task.test)} test examples"
     )
     return Run(config, task, base, store, progress, fit, extension)
+
+
+def _without_too_large_ranks(
+    config: SweepConfig, targets: dict[str, tuple[int, int]], note: Callable[[str], None]
+) -> SweepConfig:
+    """Leave out default ranks that a small model does not allow; refuse ranks asked for."""
+    limit = min(min(size) for size in targets.values())
+    allowed = tuple(rank for rank in config.ranks if rank <= limit)
+    if config.ranks == SearchConfig.ranks and 2 <= len(allowed) < len(config.ranks):
+        kept = ", ".join(map(str, allowed))
+        note(
+            f"the target layers of this model allow ranks up to {limit}; ranks {kept} are compared"
+        )
+        return replace(config, ranks=allowed)
+    check_ranks(config.ranks, targets)
+    return config
 
 
 def run_trials(run: Run) -> LeftOut | None:
