@@ -4,7 +4,7 @@
                                 [--skip-comparison]
 
 MiniLM-L6 on Rotten Tomatoes: one epoch of 2,000 sentences in batches of 32, all linear layers,
-r = 8, AdamW, fp32. All ways to train take turns, and every figure is the median over rounds (about
+r = 8, AdamW, fp32. All setups take turns, and every figure is the median over rounds (about
 20 minutes on two cores, 4 of them for how cost grows). Run nothing else meanwhile: a busy core
 shows in every ratio.
 """
@@ -45,7 +45,7 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 
 BATCH = 32
-RECIPE = TrainingConfig(epochs=1, batch_size=BATCH)
+TRAINING = TrainingConfig(epochs=1, batch_size=BATCH)
 LAYERS = ((384, 384), (384, 1536), (1536, 384))  # (d_in, d_out) of MiniLM-L6's linear layers
 COUNTS = (4, 1, 1)  # of each in a block
 BLOCKS = 6
@@ -54,8 +54,8 @@ LEFT_OUT = 1 / BLOCKS
 
 
 @dataclass
-class Way:
-    """A way to train, and the seconds of its rounds."""
+class Setup:
+    """A setup that trains adapters, and the seconds of its rounds."""
 
     name: str
     ranks: tuple[int, ...]
@@ -77,7 +77,7 @@ def useful_flop(tokens: int, rank: int) -> int:
     """Count the work of a step: base forward, gradient of its activations, three adapter passes.
 
     The first block's query, key and value need no gradient of their input. Attention, norms and the
-    head are not counted. The count is the same for every way to train, though the fused engine
+    head are not counted. The count is the same for every setup, though the fused engine
     leaves out `LEFT_OUT` of it.
     """
     base = BLOCKS * sum(
@@ -152,55 +152,55 @@ def with_trainer(
         return float(trainer.train().metrics["train_runtime"])
 
 
-def ways_of_training(base: BaseModel, examples: Encoded, recipe: TrainingConfig) -> list[Way]:
-    """Return what takes turns."""
+def make_setups(base: BaseModel, examples: Encoded, config: TrainingConfig) -> list[Setup]:
+    """Return the setups to compare."""
     few = Encoded(examples.ids[:32], examples.input_ids[:32], examples.labels[:32])
 
     def fused(ranks: Sequence[int]) -> float:
-        engine = FusedEngine(base, examples, few, recipe, pack_size=len(ranks))
+        engine = FusedEngine(base, examples, few, config, pack_size=len(ranks))
         return next(
             iter(engine.train([trial(rank, seed) for seed, rank in enumerate(ranks)]))
         ).pack_seconds
 
     def reference() -> float:
         return next(
-            iter(ReferenceEngine(base, examples, few, recipe).train([trial(8)]))
+            iter(ReferenceEngine(base, examples, few, config).train([trial(8)]))
         ).train_seconds
 
     def tutorial(dropout: float, sampling: str) -> float:
-        return with_trainer(examples, base.tokenizer, recipe.batch_size, dropout, sampling)
+        return with_trainer(examples, base.tokenizer, config.batch_size, dropout, sampling)
 
     mixed, eight = (4, 8, 16, 32), (8,) * 8
     return [
-        Way("PEFT + Trainer, dropout 0.1", (8,), lambda: tutorial(0.1, "random"), []),
-        Way("PEFT + Trainer, dropout 0", (8,), lambda: tutorial(0.0, "random"), []),
-        Way("PEFT + Trainer, length groups", (8,), lambda: tutorial(0.0, "group_by_length"), []),
-        Way("reference engine", (8,), reference, []),
-        Way("fused, alone", (8,), lambda: fused((8,)), []),
-        Way("fused, 2 at once, a CPU's default", (8, 8), lambda: fused((8, 8)), []),
-        Way("fused, pack of 4, 8, 16, 32", mixed, lambda: fused(mixed), []),
-        Way("fused, pack of 8 x r = 8", eight, lambda: fused(eight), []),
+        Setup("PEFT + Trainer, dropout 0.1", (8,), lambda: tutorial(0.1, "random"), []),
+        Setup("PEFT + Trainer, dropout 0", (8,), lambda: tutorial(0.0, "random"), []),
+        Setup("PEFT + Trainer, length groups", (8,), lambda: tutorial(0.0, "group_by_length"), []),
+        Setup("reference engine", (8,), reference, []),
+        Setup("fused, alone", (8,), lambda: fused((8,)), []),
+        Setup("fused, 2 at once, a CPU's default", (8, 8), lambda: fused((8, 8)), []),
+        Setup("fused, pack of 4, 8, 16, 32", mixed, lambda: fused(mixed), []),
+        Setup("fused, pack of 8 x r = 8", eight, lambda: fused(eight), []),
     ]
 
 
 def compare(
-    base: BaseModel, examples: Encoded, recipe: TrainingConfig, rounds: int, console: Console
+    base: BaseModel, examples: Encoded, config: TrainingConfig, rounds: int, console: Console
 ) -> None:
-    """Let all ways take turns and print the table."""
-    ways = ways_of_training(base, examples, recipe)
+    """Let all setups take turns and print the table."""
+    setups = make_setups(base, examples, config)
     peaks = []
     tokens = sum(examples.lengths)
     for _ in range(rounds):
-        for way in ways:
-            peaks.append(sgemm_peak(tokens * recipe.batch_size // len(examples)))
-            way.seconds.append(way.run())
+        for setup in setups:
+            peaks.append(sgemm_peak(tokens * config.batch_size // len(examples)))
+            setup.seconds.append(setup.run())
     peak = statistics.median(peaks)
     table = Table(
-        title=f"{len(examples)} sentences, {tokens} tokens, batches of {recipe.batch_size}; "
+        title=f"{len(examples)} sentences, {tokens} tokens, batches of {config.batch_size}; "
         f"medians of {rounds} rounds"
     )
     for name in (
-        "way",
+        "setup",
         "s per trial",
         "tokens/s",
         "useful GFLOP/s",
@@ -209,18 +209,18 @@ def compare(
         "against dropout 0.1",
         "dropout 0",
     ):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    for way in ways:
-        flop = sum(useful_flop(tokens, rank) for rank in way.ranks) / len(way.ranks)
-        rate = flop / way.per_trial
+        table.add_column(name, justify="left" if name == "setup" else "right")
+    for setup in setups:
+        flop = sum(useful_flop(tokens, rank) for rank in setup.ranks) / len(setup.ranks)
+        rate = flop / setup.per_trial
         table.add_row(
-            way.name,
-            f"{way.per_trial:.1f}",
-            f"{tokens / way.per_trial:,.0f}",
+            setup.name,
+            f"{setup.per_trial:.1f}",
+            f"{tokens / setup.per_trial:,.0f}",
             f"{rate / 1e9:.0f}",
             f"{rate / peak:.0%}",
-            f"{rate / peak * (1 - LEFT_OUT if way.name.startswith('fused') else 1):.0%}",
-            *(f"{other.per_trial / way.per_trial:.2f} x" for other in ways[:2]),
+            f"{rate / peak * (1 - LEFT_OUT if setup.name.startswith('fused') else 1):.0%}",
+            *(f"{other.per_trial / setup.per_trial:.2f} x" for other in setups[:2]),
         )
     console.print(table)
     console.print(
@@ -230,12 +230,12 @@ def compare(
 
 
 def step_cost(
-    base: BaseModel, examples: Encoded, recipe: TrainingConfig, ranks: Sequence[int], steps: int
+    base: BaseModel, examples: Encoded, config: TrainingConfig, ranks: Sequence[int], steps: int
 ) -> tuple[float, int]:
     """Return a pack's median seconds per step in one pass, and peak bytes on long sentences."""
-    engine = FusedEngine(base, examples, examples, recipe)
+    engine = FusedEngine(base, examples, examples, config)
     states = [
-        TrainingState(trial(r, s), base, saved_modules(base), recipe, examples)
+        TrainingState(trial(r, s), base, saved_modules(base), config, examples)
         for s, r in enumerate(ranks)
     ]
     with packed_model(base) as model:
@@ -253,7 +253,7 @@ def step_cost(
             step()
             times.append(time.perf_counter() - start)
         longest = sorted(range(len(examples)), key=examples.lengths.__getitem__)[
-            -recipe.batch_size :
+            -config.batch_size :
         ]
 
         def longest_step() -> None:
@@ -282,7 +282,7 @@ def growth(base: BaseModel, examples: Encoded, console: Console) -> None:
     ):
         table.add_column(name, justify="right")
     for count in (1, 2, 4, 8, 16):
-        seconds, peak = step_cost(base, examples, RECIPE, (8,) * count, 5)
+        seconds, peak = step_cost(base, examples, TRAINING, (8,) * count, 5)
         own = (peak - weights) / count
         table.add_row(
             str(count), f"{seconds / count * 1e3:.0f}", f"{peak / 2**20:.0f}", f"{own / 2**20:.0f}"
@@ -292,7 +292,7 @@ def growth(base: BaseModel, examples: Encoded, console: Console) -> None:
     table = Table(title="A step alone on 8 sequences of equal length, r = 8")
     for name in ("tokens per sequence", "ms per step", "us per token", "useful GFLOP/s"):
         table.add_column(name, justify="right")
-    eight = replace(RECIPE, batch_size=8)
+    eight = replace(TRAINING, batch_size=8)
     for length in (16, 32, 64, 128, 256, 512):
         sequences = [
             [101 + (7 * row + place) % 20000 for place in range(length)] for row in range(64)
@@ -313,7 +313,7 @@ def growth(base: BaseModel, examples: Encoded, console: Console) -> None:
     for name in ("rank", "ms per step", "peak of live tensors, MiB"):
         table.add_column(name, justify="right")
     for rank in (4, 8, 16, 32, 64, 128, 256):
-        seconds, peak = step_cost(base, examples, RECIPE, (rank,), 8)
+        seconds, peak = step_cost(base, examples, TRAINING, (rank,), 8)
         table.add_row(str(rank), f"{seconds * 1e3:.0f}", f"{peak / 2**20:.0f}")
     console.print(table)
 
@@ -334,7 +334,7 @@ def main() -> None:
         examples, _ = encode(task.train, base.tokenizer, 128)
         if not options.skip_comparison:
             compare(
-                base, examples, replace(RECIPE, batch_size=options.batch), options.rounds, console
+                base, examples, replace(TRAINING, batch_size=options.batch), options.rounds, console
             )
         if not options.skip_growth:
             growth(base, examples, console)

@@ -35,7 +35,7 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 
 CONFIDENCE = 0.95
-RECIPE = TrainingConfig(epochs=1, batch_size=8)
+TRAINING = TrainingConfig(epochs=1, batch_size=8)
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
                 f"r = {high} from the start, one epoch": learn(high),
                 f"r = {high} from the start, two epochs": learn(high, epochs=2),
             }
-            engine = FusedEngine(base, train, held_out, RECIPE)
+            engine = FusedEngine(base, train, held_out, TRAINING)
             for name, table in zip(ways, engine.score(list(ways.values())), strict=True):
                 losses.setdefault(name, []).append(table["loss"].to_numpy())
     show(losses, options.seeds)
@@ -88,8 +88,8 @@ def train_from(
     base: BaseModel, examples: Encoded, trial: Trial, epochs: int, start: Adapter | None
 ) -> Adapter:
     """Train a trial, from an adapter of its rank where one is given; return what it has become."""
-    recipe = TrainingConfig(epochs=epochs, batch_size=RECIPE.batch_size)
-    state = TrainingState(trial, base, saved_modules(base), recipe, examples)
+    training = TrainingConfig(epochs=epochs, batch_size=TRAINING.batch_size)
+    state = TrainingState(trial, base, saved_modules(base), training, examples)
     if start is not None:
         loaded = EvalAdapter(base, start)
         for name, own in state.factors.items():
@@ -97,7 +97,7 @@ def train_from(
             own.bt.copy_(loaded.factors[name].bt)
         for name, module in state.head.items():
             module.load_state_dict(loaded.head[name].state_dict())
-    engine = FusedEngine(base, examples, examples, recipe)
+    engine = FusedEngine(base, examples, examples, training)
     with packed_model(base) as model:
         base.model.train()
         while not state.finished:

@@ -58,9 +58,11 @@ def train_missing(run: Run, warmup: float) -> None:
     ]
     missing = [trial for trial in trials if trial.name not in run.store.trial_names()]
     run.progress.plan(len(trials) - len(missing), len(trials))
-    recipe = TrainingConfig(epochs=config.epochs, batch_size=config.batch_size, warmup_share=warmup)
+    training = TrainingConfig(
+        epochs=config.epochs, batch_size=config.batch_size, warmup_share=warmup
+    )
     engine = ReferenceEngine(
-        run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work
+        run.base, run.encode("train"), run.encode("held_out"), training, run.progress.work
     )
     for finished in engine.train(missing):
         run.store.add(finished, {"warmup_share": warmup})

@@ -54,9 +54,9 @@ def train(run: Run, trial: Trial) -> Path:
     """Return the directory of a trial's adapter, trained if it is not there yet."""
     if trial.name not in run.store.trial_names():
         run.progress.plan(0, 1)
-        recipe = TrainingConfig(epochs=run.config.epochs, batch_size=run.config.batch_size)
+        training = TrainingConfig(epochs=run.config.epochs, batch_size=run.config.batch_size)
         engine = ReferenceEngine(
-            run.base, run.encode("train"), run.encode("held_out"), recipe, run.progress.work
+            run.base, run.encode("train"), run.encode("held_out"), training, run.progress.work
         )
         for finished in engine.train([trial]):
             run.store.add(finished, {})
