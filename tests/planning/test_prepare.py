@@ -130,5 +130,7 @@ def test_a_quantisation_that_cannot_run_is_left_out_with_a_note(tmp_path: Path) 
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 100, "state_size": 8}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", **sizes}))
     mamba = plan(str(tmp_path), ranks=(4,), seq_len=64)
-    assert list(mamba.by_quantization) == ["none"]
-    assert any(note.startswith("no figures for quantization nf4:") for note in mamba.notes)
+    for name in ("int8", "nf4"):  # PyTorch 2.10 runs them
+        start = f"no figures for quantization {name}:"
+        reasons = [note for note in mamba.notes if note.startswith(start)]
+        assert len(reasons) == (name not in mamba.by_quantization)
