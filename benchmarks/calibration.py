@@ -43,7 +43,7 @@ from benchmarks.scenarios import (
 )
 from rankwise import select
 from rankwise.decide.clearing import Clearing
-from rankwise.decide.findings import NEARLY_AS_SURE
+from rankwise.decide.findings import smallest_of_the_surest
 from rankwise.decide.pairwise import Comparison
 from rankwise.decide.seed_prior import seed_prior
 from rankwise.strategies.race import FIRST_LOOK
@@ -87,8 +87,7 @@ def rankwise_choice(values: dict[int, np.ndarray]) -> Choice:
     if selected is not None:
         return Choice(selected, selected, CONFIDENCE)
     confidences = Clearing([comparison]).confidences(MARGIN)
-    most_doubt = NEARLY_AS_SURE * (1 - max(confidences.values()))
-    recommended = min(rank for rank, sure in confidences.items() if 1 - sure <= most_doubt)
+    recommended = smallest_of_the_surest(confidences)
     return Choice(None, recommended, confidences[recommended])
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from math import floor, isfinite
+from math import isfinite
 from statistics import fmean
 
 from rankwise.decide.caveats import caveats
@@ -18,6 +18,7 @@ from rankwise.decide.wording import (
     percent,
     without_exponent,
 )
+from rankwise.formatting import sure
 
 TAKEAWAYS = {
     "overfitting": "Rank {next_rank} overfits. Regularise: fewer steps, more data, dropout or "
@@ -104,20 +105,14 @@ def _provisional_answer(findings: Findings, context: Context, unit: str) -> str:
     if bound is None or not isfinite(bound.upper):
         problem, remedy = _problem(findings, context.wording)
         return f"{lead}, without a measure of how sure that is: {problem}. {remedy}"
-    sure = _rounded_down(findings.confidences[rank], findings.rule.confidence)
+    reached = sure(findings.confidences[rank], findings.rule.confidence)
     metric = "" if findings.by_loss else f" in {findings.rule.metric}"
     confidence = percent(findings.rule.confidence)
     return (
-        f"{lead}: {sure} sure that it is within {findings.margin:.3g}{unit} of the best{metric} "
+        f"{lead}: {reached} sure that it is within {findings.margin:.3g}{unit} of the best{metric} "
         f"(you asked for {confidence}); at {confidence}, within "
         f"{without_exponent(bound.upper)}{unit}."
     )
-
-
-def _rounded_down(confidence: float, asked: float) -> str:
-    """Write a confidence that was not enough in percent, below the one that was asked for."""
-    digits = 0 if confidence < asked - 0.01 else 1
-    return f"{floor(confidence * 100 * 10**digits) / 10**digits:.{digits}f} %"
 
 
 def _what_was_compared(findings: Findings) -> str:

@@ -215,8 +215,7 @@ class Findings:
             return self.rank
         confidences = self.confidences
         if confidences and max(confidences.values()) > 0:
-            most_doubt = NEARLY_AS_SURE * (1 - max(confidences.values()))
-            return min(rank for rank, sure in confidences.items() if 1 - sure <= most_doubt)
+            return smallest_of_the_surest(confidences)
         means = {rank: self.comparison.mean(rank) for rank in self.comparison.ranks}
         limit = min(means.values()) + self.margin
         return min(rank for rank, mean in means.items() if mean <= limit)
@@ -272,6 +271,12 @@ class Findings:
             return ()
         confidence = self.rule.confidence
         return tuple(diagnose(self.alive, self.comparison, self.histories, self.margin, confidence))
+
+
+def smallest_of_the_surest(confidences: Mapping[int, float]) -> int:
+    """Return the smallest rank whose confidence is near the highest; see `NEARLY_AS_SURE`."""
+    most_doubt = NEARLY_AS_SURE * (1 - max(confidences.values()))
+    return min(rank for rank, confidence in confidences.items() if 1 - confidence <= most_doubt)
 
 
 def _confirm(scores: Comparison, rank: int, margin: float, confidence: float) -> Confirmation:

@@ -144,7 +144,7 @@ class _Forecast:
     def __init__(self, comparison: Comparison, margin: float, confidence: float) -> None:
         self.comparison, self.margin, self.confidence = comparison, margin, confidence
         ranks = comparison.ranks
-        self.means = Pairs(ranks, comparison.differences()).means  # (R, R)
+        self.pairs = Pairs(ranks, comparison.differences())
         by_example = np.stack([comparison.values[rank].mean(0) for rank in ranks])  # (R, N)
         count = by_example.shape[1]
         self.examples = np.zeros((len(ranks),) * 2)  # covariance of the means over examples
@@ -159,8 +159,8 @@ class _Forecast:
     def rivals(self, rank: int) -> list[int]:
         """Return the ranks against which a rank is not cleared."""
         ranks = self.comparison.ranks
-        widths = Pairs(ranks, self.comparison.differences()).half_widths(self.confidence)
-        reached = step_down(self.means, widths)[0, ranks.index(rank)]  # (R,)
+        widths = self.pairs.half_widths(self.confidence)
+        reached = step_down(self.pairs.means, widths)[0, ranks.index(rank)]  # (R,)
         return [other for other, one in zip(ranks, reached, strict=True) if one > self.margin]
 
     def chance(self, step: _Step) -> tuple[float, int | None]:
@@ -171,7 +171,7 @@ class _Forecast:
         involved = np.isin(ranks, step.ranks)
         both = involved[:, None] & involved[None, :]
         moved = np.where(both, shifts[:, :, None] - shifts[:, None, :], 0.0)
-        means = self.means + moved  # (draws, R, R)
+        means = self.pairs.means + moved  # (draws, R, R)
         differences = self.comparison.differences()
         for pair, difference in differences.items():
             if set(pair) <= set(step.ranks):
