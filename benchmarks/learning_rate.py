@@ -31,7 +31,7 @@ def main() -> None:
     """Run the missing trials and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--warmup", type=float, default=TrainingConfig(epochs=1, batch_size=1).warmup_share
+        "--warmup", type=float, default=TrainingConfig(epochs=1, batch_size=1).warmup_ratio
     )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("learning-rate-out"))
@@ -59,13 +59,13 @@ def train_missing(run: Run, warmup: float) -> None:
     missing = [trial for trial in trials if trial.name not in run.store.trial_names()]
     run.progress.plan(len(trials) - len(missing), len(trials))
     training = TrainingConfig(
-        epochs=config.epochs, batch_size=config.batch_size, warmup_share=warmup
+        epochs=config.epochs, batch_size=config.batch_size, warmup_ratio=warmup
     )
     engine = ReferenceEngine(
         run.base, run.encode("train"), run.encode("held_out"), training, run.progress.work
     )
     for finished in engine.train(missing):
-        run.store.add(finished, {"warmup_share": warmup})
+        run.store.add(finished, {"warmup_ratio": warmup})
         run.progress.trial(finished)
 
 

@@ -44,7 +44,7 @@ PLAIN: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 4,
     "steps": 100,
-    "warmup_share": 0.3,
+    "warmup_ratio": 0.3,
     "max_grad_norm": 1.0,
     "seed": 1,
     "source": "/data/train.jsonl",

@@ -1,10 +1,13 @@
 """Settings of training that all trials of a sweep share."""
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from rankwise.checks import check_number
-from rankwise.errors import RequestError
+from pydantic import BeforeValidator
+
+from rankwise.checks import check_number, check_whole
+from rankwise.errors import RequestError, not_allowed
 from rankwise.settings import Count, Flag, Option, Positive, Settings, checked
 
 EngineName = Literal["fused", "reference"]
@@ -12,6 +15,35 @@ InitName = Literal["default", "gaussian", "orthogonal", "eva", "pissa", "olora"]
 INITS: tuple[InitName, ...] = get_args(InitName)
 FUSED_INITS = ("default", "gaussian", "orthogonal")  # drawn from the seed alone
 BASE_CHANGING_INITS = ("pissa", "olora")  # take a part out of the base's weights
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+CheckpointingName = Literal["auto", "on", "off"]
+SchedulerName = Literal["linear", "cosine", "constant"]
+OptimizerName = Literal["adamw", "adamw-8bit"]
+AttentionName = Literal["auto", "varlen", "sdpa", "eager"]
+
+
+def _device(name: str, value: Any) -> str:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text in DEVICES or (isinstance(text, str) and re.fullmatch(r"cuda:\d{1,3}", text)):
+        return str(text)
+    raise not_allowed(name, value, "auto, cpu, cuda, cuda:N for the GPU number N, or mps")
+
+
+def _auto_is_none(value: Any) -> Any:
+    is_auto = isinstance(value, str) and value.strip().lower() == "auto"
+    return None if is_auto else value
+
+
+def _tokens(name: str, value: Any) -> int:
+    try:
+        return check_whole(name, value, at_least=1)
+    except RequestError:
+        raise not_allowed(name, value, "auto, or a whole number of tokens, at least 1") from None
+
+
+AtLeastZero = Annotated[float, checked(check_number, above=0, or_equal=True)]
+ShareOrZero = Annotated[float, checked(check_number, above=0, below=1, or_equal=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +55,12 @@ class TrainingConfig(Settings):
         loraplus_ratio: learning rate of B and of vectors, divided by that of everything else
             (LoRA+, Hayou et al. 2024, section 4; vectors as in PEFT's
             ``create_loraplus_optimizer``).
-        warmup_share: share of the steps over which the learning rate rises linearly; it then falls
-            linearly to 0. Long, because sweeps are short: Adam's step sizes need many steps to
-            settle (Ma and Yarats 2021, "On the adequacy of untuned warmup for adaptive
-            optimization"); docs/learning-rate.md has the measurement.
+        warmup_ratio: share of the steps over which the learning rate rises linearly. Long, because
+            sweeps are short: Adam's step sizes need many steps to settle (Ma and Yarats 2021, "On
+            the adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has
+            the measurement.
         max_grad_norm: norm to which gradients are clipped.
+        micro_batch_tokens: None leaves the number to the engine.
     """
 
     epochs: Annotated[Count, Option("Passes over the training data.", "training")] = 1
@@ -50,8 +83,86 @@ class TrainingConfig(Settings):
     use_dora: Annotated[
         Flag, Option("Train DoRA instead of plain LoRA; needs --engine reference.", "adapter")
     ] = False
-    warmup_share: Annotated[float, checked(check_number, above=0, below=1, or_equal=True)] = 0.3
-    max_grad_norm: Positive = 1.0
+    max_steps: Annotated[
+        Count | None,
+        Option(
+            "Optimizer steps of a trial, in as many epochs as they take.",
+            "training",
+            unset="those of all epochs",
+        ),
+    ] = None
+    lr_scheduler: Annotated[
+        SchedulerName,
+        Option("Course of the learning rate after the warm-up: to 0, or constant.", "training"),
+    ] = "linear"
+    warmup_ratio: Annotated[
+        ShareOrZero,
+        Option(
+            "Share of the steps over which the learning rate rises from 0.", "training", "RATIO"
+        ),
+    ] = 0.3
+    weight_decay: Annotated[AtLeastZero, Option("Weight decay of AdamW.", "training")] = 0.0
+    max_grad_norm: Annotated[
+        Positive, Option("Norm to which the gradients of a trial are clipped.", "training")
+    ] = 1.0
+    lora_dropout: Annotated[
+        ShareOrZero,
+        Option("Dropout of the inputs of adapters, as PEFT's lora_dropout.", "adapter", "P"),
+    ] = 0.0
+    optimizer: Annotated[
+        OptimizerName,
+        Option(
+            "Optimizer; adamw-8bit keeps its states in 8 bits (needs the extra 'qlora').",
+            "training",
+        ),
+    ] = "adamw"
+    device: Annotated[
+        Annotated[str, checked(_device)],
+        Option(
+            "Device that trains: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.",
+            "machine",
+            "DEVICE",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        PrecisionName,
+        Option(
+            "Precision of the base and of its products; adapters stay in fp32. auto: bf16 on a GPU "
+            "that has it, fp16 on older ones, fp32 on a CPU.",
+            "machine",
+        ),
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        CheckpointingName,
+        Option(
+            "Keep only the inputs of the blocks and recompute the rest; auto: where memory needs "
+            "it.",
+            "machine",
+        ),
+    ] = "auto"
+    micro_batch_tokens: Annotated[
+        Annotated[int, checked(_tokens)] | None,
+        BeforeValidator(_auto_is_none),
+        Option(
+            "Split a batch into parts of at most this many tokens; their gradients add up to the "
+            "batch's.",
+            "machine",
+            unset="auto: as memory needs it",
+        ),
+    ] = None
+    attention: Annotated[
+        AttentionName,
+        Option("Kernel of attention; auto takes the fastest on the device.", "machine"),
+    ] = "auto"
+    checkpoint_minutes: Annotated[
+        Positive,
+        Option(
+            "Keep the state of trials in training every so many minutes, so that a killed sweep "
+            "goes on there.",
+            "machine",
+            "MINUTES",
+        ),
+    ] = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

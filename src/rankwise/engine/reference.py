@@ -19,6 +19,7 @@ from rankwise.engine.batches import EpochSampler, epoch_batches, longest_rows
 from rankwise.engine.config import BASE_CHANGING_INITS, TrainingConfig
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.peak_memory import optimizer_states, peak_live_bytes
+from rankwise.engine.schedule import SCHEDULERS, total_steps, warmup_steps
 from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.conversion import for_original_base
@@ -57,7 +58,7 @@ class ReferenceEngine:
         self.held_out = held_out
         self.config = config
         self.on_work = on_work
-        self.total_steps = math.ceil(len(train) / config.batch_size) * config.epochs
+        self.total_steps = total_steps(config, train)
         self.train_share = share_of_training(config, train, held_out)
         self._saved = adapter_init.saved_modules(base)
 
@@ -163,12 +164,13 @@ class ReferenceEngine:
             output_dir=scratch,
             learning_rate=trial.learning_rate,
             num_train_epochs=config.epochs,
+            max_steps=config.max_steps or -1,
             per_device_train_batch_size=config.batch_size,
             optim="adamw_torch_fused",  # AdamW, one kernel for each tensor
             weight_decay=0.0,
             max_grad_norm=config.max_grad_norm,
-            lr_scheduler_type="linear",
-            warmup_steps=math.ceil(config.warmup_share * self.total_steps),
+            lr_scheduler_type=SCHEDULERS[config.lr_scheduler],
+            warmup_steps=warmup_steps(config, self.total_steps),
             seed=trial.seed,
             logging_steps=1,
             logging_nan_inf_filter=False,

@@ -75,5 +75,8 @@ def share_of_training(config: TrainingConfig, train: Sized, held_out: Sized) -> 
 
     A training step costs about three forward passes: its backward pass costs two.
     """
-    work = 3.0 * config.epochs * len(train)
+    examples = config.epochs * len(train)
+    if config.max_steps is not None:
+        examples = config.max_steps * config.batch_size
+    work = 3.0 * examples
     return work / (work + len(held_out))

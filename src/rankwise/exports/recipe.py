@@ -108,7 +108,7 @@ class OptimizerRecipe:
         learning_rate: Peak rate, to which it rises linearly before it falls linearly to 0.
         loraplus_ratio: Learning rate of B divided by that of A (LoRA+); 1 for plain LoRA.
         steps: Optimizer steps in total.
-        warmup_share: Share of the steps over which the learning rate rises.
+        warmup_ratio: Share of the steps over which the learning rate rises.
         max_grad_norm: Gradients are clipped to this norm.
         seed: Seed of the chosen trial.
     """
@@ -118,14 +118,14 @@ class OptimizerRecipe:
     epochs: int
     batch_size: int
     steps: int
-    warmup_share: float
+    warmup_ratio: float
     max_grad_norm: float
     seed: int
 
     @property
     def warmup_steps(self) -> int:
         """Steps over which the learning rate rises."""
-        return math.ceil(self.warmup_share * self.steps)
+        return math.ceil(self.warmup_ratio * self.steps)
 
     @property
     def training_arguments(self) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _optimizer_recipe(sweep: SweepRecord, trained: TrialRecord) -> OptimizerReci
         epochs=sweep.training.epochs,
         batch_size=sweep.training.batch_size,
         steps=trained.step,
-        warmup_share=TrainingConfig.warmup_share,
+        warmup_ratio=TrainingConfig.warmup_ratio,
         max_grad_norm=TrainingConfig.max_grad_norm,
         seed=trained.seed,
     )

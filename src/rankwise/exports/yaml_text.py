@@ -78,7 +78,7 @@ def rank_note(recipe: Recipe) -> str:
 def origin_notes(recipe: Recipe) -> list[str]:
     """Return notes on the rank, the learning rate and the data that the sweep used."""
     optimizer, source = recipe.optimizer, recipe.data.source
-    share = f"{100 * optimizer.warmup_share:g} %"
+    share = f"{100 * optimizer.warmup_ratio:g} %"
     notes = [
         rank_note(recipe),
         f"The learning rate rises over the first {optimizer.warmup_steps} of {optimizer.steps} "

@@ -11,8 +11,13 @@ from rankwise.decide.config import DecisionConfig
 from rankwise.engine.config import (
     BASE_CHANGING_INITS,
     FUSED_INITS,
+    AttentionName,
+    CheckpointingName,
     EngineName,
     InitName,
+    OptimizerName,
+    PrecisionName,
+    SchedulerName,
     TrainingConfig,
 )
 from rankwise.errors import RequestError, shown
@@ -128,6 +133,19 @@ class GridSettings(TypedDict, total=False):
     loraplus_ratio: float
     init: InitName
     use_dora: bool
+    max_steps: int | None
+    lr_scheduler: SchedulerName
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    lora_dropout: float
+    optimizer: OptimizerName
+    device: str
+    precision: PrecisionName
+    gradient_checkpointing: CheckpointingName
+    micro_batch_tokens: int | str | None
+    attention: AttentionName
+    checkpoint_minutes: float
     margin: float
     confidence: float
     no_prior: bool

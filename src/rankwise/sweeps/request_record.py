@@ -15,9 +15,11 @@ from rankwise.tasks.readers import file_fingerprint
 if TYPE_CHECKING:
     from rankwise.models.base_model import BaseModel
 
-# These settings do not affect results, so they do not identify a sweep.
+# These settings do not affect results, or no more than the machine does, so they do not identify a
+# sweep.
 NOT_IDENTIFYING = (
     "extend", "allow_duplicates", "max_memory", "budget", "report_to", "require_confidence", "out",
+    "device", "gradient_checkpointing", "micro_batch_tokens", "attention", "checkpoint_minutes",
 )  # fmt: skip
 
 

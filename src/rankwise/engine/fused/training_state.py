@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
 
 from rankwise.engine.adapter_init import adapter_state, attach_adapter, json_config
 from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.linear import LoraFactors
 from rankwise.engine.peak_memory import optimizer_states
+from rankwise.engine.schedule import learning_rates, steps_per_epoch, total_steps
 from rankwise.engine.trial import Trial, no_evidence
 from rankwise.lora.adapter import PEFT_PREFIX, Adapter, factor_pairs
 from rankwise.models.base_model import BaseModel
@@ -51,7 +51,8 @@ class TrainingState:
         self.steps: list[dict[str, float]] = []
         self.diverged = False
         self.evidence = no_evidence()
-        self.total_steps = math.ceil(len(examples) / config.batch_size) * config.epochs
+        self.total_steps = total_steps(config, examples)
+        self.steps_per_epoch = steps_per_epoch(config, examples)
         self._epoch = -1
         self._epoch_batches: list[list[int]] = []
         initial = self._draw_initial_values(base, saved)
@@ -60,9 +61,7 @@ class TrainingState:
         self.optimizer = torch.optim.AdamW(
             groups, trial.learning_rate, weight_decay=0.0, fused=True
         )
-        self.schedule = get_linear_schedule_with_warmup(
-            self.optimizer, math.ceil(config.warmup_share * self.total_steps), self.total_steps
-        )
+        self.schedule = learning_rates(self.optimizer, config, self.total_steps)
 
     def _draw_initial_values(
         self, base: BaseModel, saved: Mapping[str, Mapping[str, torch.Tensor]]
@@ -123,7 +122,7 @@ class TrainingState:
 
     def batch(self, step: int) -> list[int]:
         """Return the rows of a step's examples; the first step is 0."""
-        epoch, step_of_epoch = divmod(step, self.total_steps // self.config.epochs)
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
             self._epoch_batches = epoch_batches(
@@ -138,12 +137,12 @@ class TrainingState:
         norm = torch.linalg.vector_norm(grad)
         # As torch's clip_grad_norm_ does.
         grad.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
         grad.zero_()
         step = len(self.steps) + 1
-        epoch = step * self.config.epochs / self.total_steps
+        epoch = step / self.steps_per_epoch
         figures = {"train_loss": loss, "grad_norm": float(norm), "learning_rate": rate}
         self.steps.append({"step": step, **figures, "epoch": epoch})
         self.diverged = not (math.isfinite(loss) and math.isfinite(float(norm)))
