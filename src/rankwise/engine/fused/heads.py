@@ -17,8 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rankwise.engine.fused.attention import regrouped
-from rankwise.engine.fused.linear import FusedLinear, Segments
+from rankwise.engine.fused.linear import FusedLinear
 from rankwise.engine.fused.packing import current_packing
+from rankwise.engine.fused.segments import Segments
 
 Modules = Mapping[str, nn.Module]
 

@@ -23,16 +23,15 @@ key and value, run together: their A's are stacked, so that three products with 
 whose overhead on a CPU exceeds their arithmetic, become one.
 """
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
+from rankwise.engine.fused.segments import LoraFactors, Segments
 from rankwise.models.compat import dequantize_bnb
 from rankwise.models.quantization import is_quantized
 
@@ -43,39 +42,6 @@ SHARED_INPUT = (
     ("q_lin", "k_lin", "v_lin"),
     ("gate_proj", "up_proj"),
 )
-
-
-@dataclass
-class LoraFactors:
-    """A trial's adapter on one layer, ``delta_W = scaling * B @ A``, with its gradient buffers."""
-
-    a: torch.Tensor  # A, (r, d_in)
-    bt: torch.Tensor  # B^T, (r, d_out): long side last, for fast products with activations
-    a_grad: torch.Tensor  # buffer to which the gradient of A is added
-    bt_grad: torch.Tensor  # buffer to which the gradient of B^T is added
-    scaling: float  # alpha / r, or alpha / sqrt(r)
-
-
-class Segments(threading.local):
-    """Row ranges of the current batch, and the adapter that applies to each range.
-
-    These are the segments of Punica and S-LoRA. Each thread has its own passes and segments.
-    """
-
-    def __init__(self) -> None:
-        self.adapters: Sequence[Mapping[str, LoraFactors]] = ()  # K trials' factors by layer
-        self.bounds: Sequence[
-            int
-        ] = ()  # first row of each trial, then the number of rows, (K + 1,)
-        # A layer's input may require no gradient; this scalar makes its backward pass run.
-        self.grad_anchor = torch.zeros((), requires_grad=True)
-        # Input and output of layers that were computed with a sibling.
-        self.sibling_outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def assign(self, adapters: Sequence[Mapping[str, LoraFactors]], rows: Sequence[int]) -> None:
-        """Tell the LoRA layers how many rows each of the K trials owns, in their order."""
-        self.adapters = [factors for factors in adapters if factors]
-        self.bounds = [0, *accumulate(rows)]
 
 
 class FusedLinear(nn.Module):
