@@ -49,7 +49,8 @@ def stop_after(
 @pytest.mark.parametrize(
     ("with_signal", "moments"),
     [
-        (signal.SIGKILL, (1, 4, 8)),
+        (signal.SIGKILL, (4,)),
+        pytest.param(signal.SIGKILL, (1, 4, 8), marks=pytest.mark.slow),
         (signal.SIGINT, (3,)),
         pytest.param(signal.SIGTERM, (5,), marks=pytest.mark.slow),
     ],

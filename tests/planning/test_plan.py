@@ -196,9 +196,14 @@ def test_help_loads_no_torch() -> None:
     assert "--gradient-checkpointing" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
 @pytest.mark.parametrize(
-    "changes", [{"quantization": "nf4"}, {"gradient_checkpointing": True, "memory": "1MB"}]
+    ("name", "changes"),
+    [
+        ("mixtral", {"quantization": "nf4"}),
+        ("gemma2", {"gradient_checkpointing": True, "memory": "1MB"}),
+        pytest.param("llama", {"quantization": "nf4"}, marks=pytest.mark.slow),
+        pytest.param("gemma2", {"quantization": "nf4"}, marks=pytest.mark.slow),
+    ],
 )
 def test_command_in_a_new_process_prints_the_plan_of_the_python_call(
     name: str, changes: dict[str, Any], tmp_path: Path

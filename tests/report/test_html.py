@@ -57,7 +57,7 @@ def plot_of(page: str, name: str) -> str:
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1200])
+@pytest.mark.parametrize("width", [500, pytest.param(1200, marks=pytest.mark.slow)])
 def test_the_first_figure_shows_how_sure_each_rank_is(
     provisional: Path, tmp_path: Path, width: int
 ) -> None:
@@ -85,7 +85,7 @@ def test_the_first_figure_shows_how_sure_each_rank_is(
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1200])
+@pytest.mark.parametrize("width", [500, pytest.param(1200, marks=pytest.mark.slow)])
 def test_no_text_of_the_report_overlaps_or_is_cut_off(
     provisional: Path, swept: Path, tmp_path: Path, width: int
 ) -> None:
