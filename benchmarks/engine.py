@@ -243,7 +243,7 @@ def step_cost(
         def step() -> None:
             batches = [state.next_batch() for state in states]
             for state, loss in zip(
-                states, engine.forward_backward(model, states, batches), strict=True
+                states, engine.loop.forward_backward(model, states, batches), strict=True
             ):
                 state.update(loss)
 
@@ -257,7 +257,7 @@ def step_cost(
         ]
 
         def longest_step() -> None:
-            engine.forward_backward(model, states, [longest] * len(states))
+            engine.loop.forward_backward(model, states, [longest] * len(states))
             for state in states:
                 state.optimizer.step()
 

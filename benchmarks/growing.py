@@ -101,7 +101,7 @@ def train_from(
     with packed_model(base) as model:
         base.model.train()
         while not state.finished:
-            (loss,) = engine.forward_backward(model, [state], [state.next_batch()])
+            (loss,) = engine.loop.forward_backward(model, [state], [state.next_batch()])
             state.update(loss)
     return Adapter(state.adapter(), state.adapter_config)
 

@@ -13,7 +13,7 @@ from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
-from tests.tiny_models import cores
+from tests.tiny_models import PACKABLE, cores
 
 CONFIG = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
 # At these rates training is stable. Elsewhere rounding alone grows to 0.1 % within 50 steps.
@@ -23,6 +23,13 @@ TRIALS = [
     Trial(rank=3, seed=3, learning_rate=1e-4, lora_alpha=6),
 ]
 Tiny = tuple[BaseModel, Encoded, Encoded]
+# Other architectures resemble one of these, and run with the slow tests.
+EVERYDAY = ("bert", "roberta", "distilbert", "modernbert", "gpt2", "llama", "qwen2", "gemma2")
+every_architecture = pytest.mark.parametrize(
+    "tiny",
+    [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in PACKABLE],
+    indirect=True,
+)
 
 
 def figures(finished: FinishedTrial, what: str) -> list[float]:

@@ -108,9 +108,8 @@ def test_gradients_match_peft(tiny: Tiny) -> None:
         )  # B is 0 in an untrained adapter
         parameters = state.adapter()
         with packed_model(base) as model:
-            (loss,) = FusedEngine(base, train, held_out, CONFIG).forward_backward(
-                model, [state], [range(5)]
-            )
+            loop = FusedEngine(base, train, held_out, CONFIG).loop
+            (loss,) = loop.forward_backward(model, [state], [range(5)])
         state.flat.copy_(state.flat.grad)  # so that the names are those of the adapter
         ours = state.adapter()
 
