@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
-from rankwise.engine.reference import ReferenceEngine, score_adapter
+from rankwise.engine.reference import ReferenceEngine, _StepRecord, score_adapter
 from rankwise.engine.trial import FinishedTrial, Trial
+from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel, load_base
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
@@ -43,9 +45,22 @@ def train_one(engine: ReferenceEngine, trial: Trial = TRIAL) -> FinishedTrial:
     return next(iter(engine.train([trial])))
 
 
-def test_losses_match_a_plain_training_loop(tiny_model: Path, task: Task) -> None:
-    """The loop has PEFT, AdamW, clipping, linear warm-up and decay, and the same batches."""
-    engine = engine_for(tiny_model, task)
+CHANGED = replace(
+    CONFIG,
+    max_steps=11,
+    lr_scheduler="cosine",
+    warmup_ratio=0.2,
+    weight_decay=0.5,
+    max_grad_norm=0.1,
+)
+
+
+@pytest.mark.parametrize("settings", [CONFIG, CHANGED], ids=["default", "changed"])
+def test_losses_match_a_plain_training_loop(
+    tiny_model: Path, task: Task, settings: TrainingConfig
+) -> None:
+    """The loop has PEFT, AdamW, clipping, warm-up and decay, and the same batches."""
+    engine = engine_for(tiny_model, task, settings)
     finished = train_one(engine)
     base, examples = engine.base, engine.examples
     initial = attach_adapter(engine.base, TRIAL, saved_modules(engine.base)).state_dict()
@@ -60,14 +75,21 @@ def test_losses_match_a_plain_training_loop(tiny_model: Path, task: Task) -> Non
     model = get_peft_model(second_base.model, config)
     model.load_state_dict(initial)
     trained = [value for value in model.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=TRIAL.learning_rate, weight_decay=0.0)
+    groups = [
+        {"params": [value for value in trained if value.ndim > 1]},
+        {"params": [value for value in trained if value.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     batches = [
         b for epoch in range(2) for b in epoch_batches(examples.lengths, 8, TRIAL.seed, epoch)
-    ]
-    warmup = math.ceil(0.3 * len(batches))
+    ][: settings.max_steps]
+    warmup = math.ceil(settings.warmup_ratio * len(batches))
     for step, (batch, row) in enumerate(zip(batches, finished.steps, strict=True)):
         share = step / warmup if step < warmup else (len(batches) - step) / (len(batches) - warmup)
-        optimizer.param_groups[0]["lr"] = TRIAL.learning_rate * share
+        if step >= warmup and settings.lr_scheduler == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = TRIAL.learning_rate * share
         optimizer.zero_grad()
         total = torch.zeros(())
         for example in batch:  # one at a time, so without padding
@@ -77,11 +99,84 @@ def test_losses_match_a_plain_training_loop(tiny_model: Path, task: Task) -> Non
             )
         loss = total / len(batch)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, CONFIG.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()
         assert row["train_loss"] == pytest.approx(loss.item(), rel=1e-4), step
         assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-3), step
     assert len(finished.steps) == len(batches)
+
+
+def test_max_steps_may_take_more_epochs_than_asked_for(tiny_model: Path, task: Task) -> None:
+    shares: list[float] = []
+    engine = engine_for(tiny_model, task, replace(CONFIG, epochs=1, max_steps=25))
+    engine.on_work = shares.append
+    finished = train_one(engine)
+    assert [row["step"] for row in finished.steps] == list(range(1, 26))
+    assert finished.steps[-1]["epoch"] == pytest.approx(25 / math.ceil(len(engine.examples) / 8))
+    assert sum(shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_micro_batches_train_as_the_whole_batch_does(
+    tiny_model: Path, task: Task, tokens: int
+) -> None:
+    whole = train_one(engine_for(tiny_model, task))
+    parts = train_one(engine_for(tiny_model, task, replace(CONFIG, micro_batch_tokens=tokens)))
+    for ours, theirs in zip(parts.steps, whole.steps, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    assert parts.peak_memory_bytes < whole.peak_memory_bytes
+
+
+def test_checkpointing_changes_memory_and_no_number(tiny_model: Path, task: Task) -> None:
+    plain = train_one(engine_for(tiny_model, task))
+    engine = engine_for(tiny_model, task, replace(CONFIG, gradient_checkpointing="on"))
+    recomputed = train_one(engine)
+    assert recomputed.steps == plain.steps
+    assert recomputed.evidence.equals(plain.evidence)
+    assert recomputed.peak_memory_bytes < plain.peak_memory_bytes
+    flags = [getattr(part, "gradient_checkpointing", False) for part in engine.base.model.modules()]
+    assert not any(flags)
+
+
+def test_a_model_that_cannot_recompute_is_refused(tiny_model: Path, task: Task) -> None:
+    engine = engine_for(tiny_model, task)
+    engine.base.model.supports_gradient_checkpointing = False  # type: ignore[assignment]
+    settings = replace(CONFIG, gradient_checkpointing="on")
+    with pytest.raises(RequestError, match=r"gradient_checkpointing 'on': BertFor\w+ has none"):
+        ReferenceEngine(engine.base, engine.examples, engine.held_out, settings)
+
+
+def test_dropout_is_the_seed_s_and_off_in_scoring(
+    tiny_model: Path, task: Task, tmp_path: Path
+) -> None:
+    settings = replace(CONFIG, lora_dropout=0.5)
+    engine = engine_for(tiny_model, task, settings)
+    first, again = engine.train([TRIAL, TRIAL])
+    assert first.steps == again.steps
+    assert first.steps != train_one(engine_for(tiny_model, task)).steps
+    assert first.adapter_config["lora_dropout"] == 0.5
+    save(first, tmp_path / "adapter")
+    table = score_adapter(engine.base, tmp_path / "adapter", engine.held_out)
+    np.testing.assert_allclose(table["loss"], first.evidence["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_the_optimizer_may_keep_its_states_in_8_bits(
+    tiny_model: Path, task: Task, ratio: float
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = replace(CONFIG, optimizer="adamw-8bit", loraplus_ratio=ratio, weight_decay=0.1)
+    engine = engine_for(tiny_model, task, settings)
+    record = _StepRecord(lambda: None)
+    model = attach_adapter(engine.base, TRIAL, saved_modules(engine.base))
+    optimizer, _ = engine._run_trainer(model, TRIAL, record)
+    inner = optimizer.optimizer
+    assert inner.args.optim_bits == 8
+    rates = {group["initial_lr"] for group in inner.param_groups if group["params"]}
+    assert rates == {TRIAL.learning_rate, TRIAL.learning_rate * ratio}
+    assert {group["weight_decay"] for group in inner.param_groups} == {0.0, 0.1}
+    assert all(math.isfinite(row["train_loss"]) for row in record.steps)
 
 
 def test_a_base_on_the_cpu_trains_there_despite_an_apple_gpu(

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from rankwise.models.compat import (
@@ -293,6 +293,7 @@ def test_the_trainer_sees_examples_in_the_order_of_the_sampler(tmp_path: Path) -
         use_cpu=True,
     )
     trainer = trainer_with_sampler(
+        Trainer,
         [3, 0, 2, 1],
         model=tiny_bert(),
         args=arguments,

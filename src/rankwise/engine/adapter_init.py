@@ -34,6 +34,7 @@ def attach_adapter(
     saved: Mapping[str, Mapping[str, torch.Tensor]],
     use_dora: bool = False,
     init: str = "default",
+    lora_dropout: float = 0.0,
 ) -> PeftModel:
     """Attach an untrained adapter to the base; ``unload()`` of the result detaches it.
 
@@ -43,6 +44,7 @@ def attach_adapter(
         saved: weights from `saved_modules`, which replace those that an earlier trial left.
         use_dora: see `rankwise.engine.config.TrainingConfig`.
         init: see there too. EVA's values need data: `initialize_from_data` sets them afterwards.
+        lora_dropout: see there too.
     """
     model = base.model
     for name, state in saved.items():
@@ -55,7 +57,7 @@ def attach_adapter(
         r=trial.rank,
         lora_alpha=trial.lora_alpha,  # type: ignore[arg-type]  # PEFT takes fractions as well
         use_rslora=trial.use_rslora,
-        lora_dropout=0.0,
+        lora_dropout=lora_dropout,
         use_dora=use_dora,
         init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]
         eva_config=peft.EvaConfig(rho=1.0)

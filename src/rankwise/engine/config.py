@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
@@ -42,8 +43,14 @@ def _tokens(name: str, value: Any) -> int:
         raise not_allowed(name, value, "auto, or a whole number of tokens, at least 1") from None
 
 
+LANGUAGE_MODEL_WARMUP = 0.1
+"""Default of ``warmup_ratio`` for language models; docs/gpu.md says why."""
+
 AtLeastZero = Annotated[float, checked(check_number, above=0, or_equal=True)]
 ShareOrZero = Annotated[float, checked(check_number, above=0, below=1, or_equal=True)]
+WARMUP_OPTION = Option(
+    "Share of the steps over which the learning rate rises from 0.", "training", "RATIO"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +102,7 @@ class TrainingConfig(Settings):
         SchedulerName,
         Option("Course of the learning rate after the warm-up: to 0, or constant.", "training"),
     ] = "linear"
-    warmup_ratio: Annotated[
-        ShareOrZero,
-        Option(
-            "Share of the steps over which the learning rate rises from 0.", "training", "RATIO"
-        ),
-    ] = 0.3
+    warmup_ratio: Annotated[ShareOrZero, WARMUP_OPTION] = 0.3
     weight_decay: Annotated[AtLeastZero, Option("Weight decay of AdamW.", "training")] = 0.0
     max_grad_norm: Annotated[
         Positive, Option("Norm to which the gradients of a trial are clipped.", "training")
@@ -170,4 +172,9 @@ class TrainingConfig(Settings):
             raise RequestError(
                 f"init {self.init!r} with use_dora: DoRA's magnitudes would not fit the original "
                 "base; give one of the two"
+            )
+        if self.optimizer == "adamw-8bit" and find_spec("bitsandbytes") is None:
+            raise RequestError(
+                "optimizer 'adamw-8bit' needs the package 'bitsandbytes': "
+                "pip install 'rankwise[qlora]', or take adamw"
             )

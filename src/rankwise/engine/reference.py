@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from rankwise.engine import adapter_init
 from rankwise.engine.batches import EpochSampler, epoch_batches, longest_rows
 from rankwise.engine.config import BASE_CHANGING_INITS, TrainingConfig
 from rankwise.engine.evaluate import evaluate
+from rankwise.engine.micro_batches import MicroBatchTrainer, split_batch
 from rankwise.engine.peak_memory import optimizer_states, peak_live_bytes
-from rankwise.engine.schedule import SCHEDULERS, total_steps, warmup_steps
+from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS, total_steps, warmup_steps
 from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
+from rankwise.errors import RequestError
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.conversion import for_original_base
 from rankwise.lora.files import write_adapter
@@ -33,7 +36,7 @@ STEP_FIGURES = ("grad_norm", "learning_rate", "epoch")  # kept of the Trainer's 
 
 
 class ReferenceEngine:
-    """Trains each trial as a tutorial would: AdamW, linear schedule with warm-up, no dropout.
+    """Trains each trial as a tutorial would: PEFT, and the Trainer with the sweep's settings.
 
     A trial depends on its settings and the data alone: the seed sets the head, the adapter's
     initial values and the data order, and nothing is left over from an earlier trial.
@@ -41,6 +44,9 @@ class ReferenceEngine:
     Args:
         base: the frozen base, to which adapters are attached and from which they are detached.
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.
+
+    Raises:
+        RequestError: checkpointing is requested of a model that has none.
     """
 
     pack_size = 1
@@ -61,11 +67,21 @@ class ReferenceEngine:
         self.total_steps = total_steps(config, train)
         self.train_share = share_of_training(config, train, held_out)
         self._saved = adapter_init.saved_modules(base)
+        has_checkpointing = getattr(base.model, "supports_gradient_checkpointing", False)
+        if config.gradient_checkpointing == "on" and not has_checkpointing:
+            kind = type(base.model).__name__
+            raise RequestError(f"gradient_checkpointing 'on': {kind} has none; take off or auto")
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""
         for trial in trials:
-            with quiet_libraries(), adapter_init.base_restored(self.base, self.config.init):
+            with ExitStack() as stack:
+                stack.enter_context(quiet_libraries())
+                if self.config.gradient_checkpointing == "on":
+                    stack.enter_context(_checkpointing(self.base.model))
+                stack.enter_context(adapter_init.base_restored(self.base, self.config.init))
+                if self.base.device.type == "cuda":  # the Trainer takes the current GPU
+                    stack.enter_context(torch.cuda.device(self.base.device))
                 finished = self._train_one(trial)
             yield finished
 
@@ -81,7 +97,9 @@ class ReferenceEngine:
 
     def _train_one(self, trial: Trial) -> FinishedTrial:
         config, base = self.config, self.base
-        model = adapter_init.attach_adapter(base, trial, self._saved, config.use_dora, config.init)
+        model = adapter_init.attach_adapter(
+            base, trial, self._saved, config.use_dora, config.init, config.lora_dropout
+        )
         try:
             if config.init == "eva":
                 self._initialize_from_data(model, trial)
@@ -121,21 +139,17 @@ class ReferenceEngine:
         self, model: PeftModel, trial: Trial, record: "_StepRecord"
     ) -> tuple[Any, int | None]:
         """Train; return the optimizer, and the peak of a GPU's memory in bytes."""
-        rate, ratio = trial.learning_rate, self.config.loraplus_ratio
-        optimizer = None  # the Trainer makes a plain one
-        if ratio != 1.0:
-            optimizer = create_loraplus_optimizer(
-                model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=ratio, fused=True
-            )
         with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
             trainer = trainer_with_sampler(
+                MicroBatchTrainer,
                 EpochSampler(self.examples.lengths, self.config.batch_size, trial.seed),
                 model=model,
                 args=self._arguments(trial, scratch),
                 train_dataset=range(len(self.examples)),
                 data_collator=self._padded_batch,
                 callbacks=[record],
-                optimizers=(optimizer, None),
+                optimizers=(self._loraplus_optimizer(model, trial), None),
+                micro_batch_tokens=self.config.micro_batch_tokens,
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.remove_callback(transformers.ProgressCallback)
@@ -144,6 +158,26 @@ class ReferenceEngine:
                 torch.cuda.reset_peak_memory_stats()
             trainer.train()
             return trainer.optimizer, torch.cuda.max_memory_allocated() if on_cuda else None
+
+    def _loraplus_optimizer(self, model: PeftModel, trial: Trial) -> torch.optim.Optimizer | None:
+        """Return the optimizer of LoRA+; None for plain LoRA, whose optimizer the Trainer makes."""
+        config = self.config
+        if config.loraplus_ratio == 1.0:
+            return None
+        kind: type[torch.optim.Optimizer] = torch.optim.AdamW
+        options = {"fused": True}
+        if config.optimizer == "adamw-8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            kind, options = AdamW8bit, {}
+        return create_loraplus_optimizer(
+            model,
+            kind,
+            lr=trial.learning_rate,
+            loraplus_lr_ratio=config.loraplus_ratio,
+            loraplus_weight_decay=config.weight_decay,
+            **options,
+        )
 
     def _initialize_from_data(self, model: PeftModel, trial: Trial) -> None:
         size = max(adapter_init.EVA_BATCH, trial.rank)
@@ -159,19 +193,21 @@ class ReferenceEngine:
 
     def _arguments(self, trial: Trial, scratch: str) -> transformers.TrainingArguments:
         config = self.config
-        device = next(self.base.model.parameters()).device
+        device, dtype = self.base.device, self.base.compute_dtype
         arguments = transformers.TrainingArguments(
             output_dir=scratch,
             learning_rate=trial.learning_rate,
             num_train_epochs=config.epochs,
             max_steps=config.max_steps or -1,
             per_device_train_batch_size=config.batch_size,
-            optim="adamw_torch_fused",  # AdamW, one kernel for each tensor
-            weight_decay=0.0,
+            optim=OPTIMIZERS[config.optimizer],
+            weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             lr_scheduler_type=SCHEDULERS[config.lr_scheduler],
             warmup_steps=warmup_steps(config, self.total_steps),
             seed=trial.seed,
+            bf16=dtype == torch.bfloat16 and device.type != "mps",
+            fp16=dtype == torch.float16 and device.type == "cuda",  # with loss scaling
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="no",
@@ -189,16 +225,32 @@ class ReferenceEngine:
         """Measure a thrown-away step on the longest examples, in bytes."""
         inner = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's wrapper
         longest = longest_rows(self.examples.lengths, self.config.batch_size)
-        batch = self._padded_batch(longest).to(next(model.parameters()).device)
+        batch = self._padded_batch(longest).to(self.base.device)
         model.train()
         inner.zero_grad(set_to_none=True)
 
         def step() -> None:
-            model(**batch).loss.backward()
+            for part, share in split_batch(batch, self.config.micro_batch_tokens):
+                (model(**part).loss * share).backward()
             inner.step()
 
         resident = [*resident_tensors(model), *optimizer_states(inner), *batch.values()]
         return peak_live_bytes(step, resident)
+
+
+@contextmanager
+def _checkpointing(model: nn.Module) -> Iterator[None]:
+    """Make a transformers model recompute its blocks' activations inside the ``with`` block.
+
+    The methods are called ``activation_...`` in newer versions, ``gradient_...`` in older ones.
+    """
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    # The other kind would need inputs with a gradient, which a frozen base has not.
+    getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(model, f"{word}_checkpointing_disable")()
 
 
 class _StepRecord(transformers.TrainerCallback):
@@ -223,8 +275,10 @@ class _StepRecord(transformers.TrainerCallback):
         row |= {key: float(value) for key, value in logs.items() if key in STEP_FIGURES}
         self.steps.append(row)
         self.on_step()
-        # Clipping turns an infinite gradient into zeros, so the loss alone would not show it.
-        if not (math.isfinite(row["train_loss"]) and math.isfinite(row.get("grad_norm", 0.0))):
+        # Clipping turns an infinite gradient into zeros, so the loss alone would not show it. In
+        # fp16 a gradient overflows now and then: the step is skipped, and the loss scale halved.
+        norm = 0.0 if args.fp16 else row.get("grad_norm", 0.0)
+        if not (math.isfinite(row["train_loss"]) and math.isfinite(norm)):
             self.diverged = True
             control.should_training_stop = True
 

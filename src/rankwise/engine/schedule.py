@@ -1,15 +1,20 @@
-"""Steps of a trial and their learning rates, the same in both engines."""
+"""Steps of a trial and their learning rates, the same in both engines and in exports."""
 
 import math
 from collections.abc import Sized
 from typing import TYPE_CHECKING
 
-from rankwise.engine.config import SchedulerName, TrainingConfig
+from rankwise.engine.config import OptimizerName, SchedulerName, TrainingConfig
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+OPTIMIZERS: dict[OptimizerName, str] = {
+    "adamw": "adamw_torch_fused",  # one kernel for each tensor
+    "adamw-8bit": "adamw_bnb_8bit",
+}
+"""Names that transformers gives the optimizers."""
 SCHEDULERS: dict[SchedulerName, str] = {
     "linear": "linear",
     "cosine": "cosine",

@@ -55,6 +55,25 @@ class BaseModel:
     targets: dict[str, tuple[int, int]]
     max_length: int
 
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the model."""
+        return self._embedding.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the frozen weights and of their products.
+
+        A model may keep some modules in fp32, quantised layers hold fewer bits, and modules trained
+        in full are in fp32; the embeddings always have the type of the rest.
+        """
+        return self._embedding.dtype
+
+    @property
+    def _embedding(self) -> torch.Tensor:
+        weight: torch.Tensor = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        return weight
+
 
 def load_base(
     name: str,

@@ -251,14 +251,13 @@ def attention_implementation(model: "nn.Module", name: str) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-def trainer_with_sampler(sampler: Any, **arguments: Any) -> "Trainer":
-    """Return transformers' Trainer, but with its training examples in the order of a sampler.
+def trainer_with_sampler(kind: "type[Trainer]", sampler: Any, **arguments: Any) -> "Trainer":
+    """Return a Trainer of a kind, but with its training examples in the order of a sampler.
 
     The Trainer takes the name of an order, and no sampler.
     """
-    from transformers import Trainer
 
-    class TrainerWithSampler(Trainer):
+    class TrainerWithSampler(kind):  # type: ignore[misc,valid-type]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return sampler
 
