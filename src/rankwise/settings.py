@@ -16,7 +16,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from rankwise.checks import (
@@ -119,6 +126,10 @@ Text = Annotated[str, checked(check_text)]
 FilePath = Annotated[Path, checked(check_path)]
 Flag = Annotated[bool, checked(check_flag)]
 Bytes = Annotated[int, checked(parse_bytes)]
+Later: Any = None
+"""Default of a setting of any type whose value follows from the others, once they are known."""
+OrLater = WrapValidator(lambda value, check: None if value is None else check(value))
+"""Lets a setting have the value `Later`."""
 Several = BeforeValidator(items)
 """Lets a tuple of values be given as text with commas, or as any collection."""
 Ranks = Annotated[tuple[Count, ...], Several, AfterValidator(ascending)]

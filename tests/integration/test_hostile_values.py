@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "learning_rate": {"fraction"},
     "margin": {"fraction"},
     "confidence": {"fraction"},
-    "warmup_ratio": {"fraction", "zero"},
+    "warmup_ratio": {"null", "fraction", "zero"},
     "weight_decay": {"fraction", "zero"},
     "lora_dropout": {"fraction", "zero"},
     "max_steps": {"null"},

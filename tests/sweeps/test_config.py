@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.sweeps.config import SweepConfig, make_config, read_yaml
+from rankwise.sweeps.config import SweepConfig, for_task, make_config, read_yaml
 
 
 def test_text_and_python_values_mean_the_same() -> None:
@@ -51,6 +51,12 @@ def test_target_modules_are_a_group_a_regex_or_names() -> None:
     }
     assert said == {"MLP": "mlp", ".*layer.(1|2,3).*": ".*layer.(1|2,3).*", "query": ("query",)}
     assert make_config({"target_modules": ["all-linear"]}).target_modules == "all-linear"
+
+
+@pytest.mark.parametrize(("task_type", "ratio"), [("SEQ_CLS", 0.3), ("CAUSAL_LM", 0.1)])
+def test_the_default_warm_up_is_the_task_s(task_type: str, ratio: float) -> None:
+    assert for_task(SweepConfig(), task_type).warmup_ratio == ratio
+    assert for_task(SweepConfig(warmup_ratio=0), task_type).warmup_ratio == 0.0
 
 
 def test_several_learning_rates_may_be_named_as_such() -> None:

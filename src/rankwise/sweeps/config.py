@@ -1,7 +1,7 @@
 """The request of a sweep: one declaration for the command line, YAML files and Python calls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, get_args
 
@@ -11,6 +11,8 @@ from rankwise.decide.config import DecisionConfig
 from rankwise.engine.config import (
     BASE_CHANGING_INITS,
     FUSED_INITS,
+    LANGUAGE_MODEL_WARMUP,
+    WARMUP_OPTION,
     AttentionName,
     CheckpointingName,
     EngineName,
@@ -18,11 +20,22 @@ from rankwise.engine.config import (
     OptimizerName,
     PrecisionName,
     SchedulerName,
+    ShareOrZero,
     TrainingConfig,
 )
 from rankwise.errors import RequestError, shown
 from rankwise.models.config import ModelConfig, Quantization
-from rankwise.settings import Bytes, FilePath, Flag, Option, Several, any_case, named
+from rankwise.settings import (
+    Bytes,
+    FilePath,
+    Flag,
+    Later,
+    Option,
+    OrLater,
+    Several,
+    any_case,
+    named,
+)
 from rankwise.strategies.config import SearchConfig, StrategyName
 from rankwise.tasks.config import DataConfig, TaskName
 
@@ -34,10 +47,22 @@ TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, ModelConfig):
     """The request of a sweep: the settings of all its components, and what concerns the whole.
 
+    Attributes:
+        warmup_ratio: None until `for_task` sets the default of the task.
+
     Raises:
         RequestError: a value is not allowed; the message names it and what is allowed.
     """
 
+    warmup_ratio: Annotated[
+        ShareOrZero,
+        OrLater,
+        replace(
+            WARMUP_OPTION,
+            unset=f"{LANGUAGE_MODEL_WARMUP:g} for language models, "
+            f"{TrainingConfig.warmup_ratio:g} for others",
+        ),
+    ] = Later
     engine: Annotated[
         EngineName,
         Option(
@@ -104,6 +129,15 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
                 f"base does not give back exactly; with --quantization {self.quantization} allowed "
                 f"are {', '.join(FUSED_INITS)}, eva"
             )
+
+
+def for_task(config: SweepConfig, task_type: str) -> SweepConfig:
+    """Return the request with the defaults that depend on the task, such as ``CAUSAL_LM``."""
+    if config.warmup_ratio is not None:
+        return config
+    is_language_model = task_type == "CAUSAL_LM"
+    ratio = LANGUAGE_MODEL_WARMUP if is_language_model else TrainingConfig.warmup_ratio
+    return replace(config, warmup_ratio=ratio)
 
 
 class GridSettings(TypedDict, total=False):

@@ -20,7 +20,7 @@ from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.more_seeds import MoreSeeds
-from rankwise.sweeps.config import SweepConfig, SweepSettings
+from rankwise.sweeps.config import SweepConfig, SweepSettings, for_task
 from rankwise.sweeps.extension import Extension, read_extension
 from rankwise.sweeps.finish import SweepResult, finish
 from rankwise.sweeps.memory_fit import fit_to_machine
@@ -85,6 +85,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     config, extension = read_extension(config)
     require_trackers(config.report_to)
     task = load_task(config)
+    config = for_task(config, task.objective.task_type)
     check_model_files(model_name(config))
     # PEFT imports bitsandbytes, which on some processors recommends another package.
     with quiet_libraries():
@@ -114,7 +115,19 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         f"{task.name}: {task.objective.describe()}; {len(task.train)} training, "
         f"{len(task.held_out)} held-out and {len(task.test)} test examples"
     )
+    if task.objective.task_type == "CAUSAL_LM":
+        progress.note(_training_note(config))
     return Run(config, task, base, store, progress, fit, extension)
+
+
+def _training_note(config: SweepConfig) -> str:
+    """Say which settings of training are in force, so that nobody must look up the defaults."""
+    return (
+        f"training: batches of {config.batch_size} examples; {config.lr_scheduler} learning rate "
+        f"after a warm-up of {100 * config.warmup_ratio:g} % of the steps; {config.optimizer}, "
+        f"weight decay {config.weight_decay:g}, gradients clipped to norm "
+        f"{config.max_grad_norm:g}, lora_dropout {config.lora_dropout:g}"
+    )
 
 
 def _without_too_large_ranks(
