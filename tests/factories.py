@@ -31,6 +31,7 @@ REQUEST = SweepRecord(
         "margin": 0.02,
         "confidence": 0.95,
     },
+    machine={"device": "auto"},
     paths=SweepPaths(model=None, data="reviews.csv", eval_data=None),
     fingerprints=Fingerprints(model="a", data="b"),
     task=TaskRecord(

@@ -28,14 +28,18 @@ def test_a_sweep_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_the_settings_that_exports_repeat_are_typed() -> None:
     settings = {
-        "epochs": 2, "batch_size": 4, "max_length": 256, "train_examples": None, "target_modules": ["q", "v"],
-        "quantization": "nf4", "init": "default", "loraplus_ratio": 1.0, "trust_remote_code": False, "seeds": 3,
+        "epochs": 2, "max_steps": None, "batch_size": 4, "max_length": 256, "train_examples": None,
+        "target_modules": ["q", "v"], "quantization": "nf4", "init": "default", "loraplus_ratio": 1.0,
+        "lr_scheduler": "linear", "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "lora_dropout": 0.0, "optimizer": "adamw", "precision": "bf16", "trust_remote_code": False, "seeds": 3,
     }  # fmt: skip
-    training = replace(REQUEST, settings=settings).training
+    machine = {"gradient_checkpointing": "on", "micro_batch_tokens": 512, "device": "cuda:1"}
+    training = replace(REQUEST, settings=settings, machine=machine).training
     assert (training.epochs, training.quantization) == (2, "nf4")
+    assert (training.gradient_checkpointing, training.micro_batch_tokens) == ("on", 512)
 
 
-@pytest.mark.parametrize("part", ["settings", "task", "environment", "command"])
+@pytest.mark.parametrize("part", ["settings", "machine", "task", "environment", "command"])
 def test_a_sweep_json_that_lacks_a_part_is_refused_in_one_line(tmp_path: Path, part: str) -> None:
     save_sweep(tmp_path, [])
     content = json.loads((tmp_path / "sweep.json").read_text())

@@ -28,8 +28,16 @@ def test_settings_that_do_not_affect_results_do_not_identify_a_sweep(
     plain = record_of(tmp_path / "plain", **settings)
     limited = record_of(tmp_path / "limited", **settings, budget=5, max_memory="1GB", extend=True)
     assert limited.settings == plain.settings
+    other = {"micro_batch_tokens": 64, "gradient_checkpointing": "on", "checkpoint_minutes": 1}
+    elsewhere = record_of(tmp_path / "elsewhere", **settings, **other)
+    assert elsewhere.settings == plain.settings
+    assert elsewhere.machine == plain.machine | other
     assert not {"budget", "max_memory", "out", "model", "data"} & set(plain.settings)
-    assert record_of(tmp_path / "other", **settings, epochs=2).settings != plain.settings
+    changes = {"epochs": 2, "max_steps": 9, "lr_scheduler": "cosine", "warmup_ratio": 0.1,
+               "weight_decay": 0.1, "max_grad_norm": 0.5, "lora_dropout": 0.1}  # fmt: skip
+    for name, value in changes.items():
+        changed = record_of(tmp_path / name, **settings, **{name: value})
+        assert changed.settings == plain.settings | {name: value}
 
 
 def test_a_moved_file_is_the_same_file_and_a_changed_one_is_not(
@@ -53,5 +61,5 @@ def test_the_record_describes_the_task(settings: dict[str, object], tmp_path: Pa
     assert (task.name, task.task_type, task.score) == ("reviews.csv", "SEQ_CLS", "accuracy")
     assert task.train_examples + task.held_out_examples + task.test_examples == 120
     assert list(json.loads((tmp_path / "out" / "sweep.json").read_text())) == [
-        "settings", "paths", "fingerprints", "task", "environment", "command"
+        "settings", "machine", "paths", "fingerprints", "task", "environment", "command"
     ]  # fmt: skip

@@ -12,6 +12,12 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from rankwise.decide.evidence import ChanceLoss
+from rankwise.engine.config import (
+    CheckpointingName,
+    OptimizerName,
+    PrecisionName,
+    SchedulerName,
+)
 from rankwise.errors import RankwiseError, RequestError, some
 
 Record = TypeVar("Record")
@@ -137,13 +143,23 @@ class TrainingSettings:
     """The settings of a sweep that its exports repeat; `rankwise.SweepConfig` describes each."""
 
     epochs: int
+    max_steps: int | None
     batch_size: int
+    micro_batch_tokens: int | None
     max_length: int
     train_examples: int | None
     target_modules: str | Sequence[str]
     quantization: str
     init: str
     loraplus_ratio: float
+    lr_scheduler: SchedulerName
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    lora_dropout: float
+    optimizer: OptimizerName
+    precision: PrecisionName
+    gradient_checkpointing: CheckpointingName
     trust_remote_code: bool
 
 
@@ -154,10 +170,12 @@ class SweepRecord:
     Attributes:
         settings: every setting that affects results; with the fingerprints, they identify the
             sweep.
+        machine: settings of the machine, which change results by rounding at most.
         command: the command line, or the Python call.
     """
 
     settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
     paths: SweepPaths
     fingerprints: Fingerprints
     task: TaskRecord
@@ -167,7 +185,7 @@ class SweepRecord:
     @property
     def training(self) -> TrainingSettings:
         """The settings that exports repeat."""
-        return _parse(TrainingSettings, self.settings)
+        return _parse(TrainingSettings, {**self.settings, **self.machine})
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:

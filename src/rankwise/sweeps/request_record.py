@@ -15,12 +15,15 @@ from rankwise.tasks.readers import file_fingerprint
 if TYPE_CHECKING:
     from rankwise.models.base_model import BaseModel
 
-# These settings do not affect results, or no more than the machine does, so they do not identify a
-# sweep.
+# These settings do not affect results, so they do not identify a sweep.
 NOT_IDENTIFYING = (
     "extend", "allow_duplicates", "max_memory", "budget", "report_to", "require_confidence", "out",
+)  # fmt: skip
+# These change results by rounding at most, as another machine does.
+MACHINE = (
     "device", "gradient_checkpointing", "micro_batch_tokens", "attention", "checkpoint_minutes",
 )  # fmt: skip
+PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepRecord:
@@ -28,11 +31,14 @@ def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepR
     settings = {**config.as_dict(), "max_length": max_length(config, task)}
     for name in NOT_IDENTIFYING:
         del settings[name]
+    settings["precision"] = PRECISIONS[str(base.compute_dtype)]  # "auto" is no value
+    machine = {name: settings.pop(name) for name in MACHINE}
     paths = SweepPaths(**{name: settings.pop(name) for name in ("model", "data", "eval_data")})
     eval_data = None if config.eval_data is None else file_fingerprint(config.eval_data)
     command = " ".join(sys.argv) if sys.argv[0].endswith("rankwise") else "rankwise.sweep(...)"
     return SweepRecord(
         settings=settings,
+        machine=machine,
         paths=paths,
         fingerprints=Fingerprints(
             model=model_fingerprint(model_name(config)),
