@@ -32,6 +32,19 @@ def test_the_quantisation_is_set_for_every_task(
     assert {name for name in settings if name.startswith("load_in")} == {key}
 
 
+def test_the_settings_of_training_have_axolotl_s_names() -> None:
+    settings = yaml.safe_load(export_files(RECIPES["gpu"])["axolotl.yaml"])
+    expected = {
+        "micro_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 200, "bf16": True,
+        "fp16": False, "gradient_checkpointing": True, "optimizer": "adamw_bnb_8bit",
+        "lr_scheduler": "cosine", "warmup_steps": 20, "weight_decay": 0.01, "max_grad_norm": 0.3,
+        "lora_dropout": 0.05,
+    }  # fmt: skip
+    assert settings.items() >= expected.items()
+    constant = export_files(make_recipe(lr_scheduler="constant"))["axolotl.yaml"]
+    assert yaml.safe_load(constant)["lr_scheduler"] == "constant_with_warmup"
+
+
 TRAINED = [name for name, recipe in RECIPES.items() if recipe.model.task_type == "CAUSAL_LM"]
 
 
@@ -49,7 +62,18 @@ def test_axolotl_validates_the_config(name: str) -> None:
         recipe.adapter.lora_alpha,
         recipe.optimizer.learning_rate,
     )
-    assert (valid.warmup_steps, valid.lr_scheduler) == (recipe.optimizer.warmup_steps, "linear")
+    assert (valid.warmup_steps, valid.lr_scheduler) == (
+        recipe.optimizer.warmup_steps,
+        recipe.optimizer.lr_scheduler,
+    )
+    assert (valid.weight_decay, valid.max_grad_norm, valid.lora_dropout) == (
+        recipe.optimizer.weight_decay,
+        recipe.optimizer.max_grad_norm,
+        recipe.adapter.dropout,
+    )
+    assert valid.micro_batch_size * valid.gradient_accumulation_steps == recipe.optimizer.batch_size
+    assert valid.max_steps == recipe.optimizer.max_steps
+    assert (bool(valid.bf16), bool(valid.fp16)) == (recipe.optimizer.precision == "bf16", False)
     assert valid.excess_length_strategy == "truncate"
     assert bool(valid.lora_target_linear) == recipe.adapter.targets_all
     assert bool(valid.peft_use_rslora) == recipe.adapter.use_rslora

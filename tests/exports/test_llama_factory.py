@@ -38,6 +38,21 @@ def test_a_file_ending_that_llama_factory_does_not_read_is_noted() -> None:
         assert ("does not read files that end in .ndjson" in comment_of(text)) == noted
 
 
+def test_the_settings_of_training_have_llama_factory_s_names() -> None:
+    text = export_files(RECIPES["gpu"])["llama_factory.yaml"]
+    expected = {
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 200,
+        "bf16": True, "fp16": False, "disable_gradient_checkpointing": False,
+        "optim": "adamw_bnb_8bit", "lr_scheduler_type": "cosine", "warmup_steps": 20,
+        "weight_decay": 0.01, "max_grad_norm": 0.3, "lora_dropout": 0.05,
+    }  # fmt: skip
+    assert yaml.safe_load(text).items() >= expected.items()
+    assert "fp32" not in comment_of(text)
+    plain = export_files(RECIPES["plain"])["llama_factory.yaml"]
+    assert yaml.safe_load(plain)["disable_gradient_checkpointing"] is True
+    assert "The sweep computed in fp32" in comment_of(plain)
+
+
 TRAINED = [name for name, recipe in RECIPES.items() if recipe.model.task_type == "CAUSAL_LM"]
 
 
@@ -75,6 +90,15 @@ def test_llama_factory_parses_the_config_and_finds_the_data(
     assert (training.learning_rate, training.warmup_steps) == (
         recipe.optimizer.learning_rate,
         recipe.optimizer.warmup_steps,
+    )
+    assert (training.weight_decay, training.max_grad_norm, finetuning.lora_dropout) == (
+        recipe.optimizer.weight_decay,
+        recipe.optimizer.max_grad_norm,
+        recipe.adapter.dropout,
+    )
+    assert (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps
+        == recipe.optimizer.batch_size
     )
     assert model.quantization_bit == {"none": None, "int8": 8}.get(recipe.model.quantization, 4)
     (tmp_path / "dataset_info.json").write_text(files["dataset_info.json"])

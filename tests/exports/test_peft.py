@@ -53,6 +53,22 @@ def test_a_quantised_base_gets_its_bitsandbytes_config() -> None:
     assert run(export_files(RECIPES["int8"])["peft_config.py"])["quantization_config"].load_in_8bit
 
 
+def test_the_settings_of_training_reach_peft_and_the_trainer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import training_args
+
+    monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: True)
+    names = run(export_files(RECIPES["gpu"])["peft_config.py"])
+    arguments, adapter = names["training_arguments"], names["lora_config"]
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 4)
+    assert (arguments.max_steps, arguments.get_warmup_steps(200)) == (200, 20)
+    assert (arguments.lr_scheduler_type, arguments.optim) == ("cosine", "adamw_bnb_8bit")
+    assert (arguments.weight_decay, arguments.max_grad_norm) == (0.01, 0.3)
+    assert (arguments.bf16, arguments.fp16, arguments.gradient_checkpointing) == (True, False, True)
+    assert (names["dtype"], adapter.lora_dropout) == ("bfloat16", 0.05)
+
+
 def test_the_exported_python_trains_as_the_sweep_did(
     swept: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +83,7 @@ def test_the_exported_python_trains_as_the_sweep_did(
     from rankwise.tasks.losses import ClassificationObjective
 
     names = run((swept / "export" / "peft_config.py").read_text())
-    base = AutoModelForSequenceClassification.from_pretrained(**names["base"])
+    base = AutoModelForSequenceClassification.from_pretrained(**names["base"], dtype=names["dtype"])
     tensors = get_peft_model_state_dict(get_peft_model(base, names["lora_config"]))
     best = load_file(swept / "best" / "adapter_model.safetensors")
     assert {name: value.shape for name, value in tensors.items()} == {

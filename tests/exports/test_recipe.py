@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from rankwise.exports import export_files
 from rankwise.exports.recipe import read_recipe
@@ -39,6 +40,23 @@ def test_the_layout_of_the_data_is_read_from_the_sweep(swept: Path, tmp_path: Pa
     assert recipe.data.layout.keys == (("from", "value"),)
     assert recipe.data.layout.columns == {"messages": "conversations"}
     assert (recipe.data.chat_template, recipe.data.answers_marked) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "examples"), [(None, 12), (6 * 64, 6), (5 * 64, 4), (64, 1), (1, 1)]
+)
+def test_a_micro_batch_is_a_divisor_of_the_batch_within_the_tokens(
+    swept: Path, tmp_path: Path, tokens: int | None, examples: int
+) -> None:
+    shutil.copytree(swept, tmp_path / "out")
+    path = tmp_path / "out" / "sweep.json"
+    sweep = json.loads(path.read_text())
+    sweep["settings"] |= {"batch_size": 12, "max_length": 64}
+    sweep["machine"]["micro_batch_tokens"] = tokens
+    path.write_text(json.dumps(sweep))
+    name = json.loads((swept / "decision.json").read_text())["test"]["trial"]
+    optimizer = read_recipe(tmp_path / "out", name).optimizer
+    assert (optimizer.micro_batch_size, optimizer.accumulated_batches) == (examples, 12 // examples)
 
 
 def test_an_adapter_saved_at_twice_its_rank_gets_the_rank_of_its_training(

@@ -15,7 +15,7 @@ from tests.tasks.test_sft import CHATML, MARKED
 from tests.tiny_models import TINY_GROUPED
 
 
-@pytest.mark.parametrize("name", ["plain", "rslora", "dora", "nf4"])
+@pytest.mark.parametrize("name", ["plain", "rslora", "dora", "nf4", "gpu"])
 def test_trl_parses_the_config(name: str, tmp_path: Path) -> None:
     from trl import get_peft_config
 
@@ -25,7 +25,7 @@ def test_trl_parses_the_config(name: str, tmp_path: Path) -> None:
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (
         recipe.adapter.rank,
         recipe.adapter.lora_alpha,
-        0.0,
+        recipe.adapter.dropout,
     )
     assert (adapter.use_rslora, adapter.use_dora) == (
         recipe.adapter.use_rslora,
@@ -36,17 +36,31 @@ def test_trl_parses_the_config(name: str, tmp_path: Path) -> None:
     assert training.learning_rate == recipe.optimizer.learning_rate
     assert (training.num_train_epochs, training.per_device_train_batch_size) == (
         recipe.optimizer.epochs,
-        recipe.optimizer.batch_size,
+        recipe.optimizer.micro_batch_size,
     )
     assert (training.lr_scheduler_type, training.get_warmup_steps(recipe.optimizer.steps)) == (
-        "linear",
+        "cosine" if name == "gpu" else "linear",
         recipe.optimizer.warmup_steps,
     )
     assert training.max_length == recipe.data.max_length
     assert model.model_name_or_path == "org/model"
     assert model.load_in_4bit == (name == "nf4")
+    assert model.dtype == ("bfloat16" if name == "gpu" else "float32")
     assert data.datasets[0].data_files == recipe.data.source
     assert data.datasets[0].path == ("parquet" if name == "dora" else "json")
+
+
+def test_trl_gets_the_settings_of_training(tmp_path: Path) -> None:
+    text = export_files(RECIPES["gpu"])["trl.yaml"]
+    assert yaml.safe_load(text)["bf16"] is True
+    _, training, *_ = parse_with_trl(text, tmp_path)
+    assert (training.gradient_accumulation_steps, training.max_steps) == (4, 200)
+    assert (training.weight_decay, training.max_grad_norm) == (0.01, 0.3)
+    assert training.optim == "adamw_bnb_8bit"
+    assert (training.gradient_checkpointing, training.fp16) == (True, False)
+    # TRL's own defaults are bf16 and checkpointing.
+    plain = yaml.safe_load(export_files(RECIPES["plain"])["trl.yaml"])
+    assert (plain["bf16"], plain["gradient_checkpointing"]) == (False, False)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rankwise.engine.config import INITS
+from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS
 from rankwise.exports import yaml_text
 from rankwise.exports.recipe import Recipe
 from rankwise.tasks.chat_formats import DataLayout
@@ -34,7 +35,7 @@ def _adapter(recipe: Recipe) -> dict[str, Any]:
         "adapter": "qlora" if in_4_bits else "lora",
         "lora_r": adapter.rank,
         "lora_alpha": int(adapter.lora_alpha),
-        "lora_dropout": 0.0,
+        "lora_dropout": adapter.dropout,
     }
     if adapter.named_targets is None:
         settings["lora_target_linear"] = True
@@ -59,18 +60,21 @@ def _training(recipe: Recipe) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "learning_rate": optimizer.learning_rate,
         "num_epochs": optimizer.epochs,
-        "micro_batch_size": optimizer.batch_size,
-        "gradient_accumulation_steps": 1,
-        "optimizer": "adamw_torch_fused",
-        "weight_decay": 0.0,
+        **optimizer.step_limit,
+        "micro_batch_size": optimizer.micro_batch_size,
+        "gradient_accumulation_steps": optimizer.accumulated_batches,
+        "optimizer": OPTIMIZERS[optimizer.optimizer],
+        "weight_decay": optimizer.weight_decay,
         "max_grad_norm": optimizer.max_grad_norm,
-        "lr_scheduler": "linear",
+        "lr_scheduler": SCHEDULERS[optimizer.lr_scheduler],
         "warmup_steps": optimizer.warmup_steps,
         "sequence_len": recipe.data.max_length,
         "excess_length_strategy": "truncate",  # by default Axolotl drops long examples
         "sample_packing": False,
         "val_set_size": 0.0,
-        "bf16": "auto",
+        "bf16": optimizer.precision == "bf16",
+        "fp16": optimizer.precision == "fp16",
+        "gradient_checkpointing": optimizer.gradient_checkpointing,
         "seed": optimizer.seed,
         "output_dir": "adapter",
     }

@@ -100,7 +100,7 @@ def _adapter(recipe: Recipe) -> dict[str, Any]:
         "finetuning_type": "lora",
         "lora_rank": adapter.rank,
         "lora_alpha": int(adapter.lora_alpha),
-        "lora_dropout": 0.0,
+        "lora_dropout": adapter.dropout,
         "lora_target": "all" if adapter.named_targets is None else ",".join(adapter.named_targets),
         "use_rslora": adapter.use_rslora,
         "use_dora": adapter.use_dora,
@@ -116,7 +116,7 @@ def _training(recipe: Recipe) -> dict[str, Any]:
         "stage": _stage(recipe),
         "do_train": True,
         **recipe.optimizer.training_arguments,
-        "gradient_accumulation_steps": 1,
+        "disable_gradient_checkpointing": not recipe.optimizer.gradient_checkpointing,
         "cutoff_len": recipe.data.max_length,
         "packing": False,  # the default in stage pt is True
     }
@@ -136,6 +136,11 @@ def _training_notes(recipe: Recipe) -> list[str]:
         notes.append(
             f"For the original base, use the adapter in {directory}/pissa_converted: the other one "
             "belongs to a base that PiSSA changed."
+        )
+    if recipe.optimizer.precision == "fp32":
+        notes.append(
+            f"The sweep computed in fp32. {TOOL} has no setting for that: it loads the base in the "
+            "precision of its checkpoint."
         )
     if (recipe.data.source or "").endswith(".ndjson"):
         notes.append(

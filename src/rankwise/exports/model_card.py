@@ -109,12 +109,14 @@ def _training_rows(recipe: Recipe, sweep: SweepRecord) -> list[tuple[str, str]]:
         ("lora_alpha", f"{adapter.lora_alpha:g}" + (" (rsLoRA)" if adapter.use_rslora else "")),
         ("target modules", targets if isinstance(targets, str) else ", ".join(targets)),
         ("trained in full", ", ".join(adapter.modules_to_save) or "nothing"),
-        ("base precision", "fp32" if quantization == "none" else quantization),
-        ("learning rate", f"{optimizer.learning_rate:g}, linear, {warmup}"),
+        ("base precision", optimizer.precision if quantization == "none" else quantization),
+        ("learning rate", f"{optimizer.learning_rate:g}, {optimizer.lr_scheduler}, {warmup}"),
         ("epochs", str(optimizer.epochs)),
         ("batch size", str(optimizer.batch_size)),
         ("longest input", f"{recipe.data.max_length} tokens"),
-        ("optimizer", "AdamW, no weight decay, no dropout"),
+        ("optimizer", f"{optimizer.optimizer}, weight decay {optimizer.weight_decay:g}"),
+        ("gradients", f"clipped to norm {optimizer.max_grad_norm:g}"),
+        ("dropout", f"{adapter.dropout:g}"),
         ("seed", str(optimizer.seed)),
     ]
 

@@ -17,8 +17,9 @@ def peft_config(recipe: Recipe) -> str:
         comment(_notes(recipe)),
         f"from peft import {from_peft}\nfrom transformers import {from_transformers}\n",
         _call("base", "dict", {"pretrained_model_name_or_path": place, **options}),
+        f"dtype = {recipe.optimizer.dtype!r}\n",
         _call("lora_config", "LoraConfig", _adapter(recipe)),
-        _call("training_arguments", "TrainingArguments", recipe.optimizer.training_arguments),
+        _call("training_arguments", "TrainingArguments", _training(recipe)),
     ]
     if quantization is not None:
         parts.append(_call("quantization_config", *quantization))
@@ -32,7 +33,7 @@ def _adapter(recipe: Recipe) -> dict[str, object]:
         "task_type": recipe.model.task_type,
         "r": adapter.rank,
         "lora_alpha": adapter.lora_alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": adapter.dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
     }
     if adapter.modules_to_save:
@@ -49,6 +50,13 @@ def _adapter(recipe: Recipe) -> dict[str, object]:
     return settings
 
 
+def _training(recipe: Recipe) -> dict[str, object]:
+    arguments = recipe.optimizer.training_arguments
+    if recipe.optimizer.gradient_checkpointing:
+        arguments["gradient_checkpointing"] = True
+    return arguments
+
+
 def _quantization(recipe: Recipe) -> tuple[str, dict[str, object]] | None:
     """Return the class and the arguments of ``quantization_config``; None if there is none."""
     if recipe.model.is_gguf:
@@ -60,7 +68,7 @@ def _quantization(recipe: Recipe) -> tuple[str, dict[str, object]] | None:
 
 def _notes(recipe: Recipe) -> list[str]:
     model, ratio = recipe.model, recipe.optimizer.loraplus_ratio
-    arguments = "**base"
+    arguments = "**base, dtype=dtype"
     if _quantization(recipe) is not None:
         arguments += ", quantization_config=quantization_config"
     labels = "" if model.is_causal_lm else ", with the labels listed in best/README.md"

@@ -8,11 +8,19 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rankwise.engine.config import TrainingConfig
+from rankwise.engine.config import OptimizerName, PrecisionName, SchedulerName
+from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS
 from rankwise.errors import RequestError
 from rankwise.models.files import load_arguments
 from rankwise.models.targets import ALL_LINEAR
-from rankwise.store.records import SweepRecord, TrialRecord, read_json, read_sweep, read_trial
+from rankwise.store.records import (
+    SweepRecord,
+    TrainingSettings,
+    TrialRecord,
+    read_json,
+    read_sweep,
+    read_trial,
+)
 from rankwise.tasks.chat_formats import DataLayout, read_data_layout
 from rankwise.tasks.files import plain_name
 from rankwise.tasks.hf_datasets import split_hub_id
@@ -71,6 +79,7 @@ class AdapterRecipe:
     Attributes:
         rank: Rank to train at.
         truncate_to: Rank to truncate the trained adapter to; None to keep it.
+        dropout: Dropout of the adapter's inputs.
         init: Initial values, as `rankwise.engine.config.INITS` names them.
         target_modules: ``all-linear``, or layer names.
         conv1d_names: Last parts of the names of target layers that are GPT-2's Conv1D.
@@ -80,6 +89,7 @@ class AdapterRecipe:
     rank: int
     truncate_to: int | None
     lora_alpha: float
+    dropout: float
     use_rslora: bool
     use_dora: bool
     init: str
@@ -105,21 +115,33 @@ class OptimizerRecipe:
     """The optimisation.
 
     Attributes:
-        learning_rate: Peak rate, to which it rises linearly before it falls linearly to 0.
+        learning_rate: Peak rate, to which it rises linearly.
         loraplus_ratio: Learning rate of B divided by that of A (LoRA+); 1 for plain LoRA.
+        max_steps: Steps that the request asked for; None for those of the epochs.
+        micro_batch_size: Examples of a batch that go through the model at once.
         steps: Optimizer steps in total.
+        lr_scheduler: Course of the rate after the warm-up.
         warmup_ratio: Share of the steps over which the learning rate rises.
         max_grad_norm: Gradients are clipped to this norm.
+        precision: Precision of the base: ``fp32``, ``bf16`` or ``fp16``.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
         seed: Seed of the chosen trial.
     """
 
     learning_rate: float
     loraplus_ratio: float
     epochs: int
+    max_steps: int | None
     batch_size: int
+    micro_batch_size: int
     steps: int
+    lr_scheduler: SchedulerName
     warmup_ratio: float
+    weight_decay: float
     max_grad_norm: float
+    optimizer: OptimizerName
+    precision: PrecisionName
+    gradient_checkpointing: bool
     seed: int
 
     @property
@@ -128,17 +150,36 @@ class OptimizerRecipe:
         return math.ceil(self.warmup_ratio * self.steps)
 
     @property
+    def accumulated_batches(self) -> int:
+        """Micro-batches whose gradients add up to a batch's."""
+        return self.batch_size // self.micro_batch_size
+
+    @property
+    def step_limit(self) -> dict[str, int]:
+        """The setting that limits the steps; every tool calls it the same."""
+        return {} if self.max_steps is None else {"max_steps": self.max_steps}
+
+    @property
+    def dtype(self) -> str:
+        """PyTorch's name of the base's precision."""
+        return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.precision]
+
+    @property
     def training_arguments(self) -> dict[str, Any]:
         """Settings for TrainingArguments of transformers, which TRL and LLaMA-Factory share."""
         return {
             "learning_rate": self.learning_rate,
             "num_train_epochs": self.epochs,
-            "per_device_train_batch_size": self.batch_size,
-            "optim": "adamw_torch_fused",
-            "weight_decay": 0.0,
+            **self.step_limit,
+            "per_device_train_batch_size": self.micro_batch_size,
+            "gradient_accumulation_steps": self.accumulated_batches,
+            "optim": OPTIMIZERS[self.optimizer],
+            "weight_decay": self.weight_decay,
             "max_grad_norm": self.max_grad_norm,
-            "lr_scheduler_type": "linear",
+            "lr_scheduler_type": SCHEDULERS[self.lr_scheduler],
             "warmup_steps": self.warmup_steps,
+            "bf16": self.precision == "bf16",
+            "fp16": self.precision == "fp16",
             "seed": self.seed,
             "output_dir": "adapter",
         }
@@ -213,6 +254,7 @@ class Recipe:
         if quantization != "int8":
             arguments = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
             arguments["bnb_4bit_use_double_quant"] = quantization == "nf4-dq"
+            arguments["bnb_4bit_compute_dtype"] = self.optimizer.dtype
         if self.adapter.modules_to_save:  # they stay unquantised, also in 4 bits
             arguments["llm_int8_skip_modules"] = list(self.adapter.modules_to_save)
         return arguments
@@ -244,7 +286,7 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
             quantization=settings.quantization,
         ),
         adapter=_adapter_recipe(sweep, trained, config, truncate_to),
-        optimizer=_optimizer_recipe(sweep, trained),
+        optimizer=_optimizer_recipe(sweep.training, trained),
         data=_data_recipe(sweep),
     )
 
@@ -260,6 +302,7 @@ def _adapter_recipe(
         truncate_to=truncate_to,
         lora_alpha=trained.lora_alpha,
         use_rslora=trained.use_rslora,
+        dropout=sweep.training.lora_dropout,
         use_dora=config["use_dora"],
         init=sweep.training.init,
         target_modules=_targets(sweep.training.target_modules, layers),
@@ -268,17 +311,36 @@ def _adapter_recipe(
     )
 
 
-def _optimizer_recipe(sweep: SweepRecord, trained: TrialRecord) -> OptimizerRecipe:
+def _optimizer_recipe(settings: TrainingSettings, trained: TrialRecord) -> OptimizerRecipe:
     return OptimizerRecipe(
         learning_rate=trained.learning_rate,
-        loraplus_ratio=sweep.training.loraplus_ratio,
-        epochs=sweep.training.epochs,
-        batch_size=sweep.training.batch_size,
+        loraplus_ratio=settings.loraplus_ratio,
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        batch_size=settings.batch_size,
+        micro_batch_size=_micro_batch_size(settings),
         steps=trained.step,
-        warmup_ratio=TrainingConfig.warmup_ratio,
-        max_grad_norm=TrainingConfig.max_grad_norm,
+        lr_scheduler=settings.lr_scheduler,
+        warmup_ratio=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optimizer=settings.optimizer,
+        precision=settings.precision,
+        gradient_checkpointing=settings.gradient_checkpointing == "on",
         seed=trained.seed,
     )
+
+
+def _micro_batch_size(settings: TrainingSettings) -> int:
+    """Return the examples of the largest micro-batch within the limit of tokens.
+
+    Tools count examples, equally many in each micro-batch, so it is a divisor of the batch.
+    """
+    batch, tokens = settings.batch_size, settings.micro_batch_tokens
+    if tokens is None:
+        return batch
+    fitting = max(1, tokens // settings.max_length)
+    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= fitting)
 
 
 def _data_recipe(sweep: SweepRecord) -> DataRecipe:

@@ -28,7 +28,7 @@ def trl_config(recipe: Recipe) -> str:
         "use_peft": True,
         "lora_r": recipe.adapter.rank,
         "lora_alpha": int(recipe.adapter.lora_alpha),
-        "lora_dropout": 0.0,
+        "lora_dropout": recipe.adapter.dropout,
         "lora_target_modules": _targets(recipe.adapter),
         "use_rslora": recipe.adapter.use_rslora,
         "use_dora": recipe.adapter.use_dora,
@@ -37,11 +37,12 @@ def trl_config(recipe: Recipe) -> str:
         return yaml_text.yaml_file(yaml_text.adapter_only_notes(recipe, "trl sft"), [adapter])
     training = {
         **recipe.optimizer.training_arguments,
-        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": recipe.optimizer.gradient_checkpointing,
         "max_length": recipe.data.max_length,
         "packing": False,
     }
     base = {"model_name_or_path": model.directory, **model.remote_code}
+    base["dtype"] = recipe.optimizer.dtype
     data, data_notes = _data(recipe)
     notes = ["trl sft --config trl.yaml", *yaml_text.common_notes(recipe, "TRL"), *data_notes]
     sections = [base | QUANTIZATIONS[model.quantization], adapter, training, data]

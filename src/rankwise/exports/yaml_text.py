@@ -79,16 +79,19 @@ def origin_notes(recipe: Recipe) -> list[str]:
     """Return notes on the rank, the learning rate and the data that the sweep used."""
     optimizer, source = recipe.optimizer, recipe.data.source
     share = f"{100 * optimizer.warmup_ratio:g} %"
+    course = {"linear": "falls to 0", "cosine": "falls to 0 along a cosine", "constant": "stays"}
     notes = [
         rank_note(recipe),
         f"The learning rate rises over the first {optimizer.warmup_steps} of {optimizer.steps} "
-        f"steps ({share}, rounded up), then falls to 0. With more or less data, keep this share.",
+        f"steps ({share}, rounded up), then {course[optimizer.lr_scheduler]}. With more or less "
+        "data, keep this share.",
     ]
     if source is None:
         return notes
     if used := _data_used(recipe):
         notes.append(
-            f"{used} A tool that gets these data trains on all of them, in more steps: set the "
+            f"{used} A tool that gets these data trains on all of them, in more steps"
+            f"{'' if optimizer.max_steps is None else ' if you raise max_steps'}: set the "
             f"warm-up to the same share of those steps, {share}."
         )
     if recipe.data.held_out_examples or recipe.data.test_examples:
