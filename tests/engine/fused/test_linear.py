@@ -9,8 +9,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.fused.linear import fused_layers, is_fusable
-from rankwise.engine.fused.segments import LoraFactors
+from rankwise.engine.fused.factors import LoraFactors
+from rankwise.engine.fused.frozen import is_fusable
+from rankwise.engine.fused.linear import fused_layers
 
 D_IN, D_OUT, RANK, TOKENS = 64, 128, 4, 12
 RANKS = {"q_proj": 4, "k_proj": 2, "v_proj": 3}

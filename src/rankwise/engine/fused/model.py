@@ -11,10 +11,12 @@ from torch import nn
 
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused import attention
+from rankwise.engine.fused.factors import LoraFactors
+from rankwise.engine.fused.frozen import is_fusable
 from rankwise.engine.fused.heads import Head, PooledTokens, find_head, last_block_for_pooled_tokens
-from rankwise.engine.fused.linear import fused_layers, is_fusable
+from rankwise.engine.fused.linear import fused_layers
 from rankwise.engine.fused.packing import Packing, packed
-from rankwise.engine.fused.segments import LoraFactors, Segments
+from rankwise.engine.fused.segments import Segments
 from rankwise.models.auto import first_position, position_tables
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import attention_implementation, quiet_libraries

@@ -1,26 +1,41 @@
 """Segments: which rows of a packed pass belong to which trial, and the adapter of each."""
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import torch
 
+from rankwise.engine.fused.dropout import Dropout, DropoutStream
+from rankwise.engine.fused.factors import Adapter, Part, StackedFactors
+from rankwise.engine.fused.products import (
+    GroupedProducts,
+    MaskedProducts,
+    Products,
+    ProductsName,
+)
+
 
 @dataclass
-class LoraFactors:
-    """A trial's adapter on one layer, ``delta_W = scaling * B @ A``, with its gradient buffers."""
+class LoraSettings:
+    """How the LoRA layers of a model compute, the same in all threads.
 
-    a: torch.Tensor  # A, (r, d_in)
-    bt: torch.Tensor  # B^T, (r, d_out): long side last, for fast products with activations
-    a_grad: torch.Tensor  # buffer to which the gradient of A is added
-    bt_grad: torch.Tensor  # buffer to which the gradient of B^T is added
-    scaling: float  # alpha / r, or alpha / sqrt(r)
+    Attributes:
+        products: see `rankwise.engine.fused.products.choose_products`.
+        dtype: precision of stacked factors.
+        dropout: share of an adapter's input that is set to zero in training.
+        keep_dequantized: keep the weights that a 4-bit layer computed with for its backward pass;
+            with gradient checkpointing those of one block exist at a time.
+        groups: layers that share an input.
+    """
 
-
-Adapter = Mapping[str, LoraFactors]  # a trial's factors by layer
+    products: ProductsName = "loop"
+    dtype: torch.dtype = torch.float32
+    dropout: float = 0.0
+    keep_dequantized: bool = False
+    groups: list[tuple[str, ...]] = field(default_factory=list)
 
 
 class Segments(threading.local):
@@ -29,7 +44,8 @@ class Segments(threading.local):
     These are the segments of Punica and S-LoRA. Each thread has its own passes and segments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: LoraSettings) -> None:
+        self.settings = settings
         self.adapters: Sequence[Adapter] = ()  # those of K trials
         # First row of each trial, then the number of rows, (K + 1,).
         self.bounds: Sequence[int] = ()
@@ -37,12 +53,88 @@ class Segments(threading.local):
         self.grad_anchor = torch.zeros((), requires_grad=True)
         # Input and output of layers that were computed with a sibling.
         self.sibling_outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._stack: StackedFactors | None = None
+        self._stacked: _StackedPass | None = None
+        self._streams: dict[int, DropoutStream] = {}  # by the identity of the adapter
+
+    def begin_step(self, adapters: Sequence[Adapter], streams: Sequence[DropoutStream]) -> None:
+        """Make the copies of the adapters, which have changed, for the passes that follow.
+
+        Args:
+            adapters: those of all trials that take part in these passes.
+            streams: a random stream of each, for its first micro-batch; none if they are scored.
+        """
+        self._streams = {id(each): one for each, one in zip(adapters, streams, strict=False)}
+        if self.settings.products == "loop":
+            return
+        adapters = [factors for factors in adapters if factors]
+        if self._stack is None or not self._stack.holds(adapters):
+            self._stack = self._stacked = None  # frees the memory first
+            if adapters:
+                settings = self.settings
+                present = [
+                    tuple(name for name in group if name in adapters[0])
+                    for group in settings.groups
+                ]
+                groups = [group for group in present if group]
+                trial_major = settings.products == "grouped"
+                self._stack = StackedFactors(adapters, groups, settings.dtype, trial_major)
+        if self._stack is not None:
+            self._stack.refresh()
+
+    def end_step(self) -> None:
+        """Bring the gradients of all passes since `begin_step` to the trials' buffers."""
+        if self._stack is not None:
+            self._stack.bring_gradients()
+
+    def begin_pass(self, adapters: Sequence[Adapter]) -> None:
+        """Let the trials of a pass go on to their next micro-batch."""
+        for each in adapters:
+            if id(each) in self._streams:
+                self._streams[id(each)] = self._streams[id(each)].next_micro_batch()
 
     def assign(self, adapters: Sequence[Adapter], rows: Sequence[int]) -> None:
         """Tell the LoRA layers how many rows each of the K trials owns, in their order."""
         self.adapters = [factors for factors in adapters if factors]
         self.bounds = [0, *accumulate(rows)]
+        slots = self._stack.slots(self.adapters) if self._stack is not None else None
+        self._stacked = None
+        if self._stack is not None and slots is not None:
+            self._stacked = _StackedPass(self._stack, slots, rows)
+
+    def dropout(self, layer: str) -> Dropout | None:
+        """Return the dropout of a layer's input in this pass, if there is any."""
+        if self.settings.dropout == 0.0 or not self.adapters or not self._streams:
+            return None
+        streams = [self._streams[id(each)] for each in self.adapters]
+        return Dropout(self.settings.dropout, layer, streams, self.bounds)
+
+    def stacked(self, names: tuple[str, ...]) -> tuple[Part, Products] | None:
+        """Return the stacked factors of some layers and their products; None to go by trial."""
+        return None if self._stacked is None else self._stacked.of_layers(names)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of the current pass, without outputs that wait for a sibling."""
         return {**vars(self), "sibling_outputs": {}}
+
+
+class _StackedPass:
+    """The part of a stack that takes part in a pass, and the products for its rows."""
+
+    def __init__(self, stack: StackedFactors, slots: Sequence[int], rows: Sequence[int]) -> None:
+        self._stack = stack
+        self._first, self._stop = slots[0], slots[-1] + 1
+        counts = [0] * (self._stop - self._first)  # trials in between may have no rows
+        for slot, count in zip(slots, rows, strict=True):
+            counts[slot - self._first] = count
+        self._bounds = [0, *accumulate(counts)]
+        self._products: dict[type, Products] = {}
+
+    def of_layers(self, names: tuple[str, ...]) -> tuple[Part, Products]:
+        part = self._stack.part(names, self._first, self._stop)
+        # For one trial plain products are the same, and add in place.
+        grouped = self._stack.trial_major and part.is_aligned and len(self._bounds) > 2
+        kind = GroupedProducts if grouped else MaskedProducts
+        if kind not in self._products:
+            self._products[kind] = kind(self._bounds, part.a.device)
+        return part, self._products[kind]

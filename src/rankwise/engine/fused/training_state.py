@@ -11,7 +11,7 @@ from torch import nn
 from rankwise.engine.adapter_init import adapter_state, attach_adapter, json_config
 from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
-from rankwise.engine.fused.segments import LoraFactors
+from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.peak_memory import optimizer_states
 from rankwise.engine.schedule import learning_rates, steps_per_epoch, total_steps
 from rankwise.engine.trial import Trial, no_evidence
