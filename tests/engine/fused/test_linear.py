@@ -12,6 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.fused.frozen import is_fusable
 from rankwise.engine.fused.linear import fused_layers
+from rankwise.engine.fused.segments import LoraSettings
+from tests.engine.fused.stand_ins import grouped_mm
 
 D_IN, D_OUT, RANK, TOKENS = 64, 128, 4, 12
 RANKS = {"q_proj": 4, "k_proj": 2, "v_proj": 3}
@@ -41,8 +43,14 @@ def frozen(kind: str) -> nn.Module:
     return layer.to("cpu")  # which quantises
 
 
+@pytest.fixture(params=["loop", "masked", "grouped"])
+def products(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "nf4", "nf4-dq", "int8"])
-def test_output_and_gradients_match_peft(kind: str) -> None:
+@pytest.mark.parametrize("keep_dequantized", [False, True])
+def test_output_and_gradients_match_peft(kind: str, products: Any, keep_dequantized: bool) -> None:
     model = nn.Sequential(frozen(kind)).requires_grad_(False)
     assert is_fusable(model[0])
     a, b = torch.randn(RANK, D_IN), torch.randn(D_OUT, RANK)
@@ -52,10 +60,14 @@ def test_output_and_gradients_match_peft(kind: str) -> None:
         a, b.t().contiguous(), torch.zeros(RANK, D_IN), torch.zeros(RANK, D_OUT), scaling=0.5
     )
     ours_x = x.clone().requires_grad_()
-    with fused_layers(model, ["0"]) as segments:
-        segments.assign([{"0": factors}], [TOKENS])
+    settings = LoraSettings(products, keep_dequantized=keep_dequantized)
+    with fused_layers(model, ["0"], settings) as segments:
+        adapters: list[Any] = [{"0": factors}]
+        segments.begin_step(adapters, [None])
+        segments.assign(adapters, [TOKENS])
         ours = model(ours_x)
         ours.backward(direction)
+        segments.end_step()
 
     config = LoraConfig(r=RANK, lora_alpha=2, target_modules=["0"], fan_in_fan_out=kind == "conv1d")
     inject_adapter_in_model(config, model)
@@ -90,9 +102,10 @@ class Attention(nn.Module):
 )
 @pytest.mark.parametrize("other_input", [False, True])
 def test_layers_with_a_shared_input_each_match_peft(
-    names: tuple[str, ...], other_input: bool
+    names: tuple[str, ...], other_input: bool, products: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each layer has its rank and scaling, and two trials have their segments."""
+    monkeypatch.setattr("rankwise.engine.fused.products.grouped_mm", grouped_mm)  # in float64
     torch.manual_seed(0)
     model = nn.Sequential(Attention()).double().requires_grad_(False)
     ranks = {f"0.{name}": RANKS[name] for name in names}
@@ -109,10 +122,13 @@ def test_layers_with_a_shared_input_each_match_peft(
     z = torch.randn(TOKENS, D_IN).double() if other_input else x
     direction = torch.randn(TOKENS, D_OUT).double()
     inputs = [value.clone().requires_grad_() for value in (x, z)]
-    with fused_layers(model, list(ranks)) as segments:
+    settings = LoraSettings(products, torch.float64)
+    with fused_layers(model, list(ranks), settings) as segments:
+        segments.begin_step(trials, [None, None])
         segments.assign(trials, [5, TOKENS - 5])
         ours = model[0](inputs[0], inputs[1] if other_input else inputs[0])
         ours.backward(direction)
+        segments.end_step()
 
     config = LoraConfig(r=1, target_modules=list(names), rank_pattern=ranks, alpha_pattern=alphas)
     inject_adapter_in_model(config, model)

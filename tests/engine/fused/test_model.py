@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.fused.loop import TrainingLoop
 from rankwise.engine.fused.model import packed_model, unsupported_reason
 from rankwise.engine.fused.training_state import TrainingState
+from tests.engine.fused.stand_ins import grouped_mm
 from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_logits_in_fp32
 from tests.tiny_models import load_tiny
 
@@ -33,6 +36,40 @@ def test_other_sequences_in_a_pass_do_not_change_logits(tiny: Tiny) -> None:
         with_others = model.logits([other_state, state], [train.take(range(30, 37)), part])[1]
     for other in (one_by_one, backwards, with_others):
         torch.testing.assert_close(other, together, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiny", ["bert", "llama", "gpt2"], indirect=True)
+@pytest.mark.parametrize("products", ["masked", "grouped"])
+def test_stacked_products_give_the_gradients_of_the_loop(
+    tiny: Tiny, products: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, over two passes of a step; the second is without the trial in the middle."""
+    monkeypatch.setattr("rankwise.engine.fused.products.grouped_mm", grouped_mm)
+    base, train, _ = tiny
+    base.model.double()
+    try:
+        states = [
+            TrainingState(trial, base, saved_modules(base), CONFIG, train) for trial in TRIALS
+        ]
+        torch.manual_seed(0)
+        for state in states:  # B is 0 in an untrained adapter
+            state.flat.copy_(torch.randn_like(state.flat) * 0.1)
+        loop = TrainingLoop(base, train, lambda state: None)
+        gradients: dict[str, list[Any]] = {}
+        for name in ("loop", products):
+            with packed_model(base, products=name) as model:
+                model.begin_step(states)
+                loop.forward_backward(model, states, [[0, 1], [2], [3, 4, 5]])
+                loop.forward_backward(model, states[::2], [[6], [7, 8]])
+                model.end_step()
+            gradients[name] = [state.flat.grad.clone() for state in states]
+            for state in states:
+                state.flat.grad.zero_()
+    finally:
+        base.model.float()
+    for ours, expected in zip(gradients[products], gradients["loop"], strict=True):
+        assert float(expected.abs().max()) > 1e-6
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("tiny", ["bert", "llama"], indirect=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -20,10 +20,6 @@ class DropoutStream:
     seed: int
     step: int
     micro_batch: int = 0
-
-    def next_micro_batch(self) -> "DropoutStream":
-        """Return the stream of the step's next micro-batch."""
-        return replace(self, micro_batch=self.micro_batch + 1)
 
     def layer_seed(self, layer: str) -> int:
         """Return the seed of a layer's mask, 63 bits of a hash."""

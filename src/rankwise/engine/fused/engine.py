@@ -79,7 +79,7 @@ class FusedEngine:
     def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
         """Score adapters on the held-out examples."""
         eval_adapters = [EvalAdapter(self.base, adapter) for adapter in adapters]
-        with packed_model(self.base, self.autocast) as model:
+        with packed_model(self.base, self.autocast, self.config.lora_dropout) as model:
             return self._evaluate(model, eval_adapters)
 
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
@@ -87,7 +87,7 @@ class FusedEngine:
             TrainingState(trial, self.base, self._saved, self.config, self.examples)
             for trial in trials
         ]
-        with packed_model(self.base, self.autocast) as model:
+        with packed_model(self.base, self.autocast, self.config.lora_dropout) as model:
             # Both stay the same in a last pack with fewer trials: sums depend on them.
             on_cpu = model.device.type == "cpu"
             count = min(self.pack_size, torch.get_num_threads()) if on_cpu else 1
@@ -127,6 +127,7 @@ class FusedEngine:
             return [rows for trial in trials for rows in self._evaluate(model, [trial])]
         examples = self.held_out
         self.base.model.eval()
+        model.begin_step(trials)
         results = [Results(examples) for _ in trials]
         with torch.inference_mode():
             for rows in length_batches(examples, model.device, len(trials)) if trials else ():

@@ -76,7 +76,7 @@ class FusedLinear(nn.Module):
         keep = segments.settings.keep_dequantized
         frozen = FrozenLayers([layer.base for layer in group], keep)
         names = tuple(layer.name for layer in group)
-        stacked = segments.stacked(names)
+        stacked = segments.stacked(names, x.numel() // x.shape[-1])
         ys: tuple[torch.Tensor, ...]
         if stacked is None:
             factors = [[adapter[name] for name in names] for adapter in segments.adapters]

@@ -40,11 +40,14 @@ class TrainingLoop:
                 break
             batches = [state.next_batch() for state in active]
             tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
+            model.begin_step(active)
+            losses: list[float] = []
             for part in _passes(tokens, self._pass_tokens):
-                losses = self.forward_backward(model, active[part], batches[part])
-                for state, loss in zip(active[part], losses, strict=True):
-                    state.update(loss)
-                    self.on_step(state)
+                losses += self.forward_backward(model, active[part], batches[part])
+            model.end_step()
+            for state, loss in zip(active, losses, strict=True):
+                state.update(loss)
+                self.on_step(state)
         synchronize(model.device)
 
     def forward_backward(

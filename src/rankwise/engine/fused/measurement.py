@@ -20,7 +20,9 @@ def peak_memory(loop: TrainingLoop, model: PackedModel, state: TrainingState) ->
     loop.base.model.train()
 
     def step() -> None:
+        model.begin_step([state])
         loop.forward_backward(model, [state], [longest])
+        model.end_step()
         state.optimizer.step()
 
     return peak_live_bytes(step, [*resident_tensors(loop.base.model), *state.tensors()])
@@ -41,7 +43,9 @@ def seconds_alone(
         for state, seconds in zip(states, seconds_per_token, strict=True):
             batch = state.batch(state.total_steps * turn // TIMING_STEPS)
             start = time.perf_counter()
+            model.begin_step([state])
             (loss,) = loop.forward_backward(model, [state], [batch])
+            model.end_step()
             state.update(loss)
             synchronize(model.device)
             tokens = sum(lengths[row] for row in batch)

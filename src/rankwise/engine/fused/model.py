@@ -11,12 +11,14 @@ from torch import nn
 
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused import attention
+from rankwise.engine.fused.dropout import DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.fused.frozen import is_fusable
 from rankwise.engine.fused.heads import Head, PooledTokens, find_head, last_block_for_pooled_tokens
 from rankwise.engine.fused.linear import fused_layers
 from rankwise.engine.fused.packing import Packing, packed
-from rankwise.engine.fused.segments import Segments
+from rankwise.engine.fused.products import ProductsName, choose_products
+from rankwise.engine.fused.segments import LoraSettings, Segments
 from rankwise.models.auto import first_position, position_tables
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import attention_implementation, quiet_libraries
@@ -32,6 +34,11 @@ class PackedTrial(Protocol):
 
     factors: dict[str, LoraFactors]  # by layer name
     head: dict[str, nn.Module]  # copies of the modules trained in full, by name
+
+    @property
+    def dropout_stream(self) -> DropoutStream | None:
+        """Where its dropout masks of the next step come from; None if it is scored only."""
+        ...
 
 
 class PackedModel:
@@ -49,6 +56,15 @@ class PackedModel:
         self.pools_early = False  # whether the last hidden states are those of pooled tokens alone
         self.first_position = max(map(first_position, position_tables(base.model)), default=0)
 
+    def begin_step(self, trials: Sequence[PackedTrial]) -> None:
+        """Make the trials' factors ready for passes; to be called after each change of them."""
+        streams = [trial.dropout_stream for trial in trials]
+        self.segments.begin_step([trial.factors for trial in trials], streams)
+
+    def end_step(self) -> None:
+        """Bring the gradients of all passes since `begin_step` to the trials' buffers."""
+        self.segments.end_step()
+
     def logits(
         self, trials: Sequence[PackedTrial], batches: Sequence[Encoded]
     ) -> list[torch.Tensor]:
@@ -59,6 +75,7 @@ class PackedModel:
         """
         sequences = [tokens for batch in batches for tokens in batch.input_ids]
         packing = Packing(sequences, self.device)
+        self.segments.begin_pass([trial.factors for trial in trials])
         self._assign_segments(trials, [sum(batch.lengths) for batch in batches])
         rows, counts = self._pooled_rows(packing, batches)  # (N,) and K
         self.pooled.rows = rows
@@ -123,22 +140,34 @@ class PackedModel:
 
 
 @contextmanager
-def packed_model(base: BaseModel, autocast: torch.dtype | None = None) -> Iterator[PackedModel]:
+def packed_model(
+    base: BaseModel,
+    autocast: torch.dtype | None = None,
+    dropout: float = 0.0,
+    products: ProductsName | None = None,
+) -> Iterator[PackedModel]:
     """Let a base run packed batches until the end of the ``with`` block, then restore it.
 
     Args:
         base: a base for which `unsupported_reason` returns None.
         autocast: lower precision for matrix products.
+        dropout: share of an adapter's input that is set to zero in training.
+        products: how LoRA products run; None takes the fastest way.
     """
     head = find_head(base.model)
     assert head is not None
     attention.register()
+    first = next(base.model.parameters())
+    dtype = autocast or first.dtype
+    settings = LoraSettings(products or choose_products(first.device, dtype), dtype, dropout)
     with (
-        fused_layers(base.model, list(base.targets)) as segments,
+        fused_layers(base.model, list(base.targets), settings) as segments,
         attention_implementation(base.model, attention.NAME),
     ):
         model = PackedModel(base, head, segments, autocast)
-        arguments = (base.model, segments, model.pooled, head.pooling == "first")
+        # One query for each sequence leaves no input of keys and values to drop.
+        one_query = head.pooling == "first" and dropout == 0.0
+        arguments = (base.model, segments, model.pooled, one_query)
         with last_block_for_pooled_tokens(*arguments) as model.pools_early:
             yield model
 

@@ -1,4 +1,4 @@
-"""Products of token rows with a pack's stacked factors, in as many kernels for any number of trials.
+"""Products of token rows with the stacked factors of a pack, in a few kernels for all its trials.
 
 Rows are (T, d), a range of them for each trial. Stacked factors are (n, K, R, d): n layers, K
 trials, rank R after zero-padding, see `rankwise.engine.fused.factors.StackedFactors`. Three

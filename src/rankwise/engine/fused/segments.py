@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -55,31 +55,32 @@ class Segments(threading.local):
         self.sibling_outputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._stack: StackedFactors | None = None
         self._stacked: _StackedPass | None = None
-        self._streams: dict[int, DropoutStream] = {}  # by the identity of the adapter
+        self._streams: dict[int, DropoutStream] = {}  # by identity of the adapter
+        self._micro_batches: dict[int, int] = {}
 
-    def begin_step(self, adapters: Sequence[Adapter], streams: Sequence[DropoutStream]) -> None:
-        """Make the copies of the adapters, which have changed, for the passes that follow.
+    def begin_step(
+        self, adapters: Sequence[Adapter], streams: Sequence[DropoutStream | None]
+    ) -> None:
+        """Make copies of the adapters, which have changed, for the passes that follow.
 
         Args:
             adapters: those of all trials that take part in these passes.
-            streams: a random stream of each, for its first micro-batch; none if they are scored.
+            streams: the random stream of each, None if it is scored only.
         """
-        self._streams = {id(each): one for each, one in zip(adapters, streams, strict=False)}
-        if self.settings.products == "loop":
-            return
+        pairs = zip(adapters, streams, strict=True)
+        self._streams = {id(each): one for each, one in pairs if one is not None}
+        self._micro_batches = dict.fromkeys(self._streams, -1)
         adapters = [factors for factors in adapters if factors]
-        if self._stack is None or not self._stack.holds(adapters):
-            self._stack = self._stacked = None  # frees the memory first
-            if adapters:
-                settings = self.settings
-                present = [
-                    tuple(name for name in group if name in adapters[0])
-                    for group in settings.groups
-                ]
-                groups = [group for group in present if group]
-                trial_major = settings.products == "grouped"
-                self._stack = StackedFactors(adapters, groups, settings.dtype, trial_major)
-        if self._stack is not None:
+        if self.settings.products == "loop" or not adapters:
+            return
+        # Scoring comes here in inference mode, whose tensors could not be trained afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            if self._stack is None or not self._stack.holds(adapters):
+                self._stack = self._stacked = None  # frees the memory first
+                trial_major = self.settings.products == "grouped"
+                self._stack = StackedFactors(
+                    adapters, self.settings.groups, self.settings.dtype, trial_major
+                )
             self._stack.refresh()
 
     def end_step(self) -> None:
@@ -90,8 +91,8 @@ class Segments(threading.local):
     def begin_pass(self, adapters: Sequence[Adapter]) -> None:
         """Let the trials of a pass go on to their next micro-batch."""
         for each in adapters:
-            if id(each) in self._streams:
-                self._streams[id(each)] = self._streams[id(each)].next_micro_batch()
+            if id(each) in self._micro_batches:
+                self._micro_batches[id(each)] += 1
 
     def assign(self, adapters: Sequence[Adapter], rows: Sequence[int]) -> None:
         """Tell the LoRA layers how many rows each of the K trials owns, in their order."""
@@ -104,14 +105,23 @@ class Segments(threading.local):
 
     def dropout(self, layer: str) -> Dropout | None:
         """Return the dropout of a layer's input in this pass, if there is any."""
-        if self.settings.dropout == 0.0 or not self.adapters or not self._streams:
+        if self.settings.dropout == 0.0 or not self.adapters:
             return None
-        streams = [self._streams[id(each)] for each in self.adapters]
+        keys = list(map(id, self.adapters))
+        streams = [
+            replace(self._streams[key], micro_batch=self._micro_batches[key]) for key in keys
+        ]
         return Dropout(self.settings.dropout, layer, streams, self.bounds)
 
-    def stacked(self, names: tuple[str, ...]) -> tuple[Part, Products] | None:
-        """Return the stacked factors of some layers and their products; None to go by trial."""
-        return None if self._stacked is None else self._stacked.of_layers(names)
+    def stacked(self, names: tuple[str, ...], rows: int) -> tuple[Part, Products] | None:
+        """Return the stacked factors of layers that get so many rows, and their products.
+
+        None means to go by trial. So does the pooler inside a BERT model: it gets one row only, and
+        nobody uses its output.
+        """
+        if self._stacked is None or rows != self.bounds[-1]:
+            return None
+        return self._stacked.of_layers(names)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of the current pass, without outputs that wait for a sibling."""

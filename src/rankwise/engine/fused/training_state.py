@@ -11,6 +11,7 @@ from torch import nn
 from rankwise.engine.adapter_init import adapter_state, attach_adapter, json_config
 from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
+from rankwise.engine.fused.dropout import DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.peak_memory import optimizer_states
 from rankwise.engine.schedule import learning_rates, steps_per_epoch, total_steps
@@ -116,6 +117,11 @@ class TrainingState:
         """Whether no step is left."""
         return self.diverged or len(self.steps) == self.total_steps
 
+    @property
+    def dropout_stream(self) -> DropoutStream:
+        """Where the dropout masks of the next step come from."""
+        return DropoutStream(self.trial.seed, len(self.steps))
+
     def next_batch(self) -> list[int]:
         """Return the rows of the next step."""
         return self.batch(len(self.steps))
@@ -168,6 +174,8 @@ class TrainingState:
 
 class EvalAdapter:
     """A finished adapter of a base, in the form that packed passes take; it cannot be trained."""
+
+    dropout_stream = None
 
     def __init__(self, base: BaseModel, adapter: Adapter) -> None:
         device = next(base.model.parameters()).device
