@@ -13,7 +13,7 @@ from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import Results, length_batches
 from rankwise.engine.fused.loop import TrainingLoop
-from rankwise.engine.fused.measurement import peak_memory, seconds_alone
+from rankwise.engine.fused.measurement import AloneCosts
 from rankwise.engine.fused.model import PackedModel, PackedTrial, packed_model
 from rankwise.engine.fused.threads import run_in_threads
 from rankwise.engine.fused.training_state import EvalAdapter, TrainingState
@@ -66,6 +66,7 @@ class FusedEngine:
         self.autocast = autocast
         self.train_share = share_of_training(config, train, held_out)
         self.loop = TrainingLoop(base, train, self._report_step)
+        self._alone = AloneCosts(self.loop)
         self._saved = saved_modules(base)
         self._report_lock = threading.Lock()
 
@@ -105,10 +106,10 @@ class FusedEngine:
                 # It holds a copy of the adapter; the steps below change the state, for measurement.
                 result = _finished_trial(state, len(trials), pack_seconds, eval_seconds)
                 self._report_work(1.0 - self.train_share * len(state.steps) / state.total_steps)
-                result.peak_memory_bytes = peak_memory(self.loop, model, state)
+                result.peak_memory_bytes = self._alone.peak_memory(model, state)
                 finished.append(result)
             if len(trials) > 1 or cores < torch.get_num_threads():
-                alone = seconds_alone(self.loop, model, states)
+                alone = self._alone.seconds(model, states)
                 for result, seconds in zip(finished, alone, strict=True):
                     result.train_seconds = seconds
             return finished

@@ -1,8 +1,8 @@
-"""Memory and time of a trial alone, measured by thrown-away steps after its training."""
+"""Memory and time of a trial alone, measured by thrown-away steps once for each rank."""
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rankwise.engine.batches import longest_rows
 from rankwise.engine.fused.loop import TrainingLoop, synchronize
@@ -11,45 +11,74 @@ from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.models.quantization import resident_tensors
 
-TIMING_STEPS = 9  # of each trial
+TIMING_STEPS = 5  # of one trial of each rank
 
 
-def peak_memory(loop: TrainingLoop, model: PackedModel, state: TrainingState) -> int:
-    """Measure a thrown-away step of a trial on the longest examples, in bytes."""
-    longest = longest_rows(loop.examples.lengths, state.config.batch_size)
-    loop.base.model.train()
+class AloneCosts:
+    """Memory and time of trials, had they trained alone.
 
-    def step() -> None:
-        model.begin_step([state])
-        loop.forward_backward(model, [state], [longest])
-        model.end_step()
-        state.optimizer.step()
+    Both are the same for all trials of a rank, so that one of them is measured, by thrown-away
+    steps after its training.
 
-    return peak_live_bytes(step, [*resident_tensors(loop.base.model), *state.tensors()])
-
-
-def seconds_alone(
-    loop: TrainingLoop, model: PackedModel, states: Sequence[TrainingState]
-) -> list[float]:
-    """Return the seconds that each trial would take alone, on all cores.
-
-    The trials take turns at thrown-away steps spread over their training. The median time for a
-    token ignores a delayed step.
+    Args:
+        loop: runs the steps.
     """
-    shares = [len(state.steps) / state.total_steps for state in states]
-    lengths = loop.examples.lengths
-    seconds_per_token: list[list[float]] = [[] for _ in states]
-    for turn in range(TIMING_STEPS):
-        for state, seconds in zip(states, seconds_per_token, strict=True):
-            batch = state.batch(state.total_steps * turn // TIMING_STEPS)
-            start = time.perf_counter()
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self.loop = loop
+        self._peaks: dict[int, int] = {}  # bytes, by rank
+        self._paces: dict[int, float] = {}  # seconds per token, by rank
+
+    def peak_memory(self, model: PackedModel, state: TrainingState) -> int:
+        """Return the bytes of a trial's step on the longest examples."""
+        rank = state.trial.rank
+        if rank not in self._peaks:
+            self._peaks[rank] = self._measured_peak(model, state)
+        return self._peaks[rank]
+
+    def _measured_peak(self, model: PackedModel, state: TrainingState) -> int:
+        longest = longest_rows(self.loop.examples.lengths, state.config.batch_size)
+        base = self.loop.base.model
+        base.train()
+
+        def step() -> None:
             model.begin_step([state])
-            (loss,) = loop.forward_backward(model, [state], [batch])
+            self.loop.forward_backward(model, [state], [longest])
             model.end_step()
-            state.update(loss)
-            synchronize(model.device)
-            tokens = sum(lengths[row] for row in batch)
-            seconds.append((time.perf_counter() - start) / tokens)
-    tokens = states[0].config.epochs * sum(lengths)
-    medians = map(statistics.median, seconds_per_token)
-    return [share * tokens * each for share, each in zip(shares, medians, strict=True)]
+            state.optimizer.step()
+
+        return peak_live_bytes(step, [*resident_tensors(base), *state.tensors()])
+
+    def seconds(self, model: PackedModel, states: Sequence[TrainingState]) -> list[float]:
+        """Return the seconds that each trial would take alone, on all cores."""
+        shares = [len(state.steps) / state.total_steps for state in states]
+        of_new_ranks = {state.trial.rank: state for state in states}
+        for rank in self._paces:
+            of_new_ranks.pop(rank, None)
+        self._paces |= self._measured_paces(model, of_new_ranks)
+        tokens = states[0].config.epochs * sum(self.loop.examples.lengths)
+        paces = [self._paces[state.trial.rank] for state in states]
+        return [share * tokens * pace for share, pace in zip(shares, paces, strict=True)]
+
+    def _measured_paces(
+        self, model: PackedModel, states: Mapping[int, TrainingState]
+    ) -> dict[int, float]:
+        """Return the seconds per token of a trial of each rank.
+
+        The trials take turns at steps spread over their training. The median ignores a delayed
+        step.
+        """
+        lengths = self.loop.examples.lengths
+        paces: dict[int, list[float]] = {rank: [] for rank in states}
+        for turn in range(TIMING_STEPS):
+            for rank, state in states.items():
+                batch = state.batch(state.total_steps * turn // TIMING_STEPS)
+                start = time.perf_counter()
+                model.begin_step([state])
+                (loss,) = self.loop.forward_backward(model, [state], [batch])
+                model.end_step()
+                state.update(loss)
+                synchronize(model.device)
+                tokens = sum(lengths[row] for row in batch)
+                paces[rank].append((time.perf_counter() - start) / tokens)
+        return {rank: statistics.median(seconds) for rank, seconds in paces.items()}
