@@ -2,15 +2,22 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 import rankwise
 from rankwise.decide.evidence import read_rank_results
+from rankwise.engine.reference import score_adapter
 from rankwise.store.records import read_trials
+from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.finish import _scores, as_json
+from rankwise.sweeps.progress import Silent
+from rankwise.sweeps.run import open_run
 from tests.conftest import provisional_request
 
 
@@ -95,6 +102,29 @@ def test_the_prior_is_used_unless_the_request_forbids_it(
     assert [row.worst_difference for row in alone.table] != [
         row.worst_difference for row in with_prior.table
     ]
+
+
+def test_the_test_part_is_scored_as_peft_scores_it(
+    provisional: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(provisional.parent, tmp_path / "home")
+    config = SweepConfig(**provisional_request(tiny_model, tmp_path / "home" / "out"))
+    test = read_decision(provisional)["test"]
+    with open_run(config, Silent()) as run:
+        examples = run.encode("test")
+        expected = score_adapter(run.base, run.store.adapter_directory(test["trial"]), examples)
+    assert test["examples"] == len(expected)
+    assert test["loss"] == pytest.approx(expected["loss"].mean(), rel=1e-5)
+    assert test["score"] == expected["score"].mean()
+
+
+def test_the_libraries_of_the_report_load_on_a_thread() -> None:
+    code = (
+        "import sys; from rankwise.sweeps.finish import REPORT_MODULES, import_report;"
+        "assert 'plotly' not in sys.modules and 'scipy.stats' not in sys.modules;"
+        "import_report().join(); assert set(REPORT_MODULES) <= set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_scores_at_rejected_rates_do_not_affect_the_margin_of_the_score() -> None:

@@ -3,7 +3,8 @@
 from functools import lru_cache
 
 import numpy as np
-from scipy import interpolate, optimize, special, stats
+import scipy
+from scipy import special
 
 # Confidence levels at which all ranks are judged: quantiles of the normal distribution, evenly
 # spaced, from 0.6 % to 99.87 %.
@@ -41,7 +42,7 @@ def dunnett_critical(comparisons: int, df: float, confidence: float) -> float:
         low *= 2
     while excess(high) < 0:
         high *= 2
-    return float(optimize.brentq(excess, low, high, xtol=1e-6))
+    return float(scipy.optimize.brentq(excess, low, high, xtol=1e-6))
 
 
 @lru_cache(maxsize=256)
@@ -57,7 +58,7 @@ def critical_table(most: int, df: float) -> np.ndarray:
     for count in range(1, most + 1):
         shares = (inner**count @ weights).mean(1)  # (200,)
         known = (shares > 1e-9) & (shares < 1 - 1e-9)
-        place = interpolate.PchipInterpolator(special.ndtri(shares[known]), values[known])
+        place = scipy.interpolate.PchipInterpolator(special.ndtri(shares[known]), values[known])
         table.append(place(special.ndtri(LEVELS)))
     return np.transpose(table)
 
@@ -70,4 +71,4 @@ def _quadrature(df: float, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     if not np.isfinite(df) or df >= 1e5:
         return nodes, weights, np.ones(1)
     shares = (np.arange(count) + 0.5) / count  # midpoints of equal shares
-    return nodes, weights, np.sqrt(stats.chi2.ppf(shares, df) / df)
+    return nodes, weights, np.sqrt(scipy.stats.chi2.ppf(shares, df) / df)

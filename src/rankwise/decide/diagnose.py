@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from rankwise.decide.decision import Diagnosis, Interval, Verdict
 from rankwise.decide.evidence import RankResults
@@ -87,7 +87,7 @@ def _train_gap(
     by_third = gap.groupby(block // BLOCKS).mean()
     last_third = block >= 2 * BLOCKS
     late = gap[last_third].groupby([both["seed"], block]).mean().to_numpy()  # (seeds * BLOCKS,)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(late) - 1) * stats.sem(late))
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(late) - 1) * scipy.stats.sem(late))
     mean = float(late.mean())
     thirds = (float(by_third[0]), float(by_third[1]), float(by_third[2]))
     return mean, (mean - half, mean + half), thirds

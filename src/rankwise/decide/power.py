@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from rankwise.decide.clearing import Pairs, step_down
 from rankwise.decide.decision import Next
@@ -82,7 +82,7 @@ def detectable_difference(comparison: Comparison, confidence: float) -> float | 
 def _reach(pair: Difference, comparisons: int, confidence: float) -> float:
     """Return what the upper bound of a difference stays below with a probability of `POWER`."""
     shortfall = min(
-        spread.half_width(lambda df: float(stats.t.ppf(POWER, df))) for spread in pair.spreads
+        spread.half_width(lambda df: float(scipy.stats.t.ppf(POWER, df))) for spread in pair.spreads
     )
     return pair.upper(comparisons, confidence) + shortfall
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from rankwise.decide.decision import Interval
 
@@ -33,7 +33,7 @@ def interval_around(
     mean: float, parts: Sequence[tuple[float, float]], confidence: float
 ) -> Interval:
     """Return the two-sided interval of such a mean, with Student's critical values."""
-    half = weighted_half_width(parts, lambda df: float(stats.t.ppf((1 + confidence) / 2, df)))
+    half = weighted_half_width(parts, lambda df: float(scipy.stats.t.ppf((1 + confidence) / 2, df)))
     return (mean - half, mean + half)
 
 

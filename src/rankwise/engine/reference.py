@@ -85,14 +85,17 @@ class ReferenceEngine:
                 finished = self._train_one(trial)
             yield finished
 
-    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
+    def score(
+        self, adapters: Sequence[Adapter], examples: Encoded | None = None
+    ) -> list[pd.DataFrame]:
         """Score adapters one after another, each loaded by PEFT."""
+        chosen = self.held_out if examples is None else examples
         results = []
         for adapter in adapters:
             with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
                 directory = Path(scratch) / "adapter"
                 write_adapter(adapter, directory)
-                results.append(score_adapter(self.base, directory, self.held_out))
+                results.append(score_adapter(self.base, directory, chosen))
         return results
 
     def _train_one(self, trial: Trial) -> FinishedTrial:

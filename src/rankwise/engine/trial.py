@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from rankwise.lora.adapter import Adapter
+    from rankwise.tasks.base import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,10 @@ class Engine(Protocol):
         """Train every trial and yield each as soon as it is finished, in any order."""
         ...
 
-    def score(self, adapters: "Sequence[Adapter]") -> list[pd.DataFrame]:
-        """Return the evidence of finished adapters on the held-out examples."""
+    def score(
+        self, adapters: "Sequence[Adapter]", examples: "Encoded | None" = None
+    ) -> list[pd.DataFrame]:
+        """Return the evidence of finished adapters on examples, by default the held-out ones."""
         ...
 
 

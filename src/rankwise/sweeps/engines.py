@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from rankwise.engine.fused.engine import FusedEngine, lower_precision
 from rankwise.engine.fused.model import unsupported_reason
-from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora.files import read_adapter
 from rankwise.lora.spectra import spectrum
@@ -29,6 +28,8 @@ def choose_engine(run: "Run") -> Engine:
     if config.engine == "reference" or obstacle is not None:
         if obstacle is not None:
             progress.note(f"the reference engine trains instead of the fused one: {obstacle}")
+        from rankwise.engine.reference import ReferenceEngine  # imports the Trainer
+
         return ReferenceEngine(run.base, train, held_out, config, progress.work)
     if run.fit.at_once > 1:
         progress.note(f"up to {run.fit.at_once} trials train at once")

@@ -1,8 +1,11 @@
 """The end of a sweep: decide, score the adapter to use on the test part, write all results."""
 
 import json
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,11 @@ from rankwise.strategies import strategies
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run_context import Run
+
+REPORT_MODULES = (
+    "scipy.interpolate", "scipy.optimize", "scipy.stats", "rankwise.exports", "rankwise.report.html"
+)  # fmt: skip
+"""Modules that take about a second to import and that only the end of a sweep needs."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,19 @@ class SweepResult:
     def export(self) -> Path | None:
         """Directory of configs for other tools; None if none were written."""
         return None if self.trial is None else self.directory / "export"
+
+
+def import_report() -> threading.Thread:
+    """Import what `finish` will need on a thread, while the last pack trains."""
+
+    def load() -> None:
+        with suppress(ImportError):  # `finish` raises it again
+            for name in REPORT_MODULES:
+                import_module(name)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    return thread
 
 
 def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
@@ -134,9 +155,10 @@ def _test_score(run: "Run", chosen: str) -> TestScore | None:
         return TestScore(**{**known, **intervals})
     if len(run.task.test) < 2 or len(examples := run.encode("test")) < 2:
         return None
-    from rankwise.engine.reference import score_adapter
+    from rankwise.lora.files import read_adapter
 
-    scored = score_adapter(run.base, run.store.adapter_directory(chosen), examples)
+    adapter = read_adapter(run.store.adapter_directory(chosen))
+    (scored,) = run.engine.score([adapter], examples)
     loss, score = scored["loss"].to_numpy()[None], scored["score"].to_numpy()[None]  # (1, N)
     confidence = run.config.confidence
     return TestScore(

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Unpack
 
@@ -11,7 +12,7 @@ from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.wording import LeftOut
 from rankwise.engine.trial import Engine, Trial
 from rankwise.errors import RequestError
-from rankwise.models.compat import quiet_libraries
+from rankwise.models.compat import compiler_off, quiet_libraries
 from rankwise.models.files import check_model_files
 from rankwise.models.targets import check_ranks
 from rankwise.settings import requested_config
@@ -22,7 +23,7 @@ from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.more_seeds import MoreSeeds
 from rankwise.sweeps.config import SweepConfig, SweepSettings, for_task
 from rankwise.sweeps.extension import Extension, read_extension
-from rankwise.sweeps.finish import SweepResult, finish
+from rankwise.sweeps.finish import SweepResult, finish, import_report
 from rankwise.sweeps.memory_fit import fit_to_machine
 from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import model_name, request_record
@@ -88,7 +89,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     config = for_task(config, task.objective.task_type)
     check_model_files(model_name(config))
     # PEFT imports bitsandbytes, which on some processors recommends another package.
-    with quiet_libraries():
+    with quiet_libraries(), compiler_off() if config.quantization == "none" else nullcontext():
         from rankwise.models.base_model import load_base
 
     fit = fit_to_machine(config, task)
@@ -194,12 +195,15 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
     }
     while True:
         evidence = store.evidence()
-        run.progress.plan(len(store.trial_names()), strategy.expected_trials(evidence))
+        complete, expected = len(store.trial_names()), strategy.expected_trials(evidence)
+        run.progress.plan(complete, expected)
         trials = strategy.propose(evidence)
         truncations = [trial for trial in trials if trial.truncated_from is not None]
         spent = config.budget is not None and store.seconds_spent() >= 60 * config.budget
         if not truncations and (not trials or spent):
             return trials
+        if expected - complete <= engine.pack_size:
+            import_report()
         for finished in engine.train(truncations or trials[: engine.pack_size]):
             store.add(finished, settings)
             run.progress.trial(finished)

@@ -77,11 +77,14 @@ class FusedEngine:
                 finished = self._train_pack(trials[start : start + self.pack_size])
             yield from finished
 
-    def score(self, adapters: Sequence[Adapter]) -> list[pd.DataFrame]:
-        """Score adapters on the held-out examples."""
+    def score(
+        self, adapters: Sequence[Adapter], examples: Encoded | None = None
+    ) -> list[pd.DataFrame]:
+        """Score adapters on examples, by default the held-out ones."""
         eval_adapters = [EvalAdapter(self.base, adapter) for adapter in adapters]
         with packed_model(self.base, self.autocast, self.config.lora_dropout) as model:
-            return self._evaluate(model, eval_adapters)
+            chosen = self.held_out if examples is None else examples
+            return self._evaluate(model, eval_adapters, chosen)
 
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
         states = [
@@ -119,14 +122,16 @@ class FusedEngine:
     ) -> None:
         """Score the trials that have not diverged."""
         alive = [state for state in states if not state.diverged]
-        for state, evidence in zip(alive, self._evaluate(model, alive), strict=True):
+        scored = self._evaluate(model, alive, self.held_out)
+        for state, evidence in zip(alive, scored, strict=True):
             state.evidence = evidence
 
-    def _evaluate(self, model: PackedModel, trials: Sequence[PackedTrial]) -> list[pd.DataFrame]:
-        """Score every held-out example with every trial, in shared passes where rows permit it."""
+    def _evaluate(
+        self, model: PackedModel, trials: Sequence[PackedTrial], examples: Encoded
+    ) -> list[pd.DataFrame]:
+        """Score every example with every trial, in shared passes where rows permit it."""
         if mixes_rows(self.base.model) and len(trials) > 1:
-            return [rows for trial in trials for rows in self._evaluate(model, [trial])]
-        examples = self.held_out
+            return [rows for trial in trials for rows in self._evaluate(model, [trial], examples)]
         self.base.model.eval()
         model.begin_step(trials)
         results = [Results(examples) for _ in trials]
