@@ -1,12 +1,13 @@
 """Speed and memory of the fused engine, compared with PEFT and transformers' Trainer.
 
     python benchmarks/engine.py [--rounds 2] [--sentences 2000] [--batch 32] [--skip-growth]
-                                [--skip-comparison]
+                                [--skip-comparison] [--skip-sweep]
 
 MiniLM-L6 on Rotten Tomatoes: one epoch of 2,000 sentences in batches of 32, all linear layers,
 r = 8, AdamW, fp32. All setups take turns, and every figure is the median over rounds (about
-20 minutes on two cores, 4 of them for how cost grows). Run nothing else meanwhile: a busy core
-shows in every ratio.
+20 minutes on two cores, 4 of them for how cost grows). At the end a whole sweep of eight trials
+runs as a process, beside the loop that tutorials write (four minutes). Run nothing else meanwhile:
+a busy core shows in every ratio.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.whole_sweep import print_whole_sweep
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
@@ -326,6 +328,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=2000)
     parser.add_argument("--skip-growth", action="store_true")
     parser.add_argument("--skip-comparison", action="store_true")
+    parser.add_argument("--skip-sweep", action="store_true")
     options = parser.parse_args()
     console = Console(width=130)
     task = load_task(SweepConfig(train_examples=options.sentences))
@@ -338,6 +341,8 @@ def main() -> None:
             )
         if not options.skip_growth:
             growth(base, examples, console)
+    if not options.skip_sweep:
+        print_whole_sweep(console)
 
 
 if __name__ == "__main__":
