@@ -68,6 +68,11 @@ class Encoded:
         """Number of tokens in each example, (N,)."""
         return [len(tokens) for tokens in self.input_ids]
 
+    @property
+    def loss_count(self) -> int:
+        """Number of losses that the training loss is the mean of: examples or supervised tokens."""
+        return len(self) if self.positions is None else sum(map(len, self.positions))
+
     def take(self, rows: Sequence[int]) -> "Encoded":
         """Return the examples at ``rows``, in that order."""
 
@@ -134,8 +139,8 @@ class Objective(ABC):
     def targets(self, examples: Encoded) -> "torch.Tensor":
         """Return the target of each row of logits, (M,)."""
 
-    def loss(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-        """Return the mean training loss of a batch, as transformers computes it.
+    def losses(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+        """Return training losses, (M,), whose mean is the loss that transformers computes.
 
         Args:
             logits: shape (M, outputs).
@@ -143,7 +148,7 @@ class Objective(ABC):
         """
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(logits, targets)
+        return cross_entropy(logits, targets, reduction="none")
 
     @abstractmethod
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
@@ -153,6 +158,18 @@ class Objective(ABC):
             logits: shape (M, outputs).
             examples: N examples.
         """
+
+    def by_example(
+        self, losses: np.ndarray, is_correct: np.ndarray, examples: Encoded
+    ) -> dict[str, np.ndarray]:
+        """Return the measures of N examples, (N,) each, from log-losses of M rows of logits.
+
+        Args:
+            losses: log-losses in nats, (M,).
+            is_correct: where the likeliest output is right, (M,).
+            examples: N examples.
+        """
+        return {"loss": losses, "score": is_correct}
 
 
 Encoder = Callable[[Examples, Any, int], tuple[Encoded, int]]

@@ -50,8 +50,7 @@ class ClassificationObjective(Objective):
 
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
         """Return each example's log-loss in nats, and 1.0 where the likeliest class is right."""
-        loss, is_correct = _log_losses(logits, self.targets(examples))
-        return {"loss": loss, "score": is_correct}
+        return self.by_example(*_log_losses(logits, self.targets(examples)), examples)
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,11 @@ class RegressionObjective(Objective):
 
         return torch.tensor(examples.labels, dtype=torch.float32)
 
-    def loss(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
-        """Return the mean squared error of a batch, in the labels' units."""
+    def losses(self, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+        """Return squared errors in the labels' units, (M,)."""
         from torch.nn.functional import mse_loss
 
-        return mse_loss(logits[:, 0], targets.to(logits.dtype))
+        return mse_loss(logits[:, 0], targets.to(logits.dtype), reduction="none")
 
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
         """Return each example's squared error over the variance, and negative absolute error."""
@@ -130,12 +129,17 @@ class CompletionObjective(Objective):
 
     def measure(self, logits: "torch.Tensor", examples: Encoded) -> dict[str, np.ndarray]:
         """Return each example's nats per token, token accuracy, and number of tokens."""
+        return self.by_example(*_log_losses(logits, self.targets(examples)), examples)
+
+    def by_example(
+        self, losses: np.ndarray, is_correct: np.ndarray, examples: Encoded
+    ) -> dict[str, np.ndarray]:
+        """Return each example's nats per token, token accuracy, and number of tokens."""
         counts = np.asarray([len(tokens) for tokens in examples.labels])  # (N,)
         starts = np.concatenate([[0], counts.cumsum()[:-1]])  # (N,)
-        losses, is_correct = _log_losses(logits, self.targets(examples))  # (M,) each
         return {
             "loss": np.add.reduceat(losses, starts) / counts,
-            "score": np.add.reduceat(is_correct, starts) / counts,
+            "score": np.add.reduceat(is_correct.astype(float), starts) / counts,
             "tokens": counts.astype(float),
         }
 

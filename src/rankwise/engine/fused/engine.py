@@ -138,9 +138,8 @@ class FusedEngine:
         with torch.inference_mode():
             for rows in length_batches(examples, model.device, len(trials)) if trials else ():
                 part = examples.take(rows)
-                logits = model.logits(trials, [part] * len(trials))  # K of (m, outputs)
-                for result, trial_logits in zip(results, logits, strict=True):
-                    result.put(rows, self.base.objective.measure(trial_logits, part))
+                for result, measures in zip(results, model.measures(trials, part), strict=True):
+                    result.put(rows, measures)
         return [result.frame() for result in results]
 
     def _report_step(self, state: TrainingState) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rankwise.engine.fused.attention import regrouped
 from rankwise.engine.fused.linear import FusedLinear
+from rankwise.engine.fused.loss import Layer, TokenHead
 from rankwise.engine.fused.packing import current_packing
 from rankwise.engine.fused.segments import Segments
 
@@ -34,12 +35,14 @@ class Head:
     names: tuple[str, ...]  # its modules in the model
     # From modules by name and hidden states (n, H) to logits (n, classes).
     logits: Callable[[Modules, torch.Tensor], torch.Tensor]
+    # From a language model's layer that gives the logits to the head with it.
+    token_head: Callable[[Layer], TokenHead] | None = None
 
 
 def find_head(model: nn.Module) -> Head | None:
     """Return the head of a transformers model; None if its kind is not supported."""
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    if output is not None:  # causal language models
+    if isinstance(output, nn.Linear):  # causal language models
         return _language_model_head(model, output)
     if hasattr(model, "score"):  # decoders: GPT-2, Llama, Mistral, Qwen, Gemma, ...
         return Head("last", ("score",), lambda at, x: at["score"](x))
@@ -58,12 +61,28 @@ def find_head(model: nn.Module) -> Head | None:
     return None
 
 
-def _language_model_head(model: Any, output: nn.Module) -> Head:
+def _language_model_head(model: Any, output: nn.Linear) -> Head:
     name = next(name for name, module in model.named_modules() if module is output)
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2, section 2
-    if cap is None:
-        return Head("supervised", (name,), lambda at, x: at[name](x))
-    return Head("supervised", (name,), lambda at, x: cap * torch.tanh(at[name](x) / cap))
+    config = model.config.get_text_config()
+    scale, cap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+
+    def token_head(layer: Layer) -> TokenHead:
+        return TokenHead(layer, output.out_features, scale, cap)
+
+    return Head("supervised", (name,), lambda at, x: token_head(at[name]).logits(x), token_head)
+
+
+def _logit_scale(config: Any) -> float:
+    """Return the factor that a language model gives its head's product, by its config.
+
+    `rankwise.engine.fused.model.unsupported_reason` compares logits with the model's own.
+    """
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon H1
+        scale *= getattr(config, name, None) or 1.0
+    scaling = getattr(config, "logits_scaling", None) or 1.0  # Granite, MiniCPM3
+    is_factor = config.model_type.startswith("hyperclovax")
+    return float(scale * scaling if is_factor else scale / scaling)
 
 
 class PooledTokens(threading.local):

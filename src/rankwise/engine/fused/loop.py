@@ -54,13 +54,11 @@ class TrainingLoop:
         self, model: PackedModel, states: Sequence[TrainingState], batches: Sequence[Sequence[int]]
     ) -> list[float]:
         """Run K trials on their batches in one pass, add to their gradients, return mean losses."""
-        objective = self.base.objective
         parts = [self.examples.take(batch) for batch in batches]
-        targets = [objective.targets(part).to(model.device) for part in parts]
-        logits = model.logits(states, parts)  # K of (m_k, outputs)
-        losses = [objective.loss(*pair) for pair in zip(logits, targets, strict=True)]
-        torch.autograd.backward(losses)
-        return torch.stack(losses).tolist()
+        counts = torch.tensor([part.loss_count for part in parts], device=model.device)
+        losses = model.loss_sums(states, parts) / counts  # (K,)
+        losses.sum().backward()
+        return losses.tolist()
 
 
 def max_pass_tokens(device: torch.device) -> int:

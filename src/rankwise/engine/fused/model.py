@@ -1,21 +1,31 @@
 """A frozen model on packed tokens, with the adapters and heads of several trials."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused import attention
+from rankwise.engine.fused.checkpointing import PassState, blocks_keep_inputs
 from rankwise.engine.fused.dropout import DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.fused.frozen import is_fusable
 from rankwise.engine.fused.heads import Head, PooledTokens, find_head, last_block_for_pooled_tokens
 from rankwise.engine.fused.linear import fused_layers
+from rankwise.engine.fused.loss import (
+    TokenHead,
+    frozen_token_losses,
+    is_frozen,
+    token_measures,
+    trained_token_losses,
+)
 from rankwise.engine.fused.packing import Packing, packed
 from rankwise.engine.fused.products import ProductsName, choose_products
 from rankwise.engine.fused.segments import LoraSettings, Segments
@@ -48,13 +58,54 @@ class PackedModel:
         self, base: BaseModel, head: Head, segments: Segments, autocast: torch.dtype | None
     ) -> None:
         self.model = base.model
+        self.objective = base.objective
         self.head = head
         self.segments = segments
         self.autocast = autocast
         self.device = next(base.model.parameters()).device
         self.pooled = PooledTokens()
+        self.state = PassState(segments, self.pooled)
         self.pools_early = False  # whether the last hidden states are those of pooled tokens alone
         self.first_position = max(map(first_position, position_tables(base.model)), default=0)
+        # Decoders would keep the keys and values of every layer for a text that goes on.
+        inner: Any = base.model.base_model
+        takes_cache = "use_cache" in inspect.signature(inner.forward).parameters
+        self._no_cache = {"use_cache": False} if takes_cache else {}
+
+    def loss_sums(self, trials: Sequence[PackedTrial], batches: Sequence[Encoded]) -> torch.Tensor:
+        """Run K trials, each on its batch, in one pass; return the sum of each one's losses, (K,).
+
+        A batch has `Encoded.loss_count` losses, so the sums of its parts add up to that of the
+        whole.
+        """
+        targets = [self.objective.targets(batch).to(self.device) for batch in batches]
+        with self._pass(trials, batches) as (hidden, counts):
+            if self.head.token_head is None:
+                logits = self._logits(trials, hidden.split(counts))
+                losses = [
+                    self.objective.losses(*each) for each in zip(logits, targets, strict=True)
+                ]
+            else:
+                losses = self._token_losses(trials, hidden, targets)
+            return torch.stack([each.sum() for each in losses])
+
+    def measures(
+        self, trials: Sequence[PackedTrial], batch: Encoded
+    ) -> list[dict[str, np.ndarray]]:
+        """Score K trials on the same N examples in one pass; return each one's measures, (N,)."""
+        with self._pass(trials, [batch] * len(trials)) as (hidden, counts):
+            states = hidden.split(counts)
+            if self.head.token_head is None:
+                logits = self._logits(trials, states)
+                return [self.objective.measure(each, batch) for each in logits]
+            targets = self.objective.targets(batch).to(self.device)
+            measured = []
+            for trial, own in zip(trials, states, strict=True):
+                losses, is_correct = token_measures(self._token_head(trial), own, targets)
+                measured.append(
+                    self.objective.by_example(losses.cpu().numpy(), is_correct.cpu().numpy(), batch)
+                )
+            return measured
 
     def begin_step(self, trials: Sequence[PackedTrial]) -> None:
         """Make the trials' factors ready for passes; to be called after each change of them."""
@@ -73,6 +124,17 @@ class PackedModel:
         Returns:
             K tensors (n_k, outputs), or (m_k, vocabulary) for m_k supervised tokens.
         """
+        with self._pass(trials, batches) as (hidden, counts):
+            return self._logits(trials, hidden.split(counts))
+
+    @contextmanager
+    def _pass(
+        self, trials: Sequence[PackedTrial], batches: Sequence[Encoded]
+    ) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """Run a pass up to its head, which runs inside the ``with`` block.
+
+        Yields the hidden states of pooled tokens, (N, H), and how many of them each trial has.
+        """
         sequences = [tokens for batch in batches for tokens in batch.input_ids]
         packing = Packing(sequences, self.device)
         self.segments.begin_pass([trial.factors for trial in trials])
@@ -80,23 +142,63 @@ class PackedModel:
         rows, counts = self._pooled_rows(packing, batches)  # (N,) and K
         self.pooled.rows = rows
         self.pooled.assign_segments = partial(self._assign_segments, trials, counts)
-        with packed(packing), self._autocast():
-            hidden = self.model.base_model(  # type: ignore[operator]
-                input_ids=packing.input_ids,
-                position_ids=packing.position_ids + self.first_position,
-                **self._token_types(batches),
-            ).last_hidden_state[0]  # (T, H)
-            if not self.pools_early:
-                hidden = hidden.index_select(0, rows)  # (N, H)
-        with self._head_precision():
-            logits = []
-            for trial, states in zip(trials, hidden.split(counts), strict=True):
-                # A head's layers may be targets as well, as BERT's pooler is.
-                self._assign_segments([trial], [len(states)])
-                modules = {name: self._module(trial, name) for name in self.head.names}
-                inputs = states if self.autocast is None else states.float()
-                logits.append(self.head.logits(modules, inputs))
+        with packed(packing):
+            with self._autocast():
+                hidden = self.model.base_model(  # type: ignore[operator]
+                    input_ids=packing.input_ids,
+                    position_ids=packing.position_ids + self.first_position,
+                    **self._no_cache,
+                    **self._token_types(batches),
+                ).last_hidden_state[0]  # (T, H)
+                if not self.pools_early:
+                    hidden = hidden.index_select(0, rows)  # (N, H)
+            with self._head_precision():
+                yield hidden, counts
+
+    def _logits(
+        self, trials: Sequence[PackedTrial], states: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return each trial's logits from its hidden states."""
+        logits = []
+        for trial, own in zip(trials, states, strict=True):
+            # A head's layers may be targets as well, as BERT's pooler is.
+            self._assign_segments([trial], [len(own)])
+            modules = {name: self._module(trial, name) for name in self.head.names}
+            inputs = own if self.autocast is None else own.float()
+            logits.append(self.head.logits(modules, inputs))
         return logits if self.autocast is None else [each.float() for each in logits]
+
+    def _token_losses(
+        self,
+        trials: Sequence[PackedTrial],
+        hidden: torch.Tensor,
+        targets: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Return the losses of each trial's tokens, K of (m_k,)."""
+        counts = list(map(len, targets))
+        heads = [self._token_head(trial) for trial in trials]
+        if heads[0].is_frozen:  # one head for all
+            losses = frozen_token_losses(heads[0], hidden, torch.cat(list(targets)))
+            return list(losses.split(counts))
+        states = hidden.split(counts)
+        return [
+            trained_token_losses(*each, again=self.state.run)
+            for each in zip(heads, states, targets, strict=True)
+        ]
+
+    def _token_head(self, trial: PackedTrial) -> TokenHead:
+        """Return a language model's head with a trial's adapter on it, if it has one."""
+        assert self.head.token_head is not None
+        layer = self._module(trial, self.head.names[0])
+        if is_frozen(layer):
+            return self.head.token_head(layer)
+
+        def adapted(states: torch.Tensor) -> torch.Tensor:
+            self._assign_segments([trial], [len(states)])
+            product: torch.Tensor = layer(states)
+            return product
+
+        return self.head.token_head(adapted)
 
     def _assign_segments(self, trials: Sequence[PackedTrial], rows: Sequence[int]) -> None:
         self.segments.assign([trial.factors for trial in trials], rows)
@@ -145,6 +247,7 @@ def packed_model(
     autocast: torch.dtype | None = None,
     dropout: float = 0.0,
     products: ProductsName | None = None,
+    checkpointing: bool = False,
 ) -> Iterator[PackedModel]:
     """Let a base run packed batches until the end of the ``with`` block, then restore it.
 
@@ -153,6 +256,7 @@ def packed_model(
         autocast: lower precision for matrix products.
         dropout: share of an adapter's input that is set to zero in training.
         products: how LoRA products run; None takes the fastest way.
+        checkpointing: whether blocks keep their inputs alone, and run again for gradients.
     """
     head = find_head(base.model)
     assert head is not None
@@ -168,7 +272,8 @@ def packed_model(
         # One query for each sequence leaves no input of keys and values to drop.
         one_query = head.pooling == "first" and dropout == 0.0
         arguments = (base.model, segments, model.pooled, one_query)
-        with last_block_for_pooled_tokens(*arguments) as model.pools_early:
+        blocks = blocks_keep_inputs(base.model, model.state) if checkpointing else nullcontext()
+        with last_block_for_pooled_tokens(*arguments) as model.pools_early, blocks:
             yield model
 
 

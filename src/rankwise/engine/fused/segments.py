@@ -125,7 +125,8 @@ class Segments(threading.local):
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of the current pass, without outputs that wait for a sibling."""
-        return {**vars(self), "sibling_outputs": {}}
+        own = {"sibling_outputs": {}, "_micro_batches": dict(self._micro_batches)}
+        return {**vars(self), **own}
 
 
 class _StackedPass:
