@@ -8,10 +8,11 @@ import torch
 
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.fused import loss
-from rankwise.engine.fused.checkpointing import checkpointed_blocks
+from rankwise.engine.fused.checkpointing import checkpointed_blocks, keeps_inputs_alone
 from rankwise.engine.fused.model import PackedModel, packed_model
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
+from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel, load_base
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.losses import CompletionObjective
@@ -166,3 +167,11 @@ def test_the_blocks_are_restored(tiny: Tiny) -> None:
     with packed_model(base, checkpointing=True):
         assert all("forward" in vars(each) for each in checkpointed_blocks(base.model))
     assert not any("forward" in vars(each) for each in checkpointed_blocks(base.model))
+
+
+def test_a_model_without_such_blocks_is_refused() -> None:
+    model = torch.nn.Linear(2, 2)
+    assert not keeps_inputs_alone(model, "off")
+    assert not keeps_inputs_alone(model, "auto")
+    with pytest.raises(RequestError, match="gradient_checkpointing 'on': Linear has none"):
+        keeps_inputs_alone(model, "on")

@@ -89,6 +89,17 @@ def test_the_base_is_restored(tiny: Tiny) -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_checkpointing_changes_memory_and_no_number(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    kept, again = (
+        next(iter(FusedEngine(base, train, held_out, config).train(TRIALS[:1])))
+        for config in (CONFIG, replace(CONFIG, gradient_checkpointing="on"))
+    )
+    assert again.steps == kept.steps
+    assert again.evidence.equals(kept.evidence)
+    assert again.peak_memory_bytes < kept.peak_memory_bytes
+
+
 def test_bf16_products_give_similar_losses(tiny: Tiny) -> None:
     base, train, held_out = tiny
     exact = next(iter(FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:1])))

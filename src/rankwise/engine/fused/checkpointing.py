@@ -17,9 +17,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankwise.engine.config import CheckpointingName
 from rankwise.engine.fused.heads import PooledTokens
 from rankwise.engine.fused.packing import current_packing, packed
 from rankwise.engine.fused.segments import Segments
+from rankwise.errors import RequestError
 
 
 class PassState:
@@ -71,6 +73,18 @@ def _holding(holder: threading.local, values: dict[str, Any]) -> Iterator[None]:
 def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of a transformers model that can keep their inputs alone."""
     return [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+
+
+def keeps_inputs_alone(model: nn.Module, setting: CheckpointingName) -> bool:
+    """Return whether the blocks of a model keep their inputs alone.
+
+    Raises:
+        RequestError: the setting is "on", and the model has no such blocks.
+    """
+    if setting == "on" and not checkpointed_blocks(model):
+        kind = type(model).__name__
+        raise RequestError(f"gradient_checkpointing 'on': {kind} has none; take off or auto")
+    return setting == "on"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import Results, length_batches
+from rankwise.engine.fused.checkpointing import keeps_inputs_alone
 from rankwise.engine.fused.loop import TrainingLoop
 from rankwise.engine.fused.measurement import AloneCosts
 from rankwise.engine.fused.model import PackedModel, PackedTrial, packed_model
@@ -68,6 +69,7 @@ class FusedEngine:
         self.loop = TrainingLoop(base, train, self._report_step)
         self._alone = AloneCosts(self.loop)
         self._saved = saved_modules(base)
+        self.checkpointing = keeps_inputs_alone(base.model, config.gradient_checkpointing)
         self._report_lock = threading.Lock()
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
@@ -91,7 +93,8 @@ class FusedEngine:
             TrainingState(trial, self.base, self._saved, self.config, self.examples)
             for trial in trials
         ]
-        with packed_model(self.base, self.autocast, self.config.lora_dropout) as model:
+        dropout, checkpointing = self.config.lora_dropout, self.checkpointing
+        with packed_model(self.base, self.autocast, dropout, checkpointing=checkpointing) as model:
             # Both stay the same in a last pack with fewer trials: sums depend on them.
             on_cpu = model.device.type == "cpu"
             count = min(self.pack_size, torch.get_num_threads()) if on_cpu else 1
