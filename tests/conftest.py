@@ -34,6 +34,17 @@ PLAIN = [
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *PLAIN, *GOOD, *BAD]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU where there is none."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
 def make_reviews(count: int, seed: int = 0) -> pd.DataFrame:
     """Return made-up reviews, one class in alternate rows, with a few words that tell the class."""
     chooser = random.Random(seed)

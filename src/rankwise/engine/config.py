@@ -21,7 +21,7 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 CheckpointingName = Literal["auto", "on", "off"]
 SchedulerName = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["adamw", "adamw-8bit"]
-AttentionName = Literal["auto", "varlen", "sdpa", "eager"]
+AttentionName = Literal["auto", "varlen", "blocks"]
 
 
 def _device(name: str, value: Any) -> str:
@@ -154,7 +154,11 @@ class TrainingConfig(Settings):
     ] = None
     attention: Annotated[
         AttentionName,
-        Option("Kernel of attention; auto takes the fastest on the device.", "machine"),
+        Option(
+            "Attention of the fused engine: one kernel for sequences of any lengths, blocks of "
+            "similar lengths, or auto, the faster on the device.",
+            "machine",
+        ),
     ] = "auto"
     checkpoint_minutes: Annotated[
         Positive,

@@ -1,10 +1,12 @@
-"""Plain loops in place of functions of PyTorch that a CPU lacks, or has in fp32 alone."""
+"""Plain loops: for functions of PyTorch that a CPU lacks or has in fp32 alone, and attention."""
 
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from rankwise.engine.fused.attention_blocks import Rule
 
 ALIGNED = 8  # entries: strides of grouped products take a multiple of 16 bytes in half precision
 
@@ -58,3 +60,28 @@ def varlen_attn(
         attended = scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=enable_gqa)
         outputs.append(attended.transpose(0, 1))
     return torch.cat(outputs)
+
+
+def by_formula(query: Any, key: Any, value: Any, lengths: list[int], rule: Rule) -> Any:
+    """Return attention within each sequence, (1, h, T, d) to (1, T, h, d), by the formula."""
+    pieces = zip(*(tensor[0].split(lengths, 1) for tensor in (query, key, value)), strict=True)
+    return torch.cat([_one_sequence(*piece, rule) for piece in pieces], 1).transpose(0, 1)[None]
+
+
+def _one_sequence(q: Any, k: Any, v: Any, rule: Rule) -> Any:
+    """Return softmax(q k^T) v, (h, L, d)."""
+    k, v = (tensor.repeat_interleave(q.shape[0] // tensor.shape[0], 0) for tensor in (k, v))
+    scores = q @ k.transpose(1, 2) * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    back = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
+    hidden = torch.zeros_like(back, dtype=torch.bool)
+    if rule.causal:
+        hidden |= back < 0
+    if rule.window is not None:
+        hidden |= back.abs() >= rule.window
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if rule.sinks is not None:
+        sinks = rule.sinks[:, None, None].expand(-1, scores.shape[1], 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ v
+    return scores.softmax(-1) @ v

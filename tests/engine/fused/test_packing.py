@@ -51,3 +51,17 @@ def test_a_packing_holds_inside_its_with_block_only() -> None:
         assert current_packing() is outer
     with pytest.raises(LookupError):
         current_packing()
+
+
+def test_bounds_are_those_that_varlen_attention_takes() -> None:
+    packing = Packing([[5, 6, 7], [8], [9, 4]])
+    assert packing.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert packing.cu_seqlens.dtype == torch.int32
+    assert packing.longest == 3
+
+
+def test_a_packing_made_ahead_moves_as_a_whole() -> None:
+    packing = Packing([[5, 6, 7], [8]])
+    assert packing.to("meta") is packing
+    moved = (packing.input_ids, packing.position_ids, packing.first, packing.cu_seqlens)
+    assert {tensor.device.type for tensor in moved} == {"meta"}

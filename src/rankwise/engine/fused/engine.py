@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import Results, length_batches
+from rankwise.engine.fused.attention import check_attention
 from rankwise.engine.fused.checkpointing import keeps_inputs_alone
 from rankwise.engine.fused.loop import TrainingLoop
 from rankwise.engine.fused.measurement import AloneCosts
@@ -71,6 +73,8 @@ class FusedEngine:
         self._saved = saved_modules(base)
         self.checkpointing = keeps_inputs_alone(base.model, config.gradient_checkpointing)
         self._report_lock = threading.Lock()
+        first = next(base.model.parameters())
+        check_attention(config.attention, first.device, autocast or first.dtype)
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials pack by pack, in the given order."""
@@ -84,17 +88,25 @@ class FusedEngine:
     ) -> list[pd.DataFrame]:
         """Score adapters on examples, by default the held-out ones."""
         eval_adapters = [EvalAdapter(self.base, adapter) for adapter in adapters]
-        with packed_model(self.base, self.autocast, self.config.lora_dropout) as model:
+        with self._packed_model() as model:
             chosen = self.held_out if examples is None else examples
             return self._evaluate(model, eval_adapters, chosen)
+
+    def _packed_model(self) -> AbstractContextManager[PackedModel]:
+        return packed_model(
+            self.base,
+            self.autocast,
+            dropout=self.config.lora_dropout,
+            attention=self.config.attention,
+            checkpointing=self.checkpointing,
+        )
 
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
         states = [
             TrainingState(trial, self.base, self._saved, self.config, self.examples)
             for trial in trials
         ]
-        dropout, checkpointing = self.config.lora_dropout, self.checkpointing
-        with packed_model(self.base, self.autocast, dropout, checkpointing=checkpointing) as model:
+        with self._packed_model() as model:
             # Both stay the same in a last pack with fewer trials: sums depend on them.
             on_cpu = model.device.type == "cpu"
             count = min(self.pack_size, torch.get_num_threads()) if on_cpu else 1

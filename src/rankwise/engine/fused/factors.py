@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from rankwise.models.foreach import foreach_add, foreach_copy, foreach_scale
+from rankwise.models.compat_foreach import foreach_add, foreach_copy, foreach_scale
 
 # Tensor cores and grouped products read 16 bytes at a time: 8 numbers in half precision.
 MULTIPLE = 8

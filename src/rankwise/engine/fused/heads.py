@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise.engine.fused.attention import regrouped
+from rankwise.engine.fused.attention_blocks import regrouped
 from rankwise.engine.fused.linear import FusedLinear
 from rankwise.engine.fused.loss import Layer, TokenHead
 from rankwise.engine.fused.packing import current_packing

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from rankwise.engine.config import AttentionName
 from rankwise.engine.evaluate import padded_logits
-from rankwise.engine.fused import attention
+from rankwise.engine.fused.attention import attention_name, register
 from rankwise.engine.fused.checkpointing import PassState, blocks_keep_inputs
 from rankwise.engine.fused.dropout import DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
@@ -212,7 +213,7 @@ class PackedModel:
             return packing.first if first else packing.last, [len(batch) for batch in batches]
         positions = [each for batch in batches for each in batch.positions or ()]
         rows = []
-        for start, supervised in zip(packing.first.tolist(), positions, strict=True):
+        for start, supervised in zip(packing.starts.tolist(), positions, strict=True):
             rows += [start + position for position in supervised]
         counts = [sum(map(len, batch.positions or ())) for batch in batches]
         return torch.tensor(rows, device=self.device), counts
@@ -246,6 +247,7 @@ def packed_model(
     base: BaseModel,
     autocast: torch.dtype | None = None,
     dropout: float = 0.0,
+    attention: AttentionName = "auto",
     products: ProductsName | None = None,
     checkpointing: bool = False,
 ) -> Iterator[PackedModel]:
@@ -255,18 +257,20 @@ def packed_model(
         base: a base for which `unsupported_reason` returns None.
         autocast: lower precision for matrix products.
         dropout: share of an adapter's input that is set to zero in training.
+        attention: kernel of attention, see `rankwise.engine.fused.attention`.
         products: how LoRA products run; None takes the fastest way.
         checkpointing: whether blocks keep their inputs alone, and run again for gradients.
     """
     head = find_head(base.model)
     assert head is not None
-    attention.register()
+    register()
     first = next(base.model.parameters())
     dtype = autocast or first.dtype
-    settings = LoraSettings(products or choose_products(first.device, dtype), dtype, dropout)
+    how = products or choose_products(first.device, dtype)
+    settings = LoraSettings(how, dtype, dropout, keep_dequantized=checkpointing)
     with (
         fused_layers(base.model, list(base.targets), settings) as segments,
-        attention_implementation(base.model, attention.NAME),
+        attention_implementation(base.model, attention_name(attention)),
     ):
         model = PackedModel(base, head, segments, autocast)
         # One query for each sequence leaves no input of keys and values to drop.

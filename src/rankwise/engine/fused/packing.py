@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 # Largest share of padding in a block: one more block costs a CPU about as much time as a few
@@ -28,29 +30,57 @@ class Block:
 
 
 class Packing:
-    """Tokens of n sequences: end to end for linear layers, in blocks of places for attention."""
+    """Tokens of n sequences: end to end for linear layers, in blocks of places for attention.
+
+    It is made on the CPU, from arrays, so that a thread can make it ahead; `to` copies what a pass
+    needs to a device. Blocks are made where attention asks for them.
+    """
 
     def __init__(
         self, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu"
     ) -> None:
-        self.device = device
-        lengths = [len(sequence) for sequence in sequences]
-        ends = list(accumulate(lengths))
-        starts = [0, *ends[:-1]]
-        self.tokens = ends[-1]  # T
-        flat = [token for sequence in sequences for token in sequence]
-        self.input_ids = torch.tensor([flat], device=device)  # (1, T)
-        positions = [place for length in lengths for place in range(length)]
-        self.position_ids = torch.tensor([positions], device=device)  # (1, T)
-        self.first = torch.tensor(starts, device=device)  # rows of first tokens, (n,)
-        self.last = torch.tensor(ends, device=device) - 1  # rows of last tokens, (n,)
-        self._by_length = sorted(range(len(sequences)), key=lengths.__getitem__)
-        self.blocks = [
-            _block([lengths[i] for i in group], [starts[i] for i in group])
-            for group in _groups(self._by_length, lengths)
-        ]
-        self.places = sum(block.count * block.longest for block in self.blocks)  # P
+        self._lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))  # (n,)
+        ends = self._lengths.cumsum()
+        self.starts = ends - self._lengths  # rows of first tokens, on the host, (n,)
+        self.tokens = int(ends[-1])  # T
+        self.longest = int(self._lengths.max())
+        ids = np.fromiter(chain.from_iterable(sequences), np.int64, self.tokens)
+        positions = np.arange(self.tokens) - np.repeat(self.starts, self._lengths)
+        self._rows = torch.from_numpy(np.concatenate([ids, positions, [0], ends]))
         self._by_heads: dict[int, HeadIndex] = {}
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> "Packing":
+        """Copy to a device, without waiting for it; return the packing itself."""
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not self._rows.is_cuda:
+            self._rows = self._rows.pin_memory()
+        self._rows = self._rows.to(self.device, non_blocking=True)
+        self.input_ids = self._rows[: self.tokens][None]  # (1, T)
+        self.position_ids = self._rows[self.tokens : 2 * self.tokens][None]  # (1, T)
+        bounds = self._rows[2 * self.tokens :]  # first row of each sequence, then T, (n + 1,)
+        self.first = bounds[:-1]  # rows of first tokens, (n,)
+        self.last = bounds[1:] - 1  # rows of last tokens, (n,)
+        self.cu_seqlens = bounds.to(torch.int32)  # (n + 1,), as varlen attention wants it
+        return self
+
+    @cached_property
+    def _by_length(self) -> npt.NDArray[np.int64]:
+        """The sequences, shortest first."""
+        return self._lengths.argsort(kind="stable")
+
+    @cached_property
+    def blocks(self) -> "list[Block]":
+        """Sequences of similar length, shortest first."""
+        groups = _groups(self._lengths[self._by_length].tolist())
+        lengths = np.split(self._lengths[self._by_length], groups)
+        starts = np.split(self.starts[self._by_length], groups)
+        return [_block(*pair) for pair in zip(lengths, starts, strict=True)]
+
+    @cached_property
+    def places(self) -> int:
+        """Number of places in all blocks, P."""
+        return sum(block.count * block.longest for block in self.blocks)
 
     def by_head(self, heads: int) -> "HeadIndex":
         """Return the permutation of the rows of ``(T * heads, d)`` for attention head by head."""
@@ -71,7 +101,7 @@ class Packing:
     @cached_property
     def order(self) -> torch.Tensor:
         """The sequences in the order of the blocks, (n,)."""
-        return torch.tensor(self._by_length, device=self.device)
+        return torch.from_numpy(self._by_length).to(self.device)
 
     @cached_property
     def key_masks(self) -> list[torch.Tensor | None]:
@@ -103,26 +133,29 @@ def masked_score(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 4
 
 
-def _groups(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Group sequences, shortest first, with at most `MAX_PADDING` of a group's places empty."""
-    groups: list[list[int]] = []
+def _groups(lengths: Sequence[int]) -> list[int]:
+    """Split rising lengths into groups with at most `MAX_PADDING` of their places empty.
+
+    Returns:
+        The first place of each group but the first.
+    """
+    splits: list[int] = []
     tokens = 0
-    for sequence in order:
-        length = lengths[sequence]
-        if groups and (len(groups[-1]) + 1) * length <= (tokens + length) / (1 - MAX_PADDING):
-            groups[-1].append(sequence)
-            tokens += length
-        else:
-            groups.append([sequence])
-            tokens = length
-    return groups
+    first = 0
+    for place, length in enumerate(lengths):
+        if place > first and (place - first + 1) * length > (tokens + length) / (1 - MAX_PADDING):
+            splits.append(place)
+            first, tokens = place, 0
+        tokens += length
+    return splits
 
 
-def _block(lengths: list[int], starts: list[int]) -> Block:
-    place = torch.arange(lengths[-1])  # the longest sequence comes last
-    length = torch.tensor(lengths)[:, None]  # (n, 1)
-    rows = torch.tensor(starts)[:, None] + torch.minimum(place, length - 1)  # (n, L)
-    return Block(len(lengths), lengths[-1], rows, place < length)
+def _block(lengths: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Block:
+    longest = int(lengths[-1])
+    place = torch.arange(longest)
+    length = torch.from_numpy(lengths)[:, None]  # (n, 1)
+    rows = torch.from_numpy(starts)[:, None] + torch.minimum(place, length - 1)  # (n, L)
+    return Block(len(lengths), longest, rows, place < length)
 
 
 _current: ContextVar[Packing] = ContextVar("packing")

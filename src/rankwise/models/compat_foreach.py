@@ -1,7 +1,7 @@
 """PyTorch's operations on lists of tensors: a few kernels on a GPU, however long the lists are.
 
 They have no public names; torch.optim is built on them. Checked on torch 2.10 and 2.13;
-tests/models/test_foreach.py reports a name that is gone.
+tests/models/test_compat_foreach.py reports a name that is gone.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 import torch
 
-from rankwise.models.foreach import foreach_add, foreach_copy, foreach_scale
+from rankwise.models.compat_foreach import foreach_add, foreach_copy, foreach_scale
 
 
 def test_lists_give_what_a_loop_gives() -> None:
