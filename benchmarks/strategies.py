@@ -137,6 +137,7 @@ def main() -> None:
             "seeds": options.seeds,
             "train_examples": task.train_examples,
             "max_length": task.max_length,
+            "warmup_ratio": 0.3,  # also of the language model, which has few steps
         }
         results["tasks"][name] = {
             **run_task(options.out / name, settings),

@@ -72,6 +72,7 @@ def main() -> None:
             model=samples.smollm2_file(),
             data=data,
             ranks=options.ranks,
+            warmup_ratio=0.3,  # long, because a trial has 21 steps only
             out=options.out,
             progress=progress,
         )

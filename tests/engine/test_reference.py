@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.batches import epoch_batches
-from rankwise.engine.config import TrainingConfig
+from rankwise.engine.config import AttentionName, TrainingConfig
 from rankwise.engine.reference import ReferenceEngine, _StepRecord, score_adapter
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RequestError
@@ -137,6 +137,27 @@ def test_checkpointing_changes_memory_and_no_number(tiny_model: Path, task: Task
     assert recomputed.peak_memory_bytes < plain.peak_memory_bytes
     flags = [getattr(part, "gradient_checkpointing", False) for part in engine.base.model.modules()]
     assert not any(flags)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_the_requested_attention_trains_and_scores(
+    tiny_model: Path, task: Task, name: AttentionName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(tiny_model, task, replace(CONFIG, attention=name))
+    before = engine.base.model.config._attn_implementation
+    seen = set()
+    forward = engine.base.model.forward
+
+    def watched(*arguments: Any, **inputs: Any) -> Any:
+        seen.add(engine.base.model.config._attn_implementation)
+        return forward(*arguments, **inputs)
+
+    monkeypatch.setattr(engine.base.model, "forward", watched)
+    finished = train_one(engine)
+    assert seen == {name}
+    assert engine.base.model.config._attn_implementation == before
+    plain = train_one(engine_for(tiny_model, task))
+    np.testing.assert_allclose(finished.evidence["loss"], plain.evidence["loss"], rtol=1e-3)
 
 
 def test_a_model_that_cannot_recompute_is_refused(tiny_model: Path, task: Task) -> None:

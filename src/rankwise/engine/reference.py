@@ -28,7 +28,12 @@ from rankwise.lora.adapter import Adapter
 from rankwise.lora.conversion import for_original_base
 from rankwise.lora.files import write_adapter
 from rankwise.models.base_model import BaseModel
-from rankwise.models.compat import quiet_libraries, trainer_with_sampler, use_at_most_one_gpu
+from rankwise.models.compat import (
+    attention_implementation,
+    quiet_libraries,
+    trainer_with_sampler,
+    use_at_most_one_gpu,
+)
 from rankwise.models.quantization import resident_tensors
 from rankwise.tasks.base import Encoded
 
@@ -75,13 +80,7 @@ class ReferenceEngine:
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""
         for trial in trials:
-            with ExitStack() as stack:
-                stack.enter_context(quiet_libraries())
-                if self.config.gradient_checkpointing == "on":
-                    stack.enter_context(_checkpointing(self.base.model))
-                stack.enter_context(adapter_init.base_restored(self.base, self.config.init))
-                if self.base.device.type == "cuda":  # the Trainer takes the current GPU
-                    stack.enter_context(torch.cuda.device(self.base.device))
+            with self._machine(), adapter_init.base_restored(self.base, self.config.init):
                 finished = self._train_one(trial)
             yield finished
 
@@ -95,8 +94,23 @@ class ReferenceEngine:
             with tempfile.TemporaryDirectory(prefix="rankwise-") as scratch:
                 directory = Path(scratch) / "adapter"
                 write_adapter(adapter, directory)
-                results.append(score_adapter(self.base, directory, chosen))
+                with self._machine():
+                    results.append(score_adapter(self.base, directory, chosen))
         return results
+
+    @contextmanager
+    def _machine(self) -> Iterator[None]:
+        """Apply the settings of the machine to the base inside the ``with`` block."""
+        config, base = self.config, self.base
+        with ExitStack() as stack:
+            stack.enter_context(quiet_libraries())
+            if config.gradient_checkpointing == "on":
+                stack.enter_context(_checkpointing(base.model))
+            if config.attention in ("sdpa", "eager"):
+                stack.enter_context(attention_implementation(base.model, config.attention))
+            if base.device.type == "cuda":  # the Trainer takes the current GPU
+                stack.enter_context(torch.cuda.device(base.device))
+            yield
 
     def _train_one(self, trial: Trial) -> FinishedTrial:
         config, base = self.config, self.base

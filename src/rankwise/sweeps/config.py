@@ -113,6 +113,10 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
                 f"init {self.init!r}: the fused engine takes only values that need neither the "
                 f"base's weights nor data ({', '.join(FUSED_INITS)}); add --engine reference"
             )
+        if self.engine == "reference" and self.attention == "varlen":
+            raise RequestError(
+                "attention 'varlen': the reference engine pads, so it takes sdpa or eager"
+            )
         if self.use_dora and self.strategy == "once":
             raise RequestError(
                 "use_dora: strategy once truncates adapters, and DoRA's cannot be truncated (their "

@@ -17,17 +17,25 @@ import os
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from rankwise._version import __version__
 from rankwise.store.records import Environment
 
+if TYPE_CHECKING:
+    import torch
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
-def environment() -> Environment:
-    """Return the versions and the hardware of this process."""
+def environment(device: "torch.device | None" = None) -> Environment:
+    """Return the versions and the hardware of this process.
+
+    ``device`` is the one that trains; the GPU, if there is one, unless it is named.
+    """
     import torch
 
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     versions = {"rankwise": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -37,5 +45,5 @@ def environment() -> Environment:
         platform=platform.platform(),
         cpu_count=os.cpu_count(),
         threads=torch.get_num_threads(),
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        device=torch.cuda.get_device_name(device) if on_gpu else str(device or "cpu"),
     )

@@ -46,7 +46,7 @@ def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepR
             eval_data=eval_data,
         ),
         task=_task_record(task, base),
-        environment=environment(),
+        environment=environment(base.device),
         command=command,
     )
 
