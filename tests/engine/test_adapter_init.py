@@ -34,7 +34,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"loraplus_ratio": 16.0}, {"init": "gaussian"}, {"init": "orthogonal"}], ids=str
+    "changes",
+    [
+        {"loraplus_ratio": 16.0},
+        {"init": "gaussian"},
+        {"init": "orthogonal"},
+        {"lr_scheduler": "cosine", "warmup_ratio": 0.1, "max_grad_norm": 0.1},
+        {"lr_scheduler": "constant", "warmup_ratio": 0.0, "max_steps": 30},
+    ],
+    ids=str,
 )
 def test_both_engines_train_alike(tiny: Tiny, changes: dict[str, object]) -> None:
     config = replace(CONFIG, **changes)  # type: ignore[arg-type]
@@ -45,6 +53,14 @@ def test_both_engines_train_alike(tiny: Tiny, changes: dict[str, object]) -> Non
     assert fused.steps != plain.steps
     for key, value in fused.adapter.items():
         torch.testing.assert_close(value, reference.adapter[key], rtol=1e-3, atol=1e-5)
+
+
+def test_both_engines_save_the_same_config(tiny: Tiny) -> None:
+    config = replace(CONFIG, lora_dropout=0.1, max_steps=2)
+    (fused,) = FusedEngine(*tiny, config).train([TRIAL])
+    (reference,) = ReferenceEngine(*tiny, config).train([TRIAL])
+    assert fused.adapter_config == reference.adapter_config
+    assert fused.adapter_config["lora_dropout"] == 0.1
 
 
 def held_out_losses(

@@ -68,7 +68,10 @@ class TrainingState:
         self, base: BaseModel, saved: Mapping[str, Mapping[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
         """Return the adapter that PEFT draws from the seed, and keep its config and the head."""
-        model = attach_adapter(base, self.trial, saved, init=self.config.init)
+        config = self.config
+        model = attach_adapter(
+            base, self.trial, saved, init=config.init, lora_dropout=config.lora_dropout
+        )
         try:
             self.adapter_config = json_config(model)
             self.head: dict[str, nn.Module] = {}
