@@ -7,12 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.fused import products as products_module
 from rankwise.engine.fused.dropout import Dropout, DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.fused.linear import fused_layers
+from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.segments import LoraSettings
+from rankwise.engine.fused.training_state import TrainingState
 from tests.engine.fused.stand_ins import grouped_mm
+from tests.engine.parity import CONFIG, TRIALS, Tiny
+from tests.tiny_models import load_tiny
 
 RATE = 0.25
 STREAM = DropoutStream(seed=3, step=5)
@@ -142,3 +147,50 @@ def test_gradients_are_those_of_autograd_with_the_same_masks(
     for buffer, gradient in zip(buffers, gradients[1:], strict=True):
         torch.testing.assert_close(buffer, gradient)
     torch.testing.assert_close(scored, plain(keep=True)[0])
+
+
+@pytest.fixture(scope="module")
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return load_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("tiny", ["bert", "llama"], indirect=True)
+@pytest.mark.parametrize("products", ["loop", "masked"])
+def test_a_trial_of_a_pack_trains_as_alone_and_is_scored_without_dropout(
+    tiny: Tiny, products: Any
+) -> None:
+    """Over two micro-batches of a step, with and without gradient checkpointing."""
+    base, train, _ = tiny
+    saved, trials = saved_modules(base), (TRIALS[0], TRIALS[1])
+    states = [TrainingState(trial, base, saved, CONFIG, train) for trial in trials]
+    torch.manual_seed(0)
+    for state in states:  # B is 0 in an untrained adapter
+        state.flat.add_(torch.randn_like(state.flat) * 0.05)
+
+    def gradient(chosen: list[TrainingState], checkpointing: bool, rate: float) -> Any:
+        options: Any = {"dropout": rate, "products": products, "checkpointing": checkpointing}
+        with packed_model(base, **options) as model:
+            base.model.train()
+            model.begin_step(chosen)
+            for rows in ([0, 1, 2], [3, 4]):
+                batch = train.take(rows)
+                model.loss_sums(chosen, [batch] * len(chosen)).sum().backward()
+            model.end_step()
+            base.model.eval()
+            with torch.inference_mode():
+                losses = model.measures(chosen[-1:], train.take([5, 6, 7]))[0]["loss"]
+        grad: Any = chosen[-1].flat.grad
+        last = grad.clone()
+        for state in chosen:
+            state.flat.grad.zero_()
+        return last, losses
+
+    together, scored = gradient(states, False, RATE)
+    alone, scored_alone = gradient(states[1:], False, RATE)
+    again, _ = gradient(states, True, RATE)
+    without, scored_without = gradient(states, False, 0.0)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(together, again, rtol=1e-4, atol=1e-6)
+    assert float((together - without).norm() / without.norm()) > 0.05
+    for losses in (scored_alone, scored_without):
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(scored), rtol=1e-5, atol=1e-6)

@@ -27,7 +27,7 @@ from rankwise.engine.fused.loss import (
     token_measures,
     trained_token_losses,
 )
-from rankwise.engine.fused.packing import Packing, packed
+from rankwise.engine.fused.packing import Packing, packed, to_device
 from rankwise.engine.fused.products import ProductsName, choose_products
 from rankwise.engine.fused.segments import LoraSettings, Segments
 from rankwise.models.auto import first_position, position_tables
@@ -79,7 +79,7 @@ class PackedModel:
         A batch has `Encoded.loss_count` losses, so the sums of its parts add up to that of the
         whole.
         """
-        targets = [self.objective.targets(batch).to(self.device) for batch in batches]
+        targets = [to_device(self.objective.targets(batch), self.device) for batch in batches]
         with self._pass(trials, batches) as (hidden, counts):
             if self.head.token_head is None:
                 logits = self._logits(trials, hidden.split(counts))
@@ -99,7 +99,7 @@ class PackedModel:
             if self.head.token_head is None:
                 logits = self._logits(trials, states)
                 return [self.objective.measure(each, batch) for each in logits]
-            targets = self.objective.targets(batch).to(self.device)
+            targets = to_device(self.objective.targets(batch), self.device)
             measured = []
             for trial, own in zip(trials, states, strict=True):
                 losses, is_correct = token_measures(self._token_head(trial), own, targets)
@@ -216,13 +216,15 @@ class PackedModel:
         for start, supervised in zip(packing.starts.tolist(), positions, strict=True):
             rows += [start + position for position in supervised]
         counts = [sum(map(len, batch.positions or ())) for batch in batches]
-        return torch.tensor(rows, device=self.device), counts
+        return to_device(torch.tensor(rows), self.device), counts
 
     def _token_types(self, batches: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """Return which of two texts each token belongs to, (1, T), if the tokenizer has them."""
         sequences = [each for batch in batches for each in batch.token_type_ids or ()]
         types = [token_type for sequence in sequences for token_type in sequence]
-        return {"token_type_ids": torch.tensor([types], device=self.device)} if types else {}
+        if not types:
+            return {}
+        return {"token_type_ids": to_device(torch.tensor([types]), self.device)}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast is None:

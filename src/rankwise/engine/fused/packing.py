@@ -16,6 +16,17 @@ import torch
 MAX_PADDING = 0.25
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the host to a device without waiting for the device.
+
+    CUDA copies from pinned memory alone in this way: from other memory the host would wait until
+    all kernels before have run.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Block:
     """Sequences of similar length whose attention is computed together.
@@ -53,9 +64,7 @@ class Packing:
     def to(self, device: torch.device | str) -> "Packing":
         """Copy to a device, without waiting for it; return the packing itself."""
         self.device = torch.device(device)
-        if self.device.type == "cuda" and not self._rows.is_cuda:
-            self._rows = self._rows.pin_memory()
-        self._rows = self._rows.to(self.device, non_blocking=True)
+        self._rows = to_device(self._rows, self.device)
         self.input_ids = self._rows[: self.tokens][None]  # (1, T)
         self.position_ids = self._rows[self.tokens : 2 * self.tokens][None]  # (1, T)
         bounds = self._rows[2 * self.tokens :]  # first row of each sequence, then T, (n + 1,)
@@ -95,13 +104,13 @@ class Packing:
         place = torch.empty(self.tokens * heads, dtype=torch.long)
         place[source[is_real]] = torch.arange(len(source))[is_real]
         indices = (source, place, (~is_real).nonzero()[:, 0])
-        self._by_heads[heads] = HeadIndex(*(index.to(self.device) for index in indices))
+        self._by_heads[heads] = HeadIndex(*(to_device(each, self.device) for each in indices))
         return self._by_heads[heads]
 
     @cached_property
     def order(self) -> torch.Tensor:
         """The sequences in the order of the blocks, (n,)."""
-        return torch.from_numpy(self._by_length).to(self.device)
+        return to_device(torch.from_numpy(self._by_length), self.device)
 
     @cached_property
     def key_masks(self) -> list[torch.Tensor | None]:
@@ -110,7 +119,7 @@ class Packing:
         for block in self.blocks:
             mask = None
             if not block.has_token.all():
-                empty = ~block.has_token[:, None, None].to(self.device)
+                empty = to_device(~block.has_token[:, None, None], self.device)
                 mask = empty * masked_score(torch.float32)
             masks.append(mask)
         return masks

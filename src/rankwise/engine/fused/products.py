@@ -20,6 +20,8 @@ from typing import Literal, Protocol
 import torch
 from torch.nn.functional import grouped_mm
 
+from rankwise.engine.fused.packing import to_device
+
 ProductsName = Literal["loop", "masked", "grouped"]
 # Gradients are one batched product if rows padded to the longest segment are at most so many more.
 MOST_PADDED = 2
@@ -61,7 +63,7 @@ class GroupedProducts:
     """
 
     def __init__(self, bounds: Sequence[int], device: torch.device) -> None:
-        self._ends = torch.tensor(bounds[1:], dtype=torch.int32, device=device)
+        self._ends = to_device(torch.tensor(bounds[1:], dtype=torch.int32), device)
 
     def down(self, rows: torch.Tensor, stack: torch.Tensor) -> torch.Tensor:
         """Return ``rows stack^T``, (T, d) to (T, n R)."""
@@ -126,17 +128,15 @@ class MaskedProducts:
     @cached_property
     def _of_others(self) -> torch.Tensor:
         """Which trials do not own a row, (T, 1, K, 1)."""
-        ends = torch.tensor(self._bounds[1:], device=self._device)
+        trials = torch.arange(len(self._counts), device=self._device)
         rows = torch.arange(self._bounds[-1], device=self._device)
-        owners = torch.searchsorted(ends, rows, right=True)  # (T,)
-        trials = torch.arange(len(ends), device=self._device)
+        owners = torch.searchsorted(self._on_device[1:], rows, right=True)  # (T,)
         return (owners[:, None] != trials)[:, None, :, None]
 
     @cached_property
     def _padded_rows(self) -> torch.Tensor:
         """Each trial's rows, its last one repeated up to the longest segment, (K L,)."""
-        first = torch.tensor(self._bounds[:-1], device=self._device)[:, None]
-        last = torch.tensor(self._bounds[1:], device=self._device)[:, None] - 1
+        first, last = self._on_device[:-1, None], self._on_device[1:, None] - 1
         places = torch.arange(max(self._counts), device=self._device)
         return torch.minimum(first + places, last).flatten()
 
@@ -149,8 +149,12 @@ class MaskedProducts:
     @cached_property
     def _is_padding(self) -> torch.Tensor:
         """Which padded rows repeat a last row, (K, L, 1)."""
-        counts = torch.tensor(self._counts, device=self._device)[:, None]
+        counts = self._on_device.diff()[:, None]
         return (torch.arange(max(self._counts), device=self._device) >= counts)[..., None]
+
+    @cached_property
+    def _on_device(self) -> torch.Tensor:
+        return to_device(torch.tensor(self._bounds), self._device)
 
 
 def _by_trial(stack: torch.Tensor) -> torch.Tensor:
