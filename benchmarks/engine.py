@@ -34,6 +34,7 @@ from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.optimizer import step_all
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.engine.reference import ReferenceEngine
@@ -244,10 +245,7 @@ def step_cost(
 
         def step() -> None:
             batches = [state.next_batch() for state in states]
-            for state, loss in zip(
-                states, engine.loop.forward_backward(model, states, batches), strict=True
-            ):
-                state.update(loss)
+            step_all(states, engine.loop.forward_backward(model, states, batches))
 
         times = []
         for _ in range(steps + 1):
@@ -259,9 +257,8 @@ def step_cost(
         ]
 
         def longest_step() -> None:
-            engine.loop.forward_backward(model, states, [longest] * len(states))
-            for state in states:
-                state.optimizer.step()
+            batches = [longest] * len(states)
+            step_all(states, engine.loop.forward_backward(model, states, batches))
 
         kept = [tensor for state in states for tensor in state.tensors()]
         peak = peak_live_bytes(

@@ -22,6 +22,7 @@ from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.optimizer import step_all
 from rankwise.engine.fused.training_state import EvalAdapter, TrainingState
 from rankwise.engine.trial import Trial
 from rankwise.lora import grow
@@ -101,8 +102,8 @@ def train_from(
     with packed_model(base) as model:
         base.model.train()
         while not state.finished:
-            (loss,) = engine.loop.forward_backward(model, [state], [state.next_batch()])
-            state.update(loss)
+            losses = engine.loop.forward_backward(model, [state], [state.next_batch()])
+            step_all([state], losses)
     return Adapter(state.adapter(), state.adapter_config)
 
 

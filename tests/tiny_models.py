@@ -25,7 +25,7 @@ from transformers import (
 
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.models.auto import CLASSIFIER_HEADS
-from rankwise.models.base_model import BaseModel, load_base
+from rankwise.models.base_model import BaseModel, Loading, load_base
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.setup import DTYPES, training_batch
 from rankwise.planning.meta_model import load_meta_model, quiet_libraries
@@ -81,6 +81,7 @@ PACKABLE: dict[str, dict[str, Any]] = {
 }
 # PEFT cannot adapt DistilBERT's pre_classifier.
 TINY_TARGETS = {"distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]}
+FP32 = Loading("cpu", "fp32")
 SPECIAL_TOKENS = {
     "pad_token_id": 0,
     "cls_token_id": 2,
@@ -121,6 +122,7 @@ def load_tiny(
     ranks: tuple[int, ...] = (4,),
     quantization: str = "none",
     targets: list[str] | None = None,
+    loading: Loading = FP32,
 ) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny classifier with 400 training and 40 held-out reviews."""
     data = directory / "reviews.csv"
@@ -130,7 +132,7 @@ def load_tiny(
         str(save_tiny(name, directory)),
         targets or TINY_TARGETS.get(name, ["all-linear"]),
     )
-    base = load_base(model, task.objective, targets, ranks, quantization=quantization)
+    base = load_base(model, task.objective, targets, ranks, quantization, loading)
     train, held_out = (
         encode(part, base.tokenizer, 64)[0].take(range(count))
         for part, count in ((task.train, 400), (task.held_out, 40))
@@ -183,13 +185,14 @@ def make_dialogues(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def load_tiny_lm(
-    name: str, directory: Path, ranks: tuple[int, ...] = (4,)
+    name: str, directory: Path, ranks: tuple[int, ...] = (4,), loading: Loading = FP32
 ) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny causal language model with 400 training and 40 held-out dialogues."""
     data = directory / "dialogues.jsonl"
     pd.DataFrame(make_dialogues(600)).to_json(data, orient="records", lines=True)
     task = load_task(SweepConfig(data=data))
-    base = load_base(str(save_tiny_lm(name, directory)), task.objective, ["all-linear"], ranks)
+    model = str(save_tiny_lm(name, directory))
+    base = load_base(model, task.objective, ["all-linear"], ranks, loading=loading)
     train, held_out = (
         task.encoder(part, base.tokenizer, 64)[0] for part in (task.train, task.held_out)
     )

@@ -69,11 +69,11 @@ def assert_fused_training_matches_the_reference(tiny: Tiny) -> FinishedTrial:
 
 
 def assert_logits_in_fp32(base: BaseModel, held_out: Encoded, head: torch.nn.Linear) -> None:
-    """Compare logits with the head's product in float64, from its inputs under autocast."""
+    """Compare logits of a base in bf16 with the product of its head in float64."""
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        with torch.inference_mode(), packed_model(base, torch.bfloat16) as model:
+        with torch.inference_mode(), packed_model(base) as model:
             bare: Any = SimpleNamespace(factors={}, head={})
             (logits,) = model.logits([bare], [held_out])
     finally:

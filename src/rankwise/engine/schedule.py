@@ -1,14 +1,9 @@
 """Steps of a trial and their learning rates, the same in both engines and in exports."""
 
 import math
-from collections.abc import Sized
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sized
 
 from rankwise.engine.config import OptimizerName, SchedulerName, TrainingConfig
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
 OPTIMIZERS: dict[OptimizerName, str] = {
     "adamw": "adamw_torch_fused",  # one kernel for each tensor
@@ -38,9 +33,16 @@ def warmup_steps(config: TrainingConfig, steps: int) -> int:
     return math.ceil(config.warmup_ratio * steps)
 
 
-def learning_rates(optimizer: "Optimizer", config: TrainingConfig, steps: int) -> "LRScheduler":
-    """Return the scheduler that sets the rates of all groups of an optimizer, step by step."""
+def rate_factors(config: TrainingConfig, steps: int) -> Callable[[int], float]:
+    """Return the function that gives a step's learning rate as a share of the highest.
+
+    Steps count from 0.
+    """
+    import torch
     from transformers import get_scheduler
 
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # a schedule is asked for with one
     name = SCHEDULERS[config.lr_scheduler]
-    return get_scheduler(name, optimizer, warmup_steps(config, steps), steps)
+    schedule = get_scheduler(name, optimizer, warmup_steps(config, steps), steps)
+    factor: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factor

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import transformers
-from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
@@ -15,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from rankwise.errors import RequestError
 from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.models.device import find_dtype, find_torch_device
 from rankwise.models.files import check_model_files, load_arguments
 from rankwise.models.quantization import (
     check_quantization,
@@ -75,34 +75,55 @@ class BaseModel:
         return weight
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How a base model is loaded.
+
+    Attributes:
+        device: Device that holds the model, see `rankwise.models.device.find_torch_device`.
+        precision: Precision of the weights, see `rankwise.models.device.find_dtype`.
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    trust_remote_code: bool = False
+
+
 def load_base(
     name: str,
     objective: Objective,
     target_modules: str | Sequence[str],
     ranks: Sequence[int],
-    trust_remote_code: bool = False,
     quantization: str = "none",
+    loading: Loading = Loading(),
 ) -> BaseModel:
-    """Load a base model with the head that an objective needs.
+    """Load a base model with the head that an objective needs, once, onto the device that trains.
+
+    Weights are read in the precision in which they compute. Modules trained in full are fp32.
 
     Args:
         name: Directory, GGUF file or hub id.
         objective: The loss, and the head that it needs.
         target_modules: Layers that get an adapter, as in `rankwise.models.config.ModelConfig`.
         ranks: Ranks to be trained.
-        trust_remote_code: Run Python code that comes with the model.
         quantization: Precision of the frozen linear layers, one of
             `rankwise.models.config.Quantization`.
+        loading: Device and precision.
 
     Raises:
-        RequestError: The model cannot be loaded or does not suit the task, the target modules
-            match nothing, or a rank is too large.
+        RequestError: The model cannot be loaded or does not suit the task, the device is not there,
+            the target modules match nothing, or a rank is too large.
     """
     check_model_files(name)
     check_quantization(quantization)
     task_type = objective.task_type
     place, file = load_arguments(name)
-    options: dict[str, Any] = {**file, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {**file, "trust_remote_code": loading.trust_remote_code}
+    device = find_torch_device(loading.device)
+    placed = {**options, "dtype": find_dtype(loading.precision, device)}
+    if quantization != "none" or device.type != "cpu":
+        placed["device_map"] = {"": str(device)}  # weights go there without a copy on the CPU
     with quiet_libraries():
         try:
             # Each trial draws new modules from its own seed. This one makes loading repeatable.
@@ -110,12 +131,12 @@ def load_base(
             config = transformers.AutoConfig.from_pretrained(place, **options, **objective.settings)
             _remove_dropout(config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-            model, new_modules = _load_weights(place, config, task_type, quantization, options)
+            model, new_modules = _load_weights(place, config, task_type, quantization, placed)
         except LOADING_ERRORS as error:
             message = f"model {name!r} cannot be loaded: {first_sentence(error)}"
             raise RequestError(message) from None
     _prepare_tokenizer(name, tokenizer, model)
-    _freeze(model, quantization)
+    _freeze(model)
     if task_type == "CAUSAL_LM":
         _check_causal(name, model, new_modules)
     endings = trained_heads(task_type)
@@ -123,8 +144,8 @@ def load_base(
     trained_in_full = tuple(dict.fromkeys([*new_modules, *heads]))
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
-    if quantization == "none":  # a quantised model is already where it runs
-        model = model.to(_fastest_device())
+    if placed["dtype"] != torch.float32:
+        _compute_in_fp32([model.get_submodule(name) for name in trained_in_full])
     max_length = _max_length(model, tokenizer)
     return BaseModel(
         model, tokenizer, name, objective, new_modules, trained_in_full, targets, max_length
@@ -155,10 +176,9 @@ def _load_weights(
             **options,
             use_safetensors=None if from_gguf else True,
             config=config,
-            dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **_precision_arguments(quantization, keep, from_gguf),
+            **_quantization_arguments(quantization, keep, options),
         )
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         new_modules = _topmost_modules(model, set(info["missing_keys"]) | mismatched)
@@ -169,14 +189,16 @@ def _load_weights(
         keep = (*keep, *quantized)
 
 
-def _precision_arguments(quantization: str, keep: Sequence[str], from_gguf: bool) -> dict[str, Any]:
-    """Return the arguments of ``from_pretrained`` that set the precision of the weights.
+def _quantization_arguments(
+    quantization: str, keep: Sequence[str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that say how weights are quantised.
 
     A GGUF file is unpacked to floats, because the Trainer refuses a model called quantised.
     """
-    if quantization == "none" and from_gguf:
+    if quantization == "none" and "gguf_file" in options:
         return {"quantization_config": transformers.GgufConfig(dequantize=True)}
-    return loading_arguments(quantization, keep)
+    return loading_arguments(quantization, keep, options["dtype"])
 
 
 def _topmost_modules(model: nn.Module, absent: set[str]) -> tuple[str, ...]:
@@ -213,15 +235,29 @@ def _prepare_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
         tokenizer.model_input_names = names
 
 
-def _freeze(model: Any, quantization: str) -> None:
-    """Turn off gradients and dropout; bring the unquantised rest of a quantised model to fp32."""
+def _freeze(model: nn.Module) -> None:
+    """Turn off gradients and dropout, and keep quantised weights as they are."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
-    if quantization != "none":
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        keep_as_loaded(model)
+    keep_as_loaded(model)
+
+
+def _compute_in_fp32(modules: Sequence[nn.Module]) -> None:
+    """Bring modules to fp32, and their inputs too.
+
+    They are trained, and small updates would be lost in half precision; logits of a head would be
+    rounded before the loss. The hook goes with every copy that a trial trains.
+    """
+    for module in modules:
+        module.float()
+        module.register_forward_pre_hook(_cast_inputs)
+
+
+def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(each.to(dtype) if torch.is_tensor(each) else each for each in inputs)
 
 
 def _check_causal(name: str, model: Any, new_modules: Sequence[str]) -> None:
@@ -232,12 +268,6 @@ def _check_causal(name: str, model: Any, new_modules: Sequence[str]) -> None:
     if new_modules:
         missing = f"has no weights for {new_modules[0]}"
         raise RequestError(f"model {name!r} {missing}; task sft needs a whole language model")
-
-
-def _fastest_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _max_length(model: nn.Module, tokenizer: Any) -> int:

@@ -27,19 +27,13 @@ def check_quantization(quantization: str) -> None:
         )
 
 
-def has_fast_bf16() -> bool:
-    """Whether the GPU computes in bfloat16; PyTorch emulates it before Ampere."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
+def loading_arguments(quantization: str, keep: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that load a base in few bits.
-
-    4-bit layers compute in bfloat16 on a GPU that has it, as in QLoRA, and in fp32 elsewhere.
 
     Args:
         quantization: One of `rankwise.models.config.Quantization`; ``"none"`` needs no argument.
         keep: Modules that stay unquantised; if empty, transformers keeps the output layer.
+        dtype: Type in which 4-bit layers compute, that of the rest of the base.
     """
     if quantization == "none":
         return {}
@@ -53,7 +47,7 @@ def loading_arguments(quantization: str, keep: Sequence[str]) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=quantization == "nf4-dq",
-        bnb_4bit_compute_dtype=torch.bfloat16 if has_fast_bf16() else torch.float32,
+        bnb_4bit_compute_dtype=dtype,
         **skipped,
     )
     return {"quantization_config": config}

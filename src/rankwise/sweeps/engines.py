@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.engine.fused.engine import FusedEngine, lower_precision
+from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora.files import read_adapter
@@ -33,8 +33,7 @@ def choose_engine(run: "Run") -> Engine:
         return ReferenceEngine(run.base, train, held_out, config, progress.work)
     if run.fit.at_once > 1:
         progress.note(f"up to {run.fit.at_once} trials train at once")
-    limits = (run.fit.at_once, lower_precision(run.base))
-    return FusedEngine(run.base, train, held_out, config, progress.work, *limits)
+    return FusedEngine(run.base, train, held_out, config, progress.work, run.fit.at_once)
 
 
 class TruncatingEngine:

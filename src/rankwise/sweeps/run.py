@@ -90,16 +90,18 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     check_model_files(model_name(config))
     # PEFT imports bitsandbytes, which on some processors recommends another package.
     with quiet_libraries(), compiler_off() if config.quantization == "none" else nullcontext():
-        from rankwise.models.base_model import load_base
+        from rankwise.models.base_model import Loading, load_base
+        from rankwise.models.device import find_dtype, find_torch_device
 
+    find_dtype(config.precision, find_torch_device(config.device))  # or refuse them
     fit = fit_to_machine(config, task)
     base = load_base(
         model_name(config),
         task.objective,
         config.target_modules,
         [] if config.ranks == SearchConfig.ranks else config.ranks,
-        config.trust_remote_code,
         config.quantization,
+        Loading(config.device, config.precision, config.trust_remote_code),
     )
     config = _without_too_large_ranks(config, base.targets, progress.note)
     template_notes = task.notes_on(base.tokenizer)

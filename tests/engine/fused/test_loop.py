@@ -74,7 +74,7 @@ def assert_gradients_match_peft(base: BaseModel, train: Encoded, _: Encoded) -> 
         base.model.float()
     # transformers computes Gemma 2's softmax in float32; test_attention.py checks ours in float64.
     tolerance = 1e-5 if base.model.config.model_type == "gemma2" else 1e-10
-    assert loss == pytest.approx(expected, rel=tolerance)
+    assert float(loss) == pytest.approx(expected, rel=tolerance)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         assert float(theirs[key].abs().max()) > 1e-8, key  # a zero gradient would prove nothing

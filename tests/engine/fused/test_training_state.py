@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return load_tiny("bert", tmp_path_factory.mktemp("bert"))
 
 
-def make_state(tiny: Tiny, trial: Trial = TRIAL, **changes: float) -> TrainingState:
+def make_state(tiny: Tiny, trial: Trial = TRIAL, **changes: Any) -> TrainingState:
     base, train, _ = tiny
-    config = TrainingConfig(epochs=2, batch_size=8, **changes)  # type: ignore[arg-type]
+    config = TrainingConfig(epochs=2, batch_size=8, **changes)
     return TrainingState(trial, base, saved_modules(base), config, train)
 
 
@@ -46,10 +47,11 @@ def test_factors_and_head_are_views_of_the_flat_tensor(tiny: Tiny) -> None:
 
 def test_matrices_and_a_come_before_b_and_vectors(tiny: Tiny) -> None:
     state = make_state(tiny, loraplus_ratio=4.0)
-    slow, fast = state.optimizer.param_groups
-    assert (slow["initial_lr"], fast["initial_lr"]) == (1e-2, 4e-2)
+    slow, fast = state.optimizer.parts  # type: ignore[attr-defined]
+    assert (slow.start, slow.stop, fast.stop) == (0, fast.start, len(state.flat))
+    assert (slow.learning_rate, fast.learning_rate) == (1e-2, 4e-2)
     state.flat.zero_()
-    fast["params"][0].data.fill_(1.0)
+    state.flat[fast.start :] = 1.0
     for factors in state.factors.values():
         assert not factors.a.any()
         assert bool(factors.bt.all())
@@ -73,36 +75,42 @@ def test_batches_follow_the_seed_through_the_epochs(tiny: Tiny) -> None:
     assert [state.batch(step) for step in range(100)] == expected
 
 
-def test_a_large_gradient_is_clipped_as_by_torch(tiny: Tiny) -> None:
-    state = make_state(tiny)
-    before = state.flat.clone()
-    expected = torch.nn.Parameter(before.clone())
-    optimizer = torch.optim.AdamW([expected], lr=state.schedule.get_last_lr()[0], weight_decay=0.0)
-    torch.manual_seed(0)
-    gradient = torch.randn_like(before)
-    assert state.flat.grad is not None
-    state.flat.grad.copy_(gradient)
-    expected.grad = gradient.clone()
-    norm = torch.nn.utils.clip_grad_norm_([expected], 1.0)
-    optimizer.step()
-    state.update(loss=0.5)
-    torch.testing.assert_close(state.flat, expected.data)
-    assert state.steps[0]["grad_norm"] == pytest.approx(float(norm))
-    assert state.steps[0]["train_loss"] == 0.5
-    assert not state.flat.grad.any()
-    assert not state.diverged
+def test_matrices_alone_decay(tiny: Tiny) -> None:
+    state = make_state(tiny, weight_decay=0.1)
+    matrices, vectors = state.optimizer.parts  # type: ignore[attr-defined]
+    assert (matrices.weight_decay, vectors.weight_decay) == (0.1, 0.0)
+    state.flat.zero_()
+    state.flat[vectors.start :] = 1.0
+    for factors in state.factors.values():
+        assert not factors.a.any() and not factors.bt.any()
+    for module in state.head.values():
+        for parameter in module.parameters():
+            assert bool(parameter.all()) == (parameter.ndim == 1)
 
 
-@pytest.mark.parametrize(("loss", "entry"), [(math.nan, 0.0), (0.5, math.inf)])
-def test_a_loss_or_gradient_that_is_not_finite_ends_the_trial(
-    tiny: Tiny, loss: float, entry: float
-) -> None:
+def test_8_bit_parameters_start_where_a_block_of_states_starts(tiny: Tiny) -> None:
+    state = make_state(tiny, optimizer="adamw-8bit")
+    starts = [each.storage_offset() for f in state.factors.values() for each in (f.a, f.bt)]
+    starts += [value.storage_offset() for m in state.head.values() for value in m.parameters()]
+    assert len(set(starts)) == len(starts)
+    assert all(start % 256 == 0 for start in starts)
+    plain = make_state(tiny)
+    for key, value in plain.adapter().items():
+        assert torch.equal(state.adapter()[key], value)
+
+
+def test_figures_end_at_the_step_at_which_a_trial_diverged(tiny: Tiny) -> None:
     state = make_state(tiny)
-    assert state.flat.grad is not None
-    state.flat.grad[0] = entry
-    state.update(loss)
-    assert state.diverged
-    assert state.finished
+    for _ in range(4):
+        state.add_unread(torch.zeros(3))
+    assert state.next_batch() == state.batch(4)
+    assert not state.steps
+    state.record([[0.5, 1.0, 1.0], [0.25, math.inf, 0.0], [math.nan] * 3, [math.nan] * 3])
+    assert state.diverged and state.finished
+    assert [row["train_loss"] for row in state.steps] == [0.5, 0.25]
+    assert [row["epoch"] for row in state.steps] == [1 / 50, 2 / 50]
+    assert state.steps[1]["learning_rate"] == pytest.approx(1e-2 / 30)
+    assert not state.unread
 
 
 def test_a_finished_adapter_has_the_factors_and_the_head_of_its_training(tiny: Tiny) -> None:

@@ -42,9 +42,6 @@ def attend_in_blocks(
     device = query.device.type
     plain = rule.softcap is None and rule.sinks is None
     if not plain or (device == "cpu" and packing.longest < FLASH_LENGTH):
-        if torch.is_autocast_enabled(device):  # autocast does not reach products with out=
-            dtype = torch.get_autocast_dtype(device)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         output: torch.Tensor = _Attend.apply(query, key, value, packing, masks, rule)
         return output
     by_block = zip(*(regrouped(tensor, packing) for tensor in (query, key, value)), strict=True)

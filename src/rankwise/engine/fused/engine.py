@@ -24,14 +24,8 @@ from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_tr
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
-from rankwise.models.quantization import has_fast_bf16, mixes_rows
+from rankwise.models.quantization import mixes_rows
 from rankwise.tasks.base import Encoded
-
-
-def lower_precision(base: BaseModel) -> torch.dtype | None:
-    """Return the lower precision in which a base's device multiplies fast; None to stay in fp32."""
-    on_cuda = next(base.model.parameters()).device.type == "cuda"
-    return torch.bfloat16 if on_cuda and has_fast_bf16() else None
 
 
 class FusedEngine:
@@ -47,7 +41,6 @@ class FusedEngine:
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.
         pack_size: number of trials that train together. With at most one trial to a core, a trial's
             figures are bit-identical in any pack; where trials share a pass, only up to rounding.
-        autocast: lower precision for the base's products, such as ``torch.bfloat16`` on a GPU.
     """
 
     def __init__(
@@ -58,7 +51,6 @@ class FusedEngine:
         config: TrainingConfig,
         on_work: Callable[[float], None] = lambda share: None,
         pack_size: int = 1,
-        autocast: torch.dtype | None = None,
     ) -> None:
         self.base = base
         self.examples = train
@@ -66,15 +58,13 @@ class FusedEngine:
         self.config = config
         self.on_work = on_work
         self.pack_size = pack_size
-        self.autocast = autocast
         self.train_share = share_of_training(config, train, held_out)
         self.loop = TrainingLoop(base, train, self._report_step)
         self._alone = AloneCosts(self.loop)
         self._saved = saved_modules(base)
         self.checkpointing = keeps_inputs_alone(base.model, config.gradient_checkpointing)
         self._report_lock = threading.Lock()
-        first = next(base.model.parameters())
-        check_attention(config.attention, first.device, autocast or first.dtype)
+        check_attention(config.attention, base.device, base.compute_dtype)
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials pack by pack, in the given order."""
@@ -95,7 +85,6 @@ class FusedEngine:
     def _packed_model(self) -> AbstractContextManager[PackedModel]:
         return packed_model(
             self.base,
-            self.autocast,
             dropout=self.config.lora_dropout,
             attention=self.config.attention,
             checkpointing=self.checkpointing,

@@ -194,7 +194,7 @@ class FirstTokenAttention(nn.Module):
     def _trainable(
         self, layer: nn.Module
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, float, slice]]:
-        """Yield each trial's A and B^T as leaves, (r, H) each, its scaling and its rows."""
+        """Yield each trial's A and B^T, (r, H) each, its scaling and its rows."""
         if not isinstance(layer, FusedLinear):
             return
         bounds = self.segments.bounds
@@ -204,7 +204,8 @@ class FirstTokenAttention(nn.Module):
             if torch.is_grad_enabled():
                 for leaf, grad in ((a, factors.a_grad), (bt, factors.bt_grad)):
                     leaf.requires_grad_().grad = grad  # autograd adds to it in place
-            yield a, bt, factors.scaling, slice(start, stop)
+            dtype = _frozen(layer).weight.dtype
+            yield a.to(dtype), bt.to(dtype), factors.scaling, slice(start, stop)
 
 
 def _last_attention(model: nn.Module) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from rankwise.engine.fused.model import PackedModel
+from rankwise.engine.fused.optimizer import scaled, step_all
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.models.base_model import BaseModel
 from rankwise.models.quantization import mixes_rows
@@ -27,8 +28,7 @@ class TrainingLoop:
         self.base = base
         self.examples = examples
         self.on_step = on_step
-        device = next(base.model.parameters()).device
-        self._pass_tokens = 0 if mixes_rows(base.model) else max_pass_tokens(device)
+        self._pass_tokens = 0 if mixes_rows(base.model) else max_pass_tokens(base.device)
 
     def train(
         self, model: PackedModel, states: Sequence[TrainingState], stop: threading.Event
@@ -41,24 +41,28 @@ class TrainingLoop:
             batches = [state.next_batch() for state in active]
             tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
             model.begin_step(active)
-            losses: list[float] = []
+            losses: list[torch.Tensor] = []
             for part in _passes(tokens, self._pass_tokens):
-                losses += self.forward_backward(model, active[part], batches[part])
+                losses.append(self.forward_backward(model, active[part], batches[part]))
             model.end_step()
-            for state, loss in zip(active, losses, strict=True):
-                state.update(loss)
+            step_all(active, torch.cat(losses))
+            for state in active:
                 self.on_step(state)
         synchronize(model.device)
 
     def forward_backward(
         self, model: PackedModel, states: Sequence[TrainingState], batches: Sequence[Sequence[int]]
-    ) -> list[float]:
-        """Run K trials on their batches in one pass, add to their gradients, return mean losses."""
+    ) -> torch.Tensor:
+        """Run K trials on their batches in one pass, and add to their gradients.
+
+        Returns:
+            Their mean losses, (K,), on the device.
+        """
         parts = [self.examples.take(batch) for batch in batches]
         counts = torch.tensor([part.loss_count for part in parts], device=model.device)
         losses = model.loss_sums(states, parts) / counts  # (K,)
-        losses.sum().backward()
-        return losses.tolist()
+        scaled(states, losses).sum().backward()
+        return losses.detach()
 
 
 def max_pass_tokens(device: torch.device) -> int:

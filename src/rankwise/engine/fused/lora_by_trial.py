@@ -14,8 +14,8 @@ from rankwise.engine.fused.frozen import FrozenLayers
 class LoraByTrial(torch.autograd.Function):
     """Sibling layers with one input; gradients of the factors go straight to their buffers.
 
-    Under autocast the products are in the lower precision, and the buffers keep the precision of
-    the factors.
+    The products are in the precision of the frozen layers' output, and the buffers keep that of the
+    factors.
     """
 
     @staticmethod
@@ -31,10 +31,6 @@ class LoraByTrial(torch.autograd.Function):
         """Return each layer's output, (..., d_out), from the shared input x, (..., d_in)."""
         ys, kept = frozen.outputs(x)  # (..., d_out)
         dtype = ys[0].dtype
-        if torch.is_autocast_enabled(x.device.type):
-            # bitsandbytes' layers return the precision of x, which is fp32 after a norm layer.
-            dtype = torch.get_autocast_dtype(x.device.type)
-            ys = [y.to(dtype) for y in ys]
         ctx.input_shape, ctx.input_dtype = x.shape, x.dtype
         x = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, d_in)
         dropped = x if dropout is None else dropout.apply(x, dropout.mask(x))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rankwise.engine.batches import longest_rows
 from rankwise.engine.fused.loop import TrainingLoop, synchronize
 from rankwise.engine.fused.model import PackedModel
+from rankwise.engine.fused.optimizer import step_all
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.models.quantization import resident_tensors
@@ -43,9 +44,9 @@ class AloneCosts:
 
         def step() -> None:
             model.begin_step([state])
-            self.loop.forward_backward(model, [state], [longest])
+            losses = self.loop.forward_backward(model, [state], [longest])
             model.end_step()
-            state.optimizer.step()
+            step_all([state], losses)
 
         return peak_live_bytes(step, [*resident_tensors(base), *state.tensors()])
 
@@ -75,9 +76,9 @@ class AloneCosts:
                 batch = state.batch(state.total_steps * turn // TIMING_STEPS)
                 start = time.perf_counter()
                 model.begin_step([state])
-                (loss,) = self.loop.forward_backward(model, [state], [batch])
+                losses = self.loop.forward_backward(model, [state], [batch])
                 model.end_step()
-                state.update(loss)
+                step_all([state], losses)
                 synchronize(model.device)
                 tokens = sum(lengths[row] for row in batch)
                 paces[rank].append((time.perf_counter() - start) / tokens)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,14 @@ from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.dropout import DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
-from rankwise.engine.peak_memory import optimizer_states
-from rankwise.engine.schedule import learning_rates, steps_per_epoch, total_steps
+from rankwise.engine.fused.optimizer import (
+    BLOCK,
+    OPTIMIZERS,
+    FlatOptimizer,
+    Part,
+    first_numbers,
+)
+from rankwise.engine.schedule import rate_factors, steps_per_epoch, total_steps
 from rankwise.engine.trial import Trial, no_evidence
 from rankwise.lora.adapter import PEFT_PREFIX, Adapter, factor_pairs
 from rankwise.models.base_model import BaseModel
@@ -24,17 +30,27 @@ from rankwise.tasks.base import Encoded
 class TrainingState:
     """A trial in training; it shares nothing with another trial.
 
-    All parameters lie in one flat tensor, so clipping and AdamW are one kernel each, however many
-    layers there are::
+    All parameters lie in one flat tensor in fp32, so clipping and AdamW are one kernel each,
+    however many layers there are::
 
         flat (P,)  [ all A | head's matrices   | all B^T | head's vectors            ]
                      at the learning rate      at loraplus_ratio times that rate
+                     with weight decay                   without weight decay
+
+    `rankwise.engine.fused.optimizer.step_all` takes its steps. On a GPU, ``steps`` and ``diverged``
+    lag behind by some steps.
 
     Attributes:
         flat: all parameters, (P,); its ``grad`` is a tensor to which passes add.
         factors: views of the LoRA factors and their gradients, by layer.
         head: modules trained in full, whose parameters are views too, by name.
-        steps: figures of each finished step, see `rankwise.engine.trial.FinishedTrial`.
+        optimizer: AdamW's averages, over the flat tensor.
+        started: number of steps taken.
+        steps: figures of each step that was read, see `rankwise.engine.trial.FinishedTrial`.
+        unread: figures of the steps after those, on the device: loss, norm, 0.0 if diverged.
+        diverged: whether a loss or a gradient was not finite; nothing changed from that step on.
+        numbers: this trial's share of `rankwise.engine.fused.optimizer.Numbers`, (3,).
+        scales_losses: whether losses are scaled before the backward pass, as fp16 needs it.
         evidence: held-out results, empty until the trial is scored.
     """
 
@@ -49,20 +65,21 @@ class TrainingState:
         self.trial = trial
         self.config = config
         self.examples = examples
+        self.started = 0
         self.steps: list[dict[str, float]] = []
+        self.unread: list[torch.Tensor] = []
         self.diverged = False
         self.evidence = no_evidence()
         self.total_steps = total_steps(config, examples)
         self.steps_per_epoch = steps_per_epoch(config, examples)
+        self._rate_factor_of = rate_factors(config, self.total_steps)
         self._epoch = -1
         self._epoch_batches: list[list[int]] = []
         initial = self._draw_initial_values(base, saved)
-        slow_entries = self._allocate(list(base.targets), initial)
-        groups = self._parameter_groups(slow_entries)
-        self.optimizer = torch.optim.AdamW(
-            groups, trial.learning_rate, weight_decay=0.0, fused=True
-        )
-        self.schedule = learning_rates(self.optimizer, config, self.total_steps)
+        parts = self._allocate(list(base.targets), initial)
+        self.optimizer: FlatOptimizer = OPTIMIZERS[config.optimizer](self.flat, parts)
+        self.scales_losses = base.compute_dtype == torch.float16
+        self.numbers = first_numbers(self.scales_losses, self.flat.device)
 
     def _draw_initial_values(
         self, base: BaseModel, saved: Mapping[str, Mapping[str, torch.Tensor]]
@@ -82,8 +99,8 @@ class TrainingState:
         finally:
             model.unload()
 
-    def _allocate(self, targets: list[str], initial: Mapping[str, torch.Tensor]) -> int:
-        """Lay all parameters out in the flat tensor; return the number of entries before B."""
+    def _allocate(self, targets: list[str], initial: Mapping[str, torch.Tensor]) -> list[Part]:
+        """Lay all parameters out in the flat tensor; return its parts."""
         parameters: dict[str, nn.Parameter] = {}
         for name, module in self.head.items():
             for key, parameter in module.named_parameters():
@@ -91,9 +108,10 @@ class TrainingState:
         slow = {_key(name, "A"): initial[_key(name, "A")] for name in targets}  # (r, d_in)
         slow.update((key, value.detach()) for key, value in parameters.items() if value.ndim > 1)
         fast = {_key(name, "B"): initial[_key(name, "B")].t() for name in targets}  # (r, d_out)
-        fast.update((key, value.detach()) for key, value in parameters.items() if value.ndim <= 1)
+        vectors = {key: value.detach() for key, value in parameters.items() if value.ndim <= 1}
 
-        self.flat, views = _flat_copy({**slow, **fast})
+        align = BLOCK if self.config.optimizer == "adamw-8bit" else 1
+        self.flat, views, ends = _flat_copy([slow, fast, vectors], align)
         for key, parameter in parameters.items():
             parameter.data, parameter.grad = views[key]  # autograd adds to a gradient that exists
         trial = self.trial
@@ -102,32 +120,53 @@ class TrainingState:
         for name in targets:
             (a, a_grad), (bt, bt_grad) = views[_key(name, "A")], views[_key(name, "B")]
             self.factors[name] = LoraFactors(a, bt, a_grad, bt_grad, scaling)
-        return sum(value.numel() for value in slow.values())
+        return self._parts(ends)
 
-    def _parameter_groups(self, slow_entries: int) -> list[dict[str, Any]]:
-        """Return the optimizer's parameters: one group, or two with their rates for LoRA+."""
-        ratio = self.config.loraplus_ratio
-        if ratio == 1.0:
-            return [{"params": [self.flat]}]
-        assert self.flat.grad is not None
-        slow, fast = self.flat[:slow_entries], self.flat[slow_entries:]
-        slow.grad, fast.grad = self.flat.grad[:slow_entries], self.flat.grad[slow_entries:]
-        fast_rate = self.trial.learning_rate * ratio
-        return [{"params": [slow]}, {"params": [fast], "lr": fast_rate}]
+    def _parts(self, ends: Sequence[int]) -> list[Part]:
+        """Return the flat tensor's parts, from the ends of matrices and A, of B, and of vectors."""
+        rate, decay = self.trial.learning_rate, self.config.weight_decay
+        fast_rate = rate * self.config.loraplus_ratio
+        parts: list[Part] = []
+        start = 0
+        for end, settings in zip(
+            ends, [(rate, decay), (fast_rate, decay), (fast_rate, 0.0)], strict=True
+        ):
+            last = parts[-1] if parts else None
+            if last is not None and (last.learning_rate, last.weight_decay) == settings:
+                parts[-1] = Part(last.start, end, *settings)
+            elif end > start:
+                parts.append(Part(start, end, *settings))
+            start = end
+        return parts
 
     @property
     def finished(self) -> bool:
         """Whether no step is left."""
-        return self.diverged or len(self.steps) == self.total_steps
+        return self.diverged or self.is_last_step
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the last step was taken."""
+        return self.started >= self.total_steps
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """The gradient of all parameters, (P,)."""
+        assert self.flat.grad is not None
+        return self.flat.grad
+
+    def rate_factor(self) -> float:
+        """Return the next step's learning rate, as a share of the trial's."""
+        return self._rate_factor_of(self.started)
 
     @property
     def dropout_stream(self) -> DropoutStream:
         """Where the dropout masks of the next step come from."""
-        return DropoutStream(self.trial.seed, len(self.steps))
+        return DropoutStream(self.trial.seed, self.started)
 
     def next_batch(self) -> list[int]:
         """Return the rows of the next step."""
-        return self.batch(len(self.steps))
+        return self.batch(self.started)
 
     def batch(self, step: int) -> list[int]:
         """Return the rows of a step's examples; the first step is 0."""
@@ -139,22 +178,24 @@ class TrainingState:
             )
         return self._epoch_batches[step_of_epoch]
 
-    def update(self, loss: float) -> None:
-        """Clip the gradients, take an optimizer step, and record the step's figures."""
-        grad = self.flat.grad
-        assert grad is not None
-        norm = torch.linalg.vector_norm(grad)
-        # As torch's clip_grad_norm_ does.
-        grad.mul_((self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        rate = float(self.schedule.get_last_lr()[0])
-        self.optimizer.step()
-        self.schedule.step()
-        grad.zero_()
-        step = len(self.steps) + 1
-        epoch = step / self.steps_per_epoch
-        figures = {"train_loss": loss, "grad_norm": float(norm), "learning_rate": rate}
-        self.steps.append({"step": step, **figures, "epoch": epoch})
-        self.diverged = not (math.isfinite(loss) and math.isfinite(float(norm)))
+    def add_unread(self, row: torch.Tensor) -> None:
+        """Count a step, whose figures stay on the device, (3,); steps after the last have none."""
+        if not self.is_last_step:
+            self.unread.append(row)
+        self.started += 1
+
+    def record(self, rows: Sequence[Sequence[float]]) -> None:
+        """Add the figures of all unread steps, up to the one at which the trial diverged."""
+        first = self.started - len(self.unread)
+        self.unread = []
+        for step, (loss, norm, alive) in enumerate(rows, first):
+            if self.diverged:
+                break
+            rate = self.trial.learning_rate * self._rate_factor_of(step)
+            figures = {"train_loss": loss, "grad_norm": norm, "learning_rate": rate}
+            epoch = (step + 1) / self.steps_per_epoch
+            self.steps.append({"step": step + 1, **figures, "epoch": epoch})
+            self.diverged = alive == 0.0
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """Return a copy of the parameters under PEFT's names."""
@@ -170,9 +211,9 @@ class TrainingState:
             for key, value in state.items()
         }
 
-    def tensors(self) -> list[Any]:
+    def tensors(self) -> list[torch.Tensor]:
         """Return the tensors kept between steps: parameters, gradients, optimizer states."""
-        return [self.flat, self.flat.grad, *optimizer_states(self.optimizer)]
+        return [self.gradient, *self.optimizer.tensors()]
 
 
 class EvalAdapter:
@@ -202,19 +243,33 @@ def _key(layer: str, factor: str) -> str:
 
 
 def _flat_copy(
-    values: Mapping[str, torch.Tensor],
-) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Copy values end to end into one tensor that has a gradient; return it and views of both."""
-    like = next(iter(values.values()))
-    total = sum(value.numel() for value in values.values())
+    groups: Sequence[Mapping[str, torch.Tensor]], align: int
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]], list[int]]:
+    """Copy groups of tensors end to end into one tensor that has a gradient.
+
+    Args:
+        groups: values by key; a key is in one group.
+        align: each tensor starts at a multiple of it; entries in between are 0, and stay 0.
+
+    Returns:
+        The flat tensor, views of it and of its gradient by key, and the end of each group.
+    """
+    starts: dict[str, int] = {}
+    ends = []
+    total = 0
+    for group in groups:
+        for key, value in group.items():
+            starts[key] = total
+            total += -(-value.numel() // align) * align
+        ends.append(total)
+    like = next(iter(groups[0].values()))
     flat = torch.zeros(total, dtype=like.dtype, device=like.device)
     flat.grad = torch.zeros_like(flat)
     views: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    start = 0
-    for key, value in values.items():
-        stop = start + value.numel()
-        view = flat[start:stop].view(value.shape)
-        view.copy_(value)
-        views[key] = view, flat.grad[start:stop].view(value.shape)
-        start = stop
-    return flat, views
+    for group in groups:
+        for key, value in group.items():
+            entries = slice(starts[key], starts[key] + value.numel())
+            view = flat[entries].view(value.shape)
+            view.copy_(value)
+            views[key] = view, flat.grad[entries].view(value.shape)
+    return flat, views, ends
