@@ -77,7 +77,39 @@ PACKABLE: dict[str, dict[str, Any]] = {
         "sliding_window": 5,
         "attn_logit_softcapping": 2.0,
     },
+    "gemma3_text": {
+        **TINY_WIDE,
+        "num_hidden_layers": 4,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "phi": TINY,
+    "phi3": TINY_GROUPED,  # Phi-4 is of this class
+    "smollm3": {**TINY_GROUPED, "num_hidden_layers": 4, "no_rope_layer_interval": 2},
+    # A token goes to all experts: where it must choose, rounding decides between near equals.
+    "gpt_oss": {  # attention sinks
+        **TINY_WIDE,
+        "sliding_window": 5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 4,
+    },
+    "mixtral": {**TINY_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 4},
+    "qwen3_moe": {
+        **TINY_WIDE,
+        "num_experts": 4,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 24,
+    },
+}
+PACKABLE_LMS: dict[str, dict[str, Any]] = {  # without a classifier in transformers
+    "granite": {
+        **TINY_GROUPED,
+        "logits_scaling": 8.0,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.5,
+    },
+    "cohere": {**TINY_GROUPED, "logit_scale": 0.25},
 }
 # PEFT cannot adapt DistilBERT's pre_classifier.
 TINY_TARGETS = {"distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]}
@@ -151,7 +183,7 @@ def save_tiny_lm(name: str, directory: Path, **changes: Any) -> Path:
     """Save a tiny causal language model; its tokenizer has a chat template and [SEP] at the end."""
     torch.manual_seed(0)
     settings = {
-        **PACKABLE[name],
+        **{**PACKABLE, **PACKABLE_LMS}[name],
         **SPECIAL_TOKENS,
         "vocab_size": save_tokenizer(directory),
         **changes,

@@ -48,7 +48,15 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return load_tiny_lm(name, tmp_path_factory.mktemp(name))
 
 
-every_architecture = pytest.mark.parametrize("tiny", ARCHITECTURES, indirect=True)
+# Newer ones, experts and scaled logits among them, run with the slow tests.
+SLOW = [
+    "qwen3", "gemma3_text", "phi3", "smollm3", "gpt_oss", "mixtral", "qwen3_moe", "granite", "cohere"
+]  # fmt: skip
+every_architecture = pytest.mark.parametrize(
+    "tiny",
+    [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+    indirect=True,
+)
 
 
 def plain_losses(model: torch.nn.Module, examples: Encoded) -> list[float]:

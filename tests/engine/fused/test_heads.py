@@ -41,7 +41,7 @@ def test_the_head_found_computes_the_logits_of_the_model(name: str, tmp_path: Pa
         torch.testing.assert_close(head.logits(modules, pooled), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "cohere"])
 def test_a_language_model_head_computes_the_logits_of_every_token(
     name: str, tmp_path: Path
 ) -> None:

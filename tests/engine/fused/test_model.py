@@ -7,10 +7,10 @@ import torch
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.fused.model import packed_model, unsupported_reason
 from rankwise.engine.fused.training_state import TrainingState
-from rankwise.models.base_model import Loading
+from rankwise.models.base_model import Loading, load_base
 from tests.engine.fused.stand_ins import grouped_mm
 from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_logits_in_fp32
-from tests.tiny_models import load_tiny
+from tests.tiny_models import load_tiny, load_tiny_lm, save_tiny_lm
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,12 @@ def test_a_base_that_cannot_run_packed_is_named_with_the_reason(
     assert reason_given is not None
     assert reason in reason_given
     assert "\n" not in reason_given
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral", "qwen3_moe"])
+def test_tokens_that_choose_their_experts_run_packed(name: str, tmp_path: Path) -> None:
+    base, train, _ = load_tiny_lm(name, tmp_path)
+    chooses = save_tiny_lm(name, tmp_path, num_experts_per_tok=2)
+    base = load_base(str(chooses), base.objective, ["all-linear"], [4])
+    assert base.model.config.num_experts_per_tok == 2
+    assert unsupported_reason(base, train) is None
