@@ -94,15 +94,17 @@ def test_a_head_in_half_precision_rounds_neither_logits_nor_losses(
     layer, (states, targets) = make_layer(bias, dtype), draw(dtype)
     head = TokenHead(layer, VOCABULARY, scale, cap)
     losses = frozen_token_losses(head, states, targets)
-    (grad,) = torch.autograd.grad(losses.sum(), states)
+    (grad,) = torch.autograd.grad(losses.sum() / 3, states)  # a count that half precision rounds
     exact = copy.deepcopy(layer).double()  # the rounded weights, without further rounding
     wide = states.detach().double().requires_grad_()
     expected = cross_entropy(all_logits(wide, exact, scale, cap), targets, reduction="none")
-    (expected_grad,) = torch.autograd.grad(expected.sum(), wide)
+    (expected_grad,) = torch.autograd.grad(expected.sum() / 3, wide)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
     assert grad.dtype == dtype
-    torch.testing.assert_close(grad, expected_grad.to(dtype), rtol=torch.finfo(dtype).eps, atol=0.0)
+    torch.testing.assert_close(
+        grad, expected_grad.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-7
+    )
 
 
 @pytest.mark.usefixtures("small_chunks")
