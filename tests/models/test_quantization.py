@@ -23,7 +23,12 @@ from rankwise.errors import RequestError
 from rankwise.lora.adapter import Adapter
 from rankwise.models import quantization
 from rankwise.models.base_model import Loading, load_base
-from rankwise.models.quantization import keep_as_loaded, loading_arguments, resident_tensors
+from rankwise.models.quantization import (
+    check_optimizer,
+    keep_as_loaded,
+    loading_arguments,
+    resident_tensors,
+)
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks import samples
 from rankwise.tasks.classification import encode
@@ -250,3 +255,16 @@ def test_a_missing_bitsandbytes_is_reported_in_one_line(
             quantization="nf4",
         )
     assert SweepConfig(quantization="nf4").quantization == "nf4"  # the request itself is in order
+
+
+def test_an_8_bit_optimizer_needs_bitsandbytes_and_a_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, apple = torch.device("cpu"), torch.device("mps")
+    check_optimizer("adamw-8bit", cpu)
+    with pytest.raises(RequestError, match=r"^optimizer 'adamw-8bit' has no kernel for mps; take"):
+        check_optimizer("adamw-8bit", apple)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    check_optimizer("adamw", apple)
+    with pytest.raises(RequestError, match=r"^optimizer 'adamw-8bit' needs .* --optimizer adamw$"):
+        check_optimizer("adamw-8bit", cpu)

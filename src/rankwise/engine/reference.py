@@ -51,7 +51,7 @@ class ReferenceEngine:
         on_work: called with each finished share of a trial; the shares of a trial add up to 1.
 
     Raises:
-        RequestError: checkpointing is requested of a model that has none.
+        RequestError: checkpointing is requested of a model that has none, or fp16 without CUDA.
     """
 
     pack_size = 1
@@ -76,6 +76,10 @@ class ReferenceEngine:
         if config.gradient_checkpointing == "on" and not has_checkpointing:
             kind = type(base.model).__name__
             raise RequestError(f"gradient_checkpointing 'on': {kind} has none; take off or auto")
+        if base.compute_dtype == torch.float16 and base.device.type != "cuda":
+            # The Trainer scales losses on CUDA alone.
+            problem = f"precision 'fp16' on {base.device} needs the fused engine"
+            raise RequestError(f"{problem}; take --precision bf16 or fp32")
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""

@@ -27,6 +27,27 @@ def check_quantization(quantization: str) -> None:
         )
 
 
+def check_optimizer(optimizer: str, device: torch.device) -> None:
+    """Refuse an optimizer that the device or the installed packages lack.
+
+    Args:
+        optimizer: One of `rankwise.engine.config.OptimizerName`.
+        device: The device that trains.
+
+    Raises:
+        RequestError: It needs bitsandbytes, which is missing or has no kernel for the device.
+    """
+    if optimizer != "adamw-8bit":
+        return
+    if find_spec("bitsandbytes") is None:
+        raise RequestError(
+            f"optimizer {optimizer!r} needs the package 'bitsandbytes': "
+            "pip install 'rankwise[qlora]', or take --optimizer adamw"
+        )
+    if device.type == "mps":
+        raise RequestError(f"optimizer {optimizer!r} has no kernel for {device}; take adamw")
+
+
 def loading_arguments(quantization: str, keep: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that load a base in few bits.
 

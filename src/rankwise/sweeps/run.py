@@ -92,8 +92,11 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     with quiet_libraries(), compiler_off() if config.quantization == "none" else nullcontext():
         from rankwise.models.base_model import Loading, load_base
         from rankwise.models.device import find_dtype, find_torch_device
+        from rankwise.models.quantization import check_optimizer
 
-    find_dtype(config.precision, find_torch_device(config.device))  # or refuse them
+    device = find_torch_device(config.device)
+    find_dtype(config.precision, device)  # or refuse it
+    check_optimizer(config.optimizer, device)
     fit = fit_to_machine(config, task)
     base = load_base(
         model_name(config),

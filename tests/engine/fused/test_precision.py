@@ -15,6 +15,8 @@ from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import packed_model, rounding, unsupported_reason
 from rankwise.engine.fused.training_state import TrainingState
+from rankwise.engine.reference import ReferenceEngine
+from rankwise.errors import RequestError
 from rankwise.models.base_model import Loading
 from tests.engine.parity import CONFIG, TRIALS, Tiny, figures
 from tests.tiny_models import load_tiny, load_tiny_lm
@@ -116,3 +118,25 @@ def test_a_gradient_in_bf16_is_that_of_fp32_up_to_rounding(
     exact, rough = gradients
     # Backwards there are as many roundings again.
     assert float((rough - exact).norm()) <= 2 * rounding(base) * float(exact.norm())
+
+
+@pytest.mark.parametrize("loading", HALF[:1] + HALF[2:], ids=str)
+@pytest.mark.parametrize(("name", "writes"), [("bert", False), ("llama", True)])
+def test_both_engines_agree_in_half_precision(
+    name: str, writes: bool, loading: Loading, tmp_path: Path
+) -> None:
+    tiny = base, train, held_out = load(name, tmp_path, loading, writes)
+    bound = 2 * rounding(base) * largest_logit(tiny)
+    (ours,) = FusedEngine(base, train, held_out, CONFIG).train(TRIALS[:1])
+    (theirs,) = ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[:1])
+    assert figures(ours, "train_loss") == pytest.approx(figures(theirs, "train_loss"), abs=bound)
+    assert list(ours.evidence["loss"]) == pytest.approx(list(theirs.evidence["loss"]), abs=bound)
+    assert {value.dtype for value in theirs.adapter.values()} == {torch.float32}
+
+
+def test_the_reference_engine_refuses_fp16_without_cuda(tmp_path: Path) -> None:
+    base, train, held_out = load_tiny("bert", tmp_path, loading=Loading("cpu", "fp16"))
+    with pytest.raises(
+        RequestError, match=r"^precision 'fp16' on cpu needs the fused engine; take"
+    ):
+        ReferenceEngine(base, train, held_out, CONFIG)
