@@ -15,7 +15,7 @@ from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from tests.conftest import make_reviews
 from tests.factories import Notes
-from tests.tiny_models import save_tiny
+from tests.tiny_models import save_tiny, save_tiny_lm
 
 LAYOUT = {"sweep.json", "decision.json", "report.html", "best", "export", "trials"}
 RATES = (5e-3, 1e-2)
@@ -264,6 +264,37 @@ def test_a_base_beyond_the_fused_engine_trains_with_the_reference(
     assert result.decision.table[0].seeds == 2
     (note,) = [note for note in heard.notes if "engine" in note]
     assert note.startswith("the reference engine trains instead of the fused one: ")
+
+
+def test_the_settings_in_force_of_a_language_model_are_said_and_recorded(tmp_path: Path) -> None:
+    words = [{"prompt": f"the film {n}", "completion": "was good"} for n in range(40)]
+    pd.DataFrame(words).to_json(tmp_path / "data.jsonl", orient="records", lines=True)
+    request = {
+        "model": str(save_tiny_lm("llama", tmp_path / "model")),
+        "data": tmp_path / "data.jsonl",
+        "ranks": (2, 4),
+        "lr_scheduler": "cosine",
+        "out": tmp_path / "out",
+    }
+    heard = Notes()
+    with open_run(make_config(request), heard) as run:
+        assert run.config.warmup_ratio == 0.1
+    (note,) = [note for note in heard.notes if note.startswith("training: ")]
+    assert "batches of 8 examples" in note
+    assert "cosine learning rate after a warm-up of 10 % of the steps" in note
+    recorded = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert (recorded["settings"]["warmup_ratio"], recorded["settings"]["precision"]) == (
+        0.1,
+        "fp32",
+    )
+    (tmp_path / "out" / "trials" / "r2-lr0.001-seed0").mkdir(parents=True)
+    # The default may be given, a machine's setting may change, and no other.
+    same = {**request, "warmup_ratio": 0.1, "precision": "fp32", "checkpoint_minutes": 1}
+    with open_run(make_config(same), Notes()):
+        pass
+    for name, value in {"warmup_ratio": 0.2, "lora_dropout": 0.1, "max_steps": 3}.items():
+        with pytest.raises(RequestError, match=f"{name} is {value}, was"):
+            open_run(make_config({**request, name: value}), Notes())
 
 
 def test_default_ranks_that_a_small_model_does_not_allow_are_left_out(
