@@ -40,7 +40,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         {"init": "gaussian"},
         {"init": "orthogonal"},
         {"lr_scheduler": "cosine", "warmup_ratio": 0.1, "max_grad_norm": 0.1},
-        {"lr_scheduler": "constant", "warmup_ratio": 0.0, "max_steps": 30},
+        {"lr_scheduler": "constant", "warmup_ratio": 0.0, "max_steps": 60},
+        {"weight_decay": 0.5},
+        {"weight_decay": 0.5, "loraplus_ratio": 4.0},
     ],
     ids=str,
 )

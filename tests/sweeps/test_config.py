@@ -105,7 +105,7 @@ def test_yaml_gives_the_same_config_as_keywords(tmp_path: Path) -> None:
         ({"quantization": "nf5"}, ["quantization", "'nf5'", "nf4-dq", "did you mean 'nf4'"]),
         ({"loraplus_ratio": 0}, ["loraplus_ratio", "above 0"]),
         ({"use_dora": True}, ["use_dora", "--engine reference"]),
-        ({"engine": "reference", "attention": "varlen"}, ["attention", "sdpa or eager"]),
+        ({"engine": "reference", "attention": "varlen"}, ["attention", "leave it out"]),
         ({"device": "gpu"}, ["device 'gpu'", "cuda:N"]),
         ({"micro_batch_tokens": "some"}, ["micro_batch_tokens", "auto", "at least 1"]),
         ({"optimizer": "adamw_8bit"}, ["optimizer", "did you mean 'adamw-8bit'"]),

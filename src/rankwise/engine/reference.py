@@ -29,7 +29,6 @@ from rankwise.lora.conversion import for_original_base
 from rankwise.lora.files import write_adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import (
-    attention_implementation,
     quiet_libraries,
     trainer_with_sampler,
     use_at_most_one_gpu,
@@ -110,8 +109,6 @@ class ReferenceEngine:
             stack.enter_context(quiet_libraries())
             if config.gradient_checkpointing == "on":
                 stack.enter_context(_checkpointing(base.model))
-            if config.attention in ("sdpa", "eager"):
-                stack.enter_context(attention_implementation(base.model, config.attention))
             if base.device.type == "cuda":  # the Trainer takes the current GPU
                 stack.enter_context(torch.cuda.device(base.device))
             yield

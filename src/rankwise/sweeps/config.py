@@ -113,9 +113,10 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
                 f"init {self.init!r}: the fused engine takes only values that need neither the "
                 f"base's weights nor data ({', '.join(FUSED_INITS)}); add --engine reference"
             )
-        if self.engine == "reference" and self.attention == "varlen":
+        if self.engine == "reference" and self.attention != "auto":
             raise RequestError(
-                "attention 'varlen': the reference engine pads, so it takes sdpa or eager"
+                f"attention {self.attention!r} is a kernel of the fused engine; with --engine "
+                "reference leave it out, and transformers chooses"
             )
         if self.use_dora and self.strategy == "once":
             raise RequestError(

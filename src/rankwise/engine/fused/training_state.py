@@ -193,7 +193,8 @@ class TrainingState:
                 break
             rate = self.trial.learning_rate * self._rate_factor_of(step)
             figures = {"train_loss": loss, "grad_norm": norm, "learning_rate": rate}
-            epoch = (step + 1) / self.steps_per_epoch
+            epochs, part = divmod(step + 1, self.steps_per_epoch)
+            epoch = epochs + part / self.steps_per_epoch
             self.steps.append({"step": step + 1, **figures, "epoch": epoch})
             self.diverged = alive == 0.0
 
