@@ -1,6 +1,6 @@
 """Trials and their results: the input and output of an engine."""
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,10 +51,64 @@ class FinishedTrial:
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
-class Engine(Protocol):
-    """Trains adapters over one frozen base, `pack_size` trials at once."""
+@dataclass(frozen=True)
+class SavedTrial:
+    """All that a trial in training needs to go on exactly.
 
-    pack_size: int
+    Data order, schedule and dropout are functions of the trial and the step, so they need nothing.
+
+    Attributes:
+        name: the trial's name, unique within a sweep.
+        tensors: parameters, optimizer states and what else changes on the device, on the CPU.
+        progress: number of steps (``started``), their figures, seconds: what JSON can hold.
+    """
+
+    name: str
+    tensors: "Mapping[str, torch.Tensor]"
+    progress: Mapping[str, Any]
+
+
+class TrainingProgress(Protocol):
+    """A receiver of what an engine does."""
+
+    def note(self, text: str) -> None:
+        """Receive a sentence about the training."""
+        ...
+
+    def work(self, share: float) -> None:
+        """Receive the share of a trial that has been done; the shares of a trial add up to 1."""
+        ...
+
+
+class NoProgress:
+    """A receiver that ignores everything."""
+
+    def note(self, text: str) -> None:
+        """Ignore the sentence."""
+
+    def work(self, share: float) -> None:
+        """Ignore the share."""
+
+
+class Checkpoints(Protocol):
+    """Where trials in training are kept for a later process."""
+
+    def write(self, saved: Sequence[SavedTrial]) -> None:
+        """Keep trials that share passes, all or none, in place of what was kept of them before."""
+        ...
+
+    def read(self, name: str) -> SavedTrial | None:
+        """Return the trial of a name as it was kept last; None if it was not."""
+        ...
+
+
+class Engine(Protocol):
+    """Trains adapters over one frozen base."""
+
+    @property
+    def pack_size(self) -> int:
+        """Number of trials that train at once; it may fall while the engine trains."""
+        ...
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train every trial and yield each as soon as it is finished, in any order."""

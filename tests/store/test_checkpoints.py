@@ -1,0 +1,114 @@
+"""Checkpoints: written whole, read where they were written, removed when they are of no use."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rankwise.engine.trial import SavedTrial
+from rankwise.errors import RankwiseError
+from rankwise.store.checkpoints import CheckpointDirectory
+from rankwise.store.records import Environment
+
+HERE = Environment(
+    versions={"torch": "2.13.0"}, platform="Linux", cpu_count=2, threads=2, device="cpu"
+)
+
+
+def saved(name: str, started: int, seed: int = 0) -> SavedTrial:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        "0": torch.randn(7, generator=generator),
+        "1": torch.randint(256, (3, 2), generator=generator, dtype=torch.uint8),
+        "2": torch.tensor(float(started), dtype=torch.float64),
+    }
+    steps = [{"step": 1, "train_loss": 0.1 + 0.2, "grad_norm": float("nan")}]
+    return SavedTrial(name, tensors, {"started": started, "steps": steps, "seconds": 1 / 3})
+
+
+def assert_same(one: SavedTrial | None, other: SavedTrial) -> None:
+    assert one is not None
+    assert one.name == other.name
+    assert repr(one.progress) == repr(other.progress)  # to the last bit, and NaN
+    assert one.tensors.keys() == other.tensors.keys()
+    for key, value in one.tensors.items():
+        assert value.dtype == other.tensors[key].dtype
+        assert torch.equal(value, other.tensors[key])
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / ".unfinished"
+
+
+def test_another_process_reads_what_was_written(directory: Path) -> None:
+    first, second = saved("r4-lr0.001-seed0", 20), saved("r8-lr0.001-seed0", 20, seed=1)
+    CheckpointDirectory(directory, HERE).write([first, second])
+    later = CheckpointDirectory(directory, HERE)
+    assert_same(later.read(first.name), first)
+    assert_same(later.read(second.name), second)
+    assert later.read("r2-lr0.001-seed0") is None
+
+
+def test_the_latest_step_of_a_trial_counts(directory: Path) -> None:
+    checkpoints = CheckpointDirectory(directory, HERE)
+    checkpoints.write([saved("a", 10), saved("b", 10)])
+    checkpoints.write([saved("b", 30)])
+    assert_same(checkpoints.read("b"), saved("b", 30))
+    assert_same(checkpoints.read("a"), saved("a", 10))
+    checkpoints.write([saved("a", 40), saved("b", 40)])
+    assert [path.name for path in directory.iterdir()] == ["a.safetensors"]
+    assert_same(checkpoints.read("b"), saved("b", 40))
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        replace(HERE, device="NVIDIA H100"),
+        replace(HERE, threads=4),
+        replace(HERE, versions={"torch": "2.14.0"}),
+    ],
+)
+def test_another_kind_of_machine_ignores_and_removes(
+    directory: Path, elsewhere: Environment
+) -> None:
+    CheckpointDirectory(directory, HERE).write([saved("a", 10)])
+    assert CheckpointDirectory(directory, elsewhere).read("a") is None
+    assert not list(directory.iterdir())
+
+
+def test_a_broken_file_is_ignored_and_removed(directory: Path) -> None:
+    checkpoints = CheckpointDirectory(directory, HERE)
+    checkpoints.write([saved("a", 10)])
+    (path,) = directory.iterdir()
+    path.write_bytes(path.read_bytes()[:-4])
+    assert checkpoints.read("a") is None
+    assert not list(directory.iterdir())
+
+
+def test_a_file_that_a_killed_process_was_writing_is_removed(directory: Path) -> None:
+    CheckpointDirectory(directory, HERE).write([saved("a", 10)])
+    (directory / ".partial-b.safetensors").write_bytes(b"half")
+    again = CheckpointDirectory(directory, HERE)
+    assert [path.name for path in directory.iterdir()] == ["a.safetensors"]
+    assert_same(again.read("a"), saved("a", 10))
+
+
+def test_files_go_with_the_last_of_their_trials(directory: Path) -> None:
+    checkpoints = CheckpointDirectory(directory, HERE)
+    checkpoints.write([saved("a", 10), saved("b", 10)])
+    checkpoints.write([saved("c", 10)])
+    checkpoints.forget(["a", "c"])
+    assert [path.name for path in directory.iterdir()] == ["a.safetensors"]
+    checkpoints.forget(["a", "b", "c"])
+    assert not directory.exists()
+    checkpoints.write([saved("a", 10)])
+    checkpoints.clear()
+    assert not directory.exists()
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_the_last_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RankwiseError, match=r"cannot write .*a\.safetensors"):
+        CheckpointDirectory(tmp_path / "file", HERE).write([saved("a", 10)])
