@@ -32,6 +32,20 @@ every_architecture = pytest.mark.parametrize(
 )
 
 
+class Recorded:
+    """Progress that keeps what it receives."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.shares: list[float] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def work(self, share: float) -> None:
+        self.shares.append(share)
+
+
 def figures(finished: FinishedTrial, what: str) -> list[float]:
     return [row[what] for row in finished.steps]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rankwise.store.records import read_evidence
+from rankwise.store.records import read_evidence, read_steps
 
 MEASURED = {"train_seconds", "pack_seconds", "peak_memory_bytes"}  # by the clock, or with it
 
@@ -94,6 +94,46 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(
     assert decision(out) == decision(swept)
     pd.testing.assert_frame_equal(read_evidence(out), read_evidence(swept))
     assert not [path for path in out.rglob(".partial*")]
+
+
+def checkpoints(out: Path) -> list[Path]:
+    return sorted(out.glob(".unfinished/[!.]*"))
+
+
+def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(
+    tiny_model: Path, swept: Path, tmp_path: Path
+) -> None:
+    """SIGKILL comes after a checkpoint; steps, evidence and adapters end the same to the bit."""
+    data, whole, killed = swept.parent / "reviews.csv", tmp_path / "whole", tmp_path / "killed"
+
+    def run(out: Path, minutes: str) -> list[str]:
+        return [*command(tiny_model, data, out), "--epochs", "4", "--checkpoint-minutes", minutes,
+                "--seeds", "1", "--ranks", "4,8", "--strategy", "grid"]  # fmt: skip
+
+    subprocess.run(run(whole, "1000"), check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen(
+        run(killed, "1e-6"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoints(killed):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.wait(60)
+    assert not (killed / "decision.json").exists()
+    done = subprocess.run(run(killed, "1e-6"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after step" in done.stderr
+    assert not (killed / ".unfinished").exists()
+    assert list(trials(killed)) and trials(killed).keys() == trials(whole).keys()
+    for name in trials(whole):
+        one, other = killed / "trials" / name, whole / "trials" / name
+        assert read_steps(one) == read_steps(other)
+        weights = "adapter/adapter_model.safetensors"
+        assert (one / weights).read_bytes() == (other / weights).read_bytes()
+    pd.testing.assert_frame_equal(read_evidence(killed), read_evidence(whole))
+    assert decision(killed) == decision(whole)
 
 
 def test_a_finished_sweep_is_not_run_again(tiny_model: Path, swept: Path) -> None:

@@ -61,14 +61,18 @@ def padded_logits(model: nn.Module, tokenizer: Any, examples: Encoded) -> torch.
     return torch.cat([row[positions] for row, positions in pairs])
 
 
-def length_batches(examples: Encoded, device: torch.device, copies: int = 1) -> list[list[int]]:
+def length_batches(
+    examples: Encoded, device: torch.device, copies: int = 1, most: int | None = None
+) -> list[list[int]]:
     """Group all rows by similar length, with as many tokens in a group as a device scores fast.
 
-    Each row goes through the model ``copies`` times in its batch.
+    Each row goes through the model ``copies`` times in its batch. A batch has at most ``most``
+    tokens, unless it is a single row.
     """
     # Logits over a vocabulary would fill the memory of any device.
     small = device.type == "cpu" or examples.positions is not None
-    budget = (CPU_BATCH_TOKENS if small else BATCH_TOKENS) // copies
+    budget = CPU_BATCH_TOKENS if small else BATCH_TOKENS
+    budget = min(budget, most or budget) // copies
     lengths = examples.lengths
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -20,6 +20,7 @@ from rankwise.formatting import json_value
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.files import write_adapter
 from rankwise.store import records
+from rankwise.store.checkpoints import CheckpointDirectory
 from rankwise.store.costs import token_means
 from rankwise.store.records import EVIDENCE_COLUMNS, SweepRecord, TrialRecord
 
@@ -32,7 +33,11 @@ class SweepStore:
     """A sweep's directory, locked by one process at a time.
 
     A trial is written under a temporary name and then renamed. So a sweep that is killed at any
-    moment leaves complete trials only, and resumes with the next one.
+    moment leaves complete trials only, and resumes with the next one, from its last checkpoint if
+    it has one.
+
+    Attributes:
+        checkpoints: trials in training.
 
     Args:
         directory: a new directory, or one with no complete trials of another request.
@@ -61,8 +66,10 @@ class SweepStore:
         try:
             for leftover in self.trials_directory.glob(f"{PARTIAL}*"):
                 shutil.rmtree(leftover)
+            self.checkpoints = CheckpointDirectory(directory / ".unfinished", record.environment)
             resumed = can_resume(directory, record, extend=extend)
             if not resumed:
+                self.checkpoints.clear()
                 (directory / records.UNTRAINED_FILE).unlink(missing_ok=True)
             if not resumed or extend:
                 self.write_json("sweep.json", asdict(record))
@@ -92,6 +99,7 @@ class SweepStore:
             for file, content in _trial_files(finished, settings).items():
                 _write(partial / file, content)
             os.replace(partial, self.trials_directory / name)
+            self.checkpoints.forget(self.trial_names())
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = f"the {len(self.trial_names())} "

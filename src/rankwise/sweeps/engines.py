@@ -33,7 +33,8 @@ def choose_engine(run: "Run") -> Engine:
         return ReferenceEngine(run.base, train, held_out, config, progress.work)
     if run.fit.at_once > 1:
         progress.note(f"up to {run.fit.at_once} trials train at once")
-    return FusedEngine(run.base, train, held_out, config, progress.work, run.fit.at_once)
+    at_once, checkpoints = run.fit.at_once, run.store.checkpoints
+    return FusedEngine(run.base, train, held_out, config, progress, at_once, checkpoints)
 
 
 class TruncatingEngine:
@@ -49,9 +50,13 @@ class TruncatingEngine:
 
     def __init__(self, engine: Engine, adapter_directory: Callable[[str], Path]) -> None:
         self.engine = engine
-        self.pack_size = engine.pack_size
         self.score = engine.score
         self.adapter_directory = adapter_directory
+
+    @property
+    def pack_size(self) -> int:
+        """Number of trials that train at once."""
+        return self.engine.pack_size
 
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train or truncate every trial, and yield each when it is finished."""

@@ -206,6 +206,7 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
         truncations = [trial for trial in trials if trial.truncated_from is not None]
         spent = config.budget is not None and store.seconds_spent() >= 60 * config.budget
         if not truncations and (not trials or spent):
+            store.checkpoints.clear()  # of trials that no strategy asks for any more
             return trials
         if expected - complete <= engine.pack_size:
             import_report()

@@ -1,19 +1,26 @@
-"""The training loop: gradients against PEFT's, and passes of limited length."""
+"""The training loop: gradients against PEFT's, and micro-batches against whole batches."""
 
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from rankwise.engine.adapter_init import attach_adapter, saved_modules
+from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.loop import TrainingLoop
-from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.model import PackedBatches, PackedModel, packed_model
+from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.engine.fused.training_state import TrainingState
+from rankwise.engine.reference import ReferenceEngine
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
-from tests.engine.parity import CONFIG, TRIALS, Tiny, every_architecture
-from tests.tiny_models import load_tiny
+from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_same_training, every_architecture
+from tests.tiny_models import cores, load_tiny, load_tiny_lm
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def assert_gradients_match_peft(base: BaseModel, train: Encoded, _: Encoded) -> 
     base.model.double()
     try:
         saved = saved_modules(base)
-        loop = TrainingLoop(base, train, on_step=lambda state: None)
+        loop = TrainingLoop(base, train, Limits(1, None))
         state = TrainingState(TRIALS[1], base, saved, CONFIG, train)
         state.flat.copy_(
             torch.randn(state.flat.shape, dtype=torch.float64) * 0.1
@@ -79,3 +86,73 @@ def assert_gradients_match_peft(base: BaseModel, train: Encoded, _: Encoded) -> 
     for key, value in ours.items():
         assert float(theirs[key].abs().max()) > 1e-8, key  # a zero gradient would prove nothing
         torch.testing.assert_close(value, theirs[key], rtol=0.0, atol=tolerance)
+
+
+MICRO_BATCHES = [1, 40, 100]  # tokens: an example each, or some; a batch has about 150
+
+
+@pytest.mark.parametrize("tokens", MICRO_BATCHES)
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_micro_batches_add_up_to_the_whole_batch(kind: str, tokens: int, tmp_path: Path) -> None:
+    """In float64; the examples of a batch have very different numbers of tokens and of losses."""
+    load, name = (load_tiny, "bert") if kind == "classifier" else (load_tiny_lm, "llama")
+    base, train, _ = load(name, tmp_path)
+    base.model.double()
+    saved = saved_modules(base)
+    states = [TrainingState(trial, base, saved, CONFIG, train) for trial in TRIALS[:2]]
+    for state in states:
+        state.flat.copy_(torch.randn(state.flat.shape, dtype=torch.float64) * 0.1)
+    batches = [list(range(8)), list(range(8, 13))]
+    results = []
+    for micro_batch_tokens in (None, tokens):
+        loop = TrainingLoop(base, train, Limits(2, micro_batch_tokens))
+        with packed_model(base) as model:
+            losses = loop.forward_backward(model, states, batches)
+        results.append((losses, [state.gradient.clone() for state in states]))
+        for state in states:
+            state.gradient.zero_()
+    (whole, whole_gradients), (parts, part_gradients) = results
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0.0)
+    for part, gradient in zip(part_gradients, whole_gradients, strict=True):
+        assert float(gradient.abs().max()) > 1e-4
+        torch.testing.assert_close(part, gradient, rtol=0.0, atol=1e-13)
+
+
+def test_micro_batches_train_as_the_reference_does(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    (expected,) = ReferenceEngine(base, train, held_out, CONFIG).train(TRIALS[:1])
+    config = replace(CONFIG, micro_batch_tokens=60)
+    with cores(1):
+        finished, _ = FusedEngine(base, train, held_out, config, pack_size=2).train(TRIALS[:2])
+    assert_same_training(finished, expected)
+
+
+def test_no_pass_has_more_tokens_than_a_micro_batch(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, train, held_out = tiny
+    sizes: list[tuple[int, int]] = []
+    plain = PackedModel.loss_sums
+
+    def loss_sums(self: PackedModel, states: Sequence[Any], batches: PackedBatches) -> Any:
+        sizes.append((batches.packing.tokens, len(batches.packing.starts)))
+        return plain(self, states, batches)
+
+    monkeypatch.setattr(PackedModel, "loss_sums", loss_sums)
+    config = replace(CONFIG, micro_batch_tokens=60)
+    with cores(1):
+        list(FusedEngine(base, train, held_out, config, pack_size=2).train(TRIALS[:2]))
+    assert all(tokens <= 60 or examples == 1 for tokens, examples in sizes)
+    assert len(sizes) > 100  # in whole batches, both trials would share 50 passes
+
+
+def test_training_stops_between_steps_when_asked(tiny: Tiny) -> None:
+    base, train, _ = tiny
+    stop = threading.Event()
+    loop = TrainingLoop(base, train, Limits(1, None), after_step=lambda states: stop.set())
+    state = TrainingState(TRIALS[0], base, saved_modules(base), CONFIG, train)
+    before = set(threading.enumerate())
+    with packed_model(base) as model:
+        loop.train(model, [state], stop)
+    assert state.started == 1
+    assert set(threading.enumerate()) == before  # the one that made batches has ended

@@ -9,16 +9,16 @@ import pytest
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import PackedModel
 from rankwise.engine.fused.training_state import TrainingState
-from tests.engine.parity import CONFIG, TRIALS
+from tests.engine.parity import CONFIG, TRIALS, Recorded
 from tests.tiny_models import load_tiny
 
 
 def test_time_and_memory_are_those_of_a_trial_alone(tmp_path: Path) -> None:
     base, train, held_out = load_tiny("bert", tmp_path)
-    shares: list[float] = []
-    engine = FusedEngine(base, train, held_out, CONFIG, on_work=shares.append, pack_size=3)
+    progress = Recorded()
+    engine = FusedEngine(base, train, held_out, CONFIG, progress, pack_size=3)
     packed = list(engine.train(TRIALS))
-    assert sum(shares) == pytest.approx(3.0)
+    assert sum(progress.shares) == pytest.approx(3.0)
     assert {finished.pack_size for finished in packed} == {3}
     assert len({finished.pack_seconds for finished in packed}) == 1
     assert all(0 < finished.train_seconds < 3 * packed[0].pack_seconds for finished in packed)
@@ -48,9 +48,7 @@ def test_each_rank_is_measured_once(tmp_path: Path) -> None:
     first = list(engine.train(TRIALS[:2]))
     in_first = sum(passes)
     second = list(engine.train([replace(trial, seed=5) for trial in TRIALS[:2]]))
-    steps = sum(len(finished.steps) for finished in second)
-    assert sum(passes) == in_first + steps
-    assert in_first > steps
+    assert sum(passes) == in_first > 0  # training itself does not come this way
     for one, other in zip(first, second, strict=True):
         assert one.peak_memory_bytes == other.peak_memory_bytes
         assert one.train_seconds == other.train_seconds

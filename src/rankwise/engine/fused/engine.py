@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.batches import longest_rows
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import Results, length_batches
 from rankwise.engine.fused.attention import check_attention
@@ -18,14 +21,26 @@ from rankwise.engine.fused.checkpointing import keeps_inputs_alone
 from rankwise.engine.fused.loop import TrainingLoop
 from rankwise.engine.fused.measurement import AloneCosts
 from rankwise.engine.fused.model import PackedModel, PackedTrial, packed_model
+from rankwise.engine.fused.out_of_memory import Limits, OutOfMemory, attempt
+from rankwise.engine.fused.saved_trials import Keeper, restore
 from rankwise.engine.fused.threads import run_in_threads
 from rankwise.engine.fused.training_state import EvalAdapter, TrainingState
-from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
+from rankwise.engine.trial import (
+    Checkpoints,
+    FinishedTrial,
+    NoProgress,
+    TrainingProgress,
+    Trial,
+    no_evidence,
+    share_of_training,
+)
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.quantization import mixes_rows
 from rankwise.tasks.base import Encoded
+
+Result = TypeVar("Result")
 
 
 class FusedEngine:
@@ -38,9 +53,11 @@ class FusedEngine:
 
     Args:
         base: the frozen base; `rankwise.engine.fused.model.unsupported_reason` checks it.
-        on_work: called with each finished share of a trial; the shares of a trial add up to 1.
+        progress: receives notes, and the work done.
         pack_size: number of trials that train together. With at most one trial to a core, a trial's
             figures are bit-identical in any pack; where trials share a pass, only up to rounding.
+        checkpoints: where trials in training are kept every ``config.checkpoint_minutes``, and
+            from where they go on.
     """
 
     def __init__(
@@ -49,29 +66,43 @@ class FusedEngine:
         train: Encoded,
         held_out: Encoded,
         config: TrainingConfig,
-        on_work: Callable[[float], None] = lambda share: None,
+        progress: TrainingProgress | None = None,
         pack_size: int = 1,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.base = base
         self.examples = train
         self.held_out = held_out
         self.config = config
-        self.on_work = on_work
-        self.pack_size = pack_size
+        self.progress = progress or NoProgress()
+        self.limits = Limits(pack_size, config.micro_batch_tokens)
         self.train_share = share_of_training(config, train, held_out)
-        self.loop = TrainingLoop(base, train, self._report_step)
+        self.loop = TrainingLoop(base, train, self.limits, self._after_step)
         self._alone = AloneCosts(self.loop)
+        self._keeper = Keeper(checkpoints, config.checkpoint_minutes, self.progress.note)
         self._saved = saved_modules(base)
+        self._reported: dict[str, float] = {}
         self.checkpointing = keeps_inputs_alone(base.model, config.gradient_checkpointing)
         self._report_lock = threading.Lock()
         check_attention(config.attention, base.device, base.compute_dtype)
 
+    @property
+    def pack_size(self) -> int:
+        """Number of trials that train together, fewer once memory did not suffice."""
+        return self.limits.pack_size
+
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Train the trials pack by pack, in the given order."""
-        for start in range(0, len(trials), self.pack_size):
+        """Train the trials pack by pack, in the given order.
+
+        Raises:
+            RankwiseError: a single trial with a single example does not fit the device.
+        """
+        waiting = list(trials)
+        while waiting:
             with quiet_libraries():
-                finished = self._train_pack(trials[start : start + self.pack_size])
+                finished = self._try_pack(waiting[: self.pack_size])
             yield from finished
+            waiting = waiting[len(finished) :]
 
     def score(
         self, adapters: Sequence[Adapter], examples: Encoded | None = None
@@ -80,7 +111,7 @@ class FusedEngine:
         eval_adapters = [EvalAdapter(self.base, adapter) for adapter in adapters]
         with self._packed_model() as model:
             chosen = self.held_out if examples is None else examples
-            return self._evaluate(model, eval_adapters, chosen)
+            return self._repeated(partial(self._evaluate, model, eval_adapters, chosen))
 
     def _packed_model(self) -> AbstractContextManager[PackedModel]:
         return packed_model(
@@ -90,36 +121,82 @@ class FusedEngine:
             checkpointing=self.checkpointing,
         )
 
+    def _try_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
+        """Train a pack; return nothing if it is to be tried again with lower limits."""
+        try:
+            return self._train_pack(trials)
+        except OutOfMemory as error:
+            self._lower_limits(error, len(trials))
+        # After the except block, because the error's traceback holds the trials' tensors.
+        clear_device_cache(garbage_collection=True)
+        return []
+
+    def _lower_limits(self, error: OutOfMemory, trials: int) -> None:
+        lengths = self.examples.lengths
+        largest = sum(lengths[row] for row in longest_rows(lengths, self.config.batch_size))
+        self.progress.note(self.limits.lower(error, trials, max(lengths), largest))
+
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
-        states = [
-            TrainingState(trial, self.base, self._saved, self.config, self.examples)
-            for trial in trials
-        ]
+        states = [attempt(partial(self._training_state, trial), intact=False) for trial in trials]
         with self._packed_model() as model:
             # Both stay the same in a last pack with fewer trials: sums depend on them.
             on_cpu = model.device.type == "cpu"
             count = min(self.pack_size, torch.get_num_threads()) if on_cpu else 1
             cores = torch.get_num_threads() // count
             subpacks = _split_pack(states, count)
-            self.base.model.train()  # bitsandbytes' 8-bit layers differ in eval mode on a CPU
-            start = time.perf_counter()
-            run_in_threads([partial(self.loop.train, model, each) for each in subpacks], cores)
-            pack_seconds = time.perf_counter() - start
-            start = time.perf_counter()
-            run_in_threads([partial(self._score_subpack, model, each) for each in subpacks], cores)
-            eval_seconds = (time.perf_counter() - start) / len(trials)
+            try:
+                eval_seconds = self._train_and_score(model, subpacks, cores) / len(trials)
+            except OutOfMemory as error:
+                if error.intact:
+                    self._keeper.set_aside(states)
+                raise
+            pack_seconds = max(state.seconds for state in states)
             finished = []
             for state in states:
                 # It holds a copy of the adapter; the steps below change the state, for measurement.
                 result = _finished_trial(state, len(trials), pack_seconds, eval_seconds)
-                self._report_work(1.0 - self.train_share * len(state.steps) / state.total_steps)
-                result.peak_memory_bytes = self._alone.peak_memory(model, state)
+                self._report(state, 1.0)
+                work = partial(self._alone.peak_memory, model, state)
+                result.peak_memory_bytes = self._repeated(work)
                 finished.append(result)
             if len(trials) > 1 or cores < torch.get_num_threads():
-                alone = self._alone.seconds(model, states)
+                alone = self._repeated(partial(self._alone.seconds, model, states))
                 for result, seconds in zip(finished, alone, strict=True):
                     result.train_seconds = seconds
-            return finished
+        for trial in trials:
+            self._keeper.forget(trial.name)
+            self._reported.pop(trial.name, None)
+        return finished
+
+    def _training_state(self, trial: Trial) -> TrainingState:
+        """Return a new trial, or one that goes on from where it was kept."""
+        state = TrainingState(trial, self.base, self._saved, self.config, self.examples)
+        saved = self._keeper.read(trial.name)
+        if saved is not None:
+            restore(state, saved)
+            self._report(state, self.train_share * len(state.steps) / state.total_steps)
+        return state
+
+    def _train_and_score(
+        self, model: PackedModel, subpacks: Sequence[Sequence[TrainingState]], cores: int
+    ) -> float:
+        """Train and score sub-packs at the same time; return the seconds of scoring."""
+        self.base.model.train()  # bitsandbytes' 8-bit layers differ in eval mode on a CPU
+        for subpack in subpacks:
+            self._keeper.begin(subpack)
+        run_in_threads([partial(self.loop.train, model, each) for each in subpacks], cores)
+        start = time.perf_counter()
+        tasks = [partial(self._score_subpack, model, each) for each in subpacks]
+        attempt(partial(run_in_threads, tasks, cores))
+        return time.perf_counter() - start
+
+    def _repeated(self, work: Callable[[], Result]) -> Result:
+        """Return the result of work that changes nothing, in shorter passes if memory is short."""
+        while True:
+            try:
+                return attempt(work)
+            except OutOfMemory as error:
+                self._lower_limits(error, trials=1)
 
     def _score_subpack(
         self, model: PackedModel, states: Sequence[TrainingState], _: threading.Event
@@ -140,18 +217,33 @@ class FusedEngine:
         model.begin_step(trials)
         results = [Results(examples) for _ in trials]
         with torch.inference_mode():
-            for rows in length_batches(examples, model.device, len(trials)) if trials else ():
+            for rows in self._scoring_batches(model, examples, len(trials)):
                 part = examples.take(rows)
                 for result, measures in zip(results, model.measures(trials, part), strict=True):
                     result.put(rows, measures)
         return [result.frame() for result in results]
 
-    def _report_step(self, state: TrainingState) -> None:
-        self._report_work(self.train_share / state.total_steps)
+    def _scoring_batches(
+        self, model: PackedModel, examples: Encoded, trials: int
+    ) -> list[list[int]]:
+        if trials == 0:
+            return []
+        most = self.limits.micro_batch_tokens
+        return length_batches(examples, model.device, trials, most)
 
-    def _report_work(self, share: float) -> None:
+    def _after_step(self, states: Sequence[TrainingState]) -> None:
+        for state in states:
+            self._report(state, self.train_share * len(state.steps) / state.total_steps)
+        self._keeper.after_step(states)
+
+    def _report(self, state: TrainingState, share: float) -> None:
+        """Report the share of a trial that is done, if it is more than was reported."""
+        name = state.trial.name
         with self._report_lock:
-            self.on_work(share)
+            done = self._reported.get(name, 0.0)
+            if share > done:
+                self._reported[name] = share
+                self.progress.work(share - done)
 
 
 def _split_pack(states: Sequence[TrainingState], count: int) -> list[list[TrainingState]]:

@@ -1,16 +1,34 @@
 """The training loop: the trials of a sub-pack go through the base together, step by step."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from rankwise.engine.fused.model import PackedModel
+from rankwise.engine.fused.ahead import made_ahead
+from rankwise.engine.fused.model import PackedBatches, PackedModel
 from rankwise.engine.fused.optimizer import scaled, step_all
+from rankwise.engine.fused.out_of_memory import Limits, attempt
+from rankwise.engine.fused.packing import to_device
+from rankwise.engine.fused.passes import step_passes
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.models.base_model import BaseModel
 from rankwise.models.quantization import mixes_rows
 from rankwise.tasks.base import Encoded
+
+
+@dataclass(frozen=True)
+class PreparedPass:
+    """A pass whose examples lie ready on the device."""
+
+    trials: slice
+    batches: PackedBatches  # a micro-batch of each of K trials
+    counts: torch.Tensor  # number of losses in each trial's whole batch, (K,)
+    tokens: int
 
 
 class TrainingLoop:
@@ -19,50 +37,106 @@ class TrainingLoop:
     Args:
         base: the frozen base.
         examples: the training examples.
-        on_step: called with a trial's state after each of its steps, from any thread.
+        limits: its micro-batches may become shorter at any time.
+        after_step: called with a sub-pack after each of its steps, from any thread.
     """
 
     def __init__(
-        self, base: BaseModel, examples: Encoded, on_step: Callable[[TrainingState], None]
+        self,
+        base: BaseModel,
+        examples: Encoded,
+        limits: Limits,
+        after_step: Callable[[Sequence[TrainingState]], None] = lambda states: None,
     ) -> None:
         self.base = base
         self.examples = examples
-        self.on_step = on_step
+        self.limits = limits
+        self.after_step = after_step
         self._pass_tokens = 0 if mixes_rows(base.model) else max_pass_tokens(base.device)
 
     def train(
         self, model: PackedModel, states: Sequence[TrainingState], stop: threading.Event
     ) -> None:
-        """Train trials step by step, in as few passes a step as the tokens allow."""
-        while not stop.is_set():
+        """Train trials step by step, in as few passes a step as the tokens allow.
+
+        Raises:
+            OutOfMemory: a pass or the update did not fit.
+        """
+        start = time.perf_counter()
+        before = [state.seconds for state in states]
+        while not stop.is_set() and not all(state.finished for state in states):
             active = [state for state in states if not state.finished]
-            if not active:
-                break
-            batches = [state.next_batch() for state in active]
-            tokens = [sum(self.examples.lengths[row] for row in batch) for batch in batches]
-            model.begin_step(active)
-            losses: list[torch.Tensor] = []
-            for part in _passes(tokens, self._pass_tokens):
-                losses.append(self.forward_backward(model, active[part], batches[part]))
-            model.end_step()
-            step_all(active, torch.cat(losses))
-            for state in active:
-                self.on_step(state)
+            steps = range(min(state.total_steps - state.started for state in active))
+            first = [state.started for state in active]
+            with closing(made_ahead(partial(self._passes, model, active, first), steps)) as ahead:
+                for passes in ahead:
+                    attempt(partial(model.begin_step, active))
+                    losses = self._run(model, active, passes)
+                    attempt(model.end_step)
+                    attempt(partial(step_all, active, losses), intact=False)
+                    for state, seconds in zip(states, before, strict=True):
+                        state.seconds = seconds + time.perf_counter() - start
+                    self.after_step(states)
+                    # The passes that lie ready are those of all trials in `active`.
+                    if stop.is_set() or any(state.finished for state in active):
+                        break
         synchronize(model.device)
+        for state, seconds in zip(states, before, strict=True):
+            state.seconds = seconds + time.perf_counter() - start
 
     def forward_backward(
         self, model: PackedModel, states: Sequence[TrainingState], batches: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Run K trials on their batches in one pass, and add to their gradients.
+        """Run K trials on their batches, and add to their gradients, between the step's ends.
 
         Returns:
             Their mean losses, (K,), on the device.
         """
-        parts = [self.examples.take(batch) for batch in batches]
-        counts = torch.tensor([part.loss_count for part in parts], device=model.device)
-        losses = model.loss_sums(states, parts) / counts  # (K,)
-        scaled(states, losses).sum().backward()
-        return losses.detach()
+        return self._run(model, states, self._prepared(model, batches))
+
+    def _passes(
+        self,
+        model: PackedModel,
+        states: Sequence[TrainingState],
+        first: Sequence[int],
+        step: int,
+    ) -> list[PreparedPass]:
+        """Prepare the passes of trials so many steps after their first."""
+        pairs = zip(states, first, strict=True)
+        batches = [state.batch(number + step) for state, number in pairs]
+        with on_gpu(model.device):  # a thread starts on the first one
+            return attempt(partial(self._prepared, model, batches))
+
+    def _prepared(self, model: PackedModel, batches: Sequence[Sequence[int]]) -> list[PreparedPass]:
+        """Lay batches out in passes, and bring these to the device."""
+        counts = [self.examples.take(batch).loss_count for batch in batches]
+        passes = []
+        for each in step_passes(
+            self.examples.lengths, batches, self._pass_tokens, self.limits.micro_batch_tokens
+        ):
+            parts = [self.examples.take(rows) for rows in each.rows]
+            losses = to_device(torch.tensor(counts[each.trials]), model.device)
+            passes.append(PreparedPass(each.trials, model.pack(parts), losses, each.tokens))
+        return passes
+
+    def _run(
+        self, model: PackedModel, states: Sequence[TrainingState], passes: Sequence[PreparedPass]
+    ) -> torch.Tensor:
+        """Run all passes of a step; return the trials' mean losses, (K,)."""
+        means = states[0].flat.new_zeros(len(states))  # fp32, whatever the base
+        for each in passes:
+            work = partial(_add_gradients, model, states[each.trials], each)
+            means[each.trials] += attempt(work, tokens=each.tokens)
+        return means
+
+
+def _add_gradients(
+    model: PackedModel, states: Sequence[TrainingState], each: PreparedPass
+) -> torch.Tensor:
+    """Run a pass; return its share of each trial's mean loss, (K,)."""
+    shares = model.loss_sums(states, each.batches) / each.counts
+    scaled(states, shares).sum().backward()
+    return shares.detach()
 
 
 def max_pass_tokens(device: torch.device) -> int:
@@ -71,16 +145,12 @@ def max_pass_tokens(device: torch.device) -> int:
     return 1024 if device.type == "cpu" else 16384
 
 
+def on_gpu(device: torch.device) -> AbstractContextManager[object]:
+    """Let a thread use a GPU that may not be the first; do nothing for another device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device, so that a clock on the host tells its time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _passes(tokens: Sequence[int], most: int) -> Iterator[slice]:
-    """Split trials into passes of neighbours with at most this many tokens, or of one trial."""
-    start = 0
-    for stop in range(1, len(tokens) + 1):
-        if stop == len(tokens) or sum(tokens[start : stop + 1]) > most:
-            yield slice(start, stop)
-            start = stop

@@ -57,7 +57,8 @@ class AloneCosts:
         for rank in self._paces:
             of_new_ranks.pop(rank, None)
         self._paces |= self._measured_paces(model, of_new_ranks)
-        tokens = states[0].config.epochs * sum(self.loop.examples.lengths)
+        epochs = states[0].total_steps / states[0].steps_per_epoch
+        tokens = epochs * sum(self.loop.examples.lengths)
         paces = [self._paces[state.trial.rank] for state in states]
         return [share * tokens * pace for share, pace in zip(shares, paces, strict=True)]
 

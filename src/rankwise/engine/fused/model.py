@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -55,6 +56,18 @@ class PackedTrial(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PackedBatches:
+    """The batches of K trials laid end to end, with all that a pass needs of them on the device."""
+
+    packing: Packing
+    tokens: list[int]  # of each trial
+    rows: torch.Tensor  # token rows that go to the head, (N,)
+    counts: list[int]  # how many of these each trial has
+    token_types: dict[str, torch.Tensor]
+    targets: list[torch.Tensor]  # of each trial, (counts[k],)
+
+
 class PackedModel:
     """Runs packed batches. `packed_model` makes it, for use inside its ``with`` block alone."""
 
@@ -73,13 +86,25 @@ class PackedModel:
         takes_cache = "use_cache" in inspect.signature(inner.forward).parameters
         self._no_cache = {"use_cache": False} if takes_cache else {}
 
-    def loss_sums(self, trials: Sequence[PackedTrial], batches: Sequence[Encoded]) -> torch.Tensor:
+    def pack(self, batches: Sequence[Encoded]) -> PackedBatches:
+        """Lay batches end to end and copy them to the device; a thread may do this ahead."""
+        packing = Packing([tokens for batch in batches for tokens in batch.input_ids], self.device)
+        rows, counts = self._pooled_rows(packing, batches)
+        targets = [to_device(self.objective.targets(batch), self.device) for batch in batches]
+        tokens = [sum(batch.lengths) for batch in batches]
+        types = self._token_types(batches)
+        return PackedBatches(packing, tokens, rows, counts, types, targets)
+
+    def loss_sums(
+        self, trials: Sequence[PackedTrial], batches: Sequence[Encoded] | PackedBatches
+    ) -> torch.Tensor:
         """Run K trials, each on its batch, in one pass; return the sum of each one's losses, (K,).
 
         A batch has `Encoded.loss_count` losses, so the sums of its parts add up to that of the
         whole.
         """
-        targets = [to_device(self.objective.targets(batch), self.device) for batch in batches]
+        batches = batches if isinstance(batches, PackedBatches) else self.pack(batches)
+        targets = batches.targets
         with self._pass(trials, batches) as (hidden, counts):
             if self.head.token_head is None:
                 logits = self._logits(trials, hidden.split(counts))
@@ -94,14 +119,14 @@ class PackedModel:
         self, trials: Sequence[PackedTrial], batch: Encoded
     ) -> list[dict[str, np.ndarray]]:
         """Score K trials on the same N examples in one pass; return each one's measures, (N,)."""
-        with self._pass(trials, [batch] * len(trials)) as (hidden, counts):
+        batches = self.pack([batch] * len(trials))
+        with self._pass(trials, batches) as (hidden, counts):
             states = hidden.split(counts)
             if self.head.token_head is None:
                 logits = self._logits(trials, states)
                 return [self.objective.measure(each, batch) for each in logits]
-            targets = to_device(self.objective.targets(batch), self.device)
             measured = []
-            for trial, own in zip(trials, states, strict=True):
+            for trial, own, targets in zip(trials, states, batches.targets, strict=True):
                 losses, is_correct = token_measures(self._token_head(trial), own, targets)
                 measured.append(
                     self.objective.by_example(losses.cpu().numpy(), is_correct.cpu().numpy(), batch)
@@ -125,22 +150,20 @@ class PackedModel:
         Returns:
             K tensors (n_k, outputs), or (m_k, vocabulary) for m_k supervised tokens.
         """
-        with self._pass(trials, batches) as (hidden, counts):
+        with self._pass(trials, self.pack(batches)) as (hidden, counts):
             return self._logits(trials, hidden.split(counts))
 
     @contextmanager
     def _pass(
-        self, trials: Sequence[PackedTrial], batches: Sequence[Encoded]
+        self, trials: Sequence[PackedTrial], batches: PackedBatches
     ) -> Iterator[tuple[torch.Tensor, list[int]]]:
         """Run a pass up to its head, which runs inside the ``with`` block.
 
         Yields the hidden states of pooled tokens, (N, H), and how many of them each trial has.
         """
-        sequences = [tokens for batch in batches for tokens in batch.input_ids]
-        packing = Packing(sequences, self.device)
+        packing, rows, counts = batches.packing, batches.rows, batches.counts
         self.segments.begin_pass([trial.factors for trial in trials])
-        self._assign_segments(trials, [sum(batch.lengths) for batch in batches])
-        rows, counts = self._pooled_rows(packing, batches)  # (N,) and K
+        self._assign_segments(trials, batches.tokens)
         self.pooled.rows = rows
         self.pooled.assign_segments = partial(self._assign_segments, trials, counts)
         with packed(packing):
@@ -148,7 +171,7 @@ class PackedModel:
                 input_ids=packing.input_ids,
                 position_ids=packing.position_ids + self.first_position,
                 **self._no_cache,
-                **self._token_types(batches),
+                **batches.token_types,
             ).last_hidden_state[0]  # (T, H)
             if not self.pools_early:
                 hidden = hidden.index_select(0, rows)  # (N, H)

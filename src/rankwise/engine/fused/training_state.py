@@ -51,6 +51,7 @@ class TrainingState:
         diverged: whether a loss or a gradient was not finite; nothing changed from that step on.
         numbers: this trial's share of `rankwise.engine.fused.optimizer.Numbers`, (3,).
         scales_losses: whether losses are scaled before the backward pass, as fp16 needs it.
+        seconds: how long its pack has trained.
         evidence: held-out results, empty until the trial is scored.
     """
 
@@ -69,6 +70,7 @@ class TrainingState:
         self.steps: list[dict[str, float]] = []
         self.unread: list[torch.Tensor] = []
         self.diverged = False
+        self.seconds = 0.0
         self.evidence = no_evidence()
         self.total_steps = total_steps(config, examples)
         self.steps_per_epoch = steps_per_epoch(config, examples)

@@ -1,0 +1,156 @@
+"""Trials that were saved between two steps go on as if they had never stopped."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.config import TrainingConfig
+from rankwise.engine.fused.engine import FusedEngine
+from rankwise.engine.fused.loop import TrainingLoop
+from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.optimizer import read_figures, step_all
+from rankwise.engine.fused.out_of_memory import Limits
+from rankwise.engine.fused.saved_trials import restore, saved_trials
+from rankwise.engine.fused.training_state import TrainingState
+from rankwise.engine.trial import FinishedTrial, SavedTrial
+from rankwise.errors import RankwiseError
+from tests.engine.parity import CONFIG, TRIALS, Recorded, Tiny
+from tests.tiny_models import cores, load_tiny
+
+EACH_STEP = replace(CONFIG, checkpoint_minutes=1e-9)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return load_tiny("bert", tmp_path_factory.mktemp("bert"))
+
+
+class InMemory:
+    """Checkpoints of every step; the engine is stopped after a number of them."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.written: list[dict[str, SavedTrial]] = []
+        self.stop_after = stop_after
+
+    def write(self, saved: Sequence[SavedTrial]) -> None:
+        self.written.append({each.name: each for each in saved})
+        if len(self.written) == self.stop_after:
+            raise KeyboardInterrupt
+
+    def read(self, name: str) -> SavedTrial | None:
+        found = [each[name] for each in self.written if name in each]
+        return found[-1] if found else None
+
+
+def assert_identical(one: FinishedTrial, other: FinishedTrial) -> None:
+    assert one.steps == other.steps
+    assert one.evidence.equals(other.evidence)
+    assert one.adapter.keys() == other.adapter.keys()
+    assert all(torch.equal(value, other.adapter[key]) for key, value in one.adapter.items())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EACH_STEP,
+        replace(
+            EACH_STEP, loraplus_ratio=4.0, weight_decay=0.1, lora_dropout=0.2, lr_scheduler="cosine"
+        ),
+    ],
+    ids=["plain", "all settings"],
+)
+@pytest.mark.parametrize("threads", [1, 2])  # one shared pass, or a thread for each trial
+def test_an_interrupted_pack_ends_the_same_to_the_bit(
+    tiny: Tiny, config: TrainingConfig, threads: int
+) -> None:
+    base, train, held_out = tiny
+    stopped = InMemory(stop_after=33)
+    with cores(threads):
+        whole = list(FusedEngine(base, train, held_out, config, pack_size=2).train(TRIALS[:2]))
+        with pytest.raises(KeyboardInterrupt):
+            engine = FusedEngine(base, train, held_out, config, pack_size=2, checkpoints=stopped)
+            list(engine.train(TRIALS[:2]))
+        stopped.stop_after = None
+        steps = [
+            saved.progress["started"] for trial in TRIALS[:2] if (saved := stopped.read(trial.name))
+        ]
+        assert steps and all(0 < step < 50 for step in steps)
+        progress = Recorded()
+        again = FusedEngine(
+            base, train, held_out, config, progress, pack_size=2, checkpoints=stopped
+        )
+        resumed = list(again.train(TRIALS[:2]))
+    for one, other in zip(resumed, whole, strict=True):
+        assert_identical(one, other)
+    assert sum(progress.shares) == pytest.approx(2.0)
+    assert [note for note in progress.notes if "goes on after step" in note]
+
+
+def test_a_diverged_trial_stays_diverged(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    wild = replace(TRIALS[0], learning_rate=1e30)
+    pack = [wild, TRIALS[1]]
+    stopped = InMemory(stop_after=40)
+    with cores(1):
+        whole = list(FusedEngine(base, train, held_out, EACH_STEP, pack_size=2).train(pack))
+        with pytest.raises(KeyboardInterrupt):
+            engine = FusedEngine(base, train, held_out, EACH_STEP, pack_size=2, checkpoints=stopped)
+            list(engine.train(pack))
+        stopped.stop_after = None
+        engine = FusedEngine(base, train, held_out, EACH_STEP, pack_size=2, checkpoints=stopped)
+        resumed = list(engine.train(pack))
+    assert [each.diverged for each in resumed] == [True, False]
+    assert str(resumed[0].steps) == str(whole[0].steps)  # NaN is not equal to itself
+    assert_identical(resumed[1], whole[1])
+
+
+def test_saving_does_not_change_a_trial_and_copies_it(tiny: Tiny) -> None:
+    base, train, _ = tiny
+    loop = TrainingLoop(base, train, Limits(1, None))
+    state, other = (
+        TrainingState(TRIALS[0], base, saved_modules(base), CONFIG, train) for _ in range(2)
+    )
+    with packed_model(base) as model:
+
+        def step(state: TrainingState) -> None:
+            step_all([state], loop.forward_backward(model, [state], [state.next_batch()]))
+
+        for _ in range(3):
+            step(state)
+        (saved,) = saved_trials([state])
+        before = state.flat.clone()
+        step(state)
+        restore(other, saved)
+        assert torch.equal(other.flat, before)  # not that of the step after
+        step(other)
+    read_figures([state, other])
+    assert torch.equal(other.flat, state.flat)
+    assert other.steps == state.steps
+
+
+def test_training_goes_on_where_nothing_can_be_written(tiny: Tiny, tmp_path: Path) -> None:
+    class Full(InMemory):
+        def write(self, saved: Sequence[SavedTrial]) -> None:
+            raise RankwiseError("cannot write 'x': No space left on device")
+
+    base, train, held_out = tiny
+    progress = Recorded()
+    engine = FusedEngine(base, train, held_out, EACH_STEP, progress, checkpoints=Full())
+    (finished,) = engine.train(TRIALS[:1])
+    assert len(finished.steps) == 50
+    assert len(progress.notes) == 1
+    assert "No space left" in progress.notes[0]
+
+
+def test_nothing_is_kept_before_the_interval_is_over(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    kept = InMemory()
+    engine = FusedEngine(
+        base, train, held_out, replace(CONFIG, checkpoint_minutes=60.0), checkpoints=kept
+    )
+    list(engine.train(TRIALS[:1]))
+    assert kept.written == []
