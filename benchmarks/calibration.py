@@ -23,14 +23,18 @@ such luck.
 """
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from kneed import KneeLocator
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
 
 from benchmarks.scenarios import (
     CONFIDENCE,

@@ -12,10 +12,12 @@ a busy core shows in every ratio.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
 
 from benchmarks.whole_sweep import print_whole_sweep
 from rankwise.engine.adapter_init import saved_modules
