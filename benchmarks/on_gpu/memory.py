@@ -47,8 +47,7 @@ def measure(scale: Scale, left: Callable[[], float]) -> dict[str, Any]:
         size = scale.sizes[name]
         try:
             row["planned"] = planned_bytes(size, scale, length, row)
-            run = _reference_steps if engine == "reference" else _fused_steps
-            row["measured"] = run(size, scale, length, row)
+            row["measured"] = measured_bytes(size, scale, length, row)
             if row["measured"]:
                 row["error"] = row["planned"] / row["measured"] - 1
         except (rankwise.RankwiseError, RuntimeError, ImportError) as error:
@@ -77,11 +76,17 @@ def planned_bytes(size: Size, scale: Scale, length: int, row: dict[str, Any]) ->
     return int(plan["ranks"][0]["memory"]["peak_allocated"])
 
 
+def measured_bytes(size: Size, scale: Scale, length: int, row: dict[str, Any]) -> int | None:
+    """Return the peak that a GPU allocates for the trial of a row; None on a CPU."""
+    run = _reference_steps if row["engine"] == "reference" else _fused_steps
+    return run(size, scale, length, row)
+
+
 def _reference_steps(size: Size, scale: Scale, length: int, row: dict[str, Any]) -> int | None:
     """Return the peak of steps of PEFT as tutorials write them, in bytes."""
     base = random_model(size, scale)
     if row["quantization"] != "none":
-        _quantize(base)
+        quantize(base)
     lora = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=RANK, target_modules="all-linear")
     with quiet_libraries():
         model: Any = get_peft_model(base, lora)
@@ -112,7 +117,7 @@ def _fused_steps(size: Size, scale: Scale, length: int, row: dict[str, Any]) -> 
     """Return the peak of a trial in the fused engine, in bytes."""
     base = random_base(size, scale)
     if row["quantization"] != "none":
-        _quantize(base.model)
+        quantize(base.model)
     config = TrainingConfig(
         batch_size=row["batch"],
         max_steps=STEPS,
@@ -125,7 +130,7 @@ def _fused_steps(size: Size, scale: Scale, length: int, row: dict[str, Any]) -> 
     return peak_allocated(scale.device, lambda: list(engine.train([make_trial(rank)])))
 
 
-def _quantize(model: Any) -> None:
+def quantize(model: Any) -> None:
     """Replace the linear layers of the blocks by bitsandbytes' 4-bit ones, as loading would."""
     import bitsandbytes as bnb
 
@@ -146,5 +151,4 @@ def _quantize(model: Any) -> None:
             weight.data.cpu(), requires_grad=False, compress_statistics=False, quant_type="nf4"
         )
         setattr(model.get_submodule(parent), child, small.to(weight.device))
-    model.is_loaded_in_4bit = True
-    model.is_quantized = True
+    model.is_loaded_in_4bit = True  # PEFT asks for it

@@ -14,11 +14,13 @@ Rows = list[dict[str, Any]]
 INTRODUCTION = f"""# Language models on a GPU
 
 `python benchmarks/gpu.py --docs` writes this page from `benchmarks/results/gpu-*.json`; no figure
-in it is written by hand. Models are random, of published sizes; lengths of examples are drawn as
-those of {SOURCE} are spread. "Real" lengths are drawn so and cut at the length named, "equal" ones
-have it. Useful work is what the losses and gradients need: frozen layers forward and the gradient
-of their inputs, adapters, causal attention, logits of learnt tokens. Padding and recomputation do
-not count. The peak is that of large matrix products in the same run.
+in it is written by hand.
+
+Models are random, of published sizes. The lengths of examples are spread as in the
+{SOURCE}: "real" lengths are drawn from that distribution and cut at
+the length named, "equal" ones have it. Useful work is what losses and gradients need: frozen layers
+forward and the gradient of their inputs, adapters, causal attention, logits of learnt tokens.
+Padding and recomputation do not count. The peak is that of large matrix products in the same run.
 """
 NOTHING_YET = "No GPU has run it yet, so there are no figures.\n"
 
