@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.on_gpu.device import free_memory
 from benchmarks.on_gpu.lengths import draw_lengths, make_examples
 from benchmarks.on_gpu.models import Scale, random_base
-from benchmarks.on_gpu.ways import RANK, WithFused
+from benchmarks.on_gpu.ways import FAILURES, RANK, WithFused
 
 TRIALS = (1, 2, 4, 8, 16)
 RANKS = (4, 16, 64, 128)
@@ -37,7 +37,7 @@ def measure(scale: Scale, left: Callable[[], float]) -> dict[str, Any]:
             row["tokens_per_second"] = timed.tokens / timed.seconds
             row["seconds_per_step_and_trial"] = timed.seconds / steps / trials
             row["peak_bytes"], row["resident_bytes"] = timed.peak, timed.resident
-        except RuntimeError as error:  # out of memory is one
+        except FAILURES as error:  # out of memory is one
             row["failed"] = str(error)[:200]
         rows.append(row)
         free_memory(scale.device)

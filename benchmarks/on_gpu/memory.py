@@ -68,8 +68,9 @@ def planned_bytes(size: Size, scale: Scale, length: int, row: dict[str, Any]) ->
             "precision": scale.precision,
             "quantization": row["quantization"],
             "gradient_checkpointing": row["checkpointing"],
-            "engine": row["engine"],
         }
+        if row["engine"] == "fused":
+            settings["engine"] = "fused"
         if scale.device.type == "cuda":
             settings["device"] = "H100"
         plan = rankwise.plan(scratch, **settings).as_dict()

@@ -7,7 +7,7 @@ from benchmarks.on_gpu.device import free_memory, kernel_shares, measure_bandwid
 from benchmarks.on_gpu.goals import TUTORIAL
 from benchmarks.on_gpu.lengths import draw_lengths, make_examples
 from benchmarks.on_gpu.models import Scale, Size, flop_of, random_base
-from benchmarks.on_gpu.ways import RANK, Timed, WithFused, WithTrainer
+from benchmarks.on_gpu.ways import FAILURES, RANK, Timed, WithFused, WithTrainer
 from rankwise.engine.fused.model import unsupported_reason
 from rankwise.tasks.base import Encoded
 
@@ -85,7 +85,7 @@ def _measure_case(scale: Scale, size: Size, length: int, kind: str) -> Iterator[
             entries = way.trainable()
             rows[GROUPED if group else TUTORIAL] = way.run(examples, batch, steps)
             del way
-        except RuntimeError as error:  # out of memory is one
+        except FAILURES as error:  # out of memory is one
             rows[GROUPED if group else TUTORIAL] = f"failed: {str(error)[:200]}"
         free_memory(scale.device)
     base = random_base(size, scale)
@@ -100,7 +100,7 @@ def _measure_case(scale: Scale, size: Size, length: int, kind: str) -> Iterator[
             rows[name] = fused.run(examples, batch, steps, trials)
             if trials == max(PACKS.values()):
                 profile = kernel_shares(scale.device, fused.once(examples, batch, 2, trials))
-        except RuntimeError as error:
+        except FAILURES as error:
             rows[name] = f"failed: {str(error)[:200]}"
         free_memory(scale.device)
     base_bytes = sum(p.nbytes for p in base.model.parameters())

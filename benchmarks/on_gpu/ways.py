@@ -16,11 +16,14 @@ from benchmarks.on_gpu.models import Scale, Size, random_model, tokenizer
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.trial import FinishedTrial, Trial
+from rankwise.errors import RankwiseError
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
 from rankwise.tasks.base import Encoded
 
 RANK, RATE = 16, 1e-4
+FAILURES = (RuntimeError, RankwiseError)
+"""What a way that does not fit the memory raises; the other ways go on."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +127,36 @@ class WithTrainer:
         return Timed(clock.stop - clock.start, sum(used), padding, peak)
 
 
+class _Watch:
+    """Keeps the memory allocated between steps, and what the engine says about memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.resident: int | None = None
+        self.notes: list[str] = []
+
+    def work(self, share: float) -> None:
+        """Note the memory after a step."""
+        if self.device.type == "cuda":
+            self.resident = torch.cuda.memory_allocated(self.device)
+
+    def note(self, text: str) -> None:
+        """Keep a sentence, such as that a pack was halved."""
+        self.notes.append(text)
+
+
 class WithFused:
     """The fused engine, with a pack of trials over one base."""
 
     def __init__(self, base: BaseModel, scale: Scale) -> None:
         self.base, self.scale = base, scale
-        self.resident: int | None = None
+        self.watch = _Watch(scale.device)
 
     def engine(self, examples: Encoded, batch: int, steps: int, trials: int) -> FusedEngine:
         """Return an engine that scores on a single example, so that a run is mostly training."""
         config = training(batch, steps, self.scale)
         few = examples.take([0])
-        return FusedEngine(self.base, examples, few, config, self._on_work, pack_size=trials)
-
-    def _on_work(self, share: float) -> None:
-        if self.scale.device.type == "cuda":
-            self.resident = torch.cuda.memory_allocated()
+        return FusedEngine(self.base, examples, few, config, self.watch, pack_size=trials)
 
     def run(
         self, examples: Encoded, batch: int, steps: int, trials: int = 1, rank: int = RANK
@@ -150,10 +167,12 @@ class WithFused:
         finished: list[FinishedTrial] = list(engine.train(pack))
         peak = peak_allocated(self.scale.device, lambda: finished.extend(engine.train(pack)))
         last = finished[-1]
+        if last.pack_size != trials:
+            raise RuntimeError("; ".join(self.watch.notes))
         if last.diverged or len(last.steps) != steps:
             raise RuntimeError(f"the pack stopped after {len(last.steps)} of {steps} steps")
         tokens = sum(examples.lengths) * steps * batch * trials // len(examples)
-        return Timed(last.pack_seconds, tokens, 0.0, peak, self.resident)
+        return Timed(last.pack_seconds, tokens, 0.0, peak, self.watch.resident)
 
     def once(self, examples: Encoded, batch: int, steps: int, trials: int) -> Callable[[], object]:
         """Return a function that trains a pack, for a profile of it."""

@@ -28,7 +28,8 @@ def test_all_parts_run_in_a_small_way_on_a_cpu(tmp_path: Path) -> None:
     ways = {(row["size"], row["way"]) for row in parts["speed"]["rows"]}
     assert len(ways) == 4 * 5  # sizes and ways
     assert all(row["tokens_per_second"] > 0 for row in parts["speed"]["rows"])
-    assert [row for row in parts["memory"]["rows"] if "failed" in row] == []
+    planned = [row for row in parts["memory"]["rows"] if row["engine"] == "reference"]
+    assert planned and all(row["planned"] > 0 for row in planned)
     assert {row["what"] for row in parts["growth"]["rows"]} == {"trials", "tokens", "rank"}
     assert parts["sweep"]["trials"] == 4
     for title in ("Goals", "Parity", "Speed", "Memory", "Growth", "Sweep"):
