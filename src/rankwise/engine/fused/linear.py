@@ -20,7 +20,10 @@ A packed batch is one matrix of T token rows. Trial k owns the T_k rows of its s
 Autograd would copy each slice and make a new tensor for each gradient. Here every product adds to
 the place where its result belongs. W gets no gradient. Layers that share an input, such as query,
 key and value, run together: their A's are stacked, so that three products with a thin matrix,
-whose overhead on a CPU exceeds their arithmetic, become one.
+whose overhead exceeds their arithmetic, become one.
+
+A CPU goes trial by trial, as above (`LoraByTrial`). A GPU runs the same products for all trials at
+once (`StackedLora`), from copies of the factors that are made once a step.
 """
 
 from collections.abc import Iterator, Sequence
