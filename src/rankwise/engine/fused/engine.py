@@ -48,7 +48,8 @@ class FusedEngine:
 
     The trials of a pack share the base and nothing else (README.md in this folder has the picture).
     A trial whose loss or gradient is not finite drops out without effect on the others. On a CPU
-    a pack is split into sub-packs, one for each thread; the trials of a sub-pack go through the base together.
+    a pack is split into sub-packs, one for each thread; the trials of a sub-pack go through the
+    base together.
 
     Args:
         base: the frozen base; `rankwise.engine.fused.model.unsupported_reason` checks it.

@@ -154,15 +154,18 @@ class StackedFactors:
         return slots if slots and slots[0] >= 0 and in_order else None
 
     def refresh(self) -> None:
-        """Copy the trials' factors into the stacks, A with its scaling."""
+        """Copy the trials' factors into the stacks, A with its scaling, and clear gradients.
+
+        Gradients are left over from a step that ran out of memory.
+        """
+        self._grads.zero_()
         foreach_copy(self._places, self._masters)
         foreach_scale([self._places[index] for index in self._scaled], self._scalings)
 
     def bring_gradients(self) -> None:
-        """Add the stacked gradients to the trials' buffers, and clear them."""
+        """Add the stacked gradients to the trials' buffers."""
         foreach_scale([self._grad_places[index] for index in self._scaled], self._scalings)
         foreach_add(self._master_grads, self._grad_places)
-        self._grads.zero_()
 
     def part(self, names: tuple[str, ...], first: int, stop: int) -> Part:
         """Return the factors of a group, or of one of its layers, for a range of trials."""
