@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[1]
 Measure = Callable[[Scale, Callable[[], float]], dict[str, Any]]
 PARTS: dict[str, tuple[str, Measure, float]] = {
     "a": ("parity", parity.measure, 30),
-    "b": ("speed", speed.measure, 220),
+    "b": ("speed", speed.measure, 190),
     "c": ("memory", memory.measure, 80),
     "d": ("growth", growth.measure, 40),
-    "e": ("sweep", sweep.measure, 100),
+    "e": ("sweep", sweep.measure, 90),
 }
 """Name, function and seconds of each part."""
 

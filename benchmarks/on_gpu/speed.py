@@ -99,7 +99,7 @@ def _measure_case(scale: Scale, size: Size, length: int, kind: str) -> Iterator[
             fused = WithFused(base, scale)
             rows[name] = fused.run(examples, batch, steps, trials)
             if trials == max(PACKS.values()):
-                profile = kernel_shares(scale.device, fused.once(examples, batch, 2, trials))
+                profile = kernel_shares(scale.device, fused.again)
         except FAILURES as error:
             rows[name] = f"failed: {str(error)[:200]}"
         free_memory(scale.device)

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from benchmarks.on_gpu.device import peak_allocated, synchronize
 from benchmarks.on_gpu.lengths import padded_tokens
@@ -121,6 +127,7 @@ class WithTrainer:
                 data_collator=collate,
                 callbacks=[clock],
             )
+            trainer.remove_callback(PrinterCallback)
             peak = peak_allocated(self.scale.device, trainer.train)
         used = seen[warmup * batch : (warmup + steps) * batch]
         padding = 1 - sum(used) / padded_tokens(used, batch)
@@ -151,6 +158,7 @@ class WithFused:
     def __init__(self, base: BaseModel, scale: Scale) -> None:
         self.base, self.scale = base, scale
         self.watch = _Watch(scale.device)
+        self.again: Callable[[], object] = lambda: None
 
     def engine(self, examples: Encoded, batch: int, steps: int, trials: int) -> FusedEngine:
         """Return an engine that scores on a single example, so that a run is mostly training."""
@@ -161,7 +169,10 @@ class WithFused:
     def run(
         self, examples: Encoded, batch: int, steps: int, trials: int = 1, rank: int = RANK
     ) -> Timed:
-        """Train a pack twice and time its second training."""
+        """Train a pack twice and time its second training; `again` trains it once more.
+
+        The first training compiles kernels, and measures what the engine measures once.
+        """
         engine = self.engine(examples, batch, steps, trials)
         pack = [make_trial(rank, seed) for seed in range(trials)]
         finished: list[FinishedTrial] = list(engine.train(pack))
@@ -171,11 +182,6 @@ class WithFused:
             raise RuntimeError("; ".join(self.watch.notes))
         if last.diverged or len(last.steps) != steps:
             raise RuntimeError(f"the pack stopped after {len(last.steps)} of {steps} steps")
+        self.again = lambda: list(engine.train(pack))
         tokens = sum(examples.lengths) * steps * batch * trials // len(examples)
         return Timed(last.pack_seconds, tokens, 0.0, peak, self.watch.resident)
-
-    def once(self, examples: Encoded, batch: int, steps: int, trials: int) -> Callable[[], object]:
-        """Return a function that trains a pack, for a profile of it."""
-        engine = self.engine(examples, batch, steps, trials)
-        pack = [make_trial(RANK, seed) for seed in range(trials)]
-        return lambda: list(engine.train(pack))
