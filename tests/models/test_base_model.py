@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -16,9 +17,9 @@ from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.trial import Trial
 from rankwise.errors import RequestError
-from rankwise.models.base_model import load_base
+from rankwise.models.base_model import Loading, load_base
 from rankwise.tasks.base import Encoded
-from rankwise.tasks.losses import ClassificationObjective
+from rankwise.tasks.losses import ClassificationObjective, CompletionObjective
 from tests.conftest import save_tokenizer
 from tests.tiny_models import MULTIMODAL, save_tiny
 
@@ -178,3 +179,31 @@ def test_a_wrong_model_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RequestError, match="is a file, not a directory"):
         load_base(str(tmp_path / "file"), ClassificationObjective(LABELS), ["all-linear"], [4])
+
+
+def test_modules_that_a_model_keeps_in_fp32_stay_there(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": save_tokenizer(tmp_path),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "moe_intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    }
+    config = AutoConfig.for_model("glm4_moe", **sizes, pad_token_id=0, eos_token_id=3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    targets = ["q_proj", "v_proj"]
+    loading = Loading("cpu", "bf16")
+    base = load_base(str(tmp_path), CompletionObjective(), targets, [4], loading=loading)
+    tensors = {**dict(base.model.named_parameters()), **dict(base.model.named_buffers())}
+    kept = {
+        name.rpartition(".")[2] for name, each in tensors.items() if each.dtype != torch.bfloat16
+    }
+    assert kept >= {"e_score_correction_bias"}
+    assert kept <= {"e_score_correction_bias", "inv_freq", "original_inv_freq"}
+    assert base.compute_dtype == torch.bfloat16
