@@ -12,7 +12,7 @@ from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.models.quantization import resident_tensors
 
-TIMING_STEPS = 5  # of one trial of each rank
+TIMING_STEPS = 3  # of one trial of each rank
 
 
 class AloneCosts:
