@@ -27,7 +27,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for rows in length_batches(examples, device):
+        # Logits of all tokens over a vocabulary would fill the memory of any device.
+        most = CPU_BATCH_TOKENS if examples.positions is not None else None
+        for rows in length_batches(examples, device, most=most):
             part = examples.take(rows)
             results.put(rows, objective.measure(padded_logits(model, tokenizer, part), part))
     model.train(was_training)
@@ -69,9 +71,7 @@ def length_batches(
     Each row goes through the model ``copies`` times in its batch. A batch has at most ``most``
     tokens, unless it is a single row.
     """
-    # Logits over a vocabulary would fill the memory of any device.
-    small = device.type == "cpu" or examples.positions is not None
-    budget = CPU_BATCH_TOKENS if small else BATCH_TOKENS
+    budget = CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
     budget = min(budget, most or budget) // copies
     lengths = examples.lengths
     batches: list[list[int]] = []

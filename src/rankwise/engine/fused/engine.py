@@ -132,9 +132,8 @@ class FusedEngine:
         return []
 
     def _lower_limits(self, error: OutOfMemory, trials: int) -> None:
-        lengths = self.examples.lengths
-        largest = sum(lengths[row] for row in longest_rows(lengths, self.config.batch_size))
-        self.progress.note(self.limits.lower(error, trials, max(lengths), largest))
+        longest, largest = max(self.examples.lengths), self._most_batch_tokens()
+        self.progress.note(self.limits.lower(error, trials, longest, largest))
 
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
         states = [attempt(partial(self._training_state, trial), intact=False) for trial in trials]
@@ -226,10 +225,17 @@ class FusedEngine:
     def _scoring_batches(
         self, model: PackedModel, examples: Encoded, trials: int
     ) -> list[list[int]]:
+        """Group examples; on a GPU no batch has more tokens than a training pass that fitted."""
         if trials == 0:
             return []
         most = self.limits.micro_batch_tokens
+        if most is None and model.device.type != "cpu":
+            most = trials * self._most_batch_tokens()
         return length_batches(examples, model.device, trials, most)
+
+    def _most_batch_tokens(self) -> int:
+        lengths = self.examples.lengths
+        return sum(lengths[row] for row in longest_rows(lengths, self.config.batch_size))
 
     def _after_step(self, states: Sequence[TrainingState]) -> None:
         for state in states:
