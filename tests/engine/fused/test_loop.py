@@ -14,6 +14,7 @@ from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.loop import TrainingLoop
 from rankwise.engine.fused.model import PackedBatches, PackedModel, packed_model
+from rankwise.engine.fused.optimizer import STEPS_BETWEEN_READINGS
 from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine
@@ -156,3 +157,19 @@ def test_training_stops_between_steps_when_asked(tiny: Tiny) -> None:
         loop.train(model, [state], stop)
     assert state.started == 1
     assert set(threading.enumerate()) == before  # the one that made batches has ended
+
+
+def test_figures_that_are_read_seldom_are_the_same(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a trial that has diverged is found some steps later."""
+    base, train, held_out = tiny
+    trials = [TRIALS[0], replace(TRIALS[0], learning_rate=1e30), TRIALS[1]]
+    with cores(1):
+        often = list(FusedEngine(base, train, held_out, CONFIG, pack_size=3).train(trials))
+        monkeypatch.setitem(STEPS_BETWEEN_READINGS, "cpu", 7)
+        seldom = list(FusedEngine(base, train, held_out, CONFIG, pack_size=3).train(trials))
+    assert [each.diverged for each in seldom] == [False, True, False]
+    assert str(seldom[1].steps) == str(often[1].steps)  # NaN is not equal to itself
+    for one, other in zip(seldom[::2], often[::2], strict=True):
+        assert_same_training(one, other)

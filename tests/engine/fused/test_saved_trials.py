@@ -1,6 +1,7 @@
 """Trials that were saved between two steps go on as if they had never stopped."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from rankwise.engine.fused.saved_trials import restore, saved_trials
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.trial import FinishedTrial, SavedTrial
 from rankwise.errors import RankwiseError
-from tests.engine.parity import CONFIG, TRIALS, Recorded, Tiny
-from tests.tiny_models import cores, load_tiny
+from rankwise.models.base_model import Loading
+from tests.engine.parity import CONFIG, TRIALS, Recorded, Tiny, assert_same_training
+from tests.tiny_models import cores, load_tiny, load_tiny_lm
 
 EACH_STEP = replace(CONFIG, checkpoint_minutes=1e-9)
 
@@ -60,8 +62,9 @@ def assert_identical(one: FinishedTrial, other: FinishedTrial) -> None:
         replace(
             EACH_STEP, loraplus_ratio=4.0, weight_decay=0.1, lora_dropout=0.2, lr_scheduler="cosine"
         ),
+        replace(EACH_STEP, optimizer="adamw-8bit"),
     ],
-    ids=["plain", "all settings"],
+    ids=["plain", "all settings", "8 bits"],
 )
 @pytest.mark.parametrize("threads", [1, 2])  # one shared pass, or a thread for each trial
 def test_an_interrupted_pack_ends_the_same_to_the_bit(
@@ -154,3 +157,17 @@ def test_nothing_is_kept_before_the_interval_is_over(tiny: Tiny) -> None:
     )
     list(engine.train(TRIALS[:1]))
     assert kept.written == []
+
+
+@pytest.mark.gpu
+def test_an_interrupted_pack_on_a_gpu_ends_the_same(tmp_path: Path) -> None:
+    """Figures of up to 20 steps are still on the device when a checkpoint is written."""
+    base, train, held_out = load_tiny_lm("llama", tmp_path, loading=Loading("cuda", "bf16"))
+    whole = list(FusedEngine(base, train, held_out, EACH_STEP, pack_size=2).train(TRIALS[:2]))
+    stopped = InMemory(stop_after=33)
+    for _ in range(2):
+        engine = FusedEngine(base, train, held_out, EACH_STEP, pack_size=2, checkpoints=stopped)
+        with suppress(KeyboardInterrupt):
+            resumed = list(engine.train(TRIALS[:2]))
+    for one, other in zip(resumed, whole, strict=True):
+        assert_same_training(one, other)
