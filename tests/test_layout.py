@@ -21,7 +21,7 @@ FLOORS = (
     ("engine", "planning"),
     ("store",),
     ("strategies", "exports", "report"),
-    ("sweeps", "analysis"),
+    ("sweeps", "analysis", "shrinking"),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-COMMANDS = ("", "sweep", "plan", "analyze", "report", "inspect", "resize")
+COMMANDS = ("", "sweep", "plan", "analyze", "report", "inspect", "shrink", "resize")
 PLACE = "{{ command line help }}"
 
 

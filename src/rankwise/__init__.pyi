@@ -11,6 +11,9 @@ from .planning.estimates import estimate_training_memory as estimate_training_me
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .planning.planned_sweep import DryRun as DryRun
+from .shrinking.config import ShrinkConfig as ShrinkConfig
+from .shrinking.outcome import ShrinkResult as ShrinkResult
+from .shrinking.run import shrink as shrink
 from .sweeps.config import SweepConfig as SweepConfig
 from .sweeps.dry_run import dry_run as dry_run
 from .sweeps.finish import SweepResult as SweepResult

@@ -13,6 +13,7 @@ COMMANDS = {
     "sweep": "train adapters of several ranks and decide which rank the task needs",
     "analyze": "decide from results that you already have",
     "inspect": "show how much of its rank each layer of a LoRA adapter uses",
+    "shrink": "find the smallest rank that a trained adapter can be truncated to",
     "resize": "truncate or grow a LoRA adapter",
     "report": "rebuild the report of a sweep, or compare several sweeps",
 }

@@ -111,7 +111,7 @@ def resize(
     seed = check_whole("seed", seed, at_least=0)
     check_new_directory(out)
     adapter = read_adapter(source)
-    _check_resizable(adapter, f"adapter {str(source)!r}")
+    check_resizable(adapter, f"adapter {str(source)!r}")
     before = spectrum(adapter)
     if energy is not None:
         after = truncate(before, ranks_by_energy(before, energy))
@@ -133,7 +133,7 @@ def _budget(text: str) -> int:
     return check_whole("rank_pattern auto:PARAMS with PARAMS", number, at_least=1)
 
 
-def _check_resizable(adapter: Adapter, label: str) -> None:
+def check_resizable(adapter: Adapter, label: str) -> None:
     """Refuse an adapter with an effect that depends on more than delta-W."""
     if adapter.config.get("use_dora"):
         raise RequestError(

@@ -124,7 +124,7 @@ def sure_figure(decision: dict[str, Any], unit: str) -> go.Figure | None:
     line = {"dash": "dot", "color": ORANGE, "width": 2}
     figure.add_vline(x=100 * asked, line=line, annotation=label, annotation_position="top")
     margin = f"{decision['margin']:.3g} {unit.partition(' per ')[0]}"
-    _style(figure, f"How sure that a rank is within {margin} of the best")
+    styled(figure, f"How sure that a rank is within {margin} of the best")
     figure.update_layout(height=120 + 32 * len(rows), margin={"l": 60, "r": 140, "t": 68, "b": 30})
     shares = [0, 25, 50, 75, 100]
     figure.update_xaxes(range=[0, 100.5], tickvals=shares, ticktext=[f"{one} %" for one in shares])
@@ -159,7 +159,7 @@ def compared_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
             text=["difference", "upper bound"],
             hovertemplate="%{text}: %{y:+.4f}",
         )
-    _style(figure, COMPARED_TITLE)
+    styled(figure, COMPARED_TITLE)
     _add_margin_line(figure, decision)
     return figure.update_xaxes(**rank_axis([row["rank"] for row in rows]))
 
@@ -261,7 +261,7 @@ def _mean_figure(
         marker={"size": 11, "color": colours, "symbol": symbols, "line": {"width": 2}},
         hovertemplate=f"rank %{{x}}: held-out {metric} %{{y:{shown}}}<extra></extra>",
     )
-    figure = _style(go.Figure(points), title).update_xaxes(**rank_axis(ranks))
+    figure = styled(go.Figure(points), title).update_xaxes(**rank_axis(ranks))
     if is_share(metric):  # plotly's default range would have ticks beyond 100 %
         ends = [end for interval in intervals if interval for end in clip(interval, possible)]
         figure.update_yaxes(range=_share_axis_range([*means, *ends]), tickformat=shown)
@@ -296,7 +296,7 @@ def _gain_figure(rows: list[Row], decision: dict[str, Any]) -> go.Figure:
         hovertemplate="rank %{x}: %{y:+.4f} per doubling<extra></extra>",
     )
     figure = go.Figure(bars)
-    _style(figure, "Fall in held-out loss per doubling of the rank")
+    styled(figure, "Fall in held-out loss per doubling of the rank")
     _add_margin_line(figure, decision)
     return figure.update_xaxes(title="step from rank to rank", type="category")
 
@@ -315,7 +315,7 @@ def _learning_rate_figure(evidence: pd.DataFrame, unit: str) -> go.Figure:
             marker={"size": 9},
             hovertemplate="learning rate %{x:.3g}: held-out loss %{y:.4f}",
         )
-    _style(figure, f"{RATES_TITLE}, {unit}")
+    styled(figure, f"{RATES_TITLE}, {unit}")
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25, "yanchor": "top"})
     ticks = log_ticks(means["learning_rate"], most=4)
     return figure.update_xaxes(title="learning rate", type="log", **ticks)
@@ -334,7 +334,7 @@ def _cost_figure(
         width=0.5,
         hovertemplate="rank %{x}: %{customdata}<extra></extra>",
     )
-    return _style(go.Figure(bars), title).update_xaxes(title="rank", type="category")
+    return styled(go.Figure(bars), title).update_xaxes(title="rank", type="category")
 
 
 def _add_margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
@@ -347,7 +347,8 @@ def _add_margin_line(figure: go.Figure, decision: dict[str, Any]) -> None:
     figure.update_layout(margin_r=65)
 
 
-def _style(figure: go.Figure, title: str) -> go.Figure:
+def styled(figure: go.Figure, title: str) -> go.Figure:
+    """Give a figure the common look, and a title."""
     return figure.update_layout(
         title={"text": title, "font": {"size": 14}, "x": 0.01, "y": 0.97},
         template="plotly_white",

@@ -1,0 +1,1 @@
+"""After training: the smallest rank that a trained adapter can be truncated to."""

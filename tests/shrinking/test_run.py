@@ -1,0 +1,83 @@
+"""``rankwise.shrink`` from end to end, on a tiny language model and on a sweep's classifier."""
+
+import json
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+import rankwise
+from rankwise.errors import RequestError
+from rankwise.settings import options
+from rankwise.shrinking.config import ShrinkConfig, ShrinkSettings
+from tests.conftest import make_reviews
+from tests.shrinking.adapters import save_adapter
+
+
+def test_a_language_models_adapter_is_cut_and_loads_in_peft(lm: Path, tmp_path: Path) -> None:
+    """The training tokens are random, so the margin is wide; losses must be those of PEFT."""
+    empty = rankwise.shrink(lm / "adapter", data=lm / "held-out.jsonl", out=tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "decision.json").read_text())
+    assert document["verdict"] == empty.verdict
+    assert document["table"][0]["rank"] == 8
+    assert document["forward_passes"] <= 6 * 160
+    losses = {row.rank: row.loss for row in empty.decisions[0].table}
+    assert np.isfinite(list(losses.values())).all()
+    if empty.written:
+        base = AutoModelForCausalLM.from_pretrained(lm / "base")
+        PeftModel.from_pretrained(base, empty.written[0])
+
+
+def test_a_sweeps_adapters_are_cut_together(swept: Path, tmp_path: Path) -> None:
+    make_reviews(300, seed=9).to_csv(tmp_path / "new.csv", index=False)
+    trials = sorted((swept / "trials").glob("r8-*seed*/adapter"))[:2]
+    result = rankwise.shrink(trials, data=tmp_path / "new.csv", margin=0.2, out=tmp_path / "out")
+    assert [each.own_rank for each in result.decisions] == [8, 8]
+    assert result.rank == max(each.rank or 0 for each in result.decisions)
+    assert result.verdict == "smaller"
+    assert len(result.written) == sum(each.verdict == "smaller" for each in result.decisions)
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_reference_and_fused_engine_agree(swept: Path, tmp_path: Path) -> None:
+    make_reviews(100, seed=9).to_csv(tmp_path / "new.csv", index=False)
+    trial = next((swept / "trials").glob("r4-*seed0/adapter"))
+    one, other = (
+        rankwise.shrink(trial, data=tmp_path / "new.csv", margin=0.2, engine=engine)
+        for engine in ("fused", "reference")
+    )
+    for row, same in zip(one.decisions[0].table, other.decisions[0].table, strict=True):
+        assert row.loss == pytest.approx(same.loss, abs=1e-5)
+        assert row.outcome == same.outcome
+
+
+def test_bad_requests(lm: Path, tmp_path: Path) -> None:
+    data = lm / "held-out.jsonl"
+    for adapters, settings, words in [
+        ([], {}, "adapters: none given"),
+        ([lm / "adapter", lm / "adapter"], {}, "given more than once"),
+        (lm / "base", {"data": data}, "holds a model and no adapter"),
+        (lm / "adapter", {}, "data is missing"),
+        (lm / "adapter", {"data": data, "ranks": [8, 16]}, "none of [8, 16] is below it"),
+        (lm / "adapter", {"data": data, "out": lm}, "is not empty"),
+        (lm / "adapter", {"data": data, "model": str(tmp_path)}, "has no config.json"),
+        (lm / "adapter", {"data": data, "epochs": 2}, "is not a setting of shrink"),
+        (lm / "adapter", {"data": data, "target_modules": "mlp"}, "is not a setting of shrink"),
+        (lm / "adapter", {"data": data, "margin": 0}, "margin 0"),
+    ]:
+        with pytest.raises(RequestError) as error:
+            rankwise.shrink(adapters, **settings)  # type: ignore[arg-type]
+        assert words in str(error.value), str(error.value)
+
+
+def test_an_adapter_of_rank_one_has_nothing_to_cut(lm: Path, tmp_path: Path) -> None:
+    path = save_adapter(lm / "base", tmp_path / "one", rank=1, steps=1)
+    with pytest.raises(RequestError, match="has rank 1, nothing to cut"):
+        rankwise.shrink(path, data=lm / "held-out.jsonl")
+
+
+def test_keyword_arguments_are_the_settings() -> None:
+    assert {*get_type_hints(ShrinkSettings)} == {*options(ShrinkConfig)} - {"adapters"}

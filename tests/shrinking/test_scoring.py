@@ -1,0 +1,45 @@
+"""Scores of truncations: the same as PEFT's."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rankwise.lora.files import read_adapter
+from rankwise.shrinking.config import ShrinkConfig
+from rankwise.shrinking.cuts import decompose, make_cuts, without_update
+from rankwise.shrinking.held_out import base_for, encode_held_out, read_held_out
+from rankwise.shrinking.scoring import Scorer, columns
+from tests.shrinking.test_held_out import load
+
+
+def make_scorer(lm: Path, engine: str) -> Scorer:
+    config = ShrinkConfig(adapters=(lm / "adapter",), data=lm / "held-out.jsonl")
+    adapter = read_adapter(lm / "adapter")
+    base = base_for(load(lm), adapter, "it")
+    held_out = encode_held_out(read_held_out(config, "base", adapter), base, None)
+    return Scorer(base, adapter, held_out.encoded, engine)  # type: ignore[arg-type]
+
+
+def test_fused_scores_are_pefts_and_passes_are_counted(lm: Path) -> None:
+    decomposed = decompose(lm / "adapter")
+    cuts = [*make_cuts(decomposed, [4, 1]), without_update(decomposed)]
+    adapters = [decomposed.adapter, *(cut.adapter for cut in cuts)]
+    fused, reference = make_scorer(lm, "fused"), make_scorer(lm, "reference")
+    assert fused.obstacle is None and (fused.name, reference.name) == ("fused", "reference")
+    losses = columns(fused.score(adapters, 10, 50), "loss")
+    expected = columns(reference.score(adapters, 10, 50), "loss")
+    np.testing.assert_allclose(losses, expected, atol=2e-5)
+    assert np.abs(losses[0] - losses[3]).max() > 0.01
+    assert fused.passes == 4 * 40
+
+
+def test_the_reference_engine_scores_what_the_fused_one_cannot(lm: Path) -> None:
+    adapter = read_adapter(lm / "adapter")
+    scorer = make_scorer(lm, "fused")
+    name = "base_model.model.model.norm.weight"
+    tensors = {**adapter.tensors, name: torch.ones(32)}
+    other = type(adapter)(tensors, adapter.config)
+    again = Scorer(scorer.base, other, scorer.examples, "fused")
+    assert again.name == "reference"
+    assert again.obstacle == "the adapter also has model.norm.weight"
