@@ -189,11 +189,19 @@ class Comparison:
             params=cut.params if cut.rank else 0,
             bytes=cut.bytes if cut.rank else 0,
             energy=energy if cut.rank else 0.0,
-            loss=float(self._losses[id(cut)].mean()),
-            score=float(self._scores[id(cut)].mean()),
+            loss=self._beside_full(cut, self._losses),
+            score=self._beside_full(cut, self._scores),
             difference=judged.mean,
             lower=judged.lower,
             upper=judged.upper,
             examples=judged.examples,
             outcome=outcome,
         )
+
+    def _beside_full(self, cut: Cut, measures: dict[int, np.ndarray]) -> float:
+        """Return a mean that compares with the full adapter's: its own plus the difference.
+
+        Truncations are scored on different numbers of examples.
+        """
+        full, own = measures[id(self.full)], measures[id(cut)]
+        return float(full.mean() + (own - full[: len(own)]).mean())

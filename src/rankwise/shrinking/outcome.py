@@ -29,8 +29,9 @@ class CutRow:
         params: Entries of all factors A and B.
         bytes: Size of all of its tensors.
         energy: Share of the squared singular values that is kept; says nothing about quality.
-        loss: Mean held-out loss over the examples that it was scored on.
-        score: Mean task score over these.
+        loss: Mean held-out loss: the full adapter's over all examples scored, plus the difference
+            over the examples that this one was scored on.
+        score: Mean task score, in the same way.
         difference: Mean loss minus that of the full adapter over the examples judged.
         lower: Lower bound of the difference at the look that counts.
         upper: Upper bound of the difference at that look.
