@@ -8,11 +8,13 @@ Parts: (a) losses of the fused and the reference engine over 30 steps; (b) speed
 train; (c) planned and measured memory; (d) how cost grows; (e) one whole sweep of the 1B model.
 All take less than 8 minutes on an H100 and need no network. Each part has its own time; results
 are written after every part, so that a run that is cut loses nothing. ``--tiny`` runs all parts in
-a small way on a CPU. ``--docs`` writes docs/results/gpu.md from the newest results.
+a small way on a CPU. ``--docs`` writes docs/results/gpu.md from the newest results. Set
+PYTHONPATH=src where rankwise is not installed.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
 
 from benchmarks.on_gpu import growth, memory, parity, speed, sweep, tables
