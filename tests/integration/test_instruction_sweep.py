@@ -55,17 +55,14 @@ def test_both_precisions_decide_alike_with_checkpointing_and_micro_batches(tmp_p
     # Few steps: rank 2 lags behind by more than the margin, and both precisions say so.
     assert (exact.decision.verdict, exact.decision.rank) == ("selected", 8)
     assert (rough.decision.verdict, rough.decision.rank) == ("selected", 8)
-    for rank in (2, 8):
-        losses = [
-            each.evidence.loc[each.evidence["rank"] == rank, "loss"].mean()
-            for each in (exact, rough)
-        ]
-        # 8 bits round a product by up to 0.4 %.
-        assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    # The precision changes less than the rank does.
+    wide, narrow = (each.evidence.groupby("rank")["loss"].mean() for each in (exact, rough))
+    assert abs(wide - narrow).max() < wide[2] - wide[8]
     parameters = 134_515_008  # of the base, half as large in bf16
     for trial in ("r2-lr0.001-seed0", "r8-lr0.001-seed0"):
-        wide, narrow = (peak_bytes(each.directory / "trials" / trial) for each in (exact, rough))
-        assert wide - narrow > 2 * parameters
+        peaks = [peak_bytes(each.directory / "trials" / trial) for each in (exact, rough)]
+        # 2 bytes a parameter less, and on a CPU a part of the head in fp32 besides.
+        assert peaks[0] - peaks[1] > 1.5 * parameters
 
 
 def peak_bytes(trial: Path) -> int:
