@@ -20,7 +20,7 @@ def test_evidence_counts_examples_and_names_the_rank_that_stopped_it() -> None:
     text = words.evidence(decision().table, LEARNT, 256, 1000)
     assert "256 of 1,000 held-out examples were enough" in text
     assert "Rank 2 is shown to cost more" in text
-    assert "Without its low-rank update the loss is +0.4000." in text
+    assert "Without its low-rank update the loss changes by +0.4000." in text
     assert "all 256 held-out" in words.evidence(decision().table, LEARNT, 256, 256)
 
 

@@ -50,7 +50,7 @@ def evidence(rows: Sequence[CutRow], learnt: Judgement, scored: int, held_out: i
             f"Rank {stopped.rank} {how}: {stopped.difference:+.4f}, between {stopped.lower:+.4f} "
             f"and {stopped.upper:+.4f}."
         )
-    sentences.append(f"Without its low-rank update the loss is {-learnt.mean:+.4f}.")
+    sentences.append(f"Without its low-rank update the loss changes by {-learnt.mean:+.4f}.")
     return " ".join(sentences)
 
 
