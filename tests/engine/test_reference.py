@@ -16,9 +16,11 @@ from rankwise.engine.batches import epoch_batches
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused.model import rounding
+from rankwise.engine.micro_batches import MicroBatchTrainer
 from rankwise.engine.reference import ReferenceEngine, _StepRecord, score_adapter
 from rankwise.engine.trial import FinishedTrial, Trial
-from rankwise.errors import RequestError
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.lora.files import read_adapter
 from rankwise.models.base_model import BaseModel, Loading, load_base
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.base import Task
@@ -379,3 +381,48 @@ def save(finished: FinishedTrial, directory: Path) -> None:
     directory.mkdir()
     (directory / "adapter_config.json").write_text(json.dumps(finished.adapter_config))
     save_file(finished.adapter, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def run_out_of_memory(*_: Any, **__: Any) -> Any:
+    return torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["batches of 8 examples of up to {longest} tokens", "{half} or --gradient-ch"]),
+        (
+            {"micro_batch_tokens": 1, "gradient_checkpointing": "on"},
+            ["with {longest} tokens at once does not fit", "; add --quantization nf4, or lower"],
+        ),
+    ],
+)
+def test_a_trial_that_does_not_fit_ends_in_one_line(
+    settings: Any, expected: list[str], tiny_model: Path, task: Task, monkeypatch: Any
+) -> None:
+    engine = engine_for(tiny_model, task, replace(CONFIG, **settings))
+    names = [name for name, _ in engine.base.model.named_modules()]
+    results = engine.train([TRIAL, TRIAL])
+    assert next(results).trial == TRIAL  # a complete trial is not lost
+    monkeypatch.setattr(MicroBatchTrainer, "compute_loss", run_out_of_memory)
+    with pytest.raises(RankwiseError) as caught:
+        next(results)
+    message, longest = str(caught.value), max(engine.examples.lengths)
+    half = f"add --micro-batch-tokens {4 * longest}"
+    for part in ["out of memory: one trial of rank 4", "it needed 1024 TiB more", *expected]:
+        assert part.format(longest=longest, half=half) in message
+    assert caught.value.exit_code == 1
+    assert len(message.splitlines()) == 1
+    assert [name for name, _ in engine.base.model.named_modules()] == names
+
+
+def test_scoring_that_does_not_fit_ends_in_one_line(
+    tiny_model: Path, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(tiny_model, task)
+    save(train_one(engine), tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter")
+    monkeypatch.setattr("rankwise.engine.reference.evaluate", run_out_of_memory)
+    for work in (lambda: engine.score([adapter]), lambda: train_one(engine)):
+        with pytest.raises(RankwiseError, match="out of memory: scoring of examples of up to"):
+            work()

@@ -5,8 +5,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -19,6 +20,7 @@ from rankwise.engine import adapter_init
 from rankwise.engine.batches import EpochSampler, epoch_batches, longest_rows
 from rankwise.engine.config import BASE_CHANGING_INITS, TrainingConfig
 from rankwise.engine.evaluate import evaluate
+from rankwise.engine.fused.out_of_memory import too_little_memory
 from rankwise.engine.micro_batches import MicroBatchTrainer, split_batch
 from rankwise.engine.peak_memory import optimizer_states, peak_live_bytes
 from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS, total_steps, warmup_steps
@@ -33,8 +35,11 @@ from rankwise.models.compat import (
     trainer_with_sampler,
     use_at_most_one_gpu,
 )
+from rankwise.models.out_of_memory import OutOfMemory, attempt
 from rankwise.models.quantization import resident_tensors
 from rankwise.tasks.base import Encoded
+
+Result = TypeVar("Result")
 
 STEP_FIGURES = ("grad_norm", "learning_rate", "epoch")  # kept of the Trainer's logs, with the loss
 
@@ -83,9 +88,8 @@ class ReferenceEngine:
     def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""
         for trial in trials:
-            with self._machine(), adapter_init.base_restored(self.base, self.config.init):
-                finished = self._train_one(trial)
-            yield finished
+            what, changes = self._memory_advice(trial)
+            yield _fitting(partial(self._train_apart, trial), what, changes)
 
     def score(
         self, adapters: Sequence[Adapter], examples: Encoded | None = None
@@ -98,7 +102,8 @@ class ReferenceEngine:
                 directory = Path(scratch) / "adapter"
                 write_adapter(adapter, directory)
                 with self._machine():
-                    results.append(score_adapter(self.base, directory, chosen))
+                    score = partial(score_adapter, self.base, directory, chosen)
+                    results.append(_fitting(score, *_scoring_advice(chosen)))
         return results
 
     @contextmanager
@@ -112,6 +117,27 @@ class ReferenceEngine:
             if base.device.type == "cuda":  # the Trainer takes the current GPU
                 stack.enter_context(torch.cuda.device(base.device))
             yield
+
+    def _memory_advice(self, trial: Trial) -> tuple[str, str]:
+        """Return what a trial trains at once, and what to change if that does not fit."""
+        config, longest = self.config, max(self.examples.lengths)
+        size = config.batch_size * longest
+        at_once = f"batches of {config.batch_size} examples of up to {longest} tokens"
+        if config.micro_batch_tokens is not None:
+            size = min(size, config.micro_batch_tokens)
+            at_once = f"{max(size, longest)} tokens at once"
+        options = ["--quantization nf4"]
+        if config.gradient_checkpointing != "on":
+            options.insert(0, "--gradient-checkpointing on")
+        if size > longest:
+            options.insert(0, f"--micro-batch-tokens {max(longest, size // 2)}")
+        changes = f"add {' or '.join(options)}, or lower --max-length or the largest rank"
+        return f"one trial of rank {trial.rank} with {at_once}", changes
+
+    def _train_apart(self, trial: Trial) -> FinishedTrial:
+        """Train a trial, and leave nothing of it in the base."""
+        with self._machine(), adapter_init.base_restored(self.base, self.config.init):
+            return self._train_one(trial)
 
     def _train_one(self, trial: Trial) -> FinishedTrial:
         config, base = self.config, self.base
@@ -131,7 +157,8 @@ class ReferenceEngine:
             start = time.perf_counter()
             evidence = no_evidence()
             if not record.diverged:
-                evidence = evaluate(model, base.tokenizer, self.held_out, base.objective)
+                score = partial(evaluate, model, base.tokenizer, self.held_out, base.objective)
+                evidence = _fitting(score, *_scoring_advice(self.held_out))
             eval_seconds = time.perf_counter() - start
             self.on_work(1.0 - self.train_share * len(record.steps) / self.total_steps)
             diverged = record.diverged or not bool(evidence["loss"].map(math.isfinite).all())
@@ -254,6 +281,24 @@ class ReferenceEngine:
 
         resident = [*resident_tensors(model), *optimizer_states(inner), *batch.values()]
         return peak_live_bytes(step, resident)
+
+
+def _fitting(work: Callable[[], Result], what: str, changes: str) -> Result:
+    """Return what a function returns.
+
+    Raises:
+        RankwiseError: it ran out of memory; the line says what did not fit and what to change.
+    """
+    try:
+        return attempt(work)
+    except OutOfMemory as error:
+        raise too_little_memory(error, what, changes) from None
+
+
+def _scoring_advice(examples: Encoded) -> tuple[str, str]:
+    """Return what is scored at once, and what to change if that does not fit."""
+    what = f"scoring of examples of up to {max(examples.lengths)} tokens"
+    return what, "add --quantization nf4, or lower --max-length"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import torch
 
 from rankwise.errors import RequestError
+from rankwise.models.out_of_memory import is_out_of_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The precisions that may be asked for; the first is that of a CPU by default."""
@@ -62,7 +63,9 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision != "auto":
         try:
             torch.zeros(1, dtype=DTYPES[precision], device=device)
-        except (TypeError, RuntimeError):  # bf16 on an Apple GPU before macOS 14
+        except (TypeError, RuntimeError) as error:  # bf16 on an Apple GPU before macOS 14
+            if is_out_of_memory(error):  # a GPU that another program has filled
+                raise
             problem = f"precision {precision!r} is not there on {device}"
             raise RequestError(f"{problem}; take fp32 or fp16") from None
         return DTYPES[precision]

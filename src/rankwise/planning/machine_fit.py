@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import psutil
 import torch
 
 from rankwise.errors import RequestError
 from rankwise.formatting import plain_bytes
 from rankwise.models.compat import first_sentence
+from rankwise.models.out_of_memory import free_memory
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.devices import CPU, GENERIC, Device, find_device
 from rankwise.planning.memory.setup import longest_input
@@ -108,7 +108,7 @@ def chosen_device(config: PlanConfig) -> tuple[Device, int | None]:
     device = GENERIC if config.device is None else find_device(config.device)
     if config.memory is not None:
         return device, config.memory
-    return device, _free_host_memory() if device is CPU else device.total_bytes
+    return device, free_memory(torch.device("cpu")) if device is CPU else device.total_bytes
 
 
 def this_machine() -> tuple[Device, int]:
@@ -118,9 +118,4 @@ def this_machine() -> tuple[Device, int]:
         free, _ = torch.cuda.mem_get_info()
         # The context is there already: `free` is without it.
         return Device(torch.cuda.get_device_name(), free, 10 * major + minor, 0), free
-    return CPU, _free_host_memory()
-
-
-def _free_host_memory() -> int:
-    """Return the bytes of main memory that a program can have without swapping."""
-    return int(psutil.virtual_memory().available)
+    return CPU, free_memory(torch.device("cpu"))

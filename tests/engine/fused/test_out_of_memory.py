@@ -1,7 +1,5 @@
 """Out of memory: fewer trials at once, then fewer tokens, then one clear line."""
 
-import gc
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +12,10 @@ import torch
 from rankwise.engine.fused import loop
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import PackedBatches, PackedModel
-from rankwise.engine.fused.out_of_memory import Limits, OutOfMemory, attempt
+from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.errors import RankwiseError
 from rankwise.models.base_model import Loading, load_base
+from rankwise.models.out_of_memory import OutOfMemory
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.load import load_task
 from tests.engine.parity import CONFIG, TRIALS, Recorded, Tiny, assert_same_training
@@ -146,40 +145,6 @@ def test_scoring_that_does_not_fit_does_not_train_again(
     for one, other in zip(finished, whole, strict=True):
         assert one.pack_size == 1
         assert_same_training(one, other)
-
-
-def test_other_errors_are_not_caught() -> None:
-    def wrong() -> None:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        attempt(wrong)
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        MESSAGE,
-        "MPS backend out of memory (MPS allocated: 5 GB)",
-        "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
-    ],
-)
-def test_no_tensor_of_a_failed_attempt_is_left(message: str) -> None:
-    kept: list[weakref.ref[torch.Tensor]] = []
-
-    def fails() -> None:
-        large = torch.zeros(1000)
-        kept.append(weakref.ref(large))
-        raise RuntimeError(message)
-
-    gc.disable()  # its memory must not wait for the garbage collector
-    try:
-        with pytest.raises(OutOfMemory) as caught:
-            attempt(fails, tokens=12)
-        assert kept[0]() is None
-    finally:
-        gc.enable()
-    assert (caught.value.tokens, caught.value.intact) == (12, True)
 
 
 def test_limits_fall_by_half_to_the_longest_example() -> None:

@@ -21,7 +21,7 @@ from rankwise.engine.fused.checkpointing import keeps_inputs_alone
 from rankwise.engine.fused.loop import TrainingLoop
 from rankwise.engine.fused.measurement import AloneCosts
 from rankwise.engine.fused.model import PackedModel, PackedTrial, packed_model
-from rankwise.engine.fused.out_of_memory import Limits, OutOfMemory, attempt
+from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.engine.fused.saved_trials import Keeper, restore
 from rankwise.engine.fused.threads import run_in_threads
 from rankwise.engine.fused.training_state import EvalAdapter, TrainingState
@@ -37,6 +37,7 @@ from rankwise.engine.trial import (
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
+from rankwise.models.out_of_memory import OutOfMemory, attempt
 from rankwise.models.quantization import mixes_rows
 from rankwise.tasks.base import Encoded
 

@@ -12,11 +12,12 @@ import torch
 from rankwise.engine.fused.ahead import made_ahead
 from rankwise.engine.fused.model import PackedBatches, PackedModel
 from rankwise.engine.fused.optimizer import scaled, step_all
-from rankwise.engine.fused.out_of_memory import Limits, attempt
+from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.engine.fused.packing import to_device
 from rankwise.engine.fused.passes import step_passes
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.models.base_model import BaseModel
+from rankwise.models.out_of_memory import attempt
 from rankwise.models.quantization import mixes_rows
 from rankwise.tasks.base import Encoded
 

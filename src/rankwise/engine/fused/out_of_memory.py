@@ -1,50 +1,14 @@
 """What to do when a device has too little memory: train fewer trials at once, then fewer tokens."""
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from rankwise.errors import RankwiseError
-from rankwise.formatting import plain_bytes
+from rankwise.models.out_of_memory import OutOfMemory, what_was_needed
 
-Result = TypeVar("Result")
-
-
-class OutOfMemory(Exception):
-    """The device had too little memory, and no tensor of the attempt is left.
-
-    Attributes:
-        tokens: tokens of the pass that did not fit; None where it was no pass.
-        intact: whether the trials are as they were before the attempt.
-    """
-
-    def __init__(self, message: str, tokens: int | None = None, *, intact: bool = True) -> None:
-        super().__init__(message)
-        self.tokens = tokens
-        self.intact = intact
-
-
-def attempt(
-    work: Callable[[], Result], *, tokens: int | None = None, intact: bool = True
-) -> Result:
-    """Return what a function returns.
-
-    Raises:
-        OutOfMemory: it ran out of memory.
-    """
-    try:
-        return work()
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
-            raise
-        message = str(error)
-    # Outside of the except block, because the error's traceback holds the tensors of the attempt.
-    clear_device_cache(garbage_collection=True)
-    raise OutOfMemory(message, tokens, intact=intact)
+CHANGES = (
+    "lower --max-length or the largest rank, or add --gradient-checkpointing on or "
+    "--quantization nf4"
+)
 
 
 @dataclass
@@ -79,7 +43,9 @@ class Limits:
             )
         tokens = min(error.tokens or largest, self.micro_batch_tokens or largest)
         if tokens <= longest:
-            raise too_little_memory(error, longest)
+            raise too_little_memory(
+                error, f"one trial with one example of {longest} tokens", CHANGES
+            )
         self.micro_batch_tokens = max(longest, tokens // 2)
         return (
             f"out of memory with one trial and {tokens} tokens in a pass; its batches, and later "
@@ -87,21 +53,9 @@ class Limits:
         )
 
 
-def too_little_memory(error: OutOfMemory, longest: int) -> RankwiseError:
-    """Return the error that says what one trial with one example needed, and what to change."""
+def too_little_memory(error: OutOfMemory, what: str, changes: str) -> RankwiseError:
+    """Return the error that says what did not fit, what it needed, and what to change."""
     return RankwiseError(
-        f"out of memory: one trial with one example of {longest} tokens does not fit "
-        f"({_needed(str(error))}); lower --max-length or the largest rank, or add "
-        "--gradient-checkpointing on or --quantization nf4; complete trials are kept"
+        f"out of memory: {what} does not fit ({what_was_needed(error)}); {changes}; "
+        "complete trials are kept"
     )
-
-
-def _needed(message: str) -> str:
-    """Return the bytes that were wanted, from PyTorch's message, and those that there are."""
-    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", message)
-    more = f"{wanted[1]} more" if wanted else "more memory"
-    if not torch.cuda.is_available():
-        return f"it needed {more}"
-    peak = torch.cuda.max_memory_allocated()
-    _, total = torch.cuda.mem_get_info()
-    return f"it needed {more} than {plain_bytes(peak)}, and the GPU has {plain_bytes(total)}"

@@ -1,0 +1,81 @@
+"""Running out of memory: work that may, what it needed, and what the device has."""
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import psutil
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from rankwise.formatting import plain_bytes
+
+Result = TypeVar("Result")
+
+
+class OutOfMemory(Exception):
+    """The device had too little memory, and no tensor of the attempt is left.
+
+    Attributes:
+        tokens: tokens of the pass that did not fit; None where it was no pass.
+        intact: whether the trials are as they were before the attempt.
+    """
+
+    def __init__(self, message: str, tokens: int | None = None, *, intact: bool = True) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.intact = intact
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device had too little memory."""
+    if not isinstance(error, RuntimeError):
+        return False
+    no_context = "CUDA error: out of memory" in str(error)  # other programs have filled the GPU
+    is_kind = isinstance(error, torch.OutOfMemoryError)
+    return is_kind or no_context or should_reduce_batch_size(error)
+
+
+def attempt(
+    work: Callable[[], Result], *, tokens: int | None = None, intact: bool = True
+) -> Result:
+    """Return what a function returns.
+
+    Raises:
+        OutOfMemory: it ran out of memory.
+    """
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        message = str(error)
+    # Outside of the except block, because the error's traceback holds the tensors of the attempt.
+    clear_device_cache(garbage_collection=True)
+    raise OutOfMemory(message, tokens, intact=intact)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device; an Apple GPU shares main memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return int(psutil.virtual_memory().available)
+
+
+def what_was_needed(error: OutOfMemory) -> str:
+    """Return the bytes that were wanted, from PyTorch's message, and those that there are."""
+    message = str(error)
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+) ?(\w+)", message)
+    more = "more memory"
+    if wanted is not None:
+        number, unit = wanted.groups()
+        more = f"{plain_bytes(int(number)) if unit == 'bytes' else f'{number} {unit}'} more"
+    if "CPUAllocator" in message:
+        free = plain_bytes(free_memory(torch.device("cpu")))
+        return f"it needed {more}, and {free} of main memory are free without it"
+    if not torch.cuda.is_available():
+        return f"it needed {more}"
+    peak = torch.cuda.max_memory_allocated()
+    _, total = torch.cuda.mem_get_info()
+    return f"it needed {more} than {plain_bytes(peak)}, and the GPU has {plain_bytes(total)}"

@@ -1,0 +1,57 @@
+"""Out of memory is noticed in any device's words, and leaves nothing behind."""
+
+import gc
+import re
+import weakref
+
+import psutil
+import pytest
+import torch
+
+from rankwise.models.out_of_memory import OutOfMemory, attempt, free_memory, what_was_needed
+
+
+def test_other_errors_are_not_caught() -> None:
+    def wrong() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        attempt(wrong)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB",
+        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+        "MPS backend out of memory (MPS allocated: 5 GB)",
+        "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+    ],
+)
+def test_no_tensor_of_a_failed_attempt_is_left(message: str) -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def fails() -> None:
+        large = torch.zeros(1000)
+        kept.append(weakref.ref(large))
+        raise RuntimeError(message)
+
+    gc.disable()  # its memory must not wait for the garbage collector
+    try:
+        with pytest.raises(OutOfMemory) as caught:
+            attempt(fails, tokens=12)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
+    assert (caught.value.tokens, caught.value.intact) == (12, True)
+
+
+def test_a_cpu_that_is_asked_for_too_much_says_what_was_wanted_and_what_is_free() -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        attempt(lambda: torch.empty(2**50, dtype=torch.uint8))
+    total = psutil.virtual_memory().total
+    assert 0 < free_memory(torch.device("cpu")) < total
+    assert re.fullmatch(
+        r"it needed 1024 TiB more, and [\d.]+ \w+ of main memory are free without it",
+        what_was_needed(caught.value),
+    )
