@@ -14,8 +14,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rankwise.engine.config import PrecisionName
 from rankwise.models.base_model import BaseModel
+from rankwise.models.config import PrecisionName
 from rankwise.models.targets import find_targets
 from rankwise.tasks.losses import CompletionObjective
 

@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from rankwise.errors import RequestError
-from rankwise.models.device import available_devices, find_dtype, find_torch_device
+from rankwise.models.device import (
+    available_devices,
+    find_dtype,
+    find_torch_device,
+    precision_name,
+)
 
 
 @pytest.fixture
@@ -76,3 +81,8 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
         RequestError, match=r"^precision 'bf16' is not there on mps; take fp32 or fp16$"
     ):
         find_dtype("bf16", torch.device("mps"))
+
+
+def test_a_precision_has_the_name_by_which_it_is_asked_for() -> None:
+    for name in ("fp32", "bf16", "fp16"):
+        assert precision_name(find_dtype(name, torch.device("cpu"))) == name

@@ -62,6 +62,8 @@ def decision(name: str = "a", rank: int | None = 4, **changes: Any) -> AdapterDe
 def result(*decisions: AdapterDecision) -> ShrinkResult:
     return ShrinkResult(
         base="owner/base",
+        device="cpu",
+        precision="fp32",
         data="reviews",
         held_out_examples=1000,
         unit="nats per example",

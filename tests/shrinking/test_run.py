@@ -31,6 +31,20 @@ def test_a_language_models_adapter_is_cut_and_loads_in_peft(lm: Path, tmp_path: 
         PeftModel.from_pretrained(base, empty.written[0])
 
 
+def test_the_base_is_in_the_precision_asked_for_and_the_decision_says_so(lm: Path) -> None:
+    """The losses of fp32 change by bf16's rounding, and not by more."""
+    documents = [
+        rankwise.shrink(
+            lm / "adapter", data=lm / "held-out.jsonl", device="cpu", precision=precision
+        ).as_dict()
+        for precision in ("fp32", "bf16")
+    ]
+    named = [(each["device"], each["precision"]) for each in documents]
+    assert named == [("cpu", "fp32"), ("cpu", "bf16")]
+    full, half = (each["table"][0]["loss"] for each in documents)
+    assert full != half == pytest.approx(full, rel=0.02)
+
+
 def test_a_sweeps_adapters_are_cut_together(swept: Path, tmp_path: Path) -> None:
     make_reviews(300, seed=9).to_csv(tmp_path / "new.csv", index=False)
     trials = sorted((swept / "trials").glob("r8-*seed*/adapter"))[:2]
@@ -67,6 +81,9 @@ def test_bad_requests(lm: Path, tmp_path: Path) -> None:
         (lm / "adapter", {"data": data, "epochs": 2}, "is not a setting of shrink"),
         (lm / "adapter", {"data": data, "target_modules": "mlp"}, "is not a setting of shrink"),
         (lm / "adapter", {"data": data, "margin": 0}, "margin 0"),
+        (lm / "adapter", {"data": data, "device": "cuda:99"}, "device 'cuda:99'"),
+        (lm / "adapter", {"data": data, "device": "gpu"}, "allowed is auto, cpu, cuda"),
+        (lm / "adapter", {"data": data, "precision": "fp8"}, "precision 'fp8'"),
     ]:
         with pytest.raises(RequestError) as error:
             rankwise.shrink(adapters, **settings)  # type: ignore[arg-type]

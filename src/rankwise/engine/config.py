@@ -1,6 +1,5 @@
 """Settings of training that all trials of a sweep share."""
 
-import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
@@ -9,26 +8,18 @@ from pydantic import BeforeValidator
 
 from rankwise.checks import check_number, check_whole
 from rankwise.errors import RequestError, not_allowed
-from rankwise.settings import Count, Flag, Option, Positive, Settings, checked
+from rankwise.models.config import DeviceConfig
+from rankwise.settings import Count, Flag, Option, Positive, checked
 
 EngineName = Literal["fused", "reference"]
 InitName = Literal["default", "gaussian", "orthogonal", "eva", "pissa", "olora"]
 INITS: tuple[InitName, ...] = get_args(InitName)
 FUSED_INITS = ("default", "gaussian", "orthogonal")  # drawn from the seed alone
 BASE_CHANGING_INITS = ("pissa", "olora")  # take a part out of the base's weights
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 CheckpointingName = Literal["auto", "on", "off"]
 SchedulerName = Literal["linear", "cosine", "constant"]
 OptimizerName = Literal["adamw", "adamw-8bit"]
 AttentionName = Literal["auto", "varlen", "blocks"]
-
-
-def _device(name: str, value: Any) -> str:
-    text = value.strip().lower() if isinstance(value, str) else value
-    if text in DEVICES or (isinstance(text, str) and re.fullmatch(r"cuda:\d{1,3}", text)):
-        return str(text)
-    raise not_allowed(name, value, "auto, cpu, cuda, cuda:N for the GPU number N, or mps")
 
 
 def _auto_is_none(value: Any) -> Any:
@@ -54,7 +45,7 @@ WARMUP_OPTION = Option(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Settings):
+class TrainingConfig(DeviceConfig):
     """Settings of training that all trials of a sweep share.
 
     Attributes:
@@ -118,22 +109,6 @@ class TrainingConfig(Settings):
             "training",
         ),
     ] = "adamw"
-    device: Annotated[
-        Annotated[str, checked(_device)],
-        Option(
-            "Device that trains: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.",
-            "machine",
-            "DEVICE",
-        ),
-    ] = "auto"
-    precision: Annotated[
-        PrecisionName,
-        Option(
-            "Precision of the base and of its products; adapters stay in fp32. auto: bf16 on a GPU "
-            "that has it, fp16 on older ones, fp32 on a CPU.",
-            "machine",
-        ),
-    ] = "auto"
     gradient_checkpointing: Annotated[
         CheckpointingName,
         Option(

@@ -8,9 +8,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rankwise.engine.config import OptimizerName, PrecisionName, SchedulerName
+from rankwise.engine.config import OptimizerName, SchedulerName
 from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS
 from rankwise.errors import RequestError
+from rankwise.models.config import PrecisionName
 from rankwise.models.files import load_arguments
 from rankwise.models.targets import ALL_LINEAR
 from rankwise.store.records import (

@@ -1,5 +1,6 @@
-"""Settings of the base model and of the layers that get an adapter."""
+"""Settings of the base model, of the device that holds it, and of the layers to adapt."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from rankwise.models.targets import REGEX_SIGNS, TargetModules, parse_targets
 from rankwise.settings import Flag, Option, Settings, checked, items
 
 Quantization = Literal["none", "int8", "nf4", "nf4-dq"]
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def _model_name(name: str, value: object) -> str:
@@ -21,6 +24,13 @@ def _model_name(name: str, value: object) -> str:
     if isinstance(value, str) and value.strip() and "\0" not in value:
         return value
     raise not_allowed(name, value, "a directory with config.json, a GGUF file, or a hub id")
+
+
+def _device(name: str, value: Any) -> str:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text in DEVICES or (isinstance(text, str) and re.fullmatch(r"cuda:\d{1,3}", text)):
+        return str(text)
+    raise not_allowed(name, value, "auto, cpu, cuda, cuda:N for the GPU number N, or mps")
 
 
 def _targets(value: object) -> TargetModules:
@@ -71,3 +81,25 @@ class ModelConfig(Settings):
         ),
     ] = "none"
     target_modules: Annotated[Targets, TARGETS_OPTION] = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig(Settings):
+    """Settings of the device that holds the base model, and of the precision on it."""
+
+    device: Annotated[
+        Annotated[str, checked(_device)],
+        Option(
+            "Device of the base model: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.",
+            "machine",
+            "DEVICE",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        PrecisionName,
+        Option(
+            "Precision of the base and of its products; adapters stay in fp32. auto: bf16 on a GPU "
+            "that has it, fp16 on older ones, fp32 on a CPU.",
+            "machine",
+        ),
+    ] = "auto"

@@ -34,6 +34,11 @@ def find_torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """Return the name of a precision: ``bf16`` for ``torch.bfloat16``."""
+    return next(name for name, each in DTYPES.items() if each == dtype)
+
+
 def available_devices() -> list[str]:
     """Return the names of the devices that PyTorch finds, the one to take by default last."""
     names = ["cpu"]

@@ -8,13 +8,20 @@ from typing import Annotated, TypedDict
 from rankwise.decide.config import DecisionConfig
 from rankwise.engine.config import EngineName
 from rankwise.errors import RequestError
-from rankwise.models.config import ModelConfig, ModelName, Quantization, TargetModules
+from rankwise.models.config import (
+    DeviceConfig,
+    ModelConfig,
+    ModelName,
+    PrecisionName,
+    Quantization,
+    TargetModules,
+)
 from rankwise.settings import FilePath, Flag, Option, Ranks, Several, Text
 from rankwise.tasks.config import DataConfig, TaskName
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShrinkConfig(DecisionConfig, DataConfig, ModelConfig):
+class ShrinkConfig(DecisionConfig, DataConfig, ModelConfig, DeviceConfig):
     """The request of ``rankwise shrink``.
 
     Fields without an `Option` are settings of training, which take no part here.
@@ -119,4 +126,6 @@ class ShrinkSettings(TypedDict, total=False):
     margin: float
     confidence: float
     engine: EngineName
+    device: str
+    precision: PrecisionName
     out: str | Path | None

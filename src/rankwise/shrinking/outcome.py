@@ -114,6 +114,8 @@ class ShrinkResult:
 
     Attributes:
         base: Name of the base model.
+        device: Device that scored.
+        precision: Precision of the base on it.
         data: Name of the held-out data.
         held_out_examples: Number of held-out examples.
         unit: Unit of the loss.
@@ -127,6 +129,8 @@ class ShrinkResult:
     """
 
     base: str
+    device: str
+    precision: str
     data: str
     held_out_examples: int
     unit: str
@@ -163,7 +167,10 @@ class ShrinkResult:
             rows += [{"adapter": name, **asdict(row)} for row in decision.table]
             fields = {key: value for key, value in vars(decision).items() if key != "table"}
             adapters.append({**fields, "adapter": name, "caveats": list(decision.caveats)})
-        named = ("base", "data", "held_out_examples", "unit", "score", "margin", "confidence")
+        named = (
+            "base", "device", "precision", "data", "held_out_examples", "unit", "score", "margin",
+            "confidence",
+        )  # fmt: skip
         document = {
             "verdict": self.verdict,
             "rank": self.rank,

@@ -72,6 +72,7 @@ def shrink(
     task = read_held_out(config, name, whole[0])
     with quiet_libraries():
         from rankwise.models.base_model import Loading, load_base
+        from rankwise.models.device import precision_name
         from rankwise.shrinking.output import write_result
     base = load_base(
         name,
@@ -79,7 +80,7 @@ def shrink(
         "all-linear",
         [],
         config.quantization,
-        Loading(trust_remote_code=config.trust_remote_code),
+        Loading(config.device, config.precision, config.trust_remote_code),
     )
     held_out = encode_held_out(task, base, config.max_length)
     labels = [f"adapter {str(path)!r}" for path in config.adapters]
@@ -92,6 +93,8 @@ def shrink(
     decisions, handed = _judge(config, spectra, bases, held_out, note)
     result = ShrinkResult(
         base=name,
+        device=str(base.device),
+        precision=precision_name(base.compute_dtype),
         data=task.name,
         held_out_examples=len(held_out.encoded),
         unit=task.objective.unit,

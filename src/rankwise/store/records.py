@@ -15,10 +15,10 @@ from rankwise.decide.evidence import ChanceLoss
 from rankwise.engine.config import (
     CheckpointingName,
     OptimizerName,
-    PrecisionName,
     SchedulerName,
 )
 from rankwise.errors import RankwiseError, RequestError, some
+from rankwise.models.config import PrecisionName
 
 Record = TypeVar("Record")
 

@@ -18,13 +18,12 @@ from rankwise.engine.config import (
     EngineName,
     InitName,
     OptimizerName,
-    PrecisionName,
     SchedulerName,
     ShareOrZero,
     TrainingConfig,
 )
 from rankwise.errors import RequestError, shown
-from rankwise.models.config import ModelConfig, Quantization
+from rankwise.models.config import ModelConfig, PrecisionName, Quantization
 from rankwise.settings import (
     Bytes,
     FilePath,

@@ -23,15 +23,16 @@ NOT_IDENTIFYING = (
 MACHINE = (
     "device", "gradient_checkpointing", "micro_batch_tokens", "attention", "checkpoint_minutes",
 )  # fmt: skip
-PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepRecord:
     """Return the record of a request; a file is identified by its content, so it may be moved."""
+    from rankwise.models.device import precision_name
+
     settings = {**config.as_dict(), "max_length": max_length(config, task)}
     for name in NOT_IDENTIFYING:
         del settings[name]
-    settings["precision"] = PRECISIONS[str(base.compute_dtype)]  # "auto" is no value
+    settings["precision"] = precision_name(base.compute_dtype)  # "auto" is no value
     machine = {name: settings.pop(name) for name in MACHINE}
     paths = SweepPaths(**{name: settings.pop(name) for name in ("model", "data", "eval_data")})
     eval_data = None if config.eval_data is None else file_fingerprint(config.eval_data)
