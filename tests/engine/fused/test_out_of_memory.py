@@ -14,6 +14,7 @@ from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import PackedBatches, PackedModel
 from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.errors import RankwiseError
+from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import Loading, load_base
 from rankwise.models.out_of_memory import OutOfMemory
 from rankwise.sweeps.config import SweepConfig
@@ -124,6 +125,31 @@ def test_then_one_line_says_what_was_needed(tiny: Tiny, small_device: Callable[.
         assert change in message
     assert caught.value.exit_code == 1
     assert len(message.splitlines()) == 1
+
+
+def test_adapters_that_do_not_fit_one_pass_are_scored_in_parts(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that holds the longest example once scores as one that holds all adapters."""
+    base, train, held_out = tiny
+    engine = FusedEngine(base, train, held_out, CONFIG)
+    adapters = [
+        Adapter(each.adapter, each.adapter_config)
+        for each in FusedEngine(base, train, held_out, CONFIG, pack_size=2).train(TRIALS[:2])
+    ]
+    whole = engine.score(adapters)
+    plain, longest, sizes = PackedModel.measures, max(held_out.lengths), []
+
+    def measures(self: PackedModel, trials: Sequence[Any], batch: Any) -> Any:
+        sizes.append(len(trials) * sum(batch.lengths))
+        if sizes[-1] > longest:
+            raise torch.OutOfMemoryError(MESSAGE)
+        return plain(self, trials, batch)
+
+    monkeypatch.setattr(PackedModel, "measures", measures)
+    for one, other in zip(engine.score(adapters), whole, strict=True):
+        pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
+    assert sizes[-1] <= longest < sizes[0]
 
 
 def test_scoring_that_does_not_fit_does_not_train_again(

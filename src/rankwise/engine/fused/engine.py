@@ -1,5 +1,6 @@
 """The fused engine: trials over one frozen base, without padding, each as it would train alone."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from accelerate.utils.memory import clear_device_cache
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.batches import longest_rows
 from rankwise.engine.config import TrainingConfig
-from rankwise.engine.evaluate import Results, length_batches
+from rankwise.engine.evaluate import BATCH_TOKENS, Results, length_batches
 from rankwise.engine.fused.attention import check_attention
 from rankwise.engine.fused.checkpointing import keeps_inputs_alone
 from rankwise.engine.fused.loop import TrainingLoop
@@ -211,8 +212,10 @@ class FusedEngine:
         self, model: PackedModel, trials: Sequence[PackedTrial], examples: Encoded
     ) -> list[pd.DataFrame]:
         """Score every example with every trial, in shared passes where rows permit it."""
-        if mixes_rows(self.base.model) and len(trials) > 1:
-            return [rows for trial in trials for rows in self._evaluate(model, [trial], examples)]
+        count = self._scored_at_once(model, examples)
+        if len(trials) > count:
+            parts = [trials[start : start + count] for start in range(0, len(trials), count)]
+            return [rows for part in parts for rows in self._evaluate(model, part, examples)]
         self.base.model.eval()
         model.begin_step(trials)
         results = [Results(examples) for _ in trials]
@@ -222,6 +225,15 @@ class FusedEngine:
                 for result, measures in zip(results, model.measures(trials, part), strict=True):
                     result.put(rows, measures)
         return [result.frame() for result in results]
+
+    def _scored_at_once(self, model: PackedModel, examples: Encoded) -> int:
+        """Return how many trials share a pass: on a GPU those that fit with the longest example."""
+        if mixes_rows(self.base.model):
+            return 1
+        most = self.limits.micro_batch_tokens
+        if model.device.type != "cpu":
+            most = min(most or BATCH_TOKENS, BATCH_TOKENS)
+        return sys.maxsize if most is None else max(1, most // max(examples.lengths, default=1))
 
     def _scoring_batches(
         self, model: PackedModel, examples: Encoded, trials: int
