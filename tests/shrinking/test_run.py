@@ -2,19 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
-from peft import PeftModel
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import rankwise
+from rankwise.engine.reference import score_adapter
 from rankwise.errors import RequestError
+from rankwise.lora.files import read_adapter
+from rankwise.models.base_model import load_base
 from rankwise.settings import options
 from rankwise.shrinking.config import ShrinkConfig, ShrinkSettings
+from rankwise.shrinking.held_out import encode_held_out, read_held_out
 from tests.conftest import make_reviews
 from tests.shrinking.adapters import save_adapter
+from tests.tiny_models import save_tiny_lm
 
 
 def test_a_language_models_adapter_is_cut_and_loads_in_peft(lm: Path, tmp_path: Path) -> None:
@@ -88,6 +94,44 @@ def test_bad_requests(lm: Path, tmp_path: Path) -> None:
         with pytest.raises(RequestError) as error:
             rankwise.shrink(adapters, **settings)  # type: ignore[arg-type]
         assert words in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("qwen2", {"target_modules": ["q_proj"], "bias": "all"}),
+        ("qwen2", {"target_modules": ["q_proj"], "lora_bias": True}),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+        ("mixtral", {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj"]}),
+    ],
+    ids=["bias", "lora-bias", "embedding", "Conv1D", "experts"],
+)
+def test_parts_other_than_linear_layers_are_scored_as_peft_does(
+    lm: Path, tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    base = save_tiny_lm(kind, tmp_path / "base")
+    peft_model: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(task_type="CAUSAL_LM", r=4, **settings),
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in filter(lambda each: each.requires_grad, peft_model.parameters()):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    path, data = tmp_path / "adapter", lm / "held-out.jsonl"
+    peft_model.save_pretrained(path)
+    result = rankwise.shrink(path, data=data, margin=1e-6)
+    config = ShrinkConfig(adapters=(path,), data=data)
+    task = read_held_out(config, str(base), read_adapter(path))
+    loaded = load_base(str(base), task.objective, "all-linear", [])
+    examples = encode_held_out(task, loaded, None).encoded
+    scored = examples.take(range(result.decisions[0].examples))
+    expected = score_adapter(loaded, path, scored)["loss"].mean()
+    assert result.decisions[0].full.loss == pytest.approx(expected, abs=2e-5)
+    if kind == "mixtral":
+        with pytest.raises(RequestError, match=r"^per_layer: the experts stacked in .* share one"):
+            rankwise.shrink(path, data=data, per_layer=True)
 
 
 def test_an_adapter_of_rank_one_has_nothing_to_cut(lm: Path, tmp_path: Path) -> None:

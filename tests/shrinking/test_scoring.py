@@ -43,3 +43,15 @@ def test_the_reference_engine_scores_what_the_fused_one_cannot(lm: Path) -> None
     again = Scorer(scorer.base, other, scorer.examples, "fused")
     assert again.name == "reference"
     assert again.obstacle == "the adapter also has model.norm.weight"
+
+
+def test_an_adapters_own_weights_do_not_stay_in_the_base(lm: Path) -> None:
+    """Another adapter of the same base is scored next."""
+    adapter = read_adapter(lm / "adapter")
+    scorer = make_scorer(lm, "reference")
+    expected = columns(scorer.score([adapter], 0, 40), "loss")
+    name = "base_model.model.model.norm.weight"
+    other = type(adapter)({**adapter.tensors, name: torch.full((32,), 3.0)}, adapter.config)
+    changed = columns(scorer.score([other], 0, 40), "loss")
+    assert np.abs(changed - expected).max() > 0.01
+    np.testing.assert_array_equal(columns(scorer.score([adapter], 0, 40), "loss"), expected)

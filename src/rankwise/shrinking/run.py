@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Unpack
 
 from rankwise.errors import RequestError
+from rankwise.lora.adapter import factor_pairs
 from rankwise.lora.files import check_new_directory
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import check_model_files
@@ -17,6 +18,7 @@ from rankwise.shrinking.held_out import HeldOut, base_for, encode_held_out, read
 from rankwise.shrinking.outcome import AdapterDecision, ShrinkResult
 
 if TYPE_CHECKING:
+    from rankwise.lora.adapter import Adapter
     from rankwise.lora.spectra import Spectrum
     from rankwise.models.base_model import BaseModel
     from rankwise.shrinking.cuts import Cut
@@ -67,6 +69,7 @@ def shrink(
     spectra = [decompose(path) for path in config.adapters]
     _check_ranks(config, [each.largest_rank for each in spectra])
     whole = [each.adapter for each in spectra]
+    _check_per_layer(config, whole)
     name = str(config.model or common_base(config.adapters, whole))
     check_model_files(name)
     task = read_held_out(config, name, whole[0])
@@ -139,3 +142,14 @@ def _check_ranks(config: ShrinkConfig, own: Sequence[int]) -> None:
         if not ranks_below(rank, config.ranks):
             asked = "" if config.ranks is None else f"; none of {list(config.ranks)} is below it"
             raise RequestError(f"adapter {str(path)!r} has rank {rank}, nothing to cut{asked}")
+
+
+def _check_per_layer(config: ShrinkConfig, adapters: "Sequence[Adapter]") -> None:
+    """Refuse a rank for each layer where stacked experts must share one."""
+    for path, adapter in zip(config.adapters, adapters, strict=True):
+        stacked = (pair.layer for pair in factor_pairs(adapter) if pair.experts > 1)
+        if config.per_layer and (layer := next(stacked, None)):
+            raise RequestError(
+                f"per_layer: the experts stacked in {layer} of adapter {str(path)!r} share one "
+                "rank; leave --per-layer out"
+            )

@@ -1,11 +1,13 @@
 """Scoring of an adapter and its truncations, together where the fused engine can run them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from rankwise.engine.config import EngineName, TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
@@ -13,6 +15,7 @@ from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.trial import Engine
 from rankwise.errors import RequestError
 from rankwise.lora.adapter import FACTOR_NAME, PEFT_PREFIX, Adapter, factor_pairs
+from rankwise.lora.experts import WRAPPED
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
 
@@ -63,12 +66,14 @@ class Scorer:
 
         Raises:
             RequestError: PEFT cannot attach an adapter to the base.
+            RankwiseError: memory does not suffice, from the engine.
         """
         part = self.examples.take(range(start, stop))
         began = time.perf_counter()
         ready = [self._complete(adapter) for adapter in adapters]
         try:
-            frames = self._engine.score(ready, part)
+            with _restored(self.base, adapters[0]):
+                frames = self._engine.score(ready, part)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RequestError(
@@ -85,6 +90,20 @@ class Scorer:
             for key, weight in self.base.model.get_submodule(name).state_dict().items():
                 tensors.setdefault(f"{PEFT_PREFIX}{name}.{key}", weight.detach().cpu().clone())
         return replace(adapter, tensors=tensors)
+
+
+@contextmanager
+def _restored(base: BaseModel, adapter: Adapter) -> Iterator[None]:
+    """Give the base back the biases and layers that PEFT overwrites with those of an adapter."""
+    names = {name.removeprefix(PEFT_PREFIX).replace(WRAPPED, "") for name in adapter.tensors}
+    own = {name: x for name, x in base.model.named_parameters() if name in names}
+    before = {name: x.detach().clone() for name, x in own.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                own[name].copy_(value)
 
 
 def _not_fusable(base: BaseModel, adapter: Adapter) -> str | None:
