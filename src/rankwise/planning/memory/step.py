@@ -220,8 +220,12 @@ def _refusing(name: str) -> Iterator[None]:
     except RequestError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        message = f"model {name!r} cannot run this step: {first_sentence(error)}"
-        raise RequestError(message) from error
+        # The message of a KeyError is the key alone.
+        kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
+        raise RequestError(
+            f"model {name!r} cannot run this step on PyTorch's meta device, and has no plan: "
+            f"{kind}{first_sentence(error)}; train a few steps at one rank to measure its memory"
+        ) from error
 
 
 def _resident(model: Any, skeleton: Skeleton) -> tuple[ResidentStorage, ...]:
