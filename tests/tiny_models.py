@@ -377,11 +377,25 @@ HYBRIDS: dict[str, dict[str, Any]] = {  # with layers of Mamba
     },
 }
 
+SHARED: dict[str, dict[str, Any]] = {  # with transformers that several layers share
+    "zamba2": {
+        **SMALL_TEXT,
+        "num_hidden_layers": 12,
+        "layers_block_type": ["mamba", "hybrid", "mamba"] * 4,
+        "num_mem_blocks": 2,
+        "adapter_rank": 8,
+        "n_mamba_heads": 8,
+        "mamba_ngroups": 1,
+        "mamba_d_state": 16,
+        "chunk_size": 32,
+    },
+}
+
 
 def write_config(directory: Path, name: str, **changes: Any) -> str:
     """Write an architecture's config.json and return the directory as a model's name."""
     directory.mkdir(parents=True, exist_ok=True)
-    known = {**ARCHITECTURES, **VISION_LANGUAGE, **MULTIMODAL, **HYBRIDS}
+    known = {**ARCHITECTURES, **VISION_LANGUAGE, **MULTIMODAL, **HYBRIDS, **SHARED}
     content = {"model_type": name, **known[name], **changes}
     (directory / "config.json").write_text(json.dumps(content))
     return str(directory)

@@ -58,3 +58,16 @@ def test_blocks_with_different_treatment_are_kept() -> None:
     # The longer run of equal blocks is shortened; the first four are all kept.
     assert {"0", "1", "2", "3"} <= {name for name, _ in model.body.layers.named_children()}
     assert stack.middle == ("5",)
+
+
+def test_stack_whose_blocks_share_parameters_stays_whole() -> None:
+    shared = nn.Linear(8, 4)
+    model = Model([])
+    # Each block holds a list of equal layers too, which the shared layer may index by its depth.
+    model.body.layers = nn.ModuleList(
+        nn.ModuleDict({"shared": shared, "own": nn.ModuleList(nn.Linear(8, 4) for _ in range(10))})
+        for _ in range(10)
+    )
+    count = len(list(model.modules()))
+    assert shorten_stacks(model) == []
+    assert len(list(model.modules())) == count

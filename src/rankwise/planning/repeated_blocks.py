@@ -5,7 +5,7 @@ between a window and all tokens. Every period takes the same parameters and memo
 keeps the first period, one in the middle and the last, and multiplies the middle one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -94,17 +94,22 @@ def shorten_stacks(
     """Shorten every stack of repeated blocks, in place, and return the stacks.
 
     Args:
-        model: a model without adapters.
+        model: a model without adapters; a stack whose blocks share parameters stays whole.
         tell_apart: maps the name of a layer to a value, such as the pattern that matches it; blocks
             with different values are not the same.
     """
     stacks: list[Stack] = []
+    done: list[str] = []  # lists whose blocks are not looked into
     for name, module in list(model.named_modules()):
-        is_inside = any(name.startswith(f"{stack.name}.") for stack in stacks)
+        is_inside = any(name.startswith(f"{other}.") for other in done)
         if type(module) is nn.ModuleList and not is_inside:
+            if _share_parameters(module):
+                done.append(name)
+                continue
             stack = _shorten(model, name, tell_apart)
             if stack is not None:
                 stacks.append(stack)
+                done.append(name)
     return stacks
 
 
@@ -128,6 +133,21 @@ def _shorten(model: nn.Module, name: str, tell_apart: Callable[[str], object]) -
     setattr(model.get_submodule(parent), leaf, shortened)
     _shorten_configs(model, len(blocks), kept)
     return Stack(name, middle, represented)
+
+
+def _share_parameters(blocks: Iterable[nn.Module]) -> bool:
+    """Return whether a parameter belongs to several blocks, as in Zamba2's shared transformer.
+
+    Such blocks look their number up in tables of the whole depth, and one cannot stand for others:
+    their shared weights, and the gradients of those, are there only once.
+    """
+    seen: set[int] = set()
+    for block in blocks:
+        own = {id(parameter) for parameter in block.parameters()}
+        if own & seen:
+            return True
+        seen |= own
+    return False
 
 
 def _shorten_configs(model: nn.Module, depth: int, kept: list[int]) -> None:

@@ -17,6 +17,7 @@ from tests.tiny_models import (
     ARCHITECTURES,
     HYBRIDS,
     MULTIMODAL,
+    SHARED,
     VISION_LANGUAGE,
     measured_peak,
     real_model,
@@ -39,7 +40,7 @@ def test_multimodal_models_are_predicted(name: str, task_type: str, tmp_path: Pa
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
-@pytest.mark.parametrize("name", [*VISION_LANGUAGE, *HYBRIDS])
+@pytest.mark.parametrize("name", [*VISION_LANGUAGE, *HYBRIDS, *SHARED])
 def test_models_for_images_and_hybrids_are_predicted(name: str, tmp_path: Path) -> None:
     config = prepare(request(write_config(tmp_path, name), target_modules=None)).config
     measured = measured_peak(real_model(config, tmp_path, 8), config)
