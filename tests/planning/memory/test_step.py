@@ -87,6 +87,15 @@ def test_settings_are_predicted(name: str, settings: dict[str, Any], tmp_path: P
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_loop_with_autocast_needs_no_more_than_the_plan_says(name: str, tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, name), precision="bf16")
+    model: Any = real_model(config, tmp_path, 8)
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    planned = planner(config).memory(8).peak_allocated
+    assert measured_peak(model, config) <= planned
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
