@@ -16,7 +16,8 @@ from transformers import (
 from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.trial import Trial
-from rankwise.errors import RequestError
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.formatting import plain_bytes
 from rankwise.models.base_model import Loading, load_base
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.losses import ClassificationObjective, CompletionObjective
@@ -207,3 +208,35 @@ def test_modules_that_a_model_keeps_in_fp32_stay_there(tmp_path: Path) -> None:
     assert kept >= {"e_score_correction_bias"}
     assert kept <= {"e_score_correction_bias", "inv_freq", "original_inv_freq"}
     assert base.compute_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantization", "size", "changes"),
+    [
+        ("fp32", "none", 4, "--precision bf16 or --quantization nf4 or another --device"),
+        ("bf16", "nf4", 2, "another --device"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_device_is_refused_in_one_line(
+    precision: str, quantization: str, size: int, changes: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes")
+    directory = save_tiny("bert", tmp_path)
+    objective = ClassificationObjective(("no", "yes"))
+    model = load_base(str(directory), objective, ["all-linear"], [4]).model
+    expected = plain_bytes(size * sum(weight.numel() for weight in model.parameters()))
+
+    def too_much(*_: Any, **__: Any) -> Any:
+        return torch.empty(2**50, dtype=torch.uint8)
+
+    monkeypatch.setattr(type(model), "from_pretrained", too_much)
+    loading = Loading("cpu", precision)
+    with pytest.raises(RankwiseError) as caught:
+        load_base(str(directory), objective, ["all-linear"], [4], quantization, loading)
+    message = str(caught.value)
+    assert "does not fit on cpu: its weights take" in message
+    assert f" {expected} in {precision}" in message
+    assert message.endswith(f" are free; take {changes}")
+    assert caught.value.exit_code == 1
+    assert len(message.splitlines()) == 1

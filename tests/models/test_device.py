@@ -86,3 +86,11 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
 def test_a_precision_has_the_name_by_which_it_is_asked_for() -> None:
     for name in ("fp32", "bf16", "fp16"):
         assert precision_name(find_dtype(name, torch.device("cpu"))) == name
+
+
+def test_a_full_gpu_is_not_said_to_lack_a_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert find_dtype("bf16", torch.device("cuda", 0)) == torch.bfloat16

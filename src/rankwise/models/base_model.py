@@ -3,19 +3,23 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-from rankwise.errors import RequestError
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.formatting import plain_bytes
 from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
-from rankwise.models.device import find_dtype, find_torch_device
+from rankwise.models.device import DTYPES, find_dtype, find_torch_device
 from rankwise.models.files import check_model_files, load_arguments
+from rankwise.models.out_of_memory import OutOfMemory, attempt, free_memory
 from rankwise.models.quantization import (
     check_quantization,
     is_quantized,
@@ -114,6 +118,7 @@ def load_base(
     Raises:
         RequestError: The model cannot be loaded or does not suit the task, the device is not there,
             the target modules match nothing, or a rank is too large.
+        RankwiseError: The device has too little memory for the model.
     """
     check_model_files(name)
     check_quantization(quantization)
@@ -131,7 +136,11 @@ def load_base(
             config = transformers.AutoConfig.from_pretrained(place, **options, **objective.settings)
             _remove_dropout(config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-            model, new_modules = _load_weights(place, config, task_type, quantization, placed)
+            load = partial(_load_weights, place, config, task_type, quantization, placed)
+            model, new_modules = attempt(load)
+        except OutOfMemory:
+            weights = _count_weights(config, task_type, loading.trust_remote_code)
+            raise _too_large(name, weights, placed["dtype"], quantization, device) from None
         except LOADING_ERRORS as error:
             message = f"model {name!r} cannot be loaded: {first_sentence(error)}"
             raise RequestError(message) from None
@@ -187,6 +196,33 @@ def _load_weights(
         if not quantized:
             return model, new_modules
         keep = (*keep, *quantized)
+
+
+def _count_weights(config: Any, task_type: str, trust_remote_code: bool) -> int:
+    """Return the number of weights of a model, without making any."""
+    auto_class = getattr(transformers, AUTO_CLASSES[task_type])
+    with torch.device("meta"), no_init_weights():
+        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _too_large(
+    name: str, weights: int, dtype: torch.dtype, quantization: str, device: torch.device
+) -> RankwiseError:
+    """Return the error that says what a model needs, what its device has, and what to change."""
+    precision = next(word for word, each in DTYPES.items() if each == dtype)
+    size = f"{plain_bytes(weights * dtype.itemsize)} in {precision}"
+    changes = ["another --device"]
+    if not quantization.startswith("nf4"):
+        changes.insert(0, "--quantization nf4")
+    if quantization != "none":
+        size += f", before they are brought to {quantization}"
+    if precision == "fp32":
+        changes.insert(0, "--precision bf16")
+    return RankwiseError(
+        f"out of memory: model {name!r} does not fit on {device}: its weights take {size}; "
+        f"{plain_bytes(free_memory(device))} are free; take {' or '.join(changes)}"
+    )
 
 
 def _quantization_arguments(

@@ -69,10 +69,9 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
         try:
             torch.zeros(1, dtype=DTYPES[precision], device=device)
         except (TypeError, RuntimeError) as error:  # bf16 on an Apple GPU before macOS 14
-            if is_out_of_memory(error):  # a GPU that another program has filled
-                raise
-            problem = f"precision {precision!r} is not there on {device}"
-            raise RequestError(f"{problem}; take fp32 or fp16") from None
+            if not is_out_of_memory(error):  # a full GPU is the business of loading
+                problem = f"precision {precision!r} is not there on {device}"
+                raise RequestError(f"{problem}; take fp32 or fp16") from None
         return DTYPES[precision]
     if device.type != "cuda":
         return torch.float32
