@@ -1,6 +1,8 @@
 """Dropout of adapters' inputs: its statistics, its streams, and its gradients."""
 
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.fused import loss
 from rankwise.engine.fused import products as products_module
 from rankwise.engine.fused.dropout import Dropout, DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
@@ -15,9 +18,11 @@ from rankwise.engine.fused.linear import fused_layers
 from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.segments import LoraSettings
 from rankwise.engine.fused.training_state import TrainingState
+from rankwise.models.base_model import load_base
+from rankwise.tasks.losses import CompletionObjective
 from tests.engine.fused.stand_ins import grouped_mm
 from tests.engine.parity import CONFIG, TRIALS, Tiny
-from tests.tiny_models import load_tiny
+from tests.tiny_models import load_tiny, load_tiny_lm
 
 RATE = 0.25
 STREAM = DropoutStream(seed=3, step=5)
@@ -194,3 +199,53 @@ def test_a_trial_of_a_pack_trains_as_alone_and_is_scored_without_dropout(
     assert float((together - without).norm() / without.norm()) > 0.05
     for losses in (scored_alone, scored_without):
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(scored), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("products", ["loop", "masked"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_each_chunk_of_a_head_has_a_mask_of_its_own(
+    products: Any, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same when the chunk runs again, and in a pack."""
+    tiny, train, _ = load_tiny_lm("llama", tmp_path)
+    base = load_base(tiny.name, CompletionObjective(), ["q_proj", "lm_head"], [2])
+    saved = saved_modules(base)
+    states = [TrainingState(trial, base, saved, CONFIG, train) for trial in TRIALS[:2]]
+    torch.manual_seed(0)
+    for state in states:
+        state.flat.add_(torch.randn_like(state.flat) * 0.05)
+    monkeypatch.setattr(loss, "chunk_rows", lambda *_: 4)
+    drawn: Counter[tuple[int, bytes]] = Counter()
+    plain = Dropout.mask
+
+    def mask(self: Dropout, rows: torch.Tensor) -> torch.Tensor:
+        result = plain(self, rows)
+        if self.layer == "lm_head":
+            drawn[self.streams[0].seed, result.numpy().tobytes()] += 1
+        return result
+
+    monkeypatch.setattr(Dropout, "mask", mask)
+    batch = train.take([0, 1, 2])
+    chunks = -(-batch.loss_count // 4)
+
+    def run(chosen: list[TrainingState]) -> tuple[torch.Tensor, Counter[tuple[int, bytes]]]:
+        drawn.clear()
+        options: Any = {"dropout": RATE, "products": products, "checkpointing": checkpointing}
+        with packed_model(base, **options) as model:
+            base.model.train()
+            model.begin_step(chosen)
+            model.loss_sums(chosen, [batch] * len(chosen)).sum().backward()
+            model.end_step()
+        grad: Any = chosen[-1].flat.grad
+        last = grad.clone()
+        for state in chosen:
+            state.flat.grad.zero_()
+        return last, drawn.copy()
+
+    alone, masks = run(states[1:])
+    together, masks_of_both = run(states)
+    assert chunks > 2
+    assert len(masks) == chunks
+    assert set(masks.values()) == {3}  # the loss, the loss again for gradients, and these
+    assert set(masks) <= set(masks_of_both)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)

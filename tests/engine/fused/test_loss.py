@@ -130,12 +130,12 @@ def test_gradients_reach_a_head_that_is_trained() -> None:
     assert not is_frozen(layer)
     runs: list[int] = []
 
-    def again(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    def again(function: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
         runs.append(len(inputs[0]))
         return function(*inputs)
 
     head = TokenHead(layer, VOCABULARY, 0.7, 2.0)
-    losses = trained_token_losses(head, states, targets, again)
+    losses = trained_token_losses(lambda chunk: head, states, targets, again)
     grads = torch.autograd.grad(losses.sum(), [states, layer.weight, layer.bias])
     expected = cross_entropy(all_logits(states, layer, 0.7, 2.0), targets, reduction="none")
     expected_grads = torch.autograd.grad(expected.sum(), [states, layer.weight, layer.bias])

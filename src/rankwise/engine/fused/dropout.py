@@ -20,10 +20,11 @@ class DropoutStream:
     seed: int
     step: int
     micro_batch: int = 0
+    chunk: int = 0  # of the tokens that a language model's head gets
 
     def layer_seed(self, layer: str) -> int:
         """Return the seed of a layer's mask, 63 bits of a hash."""
-        key = f"{self.seed} {self.step} {self.micro_batch} {layer}".encode()
+        key = f"{self.seed} {self.step} {self.micro_batch} {self.chunk} {layer}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 

@@ -87,7 +87,7 @@ def frozen_token_losses(
 
 
 def trained_token_losses(
-    head: TokenHead,
+    head_of: Callable[[int], TokenHead],
     states: torch.Tensor,
     targets: torch.Tensor,
     again: Callable[..., torch.Tensor],
@@ -95,17 +95,17 @@ def trained_token_losses(
     """Return log-losses in nats under a head that is trained: (N, H) and (N,) to (N,).
 
     Args:
-        head: the head.
+        head_of: gives the head of a chunk by its number; heads differ in their dropout alone.
         states: hidden states.
         targets: the tokens to predict.
         again: runs a function so that it keeps its inputs alone, and runs again for gradients.
     """
 
-    def losses(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(head.logits(states), targets, reduction="none")
+    def losses(states: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+        return cross_entropy(head_of(chunk).logits(states), targets, reduction="none")
 
-    chunks = head.chunks(states)
-    return torch.cat([again(losses, states[rows], targets[rows]) for rows in chunks])
+    chunks = enumerate(head_of(0).chunks(states))
+    return torch.cat([again(losses, states[rows], targets[rows], chunk) for chunk, rows in chunks])
 
 
 def token_measures(

@@ -197,32 +197,38 @@ class PackedModel:
     ) -> list[torch.Tensor]:
         """Return the losses of each trial's tokens, K of (m_k,)."""
         counts = list(map(len, targets))
-        heads = [self._token_head(trial) for trial in trials]
-        if heads[0].is_frozen:  # one head for all
-            losses = frozen_token_losses(heads[0], hidden, torch.cat(list(targets)))
+        head = self._token_head(trials[0])
+        if head.is_frozen:  # one head for all
+            losses = frozen_token_losses(head, hidden, torch.cat(list(targets)))
             return list(losses.split(counts))
-        states = hidden.split(counts)
         return [
-            trained_token_losses(*each, again=self.state.run)
-            for each in zip(heads, states, targets, strict=True)
+            trained_token_losses(partial(self._token_head, trial), own, each, self.state.run)
+            for trial, own, each in zip(trials, hidden.split(counts), targets, strict=True)
         ]
 
-    def _token_head(self, trial: PackedTrial) -> TokenHead:
-        """Return a language model's head with a trial's adapter on it, if it has one."""
+    def _token_head(self, trial: PackedTrial, chunk: int = 0) -> TokenHead:
+        """Return a language model's head with a trial's adapter on it, if it has one.
+
+        Args:
+            trial: the trial.
+            chunk: number of the chunk of its tokens that the head gets, for dropout.
+        """
         assert self.head.token_head is not None
         layer = self._module(trial, self.head.names[0])
         if is_frozen(layer):
             return self.head.token_head(layer)
 
         def adapted(states: torch.Tensor) -> torch.Tensor:
-            self._assign_segments([trial], [len(states)])
+            self._assign_segments([trial], [len(states)], chunk)
             product: torch.Tensor = layer(states)
             return product
 
         return self.head.token_head(adapted)
 
-    def _assign_segments(self, trials: Sequence[PackedTrial], rows: Sequence[int]) -> None:
-        self.segments.assign([trial.factors for trial in trials], rows)
+    def _assign_segments(
+        self, trials: Sequence[PackedTrial], rows: Sequence[int], chunk: int = 0
+    ) -> None:
+        self.segments.assign([trial.factors for trial in trials], rows, chunk)
 
     def _pooled_rows(
         self, packing: Packing, batches: Sequence[Encoded]

@@ -49,6 +49,7 @@ class Segments(threading.local):
         self.adapters: Sequence[Adapter] = ()  # those of K trials
         # First row of each trial, then the number of rows, (K + 1,).
         self.bounds: Sequence[int] = ()
+        self.chunk = 0  # of a trial's tokens, whose masks differ from those of its other chunks
         # A layer's input may require no gradient; this scalar makes its backward pass run.
         self.grad_anchor = torch.zeros((), requires_grad=True)
         # Input and output of layers that were computed with a sibling.
@@ -94,8 +95,9 @@ class Segments(threading.local):
             if id(each) in self._micro_batches:
                 self._micro_batches[id(each)] += 1
 
-    def assign(self, adapters: Sequence[Adapter], rows: Sequence[int]) -> None:
+    def assign(self, adapters: Sequence[Adapter], rows: Sequence[int], chunk: int = 0) -> None:
         """Tell the LoRA layers how many rows each of the K trials owns, in their order."""
+        self.chunk = chunk
         self.adapters = [factors for factors in adapters if factors]
         self.bounds = [0, *accumulate(rows)]
         slots = self._stack.slots(self.adapters) if self._stack is not None else None
@@ -109,7 +111,8 @@ class Segments(threading.local):
             return None
         keys = list(map(id, self.adapters))
         streams = [
-            replace(self._streams[key], micro_batch=self._micro_batches[key]) for key in keys
+            replace(self._streams[key], micro_batch=self._micro_batches[key], chunk=self.chunk)
+            for key in keys
         ]
         return Dropout(self.settings.dropout, layer, streams, self.bounds)
 
