@@ -112,9 +112,14 @@ class Comparison:
         return judge(self._differences(cut), self.looks, self.config.margin, self.confidence)
 
     @property
-    def learnt(self) -> Judgement:
+    def against_empty(self) -> Judgement:
         """The full adapter against none; "within" means shown to be better."""
-        against_empty = judge(-self._differences(self.empty), self.looks, 0.0, self.confidence)
+        return judge(-self._differences(self.empty), self.looks, 0.0, self.confidence)
+
+    @property
+    def learnt(self) -> Judgement:
+        """The full adapter against none, and then against guessing, if that is not shown."""
+        against_empty = self.against_empty
         if against_empty.outcome != "within" or self.chance_loss is None:
             return against_empty
         over_chance = self._losses[id(self.full)] - self.chance_loss
@@ -154,7 +159,7 @@ class Comparison:
                 config.confidence,
                 unit,
             ),
-            evidence=words.evidence(uniform, learnt, examples, held_out),
+            evidence=words.evidence(uniform, self.against_empty, examples, held_out),
             caveats=(*common_caveats(held_out), *words.what_would_settle(uniform, config.margin)),
             table=tuple(rows),
             passes=self.scorer.passes,

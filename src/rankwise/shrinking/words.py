@@ -20,7 +20,7 @@ def answer(
     if verdict == "nothing-learnt":
         return (
             "The adapter is not shown to have learnt anything: on these examples its loss is not "
-            "below that without it."
+            "shown to be below that without it and below that of guessing."
         )
     if chosen is None:
         return (
@@ -34,7 +34,7 @@ def answer(
     )
 
 
-def evidence(rows: Sequence[CutRow], learnt: Judgement, scored: int, held_out: int) -> str:
+def evidence(rows: Sequence[CutRow], against_empty: Judgement, scored: int, held_out: int) -> str:
     """Return what a decision rests on."""
     how_many = f"all {held_out:,} held-out examples were scored"
     if scored < held_out:
@@ -50,7 +50,7 @@ def evidence(rows: Sequence[CutRow], learnt: Judgement, scored: int, held_out: i
             f"Rank {stopped.rank} {how}: {stopped.difference:+.4f}, between {stopped.lower:+.4f} "
             f"and {stopped.upper:+.4f}."
         )
-    sentences.append(f"Without its low-rank update the loss changes by {-learnt.mean:+.4f}.")
+    sentences.append(f"Without its low-rank update the loss changes by {-against_empty.mean:+.4f}.")
     return " ".join(sentences)
 
 
