@@ -112,8 +112,8 @@ class TrainingConfig(DeviceConfig):
     gradient_checkpointing: Annotated[
         CheckpointingName,
         Option(
-            "Keep only the inputs of the blocks and recompute the rest; auto: where memory needs "
-            "it.",
+            "Keep only the inputs of the blocks and recompute the rest, which saves memory and "
+            "costs time; auto is off.",
             "machine",
         ),
     ] = "auto"
@@ -124,7 +124,7 @@ class TrainingConfig(DeviceConfig):
             "Split a batch into parts of at most this many tokens; their gradients add up to the "
             "batch's.",
             "machine",
-            unset="auto: as memory needs it",
+            unset="auto: once memory has run out",
         ),
     ] = None
     attention: Annotated[
