@@ -26,8 +26,9 @@ from transformers import (
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.models.auto import CLASSIFIER_HEADS
 from rankwise.models.base_model import BaseModel, Loading, load_base
+from rankwise.models.device import DTYPES
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.memory.setup import DTYPES, training_batch
+from rankwise.planning.memory.setup import training_batch
 from rankwise.planning.meta_model import load_meta_model, quiet_libraries
 from rankwise.planning.params import lora_config
 from rankwise.planning.prepare import make_skeleton

@@ -17,7 +17,7 @@ from rankwise.errors import RankwiseError, RequestError
 from rankwise.formatting import plain_bytes
 from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
-from rankwise.models.device import DTYPES, find_dtype, find_torch_device
+from rankwise.models.device import find_dtype, find_torch_device, precision_name
 from rankwise.models.files import check_model_files, load_arguments
 from rankwise.models.out_of_memory import OutOfMemory, attempt, free_memory
 from rankwise.models.quantization import (
@@ -210,7 +210,7 @@ def _too_large(
     name: str, weights: int, dtype: torch.dtype, quantization: str, device: torch.device
 ) -> RankwiseError:
     """Return the error that says what a model needs, what its device has, and what to change."""
-    precision = next(word for word, each in DTYPES.items() if each == dtype)
+    precision = precision_name(dtype)
     size = f"{plain_bytes(weights * dtype.itemsize)} in {precision}"
     changes = ["another --device"]
     if not quantization.startswith("nf4"):

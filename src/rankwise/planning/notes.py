@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from rankwise.errors import some
 from rankwise.formatting import plain_bytes
+from rankwise.models.device import DTYPES
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.memory.setup import DTYPES
 from rankwise.planning.params import ParamCount, stacked_experts
 from rankwise.planning.repeated_blocks import Skeleton
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from rankwise.errors import some
 from rankwise.models.config import Quantization
+from rankwise.models.device import DTYPES
 from rankwise.models.targets import (
     ALL_LINEAR,
     GROUPS,
@@ -12,7 +13,6 @@ from rankwise.models.targets import (
     without_adapter,
 )
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.memory.setup import DTYPES
 from rankwise.planning.meta_model import MetaModel, load_meta_model
 from rankwise.planning.params import lora_config
 from rankwise.planning.repeated_blocks import Skeleton, shorten_stacks

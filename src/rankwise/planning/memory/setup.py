@@ -8,13 +8,13 @@ from torch import nn
 from rankwise.errors import RequestError
 from rankwise.models.auto import first_position, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.models.device import DTYPES
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.kernels import DeviceKernels
 from rankwise.planning.memory.quantized import NF4Linear, QuantizedLinear, QuantizedLora, quantize
 from rankwise.planning.params import make_peft_model
 from rankwise.planning.repeated_blocks import Skeleton
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 """Names of embeddings of learned positions."""
 
