@@ -20,7 +20,6 @@ from rankwise.engine import adapter_init
 from rankwise.engine.batches import EpochSampler, epoch_batches, longest_rows
 from rankwise.engine.config import BASE_CHANGING_INITS, TrainingConfig
 from rankwise.engine.evaluate import evaluate
-from rankwise.engine.fused.out_of_memory import too_little_memory
 from rankwise.engine.micro_batches import MicroBatchTrainer, split_batch
 from rankwise.engine.peak_memory import optimizer_states, peak_live_bytes
 from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS, total_steps, warmup_steps
@@ -35,7 +34,7 @@ from rankwise.models.compat import (
     trainer_with_sampler,
     use_at_most_one_gpu,
 )
-from rankwise.models.out_of_memory import OutOfMemory, attempt
+from rankwise.models.out_of_memory import OutOfMemory, attempt, too_little_memory
 from rankwise.models.quantization import resident_tensors
 from rankwise.tasks.base import Encoded
 

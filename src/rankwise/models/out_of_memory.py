@@ -8,6 +8,7 @@ import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from rankwise.errors import RankwiseError
 from rankwise.formatting import plain_bytes
 
 Result = TypeVar("Result")
@@ -79,3 +80,11 @@ def what_was_needed(error: OutOfMemory) -> str:
     peak = torch.cuda.max_memory_allocated()
     _, total = torch.cuda.mem_get_info()
     return f"it needed {more} than {plain_bytes(peak)}, and the GPU has {plain_bytes(total)}"
+
+
+def too_little_memory(error: OutOfMemory, what: str, changes: str) -> RankwiseError:
+    """Return the error that says what did not fit, what it needed, and what to change."""
+    return RankwiseError(
+        f"out of memory: {what} does not fit ({what_was_needed(error)}); {changes}; "
+        "complete trials are kept"
+    )

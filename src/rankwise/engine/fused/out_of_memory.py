@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from rankwise.errors import RankwiseError
-from rankwise.models.out_of_memory import OutOfMemory, what_was_needed
+from rankwise.models.out_of_memory import OutOfMemory, too_little_memory
 
 CHANGES = (
     "lower --max-length or the largest rank, or add --gradient-checkpointing on or "
@@ -51,11 +50,3 @@ class Limits:
             f"out of memory with one trial and {tokens} tokens in a pass; its batches, and later "
             f"ones, go on in micro-batches of at most {self.micro_batch_tokens} tokens"
         )
-
-
-def too_little_memory(error: OutOfMemory, what: str, changes: str) -> RankwiseError:
-    """Return the error that says what did not fit, what it needed, and what to change."""
-    return RankwiseError(
-        f"out of memory: {what} does not fit ({what_was_needed(error)}); {changes}; "
-        "complete trials are kept"
-    )
