@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
@@ -30,6 +31,16 @@ every_architecture = pytest.mark.parametrize(
     [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in PACKABLE],
     indirect=True,
 )
+
+
+def adapter_gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return the gradients of an adapter under the names of its parameters, and detach it."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.grad
+    gradients: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
+    model.unload()
+    return gradients
 
 
 class Recorded:

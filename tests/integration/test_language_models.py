@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -33,6 +33,7 @@ from rankwise.tasks.losses import CompletionObjective
 from tests.engine.parity import (
     CONFIG,
     TRIALS,
+    adapter_gradients,
     assert_fused_training_matches_the_reference,
     assert_same_training,
 )
@@ -125,11 +126,7 @@ def test_gradients_match_peft(tiny: Tiny) -> None:
             )
             share.backward()
             expected += share.item()
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.grad
-        theirs = get_peft_model_state_dict(model)
-        model.unload()
+        theirs = adapter_gradients(model)
     finally:
         base.model.float()
     assert loss == pytest.approx(expected, rel=1e-10)

@@ -25,13 +25,6 @@ from tests.engine.parity import (
     assert_same_training,
     every_architecture,
 )
-from tests.tiny_models import load_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    name = getattr(request, "param", "bert")
-    return load_tiny(name, tmp_path_factory.mktemp(name))
 
 
 @every_architecture

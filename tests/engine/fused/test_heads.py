@@ -10,12 +10,6 @@ from tests.engine.parity import Tiny
 from tests.tiny_models import PACKABLE, load_tiny, save_tiny_lm
 
 
-@pytest.fixture(scope="module")
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    name = getattr(request, "param", "bert")
-    return load_tiny(name, tmp_path_factory.mktemp(name))
-
-
 @pytest.mark.parametrize("tiny", ["bert", "roberta", "electra"], indirect=True)
 def test_the_last_attention_computes_only_the_first_token(tiny: Tiny) -> None:
     base = tiny[0]

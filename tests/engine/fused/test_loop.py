@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 
 from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.fused.engine import FusedEngine
@@ -20,14 +20,15 @@ from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
-from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_same_training, every_architecture
+from tests.engine.parity import (
+    CONFIG,
+    TRIALS,
+    Tiny,
+    adapter_gradients,
+    assert_same_training,
+    every_architecture,
+)
 from tests.tiny_models import cores, load_tiny, load_tiny_lm
-
-
-@pytest.fixture(scope="module")
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    name = getattr(request, "param", "bert")
-    return load_tiny(name, tmp_path_factory.mktemp(name))
 
 
 @every_architecture
@@ -74,11 +75,7 @@ def assert_gradients_match_peft(base: BaseModel, train: Encoded, _: Encoded) -> 
             )
             (output.loss / len(batch)).backward()
             expected += output.loss.item() / len(batch)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.grad
-        theirs = get_peft_model_state_dict(model)
-        model.unload()
+        theirs = adapter_gradients(model)
     finally:
         base.model.float()
     # transformers computes Gemma 2's softmax in float32; test_attention.py checks ours in float64.

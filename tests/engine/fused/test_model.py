@@ -13,12 +13,6 @@ from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_logits_in_fp32
 from tests.tiny_models import load_tiny, load_tiny_lm, save_tiny_lm
 
 
-@pytest.fixture(scope="module")
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    name = getattr(request, "param", "bert")
-    return load_tiny(name, tmp_path_factory.mktemp(name))
-
-
 @pytest.mark.parametrize("tiny", ["bert", "llama", "gemma2"], indirect=True)
 def test_other_sequences_in_a_pass_do_not_change_logits(tiny: Tiny) -> None:
     base, train, _ = tiny
