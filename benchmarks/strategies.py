@@ -21,7 +21,7 @@ import json
 import math
 import runpy
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ import rankwise
 from rankwise.decide.decision import Decision
 from rankwise.decide.metrics import LOSS_MARGIN
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
-from rankwise.lora import read_adapter
+from rankwise.lora import Adapter, read_adapter
 from rankwise.report.progress_bar import ProgressBar
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import TrialRecord, select_trials
@@ -95,7 +95,9 @@ class CopyingEngine:
         self.pack_size = engine.pack_size
         self.score = engine.score
 
-    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+    def train(
+        self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
+    ) -> Iterator[FinishedTrial]:
         """Yield the trials that had to be trained."""
         missing = []
         for trial in trials:
@@ -103,7 +105,7 @@ class CopyingEngine:
                 shutil.copytree(self.source / trial.name, self.store.trials_directory / trial.name)
             else:
                 missing.append(trial)
-        yield from self.engine.train(missing)
+        yield from self.engine.train(missing, starts)
 
 
 def main() -> None:

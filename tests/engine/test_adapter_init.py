@@ -9,18 +9,26 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from rankwise.engine.adapter_init import attach_adapter, saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
+from rankwise.engine.fused.loop import TrainingLoop
+from rankwise.engine.fused.model import packed_model
+from rankwise.engine.fused.out_of_memory import Limits
+from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RequestError
+from rankwise.lora.adapter import Adapter
+from rankwise.lora.files import write_adapter
+from rankwise.lora.spectra import spectrum
+from rankwise.lora.truncation import truncate
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries
 from rankwise.tasks.base import Encoded
-from tests.engine.parity import assert_same_training
+from tests.engine.parity import adapter_gradients, assert_same_training
 from tests.tiny_models import load_tiny
 
 CONFIG = TrainingConfig(epochs=1, batch_size=8)  # 50 steps
@@ -158,3 +166,84 @@ def test_conv1d_layers_take_pissa_and_refuse_olora(tmp_path: Path) -> None:
     )
     with pytest.raises(RequestError, match="'olora' does not support GPT-2's Conv1D layers"):
         list(ReferenceEngine(base, train, held_out, replace(CONFIG, init="olora")).train([TRIAL]))
+
+
+def cut_adapter(tiny: Tiny) -> Adapter:
+    """Return a trained adapter of rank 8, cut to rank 4, with another scaling than a new one."""
+    wide = replace(TRIAL, rank=8, lora_alpha=12, learning_rate=1e-2)
+    (trained,) = FusedEngine(*tiny, CONFIG).train([wide])
+    return truncate(spectrum(Adapter(trained.adapter, trained.adapter_config)), 4)
+
+
+HEALED = replace(TRIAL, starts_from="cut", share_of_steps=0.1)
+
+
+@pytest.mark.parametrize("kind", [FusedEngine, ReferenceEngine])
+def test_training_that_changes_nothing_gives_the_adapter_it_starts_from(
+    tiny: Tiny, kind: type[FusedEngine] | type[ReferenceEngine]
+) -> None:
+    cut = cut_adapter(tiny)
+    engine = kind(*tiny, CONFIG)
+    (expected,) = engine.score([cut])
+    (healed,) = engine.train([replace(HEALED, learning_rate=0.0)], {"cut": cut})
+    assert len(healed.steps) == 5  # a tenth of 50
+    assert healed.adapter.keys() == cut.tensors.keys()
+    for key, value in cut.tensors.items():
+        assert torch.equal(healed.adapter[key], value)
+    assert healed.adapter_config["lora_alpha"] == cut.config["lora_alpha"] == 6
+    assert list(healed.evidence["loss"]) == pytest.approx(list(expected["loss"]), abs=1e-6)
+
+
+def test_both_engines_train_alike_from_an_adapter(tiny: Tiny) -> None:
+    cut = cut_adapter(tiny)
+    trials = [HEALED, replace(HEALED, starts_from=None, share_of_steps=None)]
+    packed = list(FusedEngine(*tiny, CONFIG, pack_size=2).train(trials, {"cut": cut}))
+    reference = list(ReferenceEngine(*tiny, CONFIG).train(trials, {"cut": cut}))
+    (plain,) = FusedEngine(*tiny, CONFIG).train(trials[1:])
+    for one, other in zip(packed, reference, strict=True):
+        assert_same_training(one, other)
+    assert packed[1].steps == plain.steps  # a trial that starts as usual is not touched by it
+
+
+def test_ranks_of_their_own_for_layers_are_trained_from(tiny: Tiny) -> None:
+    trained = spectrum(cut_adapter(tiny))
+    names = [layer.pair.name for layer in trained.layers]
+    cut = truncate(trained, {name: 1 + place % 4 for place, name in enumerate(names)})
+    (fused,) = FusedEngine(*tiny, CONFIG).train([HEALED], {"cut": cut})
+    (reference,) = ReferenceEngine(*tiny, CONFIG).train([HEALED], {"cut": cut})
+    assert_same_training(fused, reference)
+    for key, value in cut.tensors.items():
+        assert fused.adapter[key].shape == value.shape
+
+
+def test_gradients_at_the_start_are_those_of_peft(tiny: Tiny, tmp_path: Path) -> None:
+    base, train, _ = tiny
+    cut = cut_adapter(tiny)
+    state = TrainingState(HEALED, base, saved_modules(base), CONFIG, train, cut)
+    rows = state.next_batch()
+    with packed_model(base) as model:
+        loop = TrainingLoop(base, train, Limits(1, None))
+        base.model.train()
+        model.begin_step([state])
+        loop.forward_backward(model, [state], [rows])
+        model.end_step()
+    state.flat.data.copy_(state.gradient)
+    gradients = state.adapter()
+    write_adapter(cut, tmp_path / "cut")
+    with quiet_libraries():
+        peft_model = PeftModel.from_pretrained(base.model, tmp_path / "cut", is_trainable=True)
+    peft_model.train()
+    batch = DataCollatorWithPadding(base.tokenizer)([train.features(row) for row in rows])
+    peft_model(**batch).loss.backward()
+    for key, value in adapter_gradients(peft_model).items():
+        torch.testing.assert_close(gradients[key], value, rtol=1e-3, atol=1e-6)
+
+
+def test_an_adapter_that_does_not_fit_is_refused_as_a_start(tiny: Tiny) -> None:
+    cut = cut_adapter(tiny)
+    name = next(name for name in cut.tensors if "lora_A" in name)
+    tensors = {key: value for key, value in cut.tensors.items() if key != name}
+    with pytest.raises(RequestError, match="cannot start from the adapter") as caught:
+        list(FusedEngine(*tiny, CONFIG).train([HEALED], {"cut": replace(cut, tensors=tensors)}))
+    assert name in str(caught.value)
+    assert not any("lora" in each for each, _ in tiny[0].model.named_modules())

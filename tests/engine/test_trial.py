@@ -10,9 +10,17 @@ TRIAL = Trial(rank=8, seed=1, learning_rate=2e-4, lora_alpha=16)
 
 def test_a_name_tells_rank_rate_and_seed_apart() -> None:
     assert TRIAL.name == "r8-lr0.0002-seed1"
-    changed = [{"rank": 4}, {"seed": 0}, {"learning_rate": 2.5e-4}]
+    changed = [
+        {"rank": 4},
+        {"seed": 0},
+        {"learning_rate": 2.5e-4},
+        {"starts_from": "r8-lr0.001-seed1"},
+        {"starts_from": "r8-lr0.001-seed0"},
+        {"share_of_steps": 0.1},
+        {"share_of_steps": 0.1, "starts_from": "r8-lr0.001-seed0"},
+    ]
     names = {replace(TRIAL, **change).name for change in changed}  # type: ignore[arg-type]
-    assert len(names | {TRIAL.name}) == 4
+    assert len(names | {TRIAL.name}) == 8
 
 
 def test_a_diverged_trial_has_the_columns_of_evidence_and_no_rows() -> None:

@@ -1,6 +1,7 @@
 """The engine of a request; truncation over an engine that records calls and scores by rank."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +27,11 @@ class RecordingEngine:
         self.trained: list[Trial] = []
         self.scored: list[list[int]] = []
 
-    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+    def train(
+        self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
+    ) -> Iterator[FinishedTrial]:
         self.trained += trials
+        self.starts = dict(starts or {})
         for trial in trials:
             yield finished(trial=trial)
 
@@ -53,6 +57,17 @@ def test_truncations_of_one_adapter_are_scored_together(tmp_path: Path) -> None:
     for result in results[1:]:
         assert (result.train_seconds, result.pack_size, result.diverged) == (0.0, 1, False)
         assert result.evidence["loss"].tolist() == [1.0 / result.trial.rank]
+
+
+def test_the_adapter_that_a_trial_starts_from_is_read(tmp_path: Path) -> None:
+    cut = make_adapter(rank=4, dtype=torch.float32)
+    write_adapter(cut, tmp_path / "cut")
+    inner = RecordingEngine()
+    engine = TruncatingEngine(inner, lambda name: tmp_path / name)
+    list(engine.train([trial(8), replace(trial(4), starts_from="cut")]))
+    assert list(inner.starts) == ["cut"]
+    for name, value in cut.tensors.items():
+        assert torch.equal(inner.starts["cut"].tensors[name], value)
 
 
 def test_a_truncated_adapter_is_the_best_of_its_rank(tmp_path: Path) -> None:

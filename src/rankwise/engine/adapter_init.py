@@ -13,12 +13,13 @@ from transformers import set_seed
 
 from rankwise.engine.config import BASE_CHANGING_INITS
 from rankwise.engine.trial import Trial
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RankwiseError, RequestError, some
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries, reinitialize
 
 EVA_BATCH = 64  # examples in each step of EVA's incremental decomposition
+RANK_SETTINGS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 MAX_EVA_STEPS = 500  # after so many, the data have fewer distinct directions than the rank
 
 
@@ -35,8 +36,9 @@ def attach_adapter(
     use_dora: bool = False,
     init: str = "default",
     lora_dropout: float = 0.0,
+    start: Adapter | None = None,
 ) -> PeftModel:
-    """Attach an untrained adapter to the base; ``unload()`` of the result detaches it.
+    """Attach an adapter to the base for training; ``unload()`` of the result detaches it.
 
     Args:
         base: base without adapters.
@@ -45,6 +47,10 @@ def attach_adapter(
         use_dora: see `rankwise.engine.config.TrainingConfig`.
         init: see there too. EVA's values need data: `initialize_from_data` sets them afterwards.
         lora_dropout: see there too.
+        start: adapter whose values, ranks and alphas replace those of the seed and of ``init``.
+
+    Raises:
+        RequestError: the adapter has other tensors than one of this base would have.
     """
     model = base.model
     for name, state in saved.items():
@@ -66,7 +72,20 @@ def attach_adapter(
         target_modules=list(base.targets),
         modules_to_save=list(base.trained_in_full) or None,
     )
-    return peft.get_peft_model(model, config)
+    if start is None:
+        return peft.get_peft_model(model, config)
+    for name in RANK_SETTINGS:
+        setattr(config, name, start.config.get(name, getattr(config, name)))
+    config.init_lora_weights = True
+    attached = peft.get_peft_model(model, config)
+    if difference := adapter_state(attached).keys() ^ start.tensors.keys():
+        attached.unload()
+        raise RequestError(
+            f"training cannot start from the adapter: it and a new adapter of {base.name!r} differ "
+            f"in {some(sorted(difference))}"
+        )
+    peft.set_peft_model_state_dict(attached, dict(start.tensors))
+    return attached
 
 
 def untrained_adapter(base: BaseModel) -> Adapter:

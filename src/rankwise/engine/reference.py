@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from torch import nn
 
 from rankwise.engine import adapter_init
 from rankwise.engine.batches import EpochSampler, epoch_batches, longest_rows
-from rankwise.engine.config import BASE_CHANGING_INITS, TrainingConfig
+from rankwise.engine.config import BASE_CHANGING_INITS, InitName, TrainingConfig
 from rankwise.engine.evaluate import evaluate
 from rankwise.engine.micro_batches import MicroBatchTrainer, split_batch
 from rankwise.engine.peak_memory import optimizer_states, peak_live_bytes
-from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS, total_steps, warmup_steps
+from rankwise.engine.schedule import OPTIMIZERS, SCHEDULERS, trial_steps, warmup_steps
 from rankwise.engine.trial import FinishedTrial, Trial, no_evidence, share_of_training
 from rankwise.errors import RequestError
 from rankwise.lora.adapter import Adapter
@@ -72,7 +72,6 @@ class ReferenceEngine:
         self.held_out = held_out
         self.config = config
         self.on_work = on_work
-        self.total_steps = total_steps(config, train)
         self.train_share = share_of_training(config, train, held_out)
         self._saved = adapter_init.saved_modules(base)
         has_checkpointing = getattr(base.model, "supports_gradient_checkpointing", False)
@@ -84,11 +83,14 @@ class ReferenceEngine:
             problem = f"precision 'fp16' on {base.device} needs the fused engine"
             raise RequestError(f"{problem}; take --precision bf16 or fp32")
 
-    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+    def train(
+        self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
+    ) -> Iterator[FinishedTrial]:
         """Train the trials one after another."""
         for trial in trials:
             what, changes = self._memory_advice(trial)
-            yield _fitting(partial(self._train_apart, trial), what, changes)
+            start = (starts or {})[trial.starts_from] if trial.starts_from else None
+            yield _fitting(partial(self._train_apart, trial, start), what, changes)
 
     def score(
         self, adapters: Sequence[Adapter], examples: Encoded | None = None
@@ -133,33 +135,35 @@ class ReferenceEngine:
         changes = f"add {' or '.join(options)}, or lower --max-length or the largest rank"
         return f"one trial of rank {trial.rank} with {at_once}", changes
 
-    def _train_apart(self, trial: Trial) -> FinishedTrial:
+    def _train_apart(self, trial: Trial, start: Adapter | None) -> FinishedTrial:
         """Train a trial, and leave nothing of it in the base."""
-        with self._machine(), adapter_init.base_restored(self.base, self.config.init):
-            return self._train_one(trial)
+        init = self.config.init if start is None else "default"
+        with self._machine(), adapter_init.base_restored(self.base, init):
+            return self._train_one(trial, init, start)
 
-    def _train_one(self, trial: Trial) -> FinishedTrial:
+    def _train_one(self, trial: Trial, init: InitName, start: Adapter | None) -> FinishedTrial:
         config, base = self.config, self.base
         model = adapter_init.attach_adapter(
-            base, trial, self._saved, config.use_dora, config.init, config.lora_dropout
+            base, trial, self._saved, config.use_dora, init, config.lora_dropout, start
         )
+        steps = trial_steps(config, trial, self.examples)
         try:
-            if config.init == "eva":
+            if init == "eva":
                 self._initialize_from_data(model, trial)
             initial = _copied_state(model)
-            record = _StepRecord(lambda: self.on_work(self.train_share / self.total_steps))
+            record = _StepRecord(lambda: self.on_work(self.train_share / steps))
             optimizer, cuda_peak = self._run_trainer(model, trial, record)
             trained = _copied_state(model)
             adapter = Adapter(trained, adapter_init.json_config(model))
-            if config.init in BASE_CHANGING_INITS and not record.diverged:
+            if init in BASE_CHANGING_INITS and not record.diverged:
                 adapter = for_original_base(adapter, Adapter(initial, adapter.config))
-            start = time.perf_counter()
+            began = time.perf_counter()
             evidence = no_evidence()
             if not record.diverged:
                 score = partial(evaluate, model, base.tokenizer, self.held_out, base.objective)
                 evidence = _fitting(score, *_scoring_advice(self.held_out))
-            eval_seconds = time.perf_counter() - start
-            self.on_work(1.0 - self.train_share * len(record.steps) / self.total_steps)
+            eval_seconds = time.perf_counter() - began
+            self.on_work(1.0 - self.train_share * len(record.steps) / steps)
             diverged = record.diverged or not bool(evidence["loss"].map(math.isfinite).all())
             peak = self._peak_memory(model, optimizer) if cuda_peak is None else cuda_peak
             return FinishedTrial(
@@ -236,19 +240,19 @@ class ReferenceEngine:
         return collator([self.examples.features(row) for row in rows])
 
     def _arguments(self, trial: Trial, scratch: str) -> transformers.TrainingArguments:
-        config = self.config
+        config, steps = self.config, trial_steps(self.config, trial, self.examples)
         device, dtype = self.base.device, self.base.compute_dtype
         arguments = transformers.TrainingArguments(
             output_dir=scratch,
             learning_rate=trial.learning_rate,
             num_train_epochs=config.epochs,
-            max_steps=config.max_steps or -1,
+            max_steps=steps if trial.share_of_steps is not None else config.max_steps or -1,
             per_device_train_batch_size=config.batch_size,
             optim=OPTIMIZERS[config.optimizer],
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             lr_scheduler_type=SCHEDULERS[config.lr_scheduler],
-            warmup_steps=warmup_steps(config, self.total_steps),
+            warmup_steps=warmup_steps(config, steps),
             seed=trial.seed,
             bf16=dtype == torch.bfloat16 and device.type != "mps",
             fp16=dtype == torch.float16 and device.type == "cuda",  # with loss scaling

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sized
 
 from rankwise.engine.config import OptimizerName, SchedulerName, TrainingConfig
+from rankwise.engine.trial import Trial
 
 OPTIMIZERS: dict[OptimizerName, str] = {
     "adamw": "adamw_torch_fused",  # one kernel for each tensor
@@ -26,6 +27,12 @@ def steps_per_epoch(config: TrainingConfig, examples: Sized) -> int:
 def total_steps(config: TrainingConfig, examples: Sized) -> int:
     """Return the optimizer steps of a trial: ``max_steps``, or those of all epochs."""
     return config.max_steps or config.epochs * steps_per_epoch(config, examples)
+
+
+def trial_steps(config: TrainingConfig, trial: Trial, examples: Sized) -> int:
+    """Return the optimizer steps of one trial, which may be a share of all; at least one."""
+    steps = total_steps(config, examples)
+    return steps if trial.share_of_steps is None else math.ceil(trial.share_of_steps * steps)
 
 
 def warmup_steps(config: TrainingConfig, steps: int) -> int:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One adapter to train once, or to truncate from a trained one."""
+    """One adapter to train once, or to truncate from a trained one.
+
+    Training starts from values drawn from the seed or, with ``starts_from``, from an adapter that
+    exists; ranks and alphas are then that adapter's.
+    """
 
     rank: int
     seed: int  # of the head, the adapter's initial values and the data order
@@ -25,11 +29,16 @@ class Trial:
     lora_alpha: float
     use_rslora: bool = False  # scaling is lora_alpha / sqrt(r) instead of lora_alpha / r
     truncated_from: str | None = None  # trial whose adapter is truncated; None to train
+    starts_from: str | None = None  # trial whose adapter training starts from; None for a new one
+    share_of_steps: float | None = None  # of the settings' optimizer steps; None for all of them
 
     @property
     def name(self) -> str:
         """Name of the trial's directory, unique within a sweep."""
-        return f"r{self.rank}-lr{self.learning_rate:g}-seed{self.seed}"
+        name = f"r{self.rank}-lr{self.learning_rate:g}-seed{self.seed}"
+        if self.share_of_steps is not None:
+            name += f"-steps{self.share_of_steps:g}"
+        return name if self.starts_from is None else f"{name}-from-{self.starts_from}"
 
 
 @dataclass(kw_only=True)
@@ -110,8 +119,15 @@ class Engine(Protocol):
         """Number of trials that train at once; it may fall while the engine trains."""
         ...
 
-    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Train every trial and yield each as soon as it is finished, in any order."""
+    def train(
+        self, trials: Sequence[Trial], starts: "Mapping[str, Adapter] | None" = None
+    ) -> Iterator[FinishedTrial]:
+        """Train every trial and yield each as soon as it is finished, in any order.
+
+        Args:
+            trials: the trials.
+            starts: the adapters that trials start from, by the names in ``starts_from``.
+        """
         ...
 
     def score(

@@ -258,7 +258,7 @@ def _trial_files(finished: FinishedTrial, settings: Mapping[str, Any]) -> dict[s
     """Return the contents of a trial's files by their paths in its directory."""
     from safetensors.torch import save
 
-    # truncated_from is None, and left out, for a trained adapter.
+    # What a trial was made from is left out where it is None.
     trial = {name: value for name, value in asdict(finished.trial).items() if value is not None}
     weights = save(finished.adapter, metadata={"format": "pt"})
     rows = [*finished.steps, _summary(finished, adapter_bytes=len(weights))]

@@ -49,6 +49,7 @@ class TrialRecord:
     lora_alpha: float
     use_rslora: bool
     truncated_from: str | None = None
+    starts_from: str | None = None
     step: int
     diverged: bool
     eval_loss: float

@@ -1,7 +1,7 @@
 """The engine that a sweep trains with, and one around it that truncates trained adapters."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
+from rankwise.lora.adapter import Adapter
 from rankwise.lora.files import read_adapter
 from rankwise.lora.spectra import spectrum
 from rankwise.lora.truncation import truncate
@@ -58,9 +59,19 @@ class TruncatingEngine:
         """Number of trials that train at once."""
         return self.engine.pack_size
 
-    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Train or truncate every trial, and yield each when it is finished."""
-        yield from self.engine.train([trial for trial in trials if trial.truncated_from is None])
+    def train(
+        self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
+    ) -> Iterator[FinishedTrial]:
+        """Train or truncate every trial, and yield each when it is finished.
+
+        The adapters that trials start from are read here.
+        """
+        to_train = [trial for trial in trials if trial.truncated_from is None]
+        read = dict(starts or {})
+        for trial in to_train:
+            if trial.starts_from is not None:
+                read[trial.starts_from] = read_adapter(self.adapter_directory(trial.starts_from))
+        yield from self.engine.train(to_train, read)
         for source, truncations in groupby(trials, key=lambda trial: trial.truncated_from):
             if source is not None:
                 yield from self._truncate(self.adapter_directory(source), list(truncations))

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
@@ -83,6 +83,7 @@ class FusedEngine:
         self._alone = AloneCosts(self.loop)
         self._keeper = Keeper(checkpoints, config.checkpoint_minutes, self.progress.note)
         self._saved = saved_modules(base)
+        self._starts: Mapping[str, Adapter] = {}
         self._reported: dict[str, float] = {}
         self.checkpointing = keeps_inputs_alone(base.model, config.gradient_checkpointing)
         self._report_lock = threading.Lock()
@@ -93,12 +94,15 @@ class FusedEngine:
         """Number of trials that train together, fewer once memory did not suffice."""
         return self.limits.pack_size
 
-    def train(self, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
+    def train(
+        self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
+    ) -> Iterator[FinishedTrial]:
         """Train the trials pack by pack, in the given order.
 
         Raises:
             RankwiseError: a single trial with a single example does not fit the device.
         """
+        self._starts = starts or {}
         waiting = list(trials)
         while waiting:
             with quiet_libraries():
@@ -171,7 +175,8 @@ class FusedEngine:
 
     def _training_state(self, trial: Trial) -> TrainingState:
         """Return a new trial, or one that goes on from where it was kept."""
-        state = TrainingState(trial, self.base, self._saved, self.config, self.examples)
+        start = self._starts[trial.starts_from] if trial.starts_from else None
+        state = TrainingState(trial, self.base, self._saved, self.config, self.examples, start)
         saved = self._keeper.read(trial.name)
         if saved is not None:
             restore(state, saved)

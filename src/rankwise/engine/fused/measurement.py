@@ -52,15 +52,14 @@ class AloneCosts:
 
     def seconds(self, model: PackedModel, states: Sequence[TrainingState]) -> list[float]:
         """Return the seconds that each trial would take alone, on all cores."""
-        shares = [len(state.steps) / state.total_steps for state in states]
         of_new_ranks = {state.trial.rank: state for state in states}
         for rank in self._paces:
             of_new_ranks.pop(rank, None)
         self._paces |= self._measured_paces(model, of_new_ranks)
-        epochs = states[0].total_steps / states[0].steps_per_epoch
-        tokens = epochs * sum(self.loop.examples.lengths)
+        tokens = sum(self.loop.examples.lengths)
+        epochs = [len(state.steps) / state.steps_per_epoch for state in states]
         paces = [self._paces[state.trial.rank] for state in states]
-        return [share * tokens * pace for share, pace in zip(shares, paces, strict=True)]
+        return [part * tokens * pace for part, pace in zip(epochs, paces, strict=True)]
 
     def _measured_paces(
         self, model: PackedModel, states: Mapping[int, TrainingState]

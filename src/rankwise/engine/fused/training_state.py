@@ -1,7 +1,6 @@
 """State of one trial: its parameters, optimizer, data order and figures while it trains."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from rankwise.engine.fused.optimizer import (
     Part,
     first_numbers,
 )
-from rankwise.engine.schedule import rate_factors, steps_per_epoch, total_steps
+from rankwise.engine.schedule import rate_factors, steps_per_epoch, trial_steps
 from rankwise.engine.trial import Trial, no_evidence
 from rankwise.lora.adapter import PEFT_PREFIX, Adapter, factor_pairs
 from rankwise.models.base_model import BaseModel
@@ -62,6 +61,7 @@ class TrainingState:
         saved: Mapping[str, Mapping[str, torch.Tensor]],
         config: TrainingConfig,
         examples: Encoded,
+        start: Adapter | None = None,
     ) -> None:
         self.trial = trial
         self.config = config
@@ -72,27 +72,32 @@ class TrainingState:
         self.diverged = False
         self.seconds = 0.0
         self.evidence = no_evidence()
-        self.total_steps = total_steps(config, examples)
+        self.total_steps = trial_steps(config, trial, examples)
         self.steps_per_epoch = steps_per_epoch(config, examples)
         self._rate_factor_of = rate_factors(config, self.total_steps)
         self._epoch = -1
         self._epoch_batches: list[list[int]] = []
-        initial = self._draw_initial_values(base, saved)
+        initial = self._initial_values(base, saved, start)
         parts = self._allocate(list(base.targets), initial)
         self.optimizer: FlatOptimizer = OPTIMIZERS[config.optimizer](self.flat, parts)
         self.scales_losses = base.compute_dtype == torch.float16
         self.numbers = first_numbers(self.scales_losses, self.flat.device)
 
-    def _draw_initial_values(
-        self, base: BaseModel, saved: Mapping[str, Mapping[str, torch.Tensor]]
+    def _initial_values(
+        self,
+        base: BaseModel,
+        saved: Mapping[str, Mapping[str, torch.Tensor]],
+        start: Adapter | None,
     ) -> dict[str, torch.Tensor]:
-        """Return the adapter that PEFT draws from the seed, and keep its config and the head."""
+        """Return the adapter as PEFT attaches it, and keep its config, scalings and the head."""
         config = self.config
         model = attach_adapter(
-            base, self.trial, saved, init=config.init, lora_dropout=config.lora_dropout
+            base, self.trial, saved, init=config.init, lora_dropout=config.lora_dropout, start=start
         )
         try:
             self.adapter_config = json_config(model)
+            layers: dict[str, Any] = {n: base.model.get_submodule(n) for n in base.targets}
+            self._scalings = {name: layer.scaling["default"] for name, layer in layers.items()}
             self.head: dict[str, nn.Module] = {}
             for name in base.trained_in_full:
                 wrapper: Any = base.model.get_submodule(name)
@@ -116,12 +121,10 @@ class TrainingState:
         self.flat, views, ends = _flat_copy([slow, fast, vectors], align)
         for key, parameter in parameters.items():
             parameter.data, parameter.grad = views[key]  # autograd adds to a gradient that exists
-        trial = self.trial
-        scaling = trial.lora_alpha / (math.sqrt(trial.rank) if trial.use_rslora else trial.rank)
         self.factors: dict[str, LoraFactors] = {}
         for name in targets:
             (a, a_grad), (bt, bt_grad) = views[_key(name, "A")], views[_key(name, "B")]
-            self.factors[name] = LoraFactors(a, bt, a_grad, bt_grad, scaling)
+            self.factors[name] = LoraFactors(a, bt, a_grad, bt_grad, self._scalings[name])
         return self._parts(ends)
 
     def _parts(self, ends: Sequence[int]) -> list[Part]:
