@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import RequestError
-from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.lora.alpha import carried_rate, first_rate, parse_alpha_policy
 
 
 @pytest.mark.parametrize("policy", ["r", "2r", "fixed:32", "fixed:0.5", "rslora", "rslora:8"])
@@ -40,3 +40,32 @@ def test_policy_names_are_normalized_and_whole_alphas_are_integers() -> None:
 def test_an_unknown_policy_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="allowed: r, 2r"):
         parse_alpha_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("policy", "at_rank_64"),  # for 1e-3 at rank 4, which is a 16th
+    [("r", 2.5e-4), ("2r", 2.5e-4), ("fixed:16", 1e-3), ("rslora", 5e-4), ("rslora:8", 5e-4)],
+)
+def test_a_learning_rate_is_carried_by_the_law_of_its_policy(
+    policy: str, at_rank_64: float
+) -> None:
+    """The law of arXiv 2602.06204: half a power of the rank, a quarter, or none."""
+    alpha = parse_alpha_policy(policy)
+    assert carried_rate(1e-3, 4, 64, alpha) == pytest.approx(at_rank_64)
+    assert carried_rate(at_rank_64, 64, 4, alpha) == pytest.approx(1e-3)
+    assert 1e-3 * (64 / 4) ** -alpha.rate_exponent == pytest.approx(at_rank_64)
+
+
+def test_first_rates_agree_with_their_sources() -> None:
+    for rank in (1, 8, 128):  # 3e-4 at lora_alpha 32, whatever the rank
+        assert first_rate(rank, parse_alpha_policy("fixed:32"), "CAUSAL_LM") == pytest.approx(
+            3e-4, rel=0.01
+        )
+    assert first_rate(4, parse_alpha_policy("r"), "SEQ_CLS") == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("policy", ["r", "2r", "fixed:16", "rslora"])
+def test_first_rates_obey_the_law(policy: str) -> None:
+    alpha = parse_alpha_policy(policy)
+    carried = carried_rate(first_rate(8, alpha, "SEQ_CLS"), 8, 32, alpha)
+    assert carried == pytest.approx(first_rate(32, alpha, "SEQ_CLS"))

@@ -1,4 +1,4 @@
-"""Alpha policies: how ``lora_alpha`` follows from the rank."""
+"""Alpha policies, and how the best learning rate follows from rank and ``lora_alpha``."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,13 @@ from rankwise.errors import RequestError, shown
 
 ALLOWED = "r, 2r, fixed:ALPHA (as in fixed:32), rslora or rslora:ALPHA"
 RSLORA_ALPHA = 16.0
+FIRST_RATE_CONSTANTS = {"SEQ_CLS": 2e-3, "CAUSAL_LM": 1.7e-3}
+"""``learning_rate * sqrt(scaling * rank)`` of a first guess, by PEFT's name of the task.
+
+Classification and regression: MiniLM-L6 on the built-in task (docs/learning-rate.md). Language
+models: 3e-4 at ``lora_alpha`` 32, the best rate of most of 35 models (tinker-cookbook,
+recipes/chat_sl/results/sft_sweep.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,48 @@ class AlphaPolicy:
     def scaling(self, rank: int) -> float:
         """Return the factor in front of ``B @ A``."""
         return self.alpha(rank) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    @property
+    def rate_exponent(self) -> float:
+        """The power of the rank by which the learning rate falls, see `carried_rate`."""
+        if self.use_rslora:
+            return 0.25
+        return 0.5 if self.multiple else 0.0
+
+
+def carried_rate(rate: float, from_rank: int, to_rank: int, policy: AlphaPolicy) -> float:
+    """Return the learning rate at one rank that corresponds to a rate at another rank.
+
+    ``rate * sqrt(scaling * rank)`` stays the same. This keeps the size of the adapter's change for
+    Adam with A drawn alike at every rank and B = 0 (Chen, Villar and Hayou 2026, "Learning Rate
+    Scaling across LoRA Ranks and Transfer to Full Finetuning", arXiv 2602.06204).
+    docs/learning-rate.md has measurements. It does not apply to initial values that are taken from
+    the base (PiSSA, OLoRA).
+
+    Args:
+        rate: the known learning rate.
+        from_rank: the rank that it belongs to.
+        to_rank: the rank that the result is for.
+        policy: gives ``lora_alpha`` at both ranks. The policy ``r`` also serves an adapter that
+            keeps its scaling, such as a truncated one.
+    """
+    return rate * math.sqrt(_speed(from_rank, policy) / _speed(to_rank, policy))
+
+
+def first_rate(rank: int, policy: AlphaPolicy, task_type: str) -> float:
+    """Return the learning rate to try first where none was searched.
+
+    Args:
+        rank: the rank to train.
+        policy: gives its ``lora_alpha``.
+        task_type: PEFT's name of the task, ``SEQ_CLS`` or ``CAUSAL_LM``.
+    """
+    return FIRST_RATE_CONSTANTS[task_type] / math.sqrt(_speed(rank, policy))
+
+
+def _speed(rank: int, policy: AlphaPolicy) -> float:
+    """Return how fast an adapter changes the layer, up to the square of the learning rate."""
+    return policy.scaling(rank) * rank
 
 
 def whole_as_int(alpha: float) -> float:
