@@ -154,7 +154,7 @@ def load_base(
     targets = find_targets(model, target_modules, trained_in_full)
     check_ranks(ranks, targets)
     if placed["dtype"] != torch.float32:
-        _compute_in_fp32([model.get_submodule(name) for name in trained_in_full])
+        compute_in_fp32([model.get_submodule(name) for name in trained_in_full])
     max_length = _max_length(model, tokenizer)
     return BaseModel(
         model, tokenizer, name, objective, new_modules, trained_in_full, targets, max_length
@@ -280,7 +280,7 @@ def _freeze(model: nn.Module) -> None:
     keep_as_loaded(model)
 
 
-def _compute_in_fp32(modules: Sequence[nn.Module]) -> None:
+def compute_in_fp32(modules: Sequence[nn.Module]) -> None:
     """Bring modules to fp32, and their inputs too.
 
     They are trained, and small updates would be lost in half precision; logits of a head would be

@@ -354,11 +354,11 @@ def quantized_bits(module: "nn.Module") -> int | None:
     """Return 4 or 8 for a quantised linear layer, None for any other module.
 
     A comparison by name does not import bitsandbytes. PEFT's adapters have the same class names,
-    but another module.
+    but another module. Layers that stand for quantised ones in a plan say so themselves.
     """
     kind = type(module)
     if not kind.__module__.startswith("bitsandbytes."):
-        return None
+        return getattr(kind, "planned_bits", None)
     return {"Linear4bit": 4, "Linear8bitLt": 8}.get(kind.__name__)
 
 
@@ -377,6 +377,9 @@ def dequantize_bnb(layer: Any) -> "Tensor":
     """Return the weight of a quantised layer, (d_out, d_in); 8-bit layers keep their own state."""
     from peft.utils.integrations import dequantize_bnb_weight
 
+    if hasattr(layer, "planned_bits"):
+        planned: Tensor = layer.dequantize(layer.dtype)
+        return planned
     weight: Tensor = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
     return weight
 

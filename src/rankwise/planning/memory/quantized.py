@@ -54,7 +54,8 @@ class QuantizedLinear(nn.Linear):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the weight (d_out, d_in)."""
-        return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+        any_parameter = next(self.parameters())  # on the device that stands for the layer's
+        return any_parameter.new_empty((self.out_features, self.in_features), dtype=dtype)
 
     def add_frozen(self, name: str, count: int, dtype: torch.dtype) -> None:
         """Add a frozen parameter of ``count`` numbers."""
@@ -64,6 +65,8 @@ class QuantizedLinear(nn.Linear):
 
 class NF4Linear(QuantizedLinear):
     """``Linear4bit`` of bitsandbytes with NF4, with or without double quantisation."""
+
+    planned_bits = 4
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool, double: bool) -> None:
         super().__init__(source, dtype, on_cpu)
@@ -82,7 +85,7 @@ class NF4Linear(QuantizedLinear):
         """Return the weight (d_out, d_in); double quantisation also allocates fp32 scales."""
         scales = None
         if self.is_nested:
-            scales = torch.empty(self.scales, dtype=torch.float32, device="meta")
+            scales = next(self.parameters()).new_empty(self.scales, dtype=torch.float32)
         weight = super().dequantize(dtype)
         del scales
         return weight
@@ -99,7 +102,7 @@ class _NF4MatMul(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: NF4Linear) -> Tensor:
         ctx.layer = layer
         if layer.on_cpu:
-            return torch.empty(*x.shape[:-1], layer.out_features, dtype=x.dtype, device="meta")
+            return x.new_empty((*x.shape[:-1], layer.out_features))
         return functional.linear(x, layer.dequantize(x.dtype), layer.bias)
 
     @staticmethod
@@ -113,6 +116,8 @@ class _NF4MatMul(torch.autograd.Function):
 
 class Int8Linear(QuantizedLinear):
     """``Linear8bitLt`` of bitsandbytes in training: default threshold, no outliers."""
+
+    planned_bits = 8
 
     def __init__(self, source: nn.Module, dtype: torch.dtype, on_cpu: bool) -> None:
         super().__init__(source, dtype, on_cpu)

@@ -179,7 +179,7 @@ def trace_step(
     return TracedStep(
         training=training,
         evaluation=evaluated,
-        resident=_resident(model, skeleton),
+        resident=resident_storages(model, skeleton),
         inputs=tuple(tensor.nbytes for tensor in inputs.values()),
         parameters=tuple(parameters),
         kernels=frozenset(kernels.chosen),
@@ -195,13 +195,13 @@ def _record(
     recorder = trace.Recorder({} if device.is_cpu else CUDA_SCRATCH, logit_classes(skeleton))
     recording = trace.recording(model, skeleton, inputs, recorder)
     with torch.set_grad_enabled(train), recording:
-        with _refusing(skeleton.meta.name):
+        with refusing(skeleton.meta.name):
             output = model(**inputs)
         if train:
             if getattr(output, "loss", None) is None:
                 raise RequestError(f"model {skeleton.meta.name!r} returns no loss; no plan for it")
             recorder.begin_backward()
-            with _refusing(skeleton.meta.name):
+            with refusing(skeleton.meta.name):
                 output.loss.backward()
             for parameter in model.parameters():
                 number = None if parameter.grad is None else recorder.number(parameter.grad)
@@ -213,7 +213,7 @@ def _record(
 
 
 @contextmanager
-def _refusing(name: str) -> Iterator[None]:
+def refusing(name: str) -> Iterator[None]:
     """Turn the errors of a model that does not take such inputs into refusals."""
     try:
         yield
@@ -228,7 +228,8 @@ def _refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-def _resident(model: Any, skeleton: Skeleton) -> tuple[ResidentStorage, ...]:
+def resident_storages(model: Any, skeleton: Skeleton) -> tuple[ResidentStorage, ...]:
+    """Return the storages of parameters and buffers, each once."""
     storages: dict[int, ResidentStorage] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         storage = tensor.untyped_storage()

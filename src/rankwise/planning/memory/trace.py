@@ -123,6 +123,11 @@ class Recorder(StorageTracker):
         )
         return Record(sizes, parts, events, tuple(self._marks))
 
+    def alive(self) -> list[int]:
+        """Return the numbers of the allocations that are not released."""
+        released = {~event for event in self.events if event < 0}
+        return [event for event in self.events if event >= 0 and event not in released]
+
     def begin_backward(self) -> None:
         """End the forward pass."""
         self._is_backward = True
