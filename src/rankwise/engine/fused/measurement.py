@@ -1,6 +1,5 @@
 """Memory and time of a trial alone, measured by thrown-away steps once for each rank."""
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +11,7 @@ from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.models.quantization import resident_tensors
 
-TIMING_STEPS = 3  # of one trial of each rank
+TIMING_STEPS = 3  # of one trial of each rank, on the same batch
 
 
 class AloneCosts:
@@ -66,20 +65,29 @@ class AloneCosts:
     ) -> dict[int, float]:
         """Return the seconds per token of a trial of each rank.
 
-        The trials take turns at steps spread over their training. The median ignores a delayed
-        step.
+        The trials take turns at steps on their most usual batch. The fastest of these counts:
+        other programs on the machine, and a first step, can only add to the time.
         """
-        lengths = self.loop.examples.lengths
+        batches = {rank: self._usual_batch(state) for rank, state in states.items()}
         paces: dict[int, list[float]] = {rank: [] for rank in states}
-        for turn in range(TIMING_STEPS):
+        for _ in range(TIMING_STEPS):
             for rank, state in states.items():
-                batch = state.batch(state.total_steps * turn // TIMING_STEPS)
                 start = time.perf_counter()
                 model.begin_step([state])
-                losses = self.loop.forward_backward(model, [state], [batch])
+                losses = self.loop.forward_backward(model, [state], [batches[rank]])
                 model.end_step()
                 step_all([state], losses)
                 synchronize(model.device)
-                tokens = sum(lengths[row] for row in batch)
-                paces[rank].append((time.perf_counter() - start) / tokens)
-        return {rank: statistics.median(seconds) for rank, seconds in paces.items()}
+                paces[rank].append((time.perf_counter() - start) / self._tokens(batches[rank]))
+        return {rank: min(seconds) for rank, seconds in paces.items()}
+
+    def _usual_batch(self, state: TrainingState) -> list[int]:
+        """Return the rows of the batch of a trial's first epoch nearest to the mean of tokens."""
+        batches = [
+            state.batch(step) for step in range(min(state.steps_per_epoch, state.total_steps))
+        ]
+        mean = sum(map(self._tokens, batches)) / len(batches)
+        return min(batches, key=lambda rows: abs(self._tokens(rows) - mean))
+
+    def _tokens(self, rows: Sequence[int]) -> int:
+        return sum(self.loop.examples.lengths[row] for row in rows)
