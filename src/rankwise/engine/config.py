@@ -1,7 +1,6 @@
 """Settings of training that all trials of a sweep share."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
@@ -151,9 +150,4 @@ class TrainingConfig(DeviceConfig):
             raise RequestError(
                 f"init {self.init!r} with use_dora: DoRA's magnitudes would not fit the original "
                 "base; give one of the two"
-            )
-        if self.optimizer == "adamw-8bit" and find_spec("bitsandbytes") is None:
-            raise RequestError(
-                "optimizer 'adamw-8bit' needs the package 'bitsandbytes': "
-                "pip install 'rankwise[qlora]', or take adamw"
             )
