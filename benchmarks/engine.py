@@ -248,7 +248,7 @@ def step_cost(
     with packed_model(base) as model:
 
         def step() -> None:
-            batches = [state.next_batch() for state in states]
+            batches = [state.batch(state.started) for state in states]
             step_all(states, engine.loop.forward_backward(model, states, batches))
 
         times = []

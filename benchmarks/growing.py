@@ -102,7 +102,7 @@ def train_from(
     with packed_model(base) as model:
         base.model.train()
         while not state.finished:
-            losses = engine.loop.forward_backward(model, [state], [state.next_batch()])
+            losses = engine.loop.forward_backward(model, [state], [state.batch(state.started)])
             step_all([state], losses)
     return Adapter(state.adapter(), state.adapter_config)
 

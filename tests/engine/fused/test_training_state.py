@@ -103,7 +103,7 @@ def test_figures_end_at_the_step_at_which_a_trial_diverged(tiny: Tiny) -> None:
     state = make_state(tiny)
     for _ in range(4):
         state.add_unread(torch.zeros(3))
-    assert state.next_batch() == state.batch(4)
+    assert state.started == 4
     assert not state.steps
     state.record([[0.5, 1.0, 1.0], [0.25, math.inf, 0.0], [math.nan] * 3, [math.nan] * 3])
     assert state.diverged and state.finished

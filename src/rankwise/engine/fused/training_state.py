@@ -169,10 +169,6 @@ class TrainingState:
         """Where the dropout masks of the next step come from."""
         return DropoutStream(self.trial.seed, self.started)
 
-    def next_batch(self) -> list[int]:
-        """Return the rows of the next step."""
-        return self.batch(self.started)
-
     def batch(self, step: int) -> list[int]:
         """Return the rows of a step's examples; the first step is 0."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
