@@ -17,6 +17,7 @@ from rankwise.errors import RankwiseError, RequestError
 from rankwise.formatting import plain_bytes
 from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
 from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.models.compat_loading import conversion_errors_named
 from rankwise.models.device import find_dtype, find_torch_device, precision_name
 from rankwise.models.files import check_model_files, load_arguments
 from rankwise.models.out_of_memory import OutOfMemory, attempt, free_memory
@@ -180,15 +181,16 @@ def _load_weights(
     from_gguf = "gguf_file" in options
     keep = trained_heads(task_type)
     while True:
-        model, info = auto_class.from_pretrained(
-            place,
-            **options,
-            use_safetensors=None if from_gguf else True,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **_quantization_arguments(quantization, keep, options),
-        )
+        with conversion_errors_named():
+            model, info = auto_class.from_pretrained(
+                place,
+                **options,
+                use_safetensors=None if from_gguf else True,
+                config=config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_quantization_arguments(quantization, keep, options),
+            )
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         new_modules = _topmost_modules(model, set(info["missing_keys"]) | mismatched)
         modules = {name: model.get_submodule(name).modules() for name in new_modules}

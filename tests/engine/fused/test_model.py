@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from rankwise.engine.adapter_init import saved_modules
-from rankwise.engine.fused.model import packed_model, unsupported_reason
+from rankwise.engine.fused.model import PackedModel, packed_model, unsupported_reason
 from rankwise.engine.fused.training_state import TrainingState
+from rankwise.errors import RankwiseError
 from rankwise.models.base_model import Loading, load_base
 from tests.engine.fused.stand_ins import grouped_mm
 from tests.engine.parity import CONFIG, TRIALS, Tiny, assert_logits_in_fp32
@@ -109,6 +110,19 @@ def test_a_base_that_cannot_run_packed_is_named_with_the_reason(
     assert reason_given is not None
     assert reason in reason_given
     assert "\n" not in reason_given
+
+
+def test_a_device_too_small_for_the_check_is_no_reason_for_the_other_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, train, _ = load_tiny("bert", tmp_path)
+
+    def too_much(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(PackedModel, "logits", too_much)
+    with pytest.raises(RankwiseError, match=r"a pass of two examples of up to .* does not fit"):
+        unsupported_reason(base, train)
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "mixtral", "qwen3_moe"])

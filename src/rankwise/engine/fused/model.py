@@ -35,6 +35,12 @@ from rankwise.engine.fused.segments import LoraSettings, Segments
 from rankwise.models.auto import first_position, position_tables
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import attention_implementation, quiet_libraries
+from rankwise.models.out_of_memory import (
+    OutOfMemory,
+    attempt,
+    is_out_of_memory,
+    too_little_memory,
+)
 from rankwise.models.quantization import computing_in_fp32
 from rankwise.tasks.base import Encoded
 
@@ -297,6 +303,9 @@ def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
 
     The final check is a run: the shortest example and one of median length, packed and padded, must
     give the same logits.
+
+    Raises:
+        RankwiseError: the device has too little memory for that run.
     """
     model = base.model
     head = find_head(model)
@@ -310,6 +319,17 @@ def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
         return f"{unfusable[0]} is a {type(model.get_submodule(unfusable[0])).__name__}"
     by_length = sorted(range(len(examples)), key=examples.lengths.__getitem__)
     two = examples.take([by_length[0], by_length[len(by_length) // 2]])
+    try:
+        return attempt(partial(_why_logits_differ, base, two))
+    except OutOfMemory as error:
+        what = f"a pass of two examples of up to {max(two.lengths)} tokens"
+        changes = "lower --max-length, or add --quantization nf4"
+        raise too_little_memory(error, base.device, what, changes) from None
+
+
+def _why_logits_differ(base: BaseModel, two: Encoded) -> str | None:
+    """Return why two examples, packed, do not give the logits of the padded ones, or None."""
+    model = base.model
     no_adapter = SimpleNamespace(factors={}, head={})
     was_training = model.training
     model.eval()
@@ -320,6 +340,8 @@ def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
                 with packed_model(base) as packed_base:
                     (logits,) = packed_base.logits([no_adapter], [two])  # (M, outputs)
             except Exception as error:  # models not made for packing raise anything
+                if is_out_of_memory(error):
+                    raise
                 kind = type(error).__name__
                 return f"{type(model).__name__} does not take packed sequences ({kind})"
     finally:
