@@ -1,10 +1,15 @@
 """Scores of truncations: the same as PEFT's."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from rankwise.engine import reference
+from rankwise.engine.fused.model import PackedModel
+from rankwise.errors import RequestError
 from rankwise.lora.files import read_adapter
 from rankwise.shrinking.config import ShrinkConfig
 from rankwise.shrinking.cuts import decompose, make_cuts, without_update
@@ -43,6 +48,31 @@ def test_the_reference_engine_scores_what_the_fused_one_cannot(lm: Path) -> None
     again = Scorer(scorer.base, other, scorer.examples, "fused")
     assert again.name == "reference"
     assert again.obstacle == "the adapter also has model.norm.weight"
+
+
+def test_an_adapter_that_peft_cannot_attach_is_refused(lm: Path) -> None:
+    adapter = read_adapter(lm / "adapter")
+    scorer = make_scorer(lm, "reference")
+    name, value = next((name, x) for name, x in adapter.tensors.items() if "lora_A" in name)
+    kept = {key: x for key, x in adapter.tensors.items() if key != name}
+    with pytest.raises(RequestError, match=r"^the adapter cannot be attached to base '.*': ."):
+        scorer.score([type(adapter)({**kept, name: value[:, 1:]}, adapter.config)], 0, 10)
+
+
+@pytest.mark.parametrize("engine", ["fused", "reference"])
+def test_an_error_in_scoring_is_not_blamed_on_the_adapter(
+    lm: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = read_adapter(lm / "adapter")
+    scorer = make_scorer(lm, engine)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(PackedModel, "measures", fail)
+    monkeypatch.setattr(reference, "evaluate", fail)
+    with pytest.raises(RuntimeError, match=r"^a kernel failed$"):
+        scorer.score([adapter], 0, 10)
 
 
 def test_an_adapters_own_weights_do_not_stay_in_the_base(lm: Path) -> None:

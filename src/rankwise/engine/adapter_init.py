@@ -17,6 +17,7 @@ from rankwise.errors import RankwiseError, RequestError, some
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries, reinitialize
+from rankwise.models.out_of_memory import is_out_of_memory
 
 EVA_BATCH = 64  # examples in each step of EVA's incremental decomposition
 RANK_SETTINGS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -86,6 +87,24 @@ def attach_adapter(
         )
     peft.set_peft_model_state_dict(attached, dict(start.tensors))
     return attached
+
+
+@contextmanager
+def attaching(base: BaseModel) -> Iterator[None]:
+    """Refuse a finished adapter that does not fit the base, in the ``with`` block that attaches it.
+
+    Raises:
+        RequestError: it does not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"the adapter cannot be attached to base {base.name!r}: {reason}"
+        ) from None
 
 
 def untrained_adapter(base: BaseModel) -> Adapter:

@@ -363,7 +363,8 @@ def _copied_state(model: PeftModel) -> dict[str, torch.Tensor]:
 def score_adapter(base: BaseModel, adapter: Path, examples: Encoded) -> pd.DataFrame:
     """Return evidence of the adapter in a directory, attached to the base as a user would do it."""
     with quiet_libraries():
-        model = PeftModel.from_pretrained(base.model, adapter)
+        with adapter_init.attaching(base):
+            model = PeftModel.from_pretrained(base.model, adapter)
         try:
             return evaluate(model, base.tokenizer, examples, base.objective)
         finally:

@@ -13,7 +13,6 @@ from rankwise.engine.config import EngineName, TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.trial import Engine
-from rankwise.errors import RequestError
 from rankwise.lora.adapter import FACTOR_NAME, PEFT_PREFIX, Adapter, factor_pairs
 from rankwise.lora.experts import WRAPPED
 from rankwise.models.base_model import BaseModel
@@ -65,20 +64,14 @@ class Scorer:
         """Return losses and scores of each adapter on the examples from start to stop, in order.
 
         Raises:
-            RequestError: PEFT cannot attach an adapter to the base.
+            RequestError: an adapter cannot be attached to the base, from the engine.
             RankwiseError: memory does not suffice, from the engine.
         """
         part = self.examples.take(range(start, stop))
         began = time.perf_counter()
         ready = [self._complete(adapter) for adapter in adapters]
-        try:
-            with _restored(self.base, adapters[0]):
-                frames = self._engine.score(ready, part)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RequestError(
-                f"the adapter cannot be attached to base {self.base.name!r}: {reason}"
-            ) from None
+        with _restored(self.base, adapters[0]):
+            frames = self._engine.score(ready, part)
         self.seconds += time.perf_counter() - began
         self.passes += len(adapters) * (stop - start)
         return [frame.set_index("example_id").loc[list(part.ids)] for frame in frames]

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from rankwise.engine.adapter_init import saved_modules
+from rankwise.engine.adapter_init import attaching, saved_modules
 from rankwise.engine.batches import longest_rows
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.evaluate import BATCH_TOKENS, Results, length_batches
@@ -114,7 +114,8 @@ class FusedEngine:
         self, adapters: Sequence[Adapter], examples: Encoded | None = None
     ) -> list[pd.DataFrame]:
         """Score adapters on examples, by default the held-out ones."""
-        eval_adapters = [EvalAdapter(self.base, adapter) for adapter in adapters]
+        with attaching(self.base):
+            eval_adapters = [EvalAdapter(self.base, adapter) for adapter in adapters]
         with self._packed_model() as model:
             chosen = self.held_out if examples is None else examples
             return self._repeated(partial(self._evaluate, model, eval_adapters, chosen))
