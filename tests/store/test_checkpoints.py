@@ -1,7 +1,9 @@
 """Checkpoints: written whole, read where they were written, removed when they are of no use."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,12 @@ HERE = Environment(
     versions={"torch": "2.13.0"}, platform="Linux", cpu_count=2, threads=2, device="cpu"
 )
 
+PLAIN = {"attention": "auto", "micro_batch_tokens": None}
 
-def saved(name: str, started: int, seed: int = 0) -> SavedTrial:
+
+def saved(
+    name: str, started: int, seed: int = 0, made_with: Mapping[str, Any] = PLAIN
+) -> SavedTrial:
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         "0": torch.randn(7, generator=generator),
@@ -24,7 +30,9 @@ def saved(name: str, started: int, seed: int = 0) -> SavedTrial:
         "2": torch.tensor(float(started), dtype=torch.float64),
     }
     steps = [{"step": 1, "train_loss": 0.1 + 0.2, "grad_norm": float("nan")}]
-    return SavedTrial(name, tensors, {"started": started, "steps": steps, "seconds": 1 / 3})
+    return SavedTrial(
+        name, tensors, {"started": started, "steps": steps, "seconds": 1 / 3}, made_with
+    )
 
 
 def assert_same(one: SavedTrial | None, other: SavedTrial) -> None:
@@ -46,20 +54,30 @@ def test_another_process_reads_what_was_written(directory: Path) -> None:
     first, second = saved("r4-lr0.001-seed0", 20), saved("r8-lr0.001-seed0", 20, seed=1)
     CheckpointDirectory(directory, HERE).write([first, second])
     later = CheckpointDirectory(directory, HERE)
-    assert_same(later.read(first.name), first)
-    assert_same(later.read(second.name), second)
-    assert later.read("r2-lr0.001-seed0") is None
+    assert_same(later.read(first.name, PLAIN), first)
+    assert_same(later.read(second.name, PLAIN), second)
+    assert later.read("r2-lr0.001-seed0", PLAIN) is None
 
 
 def test_the_latest_step_of_a_trial_counts(directory: Path) -> None:
     checkpoints = CheckpointDirectory(directory, HERE)
     checkpoints.write([saved("a", 10), saved("b", 10)])
     checkpoints.write([saved("b", 30)])
-    assert_same(checkpoints.read("b"), saved("b", 30))
-    assert_same(checkpoints.read("a"), saved("a", 10))
+    assert_same(checkpoints.read("b", PLAIN), saved("b", 30))
+    assert_same(checkpoints.read("a", PLAIN), saved("a", 10))
     checkpoints.write([saved("a", 40), saved("b", 40)])
     assert [path.name for path in directory.iterdir()] == ["a.safetensors"]
-    assert_same(checkpoints.read("b"), saved("b", 40))
+    assert_same(checkpoints.read("b", PLAIN), saved("b", 40))
+
+
+def test_a_trial_made_with_other_settings_is_left_aside(directory: Path) -> None:
+    other = {**PLAIN, "attention": "blocks"}
+    checkpoints = CheckpointDirectory(directory, HERE)
+    checkpoints.write([saved("a", 30), saved("b", 30)])
+    assert checkpoints.read("b", other) is None
+    checkpoints.write([saved("b", 10, made_with=other)])
+    assert_same(checkpoints.read("b", other), saved("b", 10))  # not the later step of the other
+    assert_same(checkpoints.read("b", PLAIN), saved("b", 30))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +92,7 @@ def test_another_kind_of_machine_ignores_and_removes(
     directory: Path, elsewhere: Environment
 ) -> None:
     CheckpointDirectory(directory, HERE).write([saved("a", 10)])
-    assert CheckpointDirectory(directory, elsewhere).read("a") is None
+    assert CheckpointDirectory(directory, elsewhere).read("a", PLAIN) is None
     assert not list(directory.iterdir())
 
 
@@ -83,7 +101,7 @@ def test_a_broken_file_is_ignored_and_removed(directory: Path) -> None:
     checkpoints.write([saved("a", 10)])
     (path,) = directory.iterdir()
     path.write_bytes(path.read_bytes()[:-4])
-    assert checkpoints.read("a") is None
+    assert checkpoints.read("a", PLAIN) is None
     assert not list(directory.iterdir())
 
 
@@ -92,7 +110,7 @@ def test_a_file_that_a_killed_process_was_writing_is_removed(directory: Path) ->
     (directory / ".partial-b.safetensors").write_bytes(b"half")
     again = CheckpointDirectory(directory, HERE)
     assert [path.name for path in directory.iterdir()] == ["a.safetensors"]
-    assert_same(again.read("a"), saved("a", 10))
+    assert_same(again.read("a", PLAIN), saved("a", 10))
 
 
 def test_files_go_with_the_last_of_their_trials(directory: Path) -> None:

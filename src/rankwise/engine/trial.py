@@ -70,11 +70,13 @@ class SavedTrial:
         name: the trial's name, unique within a sweep.
         tensors: parameters, optimizer states and what else changes on the device, on the CPU.
         progress: number of steps (``started``), their figures, seconds: what JSON can hold.
+        made_with: the settings of the machine that decide how sums round.
     """
 
     name: str
     tensors: "Mapping[str, torch.Tensor]"
     progress: Mapping[str, Any]
+    made_with: Mapping[str, Any]
 
 
 class TrainingProgress(Protocol):
@@ -106,8 +108,8 @@ class Checkpoints(Protocol):
         """Keep trials that share passes, all or none, in place of what was kept of them before."""
         ...
 
-    def read(self, name: str) -> SavedTrial | None:
-        """Return the trial of a name as it was kept last; None if it was not."""
+    def read(self, name: str, made_with: Mapping[str, Any]) -> SavedTrial | None:
+        """Return the trial of a name at its last step kept with these settings; None if none is."""
         ...
 
 

@@ -18,8 +18,8 @@ class CheckpointDirectory:
     """A directory of trials in training, a file for those that share passes.
 
     A file is written under a temporary name and renamed, so it holds all its trials at the same
-    step. It is read only with the versions and on the kind of machine that wrote it: elsewhere sums
-    round differently, and the trial would be neither the one nor the other.
+    step. It is read only with the settings and versions and on the kind of machine that wrote it:
+    otherwise sums round differently, and the trial would be neither the one nor the other.
 
     Args:
         directory: made when the first file is written, removed with the last; used by one process
@@ -46,12 +46,13 @@ class CheckpointDirectory:
         tensors = {
             f"{each.name}/{key}": value for each in saved for key, value in each.tensors.items()
         }
-        content = json.dumps({"environment": self._environment, "trials": trials})
+        made_with = dict(saved[0].made_with)
+        content = {"environment": self._environment, "made_with": made_with, "trials": trials}
         path = self.directory / f"{saved[0].name}.safetensors"
         partial = path.with_name(f".partial-{path.name}")
         try:
             self.directory.mkdir(exist_ok=True)
-            save_file(tensors, partial, {"rankwise": content})
+            save_file(tensors, partial, {"rankwise": json.dumps(content)})
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -62,12 +63,15 @@ class CheckpointDirectory:
             raise RankwiseError(f"cannot write {str(path)!r}: {reason}") from None
         self._remove_covered(path, set(trials))
 
-    def read(self, name: str) -> SavedTrial | None:
-        """Return the trial of a name as it was kept last; None if it was not kept, or elsewhere."""
+    def read(self, name: str, made_with: Mapping[str, Any]) -> SavedTrial | None:
+        """Return the trial of a name at its last step kept; None if it was not kept here.
+
+        A file made with other settings is left where it is, and is not read.
+        """
         found = [
             (content["trials"][name]["started"], path, content["trials"][name])
             for path, content in self._files().items()
-            if name in content["trials"]
+            if name in content["trials"] and content.get("made_with") == made_with
         ]
         if not found:
             return None
@@ -79,7 +83,7 @@ class CheckpointDirectory:
             keys = set(file.keys())
             own = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
             tensors = {short: file.get_tensor(key) for short, key in own.items()}
-        return SavedTrial(name, tensors, progress)
+        return SavedTrial(name, tensors, progress, made_with)
 
     def forget(self, complete: Collection[str]) -> None:
         """Remove the files whose trials are all complete."""

@@ -1,9 +1,10 @@
 """Trials that were saved between two steps go on as if they had never stopped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from rankwise.engine.fused.loop import TrainingLoop
 from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.optimizer import read_figures, step_all
 from rankwise.engine.fused.out_of_memory import Limits
-from rankwise.engine.fused.saved_trials import restore, saved_trials
+from rankwise.engine.fused.saved_trials import Keeper, made_with, restore, saved_trials
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.trial import FinishedTrial, SavedTrial
 from rankwise.errors import RankwiseError
@@ -43,8 +44,9 @@ class InMemory:
         if len(self.written) == self.stop_after:
             raise KeyboardInterrupt
 
-    def read(self, name: str) -> SavedTrial | None:
-        found = [each[name] for each in self.written if name in each]
+    def read(self, name: str, made_with: Mapping[str, Any]) -> SavedTrial | None:
+        copies = [each[name] for each in self.written if name in each]
+        found = [each for each in copies if each.made_with == made_with]
         return found[-1] if found else None
 
 
@@ -79,7 +81,9 @@ def test_an_interrupted_pack_ends_the_same_to_the_bit(
             list(engine.train(TRIALS[:2]))
         stopped.stop_after = None
         steps = [
-            saved.progress["started"] for trial in TRIALS[:2] if (saved := stopped.read(trial.name))
+            saved.progress["started"]
+            for trial in TRIALS[:2]
+            if (saved := stopped.read(trial.name, made_with(config)))
         ]
         assert steps and all(0 < step < 50 for step in steps)
         progress = Recorded()
@@ -120,7 +124,7 @@ def test_saving_does_not_change_a_trial_and_copies_it(tiny: Tiny) -> None:
     with packed_model(base) as model:
 
         def step(state: TrainingState) -> None:
-            step_all([state], loop.forward_backward(model, [state], [state.next_batch()]))
+            step_all([state], loop.forward_backward(model, [state], [state.batch(state.started)]))
 
         for _ in range(3):
             step(state)
@@ -157,6 +161,41 @@ def test_nothing_is_kept_before_the_interval_is_over(tiny: Tiny) -> None:
     )
     list(engine.train(TRIALS[:1]))
     assert kept.written == []
+
+
+@pytest.mark.parametrize("written_last", ["in memory", "checkpoint"])
+def test_the_newest_copy_of_a_trial_counts(tiny: Tiny, written_last: str) -> None:
+    """A pack that was halved leaves copies in memory, and its halves are written later on."""
+    base, train, _ = tiny
+    kept, notes = InMemory(), []
+    keeper = Keeper(kept, 1e-9, notes.append)
+    state = TrainingState(TRIALS[0], base, saved_modules(base), CONFIG, train)
+    keeper.begin([state])
+    keep = [keeper.set_aside, keeper.after_step]
+    for save in keep if written_last == "checkpoint" else reversed(keep):
+        state.add_unread(torch.ones(3))
+        save([state])
+    newest = keeper.read(TRIALS[0].name, CONFIG)
+    assert newest is not None
+    assert newest.progress["started"] == 2
+    assert len(notes) == (written_last == "checkpoint")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"attention": "blocks"}, {"micro_batch_tokens": 64}], ids=["attention", "passes"]
+)
+def test_a_trial_kept_with_other_settings_starts_again(tiny: Tiny, changed: dict[str, Any]) -> None:
+    base, train, held_out = tiny
+    stopped = InMemory(stop_after=20)
+    with pytest.raises(KeyboardInterrupt):
+        list(FusedEngine(base, train, held_out, EACH_STEP, checkpoints=stopped).train(TRIALS[:1]))
+    stopped.stop_after = None
+    progress, config = Recorded(), replace(EACH_STEP, **changed)
+    engine = FusedEngine(base, train, held_out, config, progress, checkpoints=stopped)
+    (resumed,) = engine.train(TRIALS[:1])
+    (whole,) = FusedEngine(base, train, held_out, config).train(TRIALS[:1])
+    assert_identical(resumed, whole)
+    assert not progress.notes
 
 
 @pytest.mark.gpu

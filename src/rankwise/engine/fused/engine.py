@@ -178,7 +178,7 @@ class FusedEngine:
         """Return a new trial, or one that goes on from where it was kept."""
         start = self._starts[trial.starts_from] if trial.starts_from else None
         state = TrainingState(trial, self.base, self._saved, self.config, self.examples, start)
-        saved = self._keeper.read(trial.name)
+        saved = self._keeper.read(trial.name, self.config)
         if saved is not None:
             restore(state, saved)
             self._report(state, self.train_share * len(state.steps) / state.total_steps)

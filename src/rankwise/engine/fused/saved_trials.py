@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.optimizer import read_figures
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.trial import Checkpoints, SavedTrial
 from rankwise.errors import RankwiseError
+
+ROUNDING = ("attention", "gradient_checkpointing", "micro_batch_tokens")
 
 
 class Keeper:
@@ -45,18 +49,21 @@ class Keeper:
         saved = saved_trials(states)
         self._in_memory.update((each.name, each) for each in saved)
         middle = (len(saved) + 1) // 2
-        for half in (saved[:middle], saved[middle:]):
+        # The first half takes the place of the file that holds all of them, so it comes last.
+        for half in (saved[middle:], saved[:middle]):
             if half:
                 self._write(half)
 
-    def read(self, name: str) -> SavedTrial | None:
-        """Return a trial as it was kept last; None if it was not."""
-        if name in self._in_memory or self._checkpoints is None:
-            return self._in_memory.get(name)
-        saved = self._checkpoints.read(name)
-        if saved is not None:
-            self._note(f"{name} goes on after step {saved.progress['started']}, its checkpoint")
-        return saved
+    def read(self, name: str, config: TrainingConfig) -> SavedTrial | None:
+        """Return a trial at the last step that was kept; None if none was with these settings."""
+        in_memory, kept = self._in_memory.get(name), None
+        if self._checkpoints is not None:
+            kept = self._checkpoints.read(name, made_with(config))
+        # Of trials set aside in memory, a later step may have been written since.
+        if kept is None or (in_memory is not None and _step(in_memory) >= _step(kept)):
+            return in_memory
+        self._note(f"{name} goes on after step {_step(kept)}, its checkpoint")
+        return kept
 
     def forget(self, name: str) -> None:
         """Forget a finished trial."""
@@ -72,6 +79,11 @@ class Keeper:
             self._note(f"trials in training are no longer kept, so they cannot go on: {error}")
 
 
+def made_with(config: TrainingConfig) -> dict[str, Any]:
+    """Return the settings of the machine with which a trial's last bits may change."""
+    return {name: getattr(config, name) for name in ROUNDING}
+
+
 def saved_trials(states: Sequence[TrainingState]) -> list[SavedTrial]:
     """Copy trials, between two of their steps, to main memory."""
     read_figures(states)
@@ -85,6 +97,7 @@ def saved_trials(states: Sequence[TrainingState]) -> list[SavedTrial]:
                 "diverged": state.diverged,
                 "seconds": state.seconds,
             },
+            made_with(state.config),
         )
         for state in states
     ]
@@ -98,6 +111,10 @@ def restore(state: TrainingState, saved: SavedTrial) -> None:
     state.steps = list(saved.progress["steps"])
     state.diverged = saved.progress["diverged"]
     state.seconds = saved.progress["seconds"]
+
+
+def _step(saved: SavedTrial) -> int:
+    return int(saved.progress["started"])
 
 
 def _tensors(state: TrainingState) -> dict[str, torch.Tensor]:
