@@ -53,5 +53,15 @@ def test_a_cpu_that_is_asked_for_too_much_says_what_was_wanted_and_what_is_free(
     assert 0 < free_memory(torch.device("cpu")) < total
     assert re.fullmatch(
         r"it needed 1024 TiB more, and [\d.]+ \w+ of main memory are free without it",
-        what_was_needed(caught.value),
+        what_was_needed(caught.value, torch.device("cpu")),
+    )
+
+
+def test_the_figures_are_those_of_the_gpu_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not be the current one."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: (1 + gpu.index) * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (0, (2 + gpu.index) * 2**30))
+    error = OutOfMemory("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 1 has a total of")
+    assert what_was_needed(error, torch.device("cuda", 1)) == (
+        "it needed 20.00 MiB more than 2.0 GiB, and the GPU has 3.0 GiB"
     )

@@ -119,6 +119,21 @@ def test_sweep_notes_that_its_memory_could_not_be_planned(
     assert ("max_memory is ignored" in found[0]) == (max_memory is not None)
 
 
+def test_the_machine_is_the_gpu_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not be the current one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: ((1 + gpu.index) * 2**30, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (8 + gpu.index, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: f"GPU {gpu.index}")
+    device, free = machine_fit.this_machine("cuda:1")
+    assert (device.name, device.capability, free) == ("GPU 1", 90, 2 * 2**30)
+    device, free = machine_fit.this_machine()
+    assert (device.name, device.capability, free) == ("GPU 0", 80, 2**30)
+    assert machine_fit.this_machine("cpu")[0] is CPU
+
+
 def test_sweep_that_does_not_fit_is_refused_before_training(
     tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +154,7 @@ def test_sweep_that_does_not_fit_is_refused_before_training(
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer"})
     )
-    monkeypatch.setattr(machine_fit, "this_machine", lambda: (CPU, 10_000_000))
+    monkeypatch.setattr(machine_fit, "this_machine", lambda *_: (CPU, 10_000_000))
     out = tmp_path / "out"
     with pytest.raises(RequestError, match=r"has [\d.]+ MiB free"):
         open_run(SweepConfig(model=str(directory), data=reviews, ranks=(4, 8), out=out), Silent())

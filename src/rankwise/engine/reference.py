@@ -90,7 +90,8 @@ class ReferenceEngine:
         for trial in trials:
             what, changes = self._memory_advice(trial)
             start = (starts or {})[trial.starts_from] if trial.starts_from else None
-            yield _fitting(partial(self._train_apart, trial, start), what, changes)
+            work = partial(self._train_apart, trial, start)
+            yield _fitting(work, self.base.device, what, changes)
 
     def score(
         self, adapters: Sequence[Adapter], examples: Encoded | None = None
@@ -104,7 +105,7 @@ class ReferenceEngine:
                 write_adapter(adapter, directory)
                 with self._machine():
                     score = partial(score_adapter, self.base, directory, chosen)
-                    results.append(_fitting(score, *_scoring_advice(chosen)))
+                    results.append(_fitting(score, self.base.device, *_scoring_advice(chosen)))
         return results
 
     @contextmanager
@@ -161,7 +162,7 @@ class ReferenceEngine:
             evidence = no_evidence()
             if not record.diverged:
                 score = partial(evaluate, model, base.tokenizer, self.held_out, base.objective)
-                evidence = _fitting(score, *_scoring_advice(self.held_out))
+                evidence = _fitting(score, base.device, *_scoring_advice(self.held_out))
             eval_seconds = time.perf_counter() - began
             self.on_work(1.0 - self.train_share * len(record.steps) / steps)
             diverged = record.diverged or not bool(evidence["loss"].map(math.isfinite).all())
@@ -286,7 +287,7 @@ class ReferenceEngine:
         return peak_live_bytes(step, resident)
 
 
-def _fitting(work: Callable[[], Result], what: str, changes: str) -> Result:
+def _fitting(work: Callable[[], Result], device: torch.device, what: str, changes: str) -> Result:
     """Return what a function returns.
 
     Raises:
@@ -295,7 +296,7 @@ def _fitting(work: Callable[[], Result], what: str, changes: str) -> Result:
     try:
         return attempt(work)
     except OutOfMemory as error:
-        raise too_little_memory(error, what, changes) from None
+        raise too_little_memory(error, device, what, changes) from None
 
 
 def _scoring_advice(examples: Encoded) -> tuple[str, str]:

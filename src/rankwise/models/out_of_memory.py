@@ -64,8 +64,8 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def what_was_needed(error: OutOfMemory) -> str:
-    """Return the bytes that were wanted, from PyTorch's message, and those that there are."""
+def what_was_needed(error: OutOfMemory, device: torch.device) -> str:
+    """Return the bytes that were wanted, from PyTorch's message, and those that a device has."""
     message = str(error)
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+) ?(\w+)", message)
     more = "more memory"
@@ -75,16 +75,18 @@ def what_was_needed(error: OutOfMemory) -> str:
     if "CPUAllocator" in message:
         free = plain_bytes(free_memory(torch.device("cpu")))
         return f"it needed {more}, and {free} of main memory are free without it"
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return f"it needed {more}"
-    peak = torch.cuda.max_memory_allocated()
-    _, total = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated(device)
+    _, total = torch.cuda.mem_get_info(device)
     return f"it needed {more} than {plain_bytes(peak)}, and the GPU has {plain_bytes(total)}"
 
 
-def too_little_memory(error: OutOfMemory, what: str, changes: str) -> RankwiseError:
-    """Return the error that says what did not fit, what it needed, and what to change."""
+def too_little_memory(
+    error: OutOfMemory, device: torch.device, what: str, changes: str
+) -> RankwiseError:
+    """Return the error that says what did not fit a device, what it needed, and what to change."""
     return RankwiseError(
-        f"out of memory: {what} does not fit ({what_was_needed(error)}); {changes}; "
+        f"out of memory: {what} does not fit ({what_was_needed(error, device)}); {changes}; "
         "complete trials are kept"
     )

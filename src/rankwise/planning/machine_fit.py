@@ -8,6 +8,7 @@ import torch
 from rankwise.errors import RequestError
 from rankwise.formatting import plain_bytes
 from rankwise.models.compat import first_sentence
+from rankwise.models.device import find_torch_device
 from rankwise.models.out_of_memory import free_memory
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.devices import CPU, GENERIC, Device, find_device
@@ -111,11 +112,16 @@ def chosen_device(config: PlanConfig) -> tuple[Device, int | None]:
     return device, free_memory(torch.device("cpu")) if device is CPU else device.total_bytes
 
 
-def this_machine() -> tuple[Device, int]:
-    """Return the device that training runs on here, and the bytes that are free on it."""
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        free, _ = torch.cuda.mem_get_info()
+def this_machine(name: str = "auto") -> tuple[Device, int]:
+    """Return the device that training runs on here, and the bytes that are free on it.
+
+    Args:
+        name: see `rankwise.models.device.find_torch_device`.
+    """
+    place = find_torch_device(name)
+    free = free_memory(place)
+    if place.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(place)
         # The context is there already: `free` is without it.
-        return Device(torch.cuda.get_device_name(), free, 10 * major + minor, 0), free
-    return CPU, free_memory(torch.device("cpu"))
+        return Device(torch.cuda.get_device_name(place), free, 10 * major + minor, 0), free
+    return CPU, free

@@ -18,10 +18,13 @@ def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
     Raises:
         RequestError: a rank does not fit.
     """
-    from rankwise.planning.machine_fit import how_many_fit
+    from rankwise.planning.machine_fit import how_many_fit, this_machine
 
     return how_many_fit(
-        plan_config(config, task), lambda: longest_text(config, task), config.max_memory
+        plan_config(config, task),
+        lambda: longest_text(config, task),
+        config.max_memory,
+        this_machine(config.device),
     )
 
 

@@ -22,6 +22,7 @@ from rankwise.tasks.load import load_task
 from tests.engine.parity import CONFIG, TRIALS, Recorded, Tiny, assert_same_training
 from tests.tiny_models import cores, load_tiny, make_dialogues, save_tiny_lm
 
+CPU = torch.device("cpu")
 MESSAGE = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB"
 
 
@@ -177,11 +178,11 @@ def test_limits_fall_by_half_to_the_longest_example() -> None:
     limits, error = Limits(5, None), OutOfMemory(MESSAGE, 1000)
     seen = []
     for trials in (5, 3, 2, 1, 1):
-        limits.lower(error, trials, longest=300, largest=1200)
+        limits.lower(error, trials, longest=300, largest=1200, device=CPU)
         seen.append((limits.pack_size, limits.micro_batch_tokens))
     assert seen == [(3, None), (2, None), (1, None), (1, 500), (1, 300)]
     with pytest.raises(RankwiseError, match="one example of 300 tokens"):
-        limits.lower(error, 1, longest=300, largest=1200)
+        limits.lower(error, 1, longest=300, largest=1200, device=CPU)
 
 
 @pytest.mark.gpu

@@ -140,7 +140,7 @@ class FusedEngine:
 
     def _lower_limits(self, error: OutOfMemory, trials: int) -> None:
         longest, largest = max(self.examples.lengths), self._most_batch_tokens()
-        self.progress.note(self.limits.lower(error, trials, longest, largest))
+        self.progress.note(self.limits.lower(error, trials, longest, largest, self.base.device))
 
     def _train_pack(self, trials: Sequence[Trial]) -> list[FinishedTrial]:
         states = [attempt(partial(self._training_state, trial), intact=False) for trial in trials]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from rankwise.models.out_of_memory import OutOfMemory, too_little_memory
 
 CHANGES = (
@@ -22,7 +24,9 @@ class Limits:
     pack_size: int
     micro_batch_tokens: int | None
 
-    def lower(self, error: OutOfMemory, trials: int, longest: int, largest: int) -> str:
+    def lower(
+        self, error: OutOfMemory, trials: int, longest: int, largest: int, device: torch.device
+    ) -> str:
         """Halve the pack, or the micro-batch of a trial that trains alone; return a note on it.
 
         Args:
@@ -30,6 +34,7 @@ class Limits:
             trials: number of trials that trained together.
             longest: tokens of the longest example, which are the least that a pass needs.
             largest: tokens of the largest batch.
+            device: where it happened.
 
         Raises:
             RankwiseError: neither can be halved.
@@ -43,7 +48,7 @@ class Limits:
         tokens = min(error.tokens or largest, self.micro_batch_tokens or largest)
         if tokens <= longest:
             raise too_little_memory(
-                error, f"one trial with one example of {longest} tokens", CHANGES
+                error, device, f"one trial with one example of {longest} tokens", CHANGES
             )
         self.micro_batch_tokens = max(longest, tokens // 2)
         return (
