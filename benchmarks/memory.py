@@ -38,6 +38,10 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"quantization": "nf4", "precision": "bf16", "gradient_checkpointing": True}),
     ("llama", {"attention": "eager", "gradient_checkpointing": True}),
     ("llama", {"use_dora": True}),
+    ("llama", {"autocast": True}),
+    ("gpt2", {"autocast": True, "precision": "bf16"}),
+    ("llama", {"autocast": True, "quantization": "nf4", "precision": "bf16"}),
+    ("qwen2", {"autocast": True, "gradient_checkpointing": True}),
 ]
 
 

@@ -474,7 +474,8 @@ def measured_peak(model: PeftModel, config: PlanConfig) -> int:
     )
 
     def step() -> None:
-        output = model(**batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+            output = model(**batch)
         output.loss.backward()
         optimizer.step()
 

@@ -42,6 +42,19 @@ def test_command_prints_one_json_document(
     assert {row["quantization"] for row in content["by_quantization"]} == {"none", "int8", "nf4"}
 
 
+def test_both_loops_are_named_next_to_the_answer(tmp_path: Path) -> None:
+    model = write_config(tmp_path, "llama")
+    settings: dict[str, Any] = {"ranks": [4, 8, 16], "batch_size": 4}
+    without = plan(model, precision="fp16", **settings).as_dict()
+    with_autocast = plan(model, precision="fp16", autocast=True, **settings).as_dict()
+    assert without["by_loop"] == with_autocast["by_loop"]
+    for content, autocast in ((without, False), (with_autocast, True)):
+        peaks = [row["memory"]["peak_allocated"] for row in content["ranks"]]
+        loops = [row for row in content["by_loop"] if row["autocast"] is autocast]
+        assert [row["peak_allocated"] for row in loops] == peaks
+        assert [row["rank"] for row in loops] == [4, 8, 16]
+
+
 def test_table_shows_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_config(tmp_path, "llama")
     assert main(["plan", model, "--ranks", "4,8", "--memory", "700MB", "--batch-size", "2"]) == 0

@@ -32,6 +32,8 @@ def test_the_table_has_the_parameters_and_the_peak_of_each_rank(planned: Plan) -
     assert rows["trainable parameters"] == [f"{row.params.trainable:,}" for row in planned.rows]
     peaks = [plain_bytes(row.memory.peak_allocated) for row in planned.rows]
     assert rows["training peak"] == peaks
+    others = [planned.other_loop[row.rank].peak_allocated for row in planned.rows]
+    assert rows["training peak with autocast"] == list(map(plain_bytes, others))
     assert rows["fits"] == ["yes" if row.fits else "no" for row in planned.rows]
     assert planned.limits is not None
     assert f"The largest rank that fits: {planned.limits.rank}" in out.getvalue()

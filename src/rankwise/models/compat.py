@@ -311,7 +311,7 @@ def fold_experts_without_autocast(peft_model: Any) -> None:
     PEFT folds their factors with autocast switched off, and `torch.autocast` refuses ``meta``.
     """
     from peft.tuners.lora.layer import ParamWrapper
-    from torch import baddbmm, nn
+    from torch import autocast, baddbmm, nn
     from torch.nn.utils import parametrize
 
     class FoldedFactors(nn.Module):
@@ -320,7 +320,8 @@ def fold_experts_without_autocast(peft_model: Any) -> None:
             self.left, self.right, self.scaling = left, right, scaling
 
         def forward(self, weight: Any) -> Any:
-            return baddbmm(weight, self.left, self.right, alpha=self.scaling)
+            with autocast("cuda", enabled=False), autocast("cpu", enabled=False):
+                return baddbmm(weight, self.left, self.right, alpha=self.scaling)
 
     class FoldedWrapper(ParamWrapper):
         @contextmanager

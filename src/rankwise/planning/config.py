@@ -83,6 +83,10 @@ class PlanConfig(Settings):
         Flag,
         Option("Keep only the inputs of the blocks; recompute the rest when needed.", "training"),
     ] = False
+    autocast: Annotated[
+        Flag,
+        Option("Plan a loop under torch.autocast, as Trainer's bf16 and fp16 do.", "training"),
+    ] = False
     attention: Annotated[
         AttentionName,
         Option(
@@ -167,6 +171,7 @@ class PlanSettings(TypedDict, total=False):
     quantization: Quantization
     optimizer: Optimizer
     gradient_checkpointing: bool
+    autocast: bool
     attention: AttentionName
     target_modules: str | Sequence[str]
     modules_to_save: str | Sequence[str]

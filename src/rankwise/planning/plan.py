@@ -59,6 +59,8 @@ class Plan:
         room: bytes on the device; None if the request names no device and no memory.
         rows: the plan, rank by rank.
         by_quantization: bytes of the training peak by quantisation and rank.
+        other_loop: memory by rank of a loop with autocast if the request is without it, and of one
+            without autocast if it is with it; empty if that loop cannot be planned.
         limits: the most that fits; None without a device.
         savings: what to change first, if the smallest rank does not fit.
         notes: where the plan differs from the request.
@@ -70,6 +72,7 @@ class Plan:
     room: int | None
     rows: tuple[PlanRow, ...]
     by_quantization: dict[str, dict[int, int]]
+    other_loop: dict[int, StepMemory]
     limits: Limits | None
     savings: tuple[Saving, ...]
     notes: tuple[str, ...]
@@ -102,10 +105,20 @@ class Plan:
                 for name, peaks in self.by_quantization.items()
                 for rank, peak in peaks.items()
             ],
+            "by_loop": [
+                {"autocast": autocast, "rank": rank, "peak_allocated": memory.peak_allocated}
+                for autocast, memories in sorted(self._by_loop().items())
+                for rank, memory in memories.items()
+            ],
             "limits": None if self.limits is None else asdict(self.limits),
             "savings": [asdict(saving) for saving in self.savings],
             "notes": list(self.notes),
         }
+
+    def _by_loop(self) -> dict[bool, dict[int, StepMemory]]:
+        """Return the memory by autocast and rank."""
+        answer = {row.rank: row.memory for row in self.rows}
+        return {self.config.autocast: answer, not self.config.autocast: self.other_loop}
 
 
 def plan(
@@ -145,6 +158,7 @@ def plan(
     if "math" in planner.kernels:
         notes.append(MATH_ATTENTION)
     by_quantization = _by_quantization(planner, rows, notes)
+    other_loop = _changed(planner, notes, autocast=not request.autocast)
     meta = prepared.skeleton.meta
     limits = None
     savings: list[Saving] = []
@@ -161,6 +175,7 @@ def plan(
         room=room,
         rows=tuple(rows),
         by_quantization=by_quantization,
+        other_loop=other_loop,
         limits=limits,
         savings=tuple(savings),
         notes=tuple(notes),
@@ -185,12 +200,19 @@ def _by_quantization(
     for name in dict.fromkeys((*COMPARED, requested)):
         memories = {row.rank: row.memory for row in rows}
         if name != requested:
-            config = replace(planner.config, quantization=name)
-            other = Planner(planner.skeleton, config, planner.device, evaluation=False)
-            try:
-                memories = other.by_rank(config.ranks)
-            except RequestError as error:
-                notes.append(f"no figures for quantization {name}: {error}")
-                continue
-        peaks[name] = {rank: memory.peak_allocated for rank, memory in memories.items()}
+            memories = _changed(planner, notes, quantization=name)
+        if memories:
+            peaks[name] = {rank: memory.peak_allocated for rank, memory in memories.items()}
     return peaks
+
+
+def _changed(planner: Planner, notes: list[str], **change: object) -> dict[int, StepMemory]:
+    """Return the memory by rank of a changed request; note why if there is none."""
+    config = replace(planner.config, **change)  # type: ignore[arg-type]
+    other = Planner(planner.skeleton, config, planner.device, evaluation=False)
+    try:
+        return other.by_rank(config.ranks)
+    except RequestError as error:
+        ((name, value),) = change.items()
+        notes.append(f"no figures for {name} {value}: {error}")
+        return {}

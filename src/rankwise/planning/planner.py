@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
+
 from rankwise.errors import RequestError
+from rankwise.models.device import BF16_CAPABILITY, DTYPES
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import DeviceKernels
@@ -57,7 +60,9 @@ class Planner:
         self.device = device
         self.evaluation = evaluation
         self.kernels: set[str] = set()
-        self._device_kernels = DeviceKernels(device, config.attention)
+        self._device_kernels = DeviceKernels(
+            device, config.attention, _autocast_precision(config, device)
+        )
         self._traced: dict[Sizes, TracedStep] = {}
         self._models: dict[int, Any] = {}  # the model of the last rank
 
@@ -131,6 +136,16 @@ class Planner:
             self._traced[sizes] = trace_step(self.skeleton, config, model, kernels, self.evaluation)
         self.kernels |= self._traced[sizes].kernels
         return self._traced[sizes]
+
+
+def _autocast_precision(config: PlanConfig, device: Device) -> torch.dtype | None:
+    """Return the precision that autocast computes in: the base's, or the device's for fp32."""
+    if not config.autocast:
+        return None
+    if config.precision != "fp32":
+        return DTYPES[config.precision]
+    has_bf16 = device.is_cpu or device.capability >= 10 * BF16_CAPABILITY[0]
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 @dataclass(frozen=True)

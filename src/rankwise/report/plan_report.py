@@ -111,6 +111,9 @@ def _memory_table(plan: Plan) -> Table:
         table.add_row(name, *sizes, end_section=name == "logits")
     peaks = [plain_bytes(memory.peak_allocated) for memory in memories]
     table.add_row("training peak", *peaks, style="bold")
+    if plan.other_loop:
+        peaks = [plain_bytes(plan.other_loop[row.rank].peak_allocated) for row in plan.rows]
+        table.add_row(f"training peak {_other_loop(plan)}", *peaks)
     table.add_row("evaluation peak", *(plain_bytes(memory.peak_eval) for memory in memories))
     if plan.room is not None:
         table.add_row("fits", *("yes" if row.fits else "no" for row in plan.rows))
@@ -118,6 +121,10 @@ def _memory_table(plan: Plan) -> Table:
         left = [("-" if margin < 0 else "") + plain_bytes(abs(margin)) for margin in margins]
         table.add_row("left on the device", *left)
     return table
+
+
+def _other_loop(plan: Plan) -> str:
+    return "without autocast" if plan.config.autocast else "with autocast"
 
 
 def _quantization_table(plan: Plan) -> Table:
@@ -158,6 +165,10 @@ def _limit_lines(plan: Plan) -> list[str]:
     cap = ", the highest that any layer can use" if limits.rank == limits.highest_rank else ""
     largest = f"The largest rank that fits: {limits.rank}{cap}."
     lines.append("No rank fits." if limits.rank is None else largest)
+    fitting = [rank for rank, memory in plan.other_loop.items() if memory.needed <= plan.room]
+    if plan.other_loop and fitting != [row.rank for row in plan.rows if row.fits]:
+        ranks = ", ".join(map(str, fitting)) or "no rank"
+        lines.append(f"In a loop {_other_loop(plan)} these fit: {ranks}.")
     if limits.batch_size is not None:
         batch = f"{limits.batch_size} x {config.seq_len} tokens"
         lines.append(f"The largest batch at rank {limits.at_rank}: {batch}.")

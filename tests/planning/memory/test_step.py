@@ -87,13 +87,32 @@ def test_settings_are_predicted(name: str, settings: dict[str, Any], tmp_path: P
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_loop_with_autocast_needs_no_more_than_the_plan_says(name: str, tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, name), precision="bf16")
-    model: Any = real_model(config, tmp_path, 8)
-    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
-    planned = planner(config).memory(8).peak_allocated
-    assert measured_peak(model, config) <= planned
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"precision": "bf16"}),
+        ("llama", {"gradient_checkpointing": True}),
+        ("llama", {"quantization": "nf4"}),
+        ("llama", {"quantization": "nf4-dq", "precision": "bf16", "gradient_checkpointing": True}),
+        ("llama", {"quantization": "int8", "precision": "bf16"}),
+        ("llama", {"use_dora": True}),
+        ("llama", {"modules_to_save": "lm_head", "target_modules": "q_proj"}),
+        ("gpt2", {"precision": "bf16"}),
+        ("bert", {"attention": "eager"}),
+        ("t5", {}),
+        ("mixtral", {"precision": "bf16", "gradient_checkpointing": True}),
+        ("gemma2", {}),
+        ("whisper", {}),
+    ],
+    ids=str,
+)
+def test_a_loop_with_autocast_is_predicted(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    config = request(write_config(tmp_path, name), autocast=True, **settings)
+    measured = measured_peak(real_model(config, tmp_path, 8), config)
+    assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +121,7 @@ def test_a_loop_with_autocast_needs_no_more_than_the_plan_says(name: str, tmp_pa
         ("llama", {}),
         ("llama", {"gradient_checkpointing": True, "quantization": "nf4"}),
         ("gemma2", {}),
+        ("llama", {"gradient_checkpointing": True, "autocast": True}),
         ("t5", {}),
         ("gpt2", {"target_modules": r".*h\.[0-4]\.attn\.c_attn"}),
         ("mixtral", {"device": "A100-80GB", "precision": "bf16"}),

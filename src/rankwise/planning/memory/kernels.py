@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from rankwise.models import compat
+from rankwise.planning.memory.autocast import Casts
 from rankwise.planning.memory.devices import Device
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -23,6 +24,8 @@ HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 class DeviceKernels(TorchFunctionMode):
     """Runs attention, softmax and dropout as a device would, inside a ``with`` block.
+
+    With autocast all other functions get their arguments in the precision that it gives them.
 
     PyTorch leaves such a mode while it runs ``backward``. Gradient checkpointing, which runs
     blocks again there, must be given `checkpoint_contexts`.
@@ -32,16 +35,19 @@ class DeviceKernels(TorchFunctionMode):
         attention: ``sdpa`` for PyTorch's own choice; ``flash`` for a kernel that never keeps the
             scores, with keys and values repeated where it needs that. Eager attention of
             transformers calls none of these kernels.
+        autocast: the lower precision of autocast; None without autocast.
 
     Attributes:
         chosen: names of the attention kernels chosen so far.
+        casts: the casts of autocast; None without autocast.
     """
 
-    def __init__(self, device: Device, attention: str) -> None:
+    def __init__(self, device: Device, attention: str, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.device = device
         self.attention = attention
         self.chosen: set[str] = set()
+        self.casts = None if autocast is None else Casts(autocast, device.is_cpu)
         self._replacements: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: self._attend,
             compat.grouped_matmul(): _grouped_mm,
@@ -53,7 +59,20 @@ class DeviceKernels(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return self._replacements.get(func, func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self.casts is not None:
+            args, kwargs = self.casts.arguments(func, args, kwargs)
+        return self._replacements.get(func, func)(*args, **kwargs)
+
+    def __enter__(self) -> "DeviceKernels":
+        if self.casts is not None:
+            self.casts.switch_on()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self.casts is not None:
+            self.casts.switch_back()
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[Any], "DeviceKernels"]:
         """Return the two contexts of a block, as ``torch.utils.checkpoint``'s ``context_fn``."""

@@ -169,13 +169,15 @@ class QuantizedLora(LoraLinear):
             return result
         lora_a: Any = self.lora_A[adapter]
         lora_b: Any = self.lora_B[adapter]
-        x = x.to(lora_a.weight.dtype)
+        casts = not torch.is_autocast_enabled()  # on CUDA: PEFT casts under a CPU's autocast
+        if casts:
+            x = x.to(lora_a.weight.dtype)
         if adapter in self.lora_variant:  # DoRA
             forward = self.lora_variant[adapter].forward
             output: Tensor = forward(self, active_adapter=adapter, x=x, result=result)
-            return output.to(result.dtype)
+            return output.to(result.dtype) if casts else output
         added = lora_b(lora_a(self.lora_dropout[adapter](x))) * self.scaling[adapter]
-        return result + added.to(result.dtype)
+        return result + (added.to(result.dtype) if casts else added)
 
 
 def quantize(

@@ -12,6 +12,7 @@ from rankwise.errors import RequestError
 from rankwise.models.compat import first_sentence, quiet_libraries
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory import trace
+from rankwise.planning.memory.autocast import Casts, switch_off_inside
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import CUDA_SCRATCH, DeviceKernels
 from rankwise.planning.memory.optimizers import TrainedParameter, optimizer_memory
@@ -152,7 +153,8 @@ def trace_step(
 
     The step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second
     or a later one, so that optimizer states are there and gradients are not; ``output`` lives
-    until its end. Gradient checkpointing is not reentrant. There is no autocast.
+    until its end. With autocast the first of these runs under it. Gradient checkpointing is not
+    reentrant.
 
     Args:
         skeleton: the shortened model.
@@ -167,10 +169,10 @@ def trace_step(
     inputs = training_batch(skeleton, config)
     kernels.chosen.clear()
     evaluated = None
-    with quiet_libraries(), kernels:
-        training = _record(model, skeleton, inputs, kernels.device, train=True)
+    with quiet_libraries(), _autocast_hooks(model, kernels):
+        training = _record(model, skeleton, inputs, kernels, train=True)
         if evaluation:
-            evaluated = _record(model, skeleton, inputs, kernels.device, train=False)
+            evaluated = _record(model, skeleton, inputs, kernels, train=False)
     parameters = [
         TrainedParameter(tuple(tensor.shape), tensor.itemsize, skeleton.repeats(name))
         for name, tensor in model.named_parameters()
@@ -188,15 +190,23 @@ def trace_step(
 
 
 def _record(
-    model: Any, skeleton: Skeleton, inputs: dict[str, torch.Tensor], device: Device, *, train: bool
+    model: Any,
+    skeleton: Skeleton,
+    inputs: dict[str, torch.Tensor],
+    kernels: DeviceKernels,
+    *,
+    train: bool,
 ) -> trace.Record:
     """Record a forward pass and, in training, the backward pass."""
     model.train(train)
-    recorder = trace.Recorder({} if device.is_cpu else CUDA_SCRATCH, logit_classes(skeleton))
+    scratch = {} if kernels.device.is_cpu else CUDA_SCRATCH
+    recorder = trace.Recorder(scratch, logit_classes(skeleton))
     recording = trace.recording(model, skeleton, inputs, recorder)
     with torch.set_grad_enabled(train), recording:
-        with refusing(skeleton.meta.name):
+        with refusing(skeleton.meta.name), kernels:
             output = model(**inputs)
+            if kernels.casts is not None:
+                _release_casts(kernels.casts, model, skeleton, recorder)
         if train:
             if getattr(output, "loss", None) is None:
                 raise RequestError(f"model {skeleton.meta.name!r} returns no loss; no plan for it")
@@ -210,6 +220,27 @@ def _record(
         record = recorder.record()
     model.zero_grad(set_to_none=True)
     return record
+
+
+@contextmanager
+def _autocast_hooks(model: Any, kernels: DeviceKernels) -> Iterator[None]:
+    """Let the model's modules switch autocast off where they do on a real device."""
+    hooks = []
+    if kernels.casts is not None:
+        hooks = switch_off_inside(model, kernels.casts.device_type)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _release_casts(casts: Casts, model: Any, skeleton: Skeleton, recorder: trace.Recorder) -> None:
+    """Release autocast's casts of parameters, each as often as the whole model has it."""
+    for name, parameter in model.named_parameters():
+        if id(parameter) in casts.kept:
+            recorder.begin_section(skeleton.repeats(name))
+            del casts.kept[id(parameter)]
 
 
 @contextmanager

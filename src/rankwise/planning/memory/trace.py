@@ -131,7 +131,7 @@ class Recorder(StorageTracker):
     def begin_backward(self) -> None:
         """End the forward pass."""
         self._is_backward = True
-        self._begin_section(1)
+        self.begin_section(1)
 
     def watch(self, block: nn.Module, repeats: int) -> list[RemovableHandle]:
         """Begin a section when a block's forward or backward pass begins; return the hooks.
@@ -141,18 +141,19 @@ class Recorder(StorageTracker):
 
         def on_call(module: nn.Module, args: Any) -> None:
             if not self._is_backward:  # gradient checkpointing calls blocks again in backward
-                self._begin_section(repeats)
+                self.begin_section(repeats)
 
         def on_output(module: nn.Module, args: Any, output: Any) -> None:
             if self._is_backward:
                 return
             trained = next((out for out in tensors_in(output) if out.requires_grad), None)
             if trained is not None:
-                trained.register_hook(lambda gradient: self._begin_section(repeats))
+                trained.register_hook(lambda gradient: self.begin_section(repeats))
 
         return [block.register_forward_pre_hook(on_call), block.register_forward_hook(on_output)]
 
-    def _begin_section(self, repeats: int) -> None:
+    def begin_section(self, repeats: int) -> None:
+        """Begin a part of the step that the whole model has ``repeats`` times."""
         if repeats != self._marks[-1][1]:
             self._marks.append((len(self.events), repeats))
 
