@@ -1,5 +1,6 @@
 """The course of one adapter, with losses that are made up, so that the truth is known."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from rankwise.errors import RequestError
 from rankwise.lora.adapter import Adapter, factor_pairs
 from rankwise.shrinking.comparison import Comparison
 from rankwise.shrinking.config import ShrinkConfig
-from rankwise.shrinking.cuts import decompose
+from rankwise.shrinking.cuts import Cut, decompose, make_cuts
+from rankwise.shrinking.outcome import Healing
 
 COSTS = {8: 0.0, 4: 0.001, 2: 0.2, 1: 0.3, 0: 1.0}  # above the adapter's loss, by rank
 
@@ -43,9 +45,32 @@ class MadeUp:
         return frames
 
 
-def compare(lm: Path, scorer: Any, chance: float | None = None, **settings: Any) -> Comparison:
+class MadeUpHealer:
+    """A healer whose adapters have rank 3, by which `MadeUp` knows them."""
+
+    def __init__(self, lm: Path) -> None:
+        (self.cut,) = make_cuts(decompose(lm / "adapter"), [3])
+        self.asked: list[int] = []
+
+    def heal(self, cut: Cut) -> tuple[Cut, Healing]:
+        self.asked.append(cut.rank)
+        healing = Healing(
+            rank=cut.rank,
+            steps=9,
+            learning_rate=1e-3,
+            rates=(1e-3,),
+            examples=72,
+            shared=0,
+            seconds=1.0,
+        )
+        return replace(cut, adapter=self.cut.adapter, healed=True), healing
+
+
+def compare(
+    lm: Path, scorer: Any, chance: float | None = None, healer: Any = None, **settings: Any
+) -> Comparison:
     config = ShrinkConfig(adapters=(lm / "adapter",), **settings)
-    comparison = Comparison(decompose(lm / "adapter"), config, scorer, chance)
+    comparison = Comparison(decompose(lm / "adapter"), config, scorer, chance, healer)
     comparison.run()
     return comparison
 
@@ -117,3 +142,49 @@ def test_ranks_for_each_layer_share_the_error(lm: Path) -> None:
     assert comparison.confidence == pytest.approx(0.975)
     decision, _ = comparison.decide(Path("here"))
     assert [row.rank for row in decision.table if row.per_layer] == [4, 2, 1]
+
+
+def test_the_first_cut_that_fails_is_healed_and_judged_on_the_same_examples(lm: Path) -> None:
+    scorer, healer = MadeUp({**COSTS, 3: 0.002}), MadeUpHealer(lm)
+    comparison = compare(lm, scorer, healer=healer)
+    assert comparison.confidence == pytest.approx(0.975)  # both judgements share the error
+    decision, handed = comparison.decide(Path("here"))
+    assert healer.asked == [2]
+    assert (decision.verdict, decision.rank) == ("smaller", 2)
+    assert [(cut.rank, cut.healed) for cut in handed] == [(2, True)]
+    assert [(row.rank, row.outcome) for row in decision.table] == [
+        (8, "itself"), (4, "within"), (2, "worse"), (1, "not asked"), (2, "within"),
+        (0, "not asked"),
+    ]  # fmt: skip
+    assert decision.chosen is not None and decision.chosen.healed
+    assert next(call[1] for call in scorer.calls if 3 in call[0]) == 0
+    assert "Rank 2 of 8 is enough after a short training" in decision.answer
+    assert "9 steps at rank 2" in decision.evidence
+
+
+@pytest.mark.parametrize(
+    ("costs", "rank", "is_healed"),
+    [
+        ({3: 0.3}, 4, False),  # it fails as the cut did
+        ({3: 0.018}, 4, False),  # it stays open
+        ({2: 0.002, 1: 0.003, 3: 0.001}, 1, True),  # all hold, and it gains a little
+        ({2: 0.002, 1: 0.003, 3: 0.004}, 1, False),  # all hold, and it gains nothing
+        ({4: 0.3, 3: 0.3}, 8, False),
+        ({4: 0.3, 3: 0.001}, 4, True),
+    ],
+)
+def test_a_healed_cut_is_taken_where_it_holds(
+    lm: Path, costs: dict[int, float], rank: int, is_healed: bool
+) -> None:
+    scorer = MadeUp({**COSTS, **costs}, noise=0.1)
+    decision, handed = compare(lm, scorer, healer=MadeUpHealer(lm)).decide(Path("here"))
+    assert decision.rank == rank
+    assert decision.verdict == ("keep" if rank == 8 else "smaller")
+    assert [cut.healed for cut in handed] == ([is_healed] if rank < 8 else [])
+    assert decision.healing is not None and decision.healing.taken == is_healed
+
+
+def test_nothing_is_healed_where_nothing_was_learnt(lm: Path) -> None:
+    healer = MadeUpHealer(lm)
+    decision, _ = compare(lm, MadeUp({**COSTS, 0: -0.5}), healer=healer).decide(Path("here"))
+    assert healer.asked == [] and decision.healing is None

@@ -1,6 +1,7 @@
 """The plain data of a result."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,20 @@ import pytest
 from rankwise.shrinking.outcome import (
     AdapterDecision,
     CutRow,
+    Healing,
     ShrinkResult,
     common_caveats,
     vllm_rank,
 )
 
 
-def row(rank: int, outcome: Any, per_layer: bool = False, params: int | None = None) -> CutRow:
+def row(
+    rank: int,
+    outcome: Any,
+    per_layer: bool = False,
+    params: int | None = None,
+    healed: bool = False,
+) -> CutRow:
     return CutRow(
         rank=rank,
         per_layer=per_layer,
@@ -30,6 +38,7 @@ def row(rank: int, outcome: Any, per_layer: bool = False, params: int | None = N
         upper=0.01,
         examples=256,
         outcome=outcome,
+        healed=healed,
     )
 
 
@@ -101,6 +110,27 @@ def test_a_smaller_pattern_is_the_smallest_that_holds_below_the_chosen_rank() ->
 )
 def test_vllm_allows_some_ranks_only(rank: int, allowed: int | None) -> None:
     assert vllm_rank(rank) == allowed
+
+
+def test_the_healed_row_is_the_chosen_one_if_it_was_taken() -> None:
+    table = (*decision().table, row(2, "within", healed=True))
+    healing = Healing(
+        rank=2,
+        steps=20,
+        learning_rate=2e-3,
+        rates=(1e-3, 2e-3),
+        examples=160,
+        shared=0,
+        seconds=1.0,
+        taken=True,
+    )
+    chosen = decision(rank=2, table=table, healing=healing).chosen
+    assert chosen is not None and chosen.healed and chosen.rank == 2
+    kept = decision(rank=4, table=table, healing=replace(healing, taken=False)).chosen
+    assert kept is not None and not kept.healed and kept.rank == 4
+    document = result(decision(rank=2, table=table, healing=healing)).as_dict()
+    assert document["adapters"][0]["healing"]["steps"] == 20
+    assert sum(each["healed"] for each in document["table"]) == 1
 
 
 def test_few_examples_are_a_caveat() -> None:

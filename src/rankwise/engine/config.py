@@ -26,6 +26,9 @@ def _auto_is_none(value: Any) -> Any:
     return None if is_auto else value
 
 
+auto_is_none = BeforeValidator(_auto_is_none)
+
+
 def _tokens(name: str, value: Any) -> int:
     try:
         return check_whole(name, value, at_least=1)
@@ -118,7 +121,7 @@ class TrainingConfig(DeviceConfig):
     ] = "auto"
     micro_batch_tokens: Annotated[
         Annotated[int, checked(_tokens)] | None,
-        BeforeValidator(_auto_is_none),
+        auto_is_none,
         Option(
             "Split a batch into parts of at most this many tokens; their gradients add up to the "
             "batch's.",

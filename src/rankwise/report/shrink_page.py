@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 from rankwise import formatting
 from rankwise.decide.metrics import is_share
 from rankwise.report.figures import CONFIG, rank_axis, styled
-from rankwise.report.shrink_table import OUTCOMES, is_chosen, rank_name
+from rankwise.report.shrink_table import OUTCOMES, is_chosen, rank_name, training_cost
 from rankwise.report.style import BLUE, GREEN, GREY, ORANGE
 from rankwise.store.directory import write_whole
 
@@ -55,6 +55,7 @@ def write_shrink_page(document: dict[str, Any], path: Path) -> None:
         outcomes=OUTCOMES,
         rank_name=rank_name,
         chosen=lambda row: is_chosen(document, row),
+        training_cost=training_cost(document),
     )
     write_whole(path, page.encode())
 
@@ -63,13 +64,18 @@ def loss_figure(rows: list[dict[str, Any]], document: dict[str, Any]) -> go.Figu
     """Plot how much worse each truncation is than the adapter, with its bounds and the margin."""
     shown = [row for row in rows if row["rank"] and row["difference"] is not None]
     figure = go.Figure()
-    for per_layer, symbol, name in ((False, "circle", "one rank"), (True, "diamond", "per layer")):
-        kind = [row for row in shown if row["per_layer"] == per_layer]
+    kinds = (
+        (False, False, "circle", "one rank"),
+        (True, False, "diamond", "per layer"),
+        (False, True, "star", "healed"),
+    )
+    for per_layer, healed, symbol, name in kinds:
+        kind = [row for row in shown if (row["per_layer"], row["healed"]) == (per_layer, healed)]
         if not kind:
             continue
         colours = [_colour(row, document) for row in kind]
         figure.add_scatter(
-            x=[row["rank"] * (1.06 if per_layer else 1.0) for row in kind],
+            x=[row["rank"] * (1.06 if per_layer or healed else 1.0) for row in kind],
             y=[row["difference"] for row in kind],
             error_y={
                 "type": "data",
@@ -96,7 +102,7 @@ def loss_figure(rows: list[dict[str, Any]], document: dict[str, Any]) -> go.Figu
     highest = max([row["difference"] + _reach(row, "upper") for row in shown], default=limit)
     lowest = min([row["difference"] - _reach(row, "lower") for row in shown], default=-limit)
     figure.update_yaxes(range=[max(lowest, -limit) - 0.005, min(highest, limit) + 0.005])
-    figure.update_layout(margin_r=65, showlegend=any(row["per_layer"] for row in shown))
+    figure.update_layout(margin_r=65, showlegend=len(figure.data) > 1)
     return figure.update_xaxes(**rank_axis(sorted({row["rank"] for row in shown})))
 
 
@@ -115,7 +121,7 @@ def _colour(row: dict[str, Any], document: dict[str, Any]) -> str:
 
 def size_figure(rows: list[dict[str, Any]], document: dict[str, Any]) -> go.Figure:
     """Plot the size of the adapter's file at each rank."""
-    shown = [row for row in rows if row["rank"] and not row["per_layer"]][::-1]
+    shown = [row for row in rows if row["rank"] and not (row["per_layer"] or row["healed"])][::-1]
     figure = go.Figure(
         go.Bar(
             x=[str(row["rank"]) for row in shown],

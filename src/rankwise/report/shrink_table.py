@@ -72,7 +72,7 @@ def _print_rows(document: dict[str, Any], adapter: str, console: Console) -> Non
             f"{row['examples']:,}" if row["outcome"] != "itself" else "",
             "" if is_zero else f"{row['params']:,}",
             "" if is_zero else plain_bytes(row["bytes"]),
-            "" if is_zero else f"{100 * row['energy']:.1f} %",
+            f"{100 * row['energy']:.1f} %" if row["energy"] else "",
             OUTCOMES[row["outcome"]],
             style="bold green" if is_chosen(document, row) else None,
         )
@@ -85,13 +85,16 @@ def rank_name(row: dict[str, Any]) -> str:
         return f"{row['rank']} (itself)"
     if row["rank"] == 0:
         return "no update"
+    if row["healed"]:
+        return f"{row['rank']} healed"
     return f"{row['rank']} per layer" if row["per_layer"] else str(row["rank"])
 
 
 def is_chosen(document: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether a row is the smallest rank that holds for its adapter."""
-    ranks = {each["adapter"]: each["rank"] for each in document["adapters"]}
-    return row["rank"] == ranks[row["adapter"]] and not row["per_layer"]
+    own = next(each for each in document["adapters"] if each["adapter"] == row["adapter"])
+    is_healed = own["healing"] is not None and own["healing"]["taken"]
+    return (row["rank"], row["per_layer"], row["healed"]) == (own["rank"], False, is_healed)
 
 
 def _cost(document: dict[str, Any]) -> str:
@@ -104,5 +107,11 @@ def _cost(document: dict[str, Any]) -> str:
     return (
         f"Cost: {passes:,} forward passes, {100 * passes / whole:.0f} % of those that scoring all "
         f"{members} models on all {most:,} examples takes; {max(scored):,} examples were looked "
-        f"at; {seconds(document['seconds'])}; no training."
+        f"at; {seconds(document['seconds'])}; {training_cost(document)}."
     )
+
+
+def training_cost(document: dict[str, Any]) -> str:
+    """Return how long healing took, if anything was trained."""
+    trained = [each["healing"]["seconds"] for each in document["adapters"] if each["healing"]]
+    return f"training {seconds(sum(trained))}" if trained else "no training"

@@ -1,7 +1,9 @@
 """The course of one adapter: scored in growing blocks until the answer stands."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,11 +29,15 @@ from rankwise.shrinking.cuts import (
 from rankwise.shrinking.outcome import (
     AdapterDecision,
     CutRow,
+    Healing,
     RowOutcome,
     Verdict,
     common_caveats,
 )
 from rankwise.shrinking.scoring import Scorer, columns
+
+if TYPE_CHECKING:
+    from rankwise.shrinking.healing import Healer
 
 
 class Comparison:
@@ -42,6 +48,7 @@ class Comparison:
         config: the request.
         scorer: scores it.
         chance_loss: loss of guessing, where the task knows it.
+        healer: trains the first cut that fails, if that is asked for.
 
     Raises:
         RequestError: no rank asked for is below the adapter's own.
@@ -53,11 +60,15 @@ class Comparison:
         config: ShrinkConfig,
         scorer: Scorer,
         chance_loss: float | None,
+        healer: "Healer | None" = None,
     ) -> None:
         self.decomposed = decomposed
         self.config = config
         self.scorer = scorer
         self.chance_loss = chance_loss
+        self.healer = healer
+        self.healed: Cut | None = None
+        self.healing: Healing | None = None
         self.looks = planned_looks(len(scorer.examples))
         self.full = Cut(decomposed.largest_rank, decomposed.adapter)
         self.empty = without_update(decomposed)
@@ -65,8 +76,10 @@ class Comparison:
         self.families = [cuts]
         if config.per_layer:
             self.families.append(make_per_layer_cuts(decomposed, cuts))
-        # Families share the error; within one, the fixed sequence needs no share for each rank.
-        self.confidence = 1 - (1 - config.confidence) / len(self.families)
+        # Families share the error, and so does a healed cut; within a family the fixed sequence
+        # needs no share for each rank.
+        shares = len(self.families) + (healer is not None)
+        self.confidence = 1 - (1 - config.confidence) / shares
         self._members = [self.full, self.empty, *(cut for each in self.families for cut in each)]
         self._losses = {id(cut): np.empty(0) for cut in self._members}
         self._scores = {id(cut): np.empty(0) for cut in self._members}
@@ -79,15 +92,7 @@ class Comparison:
         """
         start = 0
         for stop in self.looks:
-            scored = [self.full, *self._needed()]
-            adapters = [cut.adapter for cut in scored]
-            frames = self.scorer.score(adapters, start, stop)
-            losses, scores = columns(frames, "loss"), columns(frames, "score")
-            if not np.isfinite(losses[0]).all():
-                raise RequestError("the adapter's own losses are not finite; nothing can be cut")
-            for cut, loss, score in zip(scored, losses, scores, strict=True):
-                self._losses[id(cut)] = np.append(self._losses[id(cut)], loss)
-                self._scores[id(cut)] = np.append(self._scores[id(cut)], score)
+            self._score([self.full, *self._needed()], start, stop)
             start = stop
             if not self._needed() or self.learnt.outcome == "worse":
                 break
@@ -98,6 +103,41 @@ class Comparison:
                 "without it, so that any cut would pass; give a smaller one (its unit is "
                 f"{self.scorer.base.objective.unit})"
             )
+        if self.healer is not None and self.learnt.outcome == "within":
+            self._heal(self.healer)
+
+    def _score(self, cuts: Sequence[Cut], start: int, stop: int) -> None:
+        """Score cuts on the examples from start to stop."""
+        frames = self.scorer.score([cut.adapter for cut in cuts], start, stop)
+        losses, scores = columns(frames, "loss"), columns(frames, "score")
+        for cut, loss, score in zip(cuts, losses, scores, strict=True):
+            self._losses[id(cut)] = np.append(self._losses[id(cut)], loss)
+            self._scores[id(cut)] = np.append(self._scores[id(cut)], score)
+        if not np.isfinite(self._losses[id(self.full)]).all():
+            raise RequestError("the adapter's own losses are not finite; nothing can be cut")
+
+    def _heal(self, healer: "Healer") -> None:
+        """Train the first cut that failed, or the smallest if all hold, and judge it likewise.
+
+        It is taken if it holds and, beside a cut that holds too, has the lower mean loss.
+        """
+        cuts = self.families[0]
+        count = passed([self.judged(cut).outcome for cut in cuts])
+        cut = cuts[min(count, len(cuts) - 1)]
+        healed, healing = healer.heal(cut)
+        self._losses[id(healed)], self._scores[id(healed)] = np.empty(0), np.empty(0)
+        start = 0
+        for stop in self.looks:
+            needs_full = len(self._losses[id(self.full)]) < stop
+            self._score([healed, *([self.full] if needs_full else [])], start, stop)
+            start = stop
+            if self.judged(healed).outcome != "open":
+                break
+        before, after = self._losses[id(cut)], self._losses[id(healed)]
+        both = min(len(before), len(after))
+        is_better = count < len(cuts) or float((before[:both] - after[:both]).mean()) > 0
+        taken = self.judged(healed).outcome == "within" and is_better
+        self.healed, self.healing = healed, replace(healing, taken=taken)
 
     def _needed(self) -> list[Cut]:
         """Return the truncations on which more examples may change the answer."""
@@ -136,13 +176,18 @@ class Comparison:
         rows = [self._row(self.full, "itself")]
         for family in self.families:
             rows += self._family_rows(family)
+        if self.healed is not None:
+            rows.append(self._row(self.healed, self.judged(self.healed).outcome))
         rows.append(self._row(self.empty, "not asked"))
         (cuts, *_), learnt = self.families, self.learnt
         count = passed([self.judged(cut).outcome for cut in cuts])
+        holding = cuts[count - 1] if count else None
+        if self.healing is not None and self.healing.taken:
+            holding = self.healed
         verdict: Verdict = "nothing-learnt"
         if learnt.outcome == "within":
-            verdict = "smaller" if count else "keep"
-        chosen = cuts[count - 1] if verdict == "smaller" else None
+            verdict = "smaller" if holding else "keep"
+        chosen = holding if verdict == "smaller" else None
         uniform = rows[1 : 1 + len(cuts)]
         examples = len(self._losses[id(self.full)])
         held_out = len(self.scorer.examples)
@@ -154,18 +199,20 @@ class Comparison:
             answer=words.answer(
                 verdict,
                 self.full.rank,
-                uniform[count - 1] if chosen else None,
+                next((row for row in rows if chosen and row.kind == chosen.kind), None),
                 config.margin,
                 config.confidence,
                 unit,
             ),
-            evidence=words.evidence(uniform, self.against_empty, examples, held_out),
+            evidence=words.evidence(uniform, self.against_empty, examples, held_out)
+            + words.healing(self.healing, rows),
             caveats=(*common_caveats(held_out), *words.what_would_settle(uniform, config.margin)),
             table=tuple(rows),
             passes=self.scorer.passes,
             seconds=self.scorer.seconds,
             examples=examples,
             engine=self.scorer.name,
+            healing=self.healing,
         )
         handed = [chosen] if chosen else []
         pattern = decision.smaller_pattern
@@ -193,7 +240,7 @@ class Comparison:
             largest_rank=cut.largest_rank if cut.rank else 0,
             params=cut.params if cut.rank else 0,
             bytes=cut.bytes if cut.rank else 0,
-            energy=energy if cut.rank else 0.0,
+            energy=energy if cut.rank and not cut.healed else 0.0,
             loss=self._beside_full(cut, self._losses),
             score=self._beside_full(cut, self._scores),
             difference=judged.mean,
@@ -201,6 +248,7 @@ class Comparison:
             upper=judged.upper,
             examples=judged.examples,
             outcome=outcome,
+            healed=cut.healed,
         )
 
     def _beside_full(self, cut: Cut, measures: dict[int, np.ndarray]) -> float:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 from rankwise.decide.config import DecisionConfig
-from rankwise.engine.config import EngineName
+from rankwise.engine.config import EngineName, auto_is_none
 from rankwise.errors import RequestError
 from rankwise.models.config import (
     DeviceConfig,
@@ -16,7 +16,7 @@ from rankwise.models.config import (
     Quantization,
     TargetModules,
 )
-from rankwise.settings import FilePath, Flag, Option, Ranks, Several, Text
+from rankwise.settings import Count, FilePath, Flag, Option, Ranks, Several, Text
 from rankwise.tasks.config import DataConfig, TaskName
 
 
@@ -75,6 +75,25 @@ class ShrinkConfig(DecisionConfig, DataConfig, ModelConfig, DeviceConfig):
             "search",
         ),
     ] = False
+    heal: Annotated[
+        FilePath | None,
+        Option(
+            "Training data of the adapter: the first cut that fails is trained on briefly at its "
+            "own rank and judged again.",
+            "training",
+            "TRAINING_DATA",
+            "nothing is trained",
+        ),
+    ] = None
+    heal_steps: Annotated[
+        Count | None,
+        auto_is_none,
+        Option(
+            "Optimizer steps of that training, in batches of 8.",
+            "training",
+            unset="auto: one pass over the training data, at most 100",
+        ),
+    ] = None
     engine: Annotated[
         EngineName,
         Option(
@@ -101,6 +120,8 @@ class ShrinkConfig(DecisionConfig, DataConfig, ModelConfig, DeviceConfig):
         super().__post_init__()
         if not self.adapters:
             raise RequestError("adapters: none given; name the directory of an adapter")
+        if self.heal is None and self.heal_steps is not None:
+            raise RequestError("heal_steps goes with heal, which is missing")
         if twice := [path for path in self.adapters if self.adapters.count(path) > 1]:
             raise RequestError(f"adapter {str(twice[0])!r} given more than once; name each once")
 
@@ -125,6 +146,8 @@ class ShrinkSettings(TypedDict, total=False):
     per_layer: bool
     margin: float
     confidence: float
+    heal: str | Path | None
+    heal_steps: int | Literal["auto"] | None
     engine: EngineName
     device: str
     precision: PrecisionName

@@ -20,11 +20,18 @@ class Cut:
         rank: Rank of all layers; with a rank for each layer, the rank of equal size.
         adapter: The truncated adapter.
         per_layer: Whether each layer has a rank of its own.
+        healed: Whether it was trained on after the cut.
     """
 
     rank: int
     adapter: Adapter
     per_layer: bool = False
+    healed: bool = False
+
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        """What tells it from the adapter's other truncations: rank, per layer, healed."""
+        return self.rank, self.per_layer, self.healed
 
     @property
     def params(self) -> int:

@@ -52,18 +52,18 @@ def read_held_out(config: ShrinkConfig, base: str, adapter: Adapter) -> Task:
     """
     if config.data is None:
         return _read_sample(config, base)
-    columns = {name: value for name, value in vars(config).items() if name.endswith("_column")}
-    settings = DataConfig(
-        data=config.data,
-        eval_data=config.data,  # as held-out data a file is not split
-        allow_duplicates=True,
-        task=_task_of(adapter) if config.task == "auto" else config.task,
-        max_length=config.max_length,
-        **columns,
-    )
-    task = load_task(settings)
+    # As held-out data a file is not split.
+    files = {"data": config.data, "eval_data": config.data, "allow_duplicates": True}
+    task = load_task(data_settings(config, adapter, **files))
     notes = dict.fromkeys(note for note in task.notes if SHARED not in note)
     return _with_labels(replace(task, notes=tuple(notes)), config.labels)
+
+
+def data_settings(config: ShrinkConfig, adapter: Adapter, **files: Any) -> DataConfig:
+    """Return the settings of data: those of the request, but for the files."""
+    columns = {name: value for name, value in vars(config).items() if name.endswith("_column")}
+    task = _task_of(adapter) if config.task == "auto" else config.task
+    return DataConfig(task=task, max_length=config.max_length, **columns, **files)
 
 
 def _read_sample(config: ShrinkConfig, base: str) -> Task:

@@ -38,6 +38,7 @@ class CutRow:
         examples: Number of examples judged.
         outcome: Whether it is within the margin, worse, or open; "not asked" below a rank that
             does not hold.
+        healed: Whether it was trained on after the cut; ``energy`` is 0 then.
     """
 
     rank: int
@@ -53,6 +54,37 @@ class CutRow:
     upper: float
     examples: int
     outcome: RowOutcome
+    healed: bool = False
+
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        """What tells it from the adapter's other truncations: rank, per layer, healed."""
+        return self.rank, self.per_layer, self.healed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healing:
+    """A short training of one cut.
+
+    Attributes:
+        rank: Rank of the cut.
+        steps: Optimizer steps.
+        learning_rate: Learning rate of the training whose adapter was judged.
+        rates: All rates tried, ascending.
+        examples: Number of training examples.
+        shared: Examples of the training data left out because they are held out.
+        seconds: Time of the training at all rates.
+        taken: Whether the healed adapter takes the place of the cut.
+    """
+
+    rank: int
+    steps: int
+    learning_rate: float
+    rates: tuple[float, ...]
+    examples: int
+    shared: int
+    seconds: float
+    taken: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +104,7 @@ class AdapterDecision:
         seconds: Time of these.
         examples: Number of held-out examples scored.
         engine: Engine that scored.
+        healing: The training after the cut, if one was asked for and made.
     """
 
     adapter: Path
@@ -86,6 +119,7 @@ class AdapterDecision:
     seconds: float
     examples: int
     engine: str
+    healing: Healing | None = None
 
     @property
     def full(self) -> CutRow:
@@ -97,7 +131,9 @@ class AdapterDecision:
         """The row of the smallest rank that holds; None unless it is smaller."""
         if self.verdict != "smaller":
             return None
-        return next(row for row in self.table if row.rank == self.rank and not row.per_layer)
+        is_healed = self.healing is not None and self.healing.taken
+        at_rank = (row for row in self.table if row.rank == self.rank and not row.per_layer)
+        return next(row for row in at_rank if row.healed == is_healed)
 
     @property
     def smaller_pattern(self) -> CutRow | None:
@@ -166,7 +202,9 @@ class ShrinkResult:
             name = str(decision.adapter)
             rows += [{"adapter": name, **asdict(row)} for row in decision.table]
             fields = {key: value for key, value in vars(decision).items() if key != "table"}
-            adapters.append({**fields, "adapter": name, "caveats": list(decision.caveats)})
+            healing = decision.healing and asdict(decision.healing)
+            changed = {"adapter": name, "caveats": list(decision.caveats), "healing": healing}
+            adapters.append({**fields, **changed})
         named = (
             "base", "device", "precision", "data", "held_out_examples", "unit", "score", "margin",
             "confidence",

@@ -76,14 +76,19 @@ def _card(result: ShrinkResult, decision: AdapterDecision, cut: Cut) -> str:
         model_name=f"LoRA rank {cut.rank}, truncated from rank {decision.own_rank}",
     )
     kind = "a rank for each layer, at the size of rank" if cut.per_layer else "rank"
-    row = next(
-        row for row in decision.table if (row.rank, row.per_layer) == (cut.rank, cut.per_layer)
-    )
+    row = next(row for row in decision.table if row.kind == cut.kind)
+    training = "nothing was trained"
+    if cut.healed and decision.healing is not None:
+        healing = decision.healing
+        training = (
+            f"then trained for {healing.steps} steps at rank {cut.rank} (learning rate "
+            f"{healing.learning_rate:g}, batches of 8, {healing.examples:,} examples)"
+        )
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# LoRA adapter of {kind} {cut.rank}, truncated from rank {decision.own_rank}\n",
         f"Truncated by `rankwise shrink` from `{decision.adapter}` by the singular values of each "
-        "layer's update; nothing was trained.\n",
+        f"layer's update; {training}.\n",
         f"On {row.examples:,} held-out examples ({result.data}) its loss is "
         f"{row.difference:+.4f} {result.unit} from that of the adapter it was cut from, at most "
         f"{row.upper:+.4f}; the margin was {result.margin:.3g} at "

@@ -39,10 +39,10 @@ def shrink(
 ) -> ShrinkResult:
     """Find the smallest rank that trained adapters can be truncated to, and show it.
 
-    No adapter is trained. Each is truncated to smaller ranks by its singular values, and the
-    truncations are scored on held-out examples together with the adapter. A rank holds if its loss
-    is shown to be within the margin of the adapter's own. Scoring stops as soon as the answer
-    stands.
+    Each is truncated to smaller ranks by its singular values, and the truncations are scored on
+    held-out examples together with the adapter. A rank holds if its loss is shown to be within the
+    margin of the adapter's own. Scoring stops as soon as the answer stands. Nothing is trained,
+    unless ``heal`` names training data (`rankwise.shrinking.healing`).
 
     Args:
         adapters: directory of an adapter as PEFT saves it, or several; or the whole request.
@@ -121,14 +121,25 @@ def _judge(
 ) -> "tuple[list[AdapterDecision], list[list[Cut]]]":
     """Return the decision about each adapter, and the truncations to hand over."""
     from rankwise.shrinking.comparison import Comparison
+    from rankwise.shrinking.healing import Healer, read_training_data, refuse_unhealable
     from rankwise.shrinking.scoring import Scorer
 
+    data = None
+    if config.heal is not None:
+        refuse_unhealable([each.adapter for each in spectra], bases)
+        data = read_training_data(config, held_out.task, bases[0], spectra[0].adapter)
+        if data.shared:
+            note(
+                f"{data.shared} examples of {str(config.heal)!r} are held-out examples too and are "
+                "left out of the training"
+            )
     decisions, handed = [], []
     for path, decomposed, base in zip(config.adapters, spectra, bases, strict=True):
         scorer = Scorer(base, decomposed.adapter, held_out.encoded, config.engine)
         if scorer.obstacle is not None:
             note(f"the reference engine scores {str(path)!r}, because {scorer.obstacle}")
-        comparison = Comparison(decomposed, config, scorer, held_out.task.chance_loss)
+        healer = None if data is None else Healer(config, scorer, data)
+        comparison = Comparison(decomposed, config, scorer, held_out.task.chance_loss, healer)
         comparison.run()
         decision, cuts = comparison.decide(path)
         decisions.append(decision)

@@ -47,7 +47,7 @@ class Scorer:
         self.seconds = 0.0
         self.obstacle: str | None = None
         if engine == "fused":
-            self.obstacle = _not_fusable(base, adapter) or unsupported_reason(base, examples)
+            self.obstacle = not_fusable(base, adapter) or unsupported_reason(base, examples)
         is_fused = engine == "fused" and self.obstacle is None
         self.name = "fused" if is_fused else "reference"
         self._engine = self._make_engine(is_fused)
@@ -69,14 +69,14 @@ class Scorer:
         """
         part = self.examples.take(range(start, stop))
         began = time.perf_counter()
-        ready = [self._complete(adapter) for adapter in adapters]
+        ready = [self.complete(adapter) for adapter in adapters]
         with _restored(self.base, adapters[0]):
             frames = self._engine.score(ready, part)
         self.seconds += time.perf_counter() - began
         self.passes += len(adapters) * (stop - start)
         return [frame.set_index("example_id").loc[list(part.ids)] for frame in frames]
 
-    def _complete(self, adapter: Adapter) -> Adapter:
+    def complete(self, adapter: Adapter) -> Adapter:
         """Return the adapter in fp32, with the base's own head if it has none."""
         tensors = {name: x.float() for name, x in adapter.tensors.items()}
         for name in self.base.trained_in_full:
@@ -99,7 +99,7 @@ def _restored(base: BaseModel, adapter: Adapter) -> Iterator[None]:
                 own[name].copy_(value)
 
 
-def _not_fusable(base: BaseModel, adapter: Adapter) -> str | None:
+def not_fusable(base: BaseModel, adapter: Adapter) -> str | None:
     """Return why the fused engine cannot run an adapter, or None."""
     if any(
         pair.experts > 1 or pair.is_embedding or pair.a.ndim > 2 for pair in factor_pairs(adapter)

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from rankwise.decide.sequential import Judgement
 from rankwise.formatting import plain_bytes
-from rankwise.shrinking.outcome import SERVED_BYTES, AdapterDecision, CutRow, Verdict, vllm_rank
+from rankwise.shrinking.outcome import (
+    SERVED_BYTES,
+    AdapterDecision,
+    CutRow,
+    Healing,
+    Verdict,
+    vllm_rank,
+)
 
 
 def short_unit(unit: str) -> str:
@@ -27,8 +34,11 @@ def answer(
             f"Keep rank {own}: no smaller rank is shown to cost at most {margin:.3g} {short}, at "
             f"{100 * confidence:.4g} % confidence."
         )
+    after, which = ("", "truncated")
+    if chosen.healed:
+        after, which = " after a short training", "healed"
     return (
-        f"Rank {chosen.rank} of {own} is enough: the truncated adapter is at most "
+        f"Rank {chosen.rank} of {own} is enough{after}: the {which} adapter is at most "
         f"{max(chosen.upper, 0.0):.4f} {short} worse, within your margin of {margin:.3g}, at "
         f"{100 * confidence:.4g} % confidence."
     )
@@ -52,6 +62,22 @@ def evidence(rows: Sequence[CutRow], against_empty: Judgement, scored: int, held
         )
     sentences.append(f"Without its low-rank update the loss changes by {-against_empty.mean:+.4f}.")
     return " ".join(sentences)
+
+
+def healing(trained: Healing | None, rows: Sequence[CutRow]) -> str:
+    """Return what a training after the cut has brought, as a further sentence."""
+    if trained is None:
+        return ""
+    row = next(row for row in rows if row.healed)
+    how = {"within": "so it holds", "worse": "which costs more than the margin"}
+    result = how.get(row.outcome, "which stays open")
+    if row.outcome == "within" and not trained.taken:
+        result = "so it holds, but the cut before has the lower loss and is kept"
+    return (
+        f" Trained on for {trained.steps} steps at rank {trained.rank} (learning rate "
+        f"{trained.learning_rate:g}), the cut's difference is {row.difference:+.4f}, between "
+        f"{row.lower:+.4f} and {row.upper:+.4f}, {result}."
+    )
 
 
 def what_would_settle(rows: Sequence[CutRow], margin: float) -> list[str]:
