@@ -8,9 +8,10 @@ if TYPE_CHECKING:
 
 def strategies() -> "dict[str, type[Strategy]]":
     """Return the strategy classes by their names in `rankwise.strategies.config.STRATEGIES`."""
+    from rankwise.strategies.ends import Ends
     from rankwise.strategies.escalate import Escalate
     from rankwise.strategies.grid import Grid
     from rankwise.strategies.once import Once
     from rankwise.strategies.race import Race
 
-    return {"grid": Grid, "once": Once, "escalate": Escalate, "race": Race}
+    return {"grid": Grid, "once": Once, "ends": Ends, "escalate": Escalate, "race": Race}

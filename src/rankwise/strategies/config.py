@@ -11,7 +11,7 @@ from rankwise.models.config import AlphaPolicyName
 from rankwise.settings import Count, Option, Positive, Ranks, Settings, items
 
 AUTO: Literal["auto"] = "auto"
-StrategyName = Literal["grid", "once", "escalate", "race"]
+StrategyName = Literal["grid", "once", "ends", "escalate", "race"]
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 LearningRates = Literal["auto"] | tuple[float, ...]
 
@@ -39,9 +39,10 @@ class SearchConfig(Settings):
     strategy: Annotated[
         StrategyName,
         Option(
-            "Search strategy: grid trains every rank; race drops ranks shown to be worse; escalate "
-            "goes up from rank 8, then down; once trains the largest rank and truncates its "
-            "adapters to the others.",
+            "Search strategy: grid trains every rank; race drops ranks shown to be worse; ends "
+            "trains the largest and the smallest, and others only if the smallest does not hold; "
+            "escalate goes up from rank 8, then down; once trains the largest rank and truncates "
+            "its adapters to the others.",
             "search",
         ),
     ] = "grid"

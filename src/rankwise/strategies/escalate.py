@@ -69,7 +69,14 @@ class Escalate(Strategy):
                     return visited, trials
             if not self._suffices(evidence, rank, visited):
                 break
-        for rank in self.ranks:  # ranks that were visited with fewer seeds
+        return self._with_fewer_seeds(visited, evidence)
+
+    def _with_fewer_seeds(
+        self, visited: list[int], evidence: pd.DataFrame
+    ) -> tuple[list[int], list[Trial]]:
+        """Return all ranks visited, and the missing trials of one visited when seeds were fewer."""
+        visited = list(visited)
+        for rank in self.ranks:
             if rank not in visited and not trial_keys.rank_evidence(evidence, rank).empty:
                 visited.append(rank)
                 if trials := self._missing_seeds(rank, evidence):
