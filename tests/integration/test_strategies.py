@@ -122,7 +122,33 @@ def test_once_resumes_after_losing_trials(
     assert again.decision.answer == (read_json(once / "decision.json") or {})["answer"]
 
 
-@pytest.mark.parametrize("name", ["grid", "race", "escalate"])
+def test_a_cut_that_fails_is_healed_and_stored_as_a_trial(
+    request_of: dict[str, Any], tmp_path: Path
+) -> None:
+    """At this margin rank 2 fails, and is healed from the cut of each seed."""
+    out = tmp_path / "out"
+    request = {**request_of, "learning_rate": 1e-2, "margin": 1e-5, "strategy": "once", "out": out}
+    result = rankwise.sweep(**request)
+    configs = [read_json(path / "config.json") or {} for path in (out / "trials").glob("r*")]
+    healed = [config for config in configs if "starts_from" in config]
+    assert [config["rank"] for config in healed] == [2, 2]
+    for config in healed:
+        assert config["starts_from"] == f"r2-lr0.01-seed{config['seed']}"
+        assert config["learning_rate"] == 0.02  # the law's, from 1e-2 at rank 8
+        name = f"r2-lr0.02-seed{config['seed']}-steps0.1-from-{config['starts_from']}"
+        steps = (out / "trials" / name / "metrics.jsonl").read_text().splitlines()
+        assert len(steps) - 1 == 4  # a tenth of 35, rounded up
+        cut = read_adapter(out / "trials" / config["starts_from"] / "adapter")
+        after = read_adapter(out / "trials" / name / "adapter")
+        assert {key: value.shape for key, value in cut.tensors.items()} == {
+            key: value.shape for key, value in after.tensors.items()
+        }
+    again = rankwise.analyze(out, margin=1e-5).decision
+    assert (again.question, again.trained_at) == ("keep", 8)
+    assert again.recommended == result.decision.recommended
+
+
+@pytest.mark.parametrize("name", ["grid", "race", "ends", "escalate"])
 def test_other_strategies_decide_which_rank_to_train_at(
     request_of: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
@@ -172,7 +198,7 @@ def test_an_unknown_strategy_is_refused_with_the_nearest(
 
     assert main(["sweep", "--strategy", "onec"]) == 2
     assert capsys.readouterr().err == (
-        "rankwise: strategy 'onec': allowed are grid, once, escalate and race "
+        "rankwise: strategy 'onec': allowed are grid, once, ends, escalate and race "
         "(did you mean 'once'?)\n"
     )
     with pytest.raises(rankwise.RequestError, match="run_rank_comparison trains every rank"):

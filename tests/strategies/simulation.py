@@ -8,7 +8,7 @@ import pandas as pd
 
 from rankwise.decide import Decision
 from rankwise.decide.config import DecisionConfig
-from rankwise.decide.evidence import read_rank_results
+from rankwise.decide.evidence import HEALED, read_rank_results
 from rankwise.decide.findings import Rule
 from rankwise.decide.selection import decide
 from rankwise.engine.trial import Trial
@@ -44,7 +44,8 @@ def simulate_trial(trial: Trial, truth: Truth, noise: float) -> pd.DataFrame:
     losses = [
         level + difficulty.uniform(-0.3, 0.3) + own_noise.gauss(0, 0.02) for _ in range(EXAMPLES)
     ]
-    return evidence_of(trial.rank, trial.learning_rate, trial.seed, losses, score=1.0)
+    rows = evidence_of(trial.rank, trial.learning_rate, trial.seed, losses, score=1.0)
+    return rows if trial.starts_from is None else rows.assign(**{HEALED: True})
 
 
 def run_sweep(

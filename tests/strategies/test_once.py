@@ -7,6 +7,7 @@ import pytest
 
 from rankwise.decide.evidence import read_rank_results
 from rankwise.decide.findings import Rule
+from rankwise.decide.healed import judged_adapters
 from rankwise.decide.selection import decide
 from rankwise.engine.trial import Trial
 from rankwise.strategies import strategies
@@ -18,21 +19,66 @@ from tests.strategies.simulation import (
     RANKS,
     RULE,
     make_strategy,
+    needs_rank_8,
     run_sweep,
     simulate_trial,
 )
 
 
+def split(trials: list[Trial]) -> tuple[list[Trial], list[Trial], list[Trial]]:
+    """Return the trials that were trained from new values, truncated and healed."""
+    cut = [trial for trial in trials if trial.truncated_from is not None]
+    healed = [trial for trial in trials if trial.starts_from is not None]
+    return [trial for trial in trials if trial not in cut + healed], cut, healed
+
+
 def test_once_trains_the_largest_rank_and_truncates_it_to_the_others() -> None:
     _, trials = run_sweep(make_strategy("once", seeds=2, rates=(1e-3, 2e-3)), lambda rank: 0.5)
-    trained = [trial for trial in trials if trial.truncated_from is None]
+    trained, truncated, healed = split(trials)
     assert {trial.rank for trial in trained} == {32}
     assert len(trained) == 3  # two rates, and the second seed at the better one
-    truncated = [trial for trial in trials if trial.truncated_from is not None]
     assert sorted(trial.rank for trial in truncated) == sorted(2 * RANKS[:-1])
     for trial in truncated:
         assert trial.truncated_from == f"r32-lr{trial.learning_rate:g}-seed{trial.seed}"
         assert trial.lora_alpha == trial.rank  # the scaling stays
+    assert healed == []  # all cuts hold
+
+
+def test_the_cuts_end_at_the_first_rank_that_fails_and_that_rank_is_healed() -> None:
+    _, trials = run_sweep(make_strategy("once", seeds=2), needs_rank_8)
+    trained, truncated, healed = split(trials)
+    assert [trial.seed for trial in trained] == [0, 1]
+    assert [trial.rank for trial in truncated] == [16, 8, 4, 16, 8, 4]
+    assert [(trial.rank, trial.seed) for trial in healed] == [(4, 0), (4, 1)]
+    for cut, trial in zip([truncated[2], truncated[5]], healed, strict=True):
+        assert trial.starts_from == cut.name
+        assert (trial.lora_alpha, trial.share_of_steps) == (cut.lora_alpha, 0.1)
+        assert trial.learning_rate == pytest.approx(1e-3 * (32 / 4) ** 0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize(("after", "rank"), [(0.505, 4), (0.59, 8), (0.46, 4)])
+def test_a_healed_rank_is_kept_where_it_holds(after: float, rank: int) -> None:
+    strategy = make_strategy("once", seeds=2)
+    evidence = NO_EVIDENCE
+    while trials := strategy.propose(evidence):
+        truth = needs_rank_8 if trials[0].starts_from is None else lambda rank: after
+        new = simulate_trial(trials[0], truth, 1e-3)
+        evidence = pd.concat([evidence, new], ignore_index=True) if len(evidence) else new
+    judged = judged_adapters(evidence, 32, MARGIN, CONFIDENCE)
+    rule = Rule(margin=MARGIN, confidence=CONFIDENCE, trained_at=32)
+    decision = decide(read_rank_results(judged, trained_at=32), rule)
+    assert decision.rank == rank
+    assert ("after the cut" in decision.answer) == (rank == 4)
+
+
+def test_more_seeds_reach_the_cuts_and_healed_adapters_of_the_others() -> None:
+    evidence, _ = run_sweep(make_strategy("once", seeds=2), needs_rank_8)
+    _, more = run_sweep(make_strategy("once", seeds=3), needs_rank_8, evidence)
+    trained, truncated, healed = split(more)
+    assert [trial.seed for trial in more] == [2] * len(more)
+    assert [trial.rank for trial in trained] == [32]
+    assert [trial.rank for trial in truncated] == [16, 8, 4]
+    assert [trial.rank for trial in healed] == [4]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from rankwise.analysis.read import ImportedResults, read_results
 from rankwise.checks import check_number, check_path
 from rankwise.decide import Decision
 from rankwise.decide.findings import Rule
-from rankwise.decide.metrics import SHARE_MARGIN, higher_is_better, whole_share
+from rankwise.decide.healed import LOOKS, judged_adapters
+from rankwise.decide.metrics import LOSS_MARGIN, SHARE_MARGIN, higher_is_better, whole_share
 from rankwise.decide.selection import decide, read_ranks
 from rankwise.errors import some
 from rankwise.store.costs import rank_costs, trained_at
@@ -110,6 +111,7 @@ def analyze(
         evidence = evidence.assign(score=evidence[second])
     elif score_margin is not None:
         notes.append(f"score_margin is not used: no second metric confirms {compared}")
+    trained = trained_at(results.trials)
     rule = Rule(
         metric=compared,
         margin=margin,
@@ -119,8 +121,12 @@ def analyze(
         no_prior=no_prior,
         score_margin=share * unit,
         chance_loss=results.chance_loss,
-        trained_at=trained_at(results.trials),
+        trained_at=trained,
+        looks=1 if trained is None else LOOKS,
     )
+    if compared == "loss":
+        limit = LOSS_MARGIN if rule.margin is None else rule.margin
+        evidence = judged_adapters(evidence, trained, limit, rule.confidence_of_a_look)
     ranks = read_ranks(evidence, rule)
     costs = {
         one.rank: rank_costs(results.trials, one.rank, one.learning_rate or None) for one in ranks

@@ -152,8 +152,9 @@ def _read_run(run: Path, name: str, reading: Reading, advice: str) -> ResultsSou
     kind = _look_up(configs, ("peft_type",), LORA_SECTIONS)
     if kind is not None and str(kind).upper() != "LORA":
         return f"its peft_type is {kind}, not LORA"
-    if any("truncated_from" in config for config in configs):
-        return "its adapter was truncated from another trial's; name the sweep's directory instead"
+    for made, how in (("truncated_from", "was truncated"), ("starts_from", "was trained on")):
+        if any(made in config for config in configs):
+            return f"its adapter {how} from another trial's; name the sweep's directory instead"
     method = _look_up(configs, ("finetuning_type",), SECTIONS["seed"])
     if method is not None and is_baseline(method):
         return f"it was trained without LoRA (finetuning_type {method})"

@@ -11,6 +11,7 @@ from rankwise.decide.metrics import higher_is_better as direction_by_name
 from rankwise.errors import RequestError, nearest, shown, some
 
 KEY = ["rank", "learning_rate", "seed", "example_id"]
+HEALED = "healed"  # optional column: truncated adapters that were trained on; empty means false
 LEAST_GAIN = 1e-4  # share of the chance-level loss; a smaller gain may be rounding
 BOOLEANS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -35,6 +36,7 @@ class RankResults:
         score: task score, or the metric compared if that is not the loss, (S, N).
         diverged: number of trials whose loss was not finite, at any rate.
         per_example: whether the evidence names examples; otherwise its rows are aggregates.
+        healed: whether these are truncated adapters that were trained on.
     """
 
     rank: int
@@ -47,6 +49,7 @@ class RankResults:
     score: np.ndarray | None
     diverged: int
     per_example: bool = True
+    healed: bool = False
 
 
 def read_rank_results(
@@ -62,7 +65,8 @@ def read_rank_results(
         metric: the column to compare by.
         higher_is_better: direction of the metric; by default known from its name.
         trained_at: the trained rank, if the smaller ranks are truncated adapters. Only those
-            trained at its own rate then count, or rates would be compared instead of ranks.
+            trained at its own rate then count, or rates would be compared instead of ranks; and
+            those that were trained on afterwards (`rankwise.decide.healed`).
 
     Raises:
         RequestError: a column or value is not allowed, a row appears twice, examples differ between
@@ -77,7 +81,8 @@ def read_rank_results(
     if trained_at is not None:
         trained = evidence["rank"] == trained_at
         rate = best_learning_rate(evidence[trained], "cost")
-        evidence = evidence[trained | (evidence["learning_rate"] == rate)]
+        at_rate = evidence["learning_rate"] == rate
+        evidence = evidence[trained | at_rate | is_healed(evidence)]
     by_rank = {int(rank): evidence[evidence["rank"] == rank] for rank in ranks}
     results = [
         replace(_rank_results(rank, rows, score), per_example=per_example)
@@ -89,6 +94,13 @@ def read_rank_results(
             both = f"ranks {alive[0].rank} and {one.rank}"
             raise RequestError(f"evidence: {both} were not scored on the same examples")
     return results
+
+
+def is_healed(evidence: pd.DataFrame) -> pd.Series:
+    """Return whether each row is of a truncated adapter that was trained on."""
+    if HEALED not in evidence.columns:
+        return pd.Series(False, index=evidence.index)
+    return evidence[HEALED].eq(True)
 
 
 def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | None:
@@ -314,4 +326,5 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
         loss=as_array("loss"),
         score=as_array(score),
         diverged=len(diverged),
+        healed=bool(is_healed(chosen).all()),
     )

@@ -89,7 +89,10 @@ def _answer(findings: Findings, rank: int, unit: str) -> str:
 def _use(findings: Findings, rank: int) -> str:
     if findings.rule.trained_at is None:
         return f"Use rank {rank}"
-    return f"Keep rank {rank} of an adapter trained at rank {findings.rule.trained_at}"
+    after = ""
+    if any(one.healed for one in findings.results if one.rank == rank):
+        after = f" and, after the cut, briefly at rank {rank}"
+    return f"Keep rank {rank} of an adapter trained at rank {findings.rule.trained_at}{after}"
 
 
 def _provisional_answer(findings: Findings, context: Context, unit: str) -> str:

@@ -264,6 +264,8 @@ class Recipe:
 def read_recipe(directory: Path, trial_name: str) -> Recipe:
     """Read the recipe of a trial in a sweep directory; a truncated adapter has its source's.
 
+    A healed one has that of the adapter that it was truncated from: its short training is not part.
+
     Raises:
         RequestError: A file of the sweep is missing.
     """
@@ -271,6 +273,8 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
     if sweep is None:
         raise RequestError(f"{str(directory)!r} has no sweep.json; run the sweep to its end first")
     trained, truncate_to = read_trial(directory / "trials" / trial_name), None
+    if trained.starts_from is not None:
+        trained = read_trial(directory / "trials" / trained.starts_from)
     if trained.truncated_from is not None:
         truncate_to = trained.rank
         trained = read_trial(directory / "trials" / trained.truncated_from)

@@ -38,12 +38,15 @@ def rank_costs(
 def trained_at(trials: Sequence[TrialRecord]) -> int | None:
     """Return the only trained rank if the others were truncated from it, else None.
 
+    Training that starts from a truncated adapter does not count.
+
     Raises:
         RequestError: there are truncated adapters, and adapters trained at several ranks.
     """
     if all(trial.truncated_from is None for trial in trials):
         return None
-    ranks = sorted({trial.rank for trial in trials if trial.truncated_from is None})
+    drawn = [trial for trial in trials if trial.truncated_from is None is trial.starts_from]
+    ranks = sorted({trial.rank for trial in drawn})
     if len(ranks) > 1:
         raise RequestError(
             f"results mix truncated adapters with adapters trained at ranks {some(ranks)}; "

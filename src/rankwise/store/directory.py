@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from rankwise.decide.evidence import HEALED
 from rankwise.engine.trial import FinishedTrial
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.formatting import json_value
@@ -298,6 +299,8 @@ def _evidence_bytes(finished: FinishedTrial) -> bytes:
         frame = pd.DataFrame({"example_id": [-1], "loss": [math.nan], "score": [0.0]})
     trial = {name: getattr(finished.trial, name) for name in ("rank", "seed", "learning_rate")}
     frame = frame.assign(**trial, diverged=finished.diverged)
+    if finished.trial.starts_from is not None:
+        frame = frame.assign(**{HEALED: True})
     further = [name for name in frame.columns if name not in EVIDENCE_COLUMNS]
     buffer = io.BytesIO()
     frame[[*EVIDENCE_COLUMNS, *further]].to_parquet(buffer, index=False)

@@ -1,10 +1,12 @@
-"""The once strategy: the largest rank is trained alone, and truncated to all smaller ranks.
+"""The once strategy: the largest rank is trained alone, truncated, and healed once.
 
-The first seed tries the rate where the other strategies' search starts and four times that rate,
-and goes on upwards while it gains: an adapter trained at too low a rate says nothing. The other
-seeds train at the best of these rates, and each adapter is truncated to every smaller rank. It
-stops when all of these are scored, and costs a fifth to a third of the grid
-(docs/results/strategies.md).
+The first seed searches the learning rate of the largest rank, and the other seeds train at the rate
+found. Each adapter is then truncated rank by rank, from the largest down, until the cuts of one
+rank are not shown to be within the margin of the full adapters: a fixed sequence
+(`rankwise.decide.sequential`), tested seed by seed. The cuts of that rank are healed: trained on
+for a tenth of the steps, at the learning rate that the law gives for their rank and scaling
+(`rankwise.lora.alpha.carried_rate`). Where the healed adapters are within the margin, they are
+handed over; otherwise the smallest cut that is.
 
 A truncated adapter is a trial of its own rank, with the seed and the learning rate of its source,
 so no rank is favoured by its rate. The strategy answers which rank to *keep*: what the learned
@@ -17,17 +19,29 @@ from dataclasses import replace
 
 import pandas as pd
 
+from rankwise.decide.healed import LOOKS, holds
+from rankwise.decide.metrics import LOSS_MARGIN
 from rankwise.engine.trial import Trial
+from rankwise.lora.alpha import carried_rate, parse_alpha_policy
 from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
+from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.trial_keys import TrialKey
+
+HEALING_SHARE = 0.1  # of the steps of a whole training
+SAME_SCALING = parse_alpha_policy("r")  # a truncated adapter keeps the scaling of its source
 
 
 class Once(Strategy):
-    """Trains the largest rank at one learning rate, and truncates its adapters to all others."""
+    """Trains the largest rank, truncates it while the cuts hold, and heals the first that fails."""
+
+    @staticmethod
+    def looks(settings: SearchConfig) -> int:
+        """Return 2: the cuts are judged, and then a healed one."""
+        return LOOKS
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
-        """Return the truncations of a trained adapter, or else the trials to train."""
+        """Return the trials to train, then cuts of one rank after another, then those to heal."""
         largest = self.ranks[-1]
         search = self.rates.propose_alone(largest, evidence)
         if first := self.missing_trials(search, evidence):
@@ -36,32 +50,93 @@ class Once(Strategy):
             # There is no rate to choose, so the other seeds may train together with the first.
             only = {largest: search[0].learning_rate}
             return self.missing_trials(trial_keys.seed_keys(only, self.seeds), evidence)
-        chosen = {largest: trial_keys.chosen_rate(evidence, largest)}
-        trained = trial_keys.seed_keys(chosen, self.seeds)
+        rate = trial_keys.chosen_rate(evidence, largest)
+        trained = trial_keys.seed_keys({largest: rate}, self.seeds)
         to_train = self.missing_trials(trained, evidence)
-        for trial in self.missing_trials(trained, evidence.iloc[:0]):
-            if trial not in to_train and (truncations := self._truncations(trial, evidence)):
-                return truncations
-        return to_train
+        sources = self.missing_trials(trained, evidence.iloc[:0])
+        complete = [trial for trial in sources if trial not in to_train]
+        cuts, failed = self._first_failing(complete, evidence) if complete else ([], None)
+        if cuts or to_train or rate is None:
+            return cuts or to_train
+        healed = []
+        for rank in self.ranks[:-1]:
+            if rank == failed or self._is_healed(rank, rate, evidence):
+                healed += self._missing_healed(sources, rank, evidence)
+        return healed
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:
-        """Return the complete trials, the missing ones of the search, and those of other seeds."""
+        """Return the complete trials and the missing ones, if every rank is truncated to."""
         largest = self.ranks[-1]
         search = trial_keys.missing_keys(self.rates.propose_alone(largest, evidence), evidence)
         later = self.seeds - 1 - trial_keys.count_later_trials(evidence, [largest])
+        complete = trial_keys.count_trials(evidence)
+        next_ones = self.propose(evidence)
+        if not next_ones or next_ones[0].starts_from is not None:
+            return complete + len(next_ones)
         # Truncations at a rate that has diverged since do not count.
         is_chosen = evidence["learning_rate"] == trial_keys.chosen_rate(evidence, largest)
         truncated = trial_keys.count_trials(evidence[is_chosen & (evidence["rank"] < largest)])
         truncations = max(0, (len(self.ranks) - 1) * self.seeds - truncated)
-        return trial_keys.count_trials(evidence) + len(search) + later + truncations
+        return complete + len(search) + later + truncations
 
-    def _truncations(self, source: Trial, evidence: pd.DataFrame) -> list[Trial]:
-        """Return the missing truncations of a trained adapter, each with its source's scaling."""
-        wanted = [TrialKey(rank, source.learning_rate, source.seed) for rank in self.ranks[:-1]]
-        trials = []
-        for key in trial_keys.missing_keys(wanted, evidence):
-            share = key.rank / source.rank
-            alpha = source.lora_alpha * (math.sqrt(share) if source.use_rslora else share)
-            truncated = replace(source, rank=key.rank, lora_alpha=alpha, truncated_from=source.name)
-            trials.append(truncated)
-        return trials
+    def _first_failing(
+        self, sources: list[Trial], evidence: pd.DataFrame
+    ) -> tuple[list[Trial], int | None]:
+        """Return the missing cuts of the rank that the sequence has reached, or else its end.
+
+        Returns:
+            Cuts to score; and the first rank that does not hold, None if all do. A rank below it
+            that was reached with fewer seeds gets the others too.
+        """
+        rate = sources[0].learning_rate
+        at_rate = evidence[evidence["learning_rate"] == rate]
+        full = trial_keys.rank_evidence(at_rate, self.ranks[-1])
+        margin = LOSS_MARGIN if self.rule.margin is None else self.rule.margin
+        failed: int | None = None
+        for rank in reversed(self.ranks[:-1]):
+            cuts = trial_keys.rank_evidence(at_rate, rank)
+            if failed is not None and cuts.empty:
+                continue
+            wanted = [self._cut(source, rank) for source in sources]
+            if missing := _missing(wanted, evidence):
+                return missing, None
+            if failed is None and not holds(cuts, full, margin, self.rule.confidence_of_a_look):
+                failed = rank
+        return [], failed
+
+    def _cut(self, source: Trial, rank: int) -> Trial:
+        """Return the truncation of a trained adapter, with its source's scaling."""
+        share = rank / source.rank
+        alpha = source.lora_alpha * (math.sqrt(share) if source.use_rslora else share)
+        return replace(source, rank=rank, lora_alpha=alpha, truncated_from=source.name)
+
+    def _missing_healed(
+        self, sources: list[Trial], rank: int, evidence: pd.DataFrame
+    ) -> list[Trial]:
+        healed = []
+        for source in sources:
+            cut = self._cut(source, rank)
+            healed.append(
+                replace(
+                    cut,
+                    truncated_from=None,
+                    starts_from=cut.name,
+                    learning_rate=self._healing_rate(rank, source.learning_rate),
+                    share_of_steps=HEALING_SHARE,
+                )
+            )
+        return _missing(healed, evidence)
+
+    def _is_healed(self, rank: int, rate: float, evidence: pd.DataFrame) -> bool:
+        at_rank = trial_keys.rank_evidence(evidence, rank)
+        return bool((at_rank["learning_rate"] == self._healing_rate(rank, rate)).any())
+
+    def _healing_rate(self, rank: int, rate: float) -> float:
+        """Return the law's rate, which differs from the cut's at every rank below the largest."""
+        return float(f"{carried_rate(rate, self.ranks[-1], rank, SAME_SCALING):.3g}")
+
+
+def _missing(trials: list[Trial], evidence: pd.DataFrame) -> list[Trial]:
+    keys = [TrialKey(trial.rank, trial.learning_rate, trial.seed) for trial in trials]
+    missing = trial_keys.missing_keys(keys, evidence)
+    return [trial for trial, key in zip(trials, keys, strict=True) if key in missing]

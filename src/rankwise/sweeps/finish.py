@@ -16,7 +16,8 @@ from rankwise.decide.decision import Decision, TestScore
 from rankwise.decide.evidence import RankResults, read_rank_results
 from rankwise.decide.explain import explain
 from rankwise.decide.findings import Findings, Rule
-from rankwise.decide.metrics import default_margin
+from rankwise.decide.healed import judged_adapters
+from rankwise.decide.metrics import LOSS_MARGIN, default_margin
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.decide.wording import Context, LeftOut, Wording
 from rankwise.store.costs import rank_costs
@@ -104,7 +105,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
         candidates = select_trials(trials, rank=rank, learning_rate=rate)
         candidates = sorted(candidates, key=lambda trial: trial.eval_loss)
         chosen = candidates[0].name
-        if findings.rule.trained_at not in (None, rank):
+        if candidates[0].truncated_from is not None:
             pattern, adapter = try_rank_pattern(findings, rank, candidates, store, run.engine)
         test = _test_score(run, chosen)
     context = Context(
@@ -126,6 +127,10 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
 def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> Findings:
     config = run.config
     trained_at = config.ranks[-1] if config.strategy == "once" else None
+    margin = LOSS_MARGIN if config.margin is None else config.margin
+    looks = strategies()[config.strategy].looks(config)
+    level = 1 - (1 - config.confidence) / looks
+    evidence = judged_adapters(evidence, trained_at, margin, level)
     # A strategy that was stopped early may have trained a single rank.
     results = read_rank_results(evidence, trained_at=trained_at)
     rule = Rule(
@@ -135,7 +140,7 @@ def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> 
         chance_loss=run.chance_loss,
         trained_at=trained_at,
         no_prior=config.no_prior,
-        looks=strategies()[config.strategy].looks(config),
+        looks=looks,
     )
     costs = {one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results}
     return Findings(results, rule, read_train_losses(run.store.directory), costs)
