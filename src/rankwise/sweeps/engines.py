@@ -11,7 +11,7 @@ from rankwise.engine.fused.model import unsupported_reason
 from rankwise.engine.trial import Engine, FinishedTrial, Trial
 from rankwise.lora.adapter import Adapter
 from rankwise.lora.files import read_adapter
-from rankwise.lora.spectra import spectrum
+from rankwise.lora.spectra import Spectrum, spectrum
 from rankwise.lora.truncation import truncate
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class TruncatingEngine:
         self.engine = engine
         self.score = engine.score
         self.adapter_directory = adapter_directory
+        self._decomposed: tuple[Path, Spectrum] | None = None  # the last adapter truncated
 
     @property
     def pack_size(self) -> int:
@@ -77,9 +78,11 @@ class TruncatingEngine:
                 yield from self._truncate(self.adapter_directory(source), list(truncations))
 
     def _truncate(self, source: Path, trials: Sequence[Trial]) -> Iterator[FinishedTrial]:
-        """Decompose a trained adapter once, and score all of its truncations together."""
+        """Decompose a trained adapter once, and score its truncations together."""
         start = time.perf_counter()
-        trained = spectrum(read_adapter(source))
+        if self._decomposed is None or self._decomposed[0] != source:
+            self._decomposed = source, spectrum(read_adapter(source))
+        trained = self._decomposed[1]
         adapters = [truncate(trained, trial.rank) for trial in trials]
         evidence = self.score(adapters)
         seconds = (time.perf_counter() - start) / len(trials)
