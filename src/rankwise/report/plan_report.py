@@ -94,7 +94,7 @@ def _memory_table(plan: Plan) -> Table:
     """Return a table with a column for each rank and a row for each part of the memory."""
     table = new_table(
         "Parameters and memory of a training step",
-        "Memory that the gradients take over from activations is counted once, as gradients.",
+        "Memory that gradients take over from activations and logits counts once, as gradients.",
     )
     table.add_column("rank")
     for row in plan.rows:

@@ -201,6 +201,23 @@ def test_parts_add_up_to_the_peak(quantization: str, tmp_path: Path) -> None:
     assert (memory.largest_dequantized > 0) == (quantization == "nf4")
 
 
+def test_activations_that_a_step_keeps_do_not_read_0(tmp_path: Path) -> None:
+    """With checkpointing, few tokens and a high rank gradients take over more than is kept."""
+    config = request(
+        write_config(tmp_path, "llama"), gradient_checkpointing=True, batch_size=1, precision="bf16"
+    )
+    by_rank = planner(config).by_rank((4, 8, 16, 32, 64))
+    taken_over = [
+        memory.gradients - memory.at_peak["gradients"] > memory.at_peak["activations"]
+        for memory in by_rank.values()
+    ]
+    assert any(taken_over)
+    for memory in by_rank.values():
+        assert memory.at_peak["activations"] > 0
+        assert memory.activations > 0
+        assert memory.logits > 0
+
+
 def test_evaluation_peak_equals_that_of_a_forward_pass(tmp_path: Path) -> None:
     from rankwise.engine.peak_memory import peak_live_bytes
 

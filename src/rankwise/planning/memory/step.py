@@ -39,9 +39,10 @@ class StepMemory:
         gradients: gradients of the trainable parameters.
         optimizer: states of the optimizer.
         activations: the rest of the peak: tensors of forward and backward, and scratch of the
-            optimizer, the kernels and cuBLAS. Memory that gradients take over from activations
-            after the peak counts as gradients.
-        logits: logits, their copies and gradients, and the loss, at the highest moment.
+            optimizer, the kernels and cuBLAS.
+        logits: logits, their copies and gradients, and the loss, at the highest moment. Memory that
+            gradients take over after that moment, from activations and logits, counts as gradients;
+            both look smaller in the same proportion.
         context: bytes of the driver, outside PyTorch's allocator.
         peak_allocated: the figure that ``torch.cuda.max_memory_allocated`` shows.
         peak_eval: the same figure for an evaluation between training steps.
@@ -115,7 +116,10 @@ class TracedStep:
         parts = {part: int(size) for part, size in zip(PARTS, start, strict=True)}
         parts["gradients"] = int(end[GRADIENTS])
         rest = int(peak.sum()) - sum(parts[part] for part in PARTS[:ACTIVATIONS])
-        parts["logits"] = min(rest, at_peak["logits"])
+        parts["logits"] = at_peak["logits"]
+        kept = at_peak["activations"] + at_peak["logits"]
+        if rest < kept:  # gradients take the difference over, from both
+            parts["logits"] = rest * at_peak["logits"] // kept
         parts["activations"] = rest - parts["logits"]
         return StepMemory(
             **parts,
