@@ -32,6 +32,7 @@ REQUEST = SweepRecord(
         "confidence": 0.95,
     },
     machine={"device": "auto"},
+    chosen={"gradient_checkpointing": "off", "micro_batch_tokens": None, "pack_size": 2},
     paths=SweepPaths(model=None, data="reviews.csv", eval_data=None),
     fingerprints=Fingerprints(model="a", data="b"),
     task=TaskRecord(

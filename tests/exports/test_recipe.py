@@ -52,11 +52,13 @@ def test_a_micro_batch_is_a_divisor_of_the_batch_within_the_tokens(
     path = tmp_path / "out" / "sweep.json"
     sweep = json.loads(path.read_text())
     sweep["settings"] |= {"batch_size": 12, "max_length": 64}
-    sweep["machine"]["micro_batch_tokens"] = tokens
+    sweep["machine"] |= {"micro_batch_tokens": None, "gradient_checkpointing": "auto"}
+    sweep["chosen"] |= {"micro_batch_tokens": tokens, "gradient_checkpointing": "on"}
     path.write_text(json.dumps(sweep))
     name = json.loads((swept / "decision.json").read_text())["test"]["trial"]
     optimizer = read_recipe(tmp_path / "out", name).optimizer
     assert (optimizer.micro_batch_size, optimizer.accumulated_batches) == (examples, 12 // examples)
+    assert optimizer.gradient_checkpointing
 
 
 def test_an_adapter_saved_at_twice_its_rank_gets_the_rank_of_its_training(

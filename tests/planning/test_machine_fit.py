@@ -9,7 +9,7 @@ import torch
 from rankwise.errors import RequestError
 from rankwise.planning import machine_fit
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.machine_fit import MOST_AT_ONCE, MOST_ON_CPU, how_many_fit
+from rankwise.planning.machine_fit import MOST_AT_ONCE, MOST_ON_CPU, Fit, how_many_fit
 from rankwise.planning.memory.devices import CPU, find_device
 from rankwise.planning.planner import Planner
 from rankwise.planning.prepare import prepare
@@ -82,6 +82,18 @@ def test_gpu_trains_as_many_trials_as_fit_without_a_budget(tmp_path: Path) -> No
     assert how_many_fit(config, lambda: 1000, machine=(device, one.needed + 2 * more)).at_once == 3
 
 
+def test_an_earlier_choice_is_kept_unless_memory_is_too_short_for_it() -> None:
+    slow = {"gradient_checkpointing": "on", "micro_batch_tokens": None, "pack_size": 3}
+    fast = {"gradient_checkpointing": "off", "micro_batch_tokens": None, "pack_size": 8}
+    ample = Fit(at_once=6)
+    assert ample.kept(slow) == Fit(at_once=3, gradient_checkpointing=True)
+    assert ample.kept(fast) == ample
+    assert ample.kept({**fast, "pack_size": 2}) == Fit(at_once=2)
+    short = Fit(at_once=2, micro_batch_tokens=2048)
+    assert short.kept(fast) == short
+    assert short.kept({**fast, "micro_batch_tokens": 1024}).micro_batch_tokens == 1024
+
+
 @pytest.mark.parametrize("max_memory", [None, "1GB"])
 def test_sweep_notes_that_its_memory_could_not_be_planned(
     max_memory: str | None,
@@ -108,7 +120,7 @@ def test_sweep_notes_that_its_memory_could_not_be_planned(
     )
     for planned in (True, False):
         if not planned:
-            monkeypatch.setattr(machine_fit, "Planner", fail)
+            monkeypatch.setattr(machine_fit, "prepare", fail)
         with open_run(replace(config, out=tmp_path / str(planned)), notes := Notes()) as run:
             found = [text for text in notes.texts if text.startswith("memory is not checked")]
             assert bool(run.fit.needed) == planned
@@ -154,7 +166,7 @@ def test_sweep_that_does_not_fit_is_refused_before_training(
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer"})
     )
-    monkeypatch.setattr(machine_fit, "this_machine", lambda *_: (CPU, 10_000_000))
+    monkeypatch.setattr(machine_fit, "this_machine", lambda *_: (CPU, 2_000_000))
     out = tmp_path / "out"
     with pytest.raises(RequestError, match=r"has [\d.]+ MiB free"):
         open_run(SweepConfig(model=str(directory), data=reviews, ranks=(4, 8), out=out), Silent())

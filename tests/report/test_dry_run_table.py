@@ -14,6 +14,10 @@ PLANNED = DryRun(
     complete=2,
     expected=6,
     at_once=3,
+    device="cuda:0",
+    precision="bf16",
+    micro_batch_tokens=None,
+    gradient_checkpointing=False,
     ranks=(
         PlannedRank(
             rank=4, memory_bytes=3 * 2**20, train_seconds=30, eval_seconds=2, first_rates=(1e-3,)
@@ -44,8 +48,17 @@ def test_the_summary_counts_the_trials_and_the_time_that_are_left() -> None:
     assert "Trials: about 6, of which 2 are complete." in text
     assert "Time: about 10.0 min for the remaining 4" in text
     assert "timed steps each at ranks 4 and 8." in text
-    assert "1.0 GiB may be used, by up to 3 trials at once." in text
+    assert "1.0 GiB may be used." in text
     assert text.endswith("Nothing was written.")
+
+
+def test_one_line_says_what_is_in_force() -> None:
+    start = "Training: on cuda:0 in bf16,"
+    whole = f"{start} whole batches, gradient checkpointing off, up to 3 trials at once."
+    assert whole in printed(PLANNED)
+    short = replace(PLANNED, at_once=1, micro_batch_tokens=512, gradient_checkpointing=True)
+    passes = "micro-batches of at most 512 tokens, gradient checkpointing on, one trial at once."
+    assert f"{start} {passes}" in printed(short)
 
 
 def test_memory_is_left_out_where_the_model_cannot_be_planned() -> None:

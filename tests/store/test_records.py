@@ -33,13 +33,14 @@ def test_the_settings_that_exports_repeat_are_typed() -> None:
         "lr_scheduler": "linear", "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0,
         "lora_dropout": 0.0, "optimizer": "adamw", "precision": "bf16", "trust_remote_code": False, "seeds": 3,
     }  # fmt: skip
-    machine = {"gradient_checkpointing": "on", "micro_batch_tokens": 512, "device": "cuda:1"}
-    training = replace(REQUEST, settings=settings, machine=machine).training
+    machine = {"gradient_checkpointing": "auto", "micro_batch_tokens": None, "device": "cuda:1"}
+    chosen = {"gradient_checkpointing": "on", "micro_batch_tokens": 512, "pack_size": 1}
+    training = replace(REQUEST, settings=settings, machine=machine, chosen=chosen).training
     assert (training.epochs, training.quantization) == (2, "nf4")
     assert (training.gradient_checkpointing, training.micro_batch_tokens) == ("on", 512)
 
 
-@pytest.mark.parametrize("part", ["settings", "machine", "task", "environment", "command"])
+@pytest.mark.parametrize("part", ["settings", "machine", "chosen", "task", "command"])
 def test_a_sweep_json_that_lacks_a_part_is_refused_in_one_line(tmp_path: Path, part: str) -> None:
     save_sweep(tmp_path, [])
     content = json.loads((tmp_path / "sweep.json").read_text())

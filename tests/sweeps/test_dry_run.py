@@ -45,6 +45,7 @@ def test_memory_is_that_of_the_check_that_refuses_a_sweep(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     # Where memory is short, the longest text there is counts, not the length at which texts are cut.
+    settings |= {"gradient_checkpointing": "off", "micro_batch_tokens": 10_000}
     ample = rankwise.dry_run(**settings, max_memory="1GB")
     planned = rankwise.dry_run(**settings, max_memory=ample.ranks[-1].memory_bytes)
     assert planned.batch[1] < ample.batch[1]
@@ -68,6 +69,15 @@ def test_time_is_interpolated_between_the_timed_ranks(settings: dict[str, Any]) 
     )
 
 
+def test_the_time_is_that_of_the_steps_asked_for(settings: dict[str, Any]) -> None:
+    slow = {"gradient_checkpointing": "on", "micro_batch_tokens": 64}
+    brief, long = (
+        rankwise.dry_run(**settings, **slow, seeds=1, max_steps=steps) for steps in (2, 2000)
+    )
+    assert long.ranks[0].train_seconds > 100 * brief.ranks[0].train_seconds
+    assert (brief.micro_batch_tokens, brief.gradient_checkpointing) == (64, True)
+
+
 def test_truncated_adapters_cost_only_their_scoring(settings: dict[str, Any]) -> None:
     planned = rankwise.dry_run(**settings, strategy="once")
     assert [len(row.first_rates) for row in planned.ranks] == [0, 0, 2]
@@ -89,6 +99,7 @@ def test_the_command_prints_a_document_or_a_table_and_stops(
     assert main(command) == 0
     said = capfd.readouterr().out
     assert "Trials: about 4, of which 0 are complete" in said
+    assert "Training: on cpu in fp32, whole batches, gradient checkpointing off," in said
     assert said.rstrip().endswith("Nothing was written.")
     assert not (tmp_path / "out").exists()
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +6,15 @@ import pandas as pd
 import pytest
 
 from rankwise import RequestError, SweepConfig
-from rankwise.sweeps.memory_fit import fit_to_machine, longest_text, plan_config
+from rankwise.sweeps.memory_fit import (
+    choice,
+    fit_to_machine,
+    in_force,
+    longest_text,
+    plan_config,
+)
+from rankwise.sweeps.progress import Silent
+from rankwise.sweeps.run import open_run
 from rankwise.tasks.load import load_task
 
 
@@ -35,8 +44,47 @@ def test_ranks_need_more_memory_the_larger_they_are(config: SweepConfig) -> None
 
 def test_a_rank_that_does_not_fit_is_refused(config: SweepConfig) -> None:
     task = load_task(config)
+    config = replace(config, gradient_checkpointing="off", micro_batch_tokens=4 * 256)
     ample = fit_to_machine(replace(config, max_memory="1GB"), task)
     # Where memory is short, the longest text counts instead of the longest length allowed.
     tight = fit_to_machine(replace(config, max_memory=ample.needed[8]), task)
     with pytest.raises(RequestError, match=r"rank 8 needs about .* ranks up to 2 fit"):
         fit_to_machine(replace(config, max_memory=tight.needed[8] - 1), task)
+
+
+def test_auto_is_off_and_whole_batches_where_they_fit(config: SweepConfig) -> None:
+    fit = fit_to_machine(replace(config, max_memory="1GB"), load_task(config))
+    assert (fit.micro_batch_tokens, fit.gradient_checkpointing) == (None, False)
+
+
+def test_checkpointing_is_taken_before_a_rank_is_refused(config: SweepConfig) -> None:
+    task = load_task(config)
+    config = replace(config, max_length=longest_text(config, task))
+    whole = fit_to_machine(replace(config, max_memory="1GB"), task)
+    short = replace(config, max_memory=whole.needed[8] - 1)
+    fit = fit_to_machine(short, task)
+    assert fit.gradient_checkpointing
+    assert fit.needed[8] < whole.needed[8]
+    assert in_force(short, fit).gradient_checkpointing == "on"
+    with pytest.raises(RequestError, match="rank 8 needs about") as error:
+        fit_to_machine(replace(config, max_memory="100kB"), task)
+    assert "\n" not in str(error.value)
+    assert f"in passes of at most {whole.length} tokens" in str(error.value)
+
+
+def test_a_resumed_sweep_keeps_what_was_chosen(config: SweepConfig, tmp_path: Path) -> None:
+    config = replace(config, out=tmp_path / "out", max_memory="1GB")
+    with open_run(config, Silent()) as run:
+        first = run.fit
+    # As if another program had taken memory when the sweep began.
+    path = config.out / "sweep.json"
+    record = json.loads(path.read_text())
+    assert record["machine"]["gradient_checkpointing"] == "auto"
+    slower = {"gradient_checkpointing": "on", "micro_batch_tokens": 64, "pack_size": 2}
+    assert record["chosen"] != slower
+    path.write_text(json.dumps({**record, "chosen": slower}))
+    with open_run(config, Silent()) as run:
+        assert choice(run.config, run.fit) == slower
+        assert run.in_force.gradient_checkpointing == "on"
+    with open_run(replace(config, max_memory="2GB"), Silent()) as run:
+        assert run.fit.gradient_checkpointing == first.gradient_checkpointing

@@ -33,6 +33,10 @@ def test_settings_that_do_not_affect_results_do_not_identify_a_sweep(
     assert elsewhere.settings == plain.settings
     assert elsewhere.machine == plain.machine | other
     assert not {"budget", "max_memory", "out", "model", "data"} & set(plain.settings)
+    assert plain.chosen["gradient_checkpointing"] == "off"  # a CPU that nobody limits chooses none
+    assert plain.chosen["micro_batch_tokens"] is None
+    chosen = {name: other[name] for name in ("gradient_checkpointing", "micro_batch_tokens")}
+    assert elsewhere.chosen == plain.chosen | chosen
     changes = {"epochs": 2, "max_steps": 9, "lr_scheduler": "cosine", "warmup_ratio": 0.1,
                "weight_decay": 0.1, "max_grad_norm": 0.5, "lora_dropout": 0.1}  # fmt: skip
     for name, value in changes.items():
@@ -61,5 +65,5 @@ def test_the_record_describes_the_task(settings: dict[str, object], tmp_path: Pa
     assert (task.name, task.task_type, task.score) == ("reviews.csv", "SEQ_CLS", "accuracy")
     assert task.train_examples + task.held_out_examples + task.test_examples == 120
     assert list(json.loads((tmp_path / "out" / "sweep.json").read_text())) == [
-        "settings", "machine", "paths", "fingerprints", "task", "environment", "command"
+        "settings", "machine", "chosen", "paths", "fingerprints", "task", "environment", "command"
     ]  # fmt: skip

@@ -60,7 +60,9 @@ class TrainingConfig(DeviceConfig):
             the adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has
             the measurement.
         max_grad_norm: norm to which gradients are clipped.
-        micro_batch_tokens: None leaves the number to the engine.
+        gradient_checkpointing: an engine takes ``auto`` as off; a sweep's memory plan may choose.
+        micro_batch_tokens: None is whole batches, until memory runs out; a sweep's memory plan may
+            choose.
     """
 
     epochs: Annotated[Count, Option("Passes over the training data.", "training")] = 1
@@ -115,7 +117,7 @@ class TrainingConfig(DeviceConfig):
         CheckpointingName,
         Option(
             "Keep only the inputs of the blocks and recompute the rest, which saves memory and "
-            "costs time; auto is off.",
+            "costs time; auto is off if the largest rank fits without it.",
             "machine",
         ),
     ] = "auto"
@@ -126,7 +128,7 @@ class TrainingConfig(DeviceConfig):
             "Split a batch into parts of at most this many tokens; their gradients add up to the "
             "batch's.",
             "machine",
-            unset="auto: once memory has run out",
+            unset="auto: whole batches if they fit",
         ),
     ] = None
     attention: Annotated[

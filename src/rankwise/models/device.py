@@ -1,5 +1,9 @@
 """The device that trains, and the precision in which the base model computes on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 from rankwise.errors import RequestError
@@ -79,3 +83,21 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     if capability >= BF16_CAPABILITY or torch.version.hip is not None:
         return torch.bfloat16
     return torch.float16 if capability >= FP16_CAPABILITY else torch.float32
+
+
+_planned: ContextVar[str] = ContextVar("kind of device that a plan is for", default="meta")
+
+
+@contextmanager
+def kernels_of(kind: str) -> Iterator[None]:
+    """Let tensors on ``meta`` stand for those of a kind of device inside the ``with`` block."""
+    token = _planned.set(kind)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
+
+
+def kind_of_device(tensor: torch.Tensor) -> str:
+    """Return the kind of device whose kernels a tensor takes: ``cpu``, ``cuda`` or ``mps``."""
+    return _planned.get() if tensor.is_meta else tensor.device.type

@@ -1,7 +1,9 @@
 """How many trials of a sweep fit the machine at once, and the memory that each rank needs."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -11,11 +13,12 @@ from rankwise.models.compat import first_sentence
 from rankwise.models.device import find_torch_device
 from rankwise.models.out_of_memory import free_memory
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.memory.devices import CPU, GENERIC, Device, find_device
+from rankwise.planning.memory.devices import APPLE, CPU, GENERIC, Device, find_device
 from rankwise.planning.memory.setup import longest_input
 from rankwise.planning.memory.step import StepMemory
+from rankwise.planning.pack_fit import FusedRequest, PackPlanner
 from rankwise.planning.planner import Planner
-from rankwise.planning.prepare import prepare
+from rankwise.planning.prepare import PreparedRequest, prepare
 
 MOST_AT_ONCE = 16
 """Trials in a pack: more keep no device busier, and a killed sweep loses more."""
@@ -33,6 +36,8 @@ class Fit:
             planned.
         length: tokens of a sequence.
         room: bytes available.
+        micro_batch_tokens: most tokens of a pass; None for whole batches.
+        gradient_checkpointing: whether blocks keep their inputs alone.
         unknown: why the model cannot be planned; empty if it can.
     """
 
@@ -40,7 +45,39 @@ class Fit:
     needed: dict[int, int] = field(default_factory=dict)
     length: int = 0
     room: int = 0
+    micro_batch_tokens: int | None = None
+    gradient_checkpointing: bool = False
     unknown: str = ""
+
+    @property
+    def way(self) -> str:
+        """How a batch goes through the base, in words; empty for whole, with everything kept."""
+        passes = ""
+        if self.micro_batch_tokens is not None:
+            passes = f" in passes of at most {self.micro_batch_tokens} tokens"
+        return passes + " with gradient checkpointing" * self.gradient_checkpointing
+
+    def kept(self, chosen: Mapping[str, Any]) -> "Fit":
+        """Return the fit with an earlier choice, unless there is now too little memory for it."""
+        tokens, at_once = chosen["micro_batch_tokens"], chosen["pack_size"]
+        is_on = chosen["gradient_checkpointing"] == "on"
+        then = (is_on, -(tokens or math.inf))  # the larger, the less memory it takes
+        now = (self.gradient_checkpointing, -(self.micro_batch_tokens or math.inf))
+        if then < now:
+            return self
+        at_once = at_once if then > now else min(at_once, self.at_once)
+        return replace(
+            self, at_once=at_once, micro_batch_tokens=tokens, gradient_checkpointing=is_on
+        )
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """Where trials train: the device, the bytes that may be used, and the most trials at once."""
+
+    device: Device
+    room: int
+    most: int
 
 
 def how_many_fit(
@@ -48,6 +85,7 @@ def how_many_fit(
     longest_text: Callable[[], int],
     budget: int | None = None,
     machine: tuple[Device, int] | None = None,
+    fused: FusedRequest | None = None,
 ) -> Fit:
     """Return how many trials to train at once, and refuse ranks of which not even one fits.
 
@@ -57,6 +95,7 @@ def how_many_fit(
             do not fit.
         budget: bytes available; default: the free bytes.
         machine: the device and the bytes free on it; default: this machine.
+        fused: the request of the fused engine; None plans the reference engine.
 
     Returns:
         The fit. A model that cannot be planned gets one trial at once and the reason: loading it
@@ -70,32 +109,83 @@ def how_many_fit(
     most = MOST_AT_ONCE
     if device is CPU and budget is None:
         most = min(MOST_ON_CPU, torch.get_num_threads())
+    place = _Machine(device, room, most)
     try:
         prepared = prepare(config)
-        length = min(config.seq_len, longest_input(prepared.skeleton.meta.model) or config.seq_len)
-        request = replace(prepared.config, seq_len=length)
-        planner = Planner(prepared.skeleton, request, device)
-        needs = planner.by_rank(config.ranks)
-        if _at_once(needs, room) < most:
-            length = min(longest_text(), length)
-            needs = planner.changed(seq_len=length).by_rank(config.ranks)
+        limit = longest_input(prepared.skeleton.meta.model)
+        length = min(config.seq_len, limit or config.seq_len)
+        prepared = replace(prepared, config=replace(prepared.config, seq_len=length))
+        fit = None if fused is None else _fit_fused(fused, prepared, longest_text, place)
+        fit = fit or _fit_reference(prepared, longest_text, place)
     except Exception as error:
         return Fit(unknown=first_sentence(error))
-    needed = {rank: memory.needed for rank, memory in needs.items()}
-    too_large = [rank for rank, size in needed.items() if size > room]
+    too_large = [rank for rank, size in fit.needed.items() if size > room]
     if too_large:
-        fitting = [rank for rank in needed if rank not in too_large]
-        advice = "no rank fits; try a smaller batch_size or max_length"
-        if fitting:
-            advice = f"ranks up to {max(fitting)} fit"
-        limit = f"{device.name} has {plain_bytes(free)} free"
+        limit_text = f"{device.name} has {plain_bytes(free)} free"
         if room < free:
-            limit = f"max_memory is {plain_bytes(room)}"
-        raise RequestError(
-            f"rank {too_large[0]} needs about {plain_bytes(needed[too_large[0]])} for a batch of "
-            f"{config.batch_size} x {length} tokens, and {limit}; {advice}"
-        )
-    return Fit(min(most, _at_once(needs, room)), needed, length, room)
+            limit_text = f"max_memory is {plain_bytes(room)}"
+        raise _refusal(config, fit, too_large, limit_text)
+    return fit
+
+
+def _refusal(config: PlanConfig, fit: Fit, too_large: list[int], limit: str) -> RequestError:
+    """Return the error that says which rank does not fit, and what does."""
+    fitting = [rank for rank in fit.needed if rank not in too_large]
+    advice = "no rank fits; try a smaller max_length or batch_size, or quantization nf4"
+    if fitting:
+        advice = f"ranks up to {max(fitting)} fit"
+    size = plain_bytes(fit.needed[too_large[0]])
+    return RequestError(
+        f"rank {too_large[0]} needs about {size} for a batch of {config.batch_size} x "
+        f"{fit.length} tokens{fit.way}, and {limit}; {advice}"
+    )
+
+
+def _fit_reference(
+    prepared: PreparedRequest, longest_text: Callable[[], int], machine: _Machine
+) -> Fit:
+    """Return the fit of PEFT's step."""
+    config = prepared.config
+    planner = Planner(prepared.skeleton, config, machine.device)
+    needs = planner.by_rank(config.ranks)
+    length = config.seq_len
+    if _at_once(needs, machine.room) < machine.most:
+        length = min(longest_text(), length)
+        needs = planner.changed(seq_len=length).by_rank(config.ranks)
+    needed = {rank: memory.needed for rank, memory in needs.items()}
+    checkpointing = config.gradient_checkpointing
+    at_once = min(machine.most, _at_once(needs, machine.room))
+    return Fit(at_once, needed, length, machine.room, gradient_checkpointing=checkpointing)
+
+
+def _fit_fused(
+    fused: FusedRequest,
+    prepared: PreparedRequest,
+    longest_text: Callable[[], int],
+    machine: _Machine,
+) -> Fit | None:
+    """Return the fit of the fused engine's step; None for a model that it does not take."""
+    config, room = prepared.config, machine.room
+
+    def packs(length: int) -> PackPlanner:
+        request = replace(config, seq_len=length)
+        cores = torch.get_num_threads()
+        return PackPlanner(prepared.skeleton, request, machine.device, fused, cores)
+
+    length = config.seq_len
+    try:
+        planner = packs(length)
+        fastest = next(planner.limits())
+        if planner.memory(max(config.ranks), fastest, machine.most).needed > room:
+            length = min(longest_text(), length)
+            planner = packs(length)
+        fit = planner.fit(config.ranks, room, machine.most)
+    except Exception:  # models not made for packing raise anything
+        return None
+    limits = fit.limits
+    return Fit(
+        fit.at_once, fit.needed, length, room, limits.micro_batch_tokens, limits.checkpointing
+    )
 
 
 def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
@@ -124,4 +214,6 @@ def this_machine(name: str = "auto") -> tuple[Device, int]:
         major, minor = torch.cuda.get_device_capability(place)
         # The context is there already: `free` is without it.
         return Device(torch.cuda.get_device_name(place), free, 10 * major + minor, 0), free
+    if place.type == "mps":
+        return Device("Apple GPU", free, APPLE, 0), free
     return CPU, free

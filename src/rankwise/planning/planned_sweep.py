@@ -32,6 +32,10 @@ class DryRun:
         complete: number of trials that the directory holds already.
         expected: expected number of trials in the whole sweep.
         at_once: number of trials that train together.
+        device: where they train, such as ``cpu`` or ``cuda:0``.
+        precision: that of the base: fp32, bf16 or fp16.
+        micro_batch_tokens: most tokens of a pass; None for whole batches.
+        gradient_checkpointing: whether blocks keep their inputs alone.
         ranks: memory and time of each rank.
         room_bytes: memory that may be used; None if the memory of the model is unknown.
         batch: examples and tokens of the batches that the memory is planned for.
@@ -46,6 +50,10 @@ class DryRun:
     complete: int
     expected: int
     at_once: int
+    device: str
+    precision: str
+    micro_batch_tokens: int | None
+    gradient_checkpointing: bool
     ranks: tuple[PlannedRank, ...]
     room_bytes: int | None
     batch: tuple[int, int]

@@ -61,7 +61,18 @@ def _summary(planned: DryRun) -> list[str]:
     if planned.room_bytes is not None:
         examples, tokens = planned.batch
         room = plain_bytes(planned.room_bytes)
-        together = f", by up to {planned.at_once} trials at once" if planned.at_once > 1 else ""
         batches = f"batches of {examples} x {tokens} tokens"
-        lines.append(f"Memory: for {batches}; {room} may be used{together}.")
-    return lines
+        lines.append(f"Memory: for {batches}; {room} may be used.")
+    return [*lines, _in_force(planned)]
+
+
+def _in_force(planned: DryRun) -> str:
+    """Say how trials train, so that nobody must look up what auto chose."""
+    tokens = planned.micro_batch_tokens
+    passes = "whole batches" if tokens is None else f"micro-batches of at most {tokens} tokens"
+    checkpointing = "on" if planned.gradient_checkpointing else "off"
+    trials = "one trial" if planned.at_once == 1 else f"up to {planned.at_once} trials"
+    return (
+        f"Training: on {planned.device} in {planned.precision}, {passes}, gradient checkpointing "
+        f"{checkpointing}, {trials} at once."
+    )

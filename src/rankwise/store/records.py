@@ -172,11 +172,14 @@ class SweepRecord:
         settings: every setting that affects results; with the fingerprints, they identify the
             sweep.
         machine: settings of the machine, which change results by rounding at most.
+        chosen: values that the memory plan took for ``auto``: ``gradient_checkpointing``,
+            ``micro_batch_tokens`` and ``pack_size``, the trials that train together.
         command: the command line, or the Python call.
     """
 
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
+    chosen: Mapping[str, Any]
     paths: SweepPaths
     fingerprints: Fingerprints
     task: TaskRecord
@@ -185,8 +188,8 @@ class SweepRecord:
 
     @property
     def training(self) -> TrainingSettings:
-        """The settings that exports repeat."""
-        return _parse(TrainingSettings, {**self.settings, **self.machine})
+        """The settings that exports repeat, with the values that were chosen for ``auto``."""
+        return _parse(TrainingSettings, {**self.settings, **self.machine, **self.chosen})
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:

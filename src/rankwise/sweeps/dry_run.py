@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_whole
+from rankwise.engine.schedule import steps_per_epoch
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.planning.planned_sweep import DryRun, PlannedRank
-from rankwise.store.directory import can_resume, refuse_bad_directory
+from rankwise.store.directory import refuse_bad_directory
 from rankwise.store.records import read_evidence
 from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.extension import read_extension
+from rankwise.sweeps.memory_fit import choice, kept_choice
 from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import max_length, request_record
 from rankwise.sweeps.run import make_strategy, open_run, requested
@@ -65,16 +67,19 @@ def dry_run(
         scratch_config = replace(config, out=Path(scratch) / "sweep")
         with open_run(scratch_config, progress or Silent()) as run:
             extends_request = config.extend and extension is None
-            record = request_record(run.config, run.task, run.base)
-            can_resume(config.out, record, extend=extends_request)
-            planned = _plan(replace(run, extension=extension), read_evidence(config.out))
+            now = choice(run.config, run.fit)
+            record = request_record(run.config, run.task, run.base, now)
+            fit = kept_choice(run.fit, config.out, record, extend=extends_request)
+            planned = _plan(replace(run, extension=extension, fit=fit), read_evidence(config.out))
             examples = show_examples(run.task, run.base.tokenizer, run.max_length, show)
             return replace(planned, examples=examples)
 
 
 def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
     """Return the plan of an open sweep; ``evidence`` is that of the trials already complete."""
-    config, fit = run.config, run.fit
+    from rankwise.models.device import precision_name
+
+    config, fit, in_force = run.config, run.fit, run.in_force
     strategy = make_strategy(config, run.task.chance_loss, run.extension)
     first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
     ranks = []
@@ -87,6 +92,10 @@ def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
         complete=complete,
         expected=expected,
         at_once=fit.at_once,
+        device=str(run.base.device),
+        precision=precision_name(run.base.compute_dtype),
+        micro_batch_tokens=in_force.micro_batch_tokens,
+        gradient_checkpointing=in_force.gradient_checkpointing == "on",
         ranks=tuple(ranks),
         room_bytes=fit.room if fit.needed else None,
         batch=(config.batch_size, fit.length or max_length(config, run.task)),
@@ -121,16 +130,24 @@ def _time_ranks(run: Run) -> list[tuple[float, float]]:
     proportion to the tokens, as it does in an engine without padding.
     """
     config = run.config
+    epochs: float = config.epochs
+    if config.max_steps is not None:
+        epochs = config.max_steps / steps_per_epoch(config, run.task.train)
     train, train_factor = _sample(run, "train")
     held_out, held_out_factor = _sample(run, "held_out")
     task = replace(run.task, train=train, held_out=held_out)
-    sampled = replace(run, config=replace(config, epochs=1), task=task, progress=Silent())
+    sampled = replace(
+        run, config=replace(config, epochs=1, max_steps=None), task=task, progress=Silent()
+    )
     low, high = config.ranks[0], config.ranks[-1]
     measured = {}
-    for rank in (low, low, high):  # the first measurement is slower, and is repeated
-        measured[rank] = _time_trial(sampled, rank)
+    # The first steps of a process, and of a rank, are slower: one engine warms up. It keeps what it
+    # measured of a rank, so another one measures.
+    for each in (replace(sampled), replace(sampled)):
+        for rank in (low, high):
+            measured[rank] = _time_trial(each, rank)
     seconds = np.array([measured[low], measured[high]])  # (2, 2): ranks, training and scoring
-    seconds *= (train_factor * config.epochs, held_out_factor)
+    seconds *= (train_factor * epochs, held_out_factor)
     training, scoring = (np.interp(config.ranks, (low, high), part) for part in seconds.T)
     return list(zip(training.tolist(), scoring.tolist(), strict=True))
 

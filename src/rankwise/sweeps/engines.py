@@ -23,7 +23,7 @@ def choose_engine(run: "Run") -> Engine:
 
     The reference engine replaces a fused engine that cannot train the base model; a note says so.
     """
-    config, progress = run.config, run.progress
+    config, progress = run.in_force, run.progress
     train, held_out = run.encode("train"), run.encode("held_out")
     obstacle = unsupported_reason(run.base, train) if config.engine == "fused" else None
     if config.engine == "reference" or obstacle is not None:

@@ -1,9 +1,13 @@
-"""The memory of a sweep's trials: which ranks fit this machine, and how many trials at once."""
+"""The memory of a sweep's trials: which ranks fit this machine, and how trials train there."""
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rankwise.models.files import load_arguments
 from rankwise.planning.config import PlanConfig
+from rankwise.store.directory import can_resume
+from rankwise.store.records import SweepRecord, read_sweep
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.request_record import max_length, model_name
 from rankwise.tasks.base import Task
@@ -19,23 +23,71 @@ def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
         RequestError: a rank does not fit.
     """
     from rankwise.planning.machine_fit import how_many_fit, this_machine
+    from rankwise.planning.pack_fit import FusedRequest
 
-    return how_many_fit(
+    device, free = this_machine(config.device)
+    fused = None
+    if config.engine == "fused":
+        # A CPU that nobody limits trains as it always did.
+        chooses = not device.is_cpu or config.max_memory is not None
+        settings = (config.gradient_checkpointing, config.micro_batch_tokens)
+        fused = FusedRequest(task.objective, *settings, chooses)
+    fit = how_many_fit(
         plan_config(config, task),
         lambda: longest_text(config, task),
         config.max_memory,
-        this_machine(config.device),
+        (device, free),
+        fused,
     )
+    return fit if config.engine == "fused" else replace(fit, at_once=1)
+
+
+def in_force(config: SweepConfig, fit: "Fit") -> SweepConfig:
+    """Return the request with the values that the plan chose in place of ``auto``."""
+    checkpointing, tokens = config.gradient_checkpointing, config.micro_batch_tokens
+    if checkpointing == "auto":
+        checkpointing = "on" if fit.gradient_checkpointing else "off"
+    if tokens is None:
+        tokens = fit.micro_batch_tokens
+    return replace(config, gradient_checkpointing=checkpointing, micro_batch_tokens=tokens)
+
+
+def choice(config: SweepConfig, fit: "Fit") -> dict[str, Any]:
+    """Return what was chosen, as ``sweep.json`` holds it."""
+    values = in_force(config, fit)
+    return {
+        "gradient_checkpointing": values.gradient_checkpointing,
+        "micro_batch_tokens": values.micro_batch_tokens,
+        "pack_size": fit.at_once,
+    }
+
+
+def kept_choice(fit: "Fit", directory: Path, record: SweepRecord, *, extend: bool) -> "Fit":
+    """Return the choice that an earlier command made for the same sweep, if it still fits.
+
+    Raises:
+        RequestError: the directory holds another sweep, see `can_resume`.
+    """
+    if not can_resume(directory, record, extend=extend):
+        return fit
+    before = read_sweep(directory)
+    assert before is not None
+    return fit.kept(before.chosen) if before.machine == record.machine else fit
 
 
 def plan_config(config: SweepConfig, task: Task) -> PlanConfig:
-    """Return the plan's request for one trial of a sweep, padded to the longest length allowed."""
+    """Return the plan's request for one trial of a sweep, at the longest length allowed."""
+    from rankwise.models.device import find_dtype, find_torch_device, precision_name
+
+    precision = precision_name(find_dtype(config.precision, find_torch_device(config.device)))
     return PlanConfig(
         model=model_name(config),
         ranks=config.ranks,
         batch_size=config.batch_size,
         seq_len=max_length(config, task),
-        precision="fp32",
+        precision=precision,  # type: ignore[arg-type]
+        optimizer=config.optimizer,
+        gradient_checkpointing=config.gradient_checkpointing == "on",
         quantization=config.quantization,
         use_dora=config.use_dora,
         target_modules=config.target_modules,

@@ -1,7 +1,8 @@
 """The record of a sweep's request, by which a later command recognises the sweep."""
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rankwise.models.files import model_fingerprint
 from rankwise.store.records import Fingerprints, SweepPaths, SweepRecord, TaskRecord
@@ -17,16 +18,26 @@ if TYPE_CHECKING:
 
 # These settings do not affect results, so they do not identify a sweep.
 NOT_IDENTIFYING = (
-    "extend", "allow_duplicates", "max_memory", "budget", "report_to", "require_confidence", "out",
+    "extend", "allow_duplicates", "budget", "report_to", "require_confidence", "out",
 )  # fmt: skip
 # These change results by rounding at most, as another machine does.
 MACHINE = (
-    "device", "gradient_checkpointing", "micro_batch_tokens", "attention", "checkpoint_minutes",
+    "device", "max_memory", "gradient_checkpointing", "micro_batch_tokens", "attention",
+    "checkpoint_minutes",
 )  # fmt: skip
 
 
-def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepRecord:
-    """Return the record of a request; a file is identified by its content, so it may be moved."""
+def request_record(
+    config: SweepConfig, task: Task, base: "BaseModel", chosen: Mapping[str, Any]
+) -> SweepRecord:
+    """Return the record of a request; a file is identified by its content, so it may be moved.
+
+    Args:
+        config: the request.
+        task: its data.
+        base: its model.
+        chosen: what the memory plan chose, see `SweepRecord`.
+    """
     from rankwise.models.device import precision_name
 
     settings = {**config.as_dict(), "max_length": max_length(config, task)}
@@ -40,6 +51,7 @@ def request_record(config: SweepConfig, task: Task, base: "BaseModel") -> SweepR
     return SweepRecord(
         settings=settings,
         machine=machine,
+        chosen=chosen,
         paths=paths,
         fingerprints=Fingerprints(
             model=model_fingerprint(model_name(config)),

@@ -24,7 +24,7 @@ from rankwise.strategies.more_seeds import MoreSeeds
 from rankwise.sweeps.config import SweepConfig, SweepSettings, for_task
 from rankwise.sweeps.extension import Extension, read_extension
 from rankwise.sweeps.finish import SweepResult, finish, import_report
-from rankwise.sweeps.memory_fit import fit_to_machine
+from rankwise.sweeps.memory_fit import choice, fit_to_machine, kept_choice
 from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import model_name, request_record
 from rankwise.sweeps.run_context import Run
@@ -109,7 +109,10 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     config = _without_too_large_ranks(config, base.targets, progress.note)
     template_notes = task.notes_on(base.tokenizer)
     extends_request = config.extend and extension is None
-    store = SweepStore(config.out, request_record(config, task, base), extend=extends_request)
+    record = request_record(config, task, base, choice(config, fit))
+    fit = kept_choice(fit, config.out, record, extend=extends_request)
+    record = replace(record, chosen=choice(config, fit))
+    store = SweepStore(config.out, record, extend=extends_request)
     for note in (*task.notes, *template_notes):
         progress.note(note)
     if fit.unknown:

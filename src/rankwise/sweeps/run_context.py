@@ -9,6 +9,7 @@ from rankwise.store.directory import SweepStore
 from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.extension import Extension
+from rankwise.sweeps.memory_fit import in_force
 from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.request_record import max_length
 from rankwise.tasks.base import Encoded, Task
@@ -43,6 +44,11 @@ class Run:
 
     def __exit__(self, *error: Any) -> None:
         self.store.__exit__(*error)
+
+    @property
+    def in_force(self) -> SweepConfig:
+        """The request with the values that the memory plan chose for ``auto``."""
+        return in_force(self.config, self.fit)
 
     @cached_property
     def engine(self) -> "TruncatingEngine":

@@ -9,13 +9,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rankwise.engine.adapter_init import saved_modules
 from rankwise.engine.config import TrainingConfig
-from rankwise.engine.fused.loop import TrainingLoop
+from rankwise.engine.fused.loop import TrainingLoop, max_pass_tokens
 from rankwise.engine.fused.model import packed_model
 from rankwise.engine.fused.optimizer import step_all
 from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.engine.trial import Trial
+from rankwise.errors import RequestError
 from rankwise.models.base_model import BaseModel, compute_in_fp32
 from rankwise.models.device import DTYPES
 from rankwise.models.quantization import keep_as_loaded, loading_arguments, resident_tensors
@@ -26,9 +27,10 @@ from rankwise.planning.memory.kernels import DeviceKernels
 from rankwise.planning.prepare import prepare
 from rankwise.tasks.base import Encoded, Objective
 from rankwise.tasks.losses import ClassificationObjective, CompletionObjective
-from tests.tiny_models import request, write_config
+from tests.tiny_models import cores, request, write_config
 
 EXAMPLES, LENGTH, RANK = 4, 80, 8
+CPU_DEVICE = torch.device("cpu")
 LM, CLASSES = CompletionObjective(), ClassificationObjective(("good", "bad"))
 
 
@@ -43,13 +45,9 @@ def step(config: Any, device: str, objective: Objective) -> FusedStep:
     return FusedStep(prepared.skeleton, prepared.config, kernels, objective)
 
 
-def measured(
-    planned: FusedStep, directory: Path, pack: PackShape, tokens: int | None = None
-) -> int:
+def measured(base: BaseModel, pack: PackShape, tokens: int | None = None) -> int:
     """Return the peak of a real step of a pack, in passes of at most so many tokens."""
-    objective, checkpointing = planned.base.objective, pack.checkpointing
-    base = real_base(planned, directory)
-    examples = full_examples(objective)
+    examples = full_examples(base.objective)
     settings = TrainingConfig(batch_size=EXAMPLES)
     states = [
         TrainingState(
@@ -63,7 +61,7 @@ def measured(
     ]
     loop = TrainingLoop(base, examples, Limits(pack.trials, tokens))
     batches = [list(range(EXAMPLES))] * pack.trials
-    with packed_model(base, checkpointing=checkpointing) as packed:
+    with packed_model(base, checkpointing=pack.checkpointing) as packed:
 
         def step() -> None:
             packed.begin_step(states)
@@ -124,7 +122,7 @@ def test_a_step_on_a_cpu_takes_what_is_planned(
     )
     planned = step(config, "cpu", objective)
     memory = planned.memory(shape(checkpointing=checkpointing))
-    peak = measured(planned, tmp_path, shape(checkpointing=checkpointing))
+    peak = measured(real_base(planned, tmp_path), shape(checkpointing=checkpointing))
     assert memory.peak_allocated == pytest.approx(peak, rel=0.001)
     assert memory.at_peak["activations"] > 0
 
@@ -132,8 +130,31 @@ def test_a_step_on_a_cpu_takes_what_is_planned(
 def test_bert_and_its_pooled_tokens_are_planned(tmp_path: Path) -> None:
     config = request(write_config(tmp_path, "bert"), task_type="SEQ_CLS", target_modules=None)
     planned = step(config, "cpu", CLASSES)
-    peak = measured(planned, tmp_path, shape())
+    peak = measured(real_base(planned, tmp_path), shape())
     assert planned.memory(shape()).peak_allocated == pytest.approx(peak, rel=0.001)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4-dq"])
+def test_packs_and_micro_batches_take_what_is_planned(quantization: str, tmp_path: Path) -> None:
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes")
+    model = write_config(tmp_path, "llama", num_hidden_layers=4)
+    planned = step(request(model, quantization=quantization, target_modules=None), "cpu", LM)
+    base = real_base(planned, tmp_path)
+    tokens = EXAMPLES * LENGTH  # of a batch
+    assert 3 * tokens <= max_pass_tokens(CPU_DEVICE)  # so that 3 trials share a pass
+    kinds = [(1, EXAMPLES, True), (3, EXAMPLES, False), (3, EXAMPLES, True), (1, 1, False)]
+    with cores(1):
+        for trials, examples, checkpointing in kinds:
+            pack = shape(
+                trials=trials, in_pass=trials, examples=examples, checkpointing=checkpointing
+            )
+            peak = measured(base, pack, None if examples == EXAMPLES else LENGTH)
+            # The indices of the step's other passes lie ready: at most 3 for each head, and 4.
+            others = EXAMPLES // examples - 1
+            indices = others * LENGTH * 8 * (4 + 3 * (4 + 2))
+            rest = peak - planned.memory(pack).peak_allocated
+            assert -0.001 * peak < rest < 0.001 * peak + indices, pack
 
 
 def test_trials_of_a_pack_share_the_base(tmp_path: Path) -> None:
@@ -167,3 +188,12 @@ def test_quantised_bases_are_planned_on_a_gpu(
     quantised = step(request(model, **settings), device, LM).memory(shape(checkpointing=True))
     plain = step(request(model, **{**settings, "quantization": "none"}), device, LM)
     assert quantised.weights < plain.memory(shape(checkpointing=True)).weights
+
+
+def test_what_the_engine_does_not_take_is_refused(tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, "llama"), modules_to_save="embed_tokens")
+    with pytest.raises(RequestError, match="embed_tokens is trained in full and lies outside"):
+        step(config, "cpu", LM)
+    t5 = step(request(write_config(tmp_path, "t5")), "cpu", LM)
+    with pytest.raises(RequestError, match="has no plan"):
+        t5.memory(shape())

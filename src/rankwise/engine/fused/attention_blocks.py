@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from rankwise.engine.fused.packing import Block, Packing, masked_score
+from rankwise.models.device import kind_of_device
 
 # From this many tokens a CPU's flash attention, which stores no scores, is also the faster one.
 FLASH_LENGTH = 192
@@ -39,7 +40,7 @@ def attend_in_blocks(
         _mask(block, key_mask, rule.causal, rule.window, query)
         for block, key_mask in zip(packing.blocks, packing.key_masks, strict=True)
     ]
-    device = query.device.type
+    device = kind_of_device(query)
     plain = rule.softcap is None and rule.sinks is None
     if not plain or (device == "cpu" and packing.longest < FLASH_LENGTH):
         output: torch.Tensor = _Attend.apply(query, key, value, packing, masks, rule)

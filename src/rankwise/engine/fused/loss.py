@@ -23,6 +23,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
+from rankwise.models.device import kind_of_device
+
 LOGITS_AT_ONCE = {"cpu": 2**23}  # 32 MB in fp32
 MOST_LOGITS = 2**26  # on other devices: 256 MB, a product that keeps them busy
 HEAD_ROWS = 4096  # rows of a head in half precision that are copied to fp32 together
@@ -63,7 +65,7 @@ class TokenHead:
 
     def chunks(self, states: torch.Tensor) -> Iterator[slice]:
         """Yield ranges of rows that go through the head together; at least one, maybe empty."""
-        rows = chunk_rows(self.outputs, states.device.type)
+        rows = chunk_rows(self.outputs, kind_of_device(states))
         for start in range(0, max(1, len(states)), rows):
             yield slice(start, start + rows)
 
@@ -173,7 +175,7 @@ def _wide_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
     weight, bias = layer.weight, layer.bias
     if weight.itemsize >= 4:
         return linear(x.to(weight.dtype), weight, bias)
-    if x.is_cuda:
+    if kind_of_device(x) == "cuda":
         product = torch.mm(x.to(weight.dtype), weight.t(), out_dtype=torch.float32)
     else:
         product = torch.empty(len(x), len(weight), device=x.device)
@@ -187,7 +189,7 @@ def _wide_product(layer: Any, x: torch.Tensor) -> torch.Tensor:
 def _wide_product_grad(layer: Any, dproduct: torch.Tensor, out: torch.Tensor) -> None:
     """Write ``dy W``, the gradient of the layer's input, to ``out``."""
     weight = layer.weight
-    if weight.itemsize >= 4 or dproduct.is_cuda:
+    if weight.itemsize >= 4 or kind_of_device(dproduct) == "cuda":
         out.copy_(dproduct.to(weight.dtype) @ weight)
         return
     total = torch.zeros(out.shape, device=out.device)

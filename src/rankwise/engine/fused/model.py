@@ -298,15 +298,8 @@ def packed_model(
             yield model
 
 
-def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
-    """Return why a base without adapters cannot run packed, or None if it can.
-
-    The final check is a run: the shortest example and one of median length, packed and padded, must
-    give the same logits.
-
-    Raises:
-        RankwiseError: the device has too little memory for that run.
-    """
+def unknown_part(base: BaseModel) -> str | None:
+    """Return the part of a base without adapters that this engine does not know, or None."""
     model = base.model
     head = find_head(model)
     if head is None:
@@ -317,6 +310,21 @@ def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
     unfusable = [name for name in base.targets if not is_fusable(model.get_submodule(name))]
     if unfusable:
         return f"{unfusable[0]} is a {type(model.get_submodule(unfusable[0])).__name__}"
+    return None
+
+
+def unsupported_reason(base: BaseModel, examples: Encoded) -> str | None:
+    """Return why a base without adapters cannot run packed, or None if it can.
+
+    The final check is a run: the shortest example and one of median length, packed and padded, must
+    give the same logits.
+
+    Raises:
+        RankwiseError: the device has too little memory for that run.
+    """
+    unknown = unknown_part(base)
+    if unknown is not None:
+        return unknown
     by_length = sorted(range(len(examples)), key=examples.lengths.__getitem__)
     two = examples.take([by_length[0], by_length[len(by_length) // 2]])
     try:

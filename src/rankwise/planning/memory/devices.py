@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from rankwise.errors import RequestError, nearest
 
 GIB, MIB = 2**30, 2**20
+APPLE = 10
+"""Capability of an Apple GPU: none of CUDA's kernels."""
 CONTEXT = 512 * MIB
 """Bytes of a CUDA context, outside PyTorch's allocator: a cautious figure for unmeasured cards."""
 
@@ -31,6 +33,11 @@ class Device:
     def is_cpu(self) -> bool:
         """Whether this is the CPU."""
         return self.capability == 0
+
+    @property
+    def kind(self) -> str:
+        """PyTorch's name of such devices."""
+        return "cpu" if self.is_cpu else "mps" if self.capability == APPLE else "cuda"
 
     @property
     def allocation_block(self) -> int:

@@ -1,13 +1,12 @@
 """Memory of a training step of the fused engine: its own pass, on tensors without numbers.
 
-The pass is that of `rankwise.engine.fused`, forward and backward, on the shortened model. For a GPU
-all tensors are on ``meta``. For a CPU they say that they are on a CPU, because the engine takes
-other kernels there.
+The pass is that of `rankwise.engine.fused`, forward and backward, on the shortened model. All
+tensors are on ``meta``, and the engine takes the kernels of the planned device.
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,14 +18,15 @@ from transformers import AttentionInterface
 from rankwise.engine.fused.attention import WIDEST, packed_attention
 from rankwise.engine.fused.dropout import DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
-from rankwise.engine.fused.model import PackedModel, packed_model
+from rankwise.engine.fused.model import PackedModel, packed_model, unknown_part
 from rankwise.engine.fused.packing import current_packing
+from rankwise.engine.fused.products import ProductsName
+from rankwise.errors import RequestError
 from rankwise.models import compat
 from rankwise.models.auto import trained_heads
 from rankwise.models.base_model import BaseModel, compute_in_fp32
 from rankwise.models.compat import attention_implementation, quiet_libraries
-from rankwise.models.compat_fake import tensors_without_numbers
-from rankwise.models.device import DTYPES
+from rankwise.models.device import DTYPES, kernels_of
 from rankwise.models.targets import find_targets
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory import trace
@@ -49,8 +49,6 @@ from rankwise.tasks.base import Encoded, Objective
 SCALING = 2.0
 """Any but 1, so that scaled copies of the factors exist, as in most trials."""
 PLANNED_ATTENTION = "rankwise_planned"  # key in transformers' registry of attention functions
-NEW_TENSORS = ("aten.empty.", "aten.zeros.", "aten.ones.")
-"""Operators that make a tensor from none."""
 STATES_8BIT = 2 + 8 / 256
 """Bytes of an entry's two 8-bit states: a number each, and an fp32 scale for each 256 of them."""
 
@@ -86,6 +84,9 @@ class FusedStep:
         config: the request.
         kernels: the kernels of the device.
         objective: the loss.
+
+    Raises:
+        RequestError: the fused engine does not take the model.
     """
 
     def __init__(
@@ -107,11 +108,13 @@ class FusedStep:
                 quantize(model, config.quantization, dtype, self.on_cpu, self.in_full)
         compute_in_fp32([model.get_submodule(name) for name in self.in_full])
         targets = find_targets(model, config.targets, self.in_full)
-        if self.on_cpu:
-            _take_numbers(model)
+        self._records: dict[PackShape, trace.Record] = {}
         self.base = BaseModel(
             model, None, config.model, objective, (), self.in_full, targets, config.seq_len
         )
+        unknown = unknown_part(self.base)
+        if unknown is not None:
+            raise RequestError(f"the fused engine does not take {config.model!r}: {unknown}")
 
     def memory(self, shape: PackShape, examples: Encoded | None = None) -> StepMemory:
         """Return the memory of a pack's step.
@@ -123,25 +126,35 @@ class FusedStep:
         Raises:
             RequestError: the engine cannot run such a step.
         """
-        trials = [self._trial(shape.rank) for _ in range(shape.trials)]
-        batches = [examples or self._examples(shape)] * shape.in_pass
+        if examples is not None:
+            return self._summed(shape, self._trace(shape, examples))
+        # Other trials of the pack, and other threads, change no tensor of a pass but the stacks.
+        key = replace(shape, trials=shape.in_pass, threads=1)
+        if key not in self._records:
+            self._records[key] = self._trace(key, self._examples(shape))
+        return self._summed(shape, self._records[key])
+
+    def _trace(self, shape: PackShape, examples: Encoded) -> trace.Record:
+        """Trace a pass, as if its trials were all of the pack."""
+        trials = [self._trial(shape.rank) for _ in range(shape.in_pass)]
         kind = _CpuRecorder if self.on_cpu else trace.Recorder
         recorder = kind({} if self.on_cpu else CUDA_SCRATCH, logit_classes(self.skeleton))
         for trial in trials:
             for tensor in (trial.flat, trial.gradient):
                 recorder.ignore(tensor)
-        planned_attention = partial(_planned_attention, self.kernels)
-        AttentionInterface.register(PLANNED_ATTENTION, planned_attention)
+        AttentionInterface.register(PLANNED_ATTENTION, partial(_planned_attention, self.kernels))
+        products: ProductsName = "loop" if self.on_cpu else "masked"
         with (
             quiet_libraries(),
             self.kernels,
             refusing(self.config.model),
-            packed_model(self.base, checkpointing=shape.checkpointing) as model,
+            kernels_of(self.kernels.device.kind),
+            packed_model(self.base, products=products, checkpointing=shape.checkpointing) as model,
             attention_implementation(self.base.model, PLANNED_ATTENTION),
             trace.recording(self.base.model, self.skeleton, {}, recorder),
         ):
-            self._run(model, trials, batches, recorder)
-        return self._summed(shape, trials[0], recorder.record())
+            self._run(model, trials, [examples] * shape.in_pass, recorder)
+        return recorder.record()
 
     def _run(
         self,
@@ -153,7 +166,7 @@ class FusedStep:
         """Run one pass of a step, forward and backward."""
         model.begin_step(trials)
         self._count_stacks_of_all_blocks(recorder)
-        losses = model.loss_sums(trials[: len(batches)], model.pack(batches))
+        losses = model.loss_sums(trials, model.pack(batches))
         recorder.begin_backward()
         # Tensor.backward would leave the mode that chooses kernels.
         torch.autograd.backward([losses.sum()])
@@ -171,7 +184,7 @@ class FusedStep:
         """Return a trial whose parameters and gradients are views of flat tensors, in fp32."""
         sizes = self.base.targets
         entries = sum(rank * sum(size) for size in sizes.values())
-        flat, gradient = self._empty(entries), self._empty(entries)
+        flat, gradient = (torch.empty(entries, device="meta") for _ in range(2))
         factors: dict[str, LoraFactors] = {}
         start = 0
         for name, widths in sizes.items():
@@ -188,10 +201,6 @@ class FusedStep:
                 parameter.grad = torch.empty_like(parameter)
         return _Trial(factors, head, flat, gradient)
 
-    def _empty(self, entries: int) -> torch.Tensor:
-        tensor = torch.empty(entries, device="meta")
-        return _on_cpu(tensor) if self.on_cpu else tensor
-
     def _examples(self, shape: PackShape) -> Encoded:
         """Return examples of full length; every token is supervised that can be."""
         tokens = [[0] * shape.seq_len] * shape.examples
@@ -201,13 +210,15 @@ class FusedStep:
         supervised = [list(range(shape.seq_len - 1))] * shape.examples
         return Encoded(ids=ids, input_ids=tokens, labels=tuple(supervised), positions=supervised)
 
-    def _summed(self, shape: PackShape, trial: "_Trial", record: trace.Record) -> StepMemory:
+    def _summed(self, shape: PackShape, record: trace.Record) -> StepMemory:
         """Add everything up for the whole model and all trials."""
         device = self.kernels.device
         sizes = self.base.targets.items()
         entries = shape.rank * sum(sum(size) * self.skeleton.repeats(name) for name, size in sizes)
-        heads = [each for module in trial.head.values() for each in module.parameters()]
-        entries += sum(each.numel() for each in heads)
+        for name in self.in_full:
+            entries += sum(
+                each.numel() for each in self.base.model.get_submodule(name).parameters()
+            )
         states = STATES_8BIT if self.config.optimizer == "adamw-8bit" else 8
         start = np.zeros(len(PARTS), dtype=np.int64)
         for storage in resident_storages(self.base.model, self.skeleton):
@@ -215,6 +226,9 @@ class FusedStep:
         start[[ADAPTER, GRADIENTS]] = 4 * entries * shape.trials
         start[OPTIMIZER] = round(states * entries) * shape.trials
         start[ACTIVATIONS] = device.workspace_bytes
+        is_stack = np.isin(record.parts, (ADAPTER, GRADIENTS))  # which holds the whole pack
+        stacks = record.sizes * shape.trials // shape.in_pass
+        record = replace(record, sizes=np.where(is_stack, stacks, record.sizes))
         peak, _ = trace.peak_and_end(start, record.sections(device.allocation_block))
         peak = start + shape.threads * (peak - start)
         at_peak = {part: int(size) for part, size in zip(PARTS, peak, strict=True)}
@@ -242,28 +256,15 @@ class _Trial:
 
 
 def device_of(device: Device) -> torch.device:
-    """Return the PyTorch device whose tensors stand for those of a planned device."""
-    return torch.device("cpu" if device.is_cpu else "meta")
+    """Return a planned device as PyTorch names it."""
+    return torch.device(device.kind)
 
 
 class _CpuRecorder(trace.Recorder):
-    """Records tensors on a CPU, with numbers and without.
-
-    Indices have numbers, on which shapes depend. New tensors of floats get none.
-    """
-
-    def run(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and record its outputs."""
-        dtype = kwargs.get("dtype") or torch.float32
-        if not str(operator).startswith(NEW_TENSORS) or not dtype.is_floating_point:
-            return super().run(operator, args, kwargs)
-        with tensors_without_numbers():
-            result = operator(*args, **kwargs)
-        self.add_all(result)
-        return result
+    """Records the indices as well, which have numbers: shapes depend on them."""
 
     def allocated(self, tensor: torch.Tensor) -> int:
-        """Record a storage on any device."""
+        """Record a storage, with numbers or without."""
         return self._allocate(tensor.untyped_storage().nbytes(), tensor)
 
 
@@ -290,26 +291,3 @@ def _planned_attention(
         return output.transpose(1, 2).flatten(0, 1)[None], None  # (1, T, h, d)
     with kernels:  # a block that runs again in the backward pass has left this mode
         return packed_attention("blocks", module, query, key, value, attention_mask, **options)
-
-
-def _take_numbers(model: nn.Module) -> None:
-    """Replace all tensors of a model on ``meta`` by tensors on a CPU without numbers."""
-    replaced: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for name, tensor in (
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ):
-            if id(tensor) not in replaced:
-                on_cpu = _on_cpu(tensor)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                replaced[id(tensor)] = (
-                    nn.Parameter(on_cpu, requires_grad=False) if is_parameter else on_cpu
-                )
-            setattr(module, name, replaced[id(tensor)])
-
-
-def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor on a CPU without numbers in place of one on ``meta``."""
-    with tensors_without_numbers():
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
