@@ -183,7 +183,7 @@ def run_with_copies(config: rankwise.SweepConfig, progress: Progress, source: Pa
     with open_run(config, progress) as run:
         copying = CopyingEngine(run.engine.engine, source, run.store)
         engine = TruncatingEngine(copying, run.store.adapter_directory)
-        run_strategy(run, make_strategy(config, run.chance_loss), engine)
+        run_strategy(run, make_strategy(run, run.chance_loss), engine)
 
 
 def fixed_choices(

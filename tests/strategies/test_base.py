@@ -9,7 +9,7 @@ from tests.strategies.simulation import EXAMPLES, make_strategy, needs_rank_8, r
 @pytest.mark.parametrize("rates", [(1e-3,), (1e-3, 2e-3), "auto"])
 @pytest.mark.parametrize("name", ["escalate", "race", "once", "ends", "grid"])
 def test_a_sweep_resumed_anywhere_runs_the_same_trials(name: str, rates: object) -> None:
-    strategy = make_strategy(name, rates=rates)
+    strategy = make_strategy(name, (2, 8, 32), seeds=2, rates=rates)
     whole, trials = run_sweep(strategy, needs_rank_8, noise=0.01)
     each = {
         trial.name: rows

@@ -1,10 +1,12 @@
 """Escalate on simulated sweeps: which ranks it visits, and where it stops."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from rankwise.strategies.trial_keys import chosen_rate
 from tests.factories import NO_EVIDENCE
 from tests.strategies.simulation import (
     EXAMPLES,
@@ -45,8 +47,8 @@ def test_escalate_starts_at_the_second_smallest_rank_without_rank_8() -> None:
     }
 
 
-def test_escalate_searches_the_learning_rate_of_its_first_rank_only() -> None:
-    """Other ranks take their neighbour's rate, which falls as the cube root of the rank."""
+def test_escalate_carries_the_learning_rate_of_its_first_rank() -> None:
+    """The rate falls as the square root of the rank; below rank 4 its neighbours are tried too."""
     _, trials = run_sweep(make_strategy("escalate", rates="auto"), lambda rank: 0.5)
     rates = {
         rank: {trial.learning_rate for trial in trials if trial.rank == rank}
@@ -54,9 +56,24 @@ def test_escalate_searches_the_learning_rate_of_its_first_rank_only() -> None:
     }
     assert len(rates[8]) > 2
     (best,) = {trial.learning_rate for trial in trials if trial.rank == 8 and trial.seed == 1}
-    for rank in (16, 4, 2):
+    for rank in (16, 4):
         (taken,) = rates[rank]
-        assert taken == pytest.approx(best * (8 / rank) ** (1 / 3), rel=5e-3)
+        assert taken == pytest.approx(best * (8 / rank) ** 0.5, rel=5e-3)
+    assert len(rates[2]) > 2
+
+
+def test_escalate_tries_other_rates_at_a_rank_that_falls_behind() -> None:
+    """Rank 4 is as good as rank 8, but at half of the rate that the law gives it."""
+    strategy = make_strategy("escalate", (4, 8, 16), seeds=1, rates="auto")
+    evidence = NO_EVIDENCE
+    while trials := strategy.propose(evidence):
+        trial = trials[0]
+        best = 2e-3 / trial.rank**0.5 / (1 + (trial.rank == 4))
+        loss = 0.5 + 0.1 * abs(math.log2(trial.learning_rate / best))
+        rows = simulate_trial(trial, lambda rank, loss=loss: loss, 1e-3)
+        evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
+    assert chosen_rate(evidence, 4) == 5e-4
+    assert decide_on(evidence).rank == 4
 
 
 def test_escalate_expects_every_given_rate_of_the_rank_it_has_reached() -> None:

@@ -81,35 +81,23 @@ def test_more_seeds_reach_the_cuts_and_healed_adapters_of_the_others() -> None:
     assert [trial.rank for trial in healed] == [4]
 
 
-@pytest.mark.parametrize(
-    ("losses", "trained"),
-    [  # the start is 1e-3 at rank 4 and falls with the cube root
-        ({5e-4: 0.5, 2e-3: 0.6}, [(5e-4, 0), (2e-3, 0), (5e-4, 1)]),
-        (
-            {5e-4: 0.9, 2e-3: 0.7, 8e-3: 0.6, 0.032: 0.8},
-            [(5e-4, 0), (2e-3, 0), (8e-3, 0), (0.032, 0), (8e-3, 1)],
-        ),
-    ],
-)
-def test_once_tries_higher_rates_while_they_gain(
-    losses: dict[float, float], trained: list[tuple[float, int]]
-) -> None:
+def test_once_brackets_the_rate_of_the_largest_rank() -> None:
+    """It starts at 2e-3 / sqrt(32) and goes on by factors of 2."""
+    losses = {1.77e-4: 0.9, 3.54e-4: 0.7, 7.07e-4: 0.6, 1.41e-3: 0.5, 2.83e-3: 0.8}
+    evidence, trials = NO_EVIDENCE, []
     strategy = make_strategy("once", seeds=2, rates="auto")
-    assert [trial.learning_rate for trial in strategy.propose(NO_EVIDENCE)] == [
-        5e-4,
-        2e-3,
-    ]  # both may train at once
-    evidence, done = NO_EVIDENCE, []
-    while trials := strategy.propose(evidence):
-        rows = simulate_trial(trials[0], lambda rank: losses[trials[0].learning_rate], 1e-3)
+    while proposed := strategy.propose(evidence):
+        loss = losses[proposed[0].learning_rate]
+        rows = simulate_trial(proposed[0], lambda rank, loss=loss: loss, 1e-3)
         evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
-        done.append(trials[0])
-    assert [
-        (trial.learning_rate, trial.seed) for trial in done if trial.truncated_from is None
-    ] == trained
-    assert {trial.learning_rate for trial in done if trial.truncated_from is not None} == {
-        trained[-1][0]
-    }
+        trials.append(proposed[0])
+    trained = [trial for trial in trials if trial.truncated_from is None]
+    assert [(trial.learning_rate, trial.seed) for trial in trained] == [
+        *((rate, 0) for rate in losses),
+        (1.41e-3, 1),
+    ]
+    truncated = [trial for trial in trials if trial.truncated_from is not None]
+    assert {trial.learning_rate for trial in truncated} == {1.41e-3}
 
 
 def test_truncations_at_a_rate_that_diverges_later_do_not_count() -> None:
@@ -134,8 +122,8 @@ def test_truncations_at_a_rate_that_diverges_later_do_not_count() -> None:
 
 def test_once_proposes_a_lost_first_seed_again() -> None:
     strategy = strategies()["once"](SearchConfig(ranks=RANKS, seeds=2), RULE, 0.7)
-    start, leap = strategy.propose(NO_EVIDENCE)
-    left = [(replace(start, seed=1), 0.5), (leap, 0.6)]
+    low, start, high = strategy.propose(NO_EVIDENCE)
+    left = [(low, 0.6), (replace(start, seed=1), 0.5), (high, 0.6)]
     evidence = pd.concat(
         [simulate_trial(trial, lambda rank, loss=loss: loss, 1e-3) for trial, loss in left]
     )
@@ -145,7 +133,7 @@ def test_once_proposes_a_lost_first_seed_again() -> None:
 @pytest.mark.parametrize("diverging", [0, 1])
 def test_once_searches_lower_rates_after_a_seed_diverged(diverging: int) -> None:
     strategy = make_strategy("once", seeds=2, rates="auto")
-    first = strategy.propose(NO_EVIDENCE)[0]
+    _, first, _ = strategy.propose(NO_EVIDENCE)
     before = [
         simulate_trial(replace(first, seed=seed), lambda rank: 0.5, 1e-3)
         for seed in range(diverging)

@@ -147,7 +147,9 @@ class Healer:
         began = time.perf_counter()
         start = self.scorer.complete(cut.adapter)
         scaling = median(pair.scaling for pair in factor_pairs(start))
-        search = make_rate_search(AUTO, AlphaPolicy("its own", multiple=scaling), None)
+        policy = AlphaPolicy("its own", multiple=scaling)
+        task_type = self.scorer.base.objective.task_type
+        search = make_rate_search(AUTO, policy, task_type, None)
         evidence = pd.DataFrame({name: [] for name in EVIDENCE_COLUMNS})
         finished: dict[float, FinishedTrial] = {}
         while keys := missing_keys(search.propose_alone(cut.rank, evidence), evidence):

@@ -25,6 +25,7 @@ class Strategy(ABC):
         settings: ranks, seeds, learning rates and policy for ``lora_alpha``.
         rule: margin and confidence of the decision, for strategies that stop early.
         chance_loss: chance-level held-out loss, nats; None if unknown.
+        task_type: PEFT's name of the task, ``SEQ_CLS`` or ``CAUSAL_LM``.
     """
 
     def __init__(
@@ -32,11 +33,12 @@ class Strategy(ABC):
         settings: SearchConfig,
         rule: DecisionConfig,
         chance_loss: ChanceLoss | None = None,
+        task_type: str = "SEQ_CLS",
     ) -> None:
         self.ranks = list(settings.ranks)  # ascending
         self.seeds = settings.seeds
         self.alpha = parse_alpha_policy(settings.lora_alpha)
-        self.rates = make_rate_search(settings.learning_rate, self.alpha, chance_loss)
+        self.rates = make_rate_search(settings.learning_rate, self.alpha, task_type, chance_loss)
         self.rule = Rule(
             margin=rule.margin,
             confidence=rule.confidence,

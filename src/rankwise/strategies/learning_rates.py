@@ -1,32 +1,27 @@
 """The search for each rank's learning rate, made with the first seed of every strategy.
 
-`GivenRates` tries the user's rates at every rank. `SearchedRates` brackets the best rate of the
-smallest and the largest rank, and takes the ranks between from the line through both: about six
-trials, whatever the number of ranks. docs/learning-rate.md has the measurements behind its
-constants.
+`GivenRates` tries the user's rates at every rank. `SearchedRates` brackets the best rate of one
+middle rank, and carries it to the others by the law of `rankwise.lora.alpha.carried_rate`.
+docs/learning-rate.md has the measurements behind it.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from rankwise.decide import best_learning_rate
 from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, chance_losses
-from rankwise.lora.alpha import AlphaPolicy
+from rankwise.decide.metrics import LOSS_MARGIN
+from rankwise.lora.alpha import AlphaPolicy, first_rate
 from rankwise.strategies import trial_keys
 from rankwise.strategies.config import AUTO, LearningRates
 from rankwise.strategies.trial_keys import TrialKey
 
-START_RATE = 1e-3  # first rate of the search at START_RANK
-START_RANK = 4
-START_EXPONENT = 1 / 3  # the first rate falls with the rank as r ** -START_EXPONENT
-GRID_RATE = 1e-3  # the search's rates are GRID_RATE times a whole power of STEP
 STEP = 2.0  # ratio of neighbouring rates
-LEAP = 4.0  # ratio of neighbouring rates for a rank that is trained alone
 MOST_RATES = 8  # a rank's search stops at this number of rates
+LEAST_LAWFUL_RANK = 4  # smaller ranks often want a lower rate than the law gives them
 
 
 class RateSearch(ABC):
@@ -54,10 +49,10 @@ class RateSearch(ABC):
 
 
 def make_rate_search(
-    setting: LearningRates, alpha: AlphaPolicy, chance_loss: ChanceLoss | None
+    setting: LearningRates, alpha: AlphaPolicy, task_type: str, chance_loss: ChanceLoss | None
 ) -> RateSearch:
     """Return the search that the setting ``learning_rate`` implies."""
-    return SearchedRates(alpha, chance_loss) if setting == AUTO else GivenRates(setting)
+    return SearchedRates(alpha, task_type, chance_loss) if setting == AUTO else GivenRates(setting)
 
 
 class GivenRates(RateSearch):
@@ -76,141 +71,195 @@ class GivenRates(RateSearch):
 
 
 class SearchedRates(RateSearch):
-    """Searches rates by bracketing: from a start, to half and twice the best rate so far.
+    """Searches the rate of one middle rank, and gives the other ranks the corresponding rates.
 
-    A bracket is complete when the best rate lies between two that are worse. The first rate falls
-    with the rank and with the adapter's scaling, which follows from the policy ``alpha``.
+    Rates are counted in steps. At step 0 a rank has the rate of `first_rate`, and each further step
+    doubles it, so equal steps at two ranks correspond by the law.
+
+    The middle rank's rate is bracketed: the search goes on until the best step lies between two
+    worse ones. Another rank takes the same step, or the first lower one that does not diverge. Its
+    neighbouring steps are tried where the law may fail: below rank 4, at a rank that learns
+    nothing, and at the first or the last rank if its loss is off the trend of the others.
     """
 
-    def __init__(self, alpha: AlphaPolicy, chance_loss: ChanceLoss | None = None) -> None:
+    def __init__(
+        self, alpha: AlphaPolicy, task_type: str, chance_loss: ChanceLoss | None = None
+    ) -> None:
         self.alpha = alpha
+        self.task_type = task_type
         self.chance_loss = chance_loss
 
     def propose(self, ranks: Sequence[int], evidence: pd.DataFrame) -> list[TrialKey]:
-        """Return the brackets of the first and last rank, then the ranks between.
-
-        Ranks between take the rate on the line through both ends, in log rate over log rank.
-        """
-        ends = sorted({ranks[0], ranks[-1]})
-        wanted: list[TrialKey] = []
-        for rank in ends:
-            wanted += _keys(rank, self._bracket(rank, trial_keys.rank_evidence(evidence, rank)))
-        if trial_keys.missing_keys(wanted, evidence):
+        """Return the bracket of the middle rank, then the other ranks, then those to check."""
+        middle = _middle(ranks)
+        bracket = self._bracket(middle, 0, evidence)
+        wanted = self._keys(middle, bracket)
+        best = self._best_step(middle, bracket, evidence)
+        if best is None or trial_keys.missing_keys(wanted, evidence):
             return wanted
-        first = trial_keys.first_seed(evidence)
-        best = {rank: best_learning_rate(trial_keys.rank_evidence(first, rank)) for rank in ends}
-        usable = {rank: rate for rank, rate in best.items() if rate is not None}
-        if not usable:
-            return wanted
-        log_ranks, log_rates = np.log(list(usable)), np.log(list(usable.values()))
+        losses = {middle: self._losses(middle, best, evidence)}
+        used = {}
         for rank in ranks:
-            if rank not in ends:
-                rate = math.exp(np.interp(math.log(rank), log_ranks, log_rates))
-                wanted += _keys(rank, _lowered(rate, trial_keys.rank_evidence(evidence, rank)))
-        return wanted
-
-    def propose_alone(self, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
-        """Return the start rate, and fourfold rates for as long as each is better.
-
-        The whole bracket is searched only where the start learns nothing or diverges.
-        """
-        trials = trial_keys.rank_evidence(evidence, rank)
-        rates = [_round(self._start(rank))]
-        start = trials[trials["learning_rate"] == rates[0]]  # all seeds: a later one may diverge
-        first = trial_keys.first_seed(start)
-        if start["diverged"].any() or (not first.empty and self._learns_nothing(first)):
-            return list(dict.fromkeys([*_keys(rank, rates), *self.propose([rank], evidence)]))
-        best: float | None = rates[0]
-        while best == rates[-1] and len(rates) < MOST_RATES:
-            rates.append(_round(rates[0] * LEAP ** len(rates)))
-            tried = trial_keys.first_seed(trials[trials["learning_rate"].isin(rates)])
-            if tried["learning_rate"].nunique() < len(rates):
-                break
-            best = best_learning_rate(tried)
-        return _keys(rank, rates)
+            if rank != middle:
+                steps = self._carried(rank, best, evidence)
+                wanted += self._keys(rank, steps)
+                used[rank] = self._best_step(rank, steps, evidence)
+                losses[rank] = self._losses(rank, used[rank], evidence)
+        if trial_keys.missing_keys(wanted, evidence) or self._learns_nothing(losses[middle]):
+            return wanted
+        for rank, step in used.items():
+            trend = _trend(rank, losses)
+            if step is not None and self._is_doubtful(rank, losses[rank], trend):
+                wanted += self._keys(rank, self._bracket(rank, step, evidence))
+        return list(dict.fromkeys(wanted))
 
     def propose_next_to(self, neighbour: int, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
-        """Return the neighbour's rate, rescaled like the start, and lower ones if it diverges.
+        """Return the rate that corresponds to the neighbour's, and others where the law may fail.
 
-        If every rate of the neighbour diverged, the rank's own bracket is searched.
+        The neighbour's loss is the trend. If all of its rates diverged, the rank's own rate is
+        searched.
         """
         rate = trial_keys.chosen_rate(evidence, neighbour)
         if rate is None:
             return self.propose([rank], evidence)
-        rescaled = rate * (self._start(rank) / self._start(neighbour))
-        return _keys(rank, _lowered(rescaled, trial_keys.rank_evidence(evidence, rank)))
+        step = round(math.log(rate / self._rate(neighbour, 0), STEP))
+        steps = self._carried(rank, step, evidence)
+        wanted = self._keys(rank, steps)
+        used = self._best_step(rank, steps, evidence)
+        if used is None or trial_keys.missing_keys(wanted, evidence):
+            return wanted
+        losses = self._losses(rank, used, evidence)
+        trend = self._losses(neighbour, step, evidence)
+        if not self._learns_nothing(trend) and self._is_doubtful(rank, losses, trend):
+            wanted += self._keys(rank, self._bracket(rank, used, evidence))
+        return list(dict.fromkeys(wanted))
 
     def remaining(self, ranks: Sequence[int], evidence: pd.DataFrame) -> int:
         """Return the number of trials left, if a bracket takes three and other ranks one."""
-        usual = {rank: 3 if rank in (ranks[0], ranks[-1]) else 1 for rank in ranks}
-        return sum(max(0, usual[rank] - _count_tried(evidence, rank)) for rank in ranks)
+        left = 0
+        for rank in ranks:
+            is_bracketed = rank == _middle(ranks) or rank < LEAST_LAWFUL_RANK
+            left += max(0, (3 if is_bracketed else 1) - _count_tried(evidence, rank))
+        return left
 
-    def _start(self, rank: int) -> float:
-        return START_RATE * (START_RANK / rank) ** START_EXPONENT / self.alpha.scaling(rank)
+    def _rate(self, rank: int, step: int) -> float:
+        """Return the rate of a step, with three digits: the same number wherever it is written."""
+        return float(f"{first_rate(rank, self.alpha, self.task_type) * STEP**step:.3g}")
 
-    def _bracket(self, rank: int, evidence: pd.DataFrame) -> list[float]:
-        """Return the rates that a rank's bracket wants by now.
+    def _keys(self, rank: int, steps: Sequence[int]) -> list[TrialKey]:
+        return [TrialKey(rank, self._rate(rank, step), 0) for step in steps]
 
-        The search is replayed from its start, and each step sees only the rates wanted until
+    def _losses(self, rank: int, step: int | None, evidence: pd.DataFrame) -> pd.Series:
+        """Return the first seed's loss of each example; none if the trial diverged or is missing.
+
+        A missing step is None.
+        """
+        trials = trial_keys.first_seed(trial_keys.rank_evidence(evidence, rank))
+        rate = None if step is None else self._rate(rank, step)
+        rows = trials[(trials["learning_rate"] == rate) & ~trials["diverged"].astype(bool)]
+        return rows.set_index("example_id")["loss"]
+
+    def _best_step(self, rank: int, steps: Sequence[int], evidence: pd.DataFrame) -> int | None:
+        """Return the best step of those tried; None if all diverged or none was tried."""
+        by_rate = {self._rate(rank, step): step for step in steps}
+        trials = trial_keys.first_seed(trial_keys.rank_evidence(evidence, rank))
+        best = best_learning_rate(trials[trials["learning_rate"].isin(by_rate)])
+        return None if best is None else by_rate[best]
+
+    def _carried(self, rank: int, step: int, evidence: pd.DataFrame) -> list[int]:
+        """Return the steps that a rank wants, given the best step of another rank."""
+        if rank < LEAST_LAWFUL_RANK:
+            return self._bracket(rank, step, evidence)
+        trials = trial_keys.rank_evidence(evidence, rank)
+        diverged = set(trials.loc[trials["diverged"].astype(bool), "learning_rate"])
+        steps = [step]
+        while self._rate(rank, steps[-1]) in diverged and len(steps) < MOST_RATES:
+            steps.append(steps[-1] - 1)
+        return steps
+
+    def _bracket(self, rank: int, start: int, evidence: pd.DataFrame) -> list[int]:
+        """Return the steps that a rank's bracket wants by now, ascending.
+
+        The search is replayed from its start, and each round sees only the steps wanted until
         then, so it takes the same course wherever it was interrupted.
         """
-        middle = round(math.log(self._start(rank) / GRID_RATE, STEP))
-        steps = {middle - 1, middle, middle + 1}
-        while True:
-            wanted = [_grid_rate(step) for step in sorted(steps)]
-            tried = trial_keys.first_seed(evidence[evidence["learning_rate"].isin(wanted)])
-            if tried["learning_rate"].nunique() < len(wanted) or len(wanted) >= MOST_RATES:
-                return wanted
-            more = self._next_steps(steps, tried)
+        steps = {start - 1, start, start + 1}
+        while len(steps) < MOST_RATES:
+            if trial_keys.missing_keys(self._keys(rank, sorted(steps)), evidence):
+                break
+            more = self._next_steps(rank, steps, evidence)
             if more <= steps:
-                return wanted
+                break
             steps |= more
+        return sorted(steps)
 
-    def _next_steps(self, steps: set[int], tried: pd.DataFrame) -> set[int]:
-        """Return the steps on the grid of rates that a bracket needs after those tried."""
-        best = best_learning_rate(tried)
+    def _next_steps(self, rank: int, steps: set[int], evidence: pd.DataFrame) -> set[int]:
+        """Return the steps that a bracket needs after those tried."""
+        best = self._best_step(rank, sorted(steps), evidence)
         if best is None:  # all diverged
             return {min(steps) - 1}
-        if self._learns_nothing(tried):
+        losses = [self._losses(rank, step, evidence) for step in steps]
+        if all(one.empty or self._learns_nothing(one) for one in losses):
             # Rates that learn nothing are alike, so their best tells no direction: too low a rate
             # ends at the chance level, and so does one at which training collapses.
             return {min(steps) - 1, max(steps) + 1}
-        middle = next(step for step in steps if _grid_rate(step) == best)
-        return {middle - 1, middle + 1}
+        return {best - 1, best + 1}
 
-    def _learns_nothing(self, evidence: pd.DataFrame) -> bool:
-        """Whether no rate is below the chance level by two standard errors over the examples."""
+    def _learns_nothing(self, losses: pd.Series) -> bool:
+        """Whether losses are not below the chance level by two standard errors over examples."""
         if self.chance_loss is None:
             return False
-        usable = evidence[~evidence["diverged"]]
-        chance = chance_losses(self.chance_loss, usable["example_id"].to_numpy())
-        excess = usable["loss"] - (1 - LEAST_GAIN) * chance
-        by_rate = excess.groupby(usable["learning_rate"])
-        return bool((by_rate.mean() + 2 * by_rate.sem() >= 0).all())
+        chance = chance_losses(self.chance_loss, losses.index.to_numpy())
+        mean, error = _mean_and_error(losses - (1 - LEAST_GAIN) * chance)
+        return mean + 2 * error >= 0
+
+    def _is_doubtful(self, rank: int, losses: pd.Series, trend: pd.Series | None) -> bool:
+        """Whether the losses at a carried rate suggest that the law does not hold for the rank."""
+        if rank < LEAST_LAWFUL_RANK:
+            return False  # its neighbouring rates are tried anyway
+        if self._learns_nothing(losses):
+            return True
+        if trend is None:
+            return False
+        mean, error = _mean_and_error(losses - trend)
+        return mean > max(LOSS_MARGIN, 2 * error)
 
 
-def _keys(rank: int, rates: Sequence[float]) -> list[TrialKey]:
-    return [TrialKey(rank, rate, 0) for rate in rates]
+def _middle(ranks: Sequence[int]) -> int:
+    """Return the rank to search at: the middle one, or the larger of two, never the smallest."""
+    return ranks[len(ranks) // 2]
 
 
-def _lowered(rate: float, evidence: pd.DataFrame) -> list[float]:
-    """Return a rate, and lower ones for as long as the last one has diverged."""
-    diverged = set(evidence.loc[evidence["diverged"].astype(bool), "learning_rate"])
-    rates = [_round(rate)]
-    while rates[-1] in diverged and len(rates) < MOST_RATES:
-        rates.append(_round(rate / STEP ** len(rates)))
-    return rates
+def _trend(rank: int, losses: Mapping[int, pd.Series]) -> pd.Series | None:
+    """Return the losses to expect at the first or the last rank, example by example.
+
+    The last rank is expected to do as well as the one below it. The first is expected to be behind
+    the one above it as far as that is behind the next, at equal distance in log rank.
+
+    Args:
+        rank: one of the ranks; one in the middle has no trend.
+        losses: losses of each rank; none where all rates diverged.
+    """
+    usable = sorted(one for one in losses if not losses[one].empty)
+    if rank == usable[-1] and len(usable) > 1:
+        return losses[usable[-2]]
+    if rank != usable[0] or len(usable) < 2:
+        return None
+    near = losses[usable[1]]
+    if len(usable) == 2:
+        return near
+    gain, _ = _mean_and_error(near - losses[usable[2]])
+    slope = max(0.0, gain) / math.log(usable[2] / usable[1])
+    return near + slope * math.log(usable[1] / rank)
+
+
+def _mean_and_error(differences: pd.Series) -> tuple[float, float]:
+    """Return the mean over examples and its standard error, NaN for a single example."""
+    values = differences.to_numpy(dtype=float)
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(error)
 
 
 def _count_tried(evidence: pd.DataFrame, rank: int) -> int:
     trials = trial_keys.first_seed(trial_keys.rank_evidence(evidence, rank))
     return int(trials["learning_rate"].nunique())
-
-
-def _grid_rate(step: int) -> float:
-    return _round(GRID_RATE * STEP**step)
-
-
-def _round(rate: float) -> float:
-    """Round to three digits, so that a rate is the same number wherever it is written."""
-    return float(f"{rate:.3g}")

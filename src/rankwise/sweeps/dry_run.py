@@ -80,7 +80,7 @@ def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
     from rankwise.models.device import precision_name
 
     config, fit, in_force = run.config, run.fit, run.in_force
-    strategy = make_strategy(config, run.task.chance_loss, run.extension)
+    strategy = make_strategy(run, run.task.chance_loss)
     first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
     ranks = []
     for rank, times in zip(config.ranks, _time_ranks(run), strict=True):

@@ -22,7 +22,7 @@ from rankwise.strategies.base import Strategy
 from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.more_seeds import MoreSeeds
 from rankwise.sweeps.config import SweepConfig, SweepSettings, for_task
-from rankwise.sweeps.extension import Extension, read_extension
+from rankwise.sweeps.extension import read_extension
 from rankwise.sweeps.finish import SweepResult, finish, import_report
 from rankwise.sweeps.memory_fit import choice, fit_to_machine, kept_choice
 from rankwise.sweeps.progress import Progress, Silent
@@ -158,7 +158,7 @@ def _without_too_large_ranks(
 def run_trials(run: Run) -> LeftOut | None:
     """Train the strategy's trials; return what the budget left out."""
     config, store = run.config, run.store
-    strategy = make_strategy(config, run.chance_loss, run.extension)
+    strategy = make_strategy(run, run.chance_loss)
     # An interruption may have left trials unreported.
     report_trials(store.directory, config.report_to, run.progress.note)
     left_out = run_strategy(run, strategy, run.engine)
@@ -176,14 +176,14 @@ def run_trials(run: Run) -> LeftOut | None:
     )
 
 
-def make_strategy(
-    config: SweepConfig, chance_loss: ChanceLoss | None, extension: Extension | None = None
-) -> Strategy:
+def make_strategy(run: Run, chance_loss: ChanceLoss | None) -> Strategy:
     """Return the strategy that the request names, or the one that extends some of its ranks."""
+    config, extension = run.config, run.extension
     if extension is not None:
         request = replace(config, ranks=extension.ranks, seeds=extension.seeds)
         return MoreSeeds(request, config, chance_loss)
-    return strategies()[config.strategy](config, config, chance_loss)
+    strategy = strategies()[config.strategy]
+    return strategy(config, config, chance_loss, run.task.objective.task_type)
 
 
 def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
