@@ -40,6 +40,7 @@ from rankwise.sweeps.run import open_run
 from rankwise.sweeps.run_context import Run
 
 RESULTS = Path(__file__).parent / "results" / "learning_rate.json"
+PUBLISHED = Path(__file__).parents[1] / "tests" / "data" / "published_rates.json"
 POLICIES = ("r", "fixed:16", "rslora", "2r")
 MOST_RATES = 8
 TRAIN_EXAMPLES = 800  # at most, of every task
@@ -258,6 +259,7 @@ def show(results: Mapping[str, Any]) -> None:
     console.print(table)
     show_exponents(console, runs)
     show_choices(console, runs)
+    show_published(console)
 
 
 def cost_cell(curve: Curve, carried: int) -> str:
@@ -315,6 +317,37 @@ def show_choices(console: Console, runs: Sequence[tuple[Any, ...]]) -> None:
     for rule, losses in behind.items():
         beyond = f"{sum(loss > LOSS_MARGIN for loss in losses)} of {len(losses)}"
         table.add_row(names[rule], f"{np.mean(losses):.4f}", f"{max(losses):.4f}", beyond)
+    console.print(table)
+
+
+def show_published(console: Console) -> None:
+    """Print what a middle rank's best rate costs the other ranks of published models.
+
+    Their ``lora_alpha`` is fixed, so the law carries the rate as it is. Rates that were not run at
+    the other rank, or diverged, are left out.
+    """
+    published = json.loads(PUBLISHED.read_text())["models"]
+    costs: dict[str, list[float]] = {"4 and more": [], "below 4": []}
+    alike = 0
+    for rows in published.values():
+        losses: dict[int, dict[float, float]] = {}
+        for rank, rate, loss in rows:
+            losses.setdefault(rank, {})[rate] = loss
+        best = {rank: min(tried, key=tried.__getitem__) for rank, tried in losses.items()}
+        alike += len(set(best.values())) == 1
+        middle = sorted(losses)[len(losses) // 2]
+        for rank, tried in losses.items():
+            if rank != middle and best[middle] in tried:
+                where = "4 and more" if rank >= 4 else "below 4"
+                costs[where].append(tried[best[middle]] - min(tried.values()))
+    table = Table(
+        title=f"Published models at a fixed lora_alpha: loss at the middle rank's best rate above "
+        f"the own best, nats; the same best rate at all ranks in {alike} of {len(published)}"
+    )
+    for header in ("ranks", "pairs", "mean", "largest"):
+        table.add_column(header, justify="right")
+    for where, behind in costs.items():
+        table.add_row(where, str(len(behind)), f"{np.mean(behind):.5f}", f"{max(behind):.4f}")
     console.print(table)
 
 

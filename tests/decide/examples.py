@@ -51,10 +51,12 @@ def make_results(
     """Put `make_losses` into runs, as `read_rank_results` does with a table, only faster."""
     values = make_losses(losses, **sizes)  # (R, S, N)
     seeds, examples = tuple(range(values.shape[1])), np.arange(values.shape[2])
-    return [
-        RankResults(rank, 1e-3, (1e-3,), seeds, examples, loss, loss, (loss < 0.7).astype(float), 0)
-        for rank, loss in zip(ranks, values, strict=True)
-    ]
+    results = []
+    for rank, loss in zip(ranks, values, strict=True):
+        score, means = (loss < 0.7).astype(float), (float(loss.mean()),)
+        one = RankResults(rank, 1e-3, (1e-3,), seeds, examples, loss, loss, score, 0, means)
+        results.append(one)
+    return results
 
 
 def seeded(means: dict[int, float], seeds: int, sd: float, rng: int = 0) -> pd.DataFrame:

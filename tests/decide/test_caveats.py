@@ -25,6 +25,33 @@ def test_different_single_rates_are_a_caveat_unless_rates_were_searched() -> Non
     assert select(pd.concat([evidence, *worse])).caveats == ()
 
 
+def test_the_rate_at_which_training_collapses_is_a_caveat() -> None:
+    """At 2e-3 rank 8 learns a fifth as much as at 1e-3; rank 16 diverges at 4e-3 only."""
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
+    evidence["learning_rate"], evidence["diverged"] = 1e-3, False
+
+    def tried(rank: int, rate: float, loss: float, diverged: bool = False) -> pd.DataFrame:
+        rows = evidence[(evidence["rank"] == rank) & (evidence["seed"] == 0)]
+        return rows.assign(learning_rate=rate, loss=loss, diverged=diverged)
+
+    lower = tried(8, 5e-4, 0.7)
+    seen = [evidence, lower, tried(8, 2e-3, 0.66), tried(16, 4e-3, 0.0, diverged=True)]
+    told = [
+        caveat
+        for known in (0.7, None)
+        for caveat in select(pd.concat(seen), chance_loss=known).caveats
+        if "collapses" in caveat
+    ]
+    assert told == [
+        "Training collapses at a learning rate of 0.002 at rank 8, 2 times the one used. Do not "
+        "raise it that far.",
+        "Training collapses at a learning rate of 0.004 at rank 16, 4 times the one used. Do not "
+        "raise it that far.",
+    ]
+    mild = pd.concat([evidence, lower, tried(8, 2e-3, 0.64)])
+    assert not any("collapses" in caveat for caveat in select(mild, chance_loss=0.7).caveats)
+
+
 def test_a_score_that_contradicts_the_loss_is_a_caveat() -> None:
     evidence = make_evidence([0.5, 0.5, 0.5, 0.5], examples=2000)
     evidence["score"] = np.where(

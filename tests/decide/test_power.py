@@ -13,12 +13,13 @@ RULE = Rule(margin=0.02, no_prior=True)
 
 
 def as_results(values: dict[int, np.ndarray]) -> list[RankResults]:
-    return [
-        RankResults(
-            rank, 1e-3, (1e-3,), tuple(range(len(one))), np.arange(one.shape[1]), one, one, None, 0
-        )
-        for rank, one in values.items()
-    ]
+    results = []
+    for rank, losses in values.items():
+        seeds, examples = tuple(range(len(losses))), np.arange(losses.shape[1])
+        means = (float(losses.mean()),)
+        one = RankResults(rank, 1e-3, (1e-3,), seeds, examples, losses, losses, None, 0, means)
+        results.append(one)
+    return results
 
 
 def test_a_step_settles_it_as_often_as_it_is_given_a_chance() -> None:

@@ -51,6 +51,15 @@ def test_an_adapter_to_truncate_is_trained_at_its_full_rank() -> None:
     assert "rankwise resize ADAPTER OUT --rank 4" in comment_of(files["axolotl.yaml"])
 
 
+def test_each_config_says_which_learning_rate_another_rank_needs() -> None:
+    """Adapters that start from the base's own values follow no known law."""
+    law = "change the learning rate to 5e-05 * sqrt(16 / lora_alpha)"
+    for init, stated in (("default", True), ("pissa", False)):
+        files = export_files(make_recipe(init=init))
+        files.pop("dataset_info.json")
+        assert [law in comment_of(text) for text in files.values()] == 4 * [stated]
+
+
 def test_yaml_has_the_notes_on_top_and_keeps_the_order_of_sections() -> None:
     text = yaml_file(["First.", "word " * 40], [{"b": 1, "a": "é"}, {}, {"c": [2]}])
     assert yaml.safe_load(text) == {"b": 1, "a": "é", "c": [2]}

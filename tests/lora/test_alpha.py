@@ -1,9 +1,15 @@
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from rankwise.errors import RequestError
-from rankwise.lora.alpha import carried_rate, first_rate, parse_alpha_policy
+from rankwise.lora.alpha import carried_rate, first_rate, parse_alpha_policy, rate_formula
+
+PUBLISHED = Path(__file__).parents[1] / "data" / "published_rates.json"
 
 
 @pytest.mark.parametrize("policy", ["r", "2r", "fixed:32", "fixed:0.5", "rslora", "rslora:8"])
@@ -54,6 +60,32 @@ def test_a_learning_rate_is_carried_by_the_law_of_its_policy(
     assert carried_rate(1e-3, 4, 64, alpha) == pytest.approx(at_rank_64)
     assert carried_rate(at_rank_64, 64, 4, alpha) == pytest.approx(1e-3)
     assert 1e-3 * (64 / 4) ** -alpha.rate_exponent == pytest.approx(at_rank_64)
+
+
+@pytest.mark.parametrize("policy", ["r", "2r", "fixed:16", "rslora"])
+def test_the_formula_gives_the_carried_rate(policy: str) -> None:
+    alpha = parse_alpha_policy(policy)
+    formula = rate_formula(1e-3, 8, alpha.alpha(8), alpha.use_rslora)
+    values = {"sqrt": math.sqrt, "lora_alpha": alpha.alpha(32), "r": 32}
+    assert eval(formula, values) == pytest.approx(carried_rate(1e-3, 8, 32, alpha))
+
+
+def test_a_middle_ranks_best_rate_suits_the_other_ranks_of_published_models() -> None:
+    """Single runs of 35 language models at a fixed alpha, rates about three times apart."""
+    policy, costs = parse_alpha_policy("fixed:32"), []
+    for rows in json.loads(PUBLISHED.read_text())["models"].values():
+        losses: dict[int, dict[float, float]] = {}
+        for rank, rate, loss in rows:
+            losses.setdefault(rank, {})[rate] = loss
+        middle = sorted(losses)[len(losses) // 2]
+        best = min(losses[middle], key=losses[middle].__getitem__)
+        for rank, tried in losses.items():
+            carried = carried_rate(best, middle, rank, policy)
+            if rank >= 4 and rank != middle and carried in tried:
+                costs.append(tried[carried] - min(tried.values()))
+    assert len(costs) > 60
+    assert sum(costs) / len(costs) < 0.0003  # the margin of a decision is 0.02
+    assert max(costs) < 0.003
 
 
 def test_first_rates_agree_with_their_sources() -> None:

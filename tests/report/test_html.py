@@ -33,6 +33,8 @@ def test_the_page_shows_decision_table_and_plots(swept: Path, tmp_path: Path) ->
     for row in decision["table"]:
         assert f"{row['trainable_params']:,}" in text
         assert f"{row['loss_mean']:.4f}" in text
+        if row["rank"] == decision["recommended"]:
+            assert f"take the learning rate {row['learning_rate']:g} * sqrt(" in text
     for name in PLOTS:
         start = page.index(f'id="plot-{name}"')
         drawn = page[start : page.find('<div id="plot-', start + 20)]

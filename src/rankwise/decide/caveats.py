@@ -1,6 +1,9 @@
 """The caveats of a decision: what a reader should know before relying on it."""
 
+import math
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from rankwise.decide.evidence import RankResults
 from rankwise.decide.findings import Findings
@@ -8,6 +11,7 @@ from rankwise.decide.metrics import LOSS_MARGIN, OTHER_MARGIN, SHARE_MARGIN
 from rankwise.decide.wording import Context, listed
 
 MUCH_WORSE = 0.25  # a seed is named if it learnt less than another by this share
+COLLAPSED = 0.25  # training has collapsed if it learns at most this share of what another rate does
 
 
 def caveats(findings: Findings, context: Context) -> Iterator[str]:
@@ -30,6 +34,7 @@ def caveats(findings: Findings, context: Context) -> Iterator[str]:
         yield from _about_single_rates(findings.results)
     if not findings.nothing_learnt:
         yield from _about_edges(findings.results)
+        yield from _about_collapse(findings)
     yield from _about_unsteady_seeds(findings, context.wording.chance)
     if findings.rank is not None:
         yield from _about_choice(findings, findings.rank, context.wording.chance)
@@ -62,7 +67,7 @@ def _about_single_rates(results: Sequence[RankResults]) -> Iterator[str]:
             "Rank and learning rate are confounded: all ranks ran at one learning rate, or none is "
             "recorded. With lora_alpha = r a larger rank learns faster at the same rate, so an "
             "apparent effect of rank may be an effect of the rate. On the built-in task, rank 32 "
-            "looked 0.17 nats better than rank 4 at one rate, and 0.00 nats better with each at "
+            "looked 0.18 nats better than rank 2 at one rate, and 0.00 nats better with each at "
             "its best rate (docs/learning-rate.md). Try several rates for each rank."
         )
     elif all(len(one.rates) == 1 for one in results):
@@ -83,6 +88,28 @@ def _about_edges(results: Sequence[RankResults]) -> Iterator[str]:
         yield (
             f"Rank {one.rank} is best at the {edge} learning rate tried for it "
             f"({one.learning_rate:g}). Try {others} rates."
+        )
+
+
+def _about_collapse(findings: Findings) -> Iterator[str]:
+    """Name the rate nearest to those used, as a ratio, at which training collapses."""
+    chance = findings.rule.chance_loss if findings.by_loss else None
+    found = []
+    for one in findings.results:
+        if one.learning_rate is None:
+            continue
+        used = one.rate_costs[one.rates.index(one.learning_rate)]
+        limit = math.inf
+        if chance is not None:
+            limit = COLLAPSED * used + (1 - COLLAPSED) * float(np.mean(chance))
+        for rate, cost in zip(one.rates, one.rate_costs, strict=True):
+            if rate > one.learning_rate and not cost < limit:  # also where it diverged
+                found.append((rate / one.learning_rate, rate, one.rank))
+    if found:
+        ratio, rate, rank = min(found)
+        yield (
+            f"Training collapses at a learning rate of {rate:g} at rank {rank}, {ratio:.2g} times "
+            "the one used. Do not raise it that far."
         )
 
 

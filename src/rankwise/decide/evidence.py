@@ -35,6 +35,7 @@ class RankResults:
         loss: held-out loss in nats, (S, N), where there are losses.
         score: task score, or the metric compared if that is not the loss, (S, N).
         diverged: number of trials whose loss was not finite, at any rate.
+        rate_costs: mean cost at each of the rates; NaN where a trial diverged.
         per_example: whether the evidence names examples; otherwise its rows are aggregates.
         healed: whether these are truncated adapters that were trained on.
     """
@@ -48,6 +49,7 @@ class RankResults:
     loss: np.ndarray | None
     score: np.ndarray | None
     diverged: int
+    rate_costs: tuple[float, ...]
     per_example: bool = True
     healed: bool = False
 
@@ -295,10 +297,13 @@ def _higher_is_better(metric: str, stated: bool | None) -> bool:
 def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
     rates = tuple(sorted(float(rate) for rate in evidence["learning_rate"].unique()))
     diverged = evidence.loc[evidence["diverged"], ["learning_rate", "seed"]].drop_duplicates()
+    means = evidence.groupby("learning_rate")["cost"].mean()  # (L,)
+    rate_costs = tuple(means.mask(means.index.isin(diverged["learning_rate"])).tolist())
     rate = best_learning_rate(evidence, "cost")
     if rate is None:
         cells = np.empty((0, 0))
-        return RankResults(rank, None, rates, (), np.empty(0), cells, None, None, len(diverged))
+        empty = (np.empty(0), cells, None, None)
+        return RankResults(rank, None, rates, (), *empty, len(diverged), rate_costs)
     chosen = evidence[evidence["learning_rate"] == rate]
     seeds, row = np.unique(chosen["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
     examples, column = np.unique(chosen["example_id"].to_numpy(), return_inverse=True)  # (N,)
@@ -327,4 +332,5 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
         score=as_array(score),
         diverged=len(diverged),
         healed=bool(is_healed(chosen).all()),
+        rate_costs=rate_costs,
     )

@@ -5,7 +5,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwise.engine.config import FUSED_INITS
 from rankwise.exports.recipe import SAVED_BASE, Recipe
+from rankwise.lora.alpha import rate_formula
 from rankwise.tasks.chat_formats import DataLayout
 
 WIDTH = 100
@@ -75,6 +77,17 @@ def rank_note(recipe: Recipe) -> str:
     )
 
 
+def rate_notes(recipe: Recipe) -> list[str]:
+    """Return a note on the learning rate of another rank, if A starts from random values."""
+    adapter = recipe.adapter
+    if adapter.init not in FUSED_INITS:
+        return []
+    rate = recipe.optimizer.learning_rate
+    formula = rate_formula(rate, adapter.rank, adapter.lora_alpha, adapter.use_rslora)
+    kept = "" if adapter.use_rslora else " With the same lora_alpha the rate stays."
+    return [f"If you change the rank to r, change the learning rate to {formula}.{kept}"]
+
+
 def origin_notes(recipe: Recipe) -> list[str]:
     """Return notes on the rank, the learning rate and the data that the sweep used."""
     optimizer, source = recipe.optimizer, recipe.data.source
@@ -82,6 +95,7 @@ def origin_notes(recipe: Recipe) -> list[str]:
     course = {"linear": "falls to 0", "cosine": "falls to 0 along a cosine", "constant": "stays"}
     notes = [
         rank_note(recipe),
+        *rate_notes(recipe),
         f"The learning rate rises over the first {optimizer.warmup_steps} of {optimizer.steps} "
         f"steps ({share}, rounded up), then {course[optimizer.lr_scheduler]}. With more or less "
         "data, keep this share.",

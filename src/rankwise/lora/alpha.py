@@ -90,6 +90,21 @@ def _speed(rank: int, policy: AlphaPolicy) -> float:
     return policy.scaling(rank) * rank
 
 
+def rate_formula(rate: float, rank: int, lora_alpha: float, use_rslora: bool) -> str:
+    """Return the law of `carried_rate` as a formula in ``lora_alpha`` and ``r``.
+
+    ``scaling * rank`` is ``lora_alpha``, with rsLoRA ``lora_alpha * sqrt(rank)``.
+
+    Args:
+        rate: a learning rate that suits the rank.
+        rank: its rank.
+        lora_alpha: the rank's ``lora_alpha``.
+        use_rslora: whether the scaling is rsLoRA's.
+    """
+    formula = f"{rate:g} * sqrt({lora_alpha:g} / lora_alpha)"
+    return f"{formula} * ({rank} / r) ** 0.25" if use_rslora else formula
+
+
 def whole_as_int(alpha: float) -> float:
     """Return a whole ``lora_alpha`` as an ``int``, as PEFT writes it."""
     return int(alpha) if alpha.is_integer() else alpha

@@ -1,6 +1,8 @@
 """The HTML report: one self-contained page, built from the files of a sweep directory."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
@@ -8,9 +10,17 @@ from rankwise import formatting
 from rankwise.decide.decision import TestScore
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.decide.summary import training_time_note, unseen_data_sentence
+from rankwise.engine.config import FUSED_INITS
+from rankwise.lora.alpha import rate_formula
 from rankwise.report import figures
 from rankwise.store.directory import write_whole
-from rankwise.store.records import read_evidence, read_finished_sweep, read_trials
+from rankwise.store.records import (
+    SweepRecord,
+    TrialRecord,
+    read_evidence,
+    read_finished_sweep,
+    read_trials,
+)
 
 
 def write_report(directory: Path) -> Path:
@@ -46,7 +56,25 @@ def write_report(directory: Path) -> Path:
         possible_scores=value_range(task.score, [row["score_mean"] for row in table]),
         unseen_data=unseen_data_sentence(TestScore(**test), task.score) if test else None,
         training_time=training_time_note(table),
+        rate_formula=_rate_formula(sweep, decision, trials),
     )
     path = directory / "report.html"
     write_whole(path, page.encode())
     return path
+
+
+def _rate_formula(
+    sweep: SweepRecord, decision: Mapping[str, Any], trials: Sequence[TrialRecord]
+) -> str | None:
+    """Return the learning rate of any rank, from that of the recommended rank.
+
+    None if no rank is recommended, or if A does not start from random values.
+    """
+    if sweep.training.init not in FUSED_INITS:
+        return None
+    for row in decision["table"]:
+        if row["rank"] == decision["recommended"]:
+            for one in trials:
+                if (one.rank, one.learning_rate) == (row["rank"], row["learning_rate"]):
+                    return rate_formula(one.learning_rate, one.rank, one.lora_alpha, one.use_rslora)
+    return None
