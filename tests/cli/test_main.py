@@ -21,6 +21,15 @@ def rankwise(*arguments: object, cwd: Path | None = None) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=wide, timeout=300)
 
 
+def run_here(
+    capfd: pytest.CaptureFixture[str], *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, where the libraries are loaded already."""
+    capfd.readouterr()
+    code = main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+
 def refuse(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run a bad request, in this process, and return the one line that it must answer with."""
     assert main([str(argument) for argument in arguments]) == 2

@@ -12,7 +12,7 @@ import pytest
 from rankwise import SweepConfig
 from rankwise.cli import main
 from rankwise.settings import options
-from tests.cli.test_main import rankwise, refuse
+from tests.cli.test_main import rankwise, refuse, run_here
 from tests.conftest import make_reviews, provisional_request
 
 
@@ -38,9 +38,16 @@ def test_a_sweep_ends_by_naming_rank_adapter_and_report(fast: list[object], tmp_
     assert "Warning" not in done.stderr
 
 
-def test_a_sweep_over_a_quantized_base(fast: list[object], tmp_path: Path) -> None:
-    done = rankwise(
-        *fast, "--quantization", "nf4", "--target-modules", "attention", "--loraplus-ratio", "2"
+def test_a_sweep_over_a_quantized_base(fast: list[object], tmp_path: Path, capfd: Any) -> None:
+    done = run_here(
+        capfd,
+        *fast,
+        "--quantization",
+        "nf4",
+        "--target-modules",
+        "attention",
+        "--loraplus-ratio",
+        "2",
     )
     assert done.returncode == 0, done.stderr
     assert "Recommended rank: 2." in done.stdout
@@ -54,35 +61,35 @@ def test_a_sweep_over_a_quantized_base(fast: list[object], tmp_path: Path) -> No
     adapter = json.loads((tmp_path / "out/best/adapter_config.json").read_text())
     assert adapter["r"] == 2
     assert all("attention" in name for name in adapter["target_modules"])
-    assert rankwise(*fast).returncode == 2  # another base is another sweep
+    assert run_here(capfd, *fast).returncode == 2  # another base is another sweep
 
 
-def test_json_is_all_that_stdout_holds(fast: list[object], tmp_path: Path) -> None:
-    done = rankwise(*fast, "--json")
+def test_json_is_all_that_stdout_holds(fast: list[object], tmp_path: Path, capfd: Any) -> None:
+    done = run_here(capfd, *fast, "--json")
     content = json.loads(done.stdout)
     on_disk = json.loads((tmp_path / "out/decision.json").read_text())
     assert {key: content[key] for key in on_disk} == on_disk
     assert content["report"] == str(tmp_path / "out/report.html")
-    report = rankwise("report", tmp_path / "out", "--json")
+    report = run_here(capfd, "report", tmp_path / "out", "--json")
     assert json.loads(report.stdout) == {"report": str(tmp_path / "out/report.html")}
 
 
-def test_yaml_and_options_together(fast: list[object], tmp_path: Path) -> None:
+def test_yaml_and_options_together(fast: list[object], tmp_path: Path, capfd: Any) -> None:
     keys = [str(option).removeprefix("--") for option in fast[1::2]]
     lines = [f"{key}: {value}" for key, value in zip(keys, fast[2::2], strict=True)]
     (tmp_path / "sweep.yaml").write_text("\n".join(lines))
-    done = rankwise(
-        "sweep", tmp_path / "sweep.yaml", "--ranks", "1,2"
+    done = run_here(
+        capfd, "sweep", tmp_path / "sweep.yaml", "--ranks", "1,2"
     )  # an option goes before the file
     assert done.returncode == 0, done.stderr
     assert "Recommended rank: 1." in done.stdout
 
 
 def test_undetermined_says_what_to_run_and_that_can_be_run(
-    fast: list[object], tmp_path: Path
+    fast: list[object], tmp_path: Path, capfd: Any
 ) -> None:
     fast[fast.index("--learning-rate") + 1] = "1e-7"  # learns nothing
-    done = rankwise(*fast)
+    done = run_here(capfd, *fast)
     assert done.returncode == 0
     last = f"Recommended rank: none yet. The adapter of every trial: {tmp_path / 'out/trials'}"
     assert last in done.stdout.splitlines()
@@ -91,10 +98,10 @@ def test_undetermined_says_what_to_run_and_that_can_be_run(
     content = json.loads((tmp_path / "out/decision.json").read_text())
     assert content["verdict"] == "undetermined"
     fast[fast.index("--seeds") + 1] = "2"
-    refused = rankwise(*fast)
+    refused = run_here(capfd, *fast)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "seeds is 2, was 1" in refused.stderr
-    more = rankwise(*fast, "--extend")
+    more = run_here(capfd, *fast, "--extend")
     assert more.returncode == 0
     assert "2 trials are complete; continuing with the rest" in more.stderr
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from rankwise.store.records import read_evidence, read_steps
+from tests.cli.test_main import run_here
 
 MEASURED = {"train_seconds", "pack_seconds", "peak_memory_bytes"}  # by the clock, or with it
 
@@ -46,25 +47,33 @@ def stop_after(
     process.wait(60)
 
 
+def finish(
+    capfd: pytest.CaptureFixture[str], command: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in this process."""
+    done = run_here(capfd, *command[3:])
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.parametrize(
-    ("with_signal", "moments"),
+    "stops",
     [
-        (signal.SIGKILL, (4,)),
-        pytest.param(signal.SIGKILL, (1, 4, 8), marks=pytest.mark.slow),
-        (signal.SIGINT, (3,)),
-        pytest.param(signal.SIGTERM, (5,), marks=pytest.mark.slow),
+        ((signal.SIGKILL, 2), (signal.SIGINT, 5)),
+        pytest.param(tuple((signal.SIGKILL, n) for n in (1, 4, 8)), marks=pytest.mark.slow),
+        pytest.param(((signal.SIGTERM, 5),), marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_sweep_goes_on_and_ends_the_same(
     tiny_model: Path,
     swept: Path,
     tmp_path: Path,
-    with_signal: signal.Signals,
-    moments: tuple[int, ...],
+    stops: tuple[tuple[signal.Signals, int], ...],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     data, out = swept.parent / "reviews.csv", tmp_path / "out"
     kept: dict[str, int] = {}
-    for complete in moments:
+    for with_signal, complete in stops:
         process = subprocess.Popen(
             command(tiny_model, data, out),
             stdout=subprocess.PIPE,
@@ -84,10 +93,7 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(
         now = trials(out)
         assert kept.items() <= now.items()  # the same directories, not written again
         kept = now
-    done = subprocess.run(
-        command(tiny_model, data, out), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    done = finish(capfd, command(tiny_model, data, out))
     assert f"{len(kept)} trials are complete" in done.stderr
     assert kept.items() <= trials(out).items()
     # `swept` is the same request, never interrupted.
@@ -101,16 +107,16 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(
-    tiny_model: Path, swept: Path, tmp_path: Path
+    tiny_model: Path, swept: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL comes after a checkpoint; steps, evidence and adapters end the same to the bit."""
     data, whole, killed = swept.parent / "reviews.csv", tmp_path / "whole", tmp_path / "killed"
 
     def run(out: Path, minutes: str) -> list[str]:
-        return [*command(tiny_model, data, out), "--epochs", "4", "--checkpoint-minutes", minutes,
-                "--seeds", "1", "--ranks", "4,8", "--strategy", "grid"]  # fmt: skip
+        return [*command(tiny_model, data, out), "--epochs", "2", "--checkpoint-minutes", minutes,
+                "--seeds", "1", "--ranks", "4,8", "--learning-rate", "5e-3"]  # fmt: skip
 
-    subprocess.run(run(whole, "1000"), check=True, capture_output=True, timeout=300)
+    finish(capfd, run(whole, "1000"))
     process = subprocess.Popen(
         run(killed, "1e-6"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -122,8 +128,7 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(
     process.kill()
     process.wait(60)
     assert not (killed / "decision.json").exists()
-    done = subprocess.run(run(killed, "1e-6"), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = finish(capfd, run(killed, "1000"))
     assert "goes on after step" in done.stderr
     assert not (killed / ".unfinished").exists()
     assert list(trials(killed)) and trials(killed).keys() == trials(whole).keys()
@@ -136,13 +141,12 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(
     assert decision(killed) == decision(whole)
 
 
-def test_a_finished_sweep_is_not_run_again(tiny_model: Path, swept: Path) -> None:
+def test_a_finished_sweep_is_not_run_again(
+    tiny_model: Path, swept: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = trials(swept)
     start = os.stat(swept / "best" / "adapter_model.safetensors").st_size
-    done = subprocess.run(
-        command(tiny_model, swept.parent / "reviews.csv", swept), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = finish(capfd, command(tiny_model, swept.parent / "reviews.csv", swept))
     assert "learning rate 0.005 " not in done.stderr  # no trial was announced
     assert trials(swept) == before
     assert os.stat(swept / "best" / "adapter_model.safetensors").st_size == start
