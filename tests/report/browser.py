@@ -70,40 +70,32 @@ def read(page: str) -> tuple[str, list[str]]:
 
 
 # A script that lists pairs of overlapping texts; 3 pixels of empty space around letters may overlap.
-OVERLAPS = """<pre id="overlaps"></pre><script>setTimeout(() => {
+# Then it lists the texts of plots that reach beyond their plot, where they are cut off.
+FAULTS = """<pre id="faults"></pre><script>setTimeout(() => {
   const boxes = [...document.querySelectorAll("svg text")].filter(one => one.textContent.trim()).map(
     one => [one.textContent, one.getBoundingClientRect()]);
   const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 3
     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
-  const found = boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) => meet(p, q)).map(([b]) => [a, b]));
-  document.getElementById("overlaps").textContent = JSON.stringify(found);
-}, 2000)</script>"""
-
-
-def overlaps(page: Path, profile: Path, width: int) -> list[list[str]]:
-    """Return the pairs of texts in a page's plots that overlap."""
-    page.write_text(page.read_text().replace("</body>", OVERLAPS + "</body>"))
-    (found,) = re.findall(r'<pre id="overlaps">(.+?)</pre>', rendered(page, profile, width=width))
-    pairs: list[list[str]] = json.loads(html.unescape(found))
-    return pairs
-
-
-# A script that lists the texts of plots that reach beyond their plot, where they are cut off.
-EDGES = """<pre id="edges"></pre><script>setTimeout(() => {
-  const found = [...document.querySelectorAll(".js-plotly-plot")].flatMap(plot => {
+  const pairs = boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) => meet(p, q)).map(([b]) => [a, b]));
+  const cut = [...document.querySelectorAll(".js-plotly-plot")].flatMap(plot => {
     const room = plot.getBoundingClientRect();
     return [...plot.querySelectorAll("svg text")].filter(one => one.textContent.trim()).filter(one => {
       const box = one.getBoundingClientRect();
       return box.left < room.left - 1 || box.right > room.right + 1 || box.top < room.top - 1 || box.bottom > room.bottom + 1;
     }).map(one => one.textContent);
   });
-  document.getElementById("edges").textContent = JSON.stringify(found);
+  document.getElementById("faults").textContent = JSON.stringify([pairs, cut]);
 }, 2000)</script>"""
 
 
-def beyond_the_edge(page: Path, profile: Path, width: int) -> list[str]:
-    """Return the texts in a page's plots that are cut off at an edge of their plot."""
-    page.write_text(page.read_text().replace("</body>", EDGES + "</body>"))
-    (found,) = re.findall(r'<pre id="edges">(.+?)</pre>', rendered(page, profile, width=width))
-    texts: list[str] = json.loads(html.unescape(found))
-    return texts
+def faults(page: Path, profile: Path, width: int) -> tuple[list[list[str]], list[str]]:
+    """Return the pairs of texts in a page's plots that overlap, and the texts that are cut off."""
+    page.write_text(page.read_text().replace("</body>", FAULTS + "</body>"))
+    (found,) = re.findall(r'<pre id="faults">(.+?)</pre>', rendered(page, profile, width=width))
+    pairs, cut = json.loads(html.unescape(found))
+    return pairs, cut
+
+
+def overlaps(page: Path, profile: Path, width: int) -> list[list[str]]:
+    """Return the pairs of texts in a page's plots that overlap."""
+    return faults(page, profile, width)[0]

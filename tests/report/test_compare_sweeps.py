@@ -38,7 +38,7 @@ def directories(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
         found.append(home / policy.replace(":", "-"))
         rankwise.sweep(
             model=str(tiny_model), data=home / "reviews.csv", ranks=(2, 4), learning_rates=RATES, seeds=1, margin=2.0,
-            lora_alpha=policy, out=found[-1],
+            max_steps=4, lora_alpha=policy, out=found[-1],
         )  # fmt: skip
     return found
 
@@ -133,7 +133,7 @@ def test_sweeps_that_cannot_be_compared_are_refused(
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("width", [500, pytest.param(1280, marks=pytest.mark.slow)])
 def test_texts_of_the_plot_do_not_overlap(tmp_path: Path, width: int) -> None:
     lines = []
     for label, rates in (

@@ -102,7 +102,7 @@ def test_layer_names_in_the_plot_leave_out_their_common_start(tmp_path: Path) ->
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("width", [500, pytest.param(1280, marks=pytest.mark.slow)])
 def test_texts_of_the_similarity_plot_do_not_overlap(tmp_path: Path, width: int) -> None:
     kinds = (
         "attention.output.dense",
@@ -123,7 +123,7 @@ def test_texts_of_the_similarity_plot_do_not_overlap(tmp_path: Path, width: int)
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("width", [500, pytest.param(1280, marks=pytest.mark.slow)])
 def test_texts_of_the_spectra_plot_do_not_overlap(tmp_path: Path, width: int) -> None:
     layers = [
         SimpleNamespace(

@@ -46,7 +46,7 @@ def test_the_labels_over_the_bars_are_the_peaks_with_the_context(planned: Plan) 
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("width", [500, pytest.param(1280, marks=pytest.mark.slow)])
 def test_texts_of_the_plot_do_not_overlap(planned: Plan, tmp_path: Path, width: int) -> None:
     write_figure(plan_figure(planned), tmp_path / "plot.html")
     assert overlaps(tmp_path / "plot.html", tmp_path / "profile", width) == []
