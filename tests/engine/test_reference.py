@@ -18,6 +18,7 @@ from rankwise.engine.evaluate import padded_logits
 from rankwise.engine.fused.model import rounding
 from rankwise.engine.micro_batches import MicroBatchTrainer
 from rankwise.engine.reference import ReferenceEngine, _StepRecord, score_adapter
+from rankwise.engine.schedule import total_steps
 from rankwise.engine.trial import FinishedTrial, Trial
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.lora.files import read_adapter
@@ -29,7 +30,7 @@ from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews, save_tokenizer
 from tests.tiny_models import load_tiny_lm
 
-CONFIG = TrainingConfig(epochs=2, batch_size=8)
+CONFIG = TrainingConfig(epochs=2, batch_size=8, max_steps=14)  # into the second epoch
 TRIAL = Trial(rank=4, seed=3, learning_rate=5e-3, lora_alpha=4)
 
 
@@ -124,7 +125,7 @@ def test_half_precision_trains_as_fp32_up_to_rounding(loading: Loading, tmp_path
     """A loss is at most twice as far off as the logits that it is made of."""
     exact = load_tiny_lm("llama", tmp_path)
     rough = load_tiny_lm("llama", tmp_path, loading=loading)
-    settings = replace(CONFIG, max_steps=20, gradient_checkpointing="on", micro_batch_tokens=64)
+    settings = replace(CONFIG, max_steps=8, gradient_checkpointing="on", micro_batch_tokens=64)
     with torch.inference_mode():
         logits = padded_logits(exact[0].model, exact[0].tokenizer, exact[2])
     bound = 2 * rounding(rough[0]) * float(logits.abs().max())
@@ -296,7 +297,7 @@ def test_a_trial_that_diverges_is_recorded_and_the_next_one_runs(
     diverged, fine = engine.train([wild, TRIAL])
     assert diverged.diverged
     assert diverged.evidence.empty
-    assert len(diverged.steps) < engine.total_steps
+    assert len(diverged.steps) < total_steps(engine.config, engine.examples)
     assert not fine.diverged
     assert fine.steps == train_one(engine_for(tiny_model, task)).steps
 

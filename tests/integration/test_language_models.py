@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,11 +54,16 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 SLOW = [
     "qwen3", "gemma3_text", "phi3", "smollm3", "gpt_oss", "mixtral", "qwen3_moe", "granite", "cohere"
 ]  # fmt: skip
-every_architecture = pytest.mark.parametrize(
-    "tiny",
-    [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
-    indirect=True,
-)
+
+
+def architectures(often: list[str]) -> list[Any]:
+    """Return all architectures as cases, slow but for some."""
+    names = [*ARCHITECTURES, *SLOW]
+    marks = {True: (), False: pytest.mark.slow}
+    return [pytest.param(name, marks=marks[name in often]) for name in names]
+
+
+every_architecture = pytest.mark.parametrize("tiny", architectures(ARCHITECTURES), indirect=True)
 
 
 def plain_losses(model: torch.nn.Module, examples: Encoded) -> list[float]:
@@ -85,7 +91,7 @@ def test_losses_match_transformers(tiny: Tiny) -> None:
     assert table["score"].between(0, 1).all()
 
 
-@every_architecture
+@pytest.mark.parametrize("tiny", architectures(["llama", "gpt2", "gemma2"]), indirect=True)
 def test_training_matches_peft_and_the_trainer(tiny: Tiny) -> None:
     alone = assert_fused_training_matches_the_reference(tiny)
     assert alone.adapter_config["task_type"] == "CAUSAL_LM"
@@ -206,7 +212,12 @@ def test_a_sweep_of_dialogues_ends_with_a_decision_and_resumes(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("strategy", "quantization"),
-    [("once", "none"), ("once", "nf4"), ("escalate", "nf4"), ("race", "int8")],
+    [
+        pytest.param("once", "none", marks=pytest.mark.slow),
+        ("once", "nf4"),
+        ("escalate", "nf4"),
+        ("race", "int8"),
+    ],
 )
 def test_every_strategy_tunes_a_language_model(
     strategy: str, quantization: str, tmp_path: Path
@@ -248,7 +259,7 @@ def test_a_sweep_that_learns_nothing_reports_the_loss_of_the_base(
     pd.DataFrame(make_dialogues(120)).to_json(data, orient="records", lines=True)
     request = {
         "model": str(save_tiny_lm("llama", tmp_path)), "data": data, "ranks": (2, 4),
-        "learning_rate": 1e-12,
+        "learning_rate": 1e-12, "max_steps": 4,
         "engine": engine, "out": out,
     }  # fmt: skip
     result = rankwise.sweep(**request)

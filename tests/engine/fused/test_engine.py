@@ -19,6 +19,7 @@ from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 from tests.engine.parity import (
     CONFIG,
+    STEPS,
     TRIALS,
     Tiny,
     assert_fused_training_matches_the_reference,
@@ -42,7 +43,7 @@ def test_a_diverging_trial_does_not_affect_the_others(tiny: Tiny) -> None:
     expected = next(iter(ReferenceEngine(base, train, held_out, CONFIG).train([wild])))
     assert [finished.diverged for finished in packed] == [False, True, False]
     assert len(packed[1].evidence) == 0
-    assert len(packed[1].steps) == len(expected.steps) < 50
+    assert len(packed[1].steps) == len(expected.steps) < STEPS
     for one, other in zip(packed[::2], alone[::2], strict=True):
         assert_same_training(one, other)
 

@@ -22,6 +22,7 @@ from rankwise.models.base_model import BaseModel
 from rankwise.tasks.base import Encoded
 from tests.engine.parity import (
     CONFIG,
+    STEPS,
     TRIALS,
     Tiny,
     adapter_gradients,
@@ -142,7 +143,7 @@ def test_no_pass_has_more_tokens_than_a_micro_batch(
     with cores(1):
         list(FusedEngine(base, train, held_out, config, pack_size=2).train(TRIALS[:2]))
     assert all(tokens <= 60 or examples == 1 for tokens, examples in sizes)
-    assert len(sizes) > 100  # in whole batches, both trials would share 50 passes
+    assert len(sizes) > 2 * STEPS  # in whole batches, both trials would share a pass each step
 
 
 def test_training_stops_between_steps_when_asked(tiny: Tiny) -> None:

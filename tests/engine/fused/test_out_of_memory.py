@@ -19,7 +19,7 @@ from rankwise.models.base_model import Loading, load_base
 from rankwise.models.out_of_memory import OutOfMemory
 from rankwise.sweeps.config import SweepConfig
 from rankwise.tasks.load import load_task
-from tests.engine.parity import CONFIG, TRIALS, Recorded, Tiny, assert_same_training
+from tests.engine.parity import CONFIG, STEPS, TRIALS, Recorded, Tiny, assert_same_training
 from tests.tiny_models import cores, load_tiny, make_dialogues, save_tiny_lm
 
 CPU = torch.device("cpu")
@@ -57,14 +57,14 @@ def test_the_pack_is_halved_and_goes_on(tiny: Tiny, small_device: Callable[..., 
     trials = [*TRIALS, replace(TRIALS[0], seed=7)]
     with cores(1):  # so that all four are in one pass, if it has few tokens
         expected = list(FusedEngine(base, train, held_out, CONFIG).train(trials))
-        small_device(trials=2, after=20)
+        small_device(trials=2, after=8)
         progress = Recorded()
         engine = FusedEngine(base, train, held_out, CONFIG, progress, pack_size=4)
         finished = list(engine.train(trials))
     assert [each.trial for each in finished] == trials
     assert [each.pack_size for each in finished] == [2, 2, 2, 2]
     for one, other in zip(finished, expected, strict=True):
-        assert len(one.steps) == 50
+        assert len(one.steps) == STEPS
         assert_same_training(one, other)
     assert progress.notes == [
         "out of memory with 4 trials at once; they go on 2 at a time, and so do later ones"
@@ -85,10 +85,12 @@ def test_steps_before_are_not_run_again(
         plain(states, losses)
 
     monkeypatch.setattr(loop, "step_all", step_all)
-    small_device(trials=1, after=60)
+    small_device(trials=1, after=12)
+    progress = Recorded()
     with cores(1):
-        list(FusedEngine(base, train, held_out, CONFIG, pack_size=2).train(TRIALS[:2]))
-    assert len(taken) == len(set(taken)) == 100
+        list(FusedEngine(base, train, held_out, CONFIG, progress, pack_size=2).train(TRIALS[:2]))
+    assert progress.notes
+    assert len(taken) == len(set(taken)) == 2 * STEPS
 
 
 def test_then_micro_batches_are_halved(tiny: Tiny, small_device: Callable[..., None]) -> None:

@@ -18,7 +18,7 @@ from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.reference import ReferenceEngine
 from rankwise.errors import RequestError
 from rankwise.models.base_model import Loading
-from tests.engine.parity import CONFIG, TRIALS, Tiny, figures
+from tests.engine.parity import CONFIG, STEPS, TRIALS, Tiny, figures
 from tests.tiny_models import load_tiny, load_tiny_lm
 
 HALF = [
@@ -74,11 +74,11 @@ def test_half_precision_trains_as_fp32_up_to_rounding(
         for base, train, held_out in (exact, rough)
     )
     for one, other in zip(results, expected, strict=True):
-        assert len(one.steps) == len(other.steps) == 50
+        assert len(one.steps) == len(other.steps) == STEPS
         norms = figures(one, "grad_norm")
         skipped = [row for row, norm in enumerate(norms) if not math.isfinite(norm)]
         assert not (skipped and loading.precision == "bf16")
-        same = slice(skipped[0] + 1 if skipped else 50)  # then fp16 is a step behind
+        same = slice(skipped[0] + 1 if skipped else STEPS)  # then fp16 is a step behind
         losses, expected_losses = figures(one, "train_loss"), figures(other, "train_loss")
         assert losses != expected_losses
         assert losses[same] == pytest.approx(expected_losses[same], abs=bound)

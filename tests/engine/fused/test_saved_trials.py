@@ -21,7 +21,7 @@ from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.trial import FinishedTrial, SavedTrial
 from rankwise.errors import RankwiseError
 from rankwise.models.base_model import Loading
-from tests.engine.parity import CONFIG, TRIALS, Recorded, Tiny, assert_same_training
+from tests.engine.parity import CONFIG, STEPS, TRIALS, Recorded, Tiny, assert_same_training
 from tests.tiny_models import cores, load_tiny, load_tiny_lm
 
 EACH_STEP = replace(CONFIG, checkpoint_minutes=1e-9)
@@ -73,7 +73,7 @@ def test_an_interrupted_pack_ends_the_same_to_the_bit(
     tiny: Tiny, config: TrainingConfig, threads: int
 ) -> None:
     base, train, held_out = tiny
-    stopped = InMemory(stop_after=33)
+    stopped = InMemory(stop_after=13)
     with cores(threads):
         whole = list(FusedEngine(base, train, held_out, config, pack_size=2).train(TRIALS[:2]))
         with pytest.raises(KeyboardInterrupt):
@@ -85,7 +85,7 @@ def test_an_interrupted_pack_ends_the_same_to_the_bit(
             for trial in TRIALS[:2]
             if (saved := stopped.read(trial.name, made_with(config)))
         ]
-        assert steps and all(0 < step < 50 for step in steps)
+        assert steps and all(0 < step < STEPS for step in steps)
         progress = Recorded()
         again = FusedEngine(
             base, train, held_out, config, progress, pack_size=2, checkpoints=stopped
@@ -101,7 +101,7 @@ def test_a_diverged_trial_stays_diverged(tiny: Tiny) -> None:
     base, train, held_out = tiny
     wild = replace(TRIALS[0], learning_rate=1e30)
     pack = [wild, TRIALS[1]]
-    stopped = InMemory(stop_after=40)
+    stopped = InMemory(stop_after=16)
     with cores(1):
         whole = list(FusedEngine(base, train, held_out, EACH_STEP, pack_size=2).train(pack))
         with pytest.raises(KeyboardInterrupt):
@@ -148,7 +148,7 @@ def test_training_goes_on_where_nothing_can_be_written(tiny: Tiny, tmp_path: Pat
     progress = Recorded()
     engine = FusedEngine(base, train, held_out, EACH_STEP, progress, checkpoints=Full())
     (finished,) = engine.train(TRIALS[:1])
-    assert len(finished.steps) == 50
+    assert len(finished.steps) == STEPS
     assert len(progress.notes) == 1
     assert "No space left" in progress.notes[0]
 
@@ -203,7 +203,7 @@ def test_an_interrupted_pack_on_a_gpu_ends_the_same(tmp_path: Path) -> None:
     """Figures of up to 20 steps are still on the device when a checkpoint is written."""
     base, train, held_out = load_tiny_lm("llama", tmp_path, loading=Loading("cuda", "bf16"))
     whole = list(FusedEngine(base, train, held_out, EACH_STEP, pack_size=2).train(TRIALS[:2]))
-    stopped = InMemory(stop_after=33)
+    stopped = InMemory(stop_after=13)
     for _ in range(2):
         engine = FusedEngine(base, train, held_out, EACH_STEP, pack_size=2, checkpoints=stopped)
         with suppress(KeyboardInterrupt):
