@@ -12,9 +12,10 @@ from rankwise.decide.selection import decide
 from tests.decide.examples import make_evidence, make_results, seeded
 
 
-def test_intervals_cover_the_true_means_and_gains() -> None:
+@pytest.mark.parametrize("replications", [100, pytest.param(600, marks=pytest.mark.slow)])
+def test_intervals_cover_the_true_means_and_gains(replications: int) -> None:
     generator = np.random.default_rng(3)
-    truth, covered, gains, replications = [0.55, 0.52, 0.50], 0, 0, 600
+    truth, covered, gains = [0.55, 0.52, 0.50], 0, 0
     for _ in range(replications):
         runs = make_results(
             truth, ranks=(4, 8, 16), examples=100, seed_noise=0.02, generator=generator
@@ -26,8 +27,9 @@ def test_intervals_cover_the_true_means_and_gains() -> None:
         gain = table[1].gain_over_previous
         assert gain is not None
         gains += gain.loss_ci[0] <= truth[0] - truth[1] <= gain.loss_ci[1]
-    assert 0.93 <= covered / (3 * replications) <= 0.97
-    assert 0.925 <= gains / replications <= 0.975
+    errors = 3 * np.sqrt(0.05 * 0.95 / replications)  # three Monte Carlo standard errors
+    assert covered / (3 * replications) == pytest.approx(0.95, abs=errors)
+    assert gains / replications == pytest.approx(0.95, abs=errors)
 
 
 def test_chance_level_losses_are_compared_example_by_example() -> None:

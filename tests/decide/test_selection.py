@@ -38,12 +38,15 @@ def test_the_best_mean_does_not_decide() -> None:
         [0.5205, 0.5205, 0.5205, 0.5],
     ],
 )
-def test_a_rank_that_is_truly_worse_is_seldom_chosen(losses: list[float], seeds: int) -> None:
+@pytest.mark.parametrize("replications", [100, pytest.param(400, marks=pytest.mark.slow)])
+def test_a_rank_that_is_truly_worse_is_seldom_chosen(
+    losses: list[float], seeds: int, replications: int
+) -> None:
     generator = np.random.default_rng(7)
     worse = [
         rank for rank, loss in zip((4, 8, 16, 32), losses, strict=True) if loss > min(losses) + 0.02
     ]
-    wrong, replications = 0, 400
+    wrong = 0
     for _ in range(replications):
         noise = 0.004 if seeds > 1 else 0.0  # one seed cannot tell
         runs = make_results(

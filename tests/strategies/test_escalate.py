@@ -81,7 +81,7 @@ def test_escalate_expects_every_given_rate_of_the_rank_it_has_reached() -> None:
     whole, trials = run_sweep(strategy, lambda rank: 0.5)
     of_one = 3 + 2  # rates, and two more seeds at one of them
     assert len(trials) == 4 * of_one  # 8, 16, 4, 2
-    for complete in range(len(trials)):
+    for complete in range(0, len(trials), 3):  # at, before and after the end of a rank
         rank_complete = -(-(complete + 1) // of_one) * of_one
         assert strategy.expected_trials(whole.iloc[: complete * EXAMPLES]) == rank_complete
 

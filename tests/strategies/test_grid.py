@@ -58,7 +58,7 @@ def trials_of(evidence: pd.DataFrame) -> set[tuple[int, float, int]]:
 def test_a_grid_stopped_anywhere_runs_the_same_trials() -> None:
     loss = valley(lambda rank: 6e-4)
     whole = run_grid(grid(), loss)
-    for stop in range(1, len(trials_of(whole))):
+    for stop in range(1, len(trials_of(whole)), 3):
         part = run_grid(grid(), loss, stop_after=stop)
         assert trials_of(run_grid(grid(), loss, start=part)) == trials_of(whole)
 
