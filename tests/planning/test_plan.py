@@ -213,7 +213,9 @@ def test_help_loads_no_torch() -> None:
     ("name", "changes"),
     [
         ("mixtral", {"quantization": "nf4"}),
-        ("gemma2", {"gradient_checkpointing": True, "memory": "1MB"}),
+        pytest.param(
+            "gemma2", {"gradient_checkpointing": True, "memory": "1MB"}, marks=pytest.mark.slow
+        ),
         pytest.param("llama", {"quantization": "nf4"}, marks=pytest.mark.slow),
         pytest.param("gemma2", {"quantization": "nf4"}, marks=pytest.mark.slow),
     ],

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 
 from rankwise.errors import RequestError
+from rankwise.planning.config import PlanConfig
+from rankwise.planning.params import ParamCount, count_at_rank
 from rankwise.planning.plan import plan
+from rankwise.planning.prepare import PreparedRequest, prepare
 from tests.tiny_models import HYBRIDS, VISION_LANGUAGE, write_config
 
 
@@ -72,18 +75,23 @@ def test_checkpoint_of_another_quantisation_method_is_noted(tmp_path: Path) -> N
     }
 
 
+def counted(model: str, **settings: Any) -> tuple[PreparedRequest, ParamCount]:
+    """Return a request made ready, and its parameters at rank 4; no step is traced."""
+    prepared = prepare(PlanConfig(model=model, ranks=(4,), seq_len=64, **settings))
+    return prepared, count_at_rank(prepared.skeleton, prepared.config, 4)
+
+
 @pytest.mark.parametrize("name", VISION_LANGUAGE)
 def test_only_the_language_model_gets_an_adapter_unless_targets_are_named(
     name: str, tmp_path: Path
 ) -> None:
     model = write_config(tmp_path, name)
-    text = plan(model, ranks=(4,), seq_len=64)
-    assert text.task_type == "IMAGE_TEXT_TO_TEXT"
-    layers = text.rows[0].params.layers
-    assert not [layer for layer in layers if "vis" in layer or layer.endswith("lm_head")]
+    text, params = counted(model)
+    assert text.skeleton.meta.task_type == "IMAGE_TEXT_TO_TEXT"
+    assert not [name for name in params.layers if "vis" in name or name.endswith("lm_head")]
     (note,) = [note for note in text.notes if "--target-modules all-linear plans for all" in note]
-    whole = plan(model, ranks=(4,), seq_len=64, target_modules="all-linear")
-    assert whole.rows[0].params.trainable > text.rows[0].params.trainable
+    whole, all_params = counted(model, target_modules="all-linear")
+    assert all_params.trainable > params.trainable
     assert note not in whole.notes
     assert any("the batch is text" in note for note in whole.notes)
 
@@ -99,10 +107,10 @@ def test_tasks_as_users_of_peft_write_them_are_planned_by_the_models_own_class(
     name: str, requested: Any, planned: str, tmp_path: Path
 ) -> None:
     model = write_config(tmp_path, name)
-    one = plan(model, ranks=(4,), seq_len=64, task_type=requested)
-    assert one.task_type == planned
+    one, params = counted(model, task_type=requested)
+    assert one.skeleton.meta.task_type == planned
     assert f"{name} is planned as {planned}" in one.notes
-    assert one.rows == plan(model, ranks=(4,), seq_len=64).rows
+    assert params == counted(model)[1]
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear", "mlp"])
@@ -110,17 +118,17 @@ def test_tasks_as_users_of_peft_write_them_are_planned_by_the_models_own_class(
 def test_layers_that_peft_refuses_get_no_adapter_and_are_named(
     name: str, targets: Any, tmp_path: Path
 ) -> None:
-    hybrid = plan(write_config(tmp_path, name), ranks=(4,), seq_len=64, target_modules=targets)
-    assert hybrid.rows[0].params.trainable
-    assert not any(layer.endswith("out_proj") for layer in hybrid.rows[0].params.layers)
+    hybrid, params = counted(write_config(tmp_path, name), target_modules=targets)
+    assert params.trainable
+    assert not any(layer.endswith("out_proj") for layer in params.layers)
     assert any(f"no adapter on out_proj of {name}: PEFT refuses it" in n for n in hybrid.notes)
     assert any("mamba-ssm" in note for note in hybrid.notes)
 
 
 def test_a_router_that_returns_two_tensors_gets_no_adapter(tmp_path: Path) -> None:
     model = write_config(tmp_path, "llama4")
-    routed = plan(model, ranks=(4,), seq_len=64, target_modules="all-linear")
-    assert not any(layer.endswith("router") for layer in routed.rows[0].params.layers)
+    routed, params = counted(model, target_modules="all-linear")
+    assert not any(layer.endswith("router") for layer in params.layers)
     assert any("no adapter on router of llama4" in note for note in routed.notes)
     with pytest.raises(RequestError, match="cannot run this step"):
         plan(model, ranks=(4,), seq_len=64, target_modules="router")

@@ -7,6 +7,7 @@ import pytest
 
 import rankwise
 from rankwise.errors import RequestError
+from tests.conftest import make_reviews
 
 
 def swept(tiny_model: Path, reviews: Path, out: Path, **changes: Any) -> rankwise.SweepResult:
@@ -51,6 +52,15 @@ def test_some_ranks_get_more_seeds_and_the_sweep_keeps_its_request(
     assert planned.expected - planned.complete == 5  # three of rank 2, two of rank 4
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The data and the directory of a finished sweep."""
+    data = tmp_path_factory.mktemp("finished") / "reviews.csv"
+    make_reviews(120).to_csv(data, index=False)
+    swept(tiny_model, data, data.parent / "out")
+    return data, data.parent / "out"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -60,11 +70,10 @@ def test_some_ranks_get_more_seeds_and_the_sweep_keeps_its_request(
     ],
 )
 def test_an_extension_that_does_not_fit_the_sweep_is_refused(
-    tiny_model: Path, reviews: Path, tmp_path: Path, changes: dict[str, Any], message: str
+    tiny_model: Path, finished: tuple[Path, Path], changes: dict[str, Any], message: str
 ) -> None:
-    swept(tiny_model, reviews, tmp_path / "out")
     with pytest.raises(RequestError, match=message):
-        swept(tiny_model, reviews, tmp_path / "out", **changes, extend=True)
+        swept(tiny_model, *finished, **changes, extend=True)
 
 
 def test_the_ranks_of_once_are_extended_together_only(

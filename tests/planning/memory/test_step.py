@@ -1,5 +1,6 @@
 """Predictions against real training steps on the CPU, measured by live bytes."""
 
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ from tests.tiny_models import (
     write_config,
 )
 
+ALIKE = ("roberta", "mistral", "qwen2", "phi", "mt5", "smolvlm", "mistral3", "qwen2_5_vl")
+"""Architectures whose blocks resemble those of another one here."""
+
+
+def marked(names: Iterable[str], slow: Container[str]) -> list[Any]:
+    """Mark some cases as slow."""
+    marks = {True: pytest.mark.slow, False: ()}
+    return [pytest.param(name, marks=marks[name in slow]) for name in names]
+
 
 def planner(config: PlanConfig) -> Planner:
     return Planner(prepare(config).skeleton, config, find_device(config.device))
@@ -40,7 +50,7 @@ def test_multimodal_models_are_predicted(name: str, task_type: str, tmp_path: Pa
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
-@pytest.mark.parametrize("name", [*VISION_LANGUAGE, *HYBRIDS, *SHARED])
+@pytest.mark.parametrize("name", marked([*VISION_LANGUAGE, *HYBRIDS, *SHARED], ALIKE))
 def test_models_for_images_and_hybrids_are_predicted(name: str, tmp_path: Path) -> None:
     config = prepare(request(write_config(tmp_path, name), target_modules=None)).config
     measured = measured_peak(real_model(config, tmp_path, 8), config)
@@ -53,7 +63,7 @@ def test_classifiers_with_alternating_attention_are_predicted(tmp_path: Path) ->
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", marked(ARCHITECTURES, ALIKE))
 def test_every_architecture_is_predicted(name: str, tmp_path: Path) -> None:
     config = request(write_config(tmp_path, name))
     measured = measured_peak(real_model(config, tmp_path, 8), config)
@@ -91,19 +101,24 @@ def test_settings_are_predicted(name: str, settings: dict[str, Any], tmp_path: P
     ("name", "settings"),
     [
         ("llama", {}),
-        ("llama", {"precision": "bf16"}),
-        ("llama", {"gradient_checkpointing": True}),
-        ("llama", {"quantization": "nf4"}),
         ("llama", {"quantization": "nf4-dq", "precision": "bf16", "gradient_checkpointing": True}),
         ("llama", {"quantization": "int8", "precision": "bf16"}),
-        ("llama", {"use_dora": True}),
-        ("llama", {"modules_to_save": "lm_head", "target_modules": "q_proj"}),
         ("gpt2", {"precision": "bf16"}),
         ("bert", {"attention": "eager"}),
-        ("t5", {}),
-        ("mixtral", {"precision": "bf16", "gradient_checkpointing": True}),
-        ("gemma2", {}),
-        ("whisper", {}),
+        *(
+            pytest.param(name, settings, marks=pytest.mark.slow)
+            for name, settings in [
+                ("llama", {"precision": "bf16"}),
+                ("llama", {"gradient_checkpointing": True}),
+                ("llama", {"quantization": "nf4"}),
+                ("llama", {"use_dora": True}),
+                ("llama", {"modules_to_save": "lm_head", "target_modules": "q_proj"}),
+                ("t5", {}),
+                ("mixtral", {"precision": "bf16", "gradient_checkpointing": True}),
+                ("gemma2", {}),
+                ("whisper", {}),
+            ]
+        ),
     ],
     ids=str,
 )
