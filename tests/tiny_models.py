@@ -6,8 +6,10 @@ enough blocks to check a memory plan against a real training step (SMALL).
 
 import json
 import random
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from rankwise.planning.meta_model import load_meta_model, quiet_libraries
 from rankwise.planning.params import lora_config
 from rankwise.planning.prepare import make_skeleton
 from rankwise.sweeps.config import SweepConfig
-from rankwise.tasks.base import Encoded
+from rankwise.tasks.base import Encoded, Task
 from rankwise.tasks.classification import encode
 from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews, save_tokenizer
@@ -149,6 +151,24 @@ def cores(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@cache
+def reviews_task() -> Task:
+    """Return the task of 800 made-up reviews, read once."""
+    with tempfile.TemporaryDirectory() as directory:
+        data = Path(directory) / "reviews.csv"
+        make_reviews(800).to_csv(data, index=False)
+        return load_task(SweepConfig(data=data))
+
+
+@cache
+def dialogues_task() -> Task:
+    """Return the task of 600 made-up dialogues, read once."""
+    with tempfile.TemporaryDirectory() as directory:
+        data = Path(directory) / "dialogues.jsonl"
+        pd.DataFrame(make_dialogues(600)).to_json(data, orient="records", lines=True)
+        return load_task(SweepConfig(data=data))
+
+
 def load_tiny(
     name: str,
     directory: Path,
@@ -158,9 +178,7 @@ def load_tiny(
     loading: Loading = FP32,
 ) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny classifier with 400 training and 40 held-out reviews."""
-    data = directory / "reviews.csv"
-    make_reviews(800).to_csv(data, index=False)
-    task = load_task(SweepConfig(data=data))
+    task = reviews_task()
     model, targets = (
         str(save_tiny(name, directory)),
         targets or TINY_TARGETS.get(name, ["all-linear"]),
@@ -221,9 +239,7 @@ def load_tiny_lm(
     name: str, directory: Path, ranks: tuple[int, ...] = (4,), loading: Loading = FP32
 ) -> tuple[BaseModel, Encoded, Encoded]:
     """Return a tiny causal language model with 400 training and 40 held-out dialogues."""
-    data = directory / "dialogues.jsonl"
-    pd.DataFrame(make_dialogues(600)).to_json(data, orient="records", lines=True)
-    task = load_task(SweepConfig(data=data))
+    task = dialogues_task()
     model = str(save_tiny_lm(name, directory))
     base = load_base(model, task.objective, ["all-linear"], ranks, loading=loading)
     train, held_out = (

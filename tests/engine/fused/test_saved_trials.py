@@ -57,18 +57,24 @@ def assert_identical(one: FinishedTrial, other: FinishedTrial) -> None:
     assert all(torch.equal(value, other.adapter[key]) for key, value in one.adapter.items())
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        EACH_STEP,
-        replace(
-            EACH_STEP, loraplus_ratio=4.0, weight_decay=0.1, lora_dropout=0.2, lr_scheduler="cosine"
-        ),
-        replace(EACH_STEP, optimizer="adamw-8bit"),
-    ],
-    ids=["plain", "all settings", "8 bits"],
+ALL_SETTINGS = replace(
+    EACH_STEP, loraplus_ratio=4.0, weight_decay=0.1, lora_dropout=0.2, lr_scheduler="cosine"
 )
-@pytest.mark.parametrize("threads", [1, 2])  # one shared pass, or a thread for each trial
+IN_8_BITS = replace(EACH_STEP, optimizer="adamw-8bit")
+
+
+@pytest.mark.parametrize(
+    ("config", "threads"),  # one shared pass, or a thread for each trial
+    [
+        (ALL_SETTINGS, 1),
+        (IN_8_BITS, 1),
+        (EACH_STEP, 2),
+        pytest.param(EACH_STEP, 1, marks=pytest.mark.slow),
+        pytest.param(ALL_SETTINGS, 2, marks=pytest.mark.slow),
+        pytest.param(IN_8_BITS, 2, marks=pytest.mark.slow),
+    ],
+    ids=["all settings", "8 bits", "plain-2", "plain", "all settings-2", "8 bits-2"],
+)
 def test_an_interrupted_pack_ends_the_same_to_the_bit(
     tiny: Tiny, config: TrainingConfig, threads: int
 ) -> None:
