@@ -9,6 +9,8 @@ from rankwise.formatting import json_value
 
 Verdict = Literal["raise the rank", "overfitting", "rank suffices", "not a rank problem", "open"]
 Agreement = Literal["confirms", "contradicts", "cannot tell"]
+NeedName = Literal["more rank", "another rate", "more steps or data"]
+NeedState = Literal["shown", "ruled out", "open", "not known"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,53 @@ class Diagnosis:
     train_gap: float | None = None
     train_ci: Interval | None = None
     train_gap_by_third: tuple[float, float, float] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Whether a task is short of rank, of another learning rate, or of steps.
+
+    Attributes:
+        state: "shown" (the gain is shown to be above zero, and is above the margin on average),
+            "ruled out" (the gain is shown to be within the margin), "open" (the evidence does not
+            settle it) or "not known" (there is no evidence).
+        gain: fall of the metric compared, of which smaller is better, by the last step tried in
+            this direction, such as from a rank to the next larger one.
+        gain_ci: lower and upper bound of ``gain``, each at the decision's confidence.
+        rank: the rank that ``gain`` is measured at; for "more rank" the smaller of the two.
+        start: rank, learning rate or number of steps before the last step; None if not known.
+        end: the same after it.
+        edge: for "another rate", the side on which no further rate was tried; None in the middle.
+        reason: the same as sentences.
+    """
+
+    name: NeedName
+    state: NeedState
+    gain: float | None = None
+    gain_ci: Interval | None = None
+    rank: int | None = None
+    start: float | None = None
+    end: float | None = None
+    edge: Literal["lowest", "highest"] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """How much an adapter can hold at most, beside what there is to learn.
+
+    Attributes:
+        rank: rank of the adapter.
+        adapter_bits: two bits for each trained entry (Allen-Zhu and Li 2024, arXiv 2404.05405).
+        data_bits: about the bits that the training data hold for a model that has learnt nothing:
+            its chance-level loss, summed over examples or over the tokens to learn.
+        reason: the same as a sentence.
+    """
+
+    rank: int
+    adapter_bits: float
+    data_bits: float
     reason: str = ""
 
 
@@ -226,6 +275,11 @@ class Decision:
         question: "train" (which rank to train at) or "keep" (which rank to truncate trained
             adapters to).
         trained_at: the rank that was trained, if the question is which rank to keep.
+        needs: whether the task is short of rank, of another rate, or of steps or data; empty where
+            nothing was learnt or the noise is not known.
+        short_of: the need whose last step gained most of those shown; "none of these" if all three
+            are ruled out; otherwise "not known".
+        capacity: the bound by the adapter's size; None where the data's bits are not known.
     """
 
     verdict: Literal["selected", "undetermined"]
@@ -248,6 +302,9 @@ class Decision:
     recommended: int | None = None
     confidence_reached: float | None = None
     margin_reached: float | None = None
+    needs: tuple[Need, ...] = ()
+    short_of: NeedName | Literal["none of these", "not known"] = "not known"
+    capacity: Capacity | None = None
 
     @property
     def provisional(self) -> bool:

@@ -1,7 +1,7 @@
 """Evidence: checked columns, the learning rate that each rank is judged by, and arrays."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ class RankResults:
         rate_costs: mean cost at each of the rates; NaN where a trial diverged.
         per_example: whether the evidence names examples; otherwise its rows are aggregates.
         healed: whether these are truncated adapters that were trained on.
+        cost_by_rate: seeds, (S,), and cost, (S, N), at every rate at which no trial diverged.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class RankResults:
     rate_costs: tuple[float, ...]
     per_example: bool = True
     healed: bool = False
+    cost_by_rate: Mapping[float, tuple[tuple[int, ...], np.ndarray]] = field(default_factory=dict)
 
 
 def read_rank_results(
@@ -305,22 +307,13 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
         empty = (np.empty(0), cells, None, None)
         return RankResults(rank, None, rates, (), *empty, len(diverged), rate_costs)
     chosen = evidence[evidence["learning_rate"] == rate]
-    seeds, row = np.unique(chosen["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
-    examples, column = np.unique(chosen["example_id"].to_numpy(), return_inverse=True)  # (N,)
-
-    def as_array(name: str) -> np.ndarray | None:
-        if name not in chosen.columns:
-            return None
-        values = np.full((len(seeds), len(examples)), np.nan)  # (S, N)
-        values[row, column] = chosen[name]
-        return values
-
-    cost = as_array("cost")
-    assert cost is not None  # `read_rank_results` added it
+    seeds, examples = _levels(chosen)
+    cost = _as_array(chosen, "cost")
     if np.isnan(cost).any():
         raise RequestError(
             f"evidence of rank {rank}: its seeds were not scored on the same examples"
         )
+    usable = evidence[~evidence["learning_rate"].isin(diverged["learning_rate"])]
     return RankResults(
         rank=rank,
         learning_rate=rate,
@@ -328,9 +321,34 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
         seeds=tuple(int(seed) for seed in seeds),
         examples=examples,
         cost=cost,
-        loss=as_array("loss"),
-        score=as_array(score),
+        loss=_as_array(chosen, "loss") if "loss" in chosen.columns else None,
+        score=_as_array(chosen, score) if score in chosen.columns else None,
         diverged=len(diverged),
         healed=bool(is_healed(chosen).all()),
         rate_costs=rate_costs,
+        cost_by_rate=_cost_by_rate(usable),
     )
+
+
+def _cost_by_rate(evidence: pd.DataFrame) -> dict[float, tuple[tuple[int, ...], np.ndarray]]:
+    """Return seeds, (S,), and cost, (S, N), of one rank at each rate."""
+    costs = {}
+    for rate in evidence["learning_rate"].unique():
+        trials = evidence[evidence["learning_rate"] == rate]
+        seeds = tuple(int(seed) for seed in _levels(trials)[0])
+        costs[float(rate)] = seeds, _as_array(trials, "cost")
+    return costs
+
+
+def _levels(trials: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the seeds, (S,), and the examples, (N,), of the trials of one rank at one rate."""
+    return np.unique(trials["seed"].to_numpy()), np.unique(trials["example_id"].to_numpy())
+
+
+def _as_array(trials: pd.DataFrame, name: str) -> np.ndarray:
+    """Return a column by seed and example, (S, N); NaN where a seed lacks an example."""
+    seeds, row = np.unique(trials["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
+    examples, column = np.unique(trials["example_id"].to_numpy(), return_inverse=True)
+    values = np.full((len(seeds), len(examples)), np.nan)  # (S, N)
+    values[row, column] = trials[name]
+    return values

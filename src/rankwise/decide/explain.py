@@ -7,7 +7,9 @@ from statistics import fmean
 
 from rankwise.decide.caveats import caveats
 from rankwise.decide.decision import Confirmation, Decision, Diagnosis, Next, RankPattern
+from rankwise.decide.explain_needs import explain_capacity, explain_need
 from rankwise.decide.findings import LEAST_EXAMPLES, Findings
+from rankwise.decide.needs import short_of
 from rankwise.decide.power import detectable_difference
 from rankwise.decide.wording import (
     Context,
@@ -69,6 +71,9 @@ def explain(findings: Findings, context: Context) -> Decision:
         recommended=recommended,
         confidence_reached=None if recommended is None else findings.confidences.get(recommended),
         margin_reached=None if bound is None else max(0.0, bound.upper),
+        needs=tuple(explain_need(need, findings, context) for need in findings.needs),
+        short_of=short_of(findings.needs),
+        capacity=explain_capacity(context.capacity),
     )
 
 

@@ -17,6 +17,7 @@ from rankwise.decide.decision import (
     Diagnosis,
     Gain,
     Interval,
+    Need,
     Next,
     RankRow,
 )
@@ -24,6 +25,7 @@ from rankwise.decide.diagnose import diagnose
 from rankwise.decide.evidence import ChanceLoss, RankResults
 from rankwise.decide.learnt import Learnt, learnt_by_trial
 from rankwise.decide.metrics import SHARE_MARGIN, default_margin
+from rankwise.decide.needs import FurtherTrial, find_needs
 from rankwise.decide.pairwise import Comparison, compare
 from rankwise.decide.power import next_steps
 from rankwise.decide.seed_prior import SeedPrior, seed_prior
@@ -84,12 +86,14 @@ class Findings:
         rule: how to decide.
         histories: training losses, see `rankwise.select`.
         measured: measured costs of each rank, by the names of `RankRow`'s fields.
+        further: a trial that was trained after the decision; it decides nothing about ranks.
     """
 
     results: Sequence[RankResults]
     rule: Rule
     histories: pd.DataFrame | None = None
     measured: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    further: FurtherTrial | None = None
 
     @cached_property
     def alive(self) -> list[RankResults]:
@@ -271,6 +275,26 @@ class Findings:
             return ()
         confidence = self.rule.confidence
         return tuple(diagnose(self.alive, self.comparison, self.histories, self.margin, confidence))
+
+    @cached_property
+    def needs(self) -> tuple[Need, ...]:
+        """Whether the task is short of rank, of another rate, or of steps.
+
+        Empty where nothing was learnt, or nothing shows how much results vary.
+        """
+        rule, rank = self.rule, self.recommended
+        if rank is None or self.too_few_examples or not self.comparison.noise_is_known:
+            return ()
+        return find_needs(
+            self.alive,
+            rank,
+            self.margin,
+            rule.confidence,
+            noise=rule.noise,
+            prior=rule.prior,
+            trained_at=rule.trained_at,
+            further=self.further,
+        )
 
 
 def smallest_of_the_surest(confidences: Mapping[int, float]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rankwise.decide.decision import Decision, Gain, TestScore
+from rankwise.decide.explain_needs import needs_sentence
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.formatting import Interval, figure, interval, plain_bytes, seconds, share
 
@@ -19,6 +20,7 @@ def decision_sentences(decision: Decision, score: str) -> list[str]:
         # Most ranks suffice or are open; the report has the numbers of all.
         if one.verdict not in ("rank suffices", "open"):
             lines.append(f"{one.verdict.capitalize()}: {one.reason}")
+    lines.append(needs_sentence(decision) or "")
     lines += [f"Next: {step.advice}" for step in decision.next]
     lines += [f"Note: {caveat}" for caveat in decision.caveats]
     if time := training_time_note(decision.as_dict()["table"]):

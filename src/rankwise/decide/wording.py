@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankwise.decide.decision import RankPattern, TestScore
+from rankwise.decide.decision import Capacity, RankPattern, TestScore
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Context:
         left_out: trials that the sweep's budget left out.
         rank_pattern: a truncated adapter with a rank for each layer, if one was tried.
         test: the chosen adapter's results on the test part, if there is one.
+        capacity: how much the recommended rank's adapter can hold, if the data's bits are known.
     """
 
     wording: Wording = PLAIN
@@ -57,6 +58,7 @@ class Context:
     left_out: LeftOut | None = None
     rank_pattern: RankPattern | None = None
     test: TestScore | None = None
+    capacity: Capacity | None = None
 
 
 def without_exponent(value: float) -> str:

@@ -8,6 +8,7 @@ from plotly.offline import get_plotlyjs
 
 from rankwise import formatting
 from rankwise.decide.decision import TestScore
+from rankwise.decide.explain_needs import VERDICTS
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.decide.summary import training_time_note, unseen_data_sentence
 from rankwise.engine.config import FUSED_INITS
@@ -49,6 +50,7 @@ def write_report(directory: Path) -> Path:
         trials=trials,
         plots=figures.report_plots(decision, read_evidence(directory), task.loss, task.score),
         plotly=get_plotlyjs(),
+        verdicts=VERDICTS,
         compared_title=figures.COMPARED_TITLE,
         rates_title=figures.RATES_TITLE,
         percent=is_share(task.score),
