@@ -42,6 +42,7 @@ class DryRun:
         seconds: estimated time of the remaining trials, trained one after another.
         timed_steps: number of steps timed at the smallest and at the largest rank; the ranks
             between them are interpolated.
+        further: number of trials after the decision (``--diagnose``), among those expected.
         examples: training examples as the model will see them, as many as were asked for; print
             one to see it with the learnt tokens marked.
     """
@@ -59,6 +60,7 @@ class DryRun:
     batch: tuple[int, int]
     seconds: float
     timed_steps: int
+    further: int = 0
     examples: tuple[ShownExample, ...] = ()
 
     def as_json(self) -> str:

@@ -51,9 +51,10 @@ def _print_examples(console: Console, examples: Sequence[ShownExample]) -> None:
 def _summary(planned: DryRun) -> list[str]:
     left = planned.expected - planned.complete
     lowest, highest = planned.ranks[0].rank, planned.ranks[-1].rank
+    further = " The last, with twice the steps, is for --diagnose." if planned.further else ""
     lines = [
         f"Trials: about {planned.expected}, of which {planned.complete} are complete. Later ranks "
-        "and learning rates depend on the results of the first.",
+        f"and learning rates depend on the results of the first.{further}",
         f"Time: about {seconds(planned.seconds)} for the remaining {left}, one after another on "
         f"this machine. Estimated from {planned.timed_steps} timed steps each at ranks {lowest} "
         f"and {highest}. The table's times are per trial.",

@@ -27,6 +27,7 @@ from rankwise.store.records import EVIDENCE_COLUMNS, SweepRecord, TrialRecord
 
 PARTIAL = ".partial-"
 RANK_PATTERN_DIRECTORY = "best-rank-pattern"
+DIAGNOSIS_DIRECTORY = "diagnosis"  # of trials that no decision on ranks sees
 DECISION_SETTINGS = ("margin", "confidence", "no_prior")  # they affect the decision, not the trials
 
 
@@ -65,8 +66,9 @@ class SweepStore:
             reason = getattr(error, "strerror", None) or error
             raise RequestError(f"{out} cannot be written: {reason}") from None
         try:
-            for leftover in self.trials_directory.glob(f"{PARTIAL}*"):
-                shutil.rmtree(leftover)
+            for folder in (self.trials_directory, directory / DIAGNOSIS_DIRECTORY):
+                for leftover in folder.glob(f"{PARTIAL}*"):
+                    shutil.rmtree(leftover)
             self.checkpoints = CheckpointDirectory(directory / ".unfinished", record.environment)
             resumed = can_resume(directory, record, extend=extend)
             if not resumed:
@@ -84,27 +86,30 @@ class SweepStore:
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def add(self, finished: FinishedTrial, settings: Mapping[str, Any]) -> None:
-        """Store a finished trial under ``trials/``.
+    def add(
+        self, finished: FinishedTrial, settings: Mapping[str, Any], folder: str = "trials"
+    ) -> None:
+        """Store a finished trial under ``trials/``, or in another folder of the sweep.
 
         Args:
             finished: the trial with its adapter and its measurements.
             settings: further entries of its ``config.json``.
+            folder: name of the folder.
 
         Raises:
             RankwiseError: the directory cannot be written; trials stored before stay as they are.
         """
-        name = finished.trial.name
-        partial = self.trials_directory / f"{PARTIAL}{name}"
+        name, parent = finished.trial.name, self.directory / folder
+        partial = parent / f"{PARTIAL}{name}"
         try:
             for file, content in _trial_files(finished, settings).items():
                 _write(partial / file, content)
-            os.replace(partial, self.trials_directory / name)
+            os.replace(partial, parent / name)
             self.checkpoints.forget(self.trial_names())
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = f"the {len(self.trial_names())} "
-            raise _cannot_write(self.trials_directory / name, error, kept) from None
+            raise _cannot_write(parent / name, error, kept) from None
 
     def trial_names(self) -> list[str]:
         """Return the names of the complete trials."""
@@ -117,6 +122,11 @@ class SweepStore:
     def evidence(self) -> pd.DataFrame:
         """Return the held-out results of all complete trials, see `read_evidence`."""
         return records.read_evidence(self.directory)
+
+    def diagnosis(self, trial_name: str) -> Path | None:
+        """Return the directory of a complete trial of the diagnosis; None if it is not there."""
+        path = self.directory / DIAGNOSIS_DIRECTORY / trial_name
+        return path if path.is_dir() else None
 
     def seconds_spent(self) -> float:
         """Return how long all complete trials took to train and to score."""

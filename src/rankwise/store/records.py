@@ -257,13 +257,16 @@ def read_evidence(directory: Path) -> pd.DataFrame:
     Returns:
         Columns EVIDENCE_COLUMNS, and ``tokens`` where examples have several.
     """
-    frames = []
-    for trial in trial_directories(directory):
-        with _reading(trial, "evidence.parquet"):
-            frames.append(pd.read_parquet(trial / "evidence.parquet"))
+    frames = [read_trial_evidence(trial) for trial in trial_directories(directory)]
     if not frames:
         return pd.DataFrame({name: [] for name in EVIDENCE_COLUMNS})
     return pd.concat(frames, ignore_index=True)
+
+
+def read_trial_evidence(trial: Path) -> pd.DataFrame:
+    """Read the held-out results in the directory of one complete trial, a row per example."""
+    with _reading(trial, "evidence.parquet"):
+        return pd.read_parquet(trial / "evidence.parquet")
 
 
 def read_train_losses(directory: Path) -> pd.DataFrame:

@@ -89,6 +89,14 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
             "Add seeds to a finished sweep in --out: to all of its ranks, or to some.", "output"
         ),
     ] = False
+    diagnose: Annotated[
+        Flag,
+        Option(
+            "After the decision, train one more trial, with twice the steps or of the largest "
+            "rank: it tells whether the task is short of rank or of steps.",
+            "decision",
+        ),
+    ] = False
     report_to: Annotated[
         tuple[Annotated[Tracker, any_case(*TRACKERS)], ...],
         Several,
@@ -201,6 +209,7 @@ class SweepSettings(GridSettings, total=False):
     strategy: StrategyName
     budget: float | None
     require_confidence: bool
+    diagnose: bool
 
 
 class YamlSettings(dict[str, object]):

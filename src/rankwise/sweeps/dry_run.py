@@ -17,6 +17,7 @@ from rankwise.store.directory import refuse_bad_directory
 from rankwise.store.records import read_evidence
 from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig, SweepSettings
+from rankwise.sweeps.diagnosis import MORE_STEPS, diagnosed
 from rankwise.sweeps.extension import read_extension
 from rankwise.sweeps.memory_fit import choice, kept_choice
 from rankwise.sweeps.progress import Progress, Silent
@@ -71,6 +72,8 @@ def dry_run(
             record = request_record(run.config, run.task, run.base, now)
             fit = kept_choice(run.fit, config.out, record, extend=extends_request)
             planned = _plan(replace(run, extension=extension, fit=fit), read_evidence(config.out))
+            if config.diagnose and not diagnosed(config.out):
+                planned = _with_further_trial(planned)
             examples = show_examples(run.task, run.base.tokenizer, run.max_length, show)
             return replace(planned, examples=examples)
 
@@ -101,6 +104,18 @@ def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
         batch=(config.batch_size, fit.length or max_length(config, run.task)),
         seconds=_seconds_left(config, ranks, evidence, expected - complete),
         timed_steps=TIMED_BATCHES,
+    )
+
+
+def _with_further_trial(planned: DryRun) -> DryRun:
+    """Add the trial of ``--diagnose``: twice the training time of an average rank."""
+    training = float(np.mean([row.train_seconds for row in planned.ranks]))
+    scoring = float(np.mean([row.eval_seconds for row in planned.ranks]))
+    return replace(
+        planned,
+        expected=planned.expected + 1,
+        seconds=planned.seconds + MORE_STEPS * training + scoring,
+        further=1,
     )
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from rankwise.decide.decision import Decision, TestScore
+from rankwise.decide.decision import Capacity, Decision, TestScore
 from rankwise.decide.evidence import RankResults, read_rank_results
 from rankwise.decide.explain import explain
 from rankwise.decide.findings import Findings, Rule
 from rankwise.decide.healed import judged_adapters
 from rankwise.decide.metrics import LOSS_MARGIN, default_margin
+from rankwise.decide.needs import capacity
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.decide.wording import Context, LeftOut, Wording
 from rankwise.store.costs import rank_costs
@@ -93,11 +94,12 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     """
     from rankwise.exports import write_exports
     from rankwise.report.html import write_report
+    from rankwise.sweeps.diagnosis import diagnose
     from rankwise.sweeps.rank_pattern import try_rank_pattern
 
     store, objective = run.store, run.task.objective
     evidence, trials = store.evidence(), store.trials()
-    findings = _findings(run, evidence, trials)
+    findings = diagnose(run, _findings(run, evidence, trials), trials)
     rank = findings.rank if run.config.require_confidence else findings.recommended
     chosen, pattern, adapter, test = None, None, None, None
     if rank is not None:
@@ -114,6 +116,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
         left_out=left_out,
         rank_pattern=pattern,
         test=test,
+        capacity=_capacity(run, findings, evidence),
     )
     decision = explain(findings, context)
     store.write_best(chosen)
@@ -144,6 +147,21 @@ def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> 
     )
     costs = {one.rank: rank_costs(trials, one.rank, one.learning_rate or None) for one in results}
     return Findings(results, rule, read_train_losses(run.store.directory), costs)
+
+
+def _capacity(run: "Run", findings: Findings, evidence: pd.DataFrame) -> Capacity | None:
+    """Return the bound by the recommended adapter's size; None where the data's bits are unknown.
+
+    A language model's data have about as many tokens to learn as the held-out examples suggest.
+    """
+    rank, chance = findings.recommended, run.chance_loss
+    if rank is None or chance is None or not run.task.objective.unit.startswith("nats"):
+        return None
+    units = float(len(run.task.train))
+    if "tokens" in evidence:
+        units *= float(evidence["tokens"].mean())
+    entries = findings.measured[rank]["trainable_params"]
+    return capacity(rank, entries, units, float(np.mean(chance)))
 
 
 def _scores(results: Sequence[RankResults]) -> np.ndarray:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # These settings do not affect results, so they do not identify a sweep.
 NOT_IDENTIFYING = (
-    "extend", "allow_duplicates", "budget", "report_to", "require_confidence", "out",
+    "extend", "allow_duplicates", "budget", "report_to", "require_confidence", "diagnose", "out",
 )  # fmt: skip
 # These change results by rounding at most, as another machine does.
 MACHINE = (

@@ -196,11 +196,6 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
         The next trials, which the budget left out; none when the sweep is complete.
     """
     config, store = run.config, run.store
-    settings = {
-        "lora_alpha_policy": config.lora_alpha,
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-    }
     while True:
         evidence = store.evidence()
         complete, expected = len(store.trial_names()), strategy.expected_trials(evidence)
@@ -209,11 +204,12 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
         truncations = [trial for trial in trials if trial.truncated_from is not None]
         spent = config.budget is not None and store.seconds_spent() >= 60 * config.budget
         if not truncations and (not trials or spent):
-            store.checkpoints.clear()  # of trials that no strategy asks for any more
+            if not config.diagnose:  # whose trial may be among them
+                store.checkpoints.clear()  # of trials that no strategy asks for any more
             return trials
         if expected - complete <= engine.pack_size:
             import_report()
         for finished in engine.train(truncations or trials[: engine.pack_size]):
-            store.add(finished, settings)
+            store.add(finished, run.trial_settings)
             run.progress.trial(finished)
             report_trials(store.directory, config.report_to, run.progress.note)

@@ -76,6 +76,16 @@ class Run:
         return read_chance_loss(self.store.directory)
 
     @property
+    def trial_settings(self) -> dict[str, Any]:
+        """Settings that a trial's ``config.json`` has besides those of the trial itself."""
+        config = self.config
+        return {
+            "lora_alpha_policy": config.lora_alpha,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+        }
+
+    @property
     def max_length(self) -> int:
         """Number of tokens that are kept of an example."""
         return min(max_length(self.config, self.task), self.base.max_length)
