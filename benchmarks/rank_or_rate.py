@@ -3,11 +3,12 @@
     python benchmarks/rank_or_rate.py [--tasks genre-800,...] [--out DIR]
     python benchmarks/rank_or_rate.py --print benchmarks/results/rank_or_rate.json
 
-Every trial runs with two seeds. At rank 8 the learning rate is searched by factors of two from the
-first guess (`rankwise.lora.alpha.first_rate`), until the best lies between two others. The best
-rate is carried to the other ranks by the law (`carried_rate`). Ranks 8 and 64 are also trained with
-twice the steps, and on telegrams ranks 8, 16 and 64 with two and four times. A gain is the fall of
-the held-out loss, paired over examples and seeds; its standard error covers both.
+At rank 8 the learning rate is searched with one seed by factors of two from the first guess
+(`rankwise.lora.alpha.first_rate`), until the best lies between two others. The best rate is carried
+to the other ranks by the law (`carried_rate`). Ranks 8 and 64 are also trained with twice the
+steps, and on telegrams ranks 8, 16 and 64 with two and four times. All but the search has two
+seeds. A gain is the fall of the held-out loss, paired over examples and seeds; its standard error
+covers both.
 
 Trials are kept in --out, and the same command resumes an interrupted run. Results are written after
 each task.
@@ -30,6 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
 
 from benchmarks.tasks import TASKS
 from rankwise.decide import best_learning_rate
+from rankwise.decide.evidence import read_rank_results
+from rankwise.decide.metrics import LOSS_MARGIN
+from rankwise.decide.needs import FurtherTrial, find_needs, short_of
 from rankwise.decide.pairwise import Comparison
 from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import carried_rate, first_rate, parse_alpha_policy
@@ -41,6 +45,7 @@ from rankwise.sweeps.run_context import Run
 RESULTS = Path(__file__).parent / "results" / "rank_or_rate.json"
 ALPHA = parse_alpha_policy("r")
 SEEDS = 2
+CONFIDENCE = 0.95
 SMALL, RANK, LARGE = 2, 8, 64
 MOST_RATES = 8
 CHEAPEST_FIRST = (
@@ -117,9 +122,11 @@ def run_task(name: str, out: Path) -> dict[str, Any]:
         progress.note(name)
         guess = _round(first_rate(RANK, ALPHA, run.task.objective.task_type))
         cells = search(run, guess)
-        best = best_learning_rate(_table(cells))
+        best = best_learning_rate(pd.concat(cells.values(), ignore_index=True))
         assert best is not None  # the search goes down until a rate does not diverge
-        cells |= train(run, further_cells(best, steps_too=task.is_language_model))
+        again = (best, _round(best / 2), guess)
+        cells |= train(run, [cell for cell in cells if cell.learning_rate in again], SEEDS)
+        cells |= train(run, further_cells(best, steps_too=task.is_language_model), SEEDS)
         usable = {cell: table for cell, table in cells.items() if not table["diverged"].any()}
         examples = len(run.task.held_out)
         unit = run.task.objective.unit
@@ -144,17 +151,18 @@ def run_task(name: str, out: Path) -> dict[str, Any]:
             for cell, table in usable.items()
         ],
         "gains": [asdict(gain) for gain in gains(losses, guess, best)],
+        **verdict(usable, best),
         "environment": asdict(environment()),
     }
 
 
 def search(run: Run, guess: float) -> dict[Cell, pd.DataFrame]:
-    """Try rates at the searched rank until the best lies between two others."""
+    """Try rates at the searched rank with one seed until the best lies between two others."""
     steps = {-1, 0, 1}
     while True:
         rates = {step: _round(guess * 2.0**step) for step in sorted(steps)}
-        tried = train(run, [Cell(RANK, rate) for rate in rates.values()])
-        best = best_learning_rate(_table(tried))
+        tried = train(run, [Cell(RANK, rate) for rate in rates.values()], 1)
+        best = best_learning_rate(pd.concat(tried.values(), ignore_index=True))
         middle = min(steps) if best is None else next(s for s in steps if rates[s] == best)
         more = {middle - 1, middle + 1} - steps
         if not more or len(steps) >= MOST_RATES:
@@ -168,15 +176,15 @@ def further_cells(rate: float, *, steps_too: bool) -> list[Cell]:
     def at(rank: int, steps: int = 1) -> Cell:
         return Cell(rank, _round(carried_rate(rate, RANK, rank, ALPHA)), steps)
 
-    cells = [at(SMALL), at(LARGE), at(RANK, 2), at(LARGE, 2)]
+    cells = [at(LARGE), at(RANK, 2), at(LARGE, 2), at(SMALL)]
     if steps_too:
-        cells += [at(16), at(16, 2), at(RANK, 4), at(16, 4), at(LARGE, 4)]
+        cells += [at(RANK, 4), at(LARGE, 4), at(16), at(16, 2), at(16, 4)]
     return cells
 
 
-def train(run: Run, cells: Sequence[Cell]) -> dict[Cell, pd.DataFrame]:
+def train(run: Run, cells: Sequence[Cell], seeds: int) -> dict[Cell, pd.DataFrame]:
     """Train the missing trials of some cells; return the evidence of each cell."""
-    trials = [cell.trial(seed) for cell in cells for seed in range(SEEDS)]
+    trials = [cell.trial(seed) for cell in cells for seed in range(seeds)]
     complete = set(run.store.trial_names())
     missing = [trial for trial in trials if trial.name not in complete]
     run.progress.plan(len(complete), len(complete) + len(missing))
@@ -186,7 +194,7 @@ def train(run: Run, cells: Sequence[Cell]) -> dict[Cell, pd.DataFrame]:
     return {
         cell: pd.concat(
             pd.read_parquet(run.store.trials_directory / cell.trial(seed).name / "evidence.parquet")
-            for seed in range(SEEDS)
+            for seed in range(seeds)
         )
         for cell in cells
     }
@@ -203,7 +211,7 @@ def gains(losses: Mapping[Cell, np.ndarray], guess: float, best: float) -> list[
     keys = {cell: number for number, cell in enumerate(losses)}
     compared = Comparison(
         {number: losses[cell] for cell, number in keys.items()},
-        dict.fromkeys(keys.values(), tuple(range(SEEDS))),
+        {number: range(len(losses[cell])) for cell, number in keys.items()},
     )
     cells = {(cell.rank, cell.steps): cell for cell in losses if cell.rank != RANK}
     cells |= {(RANK, cell.steps): cell for cell in losses if cell == (RANK, best, cell.steps)}
@@ -232,14 +240,20 @@ def gains(losses: Mapping[Cell, np.ndarray], guess: float, best: float) -> list[
     return found
 
 
+def verdict(cells: Mapping[Cell, pd.DataFrame], best: float) -> dict[str, Any]:
+    """Return what the task is short of by the rules of `rankwise.decide.needs`."""
+    swept = pd.concat(table for cell, table in cells.items() if cell.steps == 1)
+    results = read_rank_results(swept.reset_index(drop=True))
+    (longer,) = read_rank_results(cells[Cell(RANK, best, 2)].reset_index(drop=True))
+    further = FurtherTrial(longer, steps=2, sweep_steps=1)
+    needs = find_needs(results, RANK, LOSS_MARGIN, CONFIDENCE, further=further)
+    return {"short_of": short_of(needs), "needs": {need.name: need.state for need in needs}}
+
+
 def _at_rate(losses: Mapping[Cell, np.ndarray], rate: float) -> Cell | None:
     """Return the cell of the searched rank at a rate, up to rounding."""
     near = (cell for cell in losses if cell.rank == RANK and cell.steps == 1)
     return next((cell for cell in near if abs(cell.learning_rate / rate - 1) < 0.01), None)
-
-
-def _table(cells: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(cells.values(), ignore_index=True)
 
 
 def _round(rate: float) -> float:
@@ -259,11 +273,11 @@ def show(results: dict[str, Any]) -> None:
     names = [name for group in columns.values() for name in group]
     table = Table(title="Fall of the held-out loss, nats, with its standard error")
     table.add_column("task")
-    for name in names:
+    for name in (*names, "short of"):
         table.add_column(name, justify="right")
     for task, content in tasks.items():
         by_name = {gain["of"]: gain for gain in content["gains"]}
-        table.add_row(task, *(_cell(by_name.get(name)) for name in names))
+        table.add_row(task, *(_cell(by_name.get(name)) for name in names), content["short_of"])
     console.print(table)
     for task, content in tasks.items():
         further = [gain for gain in content["gains"] if gain["of"] not in names]
