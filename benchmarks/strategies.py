@@ -157,6 +157,7 @@ def run_task(
                     **choose(ranks, chosen["rank"]),
                     "trials": sum(trial.train_seconds > 0 for trial in trials),
                     "seconds": run.store.seconds_spent(),
+                    "passes": passes(trials, config.batch_size, sizes[1]),
                 }
         if name == "once":
             choices[name]["spent"] = seconds_by_part(trials, seeds)
@@ -201,6 +202,14 @@ def fixed_choices(
             "seconds": sum(trial.seconds_spent for trial in at_rank),
         }
     return choices
+
+
+def passes(trials: Sequence[TrialRecord], batch_size: int, held_out: int) -> int:
+    """Return the work of trials in forward passes of an example, whatever else the machine did.
+
+    A training step costs three forward passes of each example of its batch. Scoring costs one.
+    """
+    return sum(3 * batch_size * trial.step + held_out for trial in trials)
 
 
 def seconds_by_part(trials: Sequence[TrialRecord], seeds: int) -> dict[str, float]:
@@ -317,6 +326,7 @@ def show(results: dict[str, Any]) -> None:
             "points",
             "trials",
             "cost",
+            "passes",
         ):
             table.add_column(
                 column, justify="left" if column in ("strategy", "verdict") else "right"
@@ -333,6 +343,7 @@ def show(results: dict[str, Any]) -> None:
                 f"{choice['points']:+.2f} +- {choice['points_error']:.2f}",
                 str(choice["trials"]),
                 f"{choice['seconds'] / grid['seconds']:.1%}",
+                f"{choice['passes'] / grid['passes']:.1%}" if "passes" in choice else "",
             )
         console.print(table)
         parts = task["choices"].get("once", {}).get("spent", {})
@@ -346,7 +357,7 @@ def show(results: dict[str, Any]) -> None:
         "Losses are above the grid's best rank, and points of test score above the grid's choice, "
         "on the seeds that both have; +-: standard error over the examples. Test score: mean over "
         "the choice's seeds on unseen examples. Cost: share of the grid's seconds of training and "
-        "scoring. Trials: trained adapters."
+        "scoring; passes: share of its forward passes. Trials: trained adapters."
     )
 
 
