@@ -40,6 +40,7 @@ PLAIN: dict[str, Any] = {
     "target_modules": "all-linear",
     "conv1d_names": (),
     "modules_to_save": (),
+    "healing": None,
     "learning_rate": 5e-05,
     "loraplus_ratio": 1.0,
     "epochs": 2,

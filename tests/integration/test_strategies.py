@@ -12,6 +12,8 @@ import pytest
 import rankwise
 from rankwise.analysis.read import read_results
 from rankwise.engine.reference import score_adapter
+from rankwise.exports.recipe import read_recipe
+from rankwise.exports.yaml_text import rank_note
 from rankwise.lora import read_adapter, spectrum, truncate
 from rankwise.store.records import read_evidence, read_json
 from rankwise.sweeps.config import make_config
@@ -143,6 +145,10 @@ def test_a_cut_that_fails_is_healed_and_stored_as_a_trial(
         assert {key: value.shape for key, value in cut.tensors.items()} == {
             key: value.shape for key, value in after.tensors.items()
         }
+    recipe = read_recipe(out, name)
+    assert (recipe.adapter.rank, recipe.adapter.truncate_to) == (8, 2)
+    assert recipe.adapter.healing == (4, 0.02)
+    assert "--rank 2; then train that for 4 steps at learning rate 0.02" in rank_note(recipe)
     again = rankwise.analyze(out, margin=1e-5).decision
     assert (again.question, again.trained_at) == ("keep", 8)
     assert again.recommended == result.decision.recommended

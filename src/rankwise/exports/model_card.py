@@ -99,6 +99,8 @@ def _training_rows(recipe: Recipe, sweep: SweepRecord) -> list[tuple[str, str]]:
     targets, rank = adapter.target_modules, str(adapter.rank)
     if adapter.truncate_to is not None:
         rank = f"{adapter.rank}, truncated to {adapter.truncate_to} by SVD"
+    if adapter.healing is not None:
+        rank += f", then trained for {adapter.healing[0]} steps at {adapter.healing[1]:g}"
     held_out_and_test = f"{task.held_out_examples} held-out, {task.test_examples} test"
     warmup = f"rising over {optimizer.warmup_steps} of {optimizer.steps} steps"
     return [

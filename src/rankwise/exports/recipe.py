@@ -85,6 +85,7 @@ class AdapterRecipe:
         target_modules: ``all-linear``, or layer names.
         conv1d_names: Last parts of the names of target layers that are GPT-2's Conv1D.
         modules_to_save: Modules trained in full and saved with the adapter.
+        healing: Steps and learning rate of a short training after the truncation, if there is one.
     """
 
     rank: int
@@ -97,6 +98,7 @@ class AdapterRecipe:
     target_modules: str | tuple[str, ...]
     conv1d_names: tuple[str, ...]
     modules_to_save: tuple[str, ...]
+    healing: tuple[int, float] | None
 
     @property
     def targets_all(self) -> bool:
@@ -264,7 +266,7 @@ class Recipe:
 def read_recipe(directory: Path, trial_name: str) -> Recipe:
     """Read the recipe of a trial in a sweep directory; a truncated adapter has its source's.
 
-    A healed one has that of the adapter that it was truncated from: its short training is not part.
+    A healed one has that of the adapter that it was truncated from, and the short training besides.
 
     Raises:
         RequestError: A file of the sweep is missing.
@@ -272,8 +274,9 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
     sweep = read_sweep(directory)
     if sweep is None:
         raise RequestError(f"{str(directory)!r} has no sweep.json; run the sweep to its end first")
-    trained, truncate_to = read_trial(directory / "trials" / trial_name), None
+    trained, truncate_to, healing = read_trial(directory / "trials" / trial_name), None, None
     if trained.starts_from is not None:
+        healing = trained.step, trained.learning_rate
         trained = read_trial(directory / "trials" / trained.starts_from)
     if trained.truncated_from is not None:
         truncate_to = trained.rank
@@ -290,14 +293,18 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
             trust_remote_code=settings.trust_remote_code,
             quantization=settings.quantization,
         ),
-        adapter=_adapter_recipe(sweep, trained, config, truncate_to),
+        adapter=_adapter_recipe(sweep, trained, config, truncate_to, healing),
         optimizer=_optimizer_recipe(sweep.training, trained),
         data=_data_recipe(sweep),
     )
 
 
 def _adapter_recipe(
-    sweep: SweepRecord, trained: TrialRecord, config: dict[str, Any], truncate_to: int | None
+    sweep: SweepRecord,
+    trained: TrialRecord,
+    config: dict[str, Any],
+    truncate_to: int | None,
+    healing: tuple[int, float] | None,
 ) -> AdapterRecipe:
     layers = config["target_modules"]
     is_conv1d = config.get("fan_in_fan_out")  # PEFT sets it when it meets Conv1D
@@ -313,6 +320,7 @@ def _adapter_recipe(
         target_modules=_targets(sweep.training.target_modules, layers),
         conv1d_names=tuple(endings) if is_conv1d else (),
         modules_to_save=_saved_in_full(trained.directory, config["modules_to_save"] or ()),
+        healing=healing,
     )
 
 

@@ -71,9 +71,13 @@ def rank_note(recipe: Recipe) -> str:
             f"{doubt}Rank {rank}, {how} by rankwise, with the best learning rate tried for this "
             "rank."
         )
+    after = ""
+    if recipe.adapter.healing is not None:
+        steps, rate = recipe.adapter.healing
+        after = f"; then train that for {steps} steps at learning rate {rate:g}"
     return (
         f"{doubt}Train at rank {rank}, then truncate the adapter to the rank {how} by rankwise: "
-        f"rankwise resize ADAPTER OUT --rank {truncate_to}"
+        f"rankwise resize ADAPTER OUT --rank {truncate_to}{after}"
     )
 
 
