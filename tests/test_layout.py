@@ -21,7 +21,9 @@ FLOORS = (
     ("engine",),
     ("planning", "store"),
     ("strategies", "exports", "report"),
-    ("sweeps", "analysis", "shrinking"),
+    ("analysis", "shrinking"),
+    ("trainers",),
+    ("sweeps",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-COMMANDS = ("", "sweep", "plan", "analyze", "report", "inspect", "shrink", "resize")
+COMMANDS = ("", "sweep", "init", "plan", "analyze", "report", "inspect", "shrink", "resize")
 PLACE = "{{ command line help }}"
 
 

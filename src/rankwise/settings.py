@@ -39,7 +39,15 @@ from rankwise.errors import RequestError, nearest, not_allowed, shown, some
 Config = TypeVar("Config", bound="Settings")
 
 Group = Literal[
-    "model and data", "columns", "search", "training", "adapter", "decision", "machine", "output"
+    "model and data",
+    "columns",
+    "search",
+    "trainer",
+    "training",
+    "adapter",
+    "decision",
+    "machine",
+    "output",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
 """Headings of ``--help``, in the order of the page."""

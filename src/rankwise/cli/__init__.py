@@ -11,6 +11,7 @@ from rankwise.errors import RankwiseError, RequestError, nearest
 COMMANDS = {
     "plan": "show parameters and memory of every rank before training",
     "sweep": "train adapters of several ranks and decide which rank the task needs",
+    "init": "write the file of a sweep by Axolotl, LLaMA-Factory or TRL",
     "analyze": "decide from results that you already have",
     "inspect": "show how much of its rank each layer of a LoRA adapter uses",
     "shrink": "find the smallest rank that a trained adapter can be truncated to",

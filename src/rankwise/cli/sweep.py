@@ -76,7 +76,10 @@ def _print(result: "SweepResult") -> None:
         place = f"The adapter of every trial: {result.directory / 'trials'}"
     print(f"Recommended rank: {recommendation(result.decision)}. {place}")
     if result.export is not None:
-        print(f"Configs for PEFT, TRL, Axolotl and LLaMA-Factory: {result.export}")
+        what = "Configs for PEFT, TRL, Axolotl and LLaMA-Factory"
+        if (result.export / "command.txt").exists():
+            what = "Your trainer's command with these values"
+        print(f"{what}: {result.export}")
     print(f"Report: {result.report}")
 
 

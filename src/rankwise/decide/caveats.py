@@ -9,6 +9,7 @@ from rankwise.decide.evidence import RankResults
 from rankwise.decide.findings import Findings
 from rankwise.decide.metrics import LOSS_MARGIN, OTHER_MARGIN, SHARE_MARGIN
 from rankwise.decide.wording import Context, listed
+from rankwise.errors import some
 
 MUCH_WORSE = 0.25  # a seed is named if it learnt less than another by this share
 COLLAPSED = 0.25  # training has collapsed if it learns at most this share of what another rate does
@@ -23,6 +24,12 @@ def caveats(findings: Findings, context: Context) -> Iterator[str]:
             f"left out; the next is rank {left_out.rank} at learning rate "
             f"{left_out.learning_rate:g} with seed {left_out.seed}. The same command with a larger "
             "--budget continues from there."
+        )
+    if context.failed:
+        verb = "trial failed and counts" if len(context.failed) == 1 else "trials failed and count"
+        yield (
+            f"{len(context.failed)} {verb} as diverged: {some(context.failed, 3)}. Delete its "
+            "directory, and the same command trains it again."
         )
     if rule.margin is None and findings.margin not in (LOSS_MARGIN, SHARE_MARGIN):
         yield (

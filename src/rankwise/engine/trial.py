@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
@@ -58,6 +59,8 @@ class FinishedTrial:
     evidence: pd.DataFrame  # example_id, loss and score of each held-out example
     # For each optimizer step: step, epoch, train_loss, learning_rate and grad_norm.
     steps: list[dict[str, float]] = field(default_factory=list)
+    failed: str | None = None  # how it failed, if it did; it counts as diverged then
+    files: Mapping[str, Path] = field(default_factory=dict)  # to move into its directory
 
 
 @dataclass(frozen=True)

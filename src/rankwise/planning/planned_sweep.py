@@ -12,15 +12,15 @@ class PlannedRank:
 
     Attributes:
         memory_bytes: memory of a training step, the base model included; None if unknown.
-        train_seconds: estimated time of training one trial.
-        eval_seconds: estimated time of scoring one trial on the held-out examples.
+        train_seconds: estimated time of training one trial; None for the user's own trainer.
+        eval_seconds: estimated time of scoring one trial on the held-out examples; None as above.
         first_rates: learning rates of the trials that run first.
     """
 
     rank: int
     memory_bytes: int | None
-    train_seconds: float
-    eval_seconds: float
+    train_seconds: float | None
+    eval_seconds: float | None
     first_rates: tuple[float, ...]
 
 
@@ -39,12 +39,14 @@ class DryRun:
         ranks: memory and time of each rank.
         room_bytes: memory that may be used; None if the memory of the model is unknown.
         batch: examples and tokens of the batches that the memory is planned for.
-        seconds: estimated time of the remaining trials, trained one after another.
+        seconds: estimated time of the remaining trials, trained one after another; None for the
+            user's own trainer.
         timed_steps: number of steps timed at the smallest and at the largest rank; the ranks
             between them are interpolated.
         further: number of trials after the decision (``--diagnose``), among those expected.
         examples: training examples as the model will see them, as many as were asked for; print
             one to see it with the learnt tokens marked.
+        commands: command lines of the trials that the user's own trainer runs first.
     """
 
     strategy: str
@@ -58,10 +60,11 @@ class DryRun:
     ranks: tuple[PlannedRank, ...]
     room_bytes: int | None
     batch: tuple[int, int]
-    seconds: float
+    seconds: float | None
     timed_steps: int
     further: int = 0
     examples: tuple[ShownExample, ...] = ()
+    commands: tuple[str, ...] = ()
 
     def as_json(self) -> str:
         """Return everything as one JSON document."""

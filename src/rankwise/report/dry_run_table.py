@@ -21,11 +21,13 @@ def print_dry_run(planned: DryRun, console: Console | None = None) -> None:
         table.add_row(
             str(row.rank),
             "unknown" if row.memory_bytes is None else plain_bytes(row.memory_bytes),
-            seconds(row.train_seconds),
-            seconds(row.eval_seconds),
+            _time(row.train_seconds),
+            _time(row.eval_seconds),
             ", ".join(f"{rate:g}" for rate in row.first_rates) or "-",
         )
     console.print(table)
+    if planned.commands:
+        print_lines(console, "The trials that run first:", *planned.commands)
     _print_examples(console, planned.examples)
     print_lines(console, *_summary(planned), "Nothing was written.")
 
@@ -48,6 +50,10 @@ def _print_examples(console: Console, examples: Sequence[ShownExample]) -> None:
     print_lines(console, "")
 
 
+def _time(value: float | None) -> str:
+    return "unknown" if value is None else seconds(value)
+
+
 def _summary(planned: DryRun) -> list[str]:
     left = planned.expected - planned.complete
     lowest, highest = planned.ranks[0].rank, planned.ranks[-1].rank
@@ -55,16 +61,19 @@ def _summary(planned: DryRun) -> list[str]:
     lines = [
         f"Trials: about {planned.expected}, of which {planned.complete} are complete. Later ranks "
         f"and learning rates depend on the results of the first.{further}",
-        f"Time: about {seconds(planned.seconds)} for the remaining {left}, one after another on "
-        f"this machine. Estimated from {planned.timed_steps} timed steps each at ranks {lowest} "
-        f"and {highest}. The table's times are per trial.",
     ]
+    if planned.seconds is not None:
+        lines.append(
+            f"Time: about {seconds(planned.seconds)} for the remaining {left}, one after another "
+            f"on this machine. Estimated from {planned.timed_steps} timed steps each at ranks "
+            f"{lowest} and {highest}. The table's times are per trial."
+        )
     if planned.room_bytes is not None:
         examples, tokens = planned.batch
         room = plain_bytes(planned.room_bytes)
         batches = f"batches of {examples} x {tokens} tokens"
         lines.append(f"Memory: for {batches}; {room} may be used.")
-    return [*lines, _in_force(planned)]
+    return lines if planned.commands else [*lines, _in_force(planned)]
 
 
 def _in_force(planned: DryRun) -> str:

@@ -1,9 +1,11 @@
 """The progress of a sweep on stderr."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import progress
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from rankwise.formatting import seconds
 from rankwise.report.style import print_lines
@@ -12,12 +14,26 @@ if TYPE_CHECKING:
     from rankwise.engine.trial import FinishedTrial
 
 
+class _Bar(progress.Progress):
+    """A bar with the last lines that trials printed below it."""
+
+    def __init__(self, *columns: progress.ProgressColumn, **options: Any) -> None:
+        self.logs: dict[str, Sequence[str]] = {}  # by trial
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for lines in list(self.logs.values()):
+            for line in lines:
+                yield Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class ProgressBar:
     """A progress bar with the time left and a line for each finished trial, on stderr."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self._bar = progress.Progress(
+        self._bar = _Bar(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
             progress.TextColumn("{task.completed:.1f} of {task.total:.0f} trials"),
@@ -60,10 +76,16 @@ class ProgressBar:
         if self._task is not None:
             self._bar.advance(self._task, share)
 
+    def log(self, trial: str, lines: Sequence[str]) -> None:
+        """Show the last lines that a trial printed below the bar; none once it has ended."""
+        self._bar.logs.pop(trial, None)
+        if lines:
+            self._bar.logs[trial] = lines
+
     def trial(self, finished: "FinishedTrial") -> None:
         """Print the result of a finished trial."""
         trial = finished.trial
-        outcome = "diverged"
+        outcome = "diverged" if finished.failed is None else "failed"
         if not finished.diverged:
             means = finished.evidence[["loss", "score"]].mean()
             outcome = f"held-out loss {means['loss']:.4f}, score {means['score']:.4f}"

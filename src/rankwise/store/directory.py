@@ -26,6 +26,7 @@ from rankwise.store.costs import token_means
 from rankwise.store.records import EVIDENCE_COLUMNS, SweepRecord, TrialRecord
 
 PARTIAL = ".partial-"
+FAILED = ".failed-"  # begins the names of trials that were taken back
 RANK_PATTERN_DIRECTORY = "best-rank-pattern"
 DIAGNOSIS_DIRECTORY = "diagnosis"  # of trials that no decision on ranks sees
 DECISION_SETTINGS = ("margin", "confidence", "no_prior")  # they affect the decision, not the trials
@@ -104,12 +105,20 @@ class SweepStore:
         try:
             for file, content in _trial_files(finished, settings).items():
                 _write(partial / file, content)
+            for file, source in finished.files.items():
+                os.replace(source, partial / file)
             os.replace(partial, parent / name)
             self.checkpoints.forget(self.trial_names())
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = f"the {len(self.trial_names())} "
             raise _cannot_write(parent / name, error, kept) from None
+
+    def take_back(self, name: str) -> None:
+        """Take a trial out of the sweep, so that it will run again; its files are kept."""
+        kept = self.trials_directory / f"{FAILED}{name}"
+        shutil.rmtree(kept, ignore_errors=True)
+        os.replace(self.trials_directory / name, kept)
 
     def trial_names(self) -> list[str]:
         """Return the names of the complete trials."""
@@ -271,15 +280,22 @@ def _trial_files(finished: FinishedTrial, settings: Mapping[str, Any]) -> dict[s
 
     # What a trial was made from is left out where it is None.
     trial = {name: value for name, value in asdict(finished.trial).items() if value is not None}
-    weights = save(finished.adapter, metadata={"format": "pt"})
-    rows = [*finished.steps, _summary(finished, adapter_bytes=len(weights))]
+    if finished.failed is not None:
+        trial["failed"] = finished.failed
+    adapter = {}
+    if finished.adapter:
+        adapter = {
+            "adapter/adapter_config.json": _json_bytes(finished.adapter_config),
+            "adapter/adapter_model.safetensors": save(finished.adapter, {"format": "pt"}),
+        }
+    adapter_bytes = len(adapter.get("adapter/adapter_model.safetensors", b""))
+    rows = [*finished.steps, _summary(finished, adapter_bytes=adapter_bytes)]
     lines = [json.dumps(json_value(row)) + "\n" for row in rows]
     return {
         "config.json": _json_bytes({**trial, **settings}),
         "metrics.jsonl": "".join(lines).encode(),
         "evidence.parquet": _evidence_bytes(finished),
-        "adapter/adapter_config.json": _json_bytes(finished.adapter_config),
-        "adapter/adapter_model.safetensors": weights,
+        **adapter,
     }
 
 

@@ -40,6 +40,7 @@ class TrialRecord:
         eval_loss: mean held-out loss, nats per example; NaN if the trial diverged.
         eval_score: mean held-out task score; NaN if the trial diverged.
         adapter_bytes: size of the adapter file.
+        failed: how a trial failed, if it did; it counts as diverged then.
     """
 
     directory: Path
@@ -50,6 +51,7 @@ class TrialRecord:
     use_rslora: bool
     truncated_from: str | None = None
     starts_from: str | None = None
+    failed: str | None = None
     step: int
     diverged: bool
     eval_loss: float

@@ -37,13 +37,16 @@ from rankwise.settings import (
 )
 from rankwise.strategies.config import SearchConfig, StrategyName
 from rankwise.tasks.config import DataConfig, TaskName
+from rankwise.trainers.config import TrainerConfig, check_trainer_request
 
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, ModelConfig):
+class SweepConfig(
+    DecisionConfig, TrainerConfig, TrainingConfig, SearchConfig, DataConfig, ModelConfig
+):
     """The request of a sweep: the settings of all its components, and what concerns the whole.
 
     Attributes:
@@ -111,6 +114,8 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.trainer is not None:
+            check_trainer_request(self)
         if self.engine == "fused" and self.use_dora:
             raise RequestError(
                 "use_dora: the fused engine trains plain LoRA only; add --engine reference"
@@ -145,7 +150,7 @@ class SweepConfig(DecisionConfig, TrainingConfig, SearchConfig, DataConfig, Mode
 
 def for_task(config: SweepConfig, task_type: str) -> SweepConfig:
     """Return the request with the defaults that depend on the task, such as ``CAUSAL_LM``."""
-    if config.warmup_ratio is not None:
+    if config.warmup_ratio is not None or config.trainer is not None:
         return config
     is_language_model = task_type == "CAUSAL_LM"
     ratio = LANGUAGE_MODEL_WARMUP if is_language_model else TrainingConfig.warmup_ratio
@@ -207,6 +212,10 @@ class SweepSettings(GridSettings, total=False):
 
     ranks: Sequence[int] | str
     strategy: StrategyName
+    trainer: str | None
+    trainer_config: str | Path | None
+    trials_at_once: int
+    trial_timeout: float | None
     budget: float | None
     require_confidence: bool
     diagnose: bool

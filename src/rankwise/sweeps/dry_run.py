@@ -24,6 +24,7 @@ from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import max_length, request_record
 from rankwise.sweeps.run import make_strategy, open_run, requested
 from rankwise.sweeps.run_context import Run
+from rankwise.sweeps.user_trainer import first_commands
 from rankwise.tasks.base import Examples
 from rankwise.tasks.preview import show_examples
 
@@ -71,25 +72,38 @@ def dry_run(
             now = choice(run.config, run.fit)
             record = request_record(run.config, run.task, run.base, now)
             fit = kept_choice(run.fit, config.out, record, extend=extends_request)
-            planned = _plan(replace(run, extension=extension, fit=fit), read_evidence(config.out))
+            whole = replace(run, extension=extension, fit=fit)
+            planned = _plan(whole, read_evidence(config.out), config.out)
             if config.diagnose and not diagnosed(config.out):
                 planned = _with_further_trial(planned)
             examples = show_examples(run.task, run.base.tokenizer, run.max_length, show)
             return replace(planned, examples=examples)
 
 
-def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
-    """Return the plan of an open sweep; ``evidence`` is that of the trials already complete."""
+def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
+    """Return the plan of an open sweep.
+
+    Args:
+        run: the sweep, in a directory that will be deleted.
+        evidence: evidence of the trials already complete.
+        out: the directory that the sweep will have.
+    """
     from rankwise.models.device import precision_name
 
     config, fit, in_force = run.config, run.fit, run.in_force
     strategy = make_strategy(run, run.task.chance_loss)
     first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
+    times = [] if config.trainer is not None else _time_ranks(run)
     ranks = []
-    for rank, times in zip(config.ranks, _time_ranks(run), strict=True):
+    for place, rank in enumerate(config.ranks):
         rates = tuple(trial.learning_rate for trial in first if trial.rank == rank)
-        ranks.append(PlannedRank(rank, fit.needed.get(rank), *times, rates))
+        training, scoring = times[place] if times else (None, None)
+        ranks.append(PlannedRank(rank, fit.needed.get(rank), training, scoring, rates))
     complete, expected = count_trials(evidence), strategy.expected_trials(evidence)
+    seconds = None
+    if times:
+        counts = [len(row.first_rates) for row in ranks]
+        seconds = _seconds_left(config, times, counts, evidence, expected - complete)
     return DryRun(
         strategy=config.strategy,
         complete=complete,
@@ -102,40 +116,52 @@ def _plan(run: Run, evidence: pd.DataFrame) -> DryRun:
         ranks=tuple(ranks),
         room_bytes=fit.room if fit.needed else None,
         batch=(config.batch_size, fit.length or max_length(config, run.task)),
-        seconds=_seconds_left(config, ranks, evidence, expected - complete),
-        timed_steps=TIMED_BATCHES,
+        seconds=seconds,
+        timed_steps=TIMED_BATCHES if times else 0,
+        commands=() if times else first_commands(config, out, first),
     )
 
 
 def _with_further_trial(planned: DryRun) -> DryRun:
     """Add the trial of ``--diagnose``: twice the training time of an average rank."""
-    training = float(np.mean([row.train_seconds for row in planned.ranks]))
-    scoring = float(np.mean([row.eval_seconds for row in planned.ranks]))
+    training = float(np.mean([row.train_seconds or 0.0 for row in planned.ranks]))
+    scoring = float(np.mean([row.eval_seconds or 0.0 for row in planned.ranks]))
     return replace(
         planned,
         expected=planned.expected + 1,
-        seconds=planned.seconds + MORE_STEPS * training + scoring,
+        seconds=(planned.seconds or 0.0) + MORE_STEPS * training + scoring,
         further=1,
     )
 
 
 def _seconds_left(
-    config: SweepConfig, ranks: Sequence[PlannedRank], evidence: pd.DataFrame, trials_left: int
+    config: SweepConfig,
+    times: Sequence[tuple[float, float]],
+    first: Sequence[int],
+    evidence: pd.DataFrame,
+    trials_left: int,
 ) -> float:
     """Return the time of the remaining trials.
 
     Those that run first take the time of their ranks, the others the mean time over ranks.
+
+    Args:
+        config: the request.
+        times: seconds of training and of scoring a trial of each rank.
+        first: number of trials of each rank that run first.
+        evidence: evidence of the complete trials.
+        trials_left: number of the remaining trials.
     """
     truncations = 0
-    trained = list(ranks)
+    trained = list(times)
     if config.strategy == "once":  # it trains the largest rank and only scores the others
         done = count_trials(evidence[evidence["rank"] != config.ranks[-1]])
-        truncations = (len(ranks) - 1) * config.seeds - done
-        trained = [ranks[-1]]
-    first = [row.train_seconds + row.eval_seconds for row in ranks for _ in row.first_rates]
-    others = max(0, trials_left - len(first) - truncations)
-    mean = float(np.mean([row.train_seconds + row.eval_seconds for row in trained]))
-    return sum(first) + others * mean + truncations * ranks[0].eval_seconds
+        truncations = (len(times) - 1) * config.seeds - done
+        trained = [times[-1]]
+    others = max(0, trials_left - sum(first) - truncations)
+    of_first = sum(count * sum(seconds) for count, seconds in zip(first, times, strict=True))
+    mean = float(np.mean([sum(seconds) for seconds in trained]))
+    return of_first + others * mean + truncations * times[0][1]
 
 
 def _time_ranks(run: Run) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ from rankwise.lora.adapter import Adapter
 from rankwise.lora.files import read_adapter
 from rankwise.lora.spectra import Spectrum, spectrum
 from rankwise.lora.truncation import truncate
+from rankwise.sweeps.user_trainer import trainer_engine
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run_context import Run
@@ -24,6 +25,8 @@ def choose_engine(run: "Run") -> Engine:
     The reference engine replaces a fused engine that cannot train the base model; a note says so.
     """
     config, progress = run.in_force, run.progress
+    if config.trainer is not None:
+        return trainer_engine(run)
     train, held_out = run.encode("train"), run.encode("held_out")
     obstacle = unsupported_reason(run.base, train) if config.engine == "fused" else None
     if config.engine == "reference" or obstacle is not None:

@@ -24,6 +24,7 @@ from rankwise.decide.wording import Context, LeftOut, Wording
 from rankwise.store.costs import rank_costs
 from rankwise.store.records import TrialRecord, read_train_losses, select_trials
 from rankwise.strategies import strategies
+from rankwise.sweeps.user_trainer import requested_trainer
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run_context import Run
@@ -96,6 +97,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     from rankwise.report.html import write_report
     from rankwise.sweeps.diagnosis import diagnose
     from rankwise.sweeps.rank_pattern import try_rank_pattern
+    from rankwise.trainers.exports import write_trainer_exports
 
     store, objective = run.store, run.task.objective
     evidence, trials = store.evidence(), store.trials()
@@ -113,6 +115,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     context = Context(
         wording=Wording(objective.unit, objective.chance),
         is_sweep=True,
+        failed=[f"{trial.name}: {trial.failed}" for trial in trials if trial.failed],
         left_out=left_out,
         rank_pattern=pattern,
         test=test,
@@ -122,7 +125,10 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     store.write_best(chosen)
     store.write_rank_pattern(adapter)
     store.write_json("decision.json", decision.as_dict())
-    write_exports(store.directory, chosen, decision)
+    if run.config.trainer is None:
+        write_exports(store.directory, chosen, decision)
+    else:
+        write_trainer_exports(store, requested_trainer(run.config), chosen, decision)
     write_report(store.directory)
     return SweepResult(decision, evidence, store.directory, objective.score, chosen)
 

@@ -22,9 +22,11 @@ def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
     Raises:
         RequestError: a rank does not fit.
     """
-    from rankwise.planning.machine_fit import how_many_fit, this_machine
+    from rankwise.planning.machine_fit import Fit, how_many_fit, this_machine
     from rankwise.planning.pack_fit import FusedRequest
 
+    if config.trainer is not None:  # its own memory is its own affair
+        return Fit(at_once=config.trials_at_once)
     device, free = this_machine(config.device)
     fused = None
     if config.engine == "fused":
@@ -44,6 +46,8 @@ def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
 
 def in_force(config: SweepConfig, fit: "Fit") -> SweepConfig:
     """Return the request with the values that the plan chose in place of ``auto``."""
+    if config.trainer is not None:
+        return config
     checkpointing, tokens = config.gradient_checkpointing, config.micro_batch_tokens
     if checkpointing == "auto":
         checkpointing = "on" if fit.gradient_checkpointing else "off"

@@ -1,5 +1,6 @@
 """The interface through which a sweep reports its progress."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from rankwise.engine.trial import FinishedTrial
@@ -17,6 +18,9 @@ class Progress(Protocol):
     def work(self, share: float) -> None:
         """Receive the share of a trial that has been done since the last call."""
 
+    def log(self, trial: str, lines: Sequence[str]) -> None:
+        """Receive the last lines that a trial printed; none once it has ended."""
+
     def trial(self, finished: FinishedTrial) -> None:
         """Receive a finished trial."""
 
@@ -32,6 +36,9 @@ class Silent:
 
     def work(self, share: float) -> None:
         """Ignore the share."""
+
+    def log(self, trial: str, lines: Sequence[str]) -> None:
+        """Ignore the lines."""
 
     def trial(self, finished: FinishedTrial) -> None:
         """Ignore the trial."""

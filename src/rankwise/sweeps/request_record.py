@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # These settings do not affect results, so they do not identify a sweep.
 NOT_IDENTIFYING = (
     "extend", "allow_duplicates", "budget", "report_to", "require_confidence", "diagnose", "out",
+    "trials_at_once", "trial_timeout",
 )  # fmt: skip
 # These change results by rounding at most, as another machine does.
 MACHINE = (
@@ -44,6 +45,9 @@ def request_record(
     for name in NOT_IDENTIFYING:
         del settings[name]
     settings["precision"] = precision_name(base.compute_dtype)  # "auto" is no value
+    if config.trainer_config is not None:  # known by its content, wherever it lies
+        digest = file_fingerprint(config.trainer_config)[:16]
+        settings["trainer_config"] = f"{config.trainer_config.name}, fingerprint {digest}"
     machine = {name: settings.pop(name) for name in MACHINE}
     paths = SweepPaths(**{name: settings.pop(name) for name in ("model", "data", "eval_data")})
     eval_data = None if config.eval_data is None else file_fingerprint(config.eval_data)

@@ -29,6 +29,7 @@ from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import model_name, request_record
 from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.trackers import report_trials, require_trackers
+from rankwise.sweeps.user_trainer import note_trainer
 from rankwise.tasks.load import load_task
 
 
@@ -124,7 +125,9 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         f"{task.name}: {task.objective.describe()}; {len(task.train)} training, "
         f"{len(task.held_out)} held-out and {len(task.test)} test examples"
     )
-    if task.objective.task_type == "CAUSAL_LM":
+    if config.trainer is not None:
+        note_trainer(config, task, progress.note)
+    elif task.objective.task_type == "CAUSAL_LM":
         progress.note(_training_note(config))
     return Run(config, task, base, store, progress, fit, extension)
 

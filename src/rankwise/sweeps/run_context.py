@@ -79,11 +79,10 @@ class Run:
     def trial_settings(self) -> dict[str, Any]:
         """Settings that a trial's ``config.json`` has besides those of the trial itself."""
         config = self.config
-        return {
-            "lora_alpha_policy": config.lora_alpha,
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-        }
+        settings: dict[str, Any] = {"lora_alpha_policy": config.lora_alpha}
+        if config.trainer is None:
+            settings |= {"epochs": config.epochs, "batch_size": config.batch_size}
+        return settings
 
     @property
     def max_length(self) -> int:

@@ -1,0 +1,83 @@
+"""A sweep by the user's own trainer: its engine, the data for it, and what to say about it."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwise.sweeps.config import SweepConfig
+from rankwise.tasks.base import Task
+from rankwise.tasks.readers import read_table
+from rankwise.trainers.command import Command
+from rankwise.trainers.tools import ToolCommand, notes_on_file, parse_trainer
+
+if TYPE_CHECKING:
+    from rankwise.engine.trial import Trial
+    from rankwise.sweeps.run_context import Run
+    from rankwise.trainers.engine import Launch, TrainerEngine
+
+TRAIN_DATA = "train_data.jsonl"
+
+
+def trainer_engine(run: "Run") -> "TrainerEngine":
+    """Return the engine that runs the user's trainer and scores the adapters that it leaves."""
+    from rankwise.trainers.adapter_judge import AdapterJudge
+    from rankwise.trainers.engine import TrainerEngine
+
+    config, store = run.config, run.store
+    launch = make_launch(config, store.directory)
+    if launch.train_data is not None:
+        write_train_data(config, run.task, launch.train_data)
+    judge = AdapterJudge(run.base, run.encode("held_out"), config.engine)
+    trials = [trial for trial in store.trials() if trial.truncated_from is None]
+    seconds = [trial.train_seconds for trial in trials if not trial.failed]
+    failures = {trial.name: trial.failed for trial in trials if trial.failed}
+    return TrainerEngine(launch, judge, run.progress, (seconds, failures), store.take_back)
+
+
+def requested_trainer(config: SweepConfig) -> Command | ToolCommand:
+    """Return the trainer that a request names."""
+    assert config.trainer is not None
+    return parse_trainer(config.trainer, config.trainer_config, config.data)
+
+
+def make_launch(config: SweepConfig, out: Path) -> "Launch":
+    """Return how the trials of a request are launched, with their directories below ``out``."""
+    from rankwise.trainers.engine import Launch
+
+    command = requested_trainer(config)
+    return Launch(
+        command=command,
+        trials=out / "trials",
+        at_once=config.trials_at_once,
+        timeout=None if config.trial_timeout is None else 60 * config.trial_timeout,
+        train_data=out / TRAIN_DATA if command.has("train_data") else None,
+    )
+
+
+def first_commands(config: SweepConfig, out: Path, trials: Sequence["Trial"]) -> tuple[str, ...]:
+    """Return the command lines of trials, as they can be pasted into a shell."""
+    launch = make_launch(config, out)
+    return tuple(shlex.join(launch.words(trial)) for trial in trials)
+
+
+def write_train_data(config: SweepConfig, task: Task, path: Path) -> None:
+    """Write the rows of the data that are neither held out nor test examples, as JSON lines."""
+    assert config.data is not None
+    rows = read_table(config.data).rows.loc[list(task.train.ids)]
+    rows.to_json(path, orient="records", lines=True, force_ascii=False)
+
+
+def note_trainer(config: SweepConfig, task: Task, note: Callable[[str], None]) -> None:
+    """Say who trains, and what it must not train on."""
+    command = requested_trainer(config)
+    note(f"trained by: {config.trainer}")
+    if isinstance(command, ToolCommand):
+        for line in notes_on_file(command):
+            note(line)
+    if config.eval_data is None and not command.has("train_data"):
+        note(
+            f"{len(task.held_out)} rows of {config.data} judge the adapters, so the trainer must "
+            "not train on them: pass it {train_data}, a file of the other rows, or name rows that "
+            "it does not have with --eval-data"
+        )

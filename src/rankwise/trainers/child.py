@@ -1,0 +1,131 @@
+"""A command as a child process: a group of its own, its output in a file, no orphans."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+GRACE_SECONDS = 10.0  # between the interruption of a child and the end of its group
+POLL_SECONDS = 0.1
+PID_FILE = "process.json"
+TAIL_BYTES = 8192
+SAME_START = 1.0  # seconds by which the system's starting times of one process may differ
+
+
+class Child:
+    """A running command.
+
+    It leads a process group, so that whatever it starts ends with it.
+
+    Args:
+        words: program and arguments.
+        log: file that takes its output and its errors.
+        environment: variables to set besides those of this process.
+        place: directory that notes the process, so that a later sweep can end it.
+    """
+
+    def __init__(
+        self, words: Sequence[str], log: Path, environment: Mapping[str, str], place: Path
+    ) -> None:
+        # Python's prints would otherwise wait in a buffer, and nothing could be shown live.
+        variables = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=variables,
+                start_new_session=True,
+            )
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(self.process.pid).create_time()
+            content = json.dumps({"pid": self.process.pid, "started": started})
+            (place / PID_FILE).write_text(content)
+
+    def exit_code(self) -> int | None:
+        """Return the exit code; None while the command runs, and below 0 if a signal ended it."""
+        code = self.process.poll()
+        if code is not None:
+            self.kill()  # what it left running
+        return code
+
+    def kill(self) -> None:
+        """End the whole group at once."""
+        _kill_group(self.process.pid)
+        self.process.wait()
+
+
+def stop_all(children: Sequence[Child]) -> None:
+    """Interrupt children as Ctrl-C does; after ten seconds, end their groups."""
+    for child in children:
+        with suppress(ProcessLookupError):
+            child.process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + GRACE_SECONDS
+    try:
+        while any(child.process.poll() is None for child in children):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+    finally:  # also if Ctrl-C is pressed again
+        for child in children:
+            child.kill()
+
+
+def end_leftover(place: Path) -> None:
+    """End the child of a sweep that was killed, if it still runs."""
+    try:
+        noted = json.loads((place / PID_FILE).read_text())
+        process = psutil.Process(noted["pid"])
+        is_same = abs(process.create_time() - noted["started"]) < SAME_START
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return
+    if is_same:
+        _kill_group(process.pid)
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Turn SIGTERM into an exception inside the block, so that children can be stopped.
+
+    Python delivers signals to the main thread alone; elsewhere nothing changes.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """Return the last lines of a log that are not blank; a bar that redraws itself is one line."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.rstrip().rpartition("\r")[2].strip() for line in text.split("\n")]
+    return [line for line in lines if line][-count:]
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)

@@ -1,0 +1,124 @@
+"""Settings of the user's own trainer."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from rankwise.errors import RequestError, some
+from rankwise.settings import Count, FilePath, Option, Positive, Settings, Text
+from rankwise.trainers.command import Command
+from rankwise.trainers.left_adapter import same_model
+from rankwise.trainers.tools import ToolCommand, parse_trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Settings):
+    """Settings of the user's own trainer, which replaces the engine.
+
+    Raises:
+        RequestError: the command cannot serve a sweep, or a setting goes without it.
+    """
+
+    trainer: Annotated[
+        Text | None,
+        Option(
+            "Command that trains one trial, or a tool (axolotl, llama-factory, trl, trl dpo) with "
+            "its --trainer-config. Placeholders of a command: {rank}, {lora_alpha}, "
+            "{learning_rate}, {seed}, {use_rslora}, {trial}, {out} (where it leaves the adapter), "
+            "{config} (a JSON file of these), {train_data} (the training part of --data). It runs "
+            "without a shell.",
+            "trainer",
+            "COMMAND",
+            "rankwise trains",
+        ),
+    ] = None
+    trainer_config: Annotated[
+        FilePath | None,
+        Option(
+            "With --trainer axolotl, llama-factory, trl or trl dpo: your own YAML file for it.",
+            "trainer",
+            "FILE",
+        ),
+    ] = None
+    trials_at_once: Annotated[
+        Count, Option("Trials of the trainer that run at once, a GPU each.", "trainer")
+    ] = 1
+    trial_timeout: Annotated[
+        Positive | None,
+        Option("Stop a trial of the trainer after so long.", "trainer", "MINUTES", "never"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trainer is not None:
+            parse_trainer(self.trainer, self.trainer_config)
+            return
+        for name, default in (
+            ("trainer_config", None),
+            ("trials_at_once", 1),
+            ("trial_timeout", None),
+        ):
+            if getattr(self, name) != default:
+                raise RequestError(f"{name} goes with trainer, which is missing", setting=name)
+
+
+UNHONOURED = (
+    "epochs", "batch_size", "loraplus_ratio", "init", "use_dora", "target_modules", "max_steps",
+    "lr_scheduler", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_dropout", "optimizer",
+    "gradient_checkpointing", "micro_batch_tokens", "checkpoint_minutes", "max_memory",
+    "diagnose",
+)  # fmt: skip
+"""Settings of our own training, which a trainer of the user decides for itself."""
+
+
+def check_trainer_request(request: Any) -> None:
+    """Refuse a whole request with settings that the user's trainer cannot honour.
+
+    Args:
+        request: a `rankwise.SweepConfig` with a trainer.
+
+    Raises:
+        RequestError: one line that names the setting and what to do.
+    """
+    defaults = {field.name: field.default for field in fields(request)}
+    changed = [name for name in UNHONOURED if getattr(request, name) != defaults[name]]
+    if changed:
+        raise RequestError(
+            f"{some(changed)}: the trainer decides this, not rankwise; leave it out, and set it in "
+            "the trainer's own command",
+            setting=changed[0],
+        )
+    command = parse_trainer(request.trainer, request.trainer_config, request.data)
+    _check_base(command, request)
+    for name, what in (("model", "the base that it trains"), ("data", "to score its adapters on")):
+        if getattr(request, name) is None:
+            raise RequestError(f"trainer goes with {name}, {what}; add --{name}")
+    if request.train_examples is not None and not command.has("train_data"):
+        raise RequestError("train_examples: the trainer reads its own data; pass it {train_data}")
+    if not command.has("seed") and request.seeds > 1:
+        raise RequestError(
+            f"trainer has no {{seed}}, so {request.seeds} seeds would be the same; add it to the "
+            "command, or give --seeds 1"
+        )
+    rates = request.learning_rate
+    if not command.has("learning_rate") and (rates == "auto" or len(rates) > 1):
+        raise RequestError(
+            "trainer has no {learning_rate}, so all rates would be the same; add it to the "
+            "command, or give its own rate with --learning-rate"
+        )
+
+
+def _check_base(command: Command | ToolCommand, request: Any) -> None:
+    """Refuse another base than the one that a tool's file names."""
+    if isinstance(command, Command):
+        return
+    base = command.file.values[command.tool.base]
+    if request.model is None:
+        raise RequestError(f"trainer goes with model, the base that it trains; add --model {base}")
+    if not same_model(base, request.model):
+        raise RequestError(
+            f"model {request.model!r}: {command.file.path.name} trains {base!r}; give one of them"
+        )
+    if request.lora_alpha.startswith(("fixed", "rslora")):
+        alpha = float(request.lora_alpha.partition(":")[2])
+        if not alpha.is_integer():
+            raise RequestError(f"lora_alpha {alpha:g}: {request.trainer} takes whole numbers alone")

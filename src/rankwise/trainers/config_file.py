@@ -1,0 +1,86 @@
+"""A YAML file of the user with some values changed; all else, comments too, stays as it is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from rankwise.errors import RequestError, shown
+
+
+class ConfigFile:
+    """A YAML file that maps settings of a tool to values.
+
+    Attributes:
+        text: the file as it is.
+        values: its settings.
+
+    Args:
+        path: the file.
+
+    Raises:
+        RequestError: it cannot be read, is not YAML, or is no mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import yaml
+
+        self.path = path
+        label = f"trainer_config {str(path)!r}"
+        try:
+            self.text = path.read_text(encoding="utf-8")
+            content = yaml.safe_load(self.text)
+            self._root = cast(Any, yaml.compose(self.text, Loader=yaml.SafeLoader))
+        except OSError as error:
+            raise RequestError(f"{label}: {error.strerror}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise RequestError(f"{label} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict) or self._root.flow_style:
+            raise RequestError(
+                f"{label}: allowed is a mapping with a setting on each line, not {shown(content)}"
+            )
+        self.values: dict[str, Any] = content
+
+    def changed(self, values: Mapping[str, object], texts: Mapping[str, str]) -> str:
+        """Return the file with other values at the top, and other texts wherever they stand.
+
+        Args:
+            values: new values by the names of settings; those that are missing are added.
+            texts: new texts by those that they replace, at any depth.
+        """
+        changes: list[tuple[int, int, str]] = []
+        missing = dict(values)
+        for key, node in self._root.value:
+            if key.value in missing:
+                changes.append(_change(node, missing.pop(key.value)))
+            else:
+                changes += _replaced(node, texts)
+        text = self.text
+        for start, end, new in sorted(changes, reverse=True):
+            text = text[:start] + new + text[end:]
+        if missing and not text.endswith("\n"):
+            text += "\n"
+        return text + "".join(f"{name}: {_written(value)}\n" for name, value in missing.items())
+
+
+def _replaced(node: Any, texts: Mapping[str, str]) -> list[tuple[int, int, str]]:
+    """Return the changes that replace texts in a node."""
+    if isinstance(node.value, str):
+        return [_change(node, texts[node.value])] if node.value in texts else []
+    changes = []
+    for item in node.value:
+        inner = item[1] if isinstance(item, tuple) else item
+        changes += _replaced(inner, texts)
+    return changes
+
+
+def _change(node: Any, value: object) -> tuple[int, int, str]:
+    """Return start, end and new text of a node; one without a text, as in ``seed:``, gets one."""
+    start, end = node.start_mark.index, node.end_mark.index
+    return start, end, _written(value) if end > start else f" {_written(value)}"
+
+
+def _written(value: object) -> str:
+    """Return a value on one line of YAML; 1e-05 needs a point, or YAML 1.1 reads a text."""
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n...")[0].strip()

@@ -1,0 +1,360 @@
+"""The user's own trainer as an engine: a command for each trial, judged by what it leaves."""
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+
+from rankwise.engine.trial import FinishedTrial, TrainingProgress, Trial, no_evidence
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.trainers.child import (
+    POLL_SECONDS,
+    Child,
+    end_leftover,
+    ending_on_signals,
+    last_lines,
+    stop_all,
+)
+from rankwise.trainers.command import Command
+from rankwise.trainers.left_adapter import UnusableTrialError
+from rankwise.trainers.tools import ToolCommand
+
+if TYPE_CHECKING:
+    import torch
+
+    from rankwise.lora.adapter import Adapter
+    from rankwise.tasks.base import Encoded
+
+LOG, OUT = "log.txt", "out"
+RUNNING, FAILED = ".running-", ".failed-"
+SHOWN_LINES = 3  # of a log, while it grows
+KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # as shells report a killed command
+MOST_DONE = 0.95  # share of a trial that its time alone can show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a trial left; see `rankwise.engine.trial.FinishedTrial` for the fields."""
+
+    evidence: pd.DataFrame
+    diverged: bool = False
+    adapter_config: dict[str, Any] = field(default_factory=dict)
+    adapter: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+
+class Judge(Protocol):
+    """Turns what a trial left into evidence."""
+
+    def judge(self, trial: Trial, out: Path) -> Judged:
+        """Return the evidence of a trial that ended well; raise UnusableTrialError if none."""
+        ...
+
+    def score(
+        self, adapters: "Sequence[Adapter]", examples: "Encoded | None"
+    ) -> list[pd.DataFrame]:
+        """Return the evidence of adapters on examples, by default the held-out ones."""
+        ...
+
+
+class ShownProgress(TrainingProgress, Protocol):
+    """A receiver of what a trainer does, which can show what it prints."""
+
+    def log(self, trial: str, lines: Sequence[str]) -> None:
+        """Receive the last lines that a trial printed; none once it has ended."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How the trials of a sweep are launched.
+
+    Attributes:
+        command: the command line with its placeholders, or a tool with its file.
+        trials: directory of the sweep's trials.
+        at_once: number of trials that run at once.
+        timeout: seconds after which a trial is stopped; None for never.
+        train_data: file of the training examples; None if the command does not ask for it.
+    """
+
+    command: Command | ToolCommand
+    trials: Path
+    at_once: int = 1
+    timeout: float | None = None
+    train_data: Path | None = None
+
+    def place(self, trial: Trial) -> Path:
+        """Return the directory of a trial until it is judged."""
+        return self.trials / f"{RUNNING}{trial.name}"
+
+    def values(self, trial: Trial) -> dict[str, Any]:
+        """Return the values of a trial by the names of the placeholders."""
+        return {
+            "rank": trial.rank,
+            "lora_alpha": trial.lora_alpha,
+            "learning_rate": trial.learning_rate,
+            "seed": trial.seed,
+            "use_rslora": trial.use_rslora,
+            "out": str((self.place(trial) / OUT).absolute()),
+            "trial": trial.name,
+            "train_data": "" if self.train_data is None else str(self.train_data.absolute()),
+        }
+
+    def config(self, trial: Trial) -> Path:
+        """Return the file that holds a trial's values."""
+        return self.place(trial) / self.command.config_name
+
+    def words(self, trial: Trial) -> list[str]:
+        """Return the command of a trial."""
+        texts = {name: as_word(value) for name, value in self.values(trial).items()}
+        texts["config"] = str(self.config(trial).absolute())
+        return self.command.fill(texts)
+
+
+def as_word(value: object) -> str:
+    """Return a value as command lines and YAML have it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass
+class RunningTrial:
+    """A trial whose command runs."""
+
+    trial: Trial
+    place: Path
+    child: Child
+    attempt: int
+    started: float = field(default_factory=time.monotonic)
+    reported: float = 0.0  # share of its work
+
+    @property
+    def seconds(self) -> float:
+        """Time since its start."""
+        return time.monotonic() - self.started
+
+    @property
+    def log(self) -> Path:
+        """File of its output."""
+        return self.place / LOG
+
+
+class TrainerEngine:
+    """Trains each trial by the user's command, and has it judged.
+
+    Args:
+        launch: how trials are launched.
+        judge: turns what a trial leaves into evidence.
+        progress: receives notes, the work done, and the last lines of each log.
+        earlier: complete trials of the sweep: seconds of those that trained, failures by name.
+        take_back: takes a recorded trial out of the sweep, so that it will run again.
+
+    Raises:
+        RequestError: more trials are to run at once than there are GPUs.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        judge: Judge,
+        progress: ShownProgress,
+        earlier: tuple[Sequence[float], Mapping[str, str]],
+        take_back: Callable[[str], None],
+    ) -> None:
+        self.launch = launch
+        self.judge = judge
+        self.progress = progress
+        self.take_back = take_back
+        self._seconds = list(earlier[0])
+        self._failures = dict(earlier[1])
+        self._environments = gpu_environments(launch.at_once)
+
+    @property
+    def pack_size(self) -> int:
+        """Number of trials that run at once."""
+        return self.launch.at_once
+
+    def score(
+        self, adapters: "Sequence[Adapter]", examples: "Encoded | None" = None
+    ) -> list[pd.DataFrame]:
+        """Return the evidence of adapters on examples, by default the held-out ones."""
+        return self.judge.score(adapters, examples)
+
+    def train(
+        self, trials: Sequence[Trial], starts: "Mapping[str, Adapter] | None" = None
+    ) -> Iterator[FinishedTrial]:
+        """Run the command of every trial, and yield each trial as soon as it is judged.
+
+        Raises:
+            RequestError: a trial is to start from another's adapter.
+            RankwiseError: two different trials failed alike.
+        """
+        if any(trial.starts_from is not None for trial in trials):
+            raise RequestError("a trainer of your own cannot start a trial from another's adapter")
+        waiting, together = list(trials), min(len(trials), self.pack_size)
+        running: dict[int, RunningTrial] = {}  # by its place among those that run at once
+        with ending_on_signals():
+            try:
+                while waiting or running:
+                    for slot in range(self.pack_size):
+                        if waiting and slot not in running:
+                            running[slot] = self._start(waiting.pop(0), slot)
+                    for slot, each in list(running.items()):
+                        code = each.child.exit_code()
+                        if code is None and not self._is_overdue(each):
+                            self._show(each)
+                            continue
+                        del running[slot]
+                        if self._may_run_again(each, code):
+                            running[slot] = self._start(each.trial, slot, each)
+                            continue
+                        yield self._finish(each, code, together)
+                    time.sleep(POLL_SECONDS)
+            finally:
+                stop_all([each.child for each in running.values()])
+
+    def _start(self, trial: Trial, slot: int, before: RunningTrial | None = None) -> RunningTrial:
+        """Start a trial's command in a new directory."""
+        place = self.launch.place(trial)
+        end_leftover(place)
+        for leftover in (place, place.with_name(f"{FAILED}{trial.name}")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        (place / OUT).mkdir(parents=True)
+        text = self.launch.command.config_text(self.launch.values(trial))
+        self.launch.config(trial).write_text(text)
+        words = self.launch.words(trial)
+        child = Child(words, place / LOG, self._environments[slot], place)
+        attempt = 1 if before is None else before.attempt + 1
+        reported = 0.0 if before is None else before.reported
+        return RunningTrial(trial, place, child, attempt, reported=reported)
+
+    def _is_overdue(self, running: RunningTrial) -> bool:
+        limit = self.launch.timeout
+        return limit is not None and running.seconds > limit
+
+    def _show(self, running: RunningTrial) -> None:
+        """Show the last lines of a log, and the share of the trial that its time shows."""
+        self.progress.log(running.trial.name, last_lines(running.log, SHOWN_LINES))
+        if self._seconds:
+            done = min(MOST_DONE, running.seconds / fmean(self._seconds))
+            self._report(running, done)
+
+    def _report(self, running: RunningTrial, done: float) -> None:
+        if done > running.reported:
+            self.progress.work(done - running.reported)
+            running.reported = done
+
+    def _may_run_again(self, running: RunningTrial, code: int | None) -> bool:
+        """Whether a command was killed for the first time, for its memory or by a scheduler."""
+        killed = code is not None and (code < 0 or code in KILLED)
+        if not killed or running.attempt > 1:
+            return False
+        self.progress.note(f"{running.trial.name}: {_ending(code)}; it is tried once more")
+        return True
+
+    def _finish(self, running: RunningTrial, code: int | None, together: int) -> FinishedTrial:
+        """Judge a trial whose command ended, or stop it if it took too long (code None)."""
+        seconds, failed = running.seconds, None
+        judged = Judged(evidence=no_evidence(), diverged=True)
+        if code is None:
+            stop_all([running.child])
+            failed = f"it took longer than trial_timeout, {seconds / 60:.3g} minutes"
+        elif code != 0:
+            failed = _ending(code)
+        began = time.monotonic()
+        try:
+            if failed is None:
+                judged = self.judge.judge(running.trial, running.place / OUT)
+        except UnusableTrialError as error:
+            failed = str(error)
+        self.progress.log(running.trial.name, [])
+        self._report(running, 1.0)
+        if failed is not None:
+            failed = self._failure(running, failed)
+        else:
+            self._seconds.append(seconds)
+        return FinishedTrial(
+            trial=running.trial,
+            diverged=judged.diverged,
+            trainable_params=sum(value.numel() for value in judged.adapter.values()),
+            train_seconds=seconds,
+            pack_seconds=seconds,
+            pack_size=together,
+            eval_seconds=time.monotonic() - began,
+            peak_memory_bytes=0,
+            adapter_config=judged.adapter_config,
+            adapter=judged.adapter,
+            evidence=judged.evidence,
+            steps=judged.steps,
+            failed=failed,
+            files={name: running.place / name for name in (LOG, OUT)},
+        )
+
+    def _failure(self, running: RunningTrial, reason: str) -> str:
+        """Return how a trial failed, with the last line of its log.
+
+        Raises:
+            RankwiseError: another trial failed alike, so that a third would too.
+        """
+        name, lines = running.trial.name, last_lines(running.log, 1)
+        failure = f"{reason}: {lines[0]}" if lines else reason
+        others = [
+            other
+            for other, known in self._failures.items()
+            if other != name and _kind(known) == _kind(failure)
+        ]
+        self._failures[name] = failure
+        if not others:
+            self.progress.note(f"{name} failed, and counts as diverged: {failure}")
+            return failure
+        kept = running.place.with_name(f"{FAILED}{name}")
+        os.replace(running.place, kept)
+        for other in others:
+            self.take_back(other)
+        raise RankwiseError(
+            f"trials {others[0]} and {name} failed alike, so the sweep stops: {failure}; its log: "
+            f"{kept / LOG}; once that is mended, the same command runs both again"
+        )
+
+
+def _ending(code: int | None) -> str:
+    """Return how a command ended."""
+    if code is not None and code < 0:
+        return f"its command was killed by {signal.Signals(-code).name}"
+    return f"its command ended with exit code {code}"
+
+
+def _kind(failure: str) -> str:
+    """Return a failure without numbers and paths, which differ between trials that fail alike."""
+    return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", re.sub(r"\S*/\S*", "/", failure))
+
+
+def gpu_environments(at_once: int) -> list[dict[str, str]]:
+    """Return the variables of each trial that runs at once, which give it a GPU of its own.
+
+    A single trial at a time has all GPUs, and on a machine without GPUs there is none to give.
+
+    Raises:
+        RequestError: there are fewer GPUs than trials.
+    """
+    if at_once == 1:
+        return [{}]
+    from torch.cuda import device_count
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = device_count()
+    gpus = [str(number) for number in range(count)]
+    if visible is not None:
+        gpus = [name.strip() for name in visible.split(",") if name.strip()][:count]
+    if not gpus:
+        return [{} for _ in range(at_once)]
+    if at_once > len(gpus):
+        raise RequestError(f"trials_at_once {at_once}: allowed is at most {len(gpus)}, one a GPU")
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in gpus[:at_once]]

@@ -1,0 +1,96 @@
+"""What a sweep by the user's trainer leaves: its command with the chosen values, and a card."""
+
+import shlex
+import shutil
+from typing import Any
+
+from rankwise.decide import Decision
+from rankwise.decide.summary import decision_sentences
+from rankwise.formatting import how_sure
+from rankwise.lora.alpha import whole_as_int
+from rankwise.store.directory import SweepStore, write_whole
+from rankwise.store.records import TrialRecord, read_trial
+from rankwise.trainers.command import Command
+from rankwise.trainers.engine import as_word
+from rankwise.trainers.tools import ToolCommand
+
+CARD = """---
+library_name: peft
+tags: [lora, rankwise]
+---
+
+# LoRA adapter of rank {rank}{mark}
+
+{sentences}
+
+Trained by the command in `export/command.txt` of the sweep: rank {rank}, `lora_alpha` {alpha:g},
+learning rate {rate:g}, seed {seed}.
+"""
+
+
+def write_trainer_exports(
+    store: SweepStore,
+    command: Command | ToolCommand,
+    trial_name: str | None,
+    decision: Decision,
+) -> None:
+    """Write ``export/`` and the card in ``best/``; remove ``export/`` if no rank is recommended.
+
+    Raises:
+        RankwiseError: A file cannot be written.
+    """
+    directory = store.directory
+    shutil.rmtree(directory / "export", ignore_errors=True)
+    if trial_name is None:
+        return
+    chosen = trained = read_trial(directory / "trials" / trial_name)
+    if chosen.truncated_from is not None:
+        trained = read_trial(directory / "trials" / chosen.truncated_from)
+    notes = "".join(f"# {line}\n" for line in _notes(decision, chosen, trained))
+    for name, text in chosen_files(command, trained).items():
+        write_whole(directory / "export" / name, (notes + text).encode())
+    sentences = "\n\n".join(decision_sentences(decision, "score")[:2])
+    card = CARD.format(
+        rank=chosen.rank,
+        mark=" (provisional)" if decision.provisional else "",
+        sentences=sentences,
+        alpha=trained.lora_alpha,
+        rate=trained.learning_rate,
+        seed=trained.seed,
+    )
+    write_whole(directory / "best" / "README.md", card.encode())
+
+
+def chosen_files(command: Command | ToolCommand, trained: TrialRecord) -> dict[str, str]:
+    """Return the user's command with the values of a trial, and a tool's file with them."""
+    values: dict[str, Any] = {
+        "rank": trained.rank,
+        "lora_alpha": whole_as_int(float(trained.lora_alpha)),
+        "learning_rate": trained.learning_rate,
+        "seed": trained.seed,
+        "use_rslora": trained.use_rslora,
+        "trial": trained.name,
+        "out": "adapter",
+        "train_data": "train_data.jsonl",
+    }
+    files, name = {}, command.config_name
+    if isinstance(command, ToolCommand):
+        name = command.file.path.name
+        own = {**values, "train_data": command.data}  # all of the data
+        files[name] = command.config_text(own)
+    texts = {each: as_word(value) for each, value in values.items()}
+    files["command.txt"] = shlex.join(command.fill({**texts, "config": name})) + "\n"
+    return files
+
+
+def _notes(decision: Decision, chosen: TrialRecord, trained: TrialRecord) -> list[str]:
+    rank, doubt = chosen.rank, ""
+    if decision.provisional:
+        known = how_sure(decision.confidence_reached, decision.confidence)
+        doubt = f"PROVISIONAL ({known}): another rank may be better. "
+    if trained is not chosen:
+        return [
+            f"{doubt}Train at rank {trained.rank}, then truncate: "
+            f"rankwise resize adapter OUT --rank {rank}"
+        ]
+    return [f"{doubt}Rank {rank}, with the best learning rate tried for this rank."]

@@ -1,0 +1,202 @@
+"""Known tools as trainers: Axolotl, LLaMA-Factory and TRL train from a YAML file of the user.
+
+Names of settings: Axolotl 0.19's ``AxolotlInputConfig``, LLaMA-Factory 0.9.5's argument classes,
+TRL 1.16's ``ModelConfig`` and the ``TrainingArguments`` of transformers.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import RequestError, shown, some
+from rankwise.lora.alpha import whole_as_int
+from rankwise.trainers.command import VALUES, Command, parse_command
+from rankwise.trainers.config_file import ConfigFile
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool that trains from a YAML file.
+
+    Attributes:
+        words: its command, without the file.
+        keys: its names of a trial's values.
+        base: its name of the base model.
+        needed: settings with the values that a sweep needs.
+        refused: settings that contradict a sweep, each with the reason.
+    """
+
+    words: tuple[str, ...]
+    keys: Mapping[str, str]
+    base: str
+    needed: Mapping[str, tuple[object, ...]]
+    refused: Mapping[str, str]
+
+
+SHARED_KEYS = {
+    "lora_alpha": "lora_alpha",
+    "learning_rate": "learning_rate",
+    "seed": "seed",
+    "out": "output_dir",
+}
+PUSHES = "would push every trial to a hub"
+CONTINUES = "would start trials from an adapter that is trained already"
+MERGES = "would merge the adapter, which rankwise judges"
+TRL = Tool(
+    words=("trl",),
+    keys={**SHARED_KEYS, "rank": "lora_r", "use_rslora": "use_rslora"},
+    base="model_name_or_path",
+    needed={"use_peft": (True,)},
+    refused={"push_to_hub": PUSHES, "resume_from_checkpoint": CONTINUES},
+)
+TOOLS = {
+    "axolotl": Tool(
+        words=("axolotl", "train"),
+        keys={**SHARED_KEYS, "rank": "lora_r", "use_rslora": "peft_use_rslora"},
+        base="base_model",
+        needed={"adapter": ("lora", "qlora")},
+        refused={
+            "hub_model_id": PUSHES,
+            "lora_model_dir": CONTINUES,
+            "resume_from_checkpoint": CONTINUES,
+            "auto_resume_from_checkpoints": CONTINUES,
+            "merge_lora": MERGES,
+            "lora_rank_pattern": "would give layers ranks of their own",
+        },
+    ),
+    "llama-factory": Tool(
+        words=("llamafactory-cli", "train"),
+        keys={**SHARED_KEYS, "rank": "lora_rank", "use_rslora": "use_rslora"},
+        base="model_name_or_path",
+        needed={"finetuning_type": ("lora",), "do_train": (True,)},
+        refused={
+            "push_to_hub": PUSHES,
+            "adapter_name_or_path": CONTINUES,
+            "resume_from_checkpoint": CONTINUES,
+            "export_dir": MERGES,
+        },
+    ),
+}
+TRL_METHODS = ("sft", "dpo", "grpo", "kto", "reward", "rloo")
+
+
+@dataclass(frozen=True)
+class ToolCommand:
+    """A tool and the user's file for it; each trial has a copy with its own values.
+
+    Attributes:
+        name: the tool, as the request names it.
+        tool: how it is called.
+        file: the user's file.
+        data: the data of the sweep; where the file names them, a trial trains on their training
+            part.
+    """
+
+    name: str
+    tool: Tool
+    file: ConfigFile
+    data: str | None
+
+    config_name = "config.yaml"
+
+    def has(self, name: str) -> bool:
+        """Return whether each trial is told this value."""
+        return name in VALUES or (name == "train_data" and bool(self._own_data))
+
+    def fill(self, texts: Mapping[str, str]) -> list[str]:
+        """Return the command of a trial."""
+        words = self.tool.words
+        if words == TRL.words:
+            method = self.name.partition(" ")[2] or TRL_METHODS[0]
+            return [*words, method, "--config", texts["config"]]
+        return [*words, texts["config"]]
+
+    def config_text(self, values: Mapping[str, Any]) -> str:
+        """Return the file of a trial."""
+        changed = {key: values[name] for name, key in self.tool.keys.items()}
+        changed["lora_alpha"] = whole_as_int(float(values["lora_alpha"]))
+        if not values["use_rslora"] and self.tool.keys["use_rslora"] not in self.file.values:
+            del changed[self.tool.keys["use_rslora"]]
+        return self.file.changed(changed, {text: values["train_data"] for text in self._own_data})
+
+    @property
+    def _own_data(self) -> set[str]:
+        """Texts in the file that name the sweep's data."""
+        if self.data is None:
+            return set()
+        wanted = Path(self.data).resolve()
+        return {text for text in _texts(self.file.values) if Path(text).resolve() == wanted}
+
+
+def _texts(content: Any) -> set[str]:
+    """Return all texts in a file's content that may be paths."""
+    if isinstance(content, dict):
+        return set().union(*map(_texts, content.values()))
+    if isinstance(content, list):
+        return set().union(*map(_texts, content))
+    return {content} if isinstance(content, str) and content and "\0" not in content else set()
+
+
+def find_tool(name: str) -> Tool | None:
+    """Return the tool of a name such as ``axolotl``, ``trl`` or ``trl dpo``; None for a command."""
+    words = name.split()
+    if words[:1] == ["trl"] and (words[1:] == [] or (len(words) == 2 and words[1] in TRL_METHODS)):
+        return TRL
+    return TOOLS.get(name)
+
+
+def parse_trainer(trainer: str, config: Path | None, data: Any = None) -> "Command | ToolCommand":
+    """Return the trainer that a request names: a command, or a tool with the user's file.
+
+    Raises:
+        RequestError: the command or the file cannot serve a sweep.
+    """
+    tool = find_tool(trainer)
+    if tool is None:
+        if config is not None:
+            raise RequestError(
+                f"trainer_config goes with the trainers {', '.join(TOOLS)} and trl; a command "
+                "names its own files"
+            )
+        return parse_command(trainer)
+    if config is None:
+        raise RequestError(f"trainer {trainer!r} needs its own YAML file: add --trainer-config")
+    file = read_tool_file(trainer, tool, config)
+    if shutil.which(tool.words[0]) is None:
+        raise RequestError(f"trainer {trainer!r}: command {tool.words[0]!r} not found; install it")
+    return ToolCommand(trainer, tool, file, None if data is None else str(data))
+
+
+def read_tool_file(trainer: str, tool: Tool, path: Path) -> ConfigFile:
+    """Read the user's file for a tool.
+
+    Raises:
+        RequestError: it cannot be read, or contradicts a sweep.
+    """
+    file, label = ConfigFile(path), f"trainer_config {str(path)!r}"
+    for key, allowed in tool.needed.items():
+        value = file.values.get(key)
+        if value not in allowed:
+            says = f"has no {key}" if value is None else f"has {key}: {json.dumps(value)}"
+            words = some([f"{key}: {json.dumps(each)}" for each in allowed])
+            raise RequestError(f"{label} {says}; {trainer} trains a LoRA adapter with {words}")
+    for key, problem in tool.refused.items():
+        if file.values.get(key):
+            value = shown(file.values[key])
+            raise RequestError(f"{label}: {key} {value} {problem}; take it out of the file")
+    if not isinstance(file.values.get(tool.base), str):
+        raise RequestError(f"{label} has no {tool.base}, the base model; add it")
+    return file
+
+
+def notes_on_file(command: ToolCommand) -> list[str]:
+    """Return what of the user's file does not hold in a sweep."""
+    keys = command.tool.keys
+    replaced = [key for key in keys.values() if key in command.file.values]
+    notes = [f"{some(replaced, 9)} of {command.file.path.name} are replaced in every trial"]
+    if command.file.values.get("seed") is not None:
+        notes.append("its seed is that of no trial: seeds of trials are 0, 1 and so on")
+    return notes

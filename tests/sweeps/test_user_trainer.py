@@ -1,0 +1,202 @@
+"""Sweeps by a user's trainer, over a tiny language model; the trainer is a script without torch."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import rankwise
+from rankwise import RankwiseError, RequestError, SweepConfig
+from rankwise.store.records import read_evidence
+from rankwise.sweeps.config import make_config
+from rankwise.sweeps.dry_run import dry_run
+from rankwise.sweeps.run import open_run
+from tests.factories import Notes
+from tests.tiny_models import make_dialogues, save_tiny_lm
+from tests.trainers.stubs import COMMAND, SCRIPT
+
+RATE = 1e-2
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a sweep by a script that leaves the adapters that our engine trained."""
+    place = tmp_path_factory.mktemp("inputs")
+    data = place / "dialogues.jsonl"
+    pd.DataFrame(make_dialogues(400)).to_json(data, orient="records", lines=True)
+    model = str(save_tiny_lm("llama", place / "model"))
+    settings = {"model": model, "data": data, "ranks": (2, 4), "learning_rate": RATE}
+    rankwise.sweep(**settings, seeds=1, out=place / "ours")
+    for rank in (2, 4):
+        adapter = place / "ours" / "trials" / f"r{rank}-lr{RATE:g}-seed0" / "adapter"
+        shutil.copytree(adapter, place / f"r{rank}")
+    return {**settings, "margin": 0.5, "trainer": f"{COMMAND} --copy {shlex.quote(str(place))}"}
+
+
+def test_a_sweep_by_a_user_s_trainer(inputs: dict[str, Any], tmp_path: Path) -> None:
+    out, notes = tmp_path / "out", Notes()
+    result = rankwise.sweep(**inputs, out=out, progress=notes)
+    assert result.decision.recommended == 2
+    names = sorted(path.name for path in (out / "trials").glob("[!.]*"))
+    assert names == [f"r{rank}-lr0.01-seed{seed}" for rank in (2, 4) for seed in (0, 1)]
+    assert not list((out / "trials").glob(".running-*"))
+    trial = out / "trials" / names[0]
+    assert "training rank 2 at 0.01" in (trial / "log.txt").read_text()
+    assert (trial / "out/adapter_config.json").exists()
+    assert "epochs" not in json.loads((trial / "config.json").read_text())
+    assert any("the trainer must not train on them: pass it {train_data}" in x for x in notes.notes)
+    ours = read_evidence(inputs["data"].parent / "ours").query("rank == 2")
+    kept = result.evidence.query("rank == 2 and seed == 0").set_index("example_id")
+    np.testing.assert_allclose(
+        kept["loss"], ours.set_index("example_id")["loss"].loc[kept.index], rtol=1e-5
+    )
+    command = (out / "export/command.txt").read_text()
+    assert command.splitlines()[-1].startswith(shlex.join([sys.executable, str(SCRIPT)]))
+    assert "--rank 2 --alpha 2 --lr 0.01" in command
+    assert "Trained by the command" in (out / "best/README.md").read_text()
+    assert inputs["trainer"].split()[0] in (out / "report.html").read_text()
+
+
+def test_once_truncates_what_the_trainer_left(inputs: dict[str, Any], tmp_path: Path) -> None:
+    result = rankwise.sweep(**inputs, out=tmp_path / "out", seeds=1, strategy="once")
+    trials = {path.name for path in (tmp_path / "out/trials").glob("[!.]*")}
+    assert trials == {"r2-lr0.01-seed0", "r4-lr0.01-seed0"}
+    logs = [path.parent.name for path in (tmp_path / "out/trials").glob("*/log.txt")]
+    assert logs == ["r4-lr0.01-seed0"]
+    assert result.decision.question == "keep"
+
+
+def test_a_stopped_sweep_runs_only_what_is_missing(inputs: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    broken = tmp_path / "broken"
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(
+        f"import runpy, sys\nfrom pathlib import Path\n"
+        f"assert not Path({str(broken)!r}).exists() or '--rank 2' in ' '.join(sys.argv)\n"
+        f"sys.argv[0] = {str(SCRIPT)!r}\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    request = {**inputs, "trainer": inputs["trainer"].replace(str(SCRIPT), str(wrapper))}
+    broken.touch()
+    with pytest.raises(RankwiseError, match=r"r4.*seed0 and r4.*seed0 failed alike"):
+        rankwise.sweep(**{**request, "learning_rate": (RATE, 2 * RATE)}, out=out)
+    done = {path.name: path.stat().st_ino for path in (out / "trials").glob("[!.]*")}
+    assert done and not any(name.startswith("r4") for name in done)
+    broken.unlink()
+    result = rankwise.sweep(**{**request, "learning_rate": (RATE, 2 * RATE)}, out=out)
+    after = {path.name: path.stat().st_ino for path in (out / "trials").glob("[!.]*")}
+    assert done.items() <= after.items()
+    assert set(result.evidence["rank"]) == {2, 4}
+    assert not result.evidence["diverged"].any()
+
+
+def test_a_failed_trial_is_recorded_and_named_in_the_decision(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    request = {**inputs, "trainer": f"{inputs['trainer']} --do fail --only 4", "seeds": 1}
+    result = rankwise.sweep(**request, out=tmp_path / "out")
+    trial = tmp_path / "out/trials/r4-lr0.01-seed0"
+    assert "ValueError: no such file" in json.loads((trial / "config.json").read_text())["failed"]
+    assert "Traceback" in (trial / "log.txt").read_text()
+    assert any("1 trial failed and counts as diverged" in text for text in result.decision.caveats)
+
+
+def test_the_training_part_is_written_for_the_trainer(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    copy = f"{sys.executable} -c 'import shutil, sys; shutil.copy(*sys.argv[1:3])'"
+    command = f"{copy} {{train_data}} {{out}} {{rank}} {{seed}} {{learning_rate}}"
+    request = {**inputs, "trainer": command, "train_examples": 30, "out": tmp_path / "out"}
+    with open_run(SweepConfig(**request), Notes()) as run:
+        from rankwise.engine.trial import Trial
+
+        trial = Trial(rank=2, seed=0, learning_rate=1e-3, lora_alpha=2)
+        (finished,) = run.engine.train([trial])
+        held_out = {str(run.task.held_out.inputs[0])}
+    assert finished.failed is not None  # it left no adapter
+    rows = pd.read_json(finished.files["out"] / "train_data.jsonl", lines=True)
+    whole = pd.read_json(inputs["data"], lines=True)
+    assert len(rows) == 30
+    assert rows["messages"].map(str).isin(set(whole["messages"].map(str))).all()
+    assert not held_out & set(rows["messages"].map(str))
+
+
+def test_a_dry_run_prints_the_commands(inputs: dict[str, Any], tmp_path: Path) -> None:
+    planned = dry_run(SweepConfig(**inputs, out=tmp_path / "out"))
+    assert [shlex.split(line)[3] for line in planned.commands] == ["2", "4"]
+    assert f"{tmp_path}/out/trials/.running-r2-lr0.01-seed0/out" in planned.commands[0]
+    assert (planned.seconds, planned.ranks[0].train_seconds) == (None, None)
+    json.loads(planned.as_json())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epochs": 3, "lora_dropout": 0.1}, ["epochs", "lora_dropout", "trainer decides"]),
+        ({"target_modules": "attention"}, ["target_modules", "trainer decides"]),
+        ({"model": None}, ["model", "--model"]),
+        ({"data": None}, ["data", "--data"]),
+        ({"train_examples": 30}, ["train_examples", "{train_data}"]),
+        ({"trials_at_once": 0}, ["trials_at_once", "at least 1"]),
+        ({"trial_timeout": -1}, ["trial_timeout", "above 0"]),
+        ({"trainer": "python x {rank} {out} {learning_rate}"}, ["{seed}", "--seeds 1"]),
+        ({"trainer": "python x {rank} {out} {seed}"}, ["{learning_rate}", "--learning-rate"]),
+        ({"trainer": None, "trials_at_once": 2}, ["trials_at_once goes with trainer"]),
+    ],
+)
+def test_requests_that_a_trainer_cannot_honour(
+    settings: dict[str, object], words: list[str]
+) -> None:
+    values = {"model": "m", "data": "d.jsonl", "trainer": COMMAND, **settings}
+    with pytest.raises(RequestError) as caught:
+        make_config(values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+FAKE_AXOLOTL = """#!{python}
+import sys
+import shutil
+import yaml
+content = yaml.safe_load(open(sys.argv[2]))
+assert sys.argv[1] == "train"
+print(content["datasets"][0]["path"])
+source = {place!r} + "/r" + str(content["lora_r"])
+shutil.copytree(source, content["output_dir"], dirs_exist_ok=True)
+"""
+
+
+def test_a_sweep_by_axolotl_s_command(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of its name that reads its file and copies an adapter."""
+    program = tmp_path / "axolotl"
+    program.write_text(FAKE_AXOLOTL.format(python=sys.executable, place=str(inputs["data"].parent)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    config = tmp_path / "my.yml"
+    config.write_text(
+        f"base_model: {inputs['model']}\nadapter: lora\nlora_r: 16  # as everyone\n"
+        f"datasets:\n  - path: {inputs['data']}\n    type: chat_template\n"
+    )
+    out = tmp_path / "out"
+    request = {**inputs, "trainer": "axolotl", "trainer_config": config, "seeds": 1}
+    result = rankwise.sweep(**request, out=out)
+    assert result.decision.recommended == 2
+    log = (out / "trials/r4-lr0.01-seed0/log.txt").read_text()
+    assert log == f"{out}/train_data.jsonl\n"
+    exported = (out / "export/my.yml").read_text()
+    assert "lora_r: 2  # as everyone" in exported
+    assert f"- path: {inputs['data']}" in exported  # all of it
+    assert (out / "export/command.txt").read_text().splitlines()[-1] == "axolotl train my.yml"
+    again = tmp_path / "moved.yml"
+    again.write_text(config.read_text() + "num_epochs: 3\n")
+    with pytest.raises(RequestError, match="another request: trainer_config"):
+        rankwise.sweep(**{**request, "trainer_config": again}, out=out)

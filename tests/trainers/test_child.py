@@ -1,0 +1,109 @@
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rankwise.trainers import child as module
+from rankwise.trainers.child import (
+    PID_FILE,
+    Child,
+    end_leftover,
+    ending_on_signals,
+    last_lines,
+    stop_all,
+)
+from tests.trainers.stubs import is_gone
+
+SLEEPERS = """
+import subprocess, sys, time
+inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(inner.pid, flush=True)
+time.sleep(60)
+"""
+STUBBORN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SLEEPERS
+
+
+def start(code: str, place: Path, **environment: str) -> Child:
+    return Child([sys.executable, "-c", code], place / "log.txt", environment, place)
+
+
+def inner_pid(place: Path) -> int:
+    deadline = time.monotonic() + 20
+    while not (lines := last_lines(place / "log.txt", 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return int(lines[0])
+
+
+def wait(child: Child) -> int:
+    deadline = time.monotonic() + 20
+    while (code := child.exit_code()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return code
+
+
+def test_output_errors_and_exit_code(tmp_path: Path) -> None:
+    code = "import os, sys; print(os.environ['SET']); sys.stderr.write('bad\\n'); sys.exit(3)"
+    child = start(code, tmp_path, SET="here")
+    assert wait(child) == 3
+    assert last_lines(tmp_path / "log.txt", 5) == ["here", "bad"]
+
+
+def test_what_a_child_leaves_running_ends_with_it(tmp_path: Path) -> None:
+    child = start(SLEEPERS.replace("time.sleep(60)\n", "pass\n"), tmp_path)
+    assert wait(child) == 0
+    assert is_gone(inner_pid(tmp_path))
+
+
+def test_interrupting_ends_the_child_and_its_group(tmp_path: Path) -> None:
+    child = start(SLEEPERS, tmp_path)
+    inner = inner_pid(tmp_path)
+    stop_all([child])
+    assert "KeyboardInterrupt" in (tmp_path / "log.txt").read_text()
+    assert is_gone(inner)
+
+
+def test_a_child_that_ignores_the_interruption_is_killed_after_the_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
+    child = start(STUBBORN, tmp_path)
+    inner = inner_pid(tmp_path)
+    stop_all([child])
+    assert child.process.returncode == -signal.SIGKILL
+    assert is_gone(inner)
+
+
+def test_the_child_of_a_killed_sweep_is_ended_later(tmp_path: Path) -> None:
+    child = start(SLEEPERS, tmp_path)
+    inner = inner_pid(tmp_path)
+    noted = json.loads((tmp_path / PID_FILE).read_text())
+    other = {**noted, "started": noted["started"] - 100}  # another process with this number
+    (tmp_path / PID_FILE).write_text(json.dumps(other))
+    end_leftover(tmp_path)
+    assert child.exit_code() is None
+    (tmp_path / PID_FILE).write_text(json.dumps(noted))
+    end_leftover(tmp_path)
+    child.process.wait(10)
+    assert is_gone(inner)
+    end_leftover(tmp_path / "absent")
+
+
+def test_a_termination_is_an_exception_inside_the_block() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, ending_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_last_lines_of_a_log_with_a_progress_bar(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"first\n\n 1%|\r 50%|\r100%|\n\xff end\n")
+    assert last_lines(tmp_path / "log", 2) == ["100%|", "\N{REPLACEMENT CHARACTER} end"]
+    assert last_lines(tmp_path / "absent", 2) == []

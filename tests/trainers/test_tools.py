@@ -1,0 +1,134 @@
+"""Files of known tools: a trial's values under each tool's own names, held to its schema."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rankwise.errors import RequestError
+from rankwise.trainers.tools import ToolCommand, notes_on_file, parse_trainer
+from tests.exports.tools import SCHEMAS, assert_known
+
+AXOLOTL = {"base_model": "some/model", "adapter": "qlora", "load_in_4bit": True, "lora_r": 16, "lora_alpha": 32,
+           "seed": 42, "datasets": [{"path": "chats.jsonl", "type": "chat_template"}]}  # fmt: skip
+LLAMA_FACTORY = {"model_name_or_path": "some/model", "stage": "sft", "do_train": True, "finetuning_type": "lora",
+                 "lora_rank": 8, "dataset": "mine", "template": "chatml"}  # fmt: skip
+TRL = {
+    "model_name_or_path": "some/model",
+    "use_peft": True,
+    "lora_r": 16,
+    "dataset_name": "chats.jsonl",
+}
+FILES = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "trl": TRL, "trl dpo": TRL}
+VALUES = {"rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-05, "seed": 1, "use_rslora": False,
+          "out": "/out", "trial": "r4", "train_data": "/sweep/train_data.jsonl"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of the tools' names, found first."""
+    bin_directory = tmp_path / "bin"
+    bin_directory.mkdir()
+    for name in ("axolotl", "llamafactory-cli", "trl"):
+        program = bin_directory / name
+        program.write_text(f"#!{sys.executable}\n")
+        program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{bin_directory}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+
+
+def parse(name: str, path: Path, data: str | None = "chats.jsonl", **changes: Any) -> ToolCommand:
+    content = {key: value for key, value in {**FILES[name], **changes}.items() if value != "absent"}
+    (path / "my.yml").write_text(yaml.safe_dump(content))
+    command = parse_trainer(name, path / "my.yml", data)
+    assert isinstance(command, ToolCommand)
+    return command
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("axolotl", ["axolotl", "train", "/c.yaml"]),
+        ("llama-factory", ["llamafactory-cli", "train", "/c.yaml"]),
+        ("trl", ["trl", "sft", "--config", "/c.yaml"]),
+        ("trl dpo", ["trl", "dpo", "--config", "/c.yaml"]),
+    ],
+)
+def test_each_tool_has_its_command(tmp_path: Path, name: str, words: list[str]) -> None:
+    assert parse(name, tmp_path).fill({"config": "/c.yaml"}) == words
+
+
+def test_axolotl_s_file_of_a_trial(tmp_path: Path) -> None:
+    content = yaml.safe_load(parse("axolotl", tmp_path).config_text(VALUES))
+    assert content == {
+        **AXOLOTL, "lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-05, "seed": 1, "output_dir": "/out",
+        "datasets": [{"path": "/sweep/train_data.jsonl", "type": "chat_template"}],
+    }  # fmt: skip
+    assert_known(content, SCHEMAS["axolotl"]["fields"])
+
+
+def test_llama_factory_s_file_of_a_trial(tmp_path: Path) -> None:
+    command = parse("llama-factory", tmp_path)
+    content = yaml.safe_load(command.config_text({**VALUES, "use_rslora": True}))
+    assert content == {
+        **LLAMA_FACTORY, "lora_rank": 4, "lora_alpha": 8, "learning_rate": 1e-05, "seed": 1, "output_dir": "/out",
+        "use_rslora": True,
+    }  # fmt: skip
+    assert_known(content, SCHEMAS["llamafactory"]["fields"])
+    assert not command.has("train_data")  # its file names a data set, and that is not --data
+
+
+def test_trl_reads_a_trial_s_file(tmp_path: Path) -> None:
+    """With TRL's own parser, as ``trl sft --config`` does."""
+    from tests.exports.tools import parse_with_trl
+
+    text = parse("trl", tmp_path).config_text(VALUES)
+    script, training, model, _ = parse_with_trl(text, tmp_path)
+    assert script.dataset_name == "/sweep/train_data.jsonl"
+    assert (model.lora_r, model.lora_alpha, model.use_peft) == (4, 8, True)
+    assert (training.seed, training.output_dir, training.learning_rate) == (1, "/out", 1e-05)
+
+
+def test_what_of_the_file_does_not_hold_is_said(tmp_path: Path) -> None:
+    first, second = notes_on_file(parse("axolotl", tmp_path))
+    assert first == "lora_alpha, seed, lora_r of my.yml are replaced in every trial"
+    assert "seed" in second
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("axolotl", {"adapter": "absent"}, ["has no adapter", 'adapter: "lora"']),
+        ("axolotl", {"adapter": "prefix"}, ['has adapter: "prefix"']),
+        ("axolotl", {"hub_model_id": "me/x"}, ["hub_model_id 'me/x'", "push"]),
+        ("axolotl", {"merge_lora": True}, ["merge_lora", "merge"]),
+        ("axolotl", {"lora_model_dir": "a"}, ["lora_model_dir", "trained already"]),
+        ("axolotl", {"base_model": "absent"}, ["has no base_model"]),
+        ("llama-factory", {"finetuning_type": "full"}, ["finetuning_type"]),
+        ("llama-factory", {"do_train": "absent"}, ["do_train: true"]),
+        ("llama-factory", {"push_to_hub": True}, ["push_to_hub"]),
+        ("trl", {"use_peft": False}, ["use_peft: false", "use_peft: true"]),
+    ],
+)
+def test_files_that_contradict_a_sweep(
+    tmp_path: Path, name: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(name, tmp_path, **changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_tool_and_its_file_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="add --trainer-config"):
+        parse_trainer("axolotl", None)
+    (tmp_path / "my.yml").write_text(yaml.safe_dump(AXOLOTL))
+    with pytest.raises(RequestError, match="trainer_config goes with"):
+        parse_trainer(f"{sys.executable} {{rank}} {{out}}", tmp_path / "my.yml")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(RequestError, match="'axolotl' not found"):
+        parse_trainer("axolotl", tmp_path / "my.yml")
