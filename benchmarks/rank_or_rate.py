@@ -1,6 +1,6 @@
 """Is a task short of rank, of a better learning rate, or of steps? What each gains, on eight tasks.
 
-    python benchmarks/rank_or_rate.py [--tasks genre-800,...] [--out DIR]
+    python benchmarks/rank_or_rate.py [--tasks genre-800,...] [--minutes 40] [--out DIR]
     python benchmarks/rank_or_rate.py --print benchmarks/results/rank_or_rate.json
 
 At rank 8 the learning rate is searched with one seed by factors of two from the first guess
@@ -11,12 +11,13 @@ seeds. A gain is the fall of the held-out loss, paired over examples and seeds; 
 covers both.
 
 Trials are kept in --out, and the same command resumes an interrupted run. Results are written after
-each task.
+each task; with --minutes, what is trained by then is written, and the rest is left to a later run.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from rankwise.decide.pairwise import Comparison
 from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import carried_rate, first_rate, parse_alpha_policy
 from rankwise.report.progress_bar import ProgressBar
+from rankwise.store.records import read_trial_evidence
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.run import open_run
 from rankwise.sweeps.run_context import Run
@@ -91,6 +93,7 @@ def main() -> None:
     """Run what is missing, then print all results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", default=",".join(CHEAPEST_FIRST))
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no trial after these")
     parser.add_argument("--out", type=Path, default=Path("rank-or-rate-out"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
@@ -107,26 +110,34 @@ def main() -> None:
     results: dict[str, Any] = {"tasks": {}}
     if options.results.exists():  # tasks that were run before
         results = json.loads(options.results.read_text())
+    end = time.monotonic() + 60 * options.minutes
     for name in options.tasks.split(","):
-        results["tasks"][name] = run_task(name, options.out)
+        content = run_task(name, options.out, end)
+        if content is None:  # the search for its rate is not complete
+            continue
+        results["tasks"][name] = content
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     show(results)
 
 
-def run_task(name: str, out: Path) -> dict[str, Any]:
-    """Train what is missing of a task; return its cells and gains."""
+def run_task(name: str, out: Path, end: float) -> dict[str, Any] | None:
+    """Train what is missing of a task until the time is over; return its cells and gains."""
     task = TASKS[name]
     config = task.sweep_config(out, ranks=(SMALL, RANK, LARGE), seeds=SEEDS, out=out / name)
     with ProgressBar() as progress, open_run(config, progress) as run:
         progress.note(name)
         guess = _round(first_rate(RANK, ALPHA, run.task.objective.task_type))
-        cells = search(run, guess)
+        cells = search(run, guess, end)
+        if cells is None:
+            return None
         best = best_learning_rate(pd.concat(cells.values(), ignore_index=True))
         assert best is not None  # the search goes down until a rate does not diverge
         again = (best, _round(best / 2), guess)
-        cells |= train(run, [cell for cell in cells if cell.learning_rate in again], SEEDS)
-        cells |= train(run, further_cells(best, steps_too=task.is_language_model), SEEDS)
+        cells |= train(run, [cell for cell in cells if cell.learning_rate in again], SEEDS, end)
+        further = further_cells(best, steps_too=task.is_language_model)
+        cells |= train(run, further, SEEDS, end)
+        is_complete = set(further) <= set(cells)
         usable = {cell: table for cell, table in cells.items() if not table["diverged"].any()}
         examples = len(run.task.held_out)
         unit = run.task.objective.unit
@@ -135,6 +146,7 @@ def run_task(name: str, out: Path) -> dict[str, Any]:
         for cell, table in usable.items()
     }
     return {
+        "complete": is_complete,
         "question": task.question,
         "train_examples": task.train_examples,
         "held_out_examples": examples,
@@ -156,12 +168,17 @@ def run_task(name: str, out: Path) -> dict[str, Any]:
     }
 
 
-def search(run: Run, guess: float) -> dict[Cell, pd.DataFrame]:
-    """Try rates at the searched rank with one seed until the best lies between two others."""
+def search(run: Run, guess: float, end: float) -> dict[Cell, pd.DataFrame] | None:
+    """Try rates at the searched rank with one seed until the best lies between two others.
+
+    Returns None if the time is over before.
+    """
     steps = {-1, 0, 1}
     while True:
         rates = {step: _round(guess * 2.0**step) for step in sorted(steps)}
-        tried = train(run, [Cell(RANK, rate) for rate in rates.values()], 1)
+        tried = train(run, [Cell(RANK, rate) for rate in rates.values()], 1, end)
+        if len(tried) < len(rates):
+            return None
         best = best_learning_rate(pd.concat(tried.values(), ignore_index=True))
         middle = min(steps) if best is None else next(s for s in steps if rates[s] == best)
         more = {middle - 1, middle + 1} - steps
@@ -182,21 +199,29 @@ def further_cells(rate: float, *, steps_too: bool) -> list[Cell]:
     return cells
 
 
-def train(run: Run, cells: Sequence[Cell], seeds: int) -> dict[Cell, pd.DataFrame]:
-    """Train the missing trials of some cells; return the evidence of each cell."""
+def train(run: Run, cells: Sequence[Cell], seeds: int, end: float) -> dict[Cell, pd.DataFrame]:
+    """Train the missing trials of some cells until the time is over.
+
+    Returns the evidence of each cell that is complete.
+    """
     trials = [cell.trial(seed) for cell in cells for seed in range(seeds)]
     complete = set(run.store.trial_names())
     missing = [trial for trial in trials if trial.name not in complete]
     run.progress.plan(len(complete), len(complete) + len(missing))
-    for finished in run.engine.train(missing):
-        run.store.add(finished, {})
-        run.progress.trial(finished)
+    while missing and time.monotonic() < end:
+        pack = missing[: run.engine.pack_size]
+        for finished in run.engine.train(pack):
+            run.store.add(finished, {})
+            run.progress.trial(finished)
+        missing = missing[len(pack) :]
+    left = {trial.name for trial in missing}
     return {
         cell: pd.concat(
-            pd.read_parquet(run.store.trials_directory / cell.trial(seed).name / "evidence.parquet")
+            read_trial_evidence(run.store.trials_directory / cell.trial(seed).name)
             for seed in range(seeds)
         )
         for cell in cells
+        if not any(cell.trial(seed).name in left for seed in range(seeds))
     }
 
 
@@ -215,7 +240,7 @@ def gains(losses: Mapping[Cell, np.ndarray], guess: float, best: float) -> list[
     )
     cells = {(cell.rank, cell.steps): cell for cell in losses if cell.rank != RANK}
     cells |= {(RANK, cell.steps): cell for cell in losses if cell == (RANK, best, cell.steps)}
-    base = cells[RANK, 1]
+    base = cells.get((RANK, 1))
     pairs: list[tuple[str, Cell | None, Cell | None]] = [
         ("best rate over half of it", _at_rate(losses, best / 2), base),
         ("best rate over the first guess", _at_rate(losses, guess), base),
@@ -244,8 +269,10 @@ def verdict(cells: Mapping[Cell, pd.DataFrame], best: float) -> dict[str, Any]:
     """Return what the task is short of by the rules of `rankwise.decide.needs`."""
     swept = pd.concat(table for cell, table in cells.items() if cell.steps == 1)
     results = read_rank_results(swept.reset_index(drop=True))
-    (longer,) = read_rank_results(cells[Cell(RANK, best, 2)].reset_index(drop=True))
-    further = FurtherTrial(longer, steps=2, sweep_steps=1)
+    longer, further = cells.get(Cell(RANK, best, 2)), None
+    if longer is not None:
+        (one,) = read_rank_results(longer.reset_index(drop=True))
+        further = FurtherTrial(one, steps=2, sweep_steps=1)
     needs = find_needs(results, RANK, LOSS_MARGIN, CONFIDENCE, further=further)
     return {"short_of": short_of(needs), "needs": {need.name: need.state for need in needs}}
 
@@ -280,6 +307,8 @@ def show(results: dict[str, Any]) -> None:
         table.add_row(task, *(_cell(by_name.get(name)) for name in names), content["short_of"])
     console.print(table)
     for task, content in tasks.items():
+        if not content["complete"]:
+            console.print(f"{task}: not complete, the same command trains the rest")
         further = [gain for gain in content["gains"] if gain["of"] not in names]
         table = Table(title=f"{task}: {content['question']}")
         for column in ("rank", "learning rate", "steps", "held-out loss", "seeds", "score"):
