@@ -60,7 +60,8 @@ class FinishedTrial:
     # For each optimizer step: step, epoch, train_loss, learning_rate and grad_norm.
     steps: list[dict[str, float]] = field(default_factory=list)
     failed: str | None = None  # how it failed, if it did; it counts as diverged then
-    files: Mapping[str, Path] = field(default_factory=dict)  # to move into its directory
+    # Further files to move into its directory; what lies beside them is removed then.
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

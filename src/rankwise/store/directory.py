@@ -108,6 +108,8 @@ class SweepStore:
             for file, source in finished.files.items():
                 os.replace(source, partial / file)
             os.replace(partial, parent / name)
+            for source in finished.files.values():
+                shutil.rmtree(source.parent, ignore_errors=True)
             self.checkpoints.forget(self.trial_names())
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)

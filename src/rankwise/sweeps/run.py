@@ -204,6 +204,8 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
         complete, expected = len(store.trial_names()), strategy.expected_trials(evidence)
         run.progress.plan(complete, expected)
         trials = strategy.propose(evidence)
+        if config.trainer is not None:  # it cannot start from a cut, to heal it
+            trials = [trial for trial in trials if trial.starts_from is None]
         truncations = [trial for trial in trials if trial.truncated_from is not None]
         spent = config.budget is not None and store.seconds_spent() >= 60 * config.budget
         if not truncations and (not trials or spent):
