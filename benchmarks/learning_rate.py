@@ -302,9 +302,9 @@ def show_choices(console: Console, runs: Sequence[tuple[Any, ...]]) -> None:
     behind: dict[str, list[float]] = {"lowest": [], "one_error": []}
     for _, _, content, curves in runs:
         for rank, curve in curves.items():
-            others = np.nan_to_num(curve.losses[:, 1:], nan=np.inf).mean(1)  # (L,)
             if curve.losses.shape[1] < 2:
                 continue
+            others = np.nan_to_num(curve.losses[:, 1:], nan=np.inf).mean(1)  # (L,)
             for rule, step in content["first_seed"][str(rank)].items():
                 if step is not None:
                     behind[rule].append(others[curve.steps.index(step)] - others.min())
