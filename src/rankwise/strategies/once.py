@@ -4,8 +4,8 @@ The first seed searches the learning rate of the largest rank, and the other see
 found. Each adapter is then truncated rank by rank, from the largest down, until the cuts of one
 rank are not shown to be within the margin of the full adapters: a fixed sequence
 (`rankwise.decide.sequential`), tested seed by seed. The cuts of that rank are healed: trained on
-for a tenth of the steps, at half the learning rate that the law gives for their rank and scaling
-(`rankwise.lora.alpha.carried_rate`; docs/results/strategies.md says why half). Where the healed
+for a tenth of the steps, at a quarter of the learning rate that the law gives for their rank and
+scaling (`rankwise.lora.alpha.carried_rate`; docs/results/strategies.md says why). Where the healed
 adapters are within the margin, they are handed over; otherwise the smallest cut that is.
 
 A truncated adapter is a trial of its own rank, with the seed and the learning rate of its source,
@@ -29,7 +29,7 @@ from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.trial_keys import TrialKey
 
 HEALING_SHARE = 0.1  # of the steps of a whole training
-HEALING_RATE = 0.5  # of the law's learning rate
+HEALING_RATE = 0.25  # of the law's learning rate
 SAME_SCALING = parse_alpha_policy("r")  # a truncated adapter keeps the scaling of its source
 
 
@@ -133,13 +133,13 @@ class Once(Strategy):
         return bool((at_rank["learning_rate"] == self._healing_rate(rank, rate)).any())
 
     def _healing_rate(self, rank: int, rate: float) -> float:
-        """Return half the law's rate, with three digits.
+        """Return a quarter of the law's rate, with three digits.
 
         Rank, rate and seed tell trials apart, so it must not be the cut's own rate.
         """
-        half = HEALING_RATE * carried_rate(rate, self.ranks[-1], rank, SAME_SCALING)
-        rounded = float(f"{half:.3g}")
-        return rounded if rounded != rate else float(f"{1.01 * half:.3g}")
+        quarter = HEALING_RATE * carried_rate(rate, self.ranks[-1], rank, SAME_SCALING)
+        rounded = float(f"{quarter:.3g}")
+        return rounded if rounded != rate else float(f"{1.01 * quarter:.3g}")
 
 
 def _missing(trials: list[Trial], evidence: pd.DataFrame) -> list[Trial]:
