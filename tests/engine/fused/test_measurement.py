@@ -21,7 +21,7 @@ def test_time_and_memory_are_those_of_a_trial_alone(tmp_path: Path) -> None:
     assert sum(progress.shares) == pytest.approx(3.0)
     assert {finished.pack_size for finished in packed} == {3}
     assert len({finished.pack_seconds for finished in packed}) == 1
-    assert all(0 < finished.train_seconds < 3 * packed[0].pack_seconds for finished in packed)
+    assert all(0 < finished.train_seconds <= finished.pack_seconds for finished in packed)
     alone = list(FusedEngine(base, train, held_out, CONFIG).train(TRIALS))
     for one, other in zip(packed, alone, strict=True):
         assert one.peak_memory_bytes == other.peak_memory_bytes  # what a trial needs by itself
@@ -51,4 +51,3 @@ def test_each_rank_is_measured_once(tmp_path: Path) -> None:
     assert sum(passes) == in_first > 0  # training itself does not come this way
     for one, other in zip(first, second, strict=True):
         assert one.peak_memory_bytes == other.peak_memory_bytes
-        assert one.train_seconds == other.train_seconds

