@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rankwise.cli import main
-from rankwise.planning.config import PlanConfig
+from rankwise.planning.config import FUSED_ONLY, PlanConfig
 from rankwise.settings import options
 from tests.cli.test_main import refuse
 from tests.tiny_models import write_config
@@ -25,7 +25,7 @@ def test_options_are_the_request(tmp_path: Path, capsys: pytest.CaptureFixture[s
                "use_dora": True}  # fmt: skip
     unset = {**PlanConfig(model=model).as_dict(), "target_modules": "all-linear"}
     assert request == {**unset, **changed}
-    assert set(request) == set(options(PlanConfig))
+    assert set(request) == set(options(PlanConfig)) - {"engine", *FUSED_ONLY}
 
 
 def test_wrong_requests_are_refused_before_the_model_is_read(tmp_path: Path, capfd: Any) -> None:

@@ -23,6 +23,8 @@ def test_json_holds_every_field_and_each_rank() -> None:
         batch=(8, 64),
         seconds=12.0,
         timed_steps=4,
+        tokens_per_second=4200.0,
+        tflops=0.0525,
     )
     values = json.loads(planned.as_json())
     assert values["expected"] == 8 and values["batch"] == [8, 64]

@@ -28,6 +28,8 @@ PLANNED = DryRun(
     batch=(8, 128),
     seconds=600,
     timed_steps=4,
+    tokens_per_second=4200.0,
+    tflops=0.0525,
 )
 
 
@@ -48,6 +50,8 @@ def test_the_summary_counts_the_trials_and_the_time_that_are_left() -> None:
     assert "Trials: about 6, of which 2 are complete." in text
     assert "Time: about 10.0 min for the remaining 4" in text
     assert "timed steps each at ranks 4 and 8." in text
+    assert "Speed: 4,200 tokens per second at rank 8, 0.0525 TFLOP/s of useful work" in text
+    assert "rankwise plan --engine fused --tflops 0.0525" in text
     assert "1.0 GiB may be used." in text
     assert text.endswith("Nothing was written.")
 

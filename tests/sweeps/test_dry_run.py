@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import rankwise
 from rankwise.cli import main
 from rankwise.errors import RequestError
+from rankwise.tasks.config import DataConfig
+from rankwise.tasks.load import load_task
 
 
 @pytest.fixture
@@ -66,6 +69,15 @@ def test_time_is_interpolated_between_the_timed_ranks(settings: dict[str, Any]) 
     assert planned.seconds == pytest.approx(
         sum(2 * (row.train_seconds + row.eval_seconds) for row in planned.ranks)
     )
+
+
+def test_the_speed_is_that_of_the_time(settings: dict[str, Any], reviews: Path) -> None:
+    planned = rankwise.dry_run(**settings, seeds=1)
+    rows = list(load_task(DataConfig(data=reviews)).train.ids)
+    words = pd.read_csv(reviews)["text"].iloc[rows].str.split().str.len()
+    tokens = words.sum() + 2 * len(words)  # [CLS] and [SEP]
+    assert planned.tokens_per_second * planned.ranks[-1].train_seconds == pytest.approx(tokens)
+    assert 0 < planned.tflops < 10
 
 
 def test_the_time_is_that_of_the_steps_asked_for(settings: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ COMMAND = Command(
     examples=(
         "plan path/to/model --ranks 8,16,32 --device T4",
         "plan path/to/model --quantization nf4 --memory 24GB --plot plan.html",
+        "plan path/to/model --engine fused --device H100 --train-examples 10000 --tflops 300",
     ),
     requests=(PlanConfig, PlotOutput),
     run=run,

@@ -36,6 +36,8 @@ def _tokens(name: str, value: Any) -> int:
         raise not_allowed(name, value, "auto, or a whole number of tokens, at least 1") from None
 
 
+MicroBatchTokens = Annotated[Annotated[int, checked(_tokens)] | None, auto_is_none]
+"""Most tokens of a pass; None, written as ``auto``, leaves the number open."""
 LANGUAGE_MODEL_WARMUP = 0.1
 """Default of ``warmup_ratio`` for language models; docs/gpu.md says why."""
 
@@ -122,8 +124,7 @@ class TrainingConfig(DeviceConfig):
         ),
     ] = "auto"
     micro_batch_tokens: Annotated[
-        Annotated[int, checked(_tokens)] | None,
-        auto_is_none,
+        MicroBatchTokens,
         Option(
             "Split a batch into parts of at most this many tokens; their gradients add up to the "
             "batch's.",

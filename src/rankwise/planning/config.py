@@ -1,23 +1,35 @@
 """The request of a plan: one declaration for command-line options and Python arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypedDict
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from pydantic import PlainValidator
 
 from rankwise.checks import check_text, check_whole
-from rankwise.errors import not_allowed
+from rankwise.engine.config import EngineName, MicroBatchTokens, OptimizerName
+from rankwise.errors import RequestError, not_allowed, shown
 from rankwise.models import config as models
 from rankwise.models.config import Quantization
 from rankwise.planning.memory.devices import DEVICES, find_device
-from rankwise.settings import Bytes, Count, Flag, Option, Ranks, Settings, Several, Text, items
+from rankwise.settings import (
+    Bytes,
+    Count,
+    Flag,
+    Option,
+    Positive,
+    Ranks,
+    Settings,
+    Several,
+    Text,
+    items,
+)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal[
     "adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit", "sgd", "adafactor", "lion"
 ]
-AttentionName = Literal["eager", "sdpa", "flash"]
+AttentionName = Literal["eager", "sdpa", "flash", "varlen", "blocks"]
 TaskType = Literal[
     "auto",
     "CAUSAL_LM",
@@ -31,6 +43,12 @@ TaskType = Literal[
 Bias = Literal["none", "all", "lora_only"]
 RankPattern = tuple[tuple[str, int], ...]
 DEFAULT_RANKS = (4, 8, 16, 32, 64)
+FUSED_ONLY = ("micro_batch_tokens", "seeds", "train_examples", "epochs", "tflops")
+REFERENCE_ONLY = ("autocast", "modules_to_save", "rank_pattern", "bias", "use_dora")
+ATTENTIONS: dict[EngineName, tuple[AttentionName, ...]] = {
+    "reference": ("eager", "sdpa", "flash"),
+    "fused": ("sdpa", "varlen", "blocks"),
+}
 
 
 def _rank_pattern(value: object) -> RankPattern:
@@ -91,7 +109,7 @@ class PlanConfig(Settings):
         AttentionName,
         Option(
             "Attention kernel: eager keeps the scores in memory, flash does not, sdpa is PyTorch's "
-            "choice on the device.",
+            "choice on the device; with --engine fused varlen, blocks, or sdpa for its own choice.",
             "training",
         ),
     ] = "sdpa"
@@ -131,6 +149,46 @@ class PlanConfig(Settings):
     num_labels: Annotated[
         Count | None, Option("Classes of a classification head.", unset="the number in config.json")
     ] = None
+    engine: Annotated[
+        EngineName,
+        Option(
+            "Engine whose training step is planned: reference (PEFT and a plain loop) or fused "
+            "(that of rankwise sweep, many trials at once).",
+            "training",
+        ),
+    ] = "reference"
+    micro_batch_tokens: Annotated[
+        MicroBatchTokens,
+        Option(
+            "With --engine fused: split a batch into parts of at most this many tokens.",
+            "training",
+            "N",
+            "auto: whole batches if they fit",
+        ),
+    ] = None
+    seeds: Annotated[
+        Count, Option("With --engine fused: trials per rank of the sweep.", "search")
+    ] = 2
+    train_examples: Annotated[
+        Count | None,
+        Option(
+            "With --engine fused: training examples of the sweep.",
+            "search",
+            unset="none; the sweep's work is not counted",
+        ),
+    ] = None
+    epochs: Annotated[
+        Count, Option("With --engine fused: passes over the training examples.", "search")
+    ] = 1
+    tflops: Annotated[
+        Positive | None,
+        Option(
+            "With --engine fused: useful TFLOP/s of the device, as rankwise sweep --dry-run "
+            "measures them, for the hours of the sweep.",
+            "search",
+            unset="none; no time is estimated",
+        ),
+    ] = None
     device: Annotated[
         Annotated[str, PlainValidator(_device)] | None,
         Option(
@@ -151,6 +209,22 @@ class PlanConfig(Settings):
     ] = None
     trust_remote_code: Annotated[Flag, models.REMOTE_CODE_OPTION] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        defaults = {item.name: item.default for item in fields(self)}
+        names = FUSED_ONLY if self.engine == "reference" else REFERENCE_ONLY
+        for name in names:
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise _of_other_engine(self.engine, name, value)
+        choices = {"attention": ATTENTIONS[self.engine]}
+        if self.engine == "fused":
+            choices["optimizer"] = get_args(OptimizerName)
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                words = f"{', '.join(allowed)} with engine {self.engine}"
+                raise not_allowed(name, getattr(self, name), words)
+
     @property
     def targets(self) -> models.TargetModules:
         """The layers that get an adapter."""
@@ -158,7 +232,20 @@ class PlanConfig(Settings):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the request as JSON values."""
-        return {**super().as_dict(), "rank_pattern": dict(self.rank_pattern)}
+        values = {**super().as_dict(), "rank_pattern": dict(self.rank_pattern)}
+        if self.engine == "reference":
+            for name in ("engine", *FUSED_ONLY):
+                del values[name]
+        return values
+
+
+def _of_other_engine(engine: EngineName, name: str, value: object) -> RequestError:
+    """Return the refusal of a setting that the planned engine does not have."""
+    if engine == "reference":
+        problem = "a setting of the fused engine; add --engine fused"
+    else:
+        problem = "not for engine fused, which trains plain LoRA; leave it out"
+    return RequestError(f"{name} {shown(value)} is {problem}", setting=name)
 
 
 class PlanSettings(TypedDict, total=False):
@@ -181,6 +268,12 @@ class PlanSettings(TypedDict, total=False):
     use_dora: bool
     task_type: TaskType
     num_labels: int | None
+    engine: EngineName
+    micro_batch_tokens: int | str | None
+    seeds: int
+    train_examples: int | None
+    epochs: int
+    tflops: float | None
     device: str | None
     memory: int | str | None
     trust_remote_code: bool

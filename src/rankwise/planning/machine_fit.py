@@ -106,9 +106,7 @@ def how_many_fit(
     """
     device, free = machine or this_machine()
     room = free if budget is None else min(budget, free)
-    most = MOST_AT_ONCE
-    if device is CPU and budget is None:
-        most = min(MOST_ON_CPU, torch.get_num_threads())
+    most = most_at_once(device, budget)
     place = _Machine(device, room, most)
     try:
         prepared = prepare(config)
@@ -126,6 +124,13 @@ def how_many_fit(
             limit_text = f"max_memory is {plain_bytes(room)}"
         raise _refusal(config, fit, too_large, limit_text)
     return fit
+
+
+def most_at_once(device: Device, budget: int | None) -> int:
+    """Return how many trials may train at once, however much memory there is."""
+    if device is CPU and budget is None:
+        return min(MOST_ON_CPU, torch.get_num_threads())
+    return MOST_AT_ONCE
 
 
 def _refusal(config: PlanConfig, fit: Fit, too_large: list[int], limit: str) -> RequestError:

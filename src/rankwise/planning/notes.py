@@ -29,6 +29,8 @@ def expert_notes(skeleton: Skeleton, config: PlanConfig, params: ParamCount) -> 
             "target_modules does not reach; PEFT has target_parameters for them, which rankwise "
             "does not plan"
         )
+    if config.engine == "fused":
+        return  # what follows is about PEFT's own preparation
     numbers = sum(size * skeleton.repeats(name) for name, size in experts.items())
     half = "" if config.precision == "fp32" else f", instead of {config.precision}"
     needs = plain_bytes(4 * numbers)

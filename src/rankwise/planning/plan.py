@@ -1,12 +1,13 @@
 """Parameters and memory of every rank, before any weight is loaded (``rankwise plan``)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
 
 from rankwise.errors import RequestError
 from rankwise.models.config import Quantization
 from rankwise.planning.config import PlanConfig, PlanSettings
+from rankwise.planning.fused_plan import FusedPlanner, SweepPlan
 from rankwise.planning.machine_fit import chosen_device
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.setup import longest_input
@@ -14,7 +15,7 @@ from rankwise.planning.memory.step import StepMemory
 from rankwise.planning.notes import expert_notes
 from rankwise.planning.params import ParamCount, count_at_rank
 from rankwise.planning.planner import Limits, Planner, Saving, find_limits, find_savings
-from rankwise.planning.prepare import prepare
+from rankwise.planning.prepare import PreparedRequest, prepare
 from rankwise.settings import requested_config
 
 COMPARED: tuple[Quantization, ...] = ("none", "int8", "nf4")
@@ -61,7 +62,8 @@ class Plan:
         by_quantization: bytes of the training peak by quantisation and rank.
         other_loop: memory by rank of a loop with autocast if the request is without it, and of one
             without autocast if it is with it; empty if that loop cannot be planned.
-        limits: the most that fits; None without a device.
+        limits: the most that fits; None without a device, and for the fused engine.
+        sweep: what a sweep of the fused engine takes; None for the reference engine.
         savings: what to change first, if the smallest rank does not fit.
         notes: where the plan differs from the request.
     """
@@ -76,10 +78,11 @@ class Plan:
     limits: Limits | None
     savings: tuple[Saving, ...]
     notes: tuple[str, ...]
+    sweep: SweepPlan | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; sizes in bytes."""
-        return {
+        content = {
             "model": self.config.model,
             "request": self.config.as_dict(),
             "task_type": self.task_type,
@@ -114,6 +117,10 @@ class Plan:
             "savings": [asdict(saving) for saving in self.savings],
             "notes": list(self.notes),
         }
+        if self.sweep is not None:
+            del content["by_loop"], content["limits"], content["savings"]
+            content["sweep"] = asdict(self.sweep)
+        return content
 
     def _by_loop(self) -> dict[bool, dict[int, StepMemory]]:
         """Return the memory by autocast and rank."""
@@ -148,11 +155,10 @@ def plan(
     request = requested_config(PlanConfig, config, values, "a plan")
     device, room = chosen_device(request)
     prepared = prepare(request)
+    if request.engine == "fused":
+        return _plan_fused(prepared, device, room)
     planner = Planner(prepared.skeleton, prepared.config, device)
-    rows = []
-    for rank, memory in planner.by_rank(request.ranks).items():
-        params = count_at_rank(prepared.skeleton, prepared.config, rank)
-        rows.append(PlanRow(rank, params, memory, None if room is None else room - memory.needed))
+    rows = _rows(prepared, planner.by_rank(request.ranks), room)
     about_experts = expert_notes(prepared.skeleton, prepared.config, rows[0].params)
     notes = [*prepared.notes, *_idle_ranks(rows), *about_experts]
     if "math" in planner.kernels:
@@ -180,6 +186,44 @@ def plan(
         savings=tuple(savings),
         notes=tuple(notes),
     )
+
+
+def _plan_fused(prepared: PreparedRequest, device: Device, room: int | None) -> Plan:
+    """Return the plan of a sweep of the fused engine."""
+    planner = FusedPlanner(prepared, device, room)
+    rows = _rows(prepared, planner.by_rank(), room)
+    about_experts = expert_notes(prepared.skeleton, prepared.config, rows[0].params)
+    notes = [*prepared.notes, *_idle_ranks(rows), *about_experts]
+    peaks: dict[str, dict[int, int]] = {}
+    for name in dict.fromkeys((*COMPARED, prepared.config.quantization)):
+        try:
+            peaks[name] = planner.peaks(name)
+        except RequestError as error:
+            notes.append(f"no figures for quantization {name}: {error}")
+    return Plan(
+        config=prepared.on_disk,
+        task_type=prepared.skeleton.meta.task_type,
+        device=device,
+        room=room,
+        rows=tuple(rows),
+        by_quantization=peaks,
+        other_loop={},
+        limits=None,
+        savings=(),
+        notes=tuple(notes),
+        sweep=planner.sweep({row.rank: row.params.trainable for row in rows}),
+    )
+
+
+def _rows(
+    prepared: PreparedRequest, memories: Mapping[int, StepMemory], room: int | None
+) -> list[PlanRow]:
+    """Return the plan rank by rank."""
+    rows = []
+    for rank, memory in memories.items():
+        params = count_at_rank(prepared.skeleton, prepared.config, rank)
+        rows.append(PlanRow(rank, params, memory, None if room is None else room - memory.needed))
+    return rows
 
 
 def _idle_ranks(rows: Sequence[PlanRow]) -> Iterator[str]:

@@ -43,6 +43,9 @@ class DryRun:
             user's own trainer.
         timed_steps: number of steps timed at the smallest and at the largest rank; the ranks
             between them are interpolated.
+        tokens_per_second: those that one trial of the largest rank trains on, alone; None for the
+            user's own trainer.
+        tflops: its useful work in TFLOP/s, see `rankwise.planning.flop`; None for that too.
         further: number of trials after the decision (``--diagnose``), among those expected.
         examples: training examples as the model will see them, as many as were asked for; print
             one to see it with the learnt tokens marked.
@@ -62,6 +65,8 @@ class DryRun:
     batch: tuple[int, int]
     seconds: float | None
     timed_steps: int
+    tokens_per_second: float | None = None
+    tflops: float | None = None
     further: int = 0
     examples: tuple[ShownExample, ...] = ()
     commands: tuple[str, ...] = ()

@@ -68,6 +68,12 @@ def _summary(planned: DryRun) -> list[str]:
             f"on this machine. Estimated from {planned.timed_steps} timed steps each at ranks "
             f"{lowest} and {highest}. The table's times are per trial."
         )
+    if planned.tokens_per_second is not None and planned.tflops is not None:
+        lines.append(
+            f"Speed: {planned.tokens_per_second:,.0f} tokens per second at rank {highest}, "
+            f"{planned.tflops:.3g} TFLOP/s of useful work; rankwise plan --engine fused --tflops "
+            f"{planned.tflops:.3g} plans other sweeps on this device."
+        )
     if planned.room_bytes is not None:
         examples, tokens = planned.batch
         room = plain_bytes(planned.room_bytes)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise.formatting import plain_bytes
+from rankwise.planning.fused_plan import SweepPlan
 from rankwise.planning.plan import Plan
 from rankwise.report.style import FONT, GREY, new_table, print_lines, wide_console
 
@@ -32,7 +33,9 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     print_lines(console, plan.config.model, _request_line(plan))
     console.print(_memory_table(plan))
     console.print(_quantization_table(plan))
-    print_lines(console, *_limit_lines(plan), *(f"Note: {note}" for note in plan.notes))
+    print_lines(
+        console, *_limit_lines(plan), *_sweep_lines(plan), *(f"Note: {note}" for note in plan.notes)
+    )
 
 
 def plan_figure(plan: Plan) -> "go.Figure":
@@ -86,6 +89,8 @@ def _request_line(plan: Plan) -> str:
     if plan.task_type != "IMAGE_CLS":
         batch += f" x {config.seq_len} tokens"
     checkpointing = ", gradient checkpointing" if config.gradient_checkpointing else ""
+    if plan.sweep is not None:
+        checkpointing = f"; {_passes(plan.sweep)}; engine fused"
     setup = f"{plan.task_type}, {base}, {batch}, {config.optimizer}{checkpointing}"
     return f"{setup}; on {plan.device.name}"
 
@@ -96,7 +101,7 @@ def _memory_table(plan: Plan) -> Table:
         "Parameters and memory of a training step",
         "Memory that gradients take over from activations and logits counts once, as gradients.",
     )
-    table.add_column("rank")
+    table.add_column("rank" if plan.sweep is None else "rank of a trial alone")
     for row in plan.rows:
         table.add_column(str(row.rank), justify="right", style="red" if row.fits is False else None)
     params = [row.params for row in plan.rows]
@@ -114,7 +119,8 @@ def _memory_table(plan: Plan) -> Table:
     if plan.other_loop:
         peaks = [plain_bytes(plan.other_loop[row.rank].peak_allocated) for row in plan.rows]
         table.add_row(f"training peak {_other_loop(plan)}", *peaks)
-    table.add_row("evaluation peak", *(plain_bytes(memory.peak_eval) for memory in memories))
+    if plan.sweep is None:
+        table.add_row("evaluation peak", *(plain_bytes(memory.peak_eval) for memory in memories))
     if plan.room is not None:
         table.add_row("fits", *("yes" if row.fits else "no" for row in plan.rows))
         margins = [row.margin or 0 for row in plan.rows]
@@ -181,6 +187,59 @@ def _limit_lines(plan: Plan) -> list[str]:
         fits = "; then it fits" if saving.fits else ""
         lines.append(f"  {saving.change} saves {plain_bytes(saving.saves)}{fits}")
     return lines
+
+
+def _sweep_lines(plan: Plan) -> list[str]:
+    """Return sentences about a sweep of the fused engine; none for the reference engine."""
+    sweep, config = plan.sweep, plan.config
+    if sweep is None:
+        return []
+    lines = []
+    if sweep.at_once is not None and sweep.pack_bytes is not None and plan.room is not None:
+        size, room = plain_bytes(sweep.pack_bytes), plain_bytes(plan.room)
+        largest = f"of rank {config.ranks[-1]}"
+        pack = f"{sweep.at_once} trials {largest} at once"
+        if sweep.at_once == 1:
+            pack = f"one trial {largest} at a time"
+        if sweep.at_once == 0:
+            lines.append(f"Does not fit: one trial {largest} needs {size}, and there are {room}.")
+        else:
+            lines.append(f"Fits: {pack}, in {size} of {room}.")
+    trials = f"ranks {', '.join(map(str, config.ranks))} x {config.seeds} seeds"
+    trials += f" = {sweep.trials} trials"
+    work = f"{sweep.flop_per_token / 1e9:.3g} GFLOP of useful work a token"
+    if sweep.tokens is not None:
+        examples = f"{config.train_examples:,} examples of {config.seq_len} tokens"
+        trials += (
+            f", each on {config.epochs} x {examples}: {sweep.tokens / 1e6:,.3g} million tokens"
+        )
+    lines.append(f"Sweep: {trials}; {work}.")
+    lines.append(_time_line(sweep, config.tflops))
+    return lines
+
+
+def _time_line(sweep: SweepPlan, tflops: float | None) -> str:
+    """Say how long the training of a sweep takes, or what is needed to say it."""
+    if sweep.tokens_per_second is None:
+        return (
+            "Time: --tflops and --train-examples give the hours; rankwise sweep --dry-run measures "
+            "the TFLOP/s of a device."
+        )
+    rate = f"at {tflops:g} TFLOP/s, {sweep.tokens_per_second:,.0f} tokens per second"
+    if sweep.hours is None:
+        return f"Time: {rate}; for the whole sweep give --train-examples."
+    return f"Time: {_hours(sweep.hours)} of training {rate}; scoring comes on top."
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 2 else f"{60 * hours:,.1f} minutes"
+
+
+def _passes(sweep: SweepPlan) -> str:
+    """Say how a batch goes through the base."""
+    tokens = sweep.micro_batch_tokens
+    passes = "whole batches" if tokens is None else f"passes of at most {tokens} tokens"
+    return passes + (", gradient checkpointing" if sweep.gradient_checkpointing else "")
 
 
 def _layout(plan: Plan, highest: float) -> dict[str, Any]:

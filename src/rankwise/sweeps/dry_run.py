@@ -93,7 +93,10 @@ def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
     config, fit, in_force = run.config, run.fit, run.in_force
     strategy = make_strategy(run, run.task.chance_loss)
     first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
-    times = [] if config.trainer is not None else _time_ranks(run)
+    times: list[tuple[float, float]] = []
+    tokens_per_second, tflops = None, None
+    if config.trainer is None:
+        times, (tokens_per_second, tflops) = _time_ranks(run)
     ranks = []
     for place, rank in enumerate(config.ranks):
         rates = tuple(trial.learning_rate for trial in first if trial.rank == rank)
@@ -119,6 +122,8 @@ def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
         seconds=seconds,
         timed_steps=TIMED_BATCHES if times else 0,
         commands=() if times else first_commands(config, out, first),
+        tokens_per_second=tokens_per_second,
+        tflops=tflops,
     )
 
 
@@ -164,8 +169,8 @@ def _seconds_left(
     return of_first + others * mean + truncations * times[0][1]
 
 
-def _time_ranks(run: Run) -> list[tuple[float, float]]:
-    """Return the seconds of training and of scoring one trial of each rank.
+def _time_ranks(run: Run) -> tuple[list[tuple[float, float]], tuple[float, float]]:
+    """Return the seconds of training and of scoring one trial of each rank, and `_speed`.
 
     A few batches are timed at the smallest and at the largest rank. Time is taken to grow in
     proportion to the tokens, as it does in an engine without padding.
@@ -187,10 +192,22 @@ def _time_ranks(run: Run) -> list[tuple[float, float]]:
     for each in (replace(sampled), replace(sampled)):
         for rank in (low, high):
             measured[rank] = _time_trial(each, rank)
+    speed = _speed(sampled, measured[high][0])
     seconds = np.array([measured[low], measured[high]])  # (2, 2): ranks, training and scoring
     seconds *= (train_factor * epochs, held_out_factor)
     training, scoring = (np.interp(config.ranks, (low, high), part) for part in seconds.T)
-    return list(zip(training.tolist(), scoring.tolist(), strict=True))
+    return list(zip(training.tolist(), scoring.tolist(), strict=True)), speed
+
+
+def _speed(run: Run, seconds: float) -> tuple[float, float]:
+    """Return tokens per second and useful TFLOP/s of training a trial of the largest rank."""
+    from rankwise.planning.flop import training_work
+
+    train, base = run.encode("train"), run.base
+    work = training_work(base.model, run.task.objective.task_type)
+    adapter = run.config.ranks[-1] * sum(map(sum, base.targets.values()))
+    flop = work.flop(train.lengths, train.loss_count, adapter)
+    return sum(train.lengths) / seconds, flop / seconds / 1e12
 
 
 def _sample(run: Run, part: str) -> tuple[Examples, float]:

@@ -28,7 +28,7 @@ from rankwise.models.base_model import BaseModel, compute_in_fp32
 from rankwise.models.compat import attention_implementation, quiet_libraries
 from rankwise.models.device import DTYPES, kernels_of
 from rankwise.models.targets import find_targets
-from rankwise.planning.config import PlanConfig
+from rankwise.planning.config import AttentionName, PlanConfig
 from rankwise.planning.memory import trace
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import CUDA_SCRATCH, HALF_PRECISION, DeviceKernels
@@ -142,7 +142,9 @@ class FusedStep:
         for trial in trials:
             for tensor in (trial.flat, trial.gradient):
                 recorder.ignore(tensor)
-        AttentionInterface.register(PLANNED_ATTENTION, partial(_planned_attention, self.kernels))
+        AttentionInterface.register(
+            PLANNED_ATTENTION, partial(_planned_attention, self.config.attention, self.kernels)
+        )
         products: ProductsName = "loop" if self.on_cpu else "masked"
         with (
             quiet_libraries(),
@@ -269,6 +271,7 @@ class _CpuRecorder(trace.Recorder):
 
 
 def _planned_attention(
+    kernel: AttentionName,
     kernels: DeviceKernels,
     module: nn.Module,
     query: torch.Tensor,  # (1, h, T, d)
@@ -282,7 +285,8 @@ def _planned_attention(
     keeps_scores = options.get("softcap") is not None or options.get("s_aux") is not None
     is_half = query.dtype in HALF_PRECISION
     same_width = query.shape[-1] == value.shape[-1] <= WIDEST
-    if kernels.device.capability >= 80 and is_half and same_width and not keeps_scores:
+    has_varlen = kernel != "blocks" and kernels.device.capability >= 80
+    if has_varlen and is_half and same_width and not keeps_scores:
         query, key, value = (
             tensor[0].unflatten(1, (block.count, block.longest)).transpose(0, 1)
             for tensor in (query, key, value)
