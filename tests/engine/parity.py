@@ -26,7 +26,7 @@ TRIALS = [
 ]
 Tiny = tuple[BaseModel, Encoded, Encoded]
 # Other architectures resemble one of these, and run with the slow tests.
-EVERYDAY = ("bert", "roberta", "distilbert", "modernbert", "gpt2", "llama", "qwen2", "gemma2")
+EVERYDAY = ("bert", "roberta", "distilbert", "modernbert", "gpt2", "llama", "gemma2")
 every_architecture = pytest.mark.parametrize(
     "tiny",
     [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in PACKABLE],

@@ -387,7 +387,7 @@ def test_the_scales_of_double_quantisation_are_found() -> None:
     assert nested - plain == 1 + 1 + 256
 
 
-@pytest.mark.parametrize("before", [None, "0"])
+@pytest.mark.parametrize("before", [None, pytest.param("0", marks=pytest.mark.slow)])
 def test_pytorchs_compiler_is_not_loaded_with_bitsandbytes(before: str | None) -> None:
     code = """
 import os, sys

@@ -85,7 +85,13 @@ def test_both_engines_agree_and_peft_loads_the_adapter(
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("bert", "nf4"), ("llama", "nf4"), ("gemma2", "nf4"), ("bert", "int8")]
+    ("name", "kind"),
+    [
+        ("llama", "nf4"),
+        ("bert", "int8"),
+        pytest.param("bert", "nf4", marks=pytest.mark.slow),
+        pytest.param("gemma2", "nf4", marks=pytest.mark.slow),
+    ],
 )
 def test_training_in_bf16_is_close_to_fp32(name: str, kind: str, tmp_path: Path) -> None:
     base, train, held_out = load_tiny(name, tmp_path, quantization=kind)

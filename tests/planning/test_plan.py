@@ -121,7 +121,7 @@ def test_config_of_another_type_is_refused(config: Any) -> None:
         plan(config=config)
 
 
-@pytest.mark.parametrize("name", ["a.html", "b.png"])
+@pytest.mark.parametrize("name", ["a.html", pytest.param("b.png", marks=pytest.mark.slow)])
 def test_plot_shows_every_part_of_the_memory(name: str, tmp_path: Path) -> None:
     import shutil
 
