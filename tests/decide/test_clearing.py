@@ -11,7 +11,7 @@ from rankwise.decide.pairwise import Comparison
 from tests.decide.examples import RANKS, make_losses
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_seeds_do_not_make_a_wrong_choice_more_likely(ranks: int) -> None:
     """Where the one degree of freedom of the seeds makes half of the noise or more."""
     generator = np.random.default_rng(11)

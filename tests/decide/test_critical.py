@@ -30,7 +30,7 @@ def test_one_comparison_equals_a_t_quantile_at_any_confidence(df: int, confidenc
     )
 
 
-@pytest.mark.parametrize("df", [2.0, 5.4, 30.0, np.inf])
+@pytest.mark.parametrize("df", [2.0, 5.4, pytest.param(30.0, marks=pytest.mark.slow), np.inf])
 def test_the_table_holds_the_critical_values_of_every_level(df: float) -> None:
     table = critical_table(5, df)
     usual = (LEVELS > 0.05) & (LEVELS < 0.99)

@@ -47,7 +47,7 @@ def most(runs: int, error: float) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("examples", [200, 1000])
+@pytest.mark.parametrize("examples", [200, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_cut_at_the_margin_passes_no_more_often_than_stated(kind: str, examples: int) -> None:
     found = outcomes(KINDS[kind], MARGIN, 1500, examples)
     assert found.count("within") <= most(1500, 1 - CONFIDENCE)
