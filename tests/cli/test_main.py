@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -26,7 +27,8 @@ def run_here(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in this process, where the libraries are loaded already."""
     capfd.readouterr()
-    code = main([str(argument) for argument in arguments])
+    with patch.dict(os.environ, COLUMNS="120"):
+        code = main([str(argument) for argument in arguments])
     return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from rankwise.lora import read_adapter, write_adapter
 from rankwise.lora.adapter import factor_pairs
-from tests.cli.test_main import rankwise as run
-from tests.cli.test_main import refuse
+from tests.cli.test_main import rankwise, refuse, run_here
 from tests.lora.adapters import make_adapter
 
 
@@ -26,7 +25,7 @@ def ranks(directory: Path) -> list[int]:
 def test_a_cut_says_what_is_left_and_that_energy_is_not_quality(
     source: Path, tmp_path: Path
 ) -> None:
-    done = run("resize", source, tmp_path / "out", "--rank", 2)
+    done = rankwise("resize", source, tmp_path / "out", "--rank", 2)
     assert done.returncode == 0, done.stderr
     first, second, last = done.stdout.splitlines()
     assert first == "Rank 6 to 2 in 4 layers; parameters of A and B: 1,080 to 360."
@@ -46,17 +45,19 @@ def test_a_cut_says_what_is_left_and_that_energy_is_not_quality(
     ],
 )
 def test_the_other_ways(
-    source: Path, tmp_path: Path, options: list[str], first: str, rest: str
+    source: Path, tmp_path: Path, options: list[str], first: str, rest: str, capfd: Any
 ) -> None:
-    done = run("resize", source, tmp_path / "out", *options)
+    done = run_here(capfd, "resize", source, tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith(first)
     assert lines[1].startswith(rest)
 
 
-def test_json_is_all_that_stdout_holds(source: Path, tmp_path: Path) -> None:
-    done = run("resize", source, tmp_path / "out", "--rank-pattern", "auto:500", "--json")
+def test_json_is_all_that_stdout_holds(source: Path, tmp_path: Path, capfd: Any) -> None:
+    done = run_here(
+        capfd, "resize", source, tmp_path / "out", "--rank-pattern", "auto:500", "--json"
+    )
     content = json.loads(done.stdout)
     assert content["params_before"] == 1080
     assert content["params"] <= 500
