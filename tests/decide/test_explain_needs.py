@@ -17,7 +17,7 @@ CI = (0.01, 0.09)
 
 def reason(need: Need, *, is_sweep: bool = True, trained_at: int | None = None) -> str:
     findings = Findings(make_results([0.5, 0.5], (4, 8)), Rule(trained_at=trained_at))
-    return explain_need(need, findings, Context(is_sweep=is_sweep)).reason
+    return explain_need(need, findings, Context(is_sweep=is_sweep, can_diagnose=is_sweep)).reason
 
 
 def test_each_gain_has_its_figure() -> None:

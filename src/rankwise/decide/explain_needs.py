@@ -102,7 +102,7 @@ def _what_would_tell(need: Need, findings: Findings, context: Context) -> str:
     further = findings.further
     if further is not None and not further.results.seeds:
         return "The trial that was to tell diverged."
-    if not context.is_sweep:
+    if not context.can_diagnose:
         what = "a larger rank" if need.name == "more rank" else "twice the steps"
         return f"Results with {what} would tell."
     if need.name == "more rank" and findings.rule.trained_at is not None:

@@ -47,6 +47,7 @@ class Context:
     Attributes:
         wording: how sentences name the loss.
         is_sweep: whether rankwise trained the ranks, so that a command can add seeds.
+        can_diagnose: whether it can also train a trial with more steps (``--diagnose``).
         failed: trials of the user's trainer that failed, each with its reason.
         left_out: trials that the sweep's budget left out.
         rank_pattern: a truncated adapter with a rank for each layer, if one was tried.
@@ -56,6 +57,7 @@ class Context:
 
     wording: Wording = PLAIN
     is_sweep: bool = False
+    can_diagnose: bool = False
     failed: Sequence[str] = ()
     left_out: LeftOut | None = None
     rank_pattern: RankPattern | None = None

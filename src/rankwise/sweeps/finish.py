@@ -115,6 +115,7 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     context = Context(
         wording=Wording(objective.unit, objective.chance),
         is_sweep=True,
+        can_diagnose=run.config.trainer is None,
         failed=[f"{trial.name}: {trial.failed}" for trial in trials if trial.failed],
         left_out=left_out,
         rank_pattern=pattern,
