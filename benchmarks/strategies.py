@@ -259,7 +259,7 @@ def with_test_scores(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str,
     from rankwise.engine.fused.engine import FusedEngine
 
     test = replace(run, task=replace(run.task, test=unseen_examples(run))).encode("test")
-    engine = FusedEngine(run.base, test, test, TrainingConfig(epochs=1, batch_size=8))
+    engine = FusedEngine(run.loaded_base, test, test, TrainingConfig(epochs=1, batch_size=8))
     scored = []
     for row in rows:
         adapters = [read_adapter(run.store.adapter_directory(name)) for name in row["names"]]

@@ -56,7 +56,11 @@ def train(run: Run, trial: Trial) -> Path:
         run.progress.plan(0, 1)
         training = TrainingConfig(epochs=run.config.epochs, batch_size=run.config.batch_size)
         engine = ReferenceEngine(
-            run.base, run.encode("train"), run.encode("held_out"), training, run.progress.work
+            run.loaded_base,
+            run.encode("train"),
+            run.encode("held_out"),
+            training,
+            run.progress.work,
         )
         for finished in engine.train([trial]):
             run.store.add(finished, {})
@@ -72,7 +76,7 @@ def add_rows(table: Table, run: Run, trained: Path, name: str) -> None:
     for rank in ranks:
         with tempfile.TemporaryDirectory() as scratch:
             write_adapter(truncate(found, rank), Path(scratch) / "truncated")
-            evidence = score_adapter(run.base, Path(scratch) / "truncated", held_out)
+            evidence = score_adapter(run.loaded_base, Path(scratch) / "truncated", held_out)
         energy = found.energy_at({layer.pair.name: rank for layer in found.layers})
         loss, accuracy = evidence["loss"].mean(), evidence["score"].mean()
         table.add_row(

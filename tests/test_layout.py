@@ -17,7 +17,7 @@ FLOORS = (
     ("checks", "formatting"),
     ("settings",),
     ("decide", "lora", "tasks"),
-    ("models",),
+    ("models", "integrations"),
     ("engine",),
     ("planning", "store"),
     ("strategies", "exports", "report"),

@@ -142,7 +142,11 @@ def test_a_dry_run_prints_the_commands(inputs: dict[str, Any], tmp_path: Path) -
         ({"epochs": 3, "lora_dropout": 0.1}, ["epochs", "lora_dropout", "trainer decides"]),
         ({"target_modules": "attention"}, ["target_modules", "trainer decides"]),
         ({"model": None}, ["model", "--model"]),
-        ({"data": None}, ["data", "--data"]),
+        ({"metric": "eval_loss"}, ["metric", "with --data", "one of the two"]),
+        ({"data": None, "metric": "eval_margin"}, ["'eval_margin'", "--direction max"]),
+        ({"data": None, "direction": "max"}, ["direction goes with metric"]),
+        ({"data": None, "strategy": "once"}, ["once", "--data"]),
+        ({"trainer": None, "metric": "eval_loss"}, ["metric goes with trainer"]),
         ({"train_examples": 30}, ["train_examples", "{train_data}"]),
         ({"trials_at_once": 0}, ["trials_at_once", "at least 1"]),
         ({"trial_timeout": -1}, ["trial_timeout", "above 0"]),
@@ -200,3 +204,41 @@ def test_a_sweep_by_axolotl_s_command(
     again.write_text(config.read_text() + "num_epochs: 3\n")
     with pytest.raises(RequestError, match="another request: trainer_config"):
         rankwise.sweep(**{**request, "trainer_config": again}, out=out)
+
+
+WRITES_LOSSES = """
+import json, sys
+from pathlib import Path
+rank, seed, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+noise = [0.001 * ((7 * n + 3 * rank + 5 * seed) % 11) for n in range(60)]
+losses = [1 + n % 3 + (0.5 if rank < 4 else 0) + noise[n] for n in range(60)]
+rows = [{"example_id": n, "loss": loss} for n, loss in enumerate(losses)]
+(out / "rankwise_evidence.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+print(json.dumps({"eval_wer": 0.3 - 0.01 * (rank >= 4) + 0.001 * seed * (rank % 3)}))
+"""
+
+
+@pytest.mark.parametrize("by_examples", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_figures_that_a_trainer_measured_itself(tmp_path: Path, by_examples: bool) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(WRITES_LOSSES)
+    request: dict[str, Any] = {
+        "trainer": f"{sys.executable} {script} {{rank}} {{seed}} {{out}}", "ranks": (2, 4, 8),
+        "learning_rate": 1e-3, "seeds": 3, "out": tmp_path / "out",
+    }  # fmt: skip
+    if not by_examples:
+        request |= {"metric": "eval_wer", "margin": 0.005}
+    planned = dry_run(SweepConfig(**request))
+    assert len(planned.commands) == 3
+    result = rankwise.sweep(**request)
+    assert result.decision.rank == 4
+    losses = {row.rank: row.loss_mean for row in result.decision.table}
+    gap = 0.5 if by_examples else 0.01
+    assert losses[2] is not None and losses[4] is not None
+    assert losses[2] - losses[4] == pytest.approx(gap, abs=0.003)
+    assert result.best is None
+    assert result.report.exists()
+    assert result.export is not None
+    text = "loss per example" if by_examples else "eval_wer"
+    assert text in (tmp_path / "out/report.html").read_text()
+    assert rankwise.sweep(**request).decision == result.decision  # nothing runs again

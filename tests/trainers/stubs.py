@@ -16,6 +16,7 @@ from rankwise.engine.trial import Trial
 from rankwise.sweeps.progress import Silent
 from rankwise.trainers.command import parse_command
 from rankwise.trainers.engine import Judged, Launch, TrainerEngine
+from rankwise.trainers.failures import Failures
 from rankwise.trainers.left_adapter import find_adapter, read_trained_adapter
 
 SCRIPT = Path(__file__).with_name("fake_trainer.py")
@@ -62,8 +63,9 @@ def engine(
 ) -> TrainerEngine:
     command = parse_command(f"{COMMAND} {do}")
     launch = Launch(command=command, trials=place / "trials", **changes)
-    taken = TrainerEngine(launch, NormJudge(), Watcher(), ((), earlier or {}), lambda name: None)
-    return taken
+    watcher = Watcher()
+    failures = Failures(earlier or {}, lambda name: None, watcher.note)
+    return TrainerEngine(launch, NormJudge(), watcher, failures)
 
 
 def trial(rank: int, seed: int = 0) -> Trial:

@@ -59,12 +59,12 @@ def test_one_trial_that_fails_counts_as_diverged_and_others_go_on(tmp_path: Path
 def test_two_trials_that_fail_alike_stop_the_sweep(tmp_path: Path) -> None:
     taken: list[str] = []
     trainer = engine(tmp_path, "--do fail")
-    trainer.take_back = taken.append
+    trainer.failures.take_back = taken.append
     with pytest.raises(RankwiseError) as caught:
         list(trainer.train([trial(4), trial(8), trial(16)]))
     message, log = str(caught.value), tmp_path / "trials/.failed-r8-lr0.002-seed0/log.txt"
     assert "\n" not in message
-    assert f"its log: {log}" in message
+    assert f"see {log}" in message
     assert "no such file for rank 8" in log.read_text()
     assert taken == ["r4-lr0.002-seed0"]
     assert not (tmp_path / "trials/.running-r16-lr0.002-seed0").exists()

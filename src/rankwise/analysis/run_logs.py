@@ -94,21 +94,22 @@ def read_run_directories(
         RequestError: a file of a run cannot be read.
     """
     runs = {}
-    for run in _find_runs(directory, DEPTH):
+    for run in find_runs(directory, DEPTH):
         name = str(run.relative_to(directory)) if run != directory else run.resolve().name
         runs[name] = run
     advice = pattern_advice(list(runs))
     return separate((f"run {name}", _read_run(runs[name], name, reading, advice)) for name in runs)
 
 
-def _find_runs(directory: Path, depth: int) -> Iterator[Path]:
+def find_runs(directory: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Yield the runs in a directory and at most ``depth`` levels below it."""
     if ray_trials.is_trial(directory) or _log_file(directory) is not None:
         yield directory  # directories below a run are its checkpoints and adapters
         return
     runs: list[Path] = []
     for path in sorted(directory.iterdir()) if depth else ():
         if path.is_dir() and not path.name.startswith("."):
-            runs += _find_runs(path, depth - 1)
+            runs += find_runs(path, depth - 1)
     if not runs and (directory / "adapter_config.json").is_file():
         yield directory  # an adapter without a log; a note reports that it is left out
     yield from runs
@@ -143,7 +144,7 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _read_run(run: Path, name: str, reading: Reading, advice: str) -> ResultsSource | str:
     """Return the run, or why it is left out."""
-    log = _read_log(run)
+    log = read_log(run)
     if log is None:
         return NO_LOG
     if ray_trials.is_trial(run) and (state := ray_trials.trial_state(run)) != ray_trials.FINISHED:
@@ -195,7 +196,7 @@ def _read_run(run: Path, name: str, reading: Reading, advice: str) -> ResultsSou
     )
 
 
-def _read_log(run: Path) -> Log | None:
+def read_log(run: Path) -> Log | None:
     """Return what a run logged; None if it logged nothing."""
     if ray_trials.is_trial(run):
         return Log(ray_trials.RESULTS, ray_trials.trial_rows(run))

@@ -214,6 +214,8 @@ class SweepSettings(GridSettings, total=False):
     strategy: StrategyName
     trainer: str | None
     trainer_config: str | Path | None
+    metric: str | None
+    direction: Literal["max", "min"] | None
     trials_at_once: int
     trial_timeout: float | None
     budget: float | None

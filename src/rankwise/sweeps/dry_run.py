@@ -76,6 +76,8 @@ def dry_run(
             planned = _plan(whole, read_evidence(config.out), config.out)
             if config.diagnose and not diagnosed(config.out):
                 planned = _with_further_trial(planned)
+            if run.base is None:
+                return planned
             examples = show_examples(run.task, run.base.tokenizer, run.max_length, show)
             return replace(planned, examples=examples)
 
@@ -112,8 +114,8 @@ def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
         complete=complete,
         expected=expected,
         at_once=fit.at_once,
-        device=str(run.base.device),
-        precision=precision_name(run.base.compute_dtype),
+        device="unknown" if run.base is None else str(run.base.device),
+        precision=config.precision if run.base is None else precision_name(run.base.compute_dtype),
         micro_batch_tokens=in_force.micro_batch_tokens,
         gradient_checkpointing=in_force.gradient_checkpointing == "on",
         ranks=tuple(ranks),
@@ -203,7 +205,7 @@ def _speed(run: Run, seconds: float) -> tuple[float, float]:
     """Return tokens per second and useful TFLOP/s of training a trial of the largest rank."""
     from rankwise.planning.flop import training_work
 
-    train, base = run.encode("train"), run.base
+    train, base = run.encode("train"), run.loaded_base
     work = training_work(base.model, run.task.objective.task_type)
     adapter = run.config.ranks[-1] * sum(map(sum, base.targets.values()))
     flop = work.flop(train.lengths, train.loss_count, adapter)

@@ -28,17 +28,17 @@ def choose_engine(run: "Run") -> Engine:
     if config.trainer is not None:
         return trainer_engine(run)
     train, held_out = run.encode("train"), run.encode("held_out")
-    obstacle = unsupported_reason(run.base, train) if config.engine == "fused" else None
+    obstacle = unsupported_reason(run.loaded_base, train) if config.engine == "fused" else None
     if config.engine == "reference" or obstacle is not None:
         if obstacle is not None:
             progress.note(f"the reference engine trains instead of the fused one: {obstacle}")
         from rankwise.engine.reference import ReferenceEngine  # imports the Trainer
 
-        return ReferenceEngine(run.base, train, held_out, config, progress.work)
+        return ReferenceEngine(run.loaded_base, train, held_out, config, progress.work)
     if run.fit.at_once > 1:
         progress.note(f"up to {run.fit.at_once} trials train at once")
     at_once, checkpoints = run.fit.at_once, run.store.checkpoints
-    return FusedEngine(run.base, train, held_out, config, progress, at_once, checkpoints)
+    return FusedEngine(run.loaded_base, train, held_out, config, progress, at_once, checkpoints)
 
 
 class TruncatingEngine:

@@ -67,7 +67,8 @@ class SweepResult:
     @property
     def export(self) -> Path | None:
         """Directory of configs for other tools; None if none were written."""
-        return None if self.trial is None else self.directory / "export"
+        path = self.directory / "export"
+        return path if path.is_dir() else None
 
 
 def import_report() -> threading.Thread:
@@ -123,7 +124,8 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
         capacity=_capacity(run, findings, evidence),
     )
     decision = explain(findings, context)
-    store.write_best(chosen)
+    has_adapter = chosen is not None and (store.trials_directory / chosen / "adapter").is_dir()
+    store.write_best(chosen if has_adapter else None)
     store.write_rank_pattern(adapter)
     store.write_json("decision.json", decision.as_dict())
     if run.config.trainer is None:
@@ -131,7 +133,8 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     else:
         write_trainer_exports(store, requested_trainer(run.config), chosen, decision)
     write_report(store.directory)
-    return SweepResult(decision, evidence, store.directory, objective.score, chosen)
+    kept = chosen if has_adapter else None
+    return SweepResult(decision, evidence, store.directory, objective.score, kept)
 
 
 def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> Findings:
@@ -142,6 +145,8 @@ def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> 
     level = 1 - (1 - config.confidence) / looks
     evidence = judged_adapters(evidence, trained_at, margin, level)
     # A strategy that was stopped early may have trained a single rank.
+    if config.metric is not None:  # a single number a trial, by its trainer
+        evidence = evidence.drop(columns="example_id")
     results = read_rank_results(evidence, trained_at=trained_at)
     rule = Rule(
         margin=config.margin,

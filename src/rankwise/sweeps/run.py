@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.wording import LeftOut
@@ -29,14 +29,19 @@ from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import model_name, request_record
 from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.trackers import report_trials, require_trackers
-from rankwise.sweeps.user_trainer import note_trainer
+from rankwise.sweeps.user_trainer import note_trainer, open_figures_run
 from rankwise.tasks.load import load_task
+from rankwise.trainers.function_name import trainer_name
+
+if TYPE_CHECKING:
+    from rankwise.trainers.function import TrainFunction
 
 
 def sweep(
     config: SweepConfig | None = None,
     *,
     progress: Progress | None = None,
+    train: "TrainFunction | None" = None,
     **settings: Unpack[SweepSettings],
 ) -> SweepResult:
     """Train adapters of several ranks, decide which rank the task needs, and write everything down.
@@ -47,6 +52,9 @@ def sweep(
     Args:
         config: the request; alternatively, give its fields as keyword arguments.
         progress: receives notes and finished trials.
+        train: a function that trains in place of our engine. It gets a trial (``rank``, ``seed``,
+            ``learning_rate``, ``lora_alpha``, ``use_rslora``, ``name``) and returns the path of an
+            adapter, a PeftModel, or, with ``metric``, a mapping of metrics.
         **settings: fields of `SweepConfig`.
 
     Raises:
@@ -59,10 +67,20 @@ def sweep(
         >>> result.decision.rank  # doctest: +SKIP
         4
     """
-    config = requested(config, settings)
-    with open_run(config, progress or Silent()) as run:
+    config = requested(config, settings if train is None else _by_function(train, config, settings))
+    with open_run(config, progress or Silent()) as opened:
+        run = replace(opened, train=train)
         left_out = run_trials(run)
         return finish(run, left_out)
+
+
+def _by_function(
+    train: "TrainFunction", config: SweepConfig | None, settings: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Return the fields of a request with the function in the place of a trainer's command."""
+    if config is not None or settings.get("trainer") is not None:
+        raise RequestError("train: give settings by name beside it, and no trainer")
+    return {**settings, "trainer": trainer_name(train)}
 
 
 def requested(config: SweepConfig | None, settings: Mapping[str, object]) -> SweepConfig:
@@ -86,6 +104,8 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     refuse_bad_directory(config.out)
     config, extension = read_extension(config)
     require_trackers(config.report_to)
+    if config.trainer is not None and config.data is None:
+        return open_figures_run(config, progress, extension)
     task = load_task(config)
     config = for_task(config, task.objective.task_type)
     check_model_files(model_name(config))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rankwise.models.base_model import BaseModel
     from rankwise.planning.machine_fit import Fit
     from rankwise.sweeps.engines import TruncatingEngine
+    from rankwise.trainers.function import TrainFunction
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,21 @@ class Run:
     """An open sweep; its directory is locked until the end of the ``with`` block.
 
     Attributes:
+        base: the frozen base; None if the user's trainer measures by itself.
         task: the data, split into training, held-out and test examples.
         fit: memory of a trial of each rank, and how many trials fit at once.
+        train: the user's function that trains, if it is one.
         extension: seeds to add to some ranks of a finished sweep, if the request is for these.
     """
 
     config: SweepConfig
     task: Task
-    base: "BaseModel"
+    base: "BaseModel | None"
     store: SweepStore
     progress: Progress
     fit: "Fit"
     extension: Extension | None = None
+    train: "TrainFunction | None" = None
 
     def __enter__(self) -> "Run":
         return self
@@ -63,8 +67,10 @@ class Run:
 
         The task knows it, or the untrained base is scored once, unless its head is random.
         """
-        if self.task.chance_loss is not None or self.base.newly_initialized:
+        if self.task.chance_loss is not None or self.base is None:
             return self.task.chance_loss
+        if self.base.newly_initialized:
+            return None
         stored = read_chance_loss(self.store.directory)
         if stored is not None:
             return stored
@@ -85,9 +91,15 @@ class Run:
         return settings
 
     @property
+    def loaded_base(self) -> "BaseModel":
+        """The base, where there is one."""
+        assert self.base is not None
+        return self.base
+
+    @property
     def max_length(self) -> int:
         """Number of tokens that are kept of an example."""
-        return min(max_length(self.config, self.task), self.base.max_length)
+        return min(max_length(self.config, self.task), self.loaded_base.max_length)
 
     def encode(self, part: str) -> Encoded:
         """Tokenise the examples of a part of the data: ``train``, ``held_out`` or ``test``.
@@ -97,7 +109,7 @@ class Run:
         """
         length = self.max_length
         examples, name = getattr(self.task, part), part.replace("_", "-")
-        encoded, shortened = self.task.encoder(examples, self.base.tokenizer, length)
+        encoded, shortened = self.task.encoder(examples, self.loaded_base.tokenizer, length)
         lost = len(examples) - len(encoded)
         note, texts = self.progress.note, f"of {len(examples)} {name} texts"
         if shortened:

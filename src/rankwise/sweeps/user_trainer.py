@@ -2,43 +2,83 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankwise.errors import RequestError
+from rankwise.store.directory import SweepStore
 from rankwise.sweeps.config import SweepConfig
+from rankwise.sweeps.extension import Extension
+from rankwise.sweeps.progress import Progress
+from rankwise.sweeps.request_record import request_record
 from rankwise.tasks.base import Task
 from rankwise.tasks.readers import read_table
-from rankwise.trainers.command import Command
-from rankwise.trainers.tools import ToolCommand, notes_on_file, parse_trainer
+from rankwise.trainers.function_name import FunctionName
+from rankwise.trainers.tools import ToolCommand, Trainer, notes_on_file, parse_trainer
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import Trial
     from rankwise.sweeps.run_context import Run
     from rankwise.trainers.engine import Launch, TrainerEngine
+    from rankwise.trainers.function import FunctionEngine
 
 TRAIN_DATA = "train_data.jsonl"
 
 
-def trainer_engine(run: "Run") -> "TrainerEngine":
+def trainer_engine(run: "Run") -> "TrainerEngine | FunctionEngine":
     """Return the engine that runs the user's trainer and scores the adapters that it leaves."""
     from rankwise.trainers.adapter_judge import AdapterJudge
-    from rankwise.trainers.engine import TrainerEngine
+    from rankwise.trainers.engine import Judge, TrainerEngine
+    from rankwise.trainers.failures import Failures
+    from rankwise.trainers.figures import FiguresJudge, goes_up
+    from rankwise.trainers.function import FunctionEngine
 
     config, store = run.config, run.store
     launch = make_launch(config, store.directory)
     if launch.train_data is not None:
         write_train_data(config, run.task, launch.train_data)
-    judge = AdapterJudge(run.base, run.encode("held_out"), config.engine)
+    judge: Judge
+    if run.base is None:
+        up = config.metric is not None and goes_up(config.metric, config.direction)
+        judge = FiguresJudge(config.metric, up, config.model)
+    else:
+        judge = AdapterJudge(run.base, run.encode("held_out"), config.engine)
     trials = [trial for trial in store.trials() if trial.truncated_from is None]
     seconds = [trial.train_seconds for trial in trials if not trial.failed]
-    failures = {trial.name: trial.failed for trial in trials if trial.failed}
-    return TrainerEngine(launch, judge, run.progress, (seconds, failures), store.take_back)
+    failed = {trial.name: trial.failed for trial in trials if trial.failed}
+    failures = Failures(failed, store.take_back, run.progress.note)
+    if run.train is not None:
+        return FunctionEngine(run.train, judge, store.trials_directory, run.progress, failures)
+    if isinstance(launch.command, FunctionName):
+        raise RequestError(f"trainer {config.trainer!r}: call rankwise.sweep(train=...) again")
+    return TrainerEngine(launch, judge, run.progress, failures, seconds)
 
 
-def requested_trainer(config: SweepConfig) -> Command | ToolCommand:
+def requested_trainer(config: SweepConfig) -> Trainer:
     """Return the trainer that a request names."""
     assert config.trainer is not None
     return parse_trainer(config.trainer, config.trainer_config, config.data)
+
+
+def open_figures_run(config: SweepConfig, progress: Progress, extension: Extension | None) -> "Run":
+    """Lock the directory of a sweep whose trainer measures by itself; no base is loaded.
+
+    The noise of seeds is judged by these figures alone: what other tasks show is in nats.
+    """
+    from rankwise.planning.machine_fit import Fit
+    from rankwise.sweeps.memory_fit import choice
+    from rankwise.sweeps.run_context import Run
+    from rankwise.trainers.figures import figures_task
+
+    config = replace(config, no_prior=True)
+    task = figures_task(config.metric, config.direction)
+    fit = Fit(at_once=config.trials_at_once)
+    record = request_record(config, task, None, choice(config, fit))
+    store = SweepStore(config.out, record, extend=config.extend and extension is None)
+    progress.note(f"trained by: {config.trainer}")
+    progress.note(f"judged by {task.name}, as the trainer measures them")
+    return Run(config, task, None, store, progress, fit, extension)
 
 
 def make_launch(config: SweepConfig, out: Path) -> "Launch":

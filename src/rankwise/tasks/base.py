@@ -117,9 +117,9 @@ class Objective(ABC):
     """
 
     task_type: ClassVar[str] = "SEQ_CLS"
-    unit: ClassVar[str]
-    chance: ClassVar[str]
-    score: ClassVar[str]
+    unit: str
+    chance: str
+    score: str
     max_length: ClassVar[int] = 256
 
     @property

@@ -20,9 +20,9 @@ class ClassificationObjective(Objective):
 
     label_names: tuple[str, ...]
 
-    unit: ClassVar[str] = "nats per example"
-    chance: ClassVar[str] = "guessing by the classes' shares"
-    score: ClassVar[str] = "accuracy"
+    unit = "nats per example"
+    chance = "guessing by the classes' shares"
+    score = "accuracy"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -67,9 +67,9 @@ class RegressionObjective(Objective):
 
     variance: float
 
-    unit: ClassVar[str] = "of the labels' variance"
-    chance: ClassVar[str] = "guessing the labels' mean"
-    score: ClassVar[str] = "negative absolute error"
+    unit = "of the labels' variance"
+    chance = "guessing the labels' mean"
+    score = "negative absolute error"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -112,9 +112,9 @@ class CompletionObjective(Objective):
     """
 
     task_type: ClassVar[str] = "CAUSAL_LM"
-    unit: ClassVar[str] = "nats per completion token"
-    chance: ClassVar[str] = "the base without an adapter"
-    score: ClassVar[str] = "token accuracy"
+    unit = "nats per completion token"
+    chance = "the base without an adapter"
+    score = "token accuracy"
     max_length: ClassVar[int] = 1024
 
     def describe(self) -> str:

@@ -1,13 +1,14 @@
 """Settings of the user's own trainer."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rankwise.errors import RequestError, some
 from rankwise.settings import Count, FilePath, Option, Positive, Settings, Text
-from rankwise.trainers.command import Command
 from rankwise.trainers.left_adapter import same_model
-from rankwise.trainers.tools import ToolCommand, parse_trainer
+from rankwise.trainers.tools import ToolCommand, Trainer, parse_trainer
+
+OWN_SETTINGS = ("trainer_config", "metric", "direction", "trials_at_once", "trial_timeout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,19 @@ class TrainerConfig(Settings):
             "FILE",
         ),
     ] = None
+    metric: Annotated[
+        Text | None,
+        Option(
+            "Judge by this number in a trial's logs (trainer_state.json, metrics.jsonl, JSON on "
+            "stdout), as in eval_loss; without --data.",
+            "trainer",
+            "NAME",
+        ),
+    ] = None
+    direction: Annotated[
+        Literal["max", "min"] | None,
+        Option("Which values of --metric are better.", "trainer", unset="by its name"),
+    ] = None
     trials_at_once: Annotated[
         Count, Option("Trials of the trainer that run at once, a GPU each.", "trainer")
     ] = 1
@@ -52,12 +66,8 @@ class TrainerConfig(Settings):
         if self.trainer is not None:
             parse_trainer(self.trainer, self.trainer_config)
             return
-        for name, default in (
-            ("trainer_config", None),
-            ("trials_at_once", 1),
-            ("trial_timeout", None),
-        ):
-            if getattr(self, name) != default:
+        for name in OWN_SETTINGS:
+            if getattr(self, name) != getattr(TrainerConfig, name):
                 raise RequestError(f"{name} goes with trainer, which is missing", setting=name)
 
 
@@ -89,9 +99,14 @@ def check_trainer_request(request: Any) -> None:
         )
     command = parse_trainer(request.trainer, request.trainer_config, request.data)
     _check_base(command, request)
-    for name, what in (("model", "the base that it trains"), ("data", "to score its adapters on")):
-        if getattr(request, name) is None:
-            raise RequestError(f"trainer goes with {name}, {what}; add --{name}")
+    if request.data is None:
+        _check_figures(command, request)
+    elif request.model is None:
+        raise RequestError("trainer goes with model, the base that it trains; add --model")
+    elif request.metric is not None or request.direction is not None:
+        raise RequestError(
+            "metric: with --data rankwise scores the adapters itself; give one of the two"
+        )
     if request.train_examples is not None and not command.has("train_data"):
         raise RequestError("train_examples: the trainer reads its own data; pass it {train_data}")
     if not command.has("seed") and request.seeds > 1:
@@ -107,14 +122,14 @@ def check_trainer_request(request: Any) -> None:
         )
 
 
-def _check_base(command: Command | ToolCommand, request: Any) -> None:
+def _check_base(command: Trainer, request: Any) -> None:
     """Refuse another base than the one that a tool's file names."""
-    if isinstance(command, Command):
+    if not isinstance(command, ToolCommand):
         return
     base = command.file.values[command.tool.base]
-    if request.model is None:
+    if request.model is None and request.data is not None:
         raise RequestError(f"trainer goes with model, the base that it trains; add --model {base}")
-    if not same_model(base, request.model):
+    if request.model is not None and not same_model(base, request.model):
         raise RequestError(
             f"model {request.model!r}: {command.file.path.name} trains {base!r}; give one of them"
         )
@@ -122,3 +137,21 @@ def _check_base(command: Command | ToolCommand, request: Any) -> None:
         alpha = float(request.lora_alpha.partition(":")[2])
         if not alpha.is_integer():
             raise RequestError(f"lora_alpha {alpha:g}: {request.trainer} takes whole numbers alone")
+
+
+def _check_figures(command: Trainer, request: Any) -> None:
+    """Refuse a request without data, judged by the trainer's figures, that needs data."""
+    from rankwise.decide.metrics import higher_is_better  # it imports numpy
+
+    if request.strategy == "once":
+        raise RequestError("strategy once scores truncated adapters, so it needs --data; add it")
+    if command.has("train_data"):
+        raise RequestError("trainer: {train_data} is the training part of --data; add it")
+    if request.metric is None and request.direction is not None:
+        raise RequestError("direction goes with metric, which is missing")
+    unknown = request.metric is not None and higher_is_better(request.metric) is None
+    if unknown and request.direction is None:
+        raise RequestError(
+            f"metric {request.metric!r}: its name does not tell which values are better; add "
+            "--direction max or --direction min"
+        )

@@ -1,12 +1,11 @@
 """The user's own trainer as an engine: a command for each trial, judged by what it leaves."""
 
 import os
-import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 
 from rankwise.engine.trial import FinishedTrial, TrainingProgress, Trial, no_evidence
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RequestError
 from rankwise.trainers.child import (
     POLL_SECONDS,
     Child,
@@ -23,9 +22,9 @@ from rankwise.trainers.child import (
     last_lines,
     stop_all,
 )
-from rankwise.trainers.command import Command
+from rankwise.trainers.failures import Failures
 from rankwise.trainers.left_adapter import UnusableTrialError
-from rankwise.trainers.tools import ToolCommand
+from rankwise.trainers.tools import Trainer
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ class Launch:
         train_data: file of the training examples; None if the command does not ask for it.
     """
 
-    command: Command | ToolCommand
+    command: Trainer
     trials: Path
     at_once: int = 1
     timeout: float | None = None
@@ -153,8 +152,8 @@ class TrainerEngine:
         launch: how trials are launched.
         judge: turns what a trial leaves into evidence.
         progress: receives notes, the work done, and the last lines of each log.
-        earlier: complete trials of the sweep: seconds of those that trained, failures by name.
-        take_back: takes a recorded trial out of the sweep, so that it will run again.
+        failures: failures of trials so far.
+        seconds: times of complete trials, by which the time left is estimated.
 
     Raises:
         RequestError: more trials are to run at once than there are GPUs.
@@ -165,15 +164,14 @@ class TrainerEngine:
         launch: Launch,
         judge: Judge,
         progress: ShownProgress,
-        earlier: tuple[Sequence[float], Mapping[str, str]],
-        take_back: Callable[[str], None],
+        failures: Failures,
+        seconds: Sequence[float] = (),
     ) -> None:
         self.launch = launch
         self.judge = judge
         self.progress = progress
-        self.take_back = take_back
-        self._seconds = list(earlier[0])
-        self._failures = dict(earlier[1])
+        self.failures = failures
+        self._seconds = list(seconds)
         self._environments = gpu_environments(launch.at_once)
 
     @property
@@ -280,21 +278,10 @@ class TrainerEngine:
             failed = self._failure(running, failed)
         else:
             self._seconds.append(seconds)
-        return FinishedTrial(
-            trial=running.trial,
-            diverged=judged.diverged,
-            trainable_params=sum(value.numel() for value in judged.adapter.values()),
-            train_seconds=seconds,
-            pack_seconds=seconds,
-            pack_size=together,
-            eval_seconds=time.monotonic() - began,
-            peak_memory_bytes=0,
-            adapter_config=judged.adapter_config,
-            adapter=judged.adapter,
-            evidence=judged.evidence,
-            steps=judged.steps,
-            failed=failed,
-            files={name: running.place / name for name in (LOG, OUT)},
+        files = {name: running.place / name for name in (LOG, OUT)}
+        times = (seconds, time.monotonic() - began)
+        return replace(
+            finished_trial(running.trial, judged, failed, times, files), pack_size=together
         )
 
     def _failure(self, running: RunningTrial, reason: str) -> str:
@@ -305,23 +292,38 @@ class TrainerEngine:
         """
         name, lines = running.trial.name, last_lines(running.log, 1)
         failure = f"{reason}: {lines[0]}" if lines else reason
-        others = [
-            other
-            for other, known in self._failures.items()
-            if other != name and _kind(known) == _kind(failure)
-        ]
-        self._failures[name] = failure
-        if not others:
-            self.progress.note(f"{name} failed, and counts as diverged: {failure}")
-            return failure
-        kept = running.place.with_name(f"{FAILED}{name}")
-        os.replace(running.place, kept)
-        for other in others:
-            self.take_back(other)
-        raise RankwiseError(
-            f"trials {others[0]} and {name} failed alike, so the sweep stops: {failure}; its log: "
-            f"{kept / LOG}; once that is mended, the same command runs both again"
-        )
+        others = self.failures.add(name, failure)
+        if others:
+            kept = running.place.with_name(f"{FAILED}{name}")
+            os.replace(running.place, kept)
+            raise self.failures.stop(others, name, kept / LOG)
+        return failure
+
+
+def finished_trial(
+    trial: Trial,
+    judged: Judged,
+    failed: str | None,
+    seconds: tuple[float, float],
+    files: Mapping[str, Path],
+) -> FinishedTrial:
+    """Return a trial that a trainer of the user ran alone; ``seconds`` are training and judging."""
+    return FinishedTrial(
+        trial=trial,
+        diverged=judged.diverged,
+        trainable_params=sum(value.numel() for value in judged.adapter.values()),
+        train_seconds=seconds[0],
+        pack_seconds=seconds[0],
+        pack_size=1,
+        eval_seconds=seconds[1],
+        peak_memory_bytes=0,
+        adapter_config=judged.adapter_config,
+        adapter=judged.adapter,
+        evidence=judged.evidence,
+        steps=judged.steps,
+        failed=failed,
+        files=files,
+    )
 
 
 def _ending(code: int | None) -> str:
@@ -329,11 +331,6 @@ def _ending(code: int | None) -> str:
     if code is not None and code < 0:
         return f"its command was killed by {signal.Signals(-code).name}"
     return f"its command ended with exit code {code}"
-
-
-def _kind(failure: str) -> str:
-    """Return a failure without numbers and paths, which differ between trials that fail alike."""
-    return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", re.sub(r"\S*/\S*", "/", failure))
 
 
 def gpu_environments(at_once: int) -> list[dict[str, str]]:

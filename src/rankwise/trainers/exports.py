@@ -10,9 +10,8 @@ from rankwise.formatting import how_sure
 from rankwise.lora.alpha import whole_as_int
 from rankwise.store.directory import SweepStore, write_whole
 from rankwise.store.records import TrialRecord, read_trial
-from rankwise.trainers.command import Command
 from rankwise.trainers.engine import as_word
-from rankwise.trainers.tools import ToolCommand
+from rankwise.trainers.tools import ToolCommand, Trainer
 
 CARD = """---
 library_name: peft
@@ -30,7 +29,7 @@ learning rate {rate:g}, seed {seed}.
 
 def write_trainer_exports(
     store: SweepStore,
-    command: Command | ToolCommand,
+    command: Trainer,
     trial_name: str | None,
     decision: Decision,
 ) -> None:
@@ -49,6 +48,8 @@ def write_trainer_exports(
     notes = "".join(f"# {line}\n" for line in _notes(decision, chosen, trained))
     for name, text in chosen_files(command, trained).items():
         write_whole(directory / "export" / name, (notes + text).encode())
+    if not (directory / "best").is_dir():  # judged by figures, without an adapter
+        return
     sentences = "\n\n".join(decision_sentences(decision, "score")[:2])
     card = CARD.format(
         rank=chosen.rank,
@@ -61,7 +62,7 @@ def write_trainer_exports(
     write_whole(directory / "best" / "README.md", card.encode())
 
 
-def chosen_files(command: Command | ToolCommand, trained: TrialRecord) -> dict[str, str]:
+def chosen_files(command: Trainer, trained: TrialRecord) -> dict[str, str]:
     """Return the user's command with the values of a trial, and a tool's file with them."""
     values: dict[str, Any] = {
         "rank": trained.rank,

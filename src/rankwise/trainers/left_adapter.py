@@ -46,13 +46,13 @@ def _precedence(config: Path, out: Path) -> tuple[int, bool, int, float]:
     return -len(parts), match is None, step, config.stat().st_mtime
 
 
-def read_trained_adapter(directory: Path, trial: "Trial", base: str) -> Adapter | None:
+def read_trained_adapter(directory: Path, trial: "Trial", base: str | None) -> Adapter | None:
     """Read an adapter and check that it is what the trial asked for.
 
     Args:
         directory: the adapter's directory.
         trial: rank and scaling that were asked for.
-        base: the base model of the sweep, a directory or a hub id.
+        base: the base model of the sweep, a directory or a hub id; None for any.
 
     Returns:
         The adapter; None if it has weights that are not finite.
@@ -81,7 +81,7 @@ def read_trained_adapter(directory: Path, trial: "Trial", base: str) -> Adapter 
             "{lora_alpha} to the trainer, or name its rule, as in --lora-alpha 2r or fixed:32"
         )
     trained_on = config.get("base_model_name_or_path")
-    if trained_on and not same_model(str(trained_on), base):
+    if trained_on and base is not None and not same_model(str(trained_on), base):
         raise UnusableTrialError(
             f"its adapter was trained on {str(trained_on)!r}, and the sweep's model is {base!r}"
         )

@@ -15,6 +15,7 @@ from rankwise.errors import RequestError, shown, some
 from rankwise.lora.alpha import whole_as_int
 from rankwise.trainers.command import VALUES, Command, parse_command
 from rankwise.trainers.config_file import ConfigFile
+from rankwise.trainers.function_name import FunctionName, parse_function
 
 
 @dataclass(frozen=True)
@@ -148,20 +149,23 @@ def find_tool(name: str) -> Tool | None:
     return TOOLS.get(name)
 
 
-def parse_trainer(trainer: str, config: Path | None, data: Any = None) -> "Command | ToolCommand":
+Trainer = Command | ToolCommand | FunctionName
+
+
+def parse_trainer(trainer: str, config: Path | None, data: Any = None) -> Trainer:
     """Return the trainer that a request names: a command, or a tool with the user's file.
 
     Raises:
         RequestError: the command or the file cannot serve a sweep.
     """
-    tool = find_tool(trainer)
+    tool, function = find_tool(trainer), parse_function(trainer)
     if tool is None:
         if config is not None:
             raise RequestError(
                 f"trainer_config goes with the trainers {', '.join(TOOLS)} and trl; a command "
                 "names its own files"
             )
-        return parse_command(trainer)
+        return function or parse_command(trainer)
     if config is None:
         raise RequestError(f"trainer {trainer!r} needs its own YAML file: add --trainer-config")
     file = read_tool_file(trainer, tool, config)

@@ -1,0 +1,192 @@
+"""Judging by what a trial says itself: losses of examples that it wrote, or numbers in its logs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from rankwise.analysis.evaluations import until
+from rankwise.analysis.run_logs import find_runs, read_log
+from rankwise.analysis.source import last_values
+from rankwise.decide.metrics import higher_is_better
+from rankwise.engine.trial import Trial, no_evidence
+from rankwise.errors import RequestError, nearest, some
+from rankwise.tasks.base import Encoded, Examples, Objective, Task
+from rankwise.tasks.splits import NO_EXAMPLES
+from rankwise.trainers.engine import LOG, Judged
+from rankwise.trainers.left_adapter import (
+    UnusableTrialError,
+    find_adapter,
+    read_trained_adapter,
+)
+
+if TYPE_CHECKING:
+    from rankwise.lora.adapter import Adapter
+
+EVIDENCE = ("rankwise_evidence.parquet", "rankwise_evidence.jsonl")
+"""Names of the file of example ids and losses that a trial may write."""
+
+
+def goes_up(metric: str, direction: str | None) -> bool:
+    """Return whether more of a metric is better, by its name if the request does not say so."""
+    return bool(higher_is_better(metric)) if direction is None else direction == "max"
+
+
+@dataclass(frozen=True)
+class FiguresObjective(Objective):
+    """Words for figures that a trainer measured itself; nothing is scored here."""
+
+    unit: str
+    score: str
+    chance: str = "chance"
+
+    def describe(self) -> str:
+        """Return who measured."""
+        return "measured by the trainer itself"
+
+    def targets(self, examples: Encoded) -> Any:
+        """Refuse: the trainer measures."""
+        raise NotImplementedError
+
+    def measure(self, logits: Any, examples: Encoded) -> dict[str, np.ndarray]:
+        """Refuse: the trainer measures."""
+        raise NotImplementedError
+
+
+def figures_task(metric: str | None, direction: str | None) -> Task:
+    """Return the task of a sweep that is judged by its trainer's own figures.
+
+    Where more of the metric is better, its negative stands in the place of the loss.
+    """
+    objective = FiguresObjective("loss per example", "negative loss")
+    if metric is not None:
+        up = goes_up(metric, direction)
+        signed, other = (f"negative {metric}", metric) if up else (metric, f"negative {metric}")
+        objective = FiguresObjective(f"{signed} per trial", other)
+
+    def encode(examples: Examples, tokenizer: Any, length: int) -> tuple[Encoded, int]:
+        return Encoded((), [], ()), 0
+
+    name = "examples" if metric is None else metric
+    return Task(name, objective, encode, NO_EXAMPLES, NO_EXAMPLES, NO_EXAMPLES)
+
+
+class FiguresJudge:
+    """Takes the figures that a trial wrote, and its adapter if there is one.
+
+    Args:
+        metric: the metric in its logs; None for a file of example ids and losses.
+        up: whether more of the metric is better.
+        base: name of the base that its adapter must have; None for any.
+    """
+
+    def __init__(self, metric: str | None, up: bool, base: str | None) -> None:
+        self.metric = metric
+        self.up = up
+        self.base = base
+
+    def judge(self, trial: Trial, out: Path) -> Judged:
+        """Read the figures of a trial."""
+        config: Mapping[str, Any] = {}
+        tensors: Mapping[str, Any] = {}
+        if any(out.rglob("adapter_config.json")):
+            adapter = read_trained_adapter(find_adapter(out), trial, self.base)
+            if adapter is None:
+                return Judged(evidence=no_evidence(), diverged=True)
+            config, tensors = adapter.config, adapter.tensors
+        try:
+            evidence = self._evidence(out)
+        except RequestError as error:
+            raise UnusableTrialError(str(error)) from None
+        diverged = not bool(np.isfinite(evidence["loss"]).all())
+        return Judged(
+            evidence=no_evidence() if diverged else evidence,
+            diverged=diverged,
+            adapter_config=dict(config),
+            adapter=dict(tensors),
+        )
+
+    def score(self, adapters: "Sequence[Adapter]", examples: Encoded | None) -> list[pd.DataFrame]:
+        """Refuse: there are no examples to score on.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError("scoring of an adapter needs --data; the trainer's figures are not it")
+
+    def _evidence(self, out: Path) -> pd.DataFrame:
+        if self.metric is None:
+            return read_example_losses(out)
+        value = read_metric(self.metric, out)
+        cost = -value if self.up else value
+        return pd.DataFrame({"example_id": [0], "loss": [cost], "score": [-cost]})
+
+
+def read_example_losses(out: Path) -> pd.DataFrame:
+    """Read the file of example ids and losses that a trial wrote.
+
+    Raises:
+        RequestError: there is none, or it lacks a column.
+    """
+    found = [path for name in EVIDENCE for path in sorted(out.rglob(name))]
+    if not found:
+        raise RequestError(
+            f"it wrote no {' or '.join(EVIDENCE)} (EvidenceCallback does), and the sweep has "
+            "neither --data to score adapters on nor a --metric of its logs"
+        )
+    try:
+        rows = _read_table(found[0])
+    except (ValueError, OSError) as error:
+        raise RequestError(f"its {found[0].name} cannot be read: {error}") from None
+    missing = [name for name in ("example_id", "loss") if name not in rows.columns]
+    if missing:
+        raise RequestError(
+            f"its {found[0].name} lacks {some(missing)}; it has {some(rows.columns)}"
+        )
+    rows = rows.assign(score=rows["score"] if "score" in rows.columns else -rows["loss"])
+    types = {"example_id": "int64", "loss": "float64", "score": "float64"}
+    return rows[list(types)].astype(types)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+
+
+def read_metric(metric: str, out: Path) -> float:
+    """Return a metric's value in a trial's logs: of the checkpoint it kept, or else the last.
+
+    Its directory is searched for ``trainer_state.json``, ``metrics.jsonl`` and the like, then its
+    output for lines of JSON.
+
+    Raises:
+        RequestError: it is not there; the message names the metrics that are.
+    """
+    known: dict[str, float] = {}
+    for run in find_runs(out):
+        log = read_log(run)
+        if log is not None:
+            rows = log.rows if log.kept is None else until(log.rows, log.kept)
+            known = {**last_values(rows), **known}
+    known = {**last_values(_json_lines(out.with_name(LOG))), **known}
+    if metric in known:
+        return known[metric]
+    there = f"there are: {some(sorted(known), 20)}" if known else "there are no numbers in them"
+    raise RequestError(f"metric {metric!r} is not in its logs{nearest(metric, known)}; {there}")
+
+
+def _json_lines(log: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log that are JSON objects."""
+    rows = []
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("{"):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows += [row] if isinstance(row, dict) else []
+    return rows

@@ -1,0 +1,128 @@
+"""A function of the user as the trainer: each trial is a call in this process."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from rankwise.engine.trial import FinishedTrial, Trial, no_evidence
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.trainers.engine import (
+    FAILED,
+    OUT,
+    RUNNING,
+    Judge,
+    Judged,
+    ShownProgress,
+    finished_trial,
+)
+from rankwise.trainers.failures import Failures
+from rankwise.trainers.left_adapter import UnusableTrialError
+
+if TYPE_CHECKING:
+    from rankwise.lora.adapter import Adapter
+    from rankwise.tasks.base import Encoded
+
+TrainFunction = Callable[[Trial], Any]
+"""Trains one trial; returns the path of an adapter, a PeftModel, or a mapping of metrics."""
+
+
+class FunctionEngine:
+    """Trains each trial by a function, and has it judged.
+
+    Args:
+        function: the function.
+        judge: turns what it returns into evidence.
+        trials: directory of the sweep's trials.
+        progress: receives the work done.
+        failures: failures of trials so far.
+    """
+
+    pack_size = 1
+
+    def __init__(
+        self,
+        function: TrainFunction,
+        judge: Judge,
+        trials: Path,
+        progress: ShownProgress,
+        failures: Failures,
+    ) -> None:
+        self.function = function
+        self.judge = judge
+        self.trials = trials
+        self.progress = progress
+        self.failures = failures
+
+    def score(
+        self, adapters: "Sequence[Adapter]", examples: "Encoded | None" = None
+    ) -> list[pd.DataFrame]:
+        """Return the evidence of adapters on examples, by default the held-out ones."""
+        return self.judge.score(adapters, examples)
+
+    def train(
+        self, trials: Sequence[Trial], starts: "Mapping[str, Adapter] | None" = None
+    ) -> Iterator[FinishedTrial]:
+        """Call the function for each trial.
+
+        Raises:
+            RequestError: a trial is to start from another's adapter.
+            RankwiseError: two different trials failed alike.
+        """
+        if any(trial.starts_from is not None for trial in trials):
+            raise RequestError("a function cannot start a trial from another's adapter")
+        for trial in trials:
+            place = self.trials / f"{RUNNING}{trial.name}"
+            for leftover in (place, place.with_name(f"{FAILED}{trial.name}")):
+                shutil.rmtree(leftover, ignore_errors=True)
+            (place / OUT).mkdir(parents=True)
+            yield self._train_one(trial, place)
+
+    def _train_one(self, trial: Trial, place: Path) -> FinishedTrial:
+        judged, failed = Judged(evidence=no_evidence(), diverged=True), None
+        began = trained = time.monotonic()
+        try:
+            left = _keep(self.function(trial), place / OUT)
+            trained = time.monotonic()
+            judged = self.judge.judge(trial, left)
+        except UnusableTrialError as error:
+            failed = str(error)
+        except RankwiseError:
+            raise
+        except Exception as error:  # whatever the user's function raises is its trial's failure
+            failed = f"it raised {type(error).__name__}: {' '.join(str(error).split())}"
+        self.progress.work(1.0)
+        if failed is not None and (others := self.failures.add(trial.name, failed)):
+            kept = place.with_name(f"{FAILED}{trial.name}")
+            os.replace(place, kept)
+            raise self.failures.stop(others, trial.name, kept)
+        files = {OUT: place / OUT}
+        ended = time.monotonic()
+        times = (trained - began if trained > began else ended - began, ended - trained)
+        return finished_trial(trial, judged, failed, times, files)
+
+
+def _keep(result: Any, out: Path) -> Path:
+    """Return the directory with what a function returned.
+
+    Raises:
+        UnusableTrialError: it is none of what a function may return.
+    """
+    if isinstance(result, str | os.PathLike):
+        return Path(result)
+    if isinstance(result, Mapping):
+        row = {str(name): float(value) for name, value in result.items()}
+        (out / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return out
+    if hasattr(result, "peft_config") and hasattr(result, "save_pretrained"):
+        result.save_pretrained(out)
+        return out
+    raise UnusableTrialError(
+        f"the function returned a {type(result).__name__}; allowed are the path of an adapter, a "
+        "PeftModel, and a mapping of metrics"
+    )

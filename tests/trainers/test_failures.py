@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+
+from rankwise.errors import RankwiseError
+from rankwise.trainers.failures import Failures
+
+
+def test_failures_that_differ_in_numbers_and_paths_are_alike() -> None:
+    taken: list[str] = []
+    notes: list[str] = []
+    failures = Failures({"r2": "killed by SIGKILL"}, taken.append, notes.append)
+    assert failures.add("r4", "exit code 1: tried 20.5 GiB in /a/b") == []
+    assert failures.add("r8", "it left no adapter") == []
+    assert len(notes) == 2
+    others = failures.add("r16", "exit code 1: tried 41 GiB in /a/c")
+    assert others == ["r4"]
+    error = failures.stop(others, "r16", Path("log.txt"))
+    assert "trials r4 and r16 failed alike" in str(error)
+    assert "see log.txt" in str(error)
+    assert taken == ["r4"]
+    assert failures.add("r4", "exit code 2: tried 20.5 GiB in /a/b") == ["r16"]  # code as well
+    with pytest.raises(RankwiseError):
+        raise error
