@@ -21,6 +21,7 @@ from rankwise.shrinking.scoring import Scorer
 from rankwise.tasks.base import Task
 from tests.conftest import make_reviews
 from tests.factories import Notes
+from tests.tiny_models import make_dialogues
 
 
 @pytest.fixture
@@ -120,3 +121,27 @@ def test_bad_training_data_are_refused_in_one_line(
             rankwise.shrink(trial, **{**files, **changes})
         assert words in str(error.value), str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_language_models_cut_is_healed(lm: Path, tmp_path: Path) -> None:
+    """The adapter learnt random words, so it is judged by how much worse cuts of it are."""
+    dialogues = make_dialogues(60, seed=7)
+    pd.DataFrame(dialogues).to_json(tmp_path / "train.jsonl", orient="records", lines=True)
+    config = ShrinkConfig(
+        adapters=(lm / "adapter",),
+        data=lm / "held-out.jsonl",
+        heal=tmp_path / "train.jsonl",
+        heal_steps=6,
+    )
+    decomposed = decompose(lm / "adapter")
+    task = read_held_out(config, "", decomposed.adapter)
+    base = load(decomposed.adapter, task)
+    examples = encode_held_out(task, base, None).encoded
+    scorer = Scorer(base, decomposed.adapter, examples, config.engine)
+    data = read_training_data(config, task, base, decomposed.adapter)
+    (cut,) = make_cuts(decomposed, [2])
+    healed, healing = Healer(config, scorer, data).heal(cut)
+    assert healing.examples == len(data.train) > len(data.held_back)
+    before, after = scorer.score([cut.adapter, healed.adapter], 0, len(examples))
+    assert after["loss"].mean() < before["loss"].mean()
+    assert healed.adapter.config == cut.adapter.config
