@@ -18,7 +18,7 @@ from rankwise.analysis.source import ResultsSource, separate
 from rankwise.analysis.sweep_directory import read_sweep
 from rankwise.analysis.table_files import read_json, read_rows, records_in
 from rankwise.analysis.tables import read_result_table
-from rankwise.decide.evidence import ChanceLoss, as_numbers, check_columns
+from rankwise.decide.evidence import HEALED, ChanceLoss, as_numbers, check_columns
 from rankwise.decide.metrics import snake
 from rankwise.decide.wording import PLAIN, Wording
 from rankwise.errors import RequestError, nearest, some
@@ -244,6 +244,8 @@ def _join(sources: list[ResultsSource], metrics: list[str], notes: list[str]) ->
             recorded = f"no {name.replace('_', ' ')} is recorded{where}"
             notes.append(f"{recorded}; it is taken as {default:g}")
     columns = [*KEY[: 3 + any(per_example)], "diverged", *metrics]
+    if any(source.trials and HEALED in source.rows.columns for source in sources):
+        columns.append(HEALED)  # only a sweep's directory has it
     rows = [pd.DataFrame({**DEFAULTS, **source.rows}) for source in sources]
     evidence = pd.concat(rows, keys=range(len(sources))).reindex(columns=columns)
     return check_columns(evidence, metrics, partial(_refuse, sources))

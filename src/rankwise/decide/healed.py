@@ -52,10 +52,9 @@ def judged_adapters(
     full = evidence[(evidence["rank"] == trained_at) & (evidence["learning_rate"] == rate)]
     seeds = set(full["seed"])
     left_out = np.zeros(len(evidence), dtype=bool)
-    for (rank, _), rows in evidence[healed].groupby(["rank", "learning_rate"]):
+    for (rank, own_rate), rows in evidence[healed].groupby(["rank", "learning_rate"]):
         is_taken = set(rows["seed"]) == seeds and holds(rows, full, margin, confidence)
-        replaced = evidence.index.isin(rows.index)
-        if is_taken:
-            replaced = ((evidence["rank"] == rank) & ~healed).to_numpy()
-        left_out |= replaced
+        at_rank = evidence["rank"] == rank
+        loser = ~healed if is_taken else healed & (evidence["learning_rate"] == own_rate)
+        left_out |= (at_rank & loser).to_numpy()
     return evidence[~left_out]
