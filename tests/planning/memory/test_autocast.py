@@ -79,7 +79,9 @@ def test_results_have_the_precision_that_the_reference_names_for_cuda(
 
 
 @pytest.mark.parametrize(
-    ("key", "rules"), [("AutocastCPU", CPU_RULES), ("AutocastCUDA", CUDA_RULES)], ids=str
+    ("key", "rules"),
+    [("AutocastCPU", CPU_RULES), ("AutocastCUDA", CUDA_RULES)],
+    ids=("cpu", "cuda"),
 )
 def test_every_listed_function_is_registered_in_pytorch(key: str, rules: CastRules) -> None:
     registered = set()
