@@ -44,6 +44,8 @@ def write_adapter(out: Path, rank: int, alpha: float, seed: int, **changes: obje
 
 
 def main() -> None:
+    # A test run in the background of a shell ignores Ctrl-C, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser()
     parser.add_argument("--rank", type=int)
     parser.add_argument("--alpha", type=float)

@@ -18,13 +18,15 @@ from rankwise.trainers.child import (
 )
 from tests.trainers.stubs import is_gone
 
+# A test run in the background of a shell ignores SIGINT, and so would its children.
 SLEEPERS = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(inner.pid, flush=True)
 time.sleep(60)
 """
-STUBBORN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SLEEPERS
+STUBBORN = SLEEPERS.replace("signal.default_int_handler", "signal.SIG_IGN")
 
 
 def start(code: str, place: Path, **environment: str) -> Child:
