@@ -183,6 +183,18 @@ def test_diverged_neighbours_leave_no_other_rate() -> None:
     assert (needs[1].state, needs[1].gain) == ("ruled out", None)
 
 
+def test_a_rate_whose_seeds_lack_examples_is_not_compared() -> None:
+    results, _ = evidence({**SEARCHED, (16, 7e-4): 0.5})
+    one = results[0]
+    rates = dict(one.cost_by_rate)
+    for ragged in (2e-3, 5e-4):
+        seeds, cost = rates[ragged]
+        rates[ragged] = seeds, np.where(np.arange(cost.shape[1]) == 3, np.nan, cost)
+        known = RankResults(**{**vars(one), "cost_by_rate": dict(rates)})
+        needs = find_needs([known, results[1]], 8, MARGIN, 0.95)
+        assert needs[1].state == ("ruled out" if ragged == 2e-3 else "not known")
+
+
 def test_needs_that_do_not_exist_are_shown_as_seldom_as_stated() -> None:
     """All true gains are zero: whatever is shown is wrong."""
     generator = np.random.default_rng(1)

@@ -7,7 +7,7 @@ seeds matter is estimated from all trials together. Each answer holds for itself
 confidence. docs/decision.md states the rules.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log2
 from typing import Literal
@@ -87,7 +87,7 @@ def find_needs(
     )
     questions = [
         _about_rank(results, further),
-        _about_rate(results, trained_at or rank),
+        _about_rate(results, trained_at or rank, cells),
         _about_steps(further),
     ]
 
@@ -171,11 +171,11 @@ def _about_rank(results: Sequence[RankResults], further: FurtherTrial | None) ->
     return _Question(need, ((_chosen(smaller), larger),))
 
 
-def _about_rate(results: Sequence[RankResults], rank: int) -> _Question:
+def _about_rate(results: Sequence[RankResults], rank: int, cells: Collection[Cell]) -> _Question:
     """Ask whether a neighbour of the chosen rate gains, or whether it lies at the edge.
 
     A rank that tried one rate alone took it from a rank that tried several: the nearest of these is
-    asked instead.
+    asked instead. A rate whose seeds lack some of the examples cannot be compared.
     """
     searched = [one for one in results if len(one.rates) > 1]
     if not searched:
@@ -184,7 +184,9 @@ def _about_rate(results: Sequence[RankResults], rank: int) -> _Question:
     chosen = _chosen(one)
     place = one.rates.index(chosen[1])
     near = [rate for rate in one.rates[max(0, place - 1) : place + 2] if rate != chosen[1]]
-    usable = [rate for rate in near if rate in one.cost_by_rate]
+    usable = [rate for rate in near if (one.rank, rate, 0) in cells]
+    if not usable and any(rate in one.cost_by_rate for rate in near):
+        return _Question(Need(name="another rate", state="not known"))
     need = Need(name="another rate", state="open", rank=one.rank, end=chosen[1])
     if len(near) == 2:
         pairs = tuple((chosen, (one.rank, rate, 0)) for rate in usable)
