@@ -4,6 +4,10 @@ import numpy as np
 import pandas as pd
 
 from rankwise import select
+from rankwise.decide.caveats import caveats
+from rankwise.decide.evidence import read_rank_results
+from rankwise.decide.findings import Findings, Rule
+from rankwise.decide.wording import Context, FailedTrial
 from tests.decide.examples import make_evidence
 
 
@@ -50,6 +54,18 @@ def test_the_rate_at_which_training_collapses_is_a_caveat() -> None:
     ]
     mild = pd.concat([evidence, lower, tried(8, 2e-3, 0.64)])
     assert not any("collapses" in caveat for caveat in select(mild, chance_loss=0.7).caveats)
+
+
+def test_a_failed_trial_is_no_collapse() -> None:
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
+    evidence["learning_rate"], evidence["diverged"] = 1e-3, False
+    failed = evidence[(evidence["rank"] == 16) & (evidence["seed"] == 0)]
+    failed = failed.assign(learning_rate=2e-3, diverged=True)
+    findings = Findings(read_rank_results(pd.concat([evidence, failed])), Rule())
+    for trials in ([], [FailedTrial("r16-lr0.002-seed0", 16, 2e-3, "exit code 1")]):
+        told = " ".join(caveats(findings, Context(failed=trials)))
+        assert ("collapses at a learning rate of 0.002" in told) == (not trials)
+        assert ("diverged: r16-lr0.002-seed0: exit code 1." in told) == bool(trials)
 
 
 def test_a_score_that_contradicts_the_loss_is_a_caveat() -> None:

@@ -41,7 +41,7 @@ def caveats(findings: Findings, context: Context) -> Iterator[str]:
         yield from _about_single_rates(findings.results)
     if not findings.nothing_learnt:
         yield from _about_edges(findings.results)
-        yield from _about_collapse(findings)
+        yield from _about_collapse(findings, context)
     yield from _about_unsteady_seeds(findings, context.wording.chance)
     if findings.rank is not None:
         yield from _about_choice(findings, findings.rank, context.wording.chance)
@@ -98,8 +98,12 @@ def _about_edges(results: Sequence[RankResults]) -> Iterator[str]:
         )
 
 
-def _about_collapse(findings: Findings) -> Iterator[str]:
-    """Name the rate nearest to those used, as a ratio, at which training collapses."""
+def _about_collapse(findings: Findings, context: Context) -> Iterator[str]:
+    """Name the rate nearest to those used, as a ratio, at which training collapses.
+
+    A trial that failed, as by a wrong path, says nothing about its rate.
+    """
+    failed = {(trial.rank, trial.learning_rate) for trial in context.failed}
     chance = findings.rule.chance_loss if findings.by_loss else None
     found = []
     for one in findings.results:
@@ -110,7 +114,8 @@ def _about_collapse(findings: Findings) -> Iterator[str]:
         if chance is not None:
             limit = COLLAPSED * used + (1 - COLLAPSED) * float(np.mean(chance))
         for rate, cost in zip(one.rates, one.rate_costs, strict=True):
-            if rate > one.learning_rate and not cost < limit:  # also where it diverged
+            collapses = not cost < limit  # also where it diverged
+            if collapses and rate > one.learning_rate and (one.rank, rate) not in failed:
                 found.append((rate / one.learning_rate, rate, one.rank))
     if found:
         ratio, rate, rank = min(found)

@@ -40,6 +40,19 @@ class LeftOut:
     seed: int
 
 
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial of the user's trainer that failed, and how."""
+
+    name: str
+    rank: int
+    learning_rate: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a decision says beyond the findings.
@@ -48,7 +61,7 @@ class Context:
         wording: how sentences name the loss.
         is_sweep: whether rankwise trained the ranks, so that a command can add seeds.
         can_diagnose: whether it can also train a trial with more steps (``--diagnose``).
-        failed: trials of the user's trainer that failed, each with its reason.
+        failed: trials of the user's trainer that failed.
         left_out: trials that the sweep's budget left out.
         rank_pattern: a truncated adapter with a rank for each layer, if one was tried.
         test: the chosen adapter's results on the test part, if there is one.
@@ -58,7 +71,7 @@ class Context:
     wording: Wording = PLAIN
     is_sweep: bool = False
     can_diagnose: bool = False
-    failed: Sequence[str] = ()
+    failed: Sequence[FailedTrial] = ()
     left_out: LeftOut | None = None
     rank_pattern: RankPattern | None = None
     test: TestScore | None = None

@@ -20,7 +20,7 @@ from rankwise.decide.healed import judged_adapters
 from rankwise.decide.metrics import LOSS_MARGIN, default_margin
 from rankwise.decide.needs import capacity
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
-from rankwise.decide.wording import Context, LeftOut, Wording
+from rankwise.decide.wording import Context, FailedTrial, LeftOut, Wording
 from rankwise.store.costs import rank_costs
 from rankwise.store.records import TrialRecord, read_train_losses, select_trials
 from rankwise.strategies import strategies
@@ -117,7 +117,11 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
         wording=Wording(objective.unit, objective.chance),
         is_sweep=True,
         can_diagnose=run.config.trainer is None,
-        failed=[f"{trial.name}: {trial.failed}" for trial in trials if trial.failed],
+        failed=[
+            FailedTrial(trial.name, trial.rank, trial.learning_rate, trial.failed)
+            for trial in trials
+            if trial.failed
+        ],
         left_out=left_out,
         rank_pattern=pattern,
         test=test,
