@@ -1,5 +1,6 @@
 """Once on simulated sweeps: which rates it tries, and which adapters it truncates."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -56,12 +57,49 @@ def test_the_cuts_end_at_the_first_rank_that_fails_and_that_rank_is_healed() -> 
         assert trial.learning_rate == pytest.approx(0.25e-3 * (32 / 4) ** 0.5, rel=1e-2)
 
 
-def test_a_healed_trial_is_told_from_its_cut_where_both_have_one_rate() -> None:
+@pytest.mark.parametrize(("rates", "healing"), [((1e-3,), 1.005e-3), ((1e-3, 1.005e-3), 1.006e-3)])
+def test_a_healed_trial_is_told_from_all_cuts(rates: tuple[float, ...], healing: float) -> None:
     """A quarter of the law's rate at a 16th of the rank is the rate of the source."""
-    _, trials = run_sweep(make_strategy("once", (2, 32), seeds=1), lambda r: 0.5 + 0.1 * (r < 32))
+    strategy = make_strategy("once", (2, 32), seeds=1, rates=rates)
+    _, trials = run_sweep(strategy, lambda r: 0.5 + 0.1 * (r < 32), noise=0.0)
     _, (cut,), (healed,) = split(trials)
     assert cut.learning_rate == 1e-3
-    assert healed.learning_rate == pytest.approx(1.01e-3)
+    assert healed.learning_rate == healing
+
+
+def test_a_source_may_come_to_the_rate_at_which_others_were_healed() -> None:
+    """Rank 8 of 32 is healed at half the rate: that of all trials once a later seed diverges."""
+    evidence = NO_EVIDENCE
+    strategy = make_strategy("once", (8, 32), seeds=1, rates="auto")
+    best = strategy.propose(NO_EVIDENCE)[0].learning_rate
+
+    def run(evidence: pd.DataFrame) -> tuple[pd.DataFrame, list[Trial]]:
+        done = []
+        while trials := strategy.propose(evidence):
+            trial = trials[0]
+            loss = 0.5 + 0.1 * (trial.rank == 8) + 0.01 * abs(math.log2(trial.learning_rate / best))
+            new = simulate_trial(trial, lambda _, loss=loss: loss, 0.0)
+            new["diverged"] = (trial.learning_rate, trial.seed) == (best, 1)
+            evidence = pd.concat([evidence, new], ignore_index=True) if len(evidence) else new
+            done.append(trial)
+        return evidence, done
+
+    evidence, trials = run(evidence)
+    (healed,) = split(trials)[2]
+    strategy = make_strategy("once", (8, 32), seeds=2, rates="auto")
+    evidence, trials = run(evidence)
+    _, cuts, _ = split(trials)
+    assert [(cut.rank, cut.seed) for cut in cuts] == [(8, 0), (8, 1)]
+    assert cuts[0].learning_rate == pytest.approx(healed.learning_rate, rel=0.01)
+    assert not evidence.duplicated(["rank", "learning_rate", "seed", "example_id"]).any()
+
+
+def test_nothing_is_healed_where_the_trainer_cannot_start_from_a_cut() -> None:
+    strategy = make_strategy("once", seeds=2)
+    strategy.can_heal = False
+    evidence, trials = run_sweep(strategy, needs_rank_8)
+    assert split(trials)[2] == []
+    assert strategy.expected_trials(evidence) == len(trials)
 
 
 @pytest.mark.parametrize(("after", "rank"), [(0.505, 4), (0.59, 8), (0.46, 4)])

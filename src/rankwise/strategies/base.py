@@ -28,6 +28,8 @@ class Strategy(ABC):
         task_type: PEFT's name of the task, ``SEQ_CLS`` or ``CAUSAL_LM``.
     """
 
+    can_heal = True  # whether training can start from a cut, as a user's trainer cannot
+
     def __init__(
         self,
         settings: SearchConfig,

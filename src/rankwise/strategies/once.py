@@ -14,6 +14,7 @@ change needs. It does not answer which rank to *train* at: an adapter trained at
 learn less in its steps than a truncated one holds.
 """
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from rankwise.lora.alpha import carried_rate, parse_alpha_policy
 from rankwise.strategies import trial_keys
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.config import SearchConfig
+from rankwise.strategies.learning_rates import GivenRates
 from rankwise.strategies.trial_keys import TrialKey
 
 HEALING_SHARE = 0.1  # of the steps of a whole training
@@ -57,7 +59,7 @@ class Once(Strategy):
         sources = self.missing_trials(trained, evidence.iloc[:0])
         complete = [trial for trial in sources if trial not in to_train]
         cuts, failed = self._first_failing(complete, evidence) if complete else ([], None)
-        if cuts or to_train or rate is None:
+        if cuts or to_train or rate is None or not self.can_heal:
             return cuts or to_train
         healed = []
         for rank in self.ranks[:-1]:
@@ -133,13 +135,16 @@ class Once(Strategy):
         return bool((at_rank["learning_rate"] == self._healing_rate(rank, rate)).any())
 
     def _healing_rate(self, rank: int, rate: float) -> float:
-        """Return a quarter of the law's rate, with three digits.
+        """Return a quarter of the law's rate, with three digits and a fourth, a 5.
 
-        Rank, rate and seed tell trials apart, so it must not be the cut's own rate.
+        Rank, rate and seed tell trials apart, so no cut may have this rate, whichever rate its
+        source is trained at: a search tries rates with three digits, and given rates are avoided.
         """
         quarter = HEALING_RATE * carried_rate(rate, self.ranks[-1], rank, SAME_SCALING)
-        rounded = float(f"{quarter:.3g}")
-        return rounded if rounded != rate else float(f"{1.01 * quarter:.3g}")
+        digits, exponent = f"{quarter:.2e}".split("e")
+        given = self.rates.rates if isinstance(self.rates, GivenRates) else ()
+        rates = (float(f"{digits}{fourth}e{exponent}") for fourth in itertools.count(5))
+        return next(healing for healing in rates if healing not in given)
 
 
 def _missing(trials: list[Trial], evidence: pd.DataFrame) -> list[Trial]:

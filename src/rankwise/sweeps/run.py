@@ -205,8 +205,10 @@ def make_strategy(run: Run, chance_loss: ChanceLoss | None) -> Strategy:
     if extension is not None:
         request = replace(config, ranks=extension.ranks, seeds=extension.seeds)
         return MoreSeeds(request, config, chance_loss)
-    strategy = strategies()[config.strategy]
-    return strategy(config, config, chance_loss, run.task.objective.task_type)
+    make = strategies()[config.strategy]
+    strategy = make(config, config, chance_loss, run.task.objective.task_type)
+    strategy.can_heal = config.trainer is None
+    return strategy
 
 
 def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
@@ -224,8 +226,6 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
         complete, expected = len(store.trial_names()), strategy.expected_trials(evidence)
         run.progress.plan(complete, expected)
         trials = strategy.propose(evidence)
-        if config.trainer is not None:  # it cannot start from a cut, to heal it
-            trials = [trial for trial in trials if trial.starts_from is None]
         truncations = [trial for trial in trials if trial.truncated_from is not None]
         spent = config.budget is not None and store.seconds_spent() >= 60 * config.budget
         if not truncations and (not trials or spent):
