@@ -59,8 +59,7 @@ class TrainingConfig(DeviceConfig):
             ``create_loraplus_optimizer``).
         warmup_ratio: share of the steps over which the learning rate rises linearly. Long, because
             sweeps are short: Adam's step sizes need many steps to settle (Ma and Yarats 2021, "On
-            the adequacy of untuned warmup for adaptive optimization"); docs/learning-rate.md has
-            the measurement.
+            the adequacy of untuned warmup for adaptive optimization").
         max_grad_norm: norm to which gradients are clipped.
         gradient_checkpointing: an engine takes ``auto`` as off; a sweep's memory plan may choose.
         micro_batch_tokens: None is whole batches, until memory runs out; a sweep's memory plan may

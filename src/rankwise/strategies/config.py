@@ -50,8 +50,8 @@ class SearchConfig(Settings):
         LearningRates,
         PlainValidator(_learning_rates),
         Option(
-            "One learning rate, or several to choose from, as in 1e-3,2e-3; auto searches the best "
-            "one of each rank.",
+            "One learning rate, or several to choose from, as in 1e-3,2e-3; auto searches at a "
+            "middle rank and carries the best rate to the others by a law.",
             "search",
             "RATE,...",
             aliases=("learning_rates",),

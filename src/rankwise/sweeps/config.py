@@ -133,7 +133,8 @@ class SweepConfig(
         if self.use_dora and self.strategy == "once":
             raise RequestError(
                 "use_dora: strategy once truncates adapters, and DoRA's cannot be truncated (their "
-                "magnitudes scale base weight and delta-W together); take grid, race or escalate"
+                "magnitudes scale base weight and delta-W together); take grid, race, ends or "
+                "escalate"
             )
         odd = [rank for rank in self.ranks if rank % 2]
         if self.init == "orthogonal" and odd:

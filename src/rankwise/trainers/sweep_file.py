@@ -48,7 +48,8 @@ def sweep_file(trainer: str, config: Path) -> str:
         yaml_file(
             [
                 "What is tried. lora-alpha: your rule, as r, 2r, fixed:ALPHA or rslora:ALPHA.",
-                f"auto searches the best rate of each rank, in about twice the trials.{usual}",
+                "auto searches the rate of a middle rank, in a few more trials, and carries it to "
+                f"the others by a law.{usual}",
             ],
             [search],
         ),
