@@ -14,6 +14,7 @@ import pandas as pd
 
 from rankwise.engine.trial import FinishedTrial, TrainingProgress, Trial, no_evidence
 from rankwise.errors import RequestError
+from rankwise.store.directory import FAILED
 from rankwise.trainers.child import (
     POLL_SECONDS,
     Child,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from rankwise.tasks.base import Encoded
 
 LOG, OUT = "log.txt", "out"
-RUNNING, FAILED = ".running-", ".failed-"
+RUNNING = ".running-"
 SHOWN_LINES = 3  # of a log, while it grows
 KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # as shells report a killed command
 MOST_DONE = 0.95  # share of a trial that its time alone can show

@@ -12,8 +12,8 @@ import pandas as pd
 
 from rankwise.engine.trial import FinishedTrial, Trial, no_evidence
 from rankwise.errors import RankwiseError, RequestError
+from rankwise.store.directory import FAILED
 from rankwise.trainers.engine import (
-    FAILED,
     OUT,
     RUNNING,
     Judge,
