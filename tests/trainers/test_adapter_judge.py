@@ -50,6 +50,8 @@ def test_adapters_of_trials_do_not_mix(loaded: tuple[BaseModel, Encoded], tmp_pa
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "base_model_name_or_path": base.name}))
     judged = judge.judge(TRIAL, tmp_path / "dora")
+    with pytest.raises(UnusableTrialError, match="its adapter is DoRA"):
+        AdapterJudge(base, held_out, "fused", truncates=True).judge(TRIAL, tmp_path / "dora")
     assert np.isfinite(judged.evidence["loss"]).all()
     after = judge.judge(TRIAL, tmp_path / "plain").evidence
     np.testing.assert_array_equal(after["loss"], before["loss"])
@@ -65,6 +67,14 @@ def test_an_adapter_of_another_model_is_unusable(
     renamed = {key.replace("layers.0", "layers.7"): x for key, x in weights.tensors.items()}
     save_file(renamed, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UnusableTrialError, match=r"its adapter does not fit base .* has no layer"):
+        AdapterJudge(*loaded, "fused").judge(TRIAL, tmp_path)
+
+
+def test_an_adapter_that_changes_the_base_is_unusable(
+    loaded: tuple[BaseModel, Encoded], tmp_path: Path
+) -> None:
+    write_adapter(tmp_path, 4, 8, 0, init_lora_weights="pissa_niter_4")
+    with pytest.raises(UnusableTrialError, match="its adapter changes the base weight by pissa"):
         AdapterJudge(*loaded, "fused").judge(TRIAL, tmp_path)
 
 

@@ -86,10 +86,52 @@ def test_losses_of_examples(out: Path) -> None:
         read_example_losses(out)
 
 
+def test_ids_may_be_texts(out: Path) -> None:
+    rows = [{"example_id": "007", "loss": 1}, {"example_id": "a", "loss": 2.5}]
+    (out / "rankwise_evidence.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    read = read_example_losses(out)
+    assert read["example_id"].tolist() == ["007", "a"]
+    assert read["loss"].tolist() == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"example_id": [None, 1], "loss": [1.0, 2.0]}, "has example_id nan"),
+        ({"example_id": [1, 1], "loss": [1.0, 2.0]}, "has example_id 1; allowed are ids that diff"),
+        ({"example_id": [0, 1], "loss": ["bad", "2"]}, "has loss 'bad'; allowed are numbers"),
+        ({"example_id": [], "loss": []}, "has no rows"),
+    ],
+)
+def test_losses_that_cannot_be_used(out: Path, rows: dict[str, list[Any]], words: str) -> None:
+    pd.DataFrame(rows).to_parquet(out / "rankwise_evidence.parquet")
+    with pytest.raises(UnusableTrialError) as caught:
+        FiguresJudge(None, False, None).judge(TRIAL, out)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_examples_than_those_of_earlier_trials(out: Path) -> None:
+    judge = FiguresJudge(None, False, None, [0, 1])
+    for ids in ([1, 0], [1, 2]):
+        rows = pd.DataFrame({"example_id": ids, "loss": [1.0, 2.0]})
+        rows.to_parquet(out / "rankwise_evidence.parquet")
+        if 0 in ids:
+            assert len(judge.judge(TRIAL, out).evidence) == 2
+            continue
+        with pytest.raises(UnusableTrialError, match="2 examples, 1 of them among the 2"):
+            judge.judge(TRIAL, out)
+
+
+def test_a_loss_that_is_not_finite_has_diverged(out: Path) -> None:
+    (out / "rankwise_evidence.jsonl").write_text('{"example_id": 0, "loss": NaN}\n')
+    assert FiguresJudge(None, False, None).judge(TRIAL, out).diverged
+
+
 def test_more_of_a_metric_may_be_better(out: Path) -> None:
     (out.parent / "log.txt").write_text('{"eval_rewards/accuracies": 0.75}\n')
     judged = FiguresJudge("eval_rewards/accuracies", True, None).judge(TRIAL, out)
-    assert judged.evidence.to_dict("records") == [{"example_id": 0, "loss": -0.75, "score": 0.75}]
+    assert judged.evidence.to_dict("records") == [{"example_id": -1, "loss": -0.75, "score": 0.75}]
     assert judged.adapter == {}
 
 

@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 
 import rankwise
-from rankwise import RankwiseError, RequestError
+from rankwise import RankwiseError, RequestError, SweepConfig
 from rankwise.engine.trial import Trial
+from rankwise.sweeps.run import open_run
+from rankwise.trainers.function import FunctionTrial
+from tests.factories import Notes
 from tests.tiny_models import make_dialogues, save_tiny_lm
 from tests.trainers.fake_trainer import write_adapter
 
@@ -27,12 +30,15 @@ def test_a_function_that_returns_a_path_or_a_model(inputs: dict[str, Any], tmp_p
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    def path(trial: Trial) -> Path:
+    told: list[Path | None] = []
+
+    def path(trial: FunctionTrial) -> Path:
+        told.append(trial.train_data)
         place = tmp_path / trial.name
         write_adapter(place, trial.rank, trial.lora_alpha, trial.seed)
         return place
 
-    def model(trial: Trial) -> PeftModel:
+    def model(trial: FunctionTrial) -> PeftModel:
         base = AutoModelForCausalLM.from_pretrained(inputs["model"])
         return PeftModel.from_pretrained(base, path(trial))
 
@@ -40,6 +46,12 @@ def test_a_function_that_returns_a_path_or_a_model(inputs: dict[str, Any], tmp_p
     second = rankwise.sweep(**inputs, out=tmp_path / "models", train=model)
     np.testing.assert_array_equal(first.evidence["loss"], second.evidence["loss"])
     assert len(first.evidence) == len(second.evidence) > 0
+    assert told[0] == tmp_path / "paths/train_data.jsonl"
+    rows = pd.read_json(told[0], lines=True)["messages"].map(str)
+    with open_run(SweepConfig(**inputs, out=tmp_path / "third"), Notes()) as run:
+        whole = pd.read_json(inputs["data"], lines=True)["messages"].map(str)
+        assert set(rows) == set(whole[list(run.task.train.ids)])
+        assert not set(rows) & set(whole[list(run.task.held_out.ids)])
 
 
 def test_a_function_that_returns_metrics(tmp_path: Path) -> None:
@@ -58,6 +70,21 @@ def test_a_function_that_returns_metrics(tmp_path: Path) -> None:
     assert "measure' rank=4 lora_alpha=4" in (tmp_path / "out/export/command.txt").read_text()
     scores = {row.rank: row.score_mean for row in result.decision.table}
     assert scores[8] == pytest.approx(0.601)
+    assert result.decision.confirmation is None  # the score is the loss with another sign
+    again = rankwise.analyze(tmp_path / "out", margin=0.02)
+    assert again.decision.rank == 4
+
+
+def test_a_sweep_by_ends_accepts_the_smallest_rank_by_a_metric(tmp_path: Path) -> None:
+    def measure(trial: Trial) -> dict[str, float]:
+        return {"eval_loss": 0.5 + 0.0001 * trial.seed * trial.rank / 8}
+
+    request = {"ranks": (2, 4, 8), "learning_rate": 1e-3, "seeds": 3, "metric": "eval_loss"}
+    for strategy in ("ends", "escalate"):
+        out = tmp_path / strategy
+        result = rankwise.sweep(**request, out=out, train=measure, strategy=strategy)
+        assert result.decision.rank == 2
+        assert set(result.evidence["rank"]) == {"ends": {2, 8}, "escalate": {2, 4, 8}}[strategy]
 
 
 def test_errors_of_a_function_are_failures(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -23,3 +23,5 @@ def test_a_function_is_known_by_its_name() -> None:
     ]
     assert function.has("rank")
     assert not function.has("train_data")
+    told = parse_function(text, has_data=True)
+    assert told is not None and told.has("train_data")

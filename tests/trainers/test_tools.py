@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rankwise.errors import RequestError
-from rankwise.trainers.tools import ToolCommand, notes_on_file, parse_trainer
+from rankwise.trainers.tools import ToolCommand, check_adapters, notes_on_file, parse_trainer
 from tests.exports.tools import SCHEMAS, assert_known
 
 AXOLOTL = {"base_model": "some/model", "adapter": "qlora", "load_in_4bit": True, "lora_r": 16, "lora_alpha": 32,
@@ -121,6 +121,27 @@ def test_files_that_contradict_a_sweep(
         parse(name, tmp_path, **changes)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "truncates"),
+    [
+        ("axolotl", {"peft_init_lora_weights": "olora"}, False),
+        ("llama-factory", {"pissa_init": True}, False),
+        ("trl", {"use_dora": True}, True),
+        ("axolotl", {"peft_use_dora": True}, True),
+    ],
+)
+def test_adapters_that_cannot_be_scored(
+    tmp_path: Path, name: str, changes: dict[str, Any], truncates: bool
+) -> None:
+    command = parse(name, tmp_path, **changes)
+    if truncates:
+        check_adapters(command, truncates=False)
+    with pytest.raises(RequestError, match=f"{next(iter(changes))}.*take it out of the file"):
+        check_adapters(command, truncates=truncates)
+    harmless = {"peft_init_lora_weights": "gaussian", "peft_use_dora": False}
+    check_adapters(parse("axolotl", tmp_path, **harmless), truncates=True)
 
 
 def test_a_tool_and_its_file_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from rankwise.decide.metrics import higher_is_better as direction_by_name
 from rankwise.errors import RequestError, nearest, shown, some
 
 KEY = ["rank", "learning_rate", "seed", "example_id"]
+NO_EXAMPLE = -1  # in place of an example's id: the row is an aggregate, or diverged
 HEALED = "healed"  # optional column: truncated adapters that were trained on; empty means false
 LEAST_GAIN = 1e-4  # share of the chance-level loss; a smaller gain may be rounding
 BOOLEANS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -55,6 +56,13 @@ class RankResults:
     healed: bool = False
     cost_by_rate: Mapping[float, tuple[tuple[int, ...], np.ndarray]] = field(default_factory=dict)
 
+    @property
+    def score_is_loss(self) -> bool:
+        """Whether the score is the loss with another sign, which cannot confirm it."""
+        if self.loss is None or self.score is None:
+            return False
+        return bool((self.score == -self.loss).all())
+
 
 def read_rank_results(
     evidence: pd.DataFrame,
@@ -79,6 +87,9 @@ def read_rank_results(
     per_example = isinstance(evidence, pd.DataFrame) and "example_id" in evidence.columns
     evidence = _checked_evidence(evidence, check_text("metric", metric))
     upwards = _higher_is_better(metric, higher_is_better)
+    usable = evidence.loc[~evidence["diverged"], "example_id"]
+    if len(usable) and usable.eq(NO_EXAMPLE).all():
+        per_example = False
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
     score = "score" if metric == "loss" else metric
     ranks = sorted(evidence["rank"].unique())

@@ -235,6 +235,8 @@ class Findings:
         scores = self.scores
         if self.rank is None or not self.by_loss or scores is None or not scores.noise_is_known:
             return None
+        if all(one.score_is_loss for one in self.alive):
+            return None
         return _confirm(scores, self.rank, self.rule.score_margin, self.rule.confidence)
 
     @cached_property

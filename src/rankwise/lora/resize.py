@@ -140,17 +140,23 @@ def check_resizable(adapter: Adapter, label: str) -> None:
             f"{label} is DoRA, which rescales the sum of base weight and delta-W, so that the best "
             "approximation of delta-W is not the best one of the layer; allowed is plain LoRA"
         )
+    check_init(adapter, label)
+    init = str(adapter.config.get("init_lora_weights"))
+    reason = "freezes B (mica)" if init == "mica" else ""
+    if adapter.config.get("ensure_weight_tying"):
+        reason = "ties factors of two layers (ensure_weight_tying)"
+    if reason:
+        raise RequestError(f"{label} {reason}, which resizing would break; allowed is plain LoRA")
+
+
+def check_init(adapter: Adapter, label: str) -> None:
+    """Refuse an adapter whose initial values change the base, so that delta-W is not its effect."""
     init = str(adapter.config.get("init_lora_weights"))
     if init.startswith(INITS_THAT_CHANGE_THE_BASE):
         raise RequestError(
             f"{label} changes the base weight by {init} when it is loaded; save it as plain LoRA "
             "first (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    reason = "freezes B (mica)" if init == "mica" else ""
-    if adapter.config.get("ensure_weight_tying"):
-        reason = "ties factors of two layers (ensure_weight_tying)"
-    if reason:
-        raise RequestError(f"{label} {reason}, which resizing would break; allowed is plain LoRA")
 
 
 def _account(

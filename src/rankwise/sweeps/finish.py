@@ -149,8 +149,6 @@ def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> 
     level = 1 - (1 - config.confidence) / looks
     evidence = judged_adapters(evidence, trained_at, margin, level)
     # A strategy that was stopped early may have trained a single rank.
-    if config.metric is not None:  # a single number a trial, by its trainer
-        evidence = evidence.drop(columns="example_id")
     results = read_rank_results(evidence, trained_at=trained_at)
     rule = Rule(
         margin=config.margin,

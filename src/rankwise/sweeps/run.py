@@ -53,8 +53,9 @@ def sweep(
         config: the request; alternatively, give its fields as keyword arguments.
         progress: receives notes and finished trials.
         train: a function that trains in place of our engine. It gets a trial (``rank``, ``seed``,
-            ``learning_rate``, ``lora_alpha``, ``use_rslora``, ``name``) and returns the path of an
-            adapter, a PeftModel, or, with ``metric``, a mapping of metrics.
+            ``learning_rate``, ``lora_alpha``, ``use_rslora``, ``name``, and with ``data``
+            ``train_data``, a file of the training rows) and returns the path of an adapter, a
+            PeftModel, or, with ``metric``, a mapping of metrics.
         **settings: fields of `SweepConfig`.
 
     Raises:

@@ -41,15 +41,18 @@ def trainer_engine(run: "Run") -> "TrainerEngine | FunctionEngine":
     judge: Judge
     if run.base is None:
         up = config.metric is not None and goes_up(config.metric, config.direction)
-        judge = FiguresJudge(config.metric, up, config.model)
+        evidence = store.evidence()
+        examples = evidence.loc[~evidence["diverged"].astype(bool), "example_id"]
+        judge = FiguresJudge(config.metric, up, config.model, examples)
     else:
-        judge = AdapterJudge(run.base, run.encode("held_out"), config.engine)
+        truncates = config.strategy == "once"
+        judge = AdapterJudge(run.base, run.encode("held_out"), config.engine, truncates)
     trials = [trial for trial in store.trials() if trial.truncated_from is None]
     seconds = [trial.train_seconds for trial in trials if not trial.failed]
     failed = {trial.name: trial.failed for trial in trials if trial.failed}
     failures = Failures(failed, store.take_back, run.progress.note)
     if run.train is not None:
-        return FunctionEngine(run.train, judge, store.trials_directory, run.progress, failures)
+        return FunctionEngine(run.train, judge, launch, run.progress, failures)
     if isinstance(launch.command, FunctionName):
         raise RequestError(f"trainer {config.trainer!r}: call rankwise.sweep(train=...) again")
     return TrainerEngine(launch, judge, run.progress, failures, seconds)

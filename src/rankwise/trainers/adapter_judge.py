@@ -10,6 +10,7 @@ from rankwise.engine.config import EngineName
 from rankwise.engine.trial import Trial, no_evidence
 from rankwise.errors import RequestError
 from rankwise.lora.adapter import Adapter
+from rankwise.lora.resize import check_init, check_resizable
 from rankwise.models.base_model import BaseModel
 from rankwise.shrinking.held_out import base_for
 from rankwise.shrinking.scoring import Scorer
@@ -29,12 +30,16 @@ class AdapterJudge:
         base: the frozen base.
         held_out: the held-out examples.
         engine: engine that scores; the reference engine stands in where it cannot.
+        truncates: whether adapters will be truncated.
     """
 
-    def __init__(self, base: BaseModel, held_out: Encoded, engine: EngineName) -> None:
+    def __init__(
+        self, base: BaseModel, held_out: Encoded, engine: EngineName, truncates: bool = False
+    ) -> None:
         self.base = base
         self.held_out = held_out
         self.engine = engine
+        self.check = check_resizable if truncates else check_init
 
     def judge(self, trial: Trial, out: Path) -> Judged:
         """Find, check and score the adapter of a trial."""
@@ -42,6 +47,7 @@ class AdapterJudge:
         if adapter is None:
             return Judged(evidence=no_evidence(), diverged=True)
         try:
+            self.check(adapter, "its adapter")
             (evidence,) = self.score([adapter], None)
         except RequestError as error:
             raise UnusableTrialError(str(error)) from None

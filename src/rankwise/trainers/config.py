@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from rankwise.errors import RequestError, some
 from rankwise.settings import Count, FilePath, Option, Positive, Settings, Text
 from rankwise.trainers.left_adapter import same_model
-from rankwise.trainers.tools import ToolCommand, Trainer, parse_trainer
+from rankwise.trainers.tools import ToolCommand, Trainer, check_adapters, parse_trainer
 
 OWN_SETTINGS = ("trainer_config", "metric", "direction", "trials_at_once", "trial_timeout")
 
@@ -107,6 +107,8 @@ def check_trainer_request(request: Any) -> None:
         raise RequestError(
             "metric: with --data rankwise scores the adapters itself; give one of the two"
         )
+    elif isinstance(command, ToolCommand):
+        check_adapters(command, truncates=request.strategy == "once")
     if request.train_examples is not None and not command.has("train_data"):
         raise RequestError("train_examples: the trainer reads its own data; pass it {train_data}")
     if not command.has("seed") and request.seeds > 1:

@@ -1,7 +1,7 @@
 """Judging by what a trial says itself: losses of examples that it wrote, or numbers in its logs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ import pandas as pd
 from rankwise.analysis.evaluations import until
 from rankwise.analysis.run_logs import find_runs, read_log
 from rankwise.analysis.source import last_values
+from rankwise.decide.evidence import NO_EXAMPLE, as_measures, check_columns
 from rankwise.decide.metrics import higher_is_better
 from rankwise.engine.trial import Trial, no_evidence
-from rankwise.errors import RequestError, nearest, some
+from rankwise.errors import RequestError, nearest, shown, some
 from rankwise.tasks.base import Encoded, Examples, Objective, Task
 from rankwise.tasks.splits import NO_EXAMPLES
 from rankwise.trainers.engine import LOG, Judged
@@ -82,12 +83,16 @@ class FiguresJudge:
         metric: the metric in its logs; None for a file of example ids and losses.
         up: whether more of the metric is better.
         base: name of the base that its adapter must have; None for any.
+        examples: ids of the examples of earlier trials; empty for a first one.
     """
 
-    def __init__(self, metric: str | None, up: bool, base: str | None) -> None:
+    def __init__(
+        self, metric: str | None, up: bool, base: str | None, examples: Iterable[object] = ()
+    ) -> None:
         self.metric = metric
         self.up = up
         self.base = base
+        self.examples = set(examples)
 
     def judge(self, trial: Trial, out: Path) -> Judged:
         """Read the figures of a trial."""
@@ -103,12 +108,24 @@ class FiguresJudge:
         except RequestError as error:
             raise UnusableTrialError(str(error)) from None
         diverged = not bool(np.isfinite(evidence["loss"]).all())
+        if not diverged:
+            self._check_examples(set(evidence["example_id"]))
         return Judged(
             evidence=no_evidence() if diverged else evidence,
             diverged=diverged,
             adapter_config=dict(config),
             adapter=dict(tensors),
         )
+
+    def _check_examples(self, examples: set[object]) -> None:
+        """Refuse other examples than those of earlier trials, which could not be compared."""
+        if self.examples and examples != self.examples:
+            raise UnusableTrialError(
+                f"its losses are of other examples than those of earlier trials: {len(examples)} "
+                f"examples, {len(examples & self.examples)} of them among the {len(self.examples)} "
+                "of those; evaluate every trial on the same rows"
+            )
+        self.examples = examples
 
     def score(self, adapters: "Sequence[Adapter]", examples: Encoded | None) -> list[pd.DataFrame]:
         """Refuse: there are no examples to score on.
@@ -123,7 +140,7 @@ class FiguresJudge:
             return read_example_losses(out)
         value = read_metric(self.metric, out)
         cost = -value if self.up else value
-        return pd.DataFrame({"example_id": [0], "loss": [cost], "score": [-cost]})
+        return pd.DataFrame({"example_id": [NO_EXAMPLE], "loss": [cost], "score": [-cost]})
 
 
 def read_example_losses(out: Path) -> pd.DataFrame:
@@ -147,13 +164,42 @@ def read_example_losses(out: Path) -> pd.DataFrame:
         raise RequestError(
             f"its {found[0].name} lacks {some(missing)}; it has {some(rows.columns)}"
         )
-    rows = rows.assign(score=rows["score"] if "score" in rows.columns else -rows["loss"])
-    types = {"example_id": "int64", "loss": "float64", "score": "float64"}
-    return rows[list(types)].astype(types)
+    return _checked(rows, found[0].name)
+
+
+def _checked(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return ids, losses and scores with their types.
+
+    Raises:
+        RequestError: there are no rows, an id is missing or there twice, or a value is no number.
+    """
+
+    def refuse(column: pd.Series, good: np.ndarray, allowed: str) -> None:
+        if not good.all():
+            value = shown(column[~good].tolist()[0])
+            raise RequestError(f"its {name} has {column.name} {value}; allowed are {allowed}")
+
+    if rows.empty:
+        raise RequestError(f"its {name} has no rows")
+    names = [each for each in ("example_id", "loss", "score") if each in rows.columns]
+    rows = rows[names].reset_index(drop=True)
+    is_float = rows["loss"].map(lambda value: isinstance(value, float)).to_numpy()
+    refuse(rows["loss"], np.isfinite(as_measures(rows["loss"])) | is_float, "numbers")
+    # A loss that is not finite has diverged, which is no mistake.
+    lost = ~np.isfinite(as_measures(rows["loss"]))
+    rows = rows.assign(rank=1, seed=0, learning_rate=0.0, diverged=lost)
+    refuse(rows["example_id"], rows["example_id"].notna().to_numpy(), "an id for each example")
+    rows = check_columns(rows, [each for each in names if each != "example_id"], refuse)
+    refuse(rows["example_id"], ~rows["example_id"].duplicated().to_numpy(), "ids that differ")
+    if "score" not in names:
+        rows = rows.assign(score=-rows["loss"])
+    return rows[["example_id", "loss", "score"]]
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    return pd.read_json(path, lines=True, dtype=False)
 
 
 def read_metric(metric: str, out: Path) -> float:

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from rankwise.errors import RankwiseError, RequestError
 from rankwise.store.directory import FAILED
 from rankwise.trainers.engine import (
     OUT,
-    RUNNING,
     Judge,
     Judged,
+    Launch,
     ShownProgress,
     finished_trial,
 )
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from rankwise.lora.adapter import Adapter
     from rankwise.tasks.base import Encoded
 
-TrainFunction = Callable[[Trial], Any]
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionTrial(Trial):
+    """A trial as a function gets it."""
+
+    train_data: Path | None = None  # JSON lines of the training rows; None without data
+
+
+TrainFunction = Callable[[FunctionTrial], Any]
 """Trains one trial; returns the path of an adapter, a PeftModel, or a mapping of metrics."""
 
 
@@ -38,7 +47,7 @@ class FunctionEngine:
     Args:
         function: the function.
         judge: turns what it returns into evidence.
-        trials: directory of the sweep's trials.
+        launch: where trials are, and the training rows.
         progress: receives the work done.
         failures: failures of trials so far.
     """
@@ -49,13 +58,13 @@ class FunctionEngine:
         self,
         function: TrainFunction,
         judge: Judge,
-        trials: Path,
+        launch: Launch,
         progress: ShownProgress,
         failures: Failures,
     ) -> None:
         self.function = function
         self.judge = judge
-        self.trials = trials
+        self.launch = launch
         self.progress = progress
         self.failures = failures
 
@@ -77,7 +86,7 @@ class FunctionEngine:
         if any(trial.starts_from is not None for trial in trials):
             raise RequestError("a function cannot start a trial from another's adapter")
         for trial in trials:
-            place = self.trials / f"{RUNNING}{trial.name}"
+            place = self.launch.place(trial)
             for leftover in (place, place.with_name(f"{FAILED}{trial.name}")):
                 shutil.rmtree(leftover, ignore_errors=True)
             (place / OUT).mkdir(parents=True)
@@ -87,7 +96,8 @@ class FunctionEngine:
         judged, failed = Judged(evidence=no_evidence(), diverged=True), None
         began = trained = time.monotonic()
         try:
-            left = _keep(self.function(trial), place / OUT)
+            told = FunctionTrial(**vars(trial), train_data=self.launch.train_data)
+            left = _keep(self.function(told), place / OUT)
             trained = time.monotonic()
             judged = self.judge.judge(trial, left)
         except UnusableTrialError as error:

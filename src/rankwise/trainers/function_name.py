@@ -13,12 +13,13 @@ class FunctionName:
     """A function of the user, by the name that a sweep notes; it gets every value of a trial."""
 
     name: str
+    has_data: bool = False  # of which it is told the training part
 
     config_name = "config.json"
 
     def has(self, name: str) -> bool:
         """Return whether each trial is told this value."""
-        return name != "train_data"
+        return name != "train_data" or self.has_data
 
     def fill(self, texts: Mapping[str, str]) -> list[str]:
         """Return the call for one trial, as words."""
@@ -37,6 +38,8 @@ def trainer_name(function: Callable[..., Any]) -> str:
     return f"{START}{module}.{name}" if module else f"{START}{name}"
 
 
-def parse_function(trainer: str) -> FunctionName | None:
+def parse_function(trainer: str, has_data: bool = False) -> FunctionName | None:
     """Return the function that a setting ``trainer`` names; None for a command."""
-    return FunctionName(trainer.removeprefix(START)) if trainer.startswith(START) else None
+    if not trainer.startswith(START):
+        return None
+    return FunctionName(trainer.removeprefix(START), has_data)

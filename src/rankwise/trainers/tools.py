@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RequestError, shown, some
+from rankwise.lora.adapter import INITS_THAT_CHANGE_THE_BASE
 from rankwise.lora.alpha import whole_as_int
 from rankwise.trainers.command import VALUES, Command, parse_command
 from rankwise.trainers.config_file import ConfigFile
@@ -158,7 +159,7 @@ def parse_trainer(trainer: str, config: Path | None, data: Any = None) -> Traine
     Raises:
         RequestError: the command or the file cannot serve a sweep.
     """
-    tool, function = find_tool(trainer), parse_function(trainer)
+    tool, function = find_tool(trainer), parse_function(trainer, data is not None)
     if tool is None:
         if config is not None:
             raise RequestError(
@@ -194,6 +195,29 @@ def read_tool_file(trainer: str, tool: Tool, path: Path) -> ConfigFile:
     if not isinstance(file.values.get(tool.base), str):
         raise RequestError(f"{label} has no {tool.base}, the base model; add it")
     return file
+
+
+def check_adapters(command: ToolCommand, *, truncates: bool) -> None:
+    """Refuse a file whose adapters cannot be scored by their delta-W, or not be truncated.
+
+    Raises:
+        RequestError: it names the setting.
+    """
+    values = command.file.values
+    init = str(values.get("peft_init_lora_weights")).lower()
+    problems = {
+        "pissa_init": values.get("pissa_init") and "changes the base weights",
+        "peft_init_lora_weights": init.startswith(INITS_THAT_CHANGE_THE_BASE)
+        and "changes the base weights",
+    }
+    for key in ("use_dora", "peft_use_dora"):
+        problems[key] = truncates and values.get(key) and "leaves adapters that cannot be truncated"
+    for key, problem in problems.items():
+        if problem:
+            raise RequestError(
+                f"trainer_config {str(command.file.path)!r}: {key} {shown(values[key])} {problem}; "
+                "take it out of the file"
+            )
 
 
 def notes_on_file(command: ToolCommand) -> list[str]:
