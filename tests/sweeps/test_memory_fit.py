@@ -88,3 +88,6 @@ def test_a_resumed_sweep_keeps_what_was_chosen(config: SweepConfig, tmp_path: Pa
         assert run.in_force.gradient_checkpointing == "on"
     with open_run(replace(config, max_memory="2GB"), Silent()) as run:
         assert run.fit.gradient_checkpointing == first.gradient_checkpointing
+    now = json.loads(path.read_text())
+    assert now["chosen"] == record["chosen"]
+    assert now["machine"]["max_memory"] == 2 * record["machine"]["max_memory"]

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,12 @@ class SweepStore:
             if not resumed:
                 self.checkpoints.clear()
                 (directory / records.UNTRAINED_FILE).unlink(missing_ok=True)
-            if not resumed or extend:
+            before = records.read_sweep(directory) if resumed and not extend else None
+            if before is None:
                 self.write_json("sweep.json", asdict(record))
+            elif (before.machine, before.chosen) != (record.machine, record.chosen):
+                now = replace(before, machine=record.machine, chosen=record.chosen)
+                self.write_json("sweep.json", asdict(now))
         except RankwiseError:
             self._lock.release()
             raise
