@@ -52,6 +52,8 @@ def test_the_summary_counts_the_trials_and_the_time_that_are_left() -> None:
     assert "timed steps each at ranks 4 and 8." in text
     assert "Speed: 4,200 tokens per second at rank 8, 0.0525 TFLOP/s of useful work" in text
     assert "rankwise plan --engine fused --tflops 0.0525" in text
+    other = printed(replace(PLANNED, is_fused=False))
+    assert "0.0525 TFLOP/s of useful work. Memory" in other
     assert "1.0 GiB may be used." in text
     assert text.endswith("Nothing was written.")
 

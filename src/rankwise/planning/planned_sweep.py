@@ -46,6 +46,7 @@ class DryRun:
         tokens_per_second: those that one trial of the largest rank trains on, alone; None for the
             user's own trainer.
         tflops: its useful work in TFLOP/s, see `rankwise.planning.flop`; None for that too.
+        is_fused: whether the fused engine trains.
         further: number of trials after the decision (``--diagnose``), among those expected.
         examples: training examples as the model will see them, as many as were asked for; print
             one to see it with the learnt tokens marked.
@@ -67,6 +68,7 @@ class DryRun:
     timed_steps: int
     tokens_per_second: float | None = None
     tflops: float | None = None
+    is_fused: bool = True
     further: int = 0
     examples: tuple[ShownExample, ...] = ()
     commands: tuple[str, ...] = ()

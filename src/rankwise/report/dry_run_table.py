@@ -69,10 +69,11 @@ def _summary(planned: DryRun) -> list[str]:
             f"{lowest} and {highest}. The table's times are per trial."
         )
     if planned.tokens_per_second is not None and planned.tflops is not None:
+        plan = f"rankwise plan --engine fused --tflops {planned.tflops:.3g}"
+        others = f"; {plan} plans other sweeps on this device" if planned.is_fused else ""
         lines.append(
             f"Speed: {planned.tokens_per_second:,.0f} tokens per second at rank {highest}, "
-            f"{planned.tflops:.3g} TFLOP/s of useful work; rankwise plan --engine fused --tflops "
-            f"{planned.tflops:.3g} plans other sweeps on this device."
+            f"{planned.tflops:.3g} TFLOP/s of useful work{others}."
         )
     if planned.room_bytes is not None:
         examples, tokens = planned.batch

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_whole
+from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.schedule import steps_per_epoch
+from rankwise.engine.trial import Engine
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.planning.planned_sweep import DryRun, PlannedRank
 from rankwise.store.directory import refuse_bad_directory
@@ -97,8 +99,11 @@ def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
     first = [trial for trial in strategy.propose(evidence) if trial.truncated_from is None]
     times: list[tuple[float, float]] = []
     tokens_per_second, tflops = None, None
+    at_once, is_fused = fit.at_once, False
     if config.trainer is None:
-        times, (tokens_per_second, tflops) = _time_ranks(run)
+        times, (tokens_per_second, tflops), engine = _time_ranks(run)
+        # The sweep's choice, unless that engine does not take the model.
+        at_once, is_fused = engine.pack_size, isinstance(engine, FusedEngine)
     ranks = []
     for place, rank in enumerate(config.ranks):
         rates = tuple(trial.learning_rate for trial in first if trial.rank == rank)
@@ -113,7 +118,7 @@ def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
         strategy=config.strategy,
         complete=complete,
         expected=expected,
-        at_once=fit.at_once,
+        at_once=at_once,
         device="unknown" if run.base is None else str(run.base.device),
         precision=config.precision if run.base is None else precision_name(run.base.compute_dtype),
         micro_batch_tokens=in_force.micro_batch_tokens,
@@ -126,6 +131,7 @@ def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
         commands=() if times else first_commands(config, out, first),
         tokens_per_second=tokens_per_second,
         tflops=tflops,
+        is_fused=is_fused,
     )
 
 
@@ -171,8 +177,8 @@ def _seconds_left(
     return of_first + others * mean + truncations * times[0][1]
 
 
-def _time_ranks(run: Run) -> tuple[list[tuple[float, float]], tuple[float, float]]:
-    """Return the seconds of training and of scoring one trial of each rank, and `_speed`.
+def _time_ranks(run: Run) -> tuple[list[tuple[float, float]], tuple[float, float], Engine]:
+    """Return the seconds of training and of scoring one trial of each rank, `_speed`, the engine.
 
     A few batches are timed at the smallest and at the largest rank. Time is taken to grow in
     proportion to the tokens, as it does in an engine without padding.
@@ -198,7 +204,8 @@ def _time_ranks(run: Run) -> tuple[list[tuple[float, float]], tuple[float, float
     seconds = np.array([measured[low], measured[high]])  # (2, 2): ranks, training and scoring
     seconds *= (train_factor * epochs, held_out_factor)
     training, scoring = (np.interp(config.ranks, (low, high), part) for part in seconds.T)
-    return list(zip(training.tolist(), scoring.tolist(), strict=True)), speed
+    seconds_by_rank = list(zip(training.tolist(), scoring.tolist(), strict=True))
+    return seconds_by_rank, speed, each.engine.engine
 
 
 def _speed(run: Run, seconds: float) -> tuple[float, float]:
