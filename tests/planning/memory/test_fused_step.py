@@ -127,8 +127,9 @@ def test_a_step_on_a_cpu_takes_what_is_planned(
     assert memory.at_peak["activations"] > 0
 
 
-def test_bert_and_its_pooled_tokens_are_planned(tmp_path: Path) -> None:
-    config = request(write_config(tmp_path, "bert"), task_type="SEQ_CLS", target_modules=None)
+@pytest.mark.parametrize("name", ["bert", "distilbert"])  # the second has a large trained head
+def test_classifiers_and_their_heads_are_planned(name: str, tmp_path: Path) -> None:
+    config = request(write_config(tmp_path, name), task_type="SEQ_CLS", target_modules=None)
     planned = step(config, "cpu", CLASSES)
     peak = measured(real_base(planned, tmp_path), shape())
     assert planned.memory(shape()).peak_allocated == pytest.approx(peak, rel=0.001)

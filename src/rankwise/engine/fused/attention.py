@@ -91,21 +91,21 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = softcap is None and s_aux is None
-    if kernel != "blocks" and plain and _fits_varlen(query, key, value):
+    is_there = runs_varlen(query.device, query.dtype)
+    if kernel != "blocks" and plain and is_there and varlen_takes(query, key, value):
         return _attend_varlen((query, key, value), packing, causal, sliding_window, scale), None
     rule = Rule(causal, sliding_window, scale, softcap, s_aux)
     return attend_in_blocks(query, key, value, packing, rule), None
 
 
-def _fits_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the kernel takes these heads: of one width, which is a multiple of 8, up to 256.
+def varlen_takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether `varlen_attn` takes these heads: of one width, a multiple of 8, up to 256.
 
     Some generations of GPUs have no gradient for widths from 193 to 224.
     """
     width = query.shape[-1]
     return (
-        runs_varlen(query.device, query.dtype)
-        and query.dtype == key.dtype == value.dtype
+        query.dtype == key.dtype == value.dtype
         and value.shape[-1] == width
         and width % 8 == 0
         and (width <= 192 or 224 < width <= WIDEST)

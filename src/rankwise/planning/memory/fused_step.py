@@ -5,7 +5,7 @@ tensors are on ``meta``, and the engine takes the kernels of the planned device.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from rankwise.engine.fused.attention import WIDEST, packed_attention
+from rankwise.engine.config import AttentionName
+from rankwise.engine.fused.attention import packed_attention, varlen_takes
 from rankwise.engine.fused.dropout import DropoutStream
 from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.fused.model import PackedModel, packed_model, unknown_part
@@ -28,7 +29,7 @@ from rankwise.models.base_model import BaseModel, compute_in_fp32
 from rankwise.models.compat import attention_implementation, quiet_libraries
 from rankwise.models.device import DTYPES, kernels_of
 from rankwise.models.targets import find_targets
-from rankwise.planning.config import AttentionName, PlanConfig
+from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory import trace
 from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import CUDA_SCRATCH, HALF_PRECISION, DeviceKernels
@@ -84,23 +85,29 @@ class FusedStep:
         config: the request.
         kernels: the kernels of the device.
         objective: the loss.
+        attention: the engine's kernel.
 
     Raises:
         RequestError: the fused engine does not take the model.
     """
 
     def __init__(
-        self, skeleton: Skeleton, config: PlanConfig, kernels: DeviceKernels, objective: Objective
+        self,
+        skeleton: Skeleton,
+        config: PlanConfig,
+        kernels: DeviceKernels,
+        objective: Objective,
+        attention: AttentionName = "auto",
     ) -> None:
         self.skeleton = skeleton
         self.config = config
         self.kernels = kernels
+        self.attention = attention
         self.on_cpu = kernels.device.is_cpu
         model: Any = skeleton.copy()
         dtype = DTYPES[config.precision]
         endings = (*trained_heads(objective.task_type), *config.modules_to_save)
-        in_full = tuple(name for name, _ in model.named_modules() if name.endswith(endings))
-        self.in_full = in_full if endings else ()
+        self.in_full = tuple(name for name, _ in model.named_modules() if name.endswith(endings))
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         if config.quantization != "none":
@@ -116,18 +123,12 @@ class FusedStep:
         if unknown is not None:
             raise RequestError(f"the fused engine does not take {config.model!r}: {unknown}")
 
-    def memory(self, shape: PackShape, examples: Encoded | None = None) -> StepMemory:
-        """Return the memory of a pack's step.
-
-        Args:
-            shape: the pack.
-            examples: those of each trial in the pass; default: full length, all tokens supervised.
+    def memory(self, shape: PackShape) -> StepMemory:
+        """Return the memory of a pack's step on texts of full length, all tokens supervised.
 
         Raises:
             RequestError: the engine cannot run such a step.
         """
-        if examples is not None:
-            return self._summed(shape, self._trace(shape, examples))
         # Other trials of the pack, and other threads, change no tensor of a pass but the stacks.
         key = replace(shape, trials=shape.in_pass, threads=1)
         if key not in self._records:
@@ -140,10 +141,10 @@ class FusedStep:
         kind = _CpuRecorder if self.on_cpu else trace.Recorder
         recorder = kind({} if self.on_cpu else CUDA_SCRATCH, logit_classes(self.skeleton))
         for trial in trials:
-            for tensor in (trial.flat, trial.gradient):
+            for tensor in trial.tensors():
                 recorder.ignore(tensor)
         AttentionInterface.register(
-            PLANNED_ATTENTION, partial(_planned_attention, self.config.attention, self.kernels)
+            PLANNED_ATTENTION, partial(_planned_attention, self.attention, self.kernels)
         )
         products: ProductsName = "loop" if self.on_cpu else "masked"
         with (
@@ -212,11 +213,15 @@ class FusedStep:
         supervised = [list(range(shape.seq_len - 1))] * shape.examples
         return Encoded(ids=ids, input_ids=tokens, labels=tuple(supervised), positions=supervised)
 
+    def adapter_entries(self, rank: int) -> int:
+        """Return the parameters of an adapter of a rank on the whole model, without a head."""
+        sizes = self.base.targets.items()
+        return rank * sum(sum(size) * self.skeleton.repeats(name) for name, size in sizes)
+
     def _summed(self, shape: PackShape, record: trace.Record) -> StepMemory:
         """Add everything up for the whole model and all trials."""
         device = self.kernels.device
-        sizes = self.base.targets.items()
-        entries = shape.rank * sum(sum(size) * self.skeleton.repeats(name) for name, size in sizes)
+        entries = self.adapter_entries(shape.rank)
         for name in self.in_full:
             entries += sum(
                 each.numel() for each in self.base.model.get_submodule(name).parameters()
@@ -256,6 +261,15 @@ class _Trial:
     gradient: torch.Tensor
     dropout_stream: DropoutStream | None = None
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield what is there before a step: parameters and gradients."""
+        yield from (self.flat, self.gradient)
+        for module in self.head.values():
+            for parameter in module.parameters():
+                yield parameter
+                if parameter.grad is not None:
+                    yield parameter.grad
+
 
 def device_of(device: Device) -> torch.device:
     """Return a planned device as PyTorch names it."""
@@ -284,9 +298,8 @@ def _planned_attention(
     block = current_packing().blocks[0]
     keeps_scores = options.get("softcap") is not None or options.get("s_aux") is not None
     is_half = query.dtype in HALF_PRECISION
-    same_width = query.shape[-1] == value.shape[-1] <= WIDEST
     has_varlen = kernel != "blocks" and kernels.device.capability >= 80
-    if has_varlen and is_half and same_width and not keeps_scores:
+    if has_varlen and is_half and varlen_takes(query, key, value) and not keeps_scores:
         query, key, value = (
             tensor[0].unflatten(1, (block.count, block.longest)).transpose(0, 1)
             for tensor in (query, key, value)
