@@ -46,6 +46,7 @@ def test_the_plan_of_a_trial_is_what_the_engine_measures(tmp_path: Path) -> None
         document = plan(str(directory), engine="fused", **settings, **sizes).as_dict()
     peak = document["ranks"][0]["memory"]["peak_allocated"]
     assert peak == pytest.approx(finished.peak_memory_bytes, rel=0.01)
+    assert "peak_eval" not in document["ranks"][0]["memory"]
 
 
 def test_one_trial_more_would_not_fit(model: str) -> None:
@@ -70,6 +71,20 @@ def test_attention_in_blocks_keeps_more_than_the_kernel_for_any_lengths(model: s
         for kernel in kernels
     ]
     assert peaks[0] == peaks[1] <= peaks[2]
+
+
+def test_the_work_of_a_head_is_not_that_of_every_token(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"ranks": [4], "engine": "fused", "seq_len": 64}
+    model = write_config(tmp_path, "distilbert")
+    sizes = [plan(model, task_type="SEQ_CLS", num_labels=n, **settings).sweep for n in (2, 2000)]
+    assert sizes[0] is not None and sizes[1] is not None
+    assert sizes[0].flop_per_token == sizes[1].flop_per_token
+
+
+def test_texts_longer_than_the_model_has_positions_for_are_refused(tmp_path: Path) -> None:
+    model = write_config(tmp_path, "distilbert")
+    with pytest.raises(RequestError, match=r"^seq_len 5000: this model has positions for at most"):
+        plan(model, task_type="SEQ_CLS", engine="fused", seq_len=5000)
 
 
 def test_the_hours_are_those_of_all_trials(model: str, capsys: pytest.CaptureFixture[str]) -> None:

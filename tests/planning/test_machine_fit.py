@@ -9,11 +9,13 @@ import torch
 from rankwise.errors import RequestError
 from rankwise.planning import machine_fit
 from rankwise.planning.config import PlanConfig
-from rankwise.planning.machine_fit import MOST_AT_ONCE, MOST_ON_CPU, Fit, how_many_fit
+from rankwise.planning.machine_fit import MOST_AT_ONCE, Fit, how_many_fit
 from rankwise.planning.memory.devices import CPU, find_device
+from rankwise.planning.pack_fit import FusedRequest
 from rankwise.planning.planner import Planner
 from rankwise.planning.prepare import prepare
 from rankwise.sweeps.config import SweepConfig
+from rankwise.tasks.losses import ClassificationObjective, CompletionObjective
 from tests.tiny_models import request, write_config
 
 
@@ -31,7 +33,7 @@ def test_sweep_that_fits_is_accepted_without_reading_texts(tmp_path: Path) -> No
         raise AssertionError("texts need not be read")
 
     fit = how_many_fit(_training(tmp_path), never, machine=(CPU, 1 << 40))
-    assert fit.at_once == min(MOST_ON_CPU, torch.get_num_threads())
+    assert (fit.at_once, fit.length) == (1, 200)
 
 
 def test_sweep_that_cannot_fit_is_refused(tmp_path: Path) -> None:
@@ -53,32 +55,35 @@ def test_each_rank_needs_what_its_plan_says(tmp_path: Path) -> None:
     assert (fit.length, fit.room) == (200, 1 << 40)
 
 
-def test_as_many_trials_train_at_once_as_the_budget_holds(tmp_path: Path) -> None:
+def test_the_reference_engine_needs_less_for_parts_of_a_batch(tmp_path: Path) -> None:
     config = _training(tmp_path)
-    one = planner(config).memory(64)
-    more = one.needed - one.weights  # the second trial and each after it bring all but the base
-    machine = (CPU, 1 << 40)
-    for trials in (1, 5):
-        budget = one.needed + (trials - 1) * more
-        assert how_many_fit(config, lambda: 1000, budget, machine).at_once == trials
-        assert how_many_fit(config, lambda: 1000, budget + more - 1, machine).at_once == trials
-    assert how_many_fit(config, lambda: 1000, 1 << 39, machine).at_once == MOST_AT_ONCE
-    assert (
-        how_many_fit(config, lambda: 1000, 1 << 39, (CPU, one.needed + more)).at_once == 2
-    )  # there is no more than that
-    assert (
-        how_many_fit(config, lambda: 50, one.needed, machine).at_once > 1
-    )  # shorter texts need less
-    with pytest.raises(RequestError, match="max_memory is 1000 B; no rank fits"):
-        how_many_fit(config, lambda: 1000, 1000, machine)
+    room = planner(config).memory(64, batch_size=2).needed
+
+    def fit(tokens: int | None) -> Fit:
+        return how_many_fit(config, lambda: 200, None, (CPU, room), None, tokens)
+
+    assert fit(2 * 200 + 199).needed[64] == room
+    with pytest.raises(RequestError, match="4 x 200 tokens, and cpu has"):
+        fit(None)
 
 
-def test_gpu_trains_as_many_trials_as_fit_without_a_budget(tmp_path: Path) -> None:
-    config = replace(_training(tmp_path), device="T4")
-    device = find_device("T4")
-    one = Planner(planner(config).skeleton, config, device).memory(64)
-    more = one.needed - one.weights - one.context
-    assert how_many_fit(config, lambda: 1000, machine=(device, one.needed + 2 * more)).at_once == 3
+def test_what_the_fused_engine_does_not_take_trains_one_by_one(tmp_path: Path) -> None:
+    t5 = request(write_config(tmp_path, "t5"), ranks=(4,), task_type="SEQ_2_SEQ_LM")
+    asked = FusedRequest(CompletionObjective())
+    fit = how_many_fit(t5, lambda: 32, 1 << 39, (CPU, 1 << 40), asked)
+    assert (fit.at_once, list(fit.needed)) == (1, [4])
+    bert = request(write_config(tmp_path / "bert", "bert"), ranks=(4,), task_type="SEQ_CLS")
+    asked = FusedRequest(ClassificationObjective(("good", "bad")))
+    taken = how_many_fit(bert, lambda: 32, 1 << 39, (CPU, 1 << 40), asked)
+    assert taken.at_once == MOST_AT_ONCE
+
+
+def test_no_advice_to_quantise_what_is_quantised(tmp_path: Path) -> None:
+    config = _training(tmp_path, quantization="nf4")
+    with pytest.raises(
+        RequestError, match=r"no rank fits; try a smaller max_length or batch_size$"
+    ):
+        how_many_fit(config, lambda: 200, machine=(CPU, 1000))
 
 
 def test_an_earlier_choice_is_kept_unless_memory_is_too_short_for_it() -> None:

@@ -1,5 +1,6 @@
 """Which packs of the fused engine fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,23 @@ def test_as_many_trials_train_as_there_is_room_for(skeleton: PreparedRequest) ->
 def test_settings_of_the_request_are_kept(skeleton: PreparedRequest) -> None:
     assert list(packs(skeleton, "on", 512).limits()) == [PassLimits(512, True)]
     assert {each.checkpointing for each in packs(skeleton, "off").limits()} == {False}
-    assert {each.micro_batch_tokens for each in packs(skeleton, "auto", 64).limits()} == {64}
+    both = [PassLimits(64, False), PassLimits(64, True)]
+    assert list(packs(skeleton, "auto", 64).limits()) == both
 
 
 def test_nothing_is_chosen_where_the_plan_may_not(skeleton: PreparedRequest) -> None:
-    assert list(packs(skeleton, "auto", None, False).limits()) == [WHOLE]
-    assert packs(skeleton, "auto", None, False).fit((8,), 1, 2).at_once == 1
+    planner = packs(skeleton, "auto", None, "auto", False)
+    assert list(planner.limits()) == [WHOLE]
+    assert planner.fit((8,), 1, 2).at_once == 1
+
+
+def test_the_kernel_of_attention_is_that_of_the_request(skeleton: PreparedRequest) -> None:
+    config = replace(skeleton.config, precision="bf16")
+    blocks, one_kernel = (
+        packs(replace(skeleton, config=config), "off", None, name).memory(8, WHOLE).needed
+        for name in ("blocks", "varlen")
+    )
+    assert blocks > one_kernel
 
 
 def test_a_trial_needs_more_the_higher_its_rank(skeleton: PreparedRequest) -> None:

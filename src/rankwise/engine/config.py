@@ -118,7 +118,7 @@ class TrainingConfig(DeviceConfig):
         CheckpointingName,
         Option(
             "Keep only the inputs of the blocks and recompute the rest, which saves memory and "
-            "costs time; auto is off if the largest rank fits without it.",
+            "costs time; auto is off, unless the largest rank fits the fused engine only with it.",
             "machine",
         ),
     ] = "auto"
@@ -128,7 +128,7 @@ class TrainingConfig(DeviceConfig):
             "Split a batch into parts of at most this many tokens; their gradients add up to the "
             "batch's.",
             "machine",
-            unset="auto: whole batches if they fit",
+            unset="auto: whole batches; with the fused engine, if they fit",
         ),
     ] = None
     attention: Annotated[

@@ -85,7 +85,9 @@ class PlanConfig(Settings):
         ),
     ] = ""
     ranks: Annotated[Ranks, Option("Ranks to plan for.", "adapter", "R,R,...")] = DEFAULT_RANKS
-    batch_size: Annotated[Count, Option("Sequences in a training batch.", "training")] = 1
+    batch_size: Annotated[
+        Count, Option("Sequences in a training batch (a sweep's default is 8).", "training")
+    ] = 1
     seq_len: Annotated[
         Count, Option("Length of every sequence (no padding).", "training", "TOKENS")
     ] = 512

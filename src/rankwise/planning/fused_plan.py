@@ -1,6 +1,5 @@
 """What a sweep of the fused engine needs: the packs that fit, its work, and its hours."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +9,7 @@ from rankwise.planning.config import PlanConfig
 from rankwise.planning.flop import training_work
 from rankwise.planning.machine_fit import most_at_once
 from rankwise.planning.memory.devices import Device
+from rankwise.planning.memory.setup import check_length
 from rankwise.planning.memory.step import StepMemory
 from rankwise.planning.pack_fit import FusedRequest, PackPlanner
 from rankwise.planning.prepare import PreparedRequest
@@ -66,6 +66,7 @@ class FusedPlanner:
                 f"attention 'varlen' needs a GPU of the Ampere generation or later and precision "
                 f"bf16 or fp16, not {config.precision} on {device.name}; take sdpa or blocks"
             )
+        check_length(prepared.skeleton, config.seq_len)
         self.prepared = prepared
         self.config = config
         self.device = device
@@ -89,21 +90,19 @@ class FusedPlanner:
         Raises:
             RequestError: the model cannot run so.
         """
-        config = replace(self.config, quantization=quantization)  # type: ignore[arg-type]
-        packs = self._packs(config)
-        return {rank: packs.memory(rank, self.limits).peak_allocated for rank in config.ranks}
+        packs = self.packs
+        if quantization != self.config.quantization:
+            config = replace(self.config, quantization=quantization)  # type: ignore[arg-type]
+            packs = self._packs(config)
+        return {rank: packs.memory(rank, self.limits).peak_allocated for rank in self.config.ranks}
 
-    def sweep(self, adapters: Mapping[int, int]) -> SweepPlan:
-        """Return the packs, the work and the time of a sweep.
-
-        Args:
-            adapters: parameters of the adapter by rank.
-        """
+    def sweep(self) -> SweepPlan:
+        """Return the packs, the work and the time of a sweep."""
         config, pack_bytes = self.config, None
         if self.at_once is not None:
             trials = max(1, self.at_once)
             pack_bytes = self.packs.memory(max(config.ranks), self.limits, trials).needed
-        per_token = self._flop_per_token(list(adapters.values()))
+        per_token = self._flop_per_token()
         trials = len(config.ranks) * config.seeds
         tokens = hours = rate = None
         if config.train_examples is not None:
@@ -130,16 +129,21 @@ class FusedPlanner:
             _objective(skeleton.meta.task_type, skeleton.meta.config.num_labels),
             "on" if config.gradient_checkpointing else "auto",
             config.micro_batch_tokens,
+            "auto" if config.attention == "sdpa" else config.attention,  # type: ignore[arg-type]
             chooses=not self.device.is_cpu or config.memory is not None,
         )
         return PackPlanner(skeleton, config, self.device, request, torch.get_num_threads())
 
-    def _flop_per_token(self, adapters: Sequence[int]) -> float:
-        """Return the work of a token of a sequence of full length, all of it supervised."""
+    def _flop_per_token(self) -> float:
+        """Return the work of a token of a sequence of full length, all of it supervised.
+
+        A classifier's head sees one token of a text, so it is no work of a token.
+        """
         skeleton, length = self.prepared.skeleton, self.config.seq_len
         task = skeleton.meta.task_type
         work = training_work(skeleton.meta.model, task, skeleton.repeats)
-        mean = round(sum(adapters) / len(adapters))
+        ranks = self.config.ranks
+        mean = round(sum(map(self.packs.adapter_entries, ranks)) / len(ranks))
         return work.flop([length], length if task == "CAUSAL_LM" else 0, mean) / length
 
 

@@ -15,7 +15,6 @@ from rankwise.models.out_of_memory import free_memory
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.devices import APPLE, CPU, GENERIC, Device, find_device
 from rankwise.planning.memory.setup import longest_input
-from rankwise.planning.memory.step import StepMemory
 from rankwise.planning.pack_fit import FusedRequest, PackPlanner
 from rankwise.planning.planner import Planner
 from rankwise.planning.prepare import PreparedRequest, prepare
@@ -86,8 +85,11 @@ def how_many_fit(
     budget: int | None = None,
     machine: tuple[Device, int] | None = None,
     fused: FusedRequest | None = None,
+    micro_batch_tokens: int | None = None,
 ) -> Fit:
     """Return how many trials to train at once, and refuse ranks of which not even one fits.
+
+    The reference engine trains one.
 
     Args:
         config: the training of one trial; longer texts are truncated to its length.
@@ -96,6 +98,7 @@ def how_many_fit(
         budget: bytes available; default: the free bytes.
         machine: the device and the bytes free on it; default: this machine.
         fused: the request of the fused engine; None plans the reference engine.
+        micro_batch_tokens: most tokens of a pass of the reference engine; None for whole batches.
 
     Returns:
         The fit. A model that cannot be planned gets one trial at once and the reason: loading it
@@ -114,7 +117,7 @@ def how_many_fit(
         length = min(config.seq_len, limit or config.seq_len)
         prepared = replace(prepared, config=replace(prepared.config, seq_len=length))
         fit = None if fused is None else _fit_fused(fused, prepared, longest_text, place)
-        fit = fit or _fit_reference(prepared, longest_text, place)
+        fit = fit or _fit_reference(prepared, longest_text, place, micro_batch_tokens)
     except Exception as error:
         return Fit(unknown=first_sentence(error))
     too_large = [rank for rank, size in fit.needed.items() if size > room]
@@ -136,7 +139,10 @@ def most_at_once(device: Device, budget: int | None) -> int:
 def _refusal(config: PlanConfig, fit: Fit, too_large: list[int], limit: str) -> RequestError:
     """Return the error that says which rank does not fit, and what does."""
     fitting = [rank for rank in fit.needed if rank not in too_large]
-    advice = "no rank fits; try a smaller max_length or batch_size, or quantization nf4"
+    changes = "a smaller max_length or batch_size"
+    if not config.quantization.startswith("nf4"):
+        changes += ", or quantization nf4"
+    advice = f"no rank fits; try {changes}"
     if fitting:
         advice = f"ranks up to {max(fitting)} fit"
     size = plain_bytes(fit.needed[too_large[0]])
@@ -147,20 +153,34 @@ def _refusal(config: PlanConfig, fit: Fit, too_large: list[int], limit: str) -> 
 
 
 def _fit_reference(
-    prepared: PreparedRequest, longest_text: Callable[[], int], machine: _Machine
+    prepared: PreparedRequest,
+    longest_text: Callable[[], int],
+    machine: _Machine,
+    micro_batch_tokens: int | None,
 ) -> Fit:
-    """Return the fit of PEFT's step."""
+    """Return the fit of PEFT's step, which trains one trial at a time."""
     config = prepared.config
     planner = Planner(prepared.skeleton, config, machine.device)
-    needs = planner.by_rank(config.ranks)
+
+    def needed(length: int) -> dict[int, int]:
+        examples = config.batch_size
+        if micro_batch_tokens is not None:
+            examples = max(1, min(examples, micro_batch_tokens // length))
+        steps = planner.changed(batch_size=examples, seq_len=length).by_rank(config.ranks)
+        return {rank: memory.needed for rank, memory in steps.items()}
+
     length = config.seq_len
-    if _at_once(needs, machine.room) < machine.most:
+    needs = needed(length)
+    if max(needs.values()) > machine.room:
         length = min(longest_text(), length)
-        needs = planner.changed(seq_len=length).by_rank(config.ranks)
-    needed = {rank: memory.needed for rank, memory in needs.items()}
-    checkpointing = config.gradient_checkpointing
-    at_once = min(machine.most, _at_once(needs, machine.room))
-    return Fit(at_once, needed, length, machine.room, gradient_checkpointing=checkpointing)
+        needs = needed(length)
+    return Fit(
+        needed=needs,
+        length=length,
+        room=machine.room,
+        micro_batch_tokens=micro_batch_tokens,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
 
 
 def _fit_fused(
@@ -185,18 +205,12 @@ def _fit_fused(
             length = min(longest_text(), length)
             planner = packs(length)
         fit = planner.fit(config.ranks, room, machine.most)
-    except Exception:  # models not made for packing raise anything
+    except RequestError:
         return None
     limits = fit.limits
     return Fit(
         fit.at_once, fit.needed, length, room, limits.micro_batch_tokens, limits.checkpointing
     )
-
-
-def _at_once(needs: Mapping[int, StepMemory], room: int) -> int:
-    """Return how many trials of the largest need there is room for; they share one base."""
-    largest = max(needs.values(), key=lambda memory: memory.needed)
-    return 1 + (room - largest.needed) // (largest.needed - largest.weights - largest.context)
 
 
 def chosen_device(config: PlanConfig) -> tuple[Device, int | None]:

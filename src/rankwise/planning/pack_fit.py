@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rankwise.engine.config import CheckpointingName
+from rankwise.engine.config import AttentionName, CheckpointingName
 from rankwise.engine.fused.checkpointing import checkpointed_blocks
 from rankwise.engine.fused.loop import max_pass_tokens
 from rankwise.planning.config import PlanConfig
@@ -39,12 +39,14 @@ class FusedRequest:
         objective: the loss.
         gradient_checkpointing: auto, on or off.
         micro_batch_tokens: most tokens of a pass; None is auto.
+        attention: the engine's kernel.
         chooses: whether the plan chooses for auto; if not, it is off and whole batches.
     """
 
     objective: Objective
     gradient_checkpointing: CheckpointingName = "auto"
     micro_batch_tokens: int | None = None
+    attention: AttentionName = "auto"
     chooses: bool = True
 
 
@@ -88,7 +90,11 @@ class PackPlanner:
         self.cores = cores
         self._has_blocks = bool(checkpointed_blocks(skeleton.meta.model))
         kernels = DeviceKernels(device, "sdpa")
-        self._step = FusedStep(skeleton, config, kernels, request.objective)
+        self._step = FusedStep(skeleton, config, kernels, request.objective, request.attention)
+
+    def adapter_entries(self, rank: int) -> int:
+        """Return the parameters of an adapter of a rank, without a trained head."""
+        return self._step.adapter_entries(rank)
 
     def memory(self, rank: int, limits: PassLimits, trials: int = 1) -> StepMemory:
         """Return the memory of a pack of trials of one rank.
@@ -130,7 +136,8 @@ class PackPlanner:
                 recomputed.append(True)
         for is_on in recomputed:
             for size in sizes:
-                if is_on == recomputed[-1] or size is None or size >= FEWEST_TOKENS:
+                is_first = size == sizes[0]  # what was asked for, however small
+                if is_on == recomputed[-1] or is_first or (size or 0) >= FEWEST_TOKENS:
                     yield PassLimits(size, is_on)
 
     def _needed(self, ranks: Sequence[int], limits: PassLimits) -> dict[int, int]:

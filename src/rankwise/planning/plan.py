@@ -82,7 +82,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; sizes in bytes."""
-        content = {
+        content: dict[str, Any] = {
             "model": self.config.model,
             "request": self.config.as_dict(),
             "task_type": self.task_type,
@@ -119,6 +119,8 @@ class Plan:
         }
         if self.sweep is not None:
             del content["by_loop"], content["limits"], content["savings"]
+            for row in content["ranks"]:  # scoring is not planned
+                del row["memory"]["peak_eval"]
             content["sweep"] = asdict(self.sweep)
         return content
 
@@ -211,7 +213,7 @@ def _plan_fused(prepared: PreparedRequest, device: Device, room: int | None) -> 
         limits=None,
         savings=(),
         notes=tuple(notes),
-        sweep=planner.sweep({row.rank: row.params.trainable for row in rows}),
+        sweep=planner.sweep(),
     )
 
 
@@ -258,5 +260,8 @@ def _changed(planner: Planner, notes: list[str], **change: object) -> dict[int, 
         return other.by_rank(config.ranks)
     except RequestError as error:
         ((name, value),) = change.items()
-        notes.append(f"no figures for {name} {value}: {error}")
+        what = f"for {name} {value}"
+        if name == "autocast":
+            what = "with autocast" if value else "without autocast"
+        notes.append(f"no figures {what}: {error}")
         return {}

@@ -32,16 +32,21 @@ def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
     if config.engine == "fused":
         # A CPU that nobody limits trains as it always did.
         chooses = not device.is_cpu or config.max_memory is not None
-        settings = (config.gradient_checkpointing, config.micro_batch_tokens)
-        fused = FusedRequest(task.objective, *settings, chooses)
-    fit = how_many_fit(
+        fused = FusedRequest(
+            task.objective,
+            config.gradient_checkpointing,
+            config.micro_batch_tokens,
+            config.attention,
+            chooses,
+        )
+    return how_many_fit(
         plan_config(config, task),
         lambda: longest_text(config, task),
         config.max_memory,
         (device, free),
         fused,
+        config.micro_batch_tokens,
     )
-    return fit if config.engine == "fused" else replace(fit, at_once=1)
 
 
 def in_force(config: SweepConfig, fit: "Fit") -> SweepConfig:
@@ -83,7 +88,8 @@ def plan_config(config: SweepConfig, task: Task) -> PlanConfig:
     """Return the plan's request for one trial of a sweep, at the longest length allowed."""
     from rankwise.models.device import find_dtype, find_torch_device, precision_name
 
-    precision = precision_name(find_dtype(config.precision, find_torch_device(config.device)))
+    device = find_torch_device(config.device)
+    precision = precision_name(find_dtype(config.precision, device))
     return PlanConfig(
         model=model_name(config),
         ranks=config.ranks,
@@ -91,6 +97,8 @@ def plan_config(config: SweepConfig, task: Task) -> PlanConfig:
         seq_len=max_length(config, task),
         precision=precision,  # type: ignore[arg-type]
         optimizer=config.optimizer,
+        # As the reference engine trains; the fused one has no autocast.
+        autocast=precision != "fp32" and device.type != "mps",
         gradient_checkpointing=config.gradient_checkpointing == "on",
         quantization=config.quantization,
         use_dora=config.use_dora,

@@ -78,9 +78,7 @@ def training_batch(skeleton: Skeleton, config: PlanConfig) -> dict[str, torch.Te
         RequestError: the model has no position for so many tokens.
     """
     meta, b, s = skeleton.meta, config.batch_size, config.seq_len
-    limit = longest_input(meta.model)
-    if limit is not None and s > limit and meta.task_type != "IMAGE_CLS":
-        raise RequestError(f"seq_len {s}: this model has positions for at most {limit} tokens")
+    check_length(skeleton, s)
     # A model that was prepared for quantised training has its convolutions in fp32.
     dtype = DTYPES[config.precision] if config.quantization == "none" else torch.float32
 
@@ -101,6 +99,19 @@ def training_batch(skeleton: Skeleton, config: PlanConfig) -> dict[str, torch.Te
         return {"input_features": sound, "labels": zeros(b, s)}
     labels = zeros(b) if meta.task_type == "SEQ_CLS" else zeros(b, s)
     return {"input_ids": zeros(b, s), "labels": labels}
+
+
+def check_length(skeleton: Skeleton, seq_len: int) -> None:
+    """Refuse texts that are longer than a model has positions for.
+
+    Raises:
+        RequestError: they are; the message says how long they may be.
+    """
+    meta = skeleton.meta
+    limit = longest_input(meta.model)
+    if limit is not None and seq_len > limit and meta.task_type != "IMAGE_CLS":
+        problem = f"this model has positions for at most {limit} tokens"
+        raise RequestError(f"seq_len {seq_len}: {problem}")
 
 
 def longest_input(model: nn.Module) -> int | None:
