@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from rankwise.checks import check_whole
-from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.schedule import steps_per_epoch
 from rankwise.engine.trial import Engine
 from rankwise.lora.alpha import parse_alpha_policy
@@ -92,6 +91,7 @@ def _plan(run: Run, evidence: pd.DataFrame, out: Path) -> DryRun:
         evidence: evidence of the trials already complete.
         out: the directory that the sweep will have.
     """
+    from rankwise.engine.fused.engine import FusedEngine
     from rankwise.models.device import precision_name
 
     config, fit, in_force = run.config, run.fit, run.in_force
