@@ -232,10 +232,8 @@ class Findings:
     @cached_property
     def confirmation(self) -> Confirmation | None:
         """Whether the score agrees with the loss; None without a rank or a score that can tell."""
-        scores = self.scores
+        scores = None if all(one.score_is_loss for one in self.alive) else self.scores
         if self.rank is None or not self.by_loss or scores is None or not scores.noise_is_known:
-            return None
-        if all(one.score_is_loss for one in self.alive):
             return None
         return _confirm(scores, self.rank, self.rule.score_margin, self.rule.confidence)
 
