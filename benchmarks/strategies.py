@@ -24,7 +24,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class CopyingEngine:
 
     def train(
         self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
-    ) -> Iterator[FinishedTrial]:
+    ) -> Generator[FinishedTrial, None, None]:
         """Yield the trials that had to be trained."""
         missing = []
         for trial in trials:

@@ -1,6 +1,6 @@
 """The engine of a request; truncation over an engine that records calls and scores by rank."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class RecordingEngine:
 
     def train(
         self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
-    ) -> Iterator[FinishedTrial]:
+    ) -> Generator[FinishedTrial, None, None]:
         self.trained += trials
         self.starts = dict(starts or {})
         for trial in trials:

@@ -70,6 +70,9 @@ def main() -> None:
         inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         (given.out / "pids").write_text(f"{os.getpid()} {inner.pid}")
         time.sleep(60)
+    if do == "remove":
+        shutil.rmtree(given.out.parent)
+        sys.exit(3)
     if do == "nothing":
         return
     if given.copy is not None:

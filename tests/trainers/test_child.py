@@ -96,13 +96,20 @@ def test_the_child_of_a_killed_sweep_is_ended_later(tmp_path: Path) -> None:
     end_leftover(tmp_path / "absent")
 
 
-def test_a_termination_is_an_exception_inside_the_block() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, ending_on_signals():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
-    assert caught.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_termination_is_an_exception_inside_the_block(number: signal.Signals, code: int) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as caught, ending_on_signals():
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        assert caught.value.code == code
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
+        with ending_on_signals():
+            os.kill(os.getpid(), number)  # as below nohup
+    finally:
+        signal.signal(number, before)
 
 
 def test_last_lines_of_a_log_with_a_progress_bar(tmp_path: Path) -> None:

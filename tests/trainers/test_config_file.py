@@ -62,7 +62,14 @@ def test_a_file_without_a_last_line_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("lora_r: [4", "is not YAML"), ("- 4\n", "mapping"), ("{lora_r: 4}", "mapping"), ("", "None")],
+    [
+        ("a: &x {b: 1}\nc: 2\nd: *x\n", r"line 3: alias \*x"),
+        ("lora_r: 4\na: 1\nlora_r: 8\n", "line 3: lora_r is on line 1 already"),
+        ("lora_r: [4", "is not YAML"),
+        ("- 4\n", "mapping"),
+        ("{lora_r: 4}", "mapping"),
+        ("", "None"),
+    ],
 )
 def test_what_cannot_be_changed_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "my.yml"

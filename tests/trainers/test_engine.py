@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rankwise.errors import RankwiseError, RequestError
+from rankwise.trainers.child import Child
 from rankwise.trainers.engine import TrainerEngine, gpu_environments
 from tests.trainers.stubs import Watcher, engine, is_gone, trial
 
@@ -81,6 +82,7 @@ def test_failures_of_an_earlier_run_of_the_sweep_count(tmp_path: Path) -> None:
     [
         ("nothing", "it left no adapter"),
         ("wrong-rank", "its adapter has rank 5"),
+        ("remove", "its command ended with exit code 3"),
         ("killed", "its command was killed by SIGKILL"),
     ],
 )
@@ -89,6 +91,7 @@ def test_what_makes_a_trial_fail(tmp_path: Path, do: str, reason: str) -> None:
     assert result.failed is not None
     assert result.failed.startswith(reason)
     assert (result.diverged, result.adapter) == (True, {})
+    assert all(path.exists() for path in result.files.values())
 
 
 def test_weights_that_are_not_finite_diverge_and_never_stop_the_sweep(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 7), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 7), (signal.SIGHUP, 129)])
 def test_a_stopped_process_leaves_no_orphan(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -140,6 +143,15 @@ def test_a_stopped_process_leaves_no_orphan(
     assert process.wait(30) == code
     for pid in pids.read_text().split():
         assert is_gone(int(pid))
+
+
+def test_the_children_of_a_killed_sweep_end_when_it_starts_again(tmp_path: Path) -> None:
+    place = tmp_path / "trials/.running-r64-lr0.002-seed0"
+    place.mkdir(parents=True)
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    child = Child(words, place / "log.txt", {}, place)
+    engine(tmp_path)
+    assert child.process.wait(10) == -signal.SIGKILL
 
 
 def test_each_trial_at_once_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

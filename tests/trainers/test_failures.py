@@ -6,6 +6,16 @@ from rankwise.errors import RankwiseError
 from rankwise.trainers.failures import Failures
 
 
+def test_the_log_of_a_trial_that_was_stopped_is_no_part_of_its_failure() -> None:
+    failures = Failures({}, lambda name: None, lambda text: None)
+    slow = "it took longer than trial_timeout, 90 minutes"
+    assert failures.add("r2", f"{slow}: 12%|## | loss of batch") == []
+    assert failures.add("r4", f"{slow}: saving") == ["r2"]
+    assert failures.add("r8", "its command was killed by SIGKILL: 12%") == []
+    assert failures.add("r16", "its command was killed by SIGTERM: 12%") == []
+    assert failures.add("r32", "its command was killed by SIGKILL: saving") == ["r8"]
+
+
 def test_failures_that_differ_in_numbers_and_paths_are_alike() -> None:
     taken: list[str] = []
     notes: list[str] = []

@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ class ReferenceEngine:
 
     def train(
         self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
-    ) -> Iterator[FinishedTrial]:
+    ) -> Generator[FinishedTrial, None, None]:
         """Train the trials one after another."""
         for trial in trials:
             what, changes = self._memory_advice(trial)

@@ -1,6 +1,6 @@
 """Trials and their results: the input and output of an engine."""
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -127,7 +127,7 @@ class Engine(Protocol):
 
     def train(
         self, trials: Sequence[Trial], starts: "Mapping[str, Adapter] | None" = None
-    ) -> Iterator[FinishedTrial]:
+    ) -> Generator[FinishedTrial, None, None]:
         """Train every trial and yield each as soon as it is finished, in any order.
 
         Args:

@@ -1,7 +1,7 @@
 """The engine that a sweep trains with, and one around it that truncates trained adapters."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +65,7 @@ class TruncatingEngine:
 
     def train(
         self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
-    ) -> Iterator[FinishedTrial]:
+    ) -> Generator[FinishedTrial, None, None]:
         """Train or truncate every trial, and yield each when it is finished.
 
         The adapters that trials start from are read here.

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
@@ -235,7 +235,9 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
             return trials
         if expected - complete <= engine.pack_size:
             import_report()
-        for finished in engine.train(truncations or trials[: engine.pack_size]):
-            store.add(finished, run.trial_settings)
-            run.progress.trial(finished)
-            report_trials(store.directory, config.report_to, run.progress.note)
+        # Closed on an error too, so that the commands of a trainer end at once.
+        with closing(engine.train(truncations or trials[: engine.pack_size])) as trained:
+            for finished in trained:
+                store.add(finished, run.trial_settings)
+                run.progress.trial(finished)
+                report_trials(store.directory, config.report_to, run.progress.note)

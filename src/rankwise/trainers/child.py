@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
@@ -94,23 +95,25 @@ def end_leftover(place: Path) -> None:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Turn SIGTERM into an exception inside the block, so that children can be stopped.
+    """Turn SIGTERM and SIGHUP into an exception inside the block, so that children can be stopped.
 
-    Python delivers signals to the main thread alone; elsewhere nothing changes.
+    A signal that is ignored, as SIGHUP is below nohup, stays ignored. Python delivers signals to
+    the main thread alone; elsewhere nothing changes.
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:
-        yield
-        return
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def last_lines(log: Path, count: int) -> list[str]:

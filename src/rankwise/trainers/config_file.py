@@ -38,7 +38,29 @@ class ConfigFile:
             raise RequestError(
                 f"{label}: allowed is a mapping with a setting on each line, not {shown(content)}"
             )
+        self._refuse_repetitions(label)
         self.values: dict[str, Any] = content
+
+    def _refuse_repetitions(self, label: str) -> None:
+        """Refuse a value that stands for several settings, or a setting that is there twice."""
+        import yaml
+
+        for event in yaml.parse(self.text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = cast(Any, event.start_mark).line + 1
+                raise RequestError(
+                    f"{label}, line {line}: alias *{event.anchor} cannot be changed alone; write "
+                    "its value there"
+                )
+        lines: dict[str, int] = {}
+        for key, _ in self._root.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                first = lines[key.value]
+                raise RequestError(
+                    f"{label}, line {line}: {key.value} is on line {first} already; remove one"
+                )
+            lines[key.value] = line
 
     def changed(self, values: Mapping[str, object], texts: Mapping[str, str]) -> str:
         """Return the file with other values at the top, and other texts wherever they stand.

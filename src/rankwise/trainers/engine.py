@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -174,6 +174,8 @@ class TrainerEngine:
         self.failures = failures
         self._seconds = list(seconds)
         self._environments = gpu_environments(launch.at_once)
+        for place in launch.trials.glob(f"{RUNNING}*"):
+            end_leftover(place)
 
     @property
     def pack_size(self) -> int:
@@ -188,7 +190,7 @@ class TrainerEngine:
 
     def train(
         self, trials: Sequence[Trial], starts: "Mapping[str, Adapter] | None" = None
-    ) -> Iterator[FinishedTrial]:
+    ) -> Generator[FinishedTrial, None, None]:
         """Run the command of every trial, and yield each trial as soon as it is judged.
 
         Raises:
@@ -222,7 +224,6 @@ class TrainerEngine:
     def _start(self, trial: Trial, slot: int, before: RunningTrial | None = None) -> RunningTrial:
         """Start a trial's command in a new directory."""
         place = self.launch.place(trial)
-        end_leftover(place)
         for leftover in (place, place.with_name(f"{FAILED}{trial.name}")):
             shutil.rmtree(leftover, ignore_errors=True)
         (place / OUT).mkdir(parents=True)
@@ -268,6 +269,7 @@ class TrainerEngine:
         elif code != 0:
             failed = _ending(code)
         began = time.monotonic()
+        _restore(running.place)
         try:
             if failed is None:
                 judged = self.judge.judge(running.trial, running.place / OUT)
@@ -325,6 +327,15 @@ def finished_trial(
         failed=failed,
         files=files,
     )
+
+
+def _restore(place: Path) -> None:
+    """Make the log and the directory of a trial anew if its command removed them: it left none."""
+    out = place / OUT
+    if not out.is_dir():
+        out.unlink(missing_ok=True)
+        out.mkdir(parents=True)
+    (place / LOG).touch()
 
 
 def _ending(code: int | None) -> str:

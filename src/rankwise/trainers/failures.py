@@ -54,6 +54,16 @@ class Failures:
         )
 
 
+STOPPED = re.compile(
+    r"it took longer than trial_timeout|its command (was killed by \w+|ended with exit code "
+    r"(137|143)\b)"
+)
+"""How failures begin that have their whole reason there: the last line of the log is no part."""
+
+
 def _kind(failure: str) -> str:
     """Return a failure without numbers and paths, which differ between trials that fail alike."""
+    stopped = STOPPED.match(failure)
+    if stopped:
+        return stopped[0]
     return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", re.sub(r"\S*/\S*", "/", failure))

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
@@ -96,7 +96,7 @@ class FusedEngine:
 
     def train(
         self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None
-    ) -> Iterator[FinishedTrial]:
+    ) -> Generator[FinishedTrial, None, None]:
         """Train the trials pack by pack, in the given order.
 
         Raises:
