@@ -106,3 +106,4 @@ def test_a_trainer_without_evaluation_data_is_refused(model: str, tmp_path: Path
     trainer.add_callback(EvidenceCallback(trainer))
     with pytest.raises(RequestError, match="needs one eval_dataset"):
         trainer.train()
+    assert trainer.state.global_step == 0

@@ -1,3 +1,4 @@
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def test_a_command_with_the_chosen_values() -> None:
     text = (
         f"{sys.executable} 'my train.py' {{rank}} {{lora_alpha}} {{learning_rate}} {{out}} {{seed}}"
     )
-    files = chosen_files(parse_command(text), TRAINED)
+    files = chosen_files(parse_command(text), TRAINED, None)
     assert list(files) == ["command.txt"]
     assert shlex.split(files["command.txt"])[1:] == [
         "my train.py",
@@ -33,13 +34,21 @@ def test_a_command_with_the_chosen_values() -> None:
     ]
 
 
+def test_a_command_s_file_of_values() -> None:
+    command = parse_command(f"{sys.executable} train.py {{config}} {{train_data}}")
+    files = chosen_files(command, TRAINED, "data/chats.jsonl")
+    assert shlex.split(files["command.txt"])[1:] == ["train.py", "config.json", "data/chats.jsonl"]
+    values = json.loads(files["config.json"])
+    assert (values["rank"], values["learning_rate"], values["out"]) == (4, 2e-4, "adapter")
+
+
 def test_a_tool_s_file_with_the_chosen_values(tmp_path: Path) -> None:
     path = tmp_path / "my.yml"
     path.write_text(
         "# mine\nbase_model: m\nadapter: lora\nlora_r: 64\ndatasets:\n  - path: a.jsonl\n"
     )
     command = ToolCommand("axolotl", TOOLS["axolotl"], ConfigFile(path), "a.jsonl")
-    files = chosen_files(command, TRAINED)
+    files = chosen_files(command, TRAINED, "a.jsonl")
     assert files["command.txt"] == "axolotl train my.yml\n"
     assert files["my.yml"].startswith("# mine\n")
     content = yaml.safe_load(files["my.yml"])

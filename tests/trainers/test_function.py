@@ -100,3 +100,6 @@ def test_errors_of_a_function_are_failures(inputs: dict[str, Any], tmp_path: Pat
 def test_a_function_and_a_command_exclude_each_other(inputs: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="train"):
         rankwise.sweep(**inputs, trainer="python x {rank} {out}", train=lambda trial: 3)
+    for settings in ({"trials_at_once": 2}, {"trial_timeout": 5.0}):
+        with pytest.raises(RequestError, match=f"{next(iter(settings))}: a function runs in this"):
+            rankwise.sweep(**inputs, **settings, train=lambda trial: 3)

@@ -94,9 +94,17 @@ def test_trl_reads_a_trial_s_file(tmp_path: Path) -> None:
 
 
 def test_what_of_the_file_does_not_hold_is_said(tmp_path: Path) -> None:
-    first, second = notes_on_file(parse("axolotl", tmp_path))
+    first, second, third = notes_on_file(parse("axolotl", tmp_path), "none")
     assert first == "lora_alpha, seed, lora_r of my.yml are replaced in every trial"
     assert "seed" in second
+    assert "--quantization nf4" in third
+    assert len(notes_on_file(parse("axolotl", tmp_path), "nf4")) == 2
+
+
+def test_data_that_a_tool_would_not_read_as_json_lines(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"'chats.csv': my.yml names it.*convert the data"):
+        parse("trl", tmp_path, "chats.csv", dataset_name="chats.csv")
+    parse("trl", tmp_path, "other.csv", dataset_name="chats.csv")  # it reads the file as it is
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ class EvidenceCallback(transformers.TrainerCallback):
     def __init__(self, trainer: transformers.Trainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Refuse a trainer whose examples could not be scored, before it trains."""
+        check_trainer(self.trainer)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Score all examples, and write the file."""
         losses = example_losses(self.trainer)
@@ -38,8 +42,8 @@ class EvidenceCallback(transformers.TrainerCallback):
         (directory / EVIDENCE_FILE).write_text("".join(f"{row}\n" for row in rows))
 
 
-def example_losses(trainer: transformers.Trainer) -> list[float]:
-    """Return the loss of each example of a trainer's evaluation data, in their order.
+def check_trainer(trainer: transformers.Trainer) -> None:
+    """Refuse a trainer whose evaluation examples cannot be scored one by one.
 
     Raises:
         RequestError: the trainer has no single evaluation data set, or uses several devices.
@@ -49,6 +53,16 @@ def example_losses(trainer: transformers.Trainer) -> list[float]:
         raise RequestError("EvidenceCallback: the trainer needs one eval_dataset of known length")
     if args.world_size > 1 or args.n_gpu > 1:
         raise RequestError("EvidenceCallback: examples are scored by one process on one GPU")
+
+
+def example_losses(trainer: transformers.Trainer) -> list[float]:
+    """Return the loss of each example of a trainer's evaluation data, in their order.
+
+    Raises:
+        RequestError: the trainer has no single evaluation data set, or uses several devices.
+    """
+    check_trainer(trainer)
+    args: Any = trainer.args
     size, args.per_device_eval_batch_size = args.per_device_eval_batch_size, 1
     model: Any = trainer.model
     was_training = model.training

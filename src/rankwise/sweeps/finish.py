@@ -135,7 +135,8 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     if run.config.trainer is None:
         write_exports(store.directory, chosen, decision)
     else:
-        write_trainer_exports(store, requested_trainer(run.config), chosen, decision)
+        command = requested_trainer(run.config)
+        write_trainer_exports(store, command, chosen, decision, run.config.data)
     write_report(store.directory)
     kept = chosen if has_adapter else None
     return SweepResult(decision, evidence, store.directory, objective.score, kept)

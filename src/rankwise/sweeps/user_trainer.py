@@ -116,7 +116,7 @@ def note_trainer(config: SweepConfig, task: Task, note: Callable[[str], None]) -
     command = requested_trainer(config)
     note(f"trained by: {config.trainer}")
     if isinstance(command, ToolCommand):
-        for line in notes_on_file(command):
+        for line in notes_on_file(command, config.quantization):
             note(line)
     if config.eval_data is None and not command.has("train_data"):
         note(

@@ -38,6 +38,11 @@ class Command:
         """Return whether each trial is told this value, by itself or in its config."""
         return name in self.names or ("config" in self.names and name in VALUES)
 
+    @property
+    def has_config(self) -> bool:
+        """Whether the command reads the values of a trial from a file."""
+        return "config" in self.names
+
     def fill(self, values: Mapping[str, str]) -> list[str]:
         """Return program and arguments with the values of one trial."""
         return [PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in self.words]

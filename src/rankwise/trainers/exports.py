@@ -10,6 +10,7 @@ from rankwise.formatting import how_sure
 from rankwise.lora.alpha import whole_as_int
 from rankwise.store.directory import SweepStore, write_whole
 from rankwise.store.records import TrialRecord, read_trial
+from rankwise.trainers.command import Command
 from rankwise.trainers.engine import as_word
 from rankwise.trainers.tools import ToolCommand, Trainer
 
@@ -32,8 +33,16 @@ def write_trainer_exports(
     command: Trainer,
     trial_name: str | None,
     decision: Decision,
+    data: object,
 ) -> None:
     """Write ``export/`` and the card in ``best/``; remove ``export/`` if no rank is recommended.
+
+    Args:
+        store: the sweep.
+        command: the user's trainer.
+        trial_name: the chosen trial; None if there is none.
+        decision: the decision on it.
+        data: the user's data, all of which the chosen training reads; None without data.
 
     Raises:
         RankwiseError: A file cannot be written.
@@ -46,8 +55,9 @@ def write_trainer_exports(
     if chosen.truncated_from is not None:
         trained = read_trial(directory / "trials" / chosen.truncated_from)
     notes = "".join(f"# {line}\n" for line in _notes(decision, chosen, trained))
-    for name, text in chosen_files(command, trained).items():
-        write_whole(directory / "export" / name, (notes + text).encode())
+    for name, text in chosen_files(command, trained, data).items():
+        start = "" if name.endswith(".json") else notes  # JSON has no comments
+        write_whole(directory / "export" / name, (start + text).encode())
     if not (directory / "best").is_dir():  # judged by figures, without an adapter
         return
     sentences = "\n\n".join(decision_sentences(decision, "score")[:2])
@@ -62,7 +72,7 @@ def write_trainer_exports(
     write_whole(directory / "best" / "README.md", card.encode())
 
 
-def chosen_files(command: Trainer, trained: TrialRecord) -> dict[str, str]:
+def chosen_files(command: Trainer, trained: TrialRecord, data: object) -> dict[str, str]:
     """Return the user's command with the values of a trial, and a tool's file with them."""
     values: dict[str, Any] = {
         "rank": trained.rank,
@@ -72,13 +82,13 @@ def chosen_files(command: Trainer, trained: TrialRecord) -> dict[str, str]:
         "use_rslora": trained.use_rslora,
         "trial": trained.name,
         "out": "adapter",
-        "train_data": "train_data.jsonl",
+        "train_data": "" if data is None else str(data),
     }
     files, name = {}, command.config_name
     if isinstance(command, ToolCommand):
         name = command.file.path.name
-        own = {**values, "train_data": command.data}  # all of the data
-        files[name] = command.config_text(own)
+    if isinstance(command, ToolCommand) or (isinstance(command, Command) and command.has_config):
+        files[name] = command.config_text(values)
     texts = {each: as_word(value) for each, value in values.items()}
     files["command.txt"] = shlex.join(command.fill({**texts, "config": name})) + "\n"
     return files

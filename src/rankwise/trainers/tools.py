@@ -82,6 +82,7 @@ TOOLS = {
         },
     ),
 }
+JSON_LINES = (".jsonl", ".json")  # how the names of files end that a tool reads as JSON
 TRL_METHODS = ("sft", "dpo", "grpo", "kto", "reward", "rloo")
 
 
@@ -172,7 +173,14 @@ def parse_trainer(trainer: str, config: Path | None, data: Any = None) -> Traine
     file = read_tool_file(trainer, tool, config)
     if shutil.which(tool.words[0]) is None:
         raise RequestError(f"trainer {trainer!r}: command {tool.words[0]!r} not found; install it")
-    return ToolCommand(trainer, tool, file, None if data is None else str(data))
+    command = ToolCommand(trainer, tool, file, None if data is None else str(data))
+    if command.has("train_data") and Path(str(data)).suffix not in JSON_LINES:
+        raise RequestError(
+            f"data {str(data)!r}: {config.name} names it, and its training part is JSON lines, "
+            "which the file may not expect; convert the data to .jsonl, or name held-out rows "
+            "with --eval-data and other --data"
+        )
+    return command
 
 
 def read_tool_file(trainer: str, tool: Tool, path: Path) -> ConfigFile:
@@ -220,11 +228,18 @@ def check_adapters(command: ToolCommand, *, truncates: bool) -> None:
             )
 
 
-def notes_on_file(command: ToolCommand) -> list[str]:
-    """Return what of the user's file does not hold in a sweep."""
+def notes_on_file(command: ToolCommand, quantization: str) -> list[str]:
+    """Return what of the user's file does not hold in a sweep, or in the scoring."""
     keys = command.tool.keys
     replaced = [key for key in keys.values() if key in command.file.values]
     notes = [f"{some(replaced, 9)} of {command.file.path.name} are replaced in every trial"]
     if command.file.values.get("seed") is not None:
         notes.append("its seed is that of no trial: seeds of trials are 0, 1 and so on")
+    values = command.file.values
+    is_4bit = values.get("adapter") == "qlora" or values.get("quantization_bit") == 4
+    if quantization == "none" and (is_4bit or values.get("load_in_4bit")):
+        notes.append(
+            "it trains over a base in 4 bits, and its adapters are scored over one that is not "
+            "quantized; --quantization nf4 scores them over the same"
+        )
     return notes
