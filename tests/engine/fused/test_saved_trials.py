@@ -134,7 +134,7 @@ def test_saving_does_not_change_a_trial_and_copies_it(tiny: Tiny) -> None:
 
         for _ in range(3):
             step(state)
-        (saved,) = saved_trials([state])
+        (saved,) = saved_trials([state], Limits(1, None))
         before = state.flat.clone()
         step(state)
         restore(other, saved)
@@ -174,7 +174,7 @@ def test_the_newest_copy_of_a_trial_counts(tiny: Tiny, written_last: str) -> Non
     """A pack that was halved leaves copies in memory, and its halves are written later on."""
     base, train, _ = tiny
     kept, notes = InMemory(), []
-    keeper = Keeper(kept, 1e-9, notes.append)
+    keeper = Keeper(kept, 1e-9, notes.append, Limits(1, None))
     state = TrainingState(TRIALS[0], base, saved_modules(base), CONFIG, train)
     keeper.begin([state])
     keep = [keeper.set_aside, keeper.after_step]
@@ -202,6 +202,22 @@ def test_a_trial_kept_with_other_settings_starts_again(tiny: Tiny, changed: dict
     (whole,) = FusedEngine(base, train, held_out, config).train(TRIALS[:1])
     assert_identical(resumed, whole)
     assert not progress.notes
+
+
+def test_a_trial_goes_on_with_the_micro_batches_that_memory_allowed(tiny: Tiny) -> None:
+    base, train, held_out = tiny
+    whole = FusedEngine(base, train, held_out, EACH_STEP)
+    stopped = InMemory(stop_after=20)
+    interrupted = FusedEngine(base, train, held_out, EACH_STEP, checkpoints=stopped)
+    for engine in (whole, interrupted):
+        engine.limits.micro_batch_tokens = 24  # as if memory had run out
+    with pytest.raises(KeyboardInterrupt):
+        list(interrupted.train(TRIALS[:1]))
+    stopped.stop_after = None
+    again = FusedEngine(base, train, held_out, EACH_STEP, checkpoints=stopped)
+    (resumed,) = again.train(TRIALS[:1])
+    assert_identical(resumed, next(iter(whole.train(TRIALS[:1]))))
+    assert again.limits.micro_batch_tokens == 24
 
 
 @pytest.mark.gpu

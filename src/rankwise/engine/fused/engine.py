@@ -81,7 +81,8 @@ class FusedEngine:
         self.train_share = share_of_training(config, train, held_out)
         self.loop = TrainingLoop(base, train, self.limits, self._after_step)
         self._alone = AloneCosts(self.loop)
-        self._keeper = Keeper(checkpoints, config.checkpoint_minutes, self.progress.note)
+        minutes, note = config.checkpoint_minutes, self.progress.note
+        self._keeper = Keeper(checkpoints, minutes, note, self.limits)
         self._saved = saved_modules(base)
         self._starts: Mapping[str, Adapter] = {}
         self._reported: dict[str, float] = {}
@@ -182,6 +183,7 @@ class FusedEngine:
         saved = self._keeper.read(trial.name, self.config)
         if saved is not None:
             restore(state, saved)
+            self.limits.keep_to(saved.progress.get("micro_batch_tokens"))
             self._report(state, self.train_share * len(state.steps) / state.total_steps)
         return state
 

@@ -24,6 +24,11 @@ class Limits:
     pack_size: int
     micro_batch_tokens: int | None
 
+    def keep_to(self, tokens: int | None) -> None:
+        """Take micro-batches no longer than those that memory allowed another process."""
+        if tokens is not None:
+            self.micro_batch_tokens = min(tokens, self.micro_batch_tokens or tokens)
+
     def lower(
         self, error: OutOfMemory, trials: int, longest: int, largest: int, device: torch.device
     ) -> str:

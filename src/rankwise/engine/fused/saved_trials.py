@@ -8,6 +8,7 @@ import torch
 
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.optimizer import read_figures
+from rankwise.engine.fused.out_of_memory import Limits
 from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.trial import Checkpoints, SavedTrial
 from rankwise.errors import RankwiseError
@@ -22,14 +23,20 @@ class Keeper:
         checkpoints: where they are kept for a later process; None to keep nothing there.
         minutes: the interval.
         note: called once if nothing can be written; training goes on.
+        limits: those in force, which memory may have lowered since training began.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints | None, minutes: float, note: Callable[[str], None]
+        self,
+        checkpoints: Checkpoints | None,
+        minutes: float,
+        note: Callable[[str], None],
+        limits: Limits,
     ) -> None:
         self._checkpoints = checkpoints
         self._interval = 60 * minutes
         self._note = note
+        self._limits = limits
         self._in_memory: dict[str, SavedTrial] = {}
         self._last: dict[str, float] = {}  # by first trial of a sub-pack
 
@@ -41,12 +48,12 @@ class Keeper:
         """Keep trials that share passes for a later process, if their interval is over."""
         name = states[0].trial.name
         if self._checkpoints is not None and time.monotonic() - self._last[name] >= self._interval:
-            self._write(saved_trials(states))
+            self._write(saved_trials(states, self._limits))
             self._last[name] = time.monotonic()
 
     def set_aside(self, states: Sequence[TrainingState]) -> None:
         """Keep a pack that is to train in two halves, one after the other."""
-        saved = saved_trials(states)
+        saved = saved_trials(states, self._limits)
         self._in_memory.update((each.name, each) for each in saved)
         middle = (len(saved) + 1) // 2
         # The first half takes the place of the file that holds all of them, so it comes last.
@@ -84,7 +91,7 @@ def made_with(config: TrainingConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ROUNDING}
 
 
-def saved_trials(states: Sequence[TrainingState]) -> list[SavedTrial]:
+def saved_trials(states: Sequence[TrainingState], limits: Limits) -> list[SavedTrial]:
     """Copy trials, between two of their steps, to main memory."""
     read_figures(states)
     return [
@@ -96,6 +103,7 @@ def saved_trials(states: Sequence[TrainingState]) -> list[SavedTrial]:
                 "steps": list(state.steps),
                 "diverged": state.diverged,
                 "seconds": state.seconds,
+                "micro_batch_tokens": limits.micro_batch_tokens,
             },
             made_with(state.config),
         )
