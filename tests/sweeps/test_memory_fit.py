@@ -29,6 +29,14 @@ def test_the_plan_has_the_settings_of_the_sweep(config: SweepConfig) -> None:
     assert (request.precision, request.task_type, request.num_labels) == ("fp32", "SEQ_CLS", 2)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_reference_engine_is_planned_with_its_autocast(
+    config: SweepConfig, precision: str
+) -> None:
+    request = plan_config(replace(config, precision=precision, device="cpu"), load_task(config))
+    assert request.autocast == (precision == "bf16")
+
+
 def test_the_longest_text_is_counted_in_tokens(config: SweepConfig, reviews: Path) -> None:
     task = load_task(config)
     table = pd.read_csv(reviews)
