@@ -33,9 +33,9 @@ def needs(rank: int) -> Truth:
     ],
 )
 def test_the_ends_come_first_and_bisection_finds_the_rank(enough: int, visited: list[int]) -> None:
-    evidence, trials = run_sweep(make_strategy("ends", LADDER, seeds=2), needs(enough))
+    evidence, trials = run_sweep(make_strategy("ends", LADDER, seeds=3), needs(enough))
     assert ranks_in_order(trials) == visited
-    assert len(trials) == 2 * len(visited)
+    assert len(trials) == 3 * len(visited)
     assert decide_on(evidence).rank == enough
 
 
@@ -69,6 +69,13 @@ def test_expected_trials_end_at_those_that_ran() -> None:
     evidence, trials = run_sweep(strategy, needs(4))
     assert strategy.expected_trials(evidence) == len(trials)
     assert strategy.expected_trials(NO_EVIDENCE) >= 2
+
+
+def test_a_look_at_the_ends_has_half_of_the_error_where_bisection_may_follow() -> None:
+    confidences = [
+        make_strategy("ends", ranks).rule.confidence_of_a_look for ranks in ((1, 64), LADDER)
+    ]
+    assert confidences == pytest.approx([0.95, 0.975])
 
 
 def test_a_single_rank_is_trained_with_all_seeds() -> None:

@@ -16,11 +16,21 @@ compares all ranks that were trained.
 import pandas as pd
 
 from rankwise.engine.trial import Trial
+from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.escalate import Escalate
 
 
 class Ends(Escalate):
     """Trains the largest and the smallest rank, then bisects the ranks between."""
+
+    @staticmethod
+    def looks(settings: SearchConfig) -> int:
+        """Return 2: at both ends, and at the bisected ranks; with two ranks there is one look.
+
+        All looks of the bisection share one half, since each compares all ranks trained so far at
+        once. In simulations that holds the error (docs/strategies.md), which one look did not.
+        """
+        return min(2, max(1, len(settings.ranks) - 1))
 
     def _replay(self, evidence: pd.DataFrame) -> tuple[list[int], list[Trial]]:
         """Return the ranks visited so far, in order, and the missing trials of the last one."""
