@@ -212,7 +212,7 @@ from pathlib import Path
 rank, seed, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 noise = [0.001 * ((7 * n + 3 * rank + 5 * seed) % 11) for n in range(60)]
 losses = [1 + n % 3 + (0.5 if rank < 4 else 0) + noise[n] for n in range(60)]
-rows = [{"example_id": n, "loss": loss} for n, loss in enumerate(losses)]
+rows = [{"example_id": f"row {n}", "loss": loss} for n, loss in enumerate(losses)]
 (out / "rankwise_evidence.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 print(json.dumps({"eval_wer": 0.3 - 0.01 * (rank >= 4) + 0.001 * seed * (rank % 3)}))
 """

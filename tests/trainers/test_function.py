@@ -63,7 +63,11 @@ def test_a_function_that_returns_metrics(tmp_path: Path) -> None:
         }
 
     request = {"ranks": (2, 4, 8), "learning_rate": 1e-3, "seeds": 3, "metric": "eval_accuracy"}
-    result = rankwise.sweep(**request, out=tmp_path / "out", train=measure, margin=0.02)
+    notes = Notes()
+    result = rankwise.sweep(
+        **request, out=tmp_path / "out", train=measure, margin=0.02, progress=notes
+    )
+    assert any("may cost 0.02 of eval_accuracy, whatever its unit" in x for x in notes.notes)
     assert result.decision.rank == 4
     assert (result.best, result.score) == (None, "eval_accuracy")
     assert result.report.exists()

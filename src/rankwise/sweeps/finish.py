@@ -17,7 +17,7 @@ from rankwise.decide.evidence import RankResults, read_rank_results
 from rankwise.decide.explain import explain
 from rankwise.decide.findings import Findings, Rule
 from rankwise.decide.healed import judged_adapters
-from rankwise.decide.metrics import LOSS_MARGIN, default_margin
+from rankwise.decide.metrics import default_margin
 from rankwise.decide.needs import capacity
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.decide.wording import Context, FailedTrial, LeftOut, Wording
@@ -145,10 +145,9 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
 def _findings(run: "Run", evidence: pd.DataFrame, trials: list[TrialRecord]) -> Findings:
     config = run.config
     trained_at = config.ranks[-1] if config.strategy == "once" else None
-    margin = LOSS_MARGIN if config.margin is None else config.margin
     looks = strategies()[config.strategy].looks(config)
     level = 1 - (1 - config.confidence) / looks
-    evidence = judged_adapters(evidence, trained_at, margin, level)
+    evidence = judged_adapters(evidence, trained_at, config.margin, level)
     # A strategy that was stopped early may have trained a single rank.
     results = read_rank_results(evidence, trained_at=trained_at)
     rule = Rule(

@@ -81,6 +81,11 @@ def open_figures_run(config: SweepConfig, progress: Progress, extension: Extensi
     store = SweepStore(config.out, record, extend=config.extend and extension is None)
     progress.note(f"trained by: {config.trainer}")
     progress.note(f"judged by {task.name}, as the trainer measures them")
+    if config.metric is not None and "loss" not in config.metric:
+        progress.note(
+            f"a smaller rank may cost {config.margin:g} of {config.metric}, whatever its unit: "
+            "--margin says how much"
+        )
     return Run(config, task, None, store, progress, fit, extension)
 
 
