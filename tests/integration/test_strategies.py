@@ -136,8 +136,8 @@ def test_a_cut_that_fails_is_healed_and_stored_as_a_trial(
     assert [config["rank"] for config in healed] == [2, 2]
     for config in healed:
         assert config["starts_from"] == f"r2-lr0.01-seed{config['seed']}"
-        assert config["learning_rate"] == 0.005  # a quarter of the law's
-        name = f"r2-lr0.005-seed{config['seed']}-steps0.1-from-{config['starts_from']}"
+        assert config["learning_rate"] == 0.005005  # a quarter of the law's, told from a cut's rate
+        name = f"r2-lr0.005005-seed{config['seed']}-steps0.1-from-{config['starts_from']}"
         steps = (out / "trials" / name / "metrics.jsonl").read_text().splitlines()
         assert len(steps) - 1 == 4  # a tenth of 35, rounded up
         cut = read_adapter(out / "trials" / config["starts_from"] / "adapter")
@@ -147,8 +147,8 @@ def test_a_cut_that_fails_is_healed_and_stored_as_a_trial(
         }
     recipe = read_recipe(out, name)
     assert (recipe.adapter.rank, recipe.adapter.truncate_to) == (8, 2)
-    assert recipe.adapter.healing == (4, 0.005)
-    assert "--rank 2; then train that for 4 steps at learning rate 0.005" in rank_note(recipe)
+    assert recipe.adapter.healing == (4, 0.005005)
+    assert "--rank 2; then train that for 4 steps at learning rate 0.005005" in rank_note(recipe)
     again = rankwise.analyze(out, margin=1e-5).decision
     assert (again.question, again.trained_at) == ("keep", 8)
     assert again.recommended == result.decision.recommended
