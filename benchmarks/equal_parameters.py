@@ -11,6 +11,7 @@ the same command resumes.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 import rankwise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
+
+from benchmarks import results_file
 from rankwise.formatting import figure
 from rankwise.report.compare_sweeps import read_compared_sweeps
 from rankwise.report.progress_bar import ProgressBar
@@ -38,18 +43,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train-examples", type=int, default=1000)
     parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("equal-parameters-out"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--print",
-        dest="known",
-        type=Path,
-        metavar="RESULTS",
-        help="print these results, sweep nothing",
-    )
+    results_file.add_options(parser, "equal-parameters-out", RESULTS)
     options = parser.parse_args()
-    if options.known is not None:
-        show(json.loads(options.known.read_text()))
+    if options.printed is not None:
+        show(json.loads(options.printed.read_text()))
         return
     names = ("learning_rate", "seeds", "train_examples", "max_length")
     settings = {name: getattr(options, name) for name in names}
@@ -71,8 +68,7 @@ def main() -> None:
         "ranks": ranks,
         "lines": lines,
     }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    results_file.write_results(results, options.results)
     show(results)
 
 

@@ -29,6 +29,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
 
+from benchmarks import results_file
 from benchmarks.tasks import TASKS
 from rankwise.decide import best_learning_rate
 from rankwise.decide.metrics import LOSS_MARGIN
@@ -91,29 +92,21 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--ranks", default="2,8,32")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("learning-rate-out"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--print",
-        dest="printed",
-        type=Path,
-        metavar="RESULTS",
-        help="print these results and run nothing",
-    )
+    results_file.add_options(parser, "learning-rate-out", RESULTS)
     options = parser.parse_args()
     if options.printed is not None:
         show(json.loads(options.printed.read_text()))
         return
-    results: dict[str, Any] = {"environment": asdict(environment()), "tasks": {}}
-    if options.results.exists():  # what was run before
-        results["tasks"] = json.loads(options.results.read_text())["tasks"]
+    results: dict[str, Any] = {
+        "environment": asdict(environment()),
+        "tasks": results_file.earlier_tasks(options.results),
+    }
     ranks = [int(rank) for rank in options.ranks.split(",")]
     for policy in options.policies.split(","):
         for name in options.tasks.split(","):
             curves = run_task(name, policy, ranks, options.seeds, options.out)
             results["tasks"].setdefault(name, {})[policy] = curves
-            options.results.parent.mkdir(parents=True, exist_ok=True)
-            options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+            results_file.write_results(results, options.results)
     show(results)
 
 

@@ -11,6 +11,7 @@ with padded batches, as --engine reference trains; the fused engine needs less f
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 import rankwise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
+
+from benchmarks import results_file
 from rankwise.formatting import plain_bytes, seconds
 from rankwise.report.compare_sweeps import (
     ComparedSweep,
@@ -43,18 +48,10 @@ def main() -> None:
     parser.add_argument("--train-examples", type=int, default=1000)
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--engine", default="fused")
-    parser.add_argument("--out", type=Path, default=Path("quantization-out"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--print",
-        dest="known",
-        type=Path,
-        metavar="RESULTS",
-        help="print these results, sweep nothing",
-    )
+    results_file.add_options(parser, "quantization-out", RESULTS)
     options = parser.parse_args()
-    if options.known is not None:
-        show(json.loads(options.known.read_text()))
+    if options.printed is not None:
+        show(json.loads(options.printed.read_text()))
         return
     settings = {
         name: getattr(options, name)
@@ -76,8 +73,7 @@ def main() -> None:
         "lines": lines,
         "memory": memory,
     }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    results_file.write_results(results, options.results)
     show(results)
 
 

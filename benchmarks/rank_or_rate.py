@@ -30,6 +30,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
 
+from benchmarks import results_file
 from benchmarks.tasks import TASKS
 from rankwise.decide import best_learning_rate
 from rankwise.decide.evidence import read_rank_results
@@ -95,30 +96,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", default=",".join(CHEAPEST_FIRST))
     parser.add_argument("--minutes", type=float, default=1e6, help="start no trial after these")
-    parser.add_argument("--out", type=Path, default=Path("rank-or-rate-out"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--print",
-        dest="printed",
-        type=Path,
-        metavar="RESULTS",
-        help="print these results and run nothing",
-    )
+    results_file.add_options(parser, "rank-or-rate-out", RESULTS)
     options = parser.parse_args()
     if options.printed is not None:
         show(json.loads(options.printed.read_text()))
         return
-    results: dict[str, Any] = {"tasks": {}}
-    if options.results.exists():  # tasks that were run before
-        results = json.loads(options.results.read_text())
+    results = {"tasks": results_file.earlier_tasks(options.results)}
     end = time.monotonic() + 60 * options.minutes
     for name in options.tasks.split(","):
         content = run_task(name, options.out, end)
         if content is None:  # the search for its rate is not complete
             continue
         results["tasks"][name] = content
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        results_file.write_results(results, options.results)
     show(results)
 
 
@@ -191,13 +181,13 @@ def search(run: Run, guess: float, end: float) -> dict[Cell, pd.DataFrame] | Non
 
 
 def _learns(run: Run, evidence: pd.DataFrame) -> bool:
-    """Whether a trial is below chance level; rates at which all is lost are alike."""
+    """Return whether a trial's loss is clearly below that of guessing."""
     chance = run.chance_loss
     return chance is None or bool(evidence["loss"].mean() < LEARNT * np.mean(chance))
 
 
 def further_cells(rate: float, *, steps_too: bool) -> list[Cell]:
-    """Return the cells beside the search, all at rates carried from the searched rank."""
+    """Return the cells that the search does not train, at rates carried from its rank."""
 
     def at(rank: int, steps: int = 1) -> Cell:
         return Cell(rank, _round(carried_rate(rate, RANK, rank, ALPHA)), steps)

@@ -15,6 +15,7 @@ remains.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,10 @@ from typing import Any
 import pandas as pd
 
 import rankwise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
+
+from benchmarks import results_file
 from rankwise.report.compare_sweeps import (
     ComparedSweep,
     print_sweep_comparison,
@@ -48,18 +53,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train-examples", type=int, default=1000)
     parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("scaling-out"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--print",
-        dest="known",
-        type=Path,
-        metavar="RESULTS",
-        help="print these results, sweep nothing",
-    )
+    results_file.add_options(parser, "scaling-out", RESULTS)
     options = parser.parse_args()
-    if options.known is not None:
-        show(json.loads(options.known.read_text()), options.known)
+    if options.printed is not None:
+        show(json.loads(options.printed.read_text()), options.printed)
         return
     settings = {
         name: getattr(options, name) for name in ("ranks", "seeds", "train_examples", "max_length")
@@ -86,8 +83,7 @@ def main() -> None:
                     progress=progress,
                 )
             results["tasks"][task] = as_json(directories)
-            options.results.parent.mkdir(parents=True, exist_ok=True)
-            options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+            results_file.write_results(results, options.results)
     show(results, options.results)
 
 

@@ -37,6 +37,7 @@ import rankwise
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package benchmarks
 
+from benchmarks import results_file
 from benchmarks.tasks import TASKS
 from rankwise.decide.decision import Decision
 from rankwise.decide.metrics import LOSS_MARGIN
@@ -97,23 +98,13 @@ def main() -> None:
     parser.add_argument("--ranks", default="1,2,4,8,16,32,64")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="the grid is the first")
-    parser.add_argument("--out", type=Path, default=Path("strategies-out"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--print",
-        dest="printed",
-        type=Path,
-        metavar="RESULTS",
-        help="print these results and run nothing",
-    )
+    results_file.add_options(parser, "strategies-out", RESULTS)
     options = parser.parse_args()
     if options.printed is not None:
         show(json.loads(options.printed.read_text()))
         return
     chosen = [name for name in STRATEGIES if name in options.strategies.split(",")]
-    results: dict[str, Any] = {"tasks": {}}
-    if options.results.exists():  # tasks that were run before
-        results["tasks"] = json.loads(options.results.read_text())["tasks"]
+    results = {"tasks": results_file.earlier_tasks(options.results)}
     for name in options.tasks.split(","):
         settings = {
             **TASKS[name].settings(options.out),
@@ -124,8 +115,7 @@ def main() -> None:
             **run_task(options.out / name, settings, chosen),
             "environment": asdict(environment()),
         }
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        results_file.write_results(results, options.results)
     show(results)
 
 

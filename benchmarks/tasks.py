@@ -99,7 +99,7 @@ def source() -> pd.DataFrame:
 
 
 def kind() -> pd.DataFrame:
-    """Return the same texts with four classes: whose they are, and whether they praise."""
+    """Return the same texts with four classes: a critic's or a viewer's, praise or complaint."""
     table = _texts_of_one_length()
     verdict = table["label"].map({0: "complaint", 1: "praise"})
     table = pd.DataFrame({"text": table["text"], "label": table["source"] + " " + verdict})
