@@ -38,8 +38,8 @@ class NormJudge:
         tensors, config = dict(adapter.tensors), dict(adapter.config)
         return Judged(evidence=rows, adapter=tensors, adapter_config=config)
 
-    def score(self, adapters: Sequence[Any], examples: Any) -> list[pd.DataFrame]:
-        raise NotImplementedError
+    def score(self, adapters: Sequence[Any], examples: Any = None) -> list[pd.DataFrame]:
+        raise AssertionError("these trials are judged alone, nothing else is scored")
 
 
 class Watcher(Silent):

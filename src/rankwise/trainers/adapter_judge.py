@@ -48,7 +48,7 @@ class AdapterJudge:
             return Judged(evidence=no_evidence(), diverged=True)
         try:
             self.check(adapter, "its adapter")
-            (evidence,) = self.score([adapter], None)
+            (evidence,) = self.score([adapter])
         except RequestError as error:
             raise UnusableTrialError(str(error)) from None
         diverged = not bool(np.isfinite(evidence["loss"]).all())
@@ -59,7 +59,9 @@ class AdapterJudge:
             adapter=dict(adapter.tensors),
         )
 
-    def score(self, adapters: Sequence[Adapter], examples: Encoded | None) -> list[pd.DataFrame]:
+    def score(
+        self, adapters: Sequence[Adapter], examples: Encoded | None = None
+    ) -> list[pd.DataFrame]:
         """Score adapters of the same layers together.
 
         Raises:

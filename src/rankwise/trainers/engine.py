@@ -59,7 +59,7 @@ class Judge(Protocol):
         ...
 
     def score(
-        self, adapters: "Sequence[Adapter]", examples: "Encoded | None"
+        self, adapters: "Sequence[Adapter]", examples: "Encoded | None" = None
     ) -> list[pd.DataFrame]:
         """Return the evidence of adapters on examples, by default the held-out ones."""
         ...
@@ -94,6 +94,14 @@ class Launch:
     def place(self, trial: Trial) -> Path:
         """Return the directory of a trial until it is judged."""
         return self.trials / f"{RUNNING}{trial.name}"
+
+    def new_place(self, trial: Trial) -> Path:
+        """Return the directory of a trial, made anew, with one for what it leaves."""
+        place = self.place(trial)
+        for leftover in (place, place.with_name(f"{FAILED}{trial.name}")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        (place / OUT).mkdir(parents=True)
+        return place
 
     def values(self, trial: Trial) -> dict[str, Any]:
         """Return the values of a trial by the names of the placeholders."""
@@ -170,6 +178,7 @@ class TrainerEngine:
     ) -> None:
         self.launch = launch
         self.judge = judge
+        self.score = judge.score
         self.progress = progress
         self.failures = failures
         self._seconds = list(seconds)
@@ -181,12 +190,6 @@ class TrainerEngine:
     def pack_size(self) -> int:
         """Number of trials that run at once."""
         return self.launch.at_once
-
-    def score(
-        self, adapters: "Sequence[Adapter]", examples: "Encoded | None" = None
-    ) -> list[pd.DataFrame]:
-        """Return the evidence of adapters on examples, by default the held-out ones."""
-        return self.judge.score(adapters, examples)
 
     def train(
         self, trials: Sequence[Trial], starts: "Mapping[str, Adapter] | None" = None
@@ -223,10 +226,7 @@ class TrainerEngine:
 
     def _start(self, trial: Trial, slot: int, before: RunningTrial | None = None) -> RunningTrial:
         """Start a trial's command in a new directory."""
-        place = self.launch.place(trial)
-        for leftover in (place, place.with_name(f"{FAILED}{trial.name}")):
-            shutil.rmtree(leftover, ignore_errors=True)
-        (place / OUT).mkdir(parents=True)
+        place = self.launch.new_place(trial)
         text = self.launch.command.config_text(self.launch.values(trial))
         self.launch.config(trial).write_text(text)
         words = self.launch.words(trial)
@@ -295,12 +295,27 @@ class TrainerEngine:
         """
         name, lines = running.trial.name, last_lines(running.log, 1)
         failure = f"{reason}: {lines[0]}" if lines else reason
-        others = self.failures.add(name, failure)
-        if others:
-            kept = running.place.with_name(f"{FAILED}{name}")
-            os.replace(running.place, kept)
-            raise self.failures.stop(others, name, kept / LOG)
+        count_failure(self.failures, name, failure, running.place, LOG)
         return failure
+
+
+def count_failure(failures: Failures, name: str, failure: str, place: Path, shown: str) -> None:
+    """Count a trial's failure; keep its directory aside if it is the second of its kind.
+
+    Args:
+        failures: failures of trials so far.
+        name: name of the trial.
+        failure: how it failed.
+        place: its directory.
+        shown: what the error names of its directory; "." for the whole.
+
+    Raises:
+        RankwiseError: another trial failed alike.
+    """
+    if others := failures.add(name, failure):
+        kept = place.with_name(f"{FAILED}{name}")
+        os.replace(place, kept)
+        raise failures.stop(others, name, kept / shown)
 
 
 def finished_trial(

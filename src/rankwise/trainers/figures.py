@@ -28,6 +28,8 @@ from rankwise.trainers.left_adapter import (
 if TYPE_CHECKING:
     from rankwise.lora.adapter import Adapter
 
+NOT_SCORED = "scoring of an adapter needs --data; the trainer's figures are not it"
+
 EVIDENCE = ("rankwise_evidence.parquet", "rankwise_evidence.jsonl")
 """Names of the file of example ids and losses that a trial may write."""
 
@@ -51,11 +53,11 @@ class FiguresObjective(Objective):
 
     def targets(self, examples: Encoded) -> Any:
         """Refuse: the trainer measures."""
-        raise NotImplementedError
+        raise RequestError(NOT_SCORED)
 
     def measure(self, logits: Any, examples: Encoded) -> dict[str, np.ndarray]:
         """Refuse: the trainer measures."""
-        raise NotImplementedError
+        raise RequestError(NOT_SCORED)
 
 
 def figures_task(metric: str | None, direction: str | None) -> Task:
@@ -127,13 +129,15 @@ class FiguresJudge:
             )
         self.examples = examples
 
-    def score(self, adapters: "Sequence[Adapter]", examples: Encoded | None) -> list[pd.DataFrame]:
+    def score(
+        self, adapters: "Sequence[Adapter]", examples: Encoded | None = None
+    ) -> list[pd.DataFrame]:
         """Refuse: there are no examples to score on.
 
         Raises:
             RequestError: always.
         """
-        raise RequestError("scoring of an adapter needs --data; the trainer's figures are not it")
+        raise RequestError(NOT_SCORED)
 
     def _evidence(self, out: Path) -> pd.DataFrame:
         if self.metric is None:

@@ -2,24 +2,21 @@
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from rankwise.engine.trial import FinishedTrial, Trial, no_evidence
 from rankwise.errors import RankwiseError, RequestError
-from rankwise.store.directory import FAILED
 from rankwise.trainers.engine import (
     OUT,
     Judge,
     Judged,
     Launch,
     ShownProgress,
+    count_failure,
     finished_trial,
 )
 from rankwise.trainers.failures import Failures
@@ -27,7 +24,6 @@ from rankwise.trainers.left_adapter import UnusableTrialError
 
 if TYPE_CHECKING:
     from rankwise.lora.adapter import Adapter
-    from rankwise.tasks.base import Encoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +60,10 @@ class FunctionEngine:
     ) -> None:
         self.function = function
         self.judge = judge
+        self.score = judge.score
         self.launch = launch
         self.progress = progress
         self.failures = failures
-
-    def score(
-        self, adapters: "Sequence[Adapter]", examples: "Encoded | None" = None
-    ) -> list[pd.DataFrame]:
-        """Return the evidence of adapters on examples, by default the held-out ones."""
-        return self.judge.score(adapters, examples)
 
     def train(
         self, trials: Sequence[Trial], starts: "Mapping[str, Adapter] | None" = None
@@ -86,11 +77,7 @@ class FunctionEngine:
         if any(trial.starts_from is not None for trial in trials):
             raise RequestError("a function cannot start a trial from another's adapter")
         for trial in trials:
-            place = self.launch.place(trial)
-            for leftover in (place, place.with_name(f"{FAILED}{trial.name}")):
-                shutil.rmtree(leftover, ignore_errors=True)
-            (place / OUT).mkdir(parents=True)
-            yield self._train_one(trial, place)
+            yield self._train_one(trial, self.launch.new_place(trial))
 
     def _train_one(self, trial: Trial, place: Path) -> FinishedTrial:
         judged, failed = Judged(evidence=no_evidence(), diverged=True), None
@@ -107,10 +94,8 @@ class FunctionEngine:
         except Exception as error:  # whatever the user's function raises is its trial's failure
             failed = f"it raised {type(error).__name__}: {' '.join(str(error).split())}"
         self.progress.work(1.0)
-        if failed is not None and (others := self.failures.add(trial.name, failed)):
-            kept = place.with_name(f"{FAILED}{trial.name}")
-            os.replace(place, kept)
-            raise self.failures.stop(others, trial.name, kept)
+        if failed is not None:
+            count_failure(self.failures, trial.name, failed, place, ".")
         files = {OUT: place / OUT}
         ended = time.monotonic()
         times = (trained - began if trained > began else ended - began, ended - trained)
