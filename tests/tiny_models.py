@@ -216,6 +216,14 @@ def save_tiny_lm(name: str, directory: Path, **changes: Any) -> Path:
     return directory
 
 
+def save_lm_inputs(directory: Path, dialogues: int) -> dict[str, Any]:
+    """Save a tiny Llama and dialogues; return the settings of a sweep of ranks 2 and 4 on them."""
+    data = directory / "dialogues.jsonl"
+    pd.DataFrame(make_dialogues(dialogues)).to_json(data, orient="records", lines=True)
+    model = str(save_tiny_lm("llama", directory / "model"))
+    return {"model": model, "data": data, "ranks": (2, 4)}
+
+
 def make_dialogues(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return made-up dialogues as ``messages``; each answer repeats words of its question."""
     table, chooser = make_reviews(2 * count, seed), random.Random(seed)

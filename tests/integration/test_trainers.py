@@ -13,7 +13,7 @@ from scipy import stats
 
 import rankwise
 from rankwise.sweeps.finish import SweepResult
-from tests.tiny_models import make_dialogues, save_tiny_lm
+from tests.tiny_models import make_dialogues, save_lm_inputs
 
 EXAMPLES = Path(__file__).parents[2] / "examples/trainers"
 VALUES = "--rank {rank} --lora-alpha {lora_alpha} --learning-rate {learning_rate} --seed {seed}"
@@ -23,11 +23,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    place = tmp_path_factory.mktemp("inputs")
-    data = place / "chats.jsonl"
-    pd.DataFrame(make_dialogues(400)).to_json(data, orient="records", lines=True)
-    model = str(save_tiny_lm("llama", place / "model"))
-    return {"model": model, "data": data, "ranks": (2, 4), "learning_rate": 5e-3, "margin": 0.5}
+    settings = save_lm_inputs(tmp_path_factory.mktemp("inputs"), 400)
+    return {**settings, "learning_rate": 5e-3, "margin": 0.5}
 
 
 def script(name: str, arguments: str) -> str:

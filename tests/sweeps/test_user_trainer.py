@@ -19,7 +19,7 @@ from rankwise.sweeps.config import make_config
 from rankwise.sweeps.dry_run import dry_run
 from rankwise.sweeps.run import open_run
 from tests.factories import Notes
-from tests.tiny_models import make_dialogues, save_tiny_lm
+from tests.tiny_models import save_lm_inputs
 from tests.trainers.stubs import COMMAND, SCRIPT
 
 RATE = 1e-2
@@ -29,10 +29,7 @@ RATE = 1e-2
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a sweep by a script that leaves the adapters that our engine trained."""
     place = tmp_path_factory.mktemp("inputs")
-    data = place / "dialogues.jsonl"
-    pd.DataFrame(make_dialogues(400)).to_json(data, orient="records", lines=True)
-    model = str(save_tiny_lm("llama", place / "model"))
-    settings = {"model": model, "data": data, "ranks": (2, 4), "learning_rate": RATE}
+    settings = {**save_lm_inputs(place, 400), "learning_rate": RATE}
     rankwise.sweep(**settings, seeds=1, out=place / "ours")
     for rank in (2, 4):
         adapter = place / "ours" / "trials" / f"r{rank}-lr{RATE:g}-seed0" / "adapter"

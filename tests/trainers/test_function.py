@@ -13,17 +13,14 @@ from rankwise.engine.trial import Trial
 from rankwise.sweeps.run import open_run
 from rankwise.trainers.function import FunctionTrial
 from tests.factories import Notes
-from tests.tiny_models import make_dialogues, save_tiny_lm
+from tests.tiny_models import save_lm_inputs
 from tests.trainers.fake_trainer import write_adapter
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    place = tmp_path_factory.mktemp("inputs")
-    data = place / "dialogues.jsonl"
-    pd.DataFrame(make_dialogues(100)).to_json(data, orient="records", lines=True)
-    model = str(save_tiny_lm("llama", place / "model"))
-    return {"model": model, "data": data, "ranks": (2, 4), "learning_rate": 1e-3, "margin": 0.5}
+    settings = save_lm_inputs(tmp_path_factory.mktemp("inputs"), 100)
+    return {**settings, "learning_rate": 1e-3, "margin": 0.5}
 
 
 def test_a_function_that_returns_a_path_or_a_model(inputs: dict[str, Any], tmp_path: Path) -> None:
