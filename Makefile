@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The versions that figures in the docs were measured with. `make test CONSTRAINTS=` takes the newest releases instead.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: demo test slow check test-oldest docs clean
+.PHONY: demo test slow torture check test-oldest docs clean
 
 demo: .venv/samples
 	$(BIN)/rankwise sweep
@@ -15,6 +15,10 @@ test: .venv/dev
 # The slow part: pretrained models, long simulations, more architectures.
 slow: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# Long runs that inject faults; each goes on where it was stopped (docs/reliability.md).
+torture: .venv/dev
+	for part in benchmarks/torture/[!_]*.py; do $(BIN)/python $$part || exit 1; done
 
 check: .venv/dev
 	$(BIN)/ruff check .
