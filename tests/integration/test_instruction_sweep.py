@@ -17,6 +17,7 @@ from rankwise.planning.memory.kernels import DeviceKernels
 from rankwise.planning.prepare import prepare
 from rankwise.sweeps.memory_fit import plan_config
 from rankwise.tasks import samples
+from rankwise.tasks.base import Encoded
 from rankwise.tasks.load import load_task
 
 ORDER = "Is this review positive or negative?"
@@ -85,7 +86,6 @@ def planned_peaks(config: rankwise.SweepConfig) -> dict[int, int]:
     """Return the planned memory of a trial's largest pass by rank, as each trial measures it."""
     task = load_task(config)
     prepared = prepare(plan_config(config, task))
-    step = FusedStep(prepared.skeleton, prepared.config, DeviceKernels(CPU, "sdpa"), task.objective)
     place, options = load_arguments(str(config.model))
     tokenizer = AutoTokenizer.from_pretrained(place, **options)
     examples, _ = task.encoder(task.train, tokenizer, prepared.config.seq_len)
@@ -93,10 +93,19 @@ def planned_peaks(config: rankwise.SweepConfig) -> dict[int, int]:
     parts = micro_batches(examples.lengths, longest, config.micro_batch_tokens)
     largest = max(parts, key=lambda rows: sum(examples.lengths[row] for row in rows))
     largest_pass = examples.take(largest)
+
+    class StepOnTask(FusedStep):
+        """A step on these texts rather than on texts of full length."""
+
+        def _examples(self, shape: PackShape) -> Encoded:
+            return largest_pass
+
+    kernels = DeviceKernels(CPU, "sdpa")
+    step = StepOnTask(prepared.skeleton, prepared.config, kernels, task.objective)
     peaks = {}
     for rank in config.ranks:
         shape = PackShape(rank, 1, 1, len(largest), max(largest_pass.lengths), checkpointing=True)
-        peaks[rank] = step.memory(shape, largest_pass).peak_allocated
+        peaks[rank] = step.memory(shape).peak_allocated
     return peaks
 
 
