@@ -34,7 +34,7 @@ def language_model() -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
 def classifier() -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=20, intermediate_size=8, num_labels=2, **sizes)
+    config = BertConfig(vocab_size=20, intermediate_size=8, num_labels=2, **sizes)  # type: ignore[call-arg]
     model = AutoModelForSequenceClassification.from_config(config).eval()
     return model.double(), padded(torch.tensor([0, 1, 1, 0, 1]))
 

@@ -208,4 +208,4 @@ def test_an_unknown_strategy_is_refused_with_the_nearest(
         "(did you mean 'once'?)\n"
     )
     with pytest.raises(rankwise.RequestError, match="run_rank_comparison trains every rank"):
-        rankwise.run_rank_comparison([2, 4], strategy="race")
+        rankwise.run_rank_comparison([2, 4], strategy="race")  # type: ignore[call-arg]

@@ -35,7 +35,7 @@ def counted(base: BaseModel) -> int:
     model = attach_adapter(base, TRIALS[0], saved_modules(base))
     base.model.set_attn_implementation("eager")
     ids = torch.full((COUNT, LENGTH), 5)
-    labels = ids if base.objective.task_type == "CAUSAL_LM" else torch.zeros(COUNT, dtype=int)
+    labels = ids if base.objective.task_type == "CAUSAL_LM" else torch.zeros(COUNT, dtype=int)  # type: ignore[call-overload]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=labels).loss.backward()
     model.unload()

@@ -36,7 +36,7 @@ def directories(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     found = []
     for policy in POLICIES:
         found.append(home / policy.replace(":", "-"))
-        rankwise.sweep(
+        rankwise.sweep(  # type: ignore[call-arg]
             model=str(tiny_model), data=home / "reviews.csv", ranks=(2, 4), learning_rates=RATES, seeds=1, margin=2.0,
             max_steps=4, lora_alpha=policy, out=found[-1],
         )  # fmt: skip

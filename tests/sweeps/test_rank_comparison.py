@@ -59,4 +59,4 @@ def test_bad_requests(reviews: Path) -> None:
     with pytest.raises(RequestError, match="rank 0"):
         run_rank_comparison([0, 4], data=reviews)
     with pytest.raises(RequestError, match="did you mean 'seeds'"):
-        run_rank_comparison([4], seed=1)
+        run_rank_comparison([4], seed=1)  # type: ignore[call-arg]

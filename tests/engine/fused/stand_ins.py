@@ -65,7 +65,7 @@ def varlen_attn(
 def by_formula(query: Any, key: Any, value: Any, lengths: list[int], rule: Rule) -> Any:
     """Return attention within each sequence, (1, h, T, d) to (1, T, h, d), by the formula."""
     pieces = zip(*(tensor[0].split(lengths, 1) for tensor in (query, key, value)), strict=True)
-    return torch.cat([_one_sequence(*piece, rule) for piece in pieces], 1).transpose(0, 1)[None]
+    return torch.cat([_one_sequence(q, k, v, rule) for q, k, v in pieces], 1).transpose(0, 1)[None]
 
 
 def _one_sequence(q: Any, k: Any, v: Any, rule: Rule) -> Any:

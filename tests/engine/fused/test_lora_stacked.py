@@ -95,4 +95,4 @@ def test_a_pass_on_a_gpu_waits_for_nothing_and_gives_what_the_loop_gives(product
 
 def on_gpu(factors: LoraFactors) -> LoraFactors:
     tensors = (factors.a, factors.bt, factors.a_grad, factors.bt_grad)
-    return LoraFactors(*(tensor.cuda() for tensor in tensors), factors.scaling)
+    return LoraFactors(*(tensor.cuda() for tensor in tensors), factors.scaling)  # type: ignore[call-arg]
