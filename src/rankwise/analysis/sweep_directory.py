@@ -7,6 +7,9 @@ from rankwise.decide.metrics import snake
 from rankwise.decide.wording import Wording
 from rankwise.errors import RankwiseError, RequestError, some
 from rankwise.store import records
+from rankwise.store.directory import DIAGNOSIS_DIRECTORY
+
+NOT_COMPARED = "decision.json says what it shows of rank, rate and steps"
 
 
 def read_sweep(directory: Path) -> ResultsSource:
@@ -30,10 +33,13 @@ def read_sweep(directory: Path) -> ResultsSource:
     sweep = records.read_sweep(directory)
     assert sweep is not None  # a directory without sweep.json is not read as a sweep
     score = snake(sweep.task.score)
+    further = sorted(path.name for path in (directory / DIAGNOSIS_DIRECTORY).glob("[!.]*"))
+    notes = [f"{name} in {DIAGNOSIS_DIRECTORY}/ is left out: {NOT_COMPARED}" for name in further]
     return ResultsSource(
         origin=str(directory),
         rows=rows.rename(columns={"score": score}).set_axis(range(1, len(rows) + 1)),
         metrics={"loss": "loss", "score": score},
+        notes=tuple(notes),
         train_loss=None if train_loss.empty else train_loss,
         trials=tuple(trials),
         chance_loss=records.read_chance_loss(directory),
