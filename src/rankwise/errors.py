@@ -1,9 +1,15 @@
 """The two ways a command can fail, each reported as one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST_SHOWN = 80  # characters
+LONGEST_REASON = 160  # characters
+CLEARER_REASONS = {
+    "Padding_idx must be within num_embeddings": "pad_token_id must be below vocab_size"
+}
+"""PyTorch's messages about a wrong model config, in the words of the config."""
 
 
 class RankwiseError(Exception):
@@ -26,6 +32,38 @@ class RequestError(RankwiseError, ValueError):
     def __init__(self, message: str = "", *, setting: str | None = None) -> None:
         super().__init__(message)
         self.setting = setting
+
+
+@contextmanager
+def reading(failure: str) -> Iterator[None]:
+    """Turn whatever libraries raise in the ``with`` block into one line that starts with a text.
+
+    It stands at the boundary of each reader, because no list of exceptions is complete: a file may
+    contradict itself in any way, and a panic of a library in Rust is not even an ``Exception``. The
+    error is kept as the cause.
+
+    Raises:
+        RequestError: the text, and the first sentence of the error.
+    """
+    try:
+        yield
+    except (RankwiseError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise RequestError(f"{failure}: {first_sentence(error)}") from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return an error's first sentence as one short line; a bare key or nothing, with its kind."""
+    if type(error).__module__.startswith("datasets.") and error.__cause__ is not None:
+        error = error.__cause__  # which says what is wrong; the error itself does not
+    text = str(getattr(error, "strerror", None) or error)
+    text = " ".join(text.split()).split(". ")[0].rstrip(".")
+    kind = type(error).__name__
+    if not text or isinstance(error, KeyError):
+        text = f"{kind}: {text}" if text else kind
+    text = CLEARER_REASONS.get(text, text)
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def not_allowed(name: str, value: object, allowed: str) -> RequestError:

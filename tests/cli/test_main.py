@@ -96,6 +96,7 @@ def test_what_is_no_command_is_refused(arguments: list[str], words: str, capfd: 
         (RequestError("wrong"), 2, "rankwise: wrong\n"),
         (FileNotFoundError(2, "No such file", "a.csv"), 1, "rankwise: No such file: a.csv\n"),
         (KeyboardInterrupt(), 1, "rankwise: interrupted; complete trials are kept"),
+        (KeyError("x"), 1, "rankwise: KeyError: 'x'; this is a fault of rankwise"),
     ],
 )
 def test_failures_are_one_line_and_an_exit_code(
@@ -109,3 +110,16 @@ def test_failures_are_one_line_and_an_exit_code(
     assert main(["sweep"]) == code
     out, err = capfd.readouterr()
     assert out == "" and err.startswith(words) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_debug_shows_the_traceback_with_its_cause(
+    place: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text("[1,")
+    words = ["analyze", str(tmp_path / "results.json")]
+    words.insert(2 * place, "--debug")
+    assert main(words) == 2
+    err = capfd.readouterr().err
+    assert "JSONDecodeError" in err and "direct cause" in err
+    assert err.splitlines()[-1].startswith("rankwise: ")

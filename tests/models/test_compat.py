@@ -27,7 +27,6 @@ from rankwise.models.compat import (
     cpu_fuses_attention,
     dequantize_bnb,
     expand_all_linear,
-    first_sentence,
     fix_bnb_layout,
     fold_experts_without_autocast,
     grouped_matmul,
@@ -417,15 +416,3 @@ def test_libraries_are_quiet_inside_and_as_before_outside() -> None:
         assert transformers_logging.is_progress_bar_enabled()
     finally:
         transformers_logging.set_verbosity_warning()
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("It failed. Try\nagain.", "It failed"),
-        ("", "ValueError"),
-        ("Padding_idx must be within num_embeddings", "pad_token_id must be below vocab_size"),
-    ],
-)
-def test_an_error_becomes_one_line(message: str, expected: str) -> None:
-    assert first_sentence(ValueError(message)) == expected

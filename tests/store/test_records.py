@@ -89,7 +89,7 @@ def test_a_trial_whose_files_lack_an_entry_is_named_with_the_remedy(tmp_path: Pa
     save_sweep(tmp_path, [finished()])
     path = tmp_path / "trials" / "r4-lr0.001-seed0" / "config.json"
     path.write_text(json.dumps({"rank": 4}))
-    with pytest.raises(RankwiseError, match=r"lack 'seed, learning_rate.*delete its directory"):
+    with pytest.raises(RankwiseError, match=r"lacks seed, learning_rate.*delete its directory"):
         read_trials(tmp_path)
 
 

@@ -8,6 +8,7 @@ whose ``trial_data`` are pairs of JSON texts, with ``status`` and ``relative_log
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,10 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _states(experiment: Path) -> dict[str, str]:
     """Return the state of each trial in an experiment by its directory's name."""
     files = sorted(experiment.glob("experiment_state-*.json"))
-    states = {}
-    try:
+    states: dict[str, str] = {}
+    with suppress(Exception):  # of another version; the trials' own files say enough
         content = json.loads(files[-1].read_text(encoding="utf-8")) if files else {}
         for trial, _ in content.get("trial_data", ()):
             record = json.loads(trial)
             states[Path(str(record.get("relative_logdir"))).name] = str(record.get("status"))
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # of another version; the trials' own files say enough
     return states

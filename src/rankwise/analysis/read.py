@@ -21,7 +21,7 @@ from rankwise.analysis.tables import read_result_table
 from rankwise.decide.evidence import HEALED, ChanceLoss, as_numbers, check_columns
 from rankwise.decide.metrics import snake
 from rankwise.decide.wording import PLAIN, Wording
-from rankwise.errors import RequestError, nearest, some
+from rankwise.errors import RequestError, nearest, reading, some
 from rankwise.store.records import TrialRecord
 
 KEY = ["rank", "seed", "learning_rate", "example_id"]
@@ -87,26 +87,27 @@ def read_results(paths: Sequence[Path], **options: Any) -> ImportedResults:
     """
     if not paths:
         raise RequestError("no results were named; allowed are files and directories")
-    reading = Reading(**options)
+    how = Reading(**options)
     sources: list[ResultsSource] = []
     notes: list[str] = []
     for path in paths:
-        read, omissions = _read_path(path, reading)
+        with reading(f"{str(path)!r} cannot be read"):
+            read, omissions = _read_path(path, how)
         if not read:
             raise RequestError(f"{str(path)!r} holds no results: {some(omissions, 3)}")
         sources += read
         notes += omissions
     for source in sources:
         notes += source.notes
-    named = [f"{role}_column" for role, column in reading.columns.items() if column is not None]
+    named = [f"{role}_column" for role, column in how.columns.items() if column is not None]
     if named and all(path.is_dir() for path in paths):
         holds = f"{some(map(str, paths))} holds none"
         raise RequestError(f"{named[0]} is for tables, and {holds}; leave it out")
-    metrics = _common_metrics(sources, reading.metric, notes)
+    metrics = _common_metrics(sources, how.metric, notes)
     evidence = _join(sources, metrics, notes)
-    _refuse_repeats(sources, evidence, reading.rank_pattern is not None)
+    _refuse_repeats(sources, evidence, how.rank_pattern is not None)
     notes += _comparability_notes(sources)
-    if reading.evaluation is not None and not any("evaluation of each run" in one for one in notes):
+    if how.evaluation is not None and not any("evaluation of each run" in one for one in notes):
         notes.append("evaluation is not used: there is one evaluation for each run")
     single = sources[0] if len(sources) == 1 else None
     noises = [source.noise[metrics[0]] for source in sources if metrics[0] in source.noise]
@@ -124,30 +125,27 @@ def read_results(paths: Sequence[Path], **options: Any) -> ImportedResults:
     )
 
 
-def _read_path(path: Path, reading: Reading) -> tuple[list[ResultsSource], list[str]]:
+def _read_path(path: Path, how: Reading) -> tuple[list[ResultsSource], list[str]]:
     """Return the sources at a path, and notes on what was left out."""
     if path.is_file() and path.name in RUN_FILES:
-        return read_run_directories(path.parent, reading)
+        return read_run_directories(path.parent, how)
     if path.is_file() and path.suffix.lower() == ".json":
         content = read_json(path)
         if isinstance(content, dict) and is_comparison(content):
-            return separate([(path.name, read_comparison(path, content, reading.metric))])
+            return separate([(path.name, read_comparison(path, content, how.metric))])
         if is_lm_eval(content):
-            return [read_lm_eval({path: content}, path.parent, reading)], []
-        return [read_result_table(records_in(content, path), path.name, reading)], []
+            return [read_lm_eval({path: content}, path.parent, how)], []
+        return [read_result_table(records_in(content, path), path.name, how)], []
     if not path.is_dir():
         rows, notes = read_rows(path)
-        return [read_result_table(rows, path.name, reading)], notes
+        return [read_result_table(rows, path.name, how)], notes
     if (path / "sweep.json").is_file() and (path / "trials").is_dir():
         return [read_sweep(path)], []
-    try:
-        runs, notes = read_run_directories(path, reading)
-        contents = {} if runs else _json_files(path)
-    except OSError as error:
-        raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
+    runs, notes = read_run_directories(path, how)
+    contents = {} if runs else _json_files(path)
     evaluations = {file: content for file, content in contents.items() if is_lm_eval(content)}
     if evaluations:
-        return [read_lm_eval(evaluations, path, reading)], []
+        return [read_lm_eval(evaluations, path, how)], []
     comparisons = {
         file: content
         for file, content in contents.items()
@@ -155,7 +153,7 @@ def _read_path(path: Path, reading: Reading) -> tuple[list[ResultsSource], list[
     }
     if comparisons:
         return separate(
-            (file.name, read_comparison(file, content, reading.metric))
+            (file.name, read_comparison(file, content, how.metric))
             for file, content in comparisons.items()
         )
     if not runs and not notes:

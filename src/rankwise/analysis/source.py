@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankwise.decide.evidence import ChanceLoss, is_number
 from rankwise.decide.wording import PLAIN, Wording
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.store.records import TrialRecord
 
 # Settings that can change results as much as the rank does. Runs that differ in them do not
@@ -148,10 +148,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     NaN and Infinity are numbers, as Python writes them.
     """
-    try:
+    with reading(f"{str(path)!r} cannot be read as JSON"):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{str(path)!r} cannot be read as JSON: {error}") from None
     return _as_object(content, repr(str(path)))
 
 
@@ -160,18 +158,14 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Blank lines are skipped.
     """
-    try:
+    with reading(f"{str(path)!r} cannot be read"):
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         place = f"{str(path)!r} line {number}"
-        try:
+        with reading(f"{place} is not JSON"):
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"{place} is not JSON: {error}") from None
         yield _as_object(row, place)
 
 

@@ -21,7 +21,7 @@ def read_sweep(directory: Path) -> ResultsSource:
     try:
         rows, trials = records.read_evidence(directory), records.read_trials(directory)
         train_loss = records.read_train_losses(directory)
-    except (OSError, ValueError, RankwiseError) as error:
+    except RankwiseError as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"sweep {str(directory)!r} cannot be read: {reason}") from None
     missing = [name for name in records.EVIDENCE_COLUMNS if name not in rows.columns]

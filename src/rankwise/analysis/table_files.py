@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.tasks.files import FORMATS
 from rankwise.tasks.readers import read_table
 
@@ -31,7 +31,7 @@ def read_json(path: Path) -> Any:
 
     NaN and Infinity are numbers, as Python writes them.
     """
-    try:
+    with reading(f"{str(path)!r} cannot be read as JSON"):
         text = path.read_text(encoding="utf-8-sig")
         try:
             return json.loads(text)
@@ -40,8 +40,6 @@ def read_json(path: Path) -> Any:
             if len(lines) < 2 or not all(line.lstrip().startswith("{") for line in lines):
                 raise
             return [json.loads(line) for line in lines]
-    except (OSError, ValueError, RecursionError) as error:
-        raise RequestError(f"{str(path)!r} cannot be read as JSON: {error}") from None
 
 
 def records_in(content: Any, path: Path) -> pd.DataFrame:

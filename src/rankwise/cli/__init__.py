@@ -1,12 +1,13 @@
 """The command line: runs a command, and turns a failure into one line and an exit code."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from rankwise._version import __version__
-from rankwise.errors import RankwiseError, RequestError, nearest
+from rankwise.errors import RankwiseError, RequestError, first_sentence, nearest
 
 COMMANDS = {
     "plan": "show parameters and memory of every rank before training",
@@ -20,6 +21,8 @@ COMMANDS = {
 }
 """Summaries of the commands; each lives in the module of its name, imported on call."""
 
+DEBUG = "--debug"
+
 HELP = """usage: rankwise COMMAND [OPTIONS]
 
 Find out which LoRA rank a fine-tuning task needs, by measuring it.
@@ -30,6 +33,7 @@ commands:
 options:
   -h, --help  show this page; 'rankwise COMMAND --help' shows its options
   --version   show the version
+  --debug     with any command: show the traceback of a failure too
 
 examples:
   rankwise plan path/to/model --ranks 4,8,16 --device T4
@@ -46,20 +50,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: done; 1: failed while running; 2: the request was wrong.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     code = 1
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run([word for word in words if word != DEBUG])
         return 0
-    except RankwiseError as error:
-        message, code = str(error), error.exit_code
-    except KeyboardInterrupt:
-        message = "interrupted; complete trials are kept, and the same command resumes from there"
-    except OSError as error:
-        message = str(error.strerror or error)
-        if error.filename:
-            message += f": {error.filename}"
+    except SystemExit:  # of --help
+        raise
+    except BaseException as error:  # a panic of a library in Rust is not even an Exception
+        if DEBUG in words:
+            traceback.print_exception(error)
+        message = _explain(error)
+        code = getattr(error, "exit_code", 1)
     print(f"rankwise: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _explain(error: BaseException) -> str:
+    """Return what a failure means for the user."""
+    if isinstance(error, RankwiseError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; complete trials are kept, and the same command resumes from there"
+    if isinstance(error, OSError):
+        return first_sentence(error) + (f": {error.filename}" if error.filename else "")
+    reason, kind = first_sentence(error), type(error).__name__
+    reason = reason if reason.startswith(kind) else f"{kind}: {reason}"
+    return f"{reason}; this is a fault of rankwise, to be reported with what {DEBUG} shows"
 
 
 def program() -> NoReturn:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RankwiseError, RequestError, reading
 from rankwise.lora.adapter import Adapter, factor_pairs
 from rankwise.lora.foreign import (
     CONFIG,
@@ -54,13 +54,14 @@ def read_adapter(directory: Path) -> Adapter:
     """
     label = f"adapter {str(directory)!r}"
     try:
-        config = _read_config(directory)
-        adapter = Adapter(_read_tensors(directory), config)
-        factor_pairs(adapter)
-    except (RequestError, OSError) as error:
+        with reading("it cannot be read"):
+            config = _read_config(directory)
+            adapter = Adapter(_read_tensors(directory), config)
+            factor_pairs(adapter)
+    except RequestError as error:
         # "adapter 'x' is of MLX", but "adapter 'x': the directory has no weights"
         joined = " " if str(error).startswith(("is ", "has ", "holds ")) else ": "
-        raise RequestError(f"{label}{joined}{error}") from None
+        raise RequestError(f"{label}{joined}{error}") from error.__cause__
     return adapter
 
 
@@ -69,17 +70,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise RequestError(explain_path(directory))
     if not (directory / CONFIG).is_file():
         raise RequestError(explain_directory(directory))
-    try:  # editors on Windows put a byte order mark in front
+    with reading(f"{CONFIG} cannot be read"):  # editors on Windows put a byte order mark in front
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise RequestError(f"{CONFIG} cannot be read: {error}") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise RequestError(explain_config(config))
     return config
 
 
 def _read_tensors(directory: Path) -> "dict[str, Tensor]":
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = directory / WEIGHTS
@@ -87,10 +85,8 @@ def _read_tensors(directory: Path) -> "dict[str, Tensor]":
         raise RequestError(explain_weights(directory))
     if is_pointer(path):
         raise RequestError(f"{WEIGHTS} {POINTER_ADVICE}")
-    try:
+    with reading(f"{WEIGHTS} cannot be read"):
         tensors = load_file(path)
-    except SafetensorError as error:
-        raise RequestError(f"{WEIGHTS} cannot be read: {error}") from None
     if known := explain_names(tensors):
         raise RequestError(f"{WEIGHTS} {known}")
     return plain_names(tensors)

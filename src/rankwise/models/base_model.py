@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RankwiseError, RequestError, reading
 from rankwise.formatting import plain_bytes
 from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
-from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.models.compat import quiet_libraries
 from rankwise.models.compat_loading import conversion_errors_named
 from rankwise.models.device import find_dtype, find_torch_device, precision_name
 from rankwise.models.files import check_model_files, load_arguments
@@ -29,9 +28,6 @@ from rankwise.models.quantization import (
 )
 from rankwise.models.targets import check_ranks, find_targets
 from rankwise.tasks.base import Objective
-
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AssertionError, SafetensorError)
-"""Exceptions that transformers raises for a model that it cannot load."""
 
 
 @dataclass
@@ -130,7 +126,7 @@ def load_base(
     placed = {**options, "dtype": find_dtype(loading.precision, device)}
     if quantization != "none" or device.type != "cpu":
         placed["device_map"] = {"": str(device)}  # weights go there without a copy on the CPU
-    with quiet_libraries():
+    with quiet_libraries(), reading(f"model {name!r} cannot be loaded"):
         try:
             # Each trial draws new modules from its own seed. This one makes loading repeatable.
             torch.manual_seed(0)
@@ -142,9 +138,6 @@ def load_base(
         except OutOfMemory:
             weights = _count_weights(config, task_type, loading.trust_remote_code)
             raise _too_large(name, weights, placed["dtype"], quantization, device) from None
-        except LOADING_ERRORS as error:
-            message = f"model {name!r} cannot be loaded: {first_sentence(error)}"
-            raise RequestError(message) from None
     _prepare_tokenizer(name, tokenizer, model)
     _freeze(model)
     if task_type == "CAUSAL_LM":

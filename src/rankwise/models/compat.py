@@ -18,12 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Trainer, TrainingArguments
 
-# ---- All libraries: their output and their errors ----
-
-CLEARER_MESSAGES = {
-    "Padding_idx must be within num_embeddings": "pad_token_id must be below vocab_size"
-}
-"""PyTorch's messages about a wrong model config, in the words of the config."""
+# ---- All libraries: their output ----
 
 
 @contextmanager
@@ -49,12 +44,6 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
         if shows_bars:
             transformers_logging.enable_progress_bar()
-
-
-def first_sentence(error: Exception) -> str:
-    """Return an error's first sentence as one line."""
-    text = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
-    return CLEARER_MESSAGES.get(text, text)
 
 
 # ---- torch ----

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, first_sentence
 from rankwise.formatting import plain_bytes
-from rankwise.models.compat import first_sentence
 from rankwise.models.device import find_torch_device
 from rankwise.models.out_of_memory import free_memory
 from rankwise.planning.config import PlanConfig

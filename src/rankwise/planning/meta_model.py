@@ -14,9 +14,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto as auto
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.models.auto import AUTO_CLASSES
-from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import (
     check_model_files,
     load_arguments,
@@ -107,7 +107,7 @@ def load_meta_model(
     _fill_in_token_ids(config)
     task = _task_type(config) if task_type == "auto" else _own_task(config, task_type)
     notes = [] if task_type in ("auto", task) else [f"{config.model_type} is planned as {task}"]
-    try:
+    with reading(f"model {name!r} cannot be built as {task}"):
         try:
             model = _build(config, task, dtype, attention, trust_remote_code)
         except (ValueError, ImportError) as error:
@@ -120,9 +120,6 @@ def load_meta_model(
         model.tie_weights()
         if has_untied_output:
             _untie_output(model)
-    except Exception as error:  # transformers raises many kinds if a config contradicts itself
-        message = f"model {name!r} cannot be built as {task}: {first_sentence(error)}"
-        raise RequestError(message) from None
     model.requires_grad_(False)
     return MetaModel(model, name, task, attention, notes)
 
@@ -137,29 +134,21 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **gguf_file}
     if num_labels is not None:
         options["num_labels"] = num_labels
-    try:
-        with quiet_libraries():
-            config = AutoConfig.from_pretrained(place, **options)
-            content = config.to_dict()
-            if not gguf_file:  # the file itself, without the defaults of the config's class
-                content, _ = PretrainedConfig.get_config_dict(name)
-    except Exception as error:  # transformers and huggingface_hub raise errors of many kinds
-        where = (
-            ""
-            if Path(name).exists()
-            else f"no such directory{similar_directory(name)}; on the hub "
-        )
-        message = f"model {name!r}: {where}its config cannot be read: {first_sentence(error)}"
-        raise RequestError(message) from None
+    where = ""
+    if not Path(name).exists():
+        where = f"no such directory{similar_directory(name)}; on the hub "
+    with reading(f"model {name!r}: {where}its config cannot be read"), quiet_libraries():
+        config = AutoConfig.from_pretrained(place, **options)
+        content = config.to_dict()
+        if not gguf_file:  # the file itself, without the defaults of the config's class
+            content, _ = PretrainedConfig.get_config_dict(name)
     return config, content.get("tie_word_embeddings") is False
 
 
 def _check_config_file(path: Path, trust_remote_code: bool) -> None:
     """Refuse a ``config.json`` that transformers does not know or that contradicts itself."""
-    try:
+    with reading(f"config {str(path)!r} is not JSON"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"config {str(path)!r} is not JSON: {first_sentence(error)}") from None
     model_type = content.get("model_type") if isinstance(content, dict) else None
     model_types = list(CONFIG_MAPPING.keys())
     if model_type in model_types:

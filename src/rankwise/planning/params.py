@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwise.errors import RequestError, nearest, some
+from rankwise.errors import RequestError, nearest, reading, shown, some
 from rankwise.lora.adapter import PEFT_PREFIX, natural_order
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models import compat
@@ -140,16 +140,13 @@ def make_peft_model(
         compat.register_adapter_classes(lora, adapter_classes)
     _check_names(model, config)
     linear = sorted(leaves(linear_sizes(model)))  # before PEFT wraps them
-    try:
-        with compat.quiet_libraries(), torch.device("meta"):
-            peft_model = get_peft_model(model, lora, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        targets = config.targets
-        shown = targets if isinstance(targets, str) else ",".join(targets)
-        raise RequestError(
-            f"PEFT cannot put an adapter on target_modules {shown!r}: "
-            f"{compat.first_sentence(error)[:200]}; the linear layers end in: {some(linear, 12)}"
-        ) from None
+    targets = config.targets if isinstance(config.targets, str) else ",".join(config.targets)
+    failure = (
+        f"PEFT cannot put an adapter on target_modules {shown(targets)} (the linear layers end in: "
+        f"{some(linear, 12)})"
+    )
+    with reading(failure), compat.quiet_libraries(), torch.device("meta"):
+        peft_model = get_peft_model(model, lora, low_cpu_mem_usage=True)
     _check_reached(peft_model, config)
     compat.fold_experts_without_autocast(peft_model)
     return peft_model

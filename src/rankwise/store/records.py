@@ -5,11 +5,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from rankwise.decide.evidence import ChanceLoss
 from rankwise.engine.config import (
@@ -17,7 +19,7 @@ from rankwise.engine.config import (
     OptimizerName,
     SchedulerName,
 )
-from rankwise.errors import RankwiseError, RequestError, some
+from rankwise.errors import RankwiseError, RequestError, reading, shown, some
 from rankwise.models.config import PrecisionName
 
 Record = TypeVar("Record")
@@ -202,10 +204,8 @@ def read_sweep(directory: Path) -> SweepRecord | None:
     """
     path = directory / "sweep.json"
     content = read_json(path)
-    try:
+    with reading(f"{str(path)!r} cannot be read"):
         return None if content is None else _parse(SweepRecord, content)
-    except KeyError as error:
-        raise RequestError(f"{str(path)!r} cannot be read: it lacks {error}") from None
 
 
 def read_finished_sweep(directory: Path) -> tuple[SweepRecord, dict[str, Any]]:
@@ -234,12 +234,11 @@ def read_trials(directory: Path) -> list[TrialRecord]:
 def read_trial(directory: Path) -> TrialRecord:
     """Read the directory of one complete trial."""
     values = {**read_trial_config(directory), **read_summary(directory), "directory": directory}
-    if values.get("diverged"):
-        values.update(eval_loss=math.nan, eval_score=math.nan)
-    try:
+    for name in ("eval_loss", "eval_score"):
+        if values.get(name, math.nan) is None:  # as JSON has NaN
+            values[name] = math.nan
+    with _reading(directory, "its files"):
         return _parse(TrialRecord, values)
-    except KeyError as error:
-        raise unreadable(directory, f"its files lack {error}") from None
 
 
 def select_trials(
@@ -335,12 +334,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         RequestError: the file cannot be read, or holds no JSON object.
     """
-    try:
-        return _json_object(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
+    with reading(f"{str(path)!r} cannot be read"):
+        return _json_object(path.read_bytes())
 
 
 def unreadable(trial: Path, reason: object) -> RankwiseError:
@@ -353,11 +350,12 @@ def unreadable(trial: Path, reason: object) -> RankwiseError:
 
 @contextmanager
 def _reading(trial: Path, file: str) -> Iterator[None]:
-    """Report errors in the block as errors of a trial's file."""
+    """Report whatever is raised in the block as an error of a trial's file."""
     try:
-        yield
-    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-        raise unreadable(trial, f"{file}: {error}") from None
+        with reading(file):
+            yield
+    except RequestError as error:
+        raise unreadable(trial, error) from error.__cause__
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
@@ -368,17 +366,24 @@ def _json_object(text: bytes) -> dict[str, Any]:
 
 
 def _parse(kind: type[Record], content: Mapping[str, Any]) -> Record:
-    """Build a dataclass from a JSON object; raise KeyError for the entries that it lacks."""
-    values: dict[str, Any] = {}
-    lacking = []
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.name in content:
-            value = content[field.name]
-            if isinstance(field.type, type) and is_dataclass(field.type):
-                value = _parse(field.type, value)
-            values[field.name] = value
-        elif field.default is MISSING:
-            lacking.append(field.name)
-    if lacking:
-        raise KeyError(some(lacking))
-    return kind(**values)
+    """Build a dataclass from a JSON object; other entries are left out.
+
+    Raises:
+        ValueError: an entry is missing, or of another type; the message names the first.
+    """
+    try:
+        record: Record = _parser(kind).validate_python(content)  # type: ignore[arg-type]
+        return record
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        names = [".".join(map(str, fault["loc"])) for fault in faults]
+        lacking = [
+            name for name, fault in zip(names, faults, strict=True) if fault["type"] == "missing"
+        ]
+        wrong = f"its {names[0]} is {shown(faults[0]['input'])}"
+        raise ValueError(f"it lacks {some(lacking)}" if lacking else wrong) from None
+
+
+@cache
+def _parser(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -22,7 +22,7 @@ from rankwise.engine.config import (
     ShareOrZero,
     TrainingConfig,
 )
-from rankwise.errors import RequestError, shown
+from rankwise.errors import RequestError, reading, shown
 from rankwise.models.config import ModelConfig, PrecisionName, Quantization
 from rankwise.settings import (
     Bytes,
@@ -262,14 +262,11 @@ def read_yaml(path: Path) -> YamlSettings:
     import yaml
 
     label = f"config {str(path)!r}"
-    try:
+    with reading(f"{label} cannot be read"):
         text = path.read_text(encoding="utf-8")
+    with reading(f"{label} is not YAML"):
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
-    except OSError as error:
-        raise RequestError(f"{label}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # or a number too long for Python
-        raise RequestError(f"{label} is not YAML: {' '.join(str(error).split())}") from None
     if root is None:
         return YamlSettings({}, {})
     if not isinstance(content, dict):

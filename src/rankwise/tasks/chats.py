@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.tasks.dialogues import Dialogue
 from rankwise.tasks.messages import Message
 
 GENERATION = re.compile(r"\{%-?\s*generation\b")  # a template's own mark of assistant tokens
-TEMPLATE_ERRORS = (TypeError, ValueError, KeyError, AttributeError)
 """What a template's own code raises on messages that it does not expect, beside Jinja's errors."""
 
 Span = tuple[int, int]
@@ -75,24 +74,15 @@ class Chat:
 
     def try_render(self, messages: Sequence[Message], **options: Any) -> str | None:
         """Return messages as the template writes them; None if it refuses them."""
-        from jinja2 import TemplateError
-
         try:
             return self.render(messages, **options)
-        except (TemplateError, *TEMPLATE_ERRORS):
+        except Exception:  # a template may do with its input whatever it likes
             return None
 
     def refusing(self, work: Callable[[], Any]) -> Any:
         """Return what ``work`` returns, or say in one line that the template refuses the row."""
-        from jinja2 import TemplateError
-
-        try:
+        with reading(f"row {self.row + 1}: the model's chat template refuses its messages"):
             return work()
-        except RequestError:
-            raise
-        except (TemplateError, *TEMPLATE_ERRORS) as error:
-            message = f"row {self.row + 1}: the model's chat template refuses its messages: {error}"
-            raise RequestError(message) from None
 
     def masked_tokens(self) -> tuple[list[int], list[bool]] | None:
         """Return the tokens and the template's own marks of what is learnt.

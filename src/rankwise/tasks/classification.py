@@ -88,7 +88,8 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Encoded
 def _index_labels(
     inputs: Sequence[Any], labels: list[str], names: tuple[str, ...], table: Table | None = None
 ) -> Examples:
-    indices = [names.index(label) for label in labels]
+    index = {name: number for number, name in enumerate(names)}
+    indices = [index[label] for label in labels]
     return splits.number_examples(inputs, indices, table)
 
 

@@ -7,14 +7,13 @@ import lzma
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.tasks.csv_text import find_separator, pandas_arguments, read_csv_text
 from rankwise.tasks.hf_datasets import read_with_builder
 from rankwise.tasks.json_records import read_json_text
@@ -92,22 +91,19 @@ def read_file(path: Path, key: str | None = None) -> tuple[pd.DataFrame, list[st
         RequestError: the file is empty, of another kind, or malformed.
     """
     place = f"data {str(path)!r}"
-    with tempfile.TemporaryDirectory(prefix="rankwise-") as directory:
-        try:
-            plain = _uncompressed(path, Path(directory))
-            head = _head(plain)
-            if not head:
-                raise RequestError(f"{place} is empty")
-            refuse_other_kind(plain, path)
-            builder = next((BUILDERS[mark] for mark in BUILDERS if head.startswith(mark)), None)
-            if builder is not None:
-                if key is not None:
-                    raise _no_part(path, key)
-                return read_with_builder(builder, [plain], place), []
-            return _read_text(plain.read_bytes(), path, key)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise RequestError(f"{place} cannot be read: {reason}") from None
+    failure = f"{place} cannot be read"
+    with reading(failure), tempfile.TemporaryDirectory(prefix="rankwise-") as directory:
+        plain = _uncompressed(path, Path(directory))
+        head = _head(plain)
+        if not head:
+            raise RequestError(f"{place} is empty")
+        refuse_other_kind(plain, path)
+        builder = next((BUILDERS[mark] for mark in BUILDERS if head.startswith(mark)), None)
+        if builder is not None:
+            if key is not None:
+                raise _no_part(path, key)
+            return read_with_builder(builder, [plain]), []
+        return _read_text(plain.read_bytes(), path, key)
 
 
 def plain_name(path: Path) -> Path:
@@ -131,14 +127,9 @@ def _uncompressed(path: Path, directory: Path) -> Path:
         if not head.startswith(mark):
             continue
         copy = directory / "data"
-        try:
-            with opener(path) as packed, copy.open("wb") as target:
-                shutil.copyfileobj(packed, target)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RequestError(
-                f"data {str(path)!r} is a damaged {name} file: {reason}; download it again"
-            ) from None
+        failure = f"data {str(path)!r} is a damaged {name} file; download it again"
+        with reading(failure), opener(path) as packed, copy.open("wb") as target:
+            shutil.copyfileobj(packed, target)
         return copy
     return path
 

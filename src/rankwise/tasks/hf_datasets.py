@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.errors import RequestError, nearest, some
+from rankwise.errors import RequestError, nearest, reading, some
 
 INDEX_COLUMN = "__index_level_"  # names that pandas gives to an index in Parquet
 
@@ -23,10 +23,7 @@ def is_saved_dataset(path: Path) -> bool:
 def read_saved_dataset(path: Path, split: str | None = None) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of a saved split, and notes; class indices become class names."""
     place = f"data {str(path)!r}"
-    with (
-        quiet_datasets() as (datasets, _),
-        datasets_errors(f"{place} cannot be read as a data set"),
-    ):
+    with quiet_datasets() as (datasets, _):
         loaded = datasets.load_from_disk(str(path))
         if not isinstance(loaded, datasets.DatasetDict):
             if split is not None:
@@ -47,14 +44,14 @@ def read_hub_dataset(path: Path) -> pd.DataFrame:
     import datasets
 
     name, config, split = split_hub_id(path)
-    with datasets_errors(f"data {str(path)!r}: no such file, and no data set of a hub in reach"):
+    with reading(f"data {str(path)!r}: no such file, and no data set of a hub in reach"):
         return as_table(datasets.load_dataset(name, config, split=split))
 
 
-def read_with_builder(builder: str, files: Sequence[Path], place: str) -> pd.DataFrame:
+def read_with_builder(builder: str, files: Sequence[Path]) -> pd.DataFrame:
     """Read files with a builder of datasets, such as ``parquet``."""
     patterns = [glob.escape(str(file.resolve())) for file in files]
-    with quiet_datasets() as (datasets, fresh), datasets_errors(f"{place} cannot be read"):
+    with quiet_datasets() as (datasets, fresh):
         return as_table(datasets.load_dataset(builder, data_files=patterns, split="train", **fresh))
 
 
@@ -102,19 +99,6 @@ def quiet_datasets() -> Iterator[tuple[Any, dict[str, Any]]]:
             library.set_verbosity(level)
         if not bars:
             datasets.enable_progress_bars()
-
-
-@contextmanager
-def datasets_errors(failure: str) -> Iterator[None]:
-    """Turn errors of datasets and pyarrow into one line that starts with ``failure``."""
-    try:
-        yield
-    except RequestError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, NotImplementedError) as error:
-        # datasets raises errors of its own from those that say what is wrong.
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
-        raise RequestError(f"{failure}: {' '.join(reason.split())}") from None
 
 
 def as_table(loaded: Any) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rankwise.errors import RequestError, some
+from rankwise.errors import RequestError, reading, some
 from rankwise.tasks.base import Task
 from rankwise.tasks.cells import is_empty
 from rankwise.tasks.chat_formats import DataLayout, find_layout
@@ -36,8 +36,9 @@ def load_task(config: DataConfig) -> Task:
             )
         return load_sample(config)
     table = read_table(config.data)
-    task = _load_table(config, table)
-    unused = _unused_columns(config, table, task)
+    with reading(f"data {str(config.data)!r} cannot be used"):
+        task = _load_table(config, table)
+        unused = _unused_columns(config, table, task)
     return replace(task, notes=(*table.notes, *task.notes, *unused))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rankwise.errors import RequestError, nearest, some
+from rankwise.errors import RequestError, nearest, reading, some
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.files import FORMATS, plain_name
 from rankwise.tasks.hf_datasets import read_hub_dataset
@@ -175,13 +175,14 @@ def read_table(path: Path) -> Table:
     Raises:
         RequestError: the data are missing, empty, of an unknown format, or malformed.
     """
-    source = find_local(path)
-    if source is not None:
-        rows, notes = read_local(source)
-    elif is_hub_id(path):
-        rows, notes = read_hub_dataset(path), []
-    else:
-        raise RequestError(f"data {str(path)!r}: no such file")
+    with reading(f"data {str(path)!r} cannot be read"):
+        source = find_local(path)
+        if source is not None:
+            rows, notes = read_local(source)
+        elif is_hub_id(path):
+            rows, notes = read_hub_dataset(path), []
+        else:
+            raise RequestError(f"data {str(path)!r}: no such file")
     if rows.empty:
         raise RequestError(f"data {str(path)!r} is empty: it has no rows")
     rows.columns = [str(name) for name in rows.columns]

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from rankwise.errors import RequestError, some
+from rankwise.errors import RequestError, reading, some
 from rankwise.tasks.files import FORMATS, TEXT_ENDINGS, plain_name, read_file, refuse_other_kind
 from rankwise.tasks.hf_datasets import (
-    datasets_errors,
     is_saved_dataset,
     name_classes,
     pick_split,
@@ -80,7 +79,7 @@ def _read_directory(source: LocalSource) -> tuple[pd.DataFrame, list[str]]:
     if glob.has_magic(root):
         raise RequestError(f"{place}: datasets finds no files below a path with [, * or ?; rename")
     failure = f"{place} cannot be read (its files can be, one at a time)"
-    with quiet_datasets() as (datasets, fresh), datasets_errors(failure):
+    with quiet_datasets() as (datasets, fresh), reading(failure):
         try:
             configs = datasets.get_dataset_config_names(root)
             config = source.config or datasets.get_dataset_default_config_name(root)
@@ -112,15 +111,15 @@ def _read_directory(source: LocalSource) -> tuple[pd.DataFrame, list[str]]:
     notes = [f"split {split!r} from {count}: {_names(files[split], root)}", *unread_splits]
     if unread:
         notes.append(f"not read: {_names(unread, root)}")
-    return _read_files(builder, files[split], place), notes
+    return _read_files(builder, files[split]), notes
 
 
-def _read_files(builder: Any, files: Sequence[Path], place: str) -> pd.DataFrame:
+def _read_files(builder: Any, files: Sequence[Path]) -> pd.DataFrame:
     """Return the rows of all files of a split; class indices become class names."""
     for file in files:
         refuse_other_kind(file)
     if builder.name in COLUMNAR:
-        rows = read_with_builder(builder.name, files, place)
+        rows = read_with_builder(builder.name, files)
     else:
         key = getattr(builder.config, "field", None)
         rows = pd.concat([read_file(file, key)[0] for file in files], ignore_index=True)

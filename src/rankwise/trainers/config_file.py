@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from rankwise.errors import RequestError, shown
+from rankwise.errors import RequestError, reading, shown
 
 
 class ConfigFile:
@@ -26,14 +26,11 @@ class ConfigFile:
 
         self.path = path
         label = f"trainer_config {str(path)!r}"
-        try:
+        with reading(f"{label} cannot be read"):
             self.text = path.read_text(encoding="utf-8")
+        with reading(f"{label} is not YAML"):
             content = yaml.safe_load(self.text)
             self._root = cast(Any, yaml.compose(self.text, Loader=yaml.SafeLoader))
-        except OSError as error:
-            raise RequestError(f"{label}: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise RequestError(f"{label} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict) or self._root.flow_style:
             raise RequestError(
                 f"{label}: allowed is a mapping with a setting on each line, not {shown(content)}"

@@ -15,7 +15,7 @@ from rankwise.analysis.source import last_values
 from rankwise.decide.evidence import NO_EXAMPLE, as_measures, check_columns
 from rankwise.decide.metrics import higher_is_better
 from rankwise.engine.trial import Trial, no_evidence
-from rankwise.errors import RequestError, nearest, shown, some
+from rankwise.errors import RequestError, nearest, reading, shown, some
 from rankwise.tasks.base import Encoded, Examples, Objective, Task
 from rankwise.tasks.splits import NO_EXAMPLES
 from rankwise.trainers.engine import LOG, Judged
@@ -159,10 +159,8 @@ def read_example_losses(out: Path) -> pd.DataFrame:
             f"it wrote no {' or '.join(EVIDENCE)} (EvidenceCallback does), and the sweep has "
             "neither --data to score adapters on nor a --metric of its logs"
         )
-    try:
+    with reading(f"its {found[0].name} cannot be read"):
         rows = _read_table(found[0])
-    except (ValueError, OSError) as error:
-        raise RequestError(f"its {found[0].name} cannot be read: {error}") from None
     missing = [name for name in ("example_id", "loss") if name not in rows.columns]
     if missing:
         raise RequestError(

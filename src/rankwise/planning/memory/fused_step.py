@@ -22,7 +22,7 @@ from rankwise.engine.fused.factors import LoraFactors
 from rankwise.engine.fused.model import PackedModel, packed_model, unknown_part
 from rankwise.engine.fused.packing import current_packing
 from rankwise.engine.fused.products import ProductsName
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.models import compat
 from rankwise.models.auto import trained_heads
 from rankwise.models.base_model import BaseModel, compute_in_fp32
@@ -35,7 +35,7 @@ from rankwise.planning.memory.devices import Device
 from rankwise.planning.memory.kernels import CUDA_SCRATCH, HALF_PRECISION, DeviceKernels
 from rankwise.planning.memory.quantized import largest_dequantized, quantize
 from rankwise.planning.memory.setup import logit_classes
-from rankwise.planning.memory.step import StepMemory, refusing, resident_storages
+from rankwise.planning.memory.step import StepMemory, no_plan, resident_storages
 from rankwise.planning.memory.trace import (
     ACTIVATIONS,
     ADAPTER,
@@ -150,7 +150,7 @@ class FusedStep:
         with (
             quiet_libraries(),
             self.kernels,
-            refusing(self.config.model),
+            reading(no_plan(self.config.model)),
             kernels_of(self.kernels.device.kind),
             packed_model(self.base, products=products, checkpointing=shape.checkpointing) as model,
             attention_implementation(self.base.model, PLANNED_ATTENTION),

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.models.auto import first_position, trained_heads
-from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.models.compat import quiet_libraries
 from rankwise.models.device import DTYPES
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory.kernels import DeviceKernels
@@ -63,10 +63,8 @@ def _quantize(model: Any, skeleton: Skeleton, config: PlanConfig, on_cpu: bool) 
 
 def _checkpoint(model: Any, task_type: str, kernels: DeviceKernels) -> None:
     options = {"use_reentrant": False, "context_fn": kernels.checkpoint_contexts}
-    try:
+    with reading("gradient_checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    except ValueError as error:
-        raise RequestError(f"gradient_checkpointing: {first_sentence(error)}") from None
     if task_type not in ("IMAGE_CLS", "SPEECH_SEQ2SEQ"):
         model.enable_input_require_grads()
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rankwise.errors import RequestError
-from rankwise.models.compat import first_sentence, quiet_libraries
+from rankwise.errors import RequestError, reading
+from rankwise.models.compat import quiet_libraries
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.memory import trace
 from rankwise.planning.memory.autocast import Casts, switch_off_inside
@@ -207,7 +207,7 @@ def _record(
     recorder = trace.Recorder(scratch, logit_classes(skeleton))
     recording = trace.recording(model, skeleton, inputs, recorder)
     with torch.set_grad_enabled(train), recording:
-        with refusing(skeleton.meta.name), kernels:
+        with reading(no_plan(skeleton.meta.name)), kernels:
             output = model(**inputs)
             if kernels.casts is not None:
                 _release_casts(kernels.casts, model, skeleton, recorder)
@@ -215,7 +215,7 @@ def _record(
             if getattr(output, "loss", None) is None:
                 raise RequestError(f"model {skeleton.meta.name!r} returns no loss; no plan for it")
             recorder.begin_backward()
-            with refusing(skeleton.meta.name):
+            with reading(no_plan(skeleton.meta.name)):
                 output.loss.backward()
             for parameter in model.parameters():
                 number = None if parameter.grad is None else recorder.number(parameter.grad)
@@ -247,20 +247,12 @@ def _release_casts(casts: Casts, model: Any, skeleton: Skeleton, recorder: trace
             del casts.kept[id(parameter)]
 
 
-@contextmanager
-def refusing(name: str) -> Iterator[None]:
-    """Turn the errors of a model that does not take such inputs into refusals."""
-    try:
-        yield
-    except RequestError:
-        raise
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # The message of a KeyError is the key alone.
-        kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
-        raise RequestError(
-            f"model {name!r} cannot run this step on PyTorch's meta device, and has no plan: "
-            f"{kind}{first_sentence(error)}; train a few steps at one rank to measure its memory"
-        ) from error
+def no_plan(name: str) -> str:
+    """Return what is said of a model that does not take such inputs, before the reason."""
+    return (
+        f"model {name!r} cannot run this step on PyTorch's meta device, and has no plan (train a "
+        "few steps at one rank to measure its memory)"
+    )
 
 
 def resident_storages(model: Any, skeleton: Skeleton) -> tuple[ResidentStorage, ...]:
