@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -50,6 +51,16 @@ def test_a_sweep_json_that_lacks_a_part_is_refused_in_one_line(tmp_path: Path, p
         read_sweep(tmp_path)
 
 
+@pytest.mark.parametrize("value", [None, 5, ["a"]])
+def test_an_entry_of_another_type_is_refused_in_one_line(tmp_path: Path, value: Any) -> None:
+    save_sweep(tmp_path, [])
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    content["task"] = value
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=r"sweep.json' cannot be read: its task is "):
+        read_sweep(tmp_path)
+
+
 def test_a_trial_record_holds_config_and_summary(tmp_path: Path) -> None:
     save_sweep(tmp_path, [finished(8, seed=1, train_seconds=2.5)])
     (trial,) = read_trials(tmp_path)
@@ -89,7 +100,7 @@ def test_a_trial_whose_files_lack_an_entry_is_named_with_the_remedy(tmp_path: Pa
     save_sweep(tmp_path, [finished()])
     path = tmp_path / "trials" / "r4-lr0.001-seed0" / "config.json"
     path.write_text(json.dumps({"rank": 4}))
-    with pytest.raises(RankwiseError, match=r"lacks seed, learning_rate.*delete its directory"):
+    with pytest.raises(RankwiseError, match=r"lack 'seed, learning_rate.*delete its directory"):
         read_trials(tmp_path)
 
 

@@ -19,7 +19,7 @@ from rankwise.engine.config import (
     OptimizerName,
     SchedulerName,
 )
-from rankwise.errors import RankwiseError, RequestError, reading, shown, some
+from rankwise.errors import RankwiseError, RequestError, shown, some
 from rankwise.models.config import PrecisionName
 
 Record = TypeVar("Record")
@@ -204,8 +204,12 @@ def read_sweep(directory: Path) -> SweepRecord | None:
     """
     path = directory / "sweep.json"
     content = read_json(path)
-    with reading(f"{str(path)!r} cannot be read"):
+    try:
         return None if content is None else _parse(SweepRecord, content)
+    except KeyError as error:
+        raise RequestError(f"{str(path)!r} cannot be read: it lacks {error}") from None
+    except ValueError as error:
+        raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
 
 
 def read_finished_sweep(directory: Path) -> tuple[SweepRecord, dict[str, Any]]:
@@ -237,8 +241,12 @@ def read_trial(directory: Path) -> TrialRecord:
     for name in ("eval_loss", "eval_score"):
         if values.get(name, math.nan) is None:  # as JSON has NaN
             values[name] = math.nan
-    with _reading(directory, "its files"):
+    try:
         return _parse(TrialRecord, values)
+    except KeyError as error:
+        raise unreadable(directory, f"its files lack {error}") from None
+    except ValueError as error:
+        raise unreadable(directory, error) from None
 
 
 def select_trials(
@@ -334,10 +342,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         RequestError: the file cannot be read, or holds no JSON object.
     """
-    if not path.exists():
-        return None
-    with reading(f"{str(path)!r} cannot be read"):
+    try:
         return _json_object(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
 
 
 def unreadable(trial: Path, reason: object) -> RankwiseError:
@@ -350,12 +360,11 @@ def unreadable(trial: Path, reason: object) -> RankwiseError:
 
 @contextmanager
 def _reading(trial: Path, file: str) -> Iterator[None]:
-    """Report whatever is raised in the block as an error of a trial's file."""
+    """Report errors in the block as errors of a trial's file."""
     try:
-        with reading(file):
-            yield
-    except RequestError as error:
-        raise unreadable(trial, error) from error.__cause__
+        yield
+    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+        raise unreadable(trial, f"{file}: {error}") from None
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
@@ -369,19 +378,19 @@ def _parse(kind: type[Record], content: Mapping[str, Any]) -> Record:
     """Build a dataclass from a JSON object; other entries are left out.
 
     Raises:
-        ValueError: an entry is missing, or of another type; the message names the first.
+        KeyError: entries are missing.
+        ValueError: an entry is of another type.
     """
     try:
         record: Record = _parser(kind).validate_python(content)  # type: ignore[arg-type]
-        return record
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        names = [".".join(map(str, fault["loc"])) for fault in faults]
-        lacking = [
-            name for name, fault in zip(names, faults, strict=True) if fault["type"] == "missing"
-        ]
-        wrong = f"its {names[0]} is {shown(faults[0]['input'])}"
-        raise ValueError(f"it lacks {some(lacking)}" if lacking else wrong) from None
+        lacking = [fault["loc"] for fault in faults if fault["type"] == "missing"]
+        if lacking:
+            raise KeyError(some(".".join(map(str, names)) for names in lacking)) from None
+        name = ".".join(map(str, faults[0]["loc"]))
+        raise ValueError(f"its {name} is {shown(faults[0]['input'])}") from None
+    return record
 
 
 @cache
