@@ -1,11 +1,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from rankwise import RequestError, SweepConfig
+from rankwise.engine.fused.model import PackedModel
 from rankwise.sweeps.memory_fit import (
     choice,
     fit_to_machine,
@@ -14,7 +17,7 @@ from rankwise.sweeps.memory_fit import (
     plan_config,
 )
 from rankwise.sweeps.progress import Silent
-from rankwise.sweeps.run import open_run
+from rankwise.sweeps.run import open_run, run_trials
 from rankwise.tasks.load import load_task
 
 
@@ -99,3 +102,27 @@ def test_a_resumed_sweep_keeps_what_was_chosen(config: SweepConfig, tmp_path: Pa
     now = json.loads(path.read_text())
     assert now["chosen"] == record["chosen"]
     assert now["machine"]["max_memory"] == 2 * record["machine"]["max_memory"]
+
+
+def test_a_resumed_sweep_keeps_what_memory_lowered(
+    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, out=tmp_path / "out", max_memory="1GB", max_steps=2)
+    config = replace(config, learning_rate=5e-3)
+    plain = PackedModel.loss_sums
+
+    def loss_sums(self: PackedModel, states: Any, batches: Any) -> torch.Tensor:
+        if len(states) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, states, batches)
+
+    with open_run(config, Silent()) as run:
+        assert run.fit.at_once > 1
+        monkeypatch.setattr(PackedModel, "loss_sums", loss_sums)
+        run_trials(run)
+    monkeypatch.undo()
+    lowered = json.loads((config.out / "sweep.json").read_text())["chosen"]
+    assert lowered == {**choice(config, run.fit), "pack_size": 1}
+    with open_run(config, Silent()) as resumed:
+        assert resumed.fit.at_once == 1
+        assert resumed.engine.pack_size == 1

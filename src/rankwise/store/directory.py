@@ -166,6 +166,16 @@ class SweepStore:
         """Write a JSON file of the sweep atomically."""
         write_whole(self.directory / name, _json_bytes(content))
 
+    def keep_choice(self, chosen: Mapping[str, Any]) -> None:
+        """Write to ``sweep.json`` how trials train from now on, if that has changed.
+
+        Raises:
+            RankwiseError: the directory cannot be written.
+        """
+        record = records.read_sweep(self.directory)
+        if record is not None and record.chosen != chosen:
+            self.write_json("sweep.json", asdict(replace(record, chosen=chosen)))
+
     def write_best(self, trial_name: str | None) -> None:
         """Make ``best/`` a copy of a trial's adapter, or remove it where no rank was selected.
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,14 @@ class TruncatingEngine:
     def pack_size(self) -> int:
         """Number of trials that train at once."""
         return self.engine.pack_size
+
+    @property
+    def limits(self) -> Mapping[str, int | None]:
+        """What memory allows the fused engine by now, as ``sweep.json`` holds it under ``chosen``.
+
+        It is empty for other engines, which lower nothing.
+        """
+        return asdict(self.engine.limits) if isinstance(self.engine, FusedEngine) else {}
 
     def train(
         self, trials: Sequence[Trial], starts: Mapping[str, Adapter] | None = None

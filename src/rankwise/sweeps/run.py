@@ -239,5 +239,6 @@ def run_strategy(run: Run, strategy: Strategy, engine: Engine) -> list[Trial]:
         with closing(engine.train(truncations or trials[: engine.pack_size])) as trained:
             for finished in trained:
                 store.add(finished, run.trial_settings)
+                store.keep_choice(run.choice)  # memory may have lowered it
                 run.progress.trial(finished)
                 report_trials(store.directory, config.report_to, run.progress.note)

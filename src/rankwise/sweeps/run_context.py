@@ -9,7 +9,7 @@ from rankwise.store.directory import SweepStore
 from rankwise.store.records import UNTRAINED_FILE, read_chance_loss
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.extension import Extension
-from rankwise.sweeps.memory_fit import in_force
+from rankwise.sweeps.memory_fit import choice, in_force
 from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.request_record import max_length
 from rankwise.tasks.base import Encoded, Task
@@ -53,6 +53,11 @@ class Run:
     def in_force(self) -> SweepConfig:
         """The request with the values that the memory plan chose for ``auto``."""
         return in_force(self.config, self.fit)
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """How trials train by now: what the memory plan chose, lowered if memory ran out."""
+        return {**choice(self.config, self.fit), **self.engine.limits}
 
     @cached_property
     def engine(self) -> "TruncatingEngine":
