@@ -482,8 +482,11 @@ def _quantized(model: Any, attention: str, config: PlanConfig, directory: Path) 
     return prepare_model_for_kbit_training(quantized, use_gradient_checkpointing=False)
 
 
-def measured_peak(model: PeftModel, config: PlanConfig) -> int:
-    """Run two real training steps on the CPU and return the second one's peak of live bytes."""
+def measured_peak(model: PeftModel, config: PlanConfig, parts: int = 1) -> int:
+    """Run two real training steps on the CPU and return the second one's peak of live bytes.
+
+    A step has so many equal parts, whose gradients are summed.
+    """
     attention = "eager" if config.attention == "eager" else "sdpa"
     meta = load_meta_model(
         config.model, DTYPES[config.precision], task_type=config.task_type, attention=attention
@@ -498,9 +501,12 @@ def measured_peak(model: PeftModel, config: PlanConfig) -> int:
     )
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            output = model(**batch)
-        output.loss.backward()
+        output = None
+        for _ in range(parts):
+            del output  # of the part before
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+                output = model(**batch)
+            output.loss.backward()
         optimizer.step()
 
     step()

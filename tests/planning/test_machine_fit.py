@@ -19,8 +19,9 @@ from rankwise.tasks.losses import ClassificationObjective, CompletionObjective
 from tests.tiny_models import request, write_config
 
 
-def planner(config: PlanConfig) -> Planner:
-    return Planner(prepare(config).skeleton, config, find_device(config.device))
+def planner(config: PlanConfig, accumulates: bool = False) -> Planner:
+    skeleton = prepare(config).skeleton
+    return Planner(skeleton, config, find_device(config.device), accumulates=accumulates)
 
 
 def _training(tmp_path: Path, **settings: Any) -> PlanConfig:
@@ -57,7 +58,7 @@ def test_each_rank_needs_what_its_plan_says(tmp_path: Path) -> None:
 
 def test_the_reference_engine_needs_less_for_parts_of_a_batch(tmp_path: Path) -> None:
     config = _training(tmp_path)
-    room = planner(config).memory(64, batch_size=2).needed
+    room = planner(config, accumulates=True).memory(64, batch_size=2).needed
 
     def fit(tokens: int | None) -> Fit:
         return how_many_fit(config, lambda: 200, None, (CPU, room), None, tokens)

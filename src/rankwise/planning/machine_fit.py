@@ -159,13 +159,15 @@ def _fit_reference(
 ) -> Fit:
     """Return the fit of PEFT's step, which trains one trial at a time."""
     config = prepared.config
-    planner = Planner(prepared.skeleton, config, machine.device)
 
     def needed(length: int) -> dict[int, int]:
         examples = config.batch_size
         if micro_batch_tokens is not None:
             examples = max(1, min(examples, micro_batch_tokens // length))
-        steps = planner.changed(batch_size=examples, seq_len=length).by_rank(config.ranks)
+        part = replace(config, batch_size=examples, seq_len=length)
+        is_split = examples < config.batch_size
+        planner = Planner(prepared.skeleton, part, machine.device, accumulates=is_split)
+        steps = planner.by_rank(config.ranks)
         return {rank: memory.needed for rank, memory in steps.items()}
 
     length = config.seq_len

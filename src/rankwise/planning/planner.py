@@ -47,18 +47,26 @@ class Planner:
         device: the device to plan for.
         evaluation: whether to plan evaluation steps; without them `StepMemory.peak_eval` counts
             only the memory before a step.
+        accumulates: whether a step's batch is a later part of a whole one, see `trace_step`.
 
     Attributes:
         kernels: names of the attention kernels that the device chose.
     """
 
     def __init__(
-        self, skeleton: Skeleton, config: PlanConfig, device: Device, *, evaluation: bool = True
+        self,
+        skeleton: Skeleton,
+        config: PlanConfig,
+        device: Device,
+        *,
+        evaluation: bool = True,
+        accumulates: bool = False,
     ) -> None:
         self.skeleton = skeleton
         self.config = config
         self.device = device
         self.evaluation = evaluation
+        self.accumulates = accumulates
         self.kernels: set[str] = set()
         self._device_kernels = DeviceKernels(
             device, config.attention, _autocast_precision(config, device)
@@ -100,7 +108,8 @@ class Planner:
     def changed(self, **changes: object) -> "Planner":
         """Return a planner for the same skeleton and a changed request."""
         config = replace(self.config, **changes)  # type: ignore[arg-type]
-        planner = Planner(self.skeleton, config, self.device, evaluation=self.evaluation)
+        kinds = {"evaluation": self.evaluation, "accumulates": self.accumulates}
+        planner = Planner(self.skeleton, config, self.device, **kinds)
         if changes.keys() <= SAME_MODEL:
             planner._device_kernels = self._device_kernels
             planner._traced = self._traced
@@ -133,7 +142,9 @@ class Planner:
                 model = training_model(self.skeleton, config, sizes.rank, kernels)
                 self._models.clear()
                 self._models[sizes.rank] = model
-            self._traced[sizes] = trace_step(self.skeleton, config, model, kernels, self.evaluation)
+            self._traced[sizes] = trace_step(
+                self.skeleton, config, model, kernels, self.evaluation, self.accumulates
+            )
         self.kernels |= self._traced[sizes].kernels
         return self._traced[sizes]
 

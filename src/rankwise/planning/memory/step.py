@@ -96,6 +96,7 @@ class TracedStep:
     resident: tuple[ResidentStorage, ...]  # parameters and buffers
     inputs: tuple[int, ...]  # bytes of each tensor of the batch
     parameters: tuple[TrainedParameter, ...]  # the trainable ones
+    accumulates: bool  # whether gradients of a part before are there already
     kernels: frozenset[str]  # names of the attention kernels
     largest_dequantized: int  # as in `StepMemory`
 
@@ -105,7 +106,11 @@ class TracedStep:
         states = optimizer_memory(optimizer, self.parameters, on_cpu=device.is_cpu, block=block)
         start = self._before_step(device)
         start[OPTIMIZER] = states.states
-        peak, end = trace.peak_and_end(start, self.training.sections(block))
+        before = start.copy()
+        if self.accumulates:
+            sizes = (device.allocated(each.size) * each.repeats for each in self.parameters)
+            before[GRADIENTS] = sum(sizes)
+        peak, end = trace.peak_and_end(before, self.training.sections(block))
         if end.sum() + states.scratch > peak.sum():  # the optimizer's step
             peak = end.copy()
             peak[OPTIMIZER] += states.scratch
@@ -151,14 +156,18 @@ class TracedStep:
 
 
 def trace_step(
-    skeleton: Skeleton, config: PlanConfig, model: Any, kernels: DeviceKernels, evaluation: bool
+    skeleton: Skeleton,
+    config: PlanConfig,
+    model: Any,
+    kernels: DeviceKernels,
+    evaluation: bool,
+    accumulates: bool = False,
 ) -> TracedStep:
     """Trace a training step.
 
     The step is ``output = model(**batch); output.loss.backward(); optimizer.step()``, the second
-    or a later one, so that optimizer states are there and gradients are not; ``output`` lives
-    until its end. With autocast the first of these runs under it. Gradient checkpointing is not
-    reentrant.
+    or a later one, so that optimizer states are there; ``output`` lives until its end. With
+    autocast the first of these runs under it. Gradient checkpointing is not reentrant.
 
     Args:
         skeleton: the shortened model.
@@ -166,6 +175,8 @@ def trace_step(
         model: the model that `training_model` returned; it may be traced more than once.
         kernels: the kernels of the device.
         evaluation: whether to trace an evaluation step too.
+        accumulates: whether the batch is a later part of a whole one, to whose gradients its own
+            are added; if not, there are none before.
 
     Raises:
         RequestError: the model cannot run such a step.
@@ -173,6 +184,9 @@ def trace_step(
     inputs = training_batch(skeleton, config)
     kernels.chosen.clear()
     evaluated = None
+    if accumulates:
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     with quiet_libraries(), _autocast_hooks(model, kernels):
         training = _record(model, skeleton, inputs, kernels, train=True)
         if evaluation:
@@ -188,6 +202,7 @@ def trace_step(
         resident=resident_storages(model, skeleton),
         inputs=tuple(tensor.nbytes for tensor in inputs.values()),
         parameters=tuple(parameters),
+        accumulates=accumulates,
         kernels=frozenset(kernels.chosen),
         largest_dequantized=largest_dequantized(model),
     )
@@ -205,6 +220,9 @@ def _record(
     model.train(train)
     scratch = {} if kernels.device.is_cpu else CUDA_SCRATCH
     recorder = trace.Recorder(scratch, logit_classes(skeleton))
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            recorder.ignore(parameter.grad)
     recording = trace.recording(model, skeleton, inputs, recorder)
     with torch.set_grad_enabled(train), recording:
         with reading(no_plan(skeleton.meta.name)), kernels:
