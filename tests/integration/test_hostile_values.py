@@ -83,6 +83,7 @@ PLAN_ALLOWED: dict[str, set[str]] = {
     "train_examples": {"null"},
     "tflops": {"null"},
     "use_dora": {"true"},
+    "lora_dropout": {"fraction", "zero"},
     "trust_remote_code": {"true"},
     "target_modules": {"1e400", "null", "null character"},
     "modules_to_save": {*NAMES, "null character", "empty", "blank", "empty list"},

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_args
 from pydantic import PlainValidator
 
 from rankwise.checks import check_text, check_whole
-from rankwise.engine.config import EngineName, MicroBatchTokens, OptimizerName
+from rankwise.engine.config import EngineName, MicroBatchTokens, OptimizerName, ShareOrZero
 from rankwise.errors import RequestError, not_allowed, shown
 from rankwise.models import config as models
 from rankwise.models.config import Quantization
@@ -145,6 +145,9 @@ class PlanConfig(Settings):
     ] = ()
     bias: Annotated[Bias, Option("Biases to train too.", "adapter")] = "none"
     use_dora: Annotated[Flag, Option("Train DoRA instead of plain LoRA.", "adapter")] = False
+    lora_dropout: Annotated[
+        ShareOrZero, Option("Dropout of the inputs of adapters.", "adapter", "P")
+    ] = 0.0
     task_type: Annotated[
         TaskType, Option("PEFT's task type; auto reads the architecture in config.json.")
     ] = "auto"
@@ -268,6 +271,7 @@ class PlanSettings(TypedDict, total=False):
     rank_pattern: str | Mapping[str, int]
     bias: Bias
     use_dora: bool
+    lora_dropout: float
     task_type: TaskType
     num_labels: int | None
     engine: EngineName

@@ -110,6 +110,7 @@ def lora_config(config: PlanConfig, rank: int, task_type: str, model: nn.Module)
         rank_pattern=dict(config.rank_pattern),
         bias=config.bias,
         use_dora=config.use_dora,
+        lora_dropout=config.lora_dropout,
         task_type=task_type if task_type in PEFT_TASKS else None,
     )
 

@@ -102,6 +102,7 @@ def plan_config(config: SweepConfig, task: Task) -> PlanConfig:
         gradient_checkpointing=config.gradient_checkpointing == "on",
         quantization=config.quantization,
         use_dora=config.use_dora,
+        lora_dropout=config.lora_dropout,
         target_modules=config.target_modules,
         task_type=task.objective.task_type,  # type: ignore[arg-type]
         num_labels=task.objective.settings.get("num_labels"),

@@ -45,10 +45,12 @@ def step(config: Any, device: str, objective: Objective) -> FusedStep:
     return FusedStep(prepared.skeleton, prepared.config, kernels, objective)
 
 
-def measured(base: BaseModel, pack: PackShape, tokens: int | None = None) -> int:
+def measured(
+    base: BaseModel, pack: PackShape, tokens: int | None = None, dropout: float = 0.0
+) -> int:
     """Return the peak of a real step of a pack, in passes of at most so many tokens."""
     examples = full_examples(base.objective)
-    settings = TrainingConfig(batch_size=EXAMPLES)
+    settings = TrainingConfig(batch_size=EXAMPLES, lora_dropout=dropout)
     states = [
         TrainingState(
             Trial(rank=pack.rank, seed=seed, learning_rate=1e-3, lora_alpha=16),
@@ -61,7 +63,7 @@ def measured(base: BaseModel, pack: PackShape, tokens: int | None = None) -> int
     ]
     loop = TrainingLoop(base, examples, Limits(pack.trials, tokens))
     batches = [list(range(EXAMPLES))] * pack.trials
-    with packed_model(base, checkpointing=pack.checkpointing) as packed:
+    with packed_model(base, dropout, checkpointing=pack.checkpointing) as packed:
 
         def step() -> None:
             packed.begin_step(states)
@@ -89,7 +91,7 @@ def real_base(planned: FusedStep, directory: Path) -> BaseModel:
         how = loading_arguments(config.quantization, planned.in_full, dtype)
         model = kind.from_pretrained(directory / "weights", dtype=dtype, **how)
         keep_as_loaded(model)
-    model.requires_grad_(False)
+    model.requires_grad_(False).eval()  # without dropout, as it is loaded
     if dtype != torch.float32:
         compute_in_fp32([model.get_submodule(name) for name in planned.in_full])
     targets = find_targets(model, "all-linear", planned.in_full)
@@ -133,6 +135,20 @@ def test_classifiers_and_their_heads_are_planned(name: str, tmp_path: Path) -> N
     planned = step(config, "cpu", CLASSES)
     peak = measured(real_base(planned, tmp_path), shape())
     assert planned.memory(shape()).peak_allocated == pytest.approx(peak, rel=0.001)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_masks_of_dropout_are_planned(name: str, tmp_path: Path) -> None:
+    """Each layer has an input of its own, and a mask and the kept entries at a time."""
+    settings = {"task_type": "SEQ_CLS", "target_modules": None}
+    config = request(write_config(tmp_path, name), lora_dropout=0.1, **settings)
+    planned = step(config, "cpu", CLASSES)
+    base = real_base(planned, tmp_path)
+    for checkpointing in (False, True):
+        pack = shape(checkpointing=checkpointing)
+        peak = measured(base, pack, dropout=0.1)
+        assert planned.memory(pack).peak_allocated == pytest.approx(peak, rel=0.001)
+        assert peak > measured(base, pack)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4-dq"])

@@ -78,6 +78,7 @@ def test_every_architecture_is_predicted(name: str, tmp_path: Path) -> None:
         ("llama", {"gradient_checkpointing": True, "precision": "bf16", "attention": "eager"}),
         ("gpt2", {"gradient_checkpointing": True, "seq_len": 128}),
         ("llama", {"use_dora": True}),
+        ("llama", {"lora_dropout": 0.1}),
         ("llama", {"modules_to_save": "lm_head", "target_modules": "q_proj"}),
         ("llama", {"modules_to_save": "embed_tokens,lm_head", "precision": "bf16"}),
         ("bert", {"bias": "all"}),
@@ -95,6 +96,24 @@ def test_settings_are_predicted(name: str, settings: dict[str, Any], tmp_path: P
     config = request(write_config(tmp_path, name), **settings)
     measured = measured_peak(real_model(config, tmp_path, 8), config)
     assert planner(config).memory(8).peak_allocated == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=str)
+def test_gradients_summed_over_parts_of_a_batch_are_predicted(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The second part finds the gradients of the first, and adds its own to them."""
+    config = request(write_config(tmp_path, "llama"), batch_size=1, seq_len=32, **settings)
+    rank = 64  # whose gradients are large beside the activations
+    measured = measured_peak(real_model(config, tmp_path, rank), config, parts=2)
+    prepared = prepare(config)
+    whole, part = (
+        Planner(prepared.skeleton, config, find_device("cpu"), accumulates=is_split).memory(rank)
+        for is_split in (False, True)
+    )
+    assert part.peak_allocated == pytest.approx(measured, rel=0.01)
+    assert whole.peak_allocated != pytest.approx(measured, rel=0.01)
+    assert part.peak_eval == whole.peak_eval
 
 
 @pytest.mark.parametrize(

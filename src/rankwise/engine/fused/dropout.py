@@ -43,6 +43,8 @@ class Dropout:
         It is drawn again for the backward pass: to keep it would take half the input's memory.
         """
         mask = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
+        if mask.is_meta:  # a plan of memory has no numbers
+            return mask
         generator = torch.Generator(rows.device)
         for stream, (start, stop) in zip(self.streams, pairwise(self.bounds), strict=True):
             generator.manual_seed(stream.layer_seed(self.layer))

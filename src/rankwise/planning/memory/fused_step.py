@@ -104,7 +104,7 @@ class FusedStep:
         self.kernels = kernels
         self.attention = attention
         self.on_cpu = kernels.device.is_cpu
-        model: Any = skeleton.copy()
+        model: Any = skeleton.copy().eval()  # the engine trains a base without dropout
         dtype = DTYPES[config.precision]
         endings = (*trained_heads(objective.task_type), *config.modules_to_save)
         self.in_full = tuple(name for name, _ in model.named_modules() if name.endswith(endings))
@@ -147,12 +147,15 @@ class FusedStep:
             PLANNED_ATTENTION, partial(_planned_attention, self.attention, self.kernels)
         )
         products: ProductsName = "loop" if self.on_cpu else "masked"
+        dropout = self.config.lora_dropout
         with (
             quiet_libraries(),
             self.kernels,
             reading(no_plan(self.config.model)),
             kernels_of(self.kernels.device.kind),
-            packed_model(self.base, products=products, checkpointing=shape.checkpointing) as model,
+            packed_model(
+                self.base, dropout, products=products, checkpointing=shape.checkpointing
+            ) as model,
             attention_implementation(self.base.model, PLANNED_ATTENTION),
             trace.recording(self.base.model, self.skeleton, {}, recorder),
         ):
@@ -202,7 +205,7 @@ class FusedStep:
         for module in head.values():
             for parameter in module.requires_grad_().parameters():
                 parameter.grad = torch.empty_like(parameter)
-        return _Trial(factors, head, flat, gradient)
+        return _Trial(factors, head, flat, gradient, DropoutStream(seed=0, step=0))
 
     def _examples(self, shape: PackShape) -> Encoded:
         """Return examples of full length; every token is supervised that can be."""
@@ -259,7 +262,7 @@ class _Trial:
     head: dict[str, nn.Module]
     flat: torch.Tensor
     gradient: torch.Tensor
-    dropout_stream: DropoutStream | None = None
+    dropout_stream: DropoutStream
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield what is there before a step: parameters and gradients."""
