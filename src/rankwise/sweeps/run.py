@@ -112,6 +112,8 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     check_model_files(model_name(config))
     # PEFT imports bitsandbytes, which on some processors recommends another package.
     with quiet_libraries(), compiler_off() if config.quantization == "none" else nullcontext():
+        import peft  # noqa: F401  # here, before the memory plan imports it
+
         from rankwise.models.base_model import Loading, load_base
         from rankwise.models.device import find_dtype, find_torch_device
         from rankwise.models.quantization import check_optimizer
