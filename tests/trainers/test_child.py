@@ -26,6 +26,8 @@ inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(inner.pid, flush=True)
 time.sleep(60)
 """
+# As the workers of torchrun, which lead groups of their own.
+APART = SLEEPERS.replace('(60)"])', '(60)"], start_new_session=True)')
 STUBBORN = SLEEPERS.replace("signal.default_int_handler", "signal.SIG_IGN")
 
 
@@ -56,8 +58,9 @@ def test_output_errors_and_exit_code(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "log.txt", 5) == ["here", "bad"]
 
 
-def test_what_a_child_leaves_running_ends_with_it(tmp_path: Path) -> None:
-    child = start(SLEEPERS.replace("time.sleep(60)\n", "pass\n"), tmp_path)
+@pytest.mark.parametrize("code", [SLEEPERS, APART])
+def test_what_a_child_leaves_running_ends_with_it(tmp_path: Path, code: str) -> None:
+    child = start(code.replace("time.sleep(60)\n", "pass\n"), tmp_path)
     assert wait(child) == 0
     assert is_gone(inner_pid(tmp_path))
 
@@ -85,7 +88,8 @@ def test_the_child_of_a_killed_sweep_is_ended_later(tmp_path: Path) -> None:
     child = start(SLEEPERS, tmp_path)
     inner = inner_pid(tmp_path)
     noted = json.loads((tmp_path / PID_FILE).read_text())
-    other = {**noted, "started": noted["started"] - 100}  # another process with this number
+    # Another process with this number.
+    other = {**noted, "started": noted["started"] - 100, "mark": "another"}
     (tmp_path / PID_FILE).write_text(json.dumps(other))
     end_leftover(tmp_path)
     assert child.exit_code() is None

@@ -31,9 +31,8 @@ def test_a_function_that_returns_a_path_or_a_model(inputs: dict[str, Any], tmp_p
 
     def path(trial: FunctionTrial) -> Path:
         told.append(trial.train_data)
-        place = tmp_path / trial.name
-        write_adapter(place, trial.rank, trial.lora_alpha, trial.seed)
-        return place
+        write_adapter(trial.out, trial.rank, trial.lora_alpha, trial.seed)
+        return trial.out
 
     def model(trial: FunctionTrial) -> PeftModel:
         base = AutoModelForCausalLM.from_pretrained(inputs["model"])
@@ -104,3 +103,5 @@ def test_a_function_and_a_command_exclude_each_other(inputs: dict[str, Any]) -> 
     for settings in ({"trials_at_once": 2}, {"trial_timeout": 5.0}):
         with pytest.raises(RequestError, match=f"{next(iter(settings))}: a function runs in this"):
             rankwise.sweep(**inputs, **settings, train=lambda trial: 3)
+    with pytest.raises(RequestError, match="'python x' is no function; a command goes to trainer"):
+        rankwise.sweep(**inputs, train="python x")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.wording import LeftOut
@@ -29,9 +29,8 @@ from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import model_name, request_record
 from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.trackers import report_trials, require_trackers
-from rankwise.sweeps.user_trainer import note_trainer, open_figures_run
+from rankwise.sweeps.user_trainer import check_function, note_trainer, open_figures_run
 from rankwise.tasks.load import load_task
-from rankwise.trainers.function_name import trainer_name
 
 if TYPE_CHECKING:
     from rankwise.trainers.function import TrainFunction
@@ -42,6 +41,7 @@ def sweep(
     *,
     progress: Progress | None = None,
     train: "TrainFunction | None" = None,
+    train_in: Literal["process", "child"] = "process",
     **settings: Unpack[SweepSettings],
 ) -> SweepResult:
     """Train adapters of several ranks, decide which rank the task needs, and write everything down.
@@ -53,9 +53,11 @@ def sweep(
         config: the request; alternatively, give its fields as keyword arguments.
         progress: receives notes and finished trials.
         train: a function that trains in place of our engine. It gets a trial (``rank``, ``seed``,
-            ``learning_rate``, ``lora_alpha``, ``use_rslora``, ``name``, and with ``data``
-            ``train_data``, a file of the training rows) and returns the path of an adapter, a
-            PeftModel, or, with ``metric``, a mapping of metrics.
+            ``learning_rate``, ``lora_alpha``, ``use_rslora``, ``name``, ``out``, a directory for
+            what it leaves, and with ``data`` ``train_data``, a file of the training rows) and
+            returns the path of an adapter, a PeftModel, or, with ``metric``, a mapping of metrics.
+        train_in: where the function runs: in this process, or each call in a child, a new process
+            that is treated like a trainer's command.
         **settings: fields of `SweepConfig`.
 
     Raises:
@@ -68,20 +70,14 @@ def sweep(
         >>> result.decision.rank  # doctest: +SKIP
         4
     """
-    config = requested(config, settings if train is None else _by_function(train, config, settings))
+    values: Mapping[str, object] = settings
+    if train is not None or train_in != "process":
+        values = check_function(train, train_in, config, settings)
+    config = requested(config, values)
     with open_run(config, progress or Silent()) as opened:
-        run = replace(opened, train=train)
+        run = replace(opened, train=train, in_child=train_in == "child")
         left_out = run_trials(run)
         return finish(run, left_out)
-
-
-def _by_function(
-    train: "TrainFunction", config: SweepConfig | None, settings: Mapping[str, object]
-) -> Mapping[str, object]:
-    """Return the fields of a request with the function in the place of a trainer's command."""
-    if config is not None or settings.get("trainer") is not None:
-        raise RequestError("train: give settings by name beside it, and no trainer")
-    return {**settings, "trainer": trainer_name(train)}
 
 
 def requested(config: SweepConfig | None, settings: Mapping[str, object]) -> SweepConfig:

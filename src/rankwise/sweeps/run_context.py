@@ -31,6 +31,7 @@ class Run:
         task: the data, split into training, held-out and test examples.
         fit: memory of a trial of each rank, and how many trials fit at once.
         train: the user's function that trains, if it is one.
+        in_child: whether each call of it has a process of its own.
         extension: seeds to add to some ranks of a finished sweep, if the request is for these.
     """
 
@@ -42,6 +43,7 @@ class Run:
     fit: "Fit"
     extension: Extension | None = None
     train: "TrainFunction | None" = None
+    in_child: bool = False
 
     def __enter__(self) -> "Run":
         return self

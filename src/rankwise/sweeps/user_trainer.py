@@ -1,12 +1,12 @@
 """A sweep by the user's own trainer: its engine, the data for it, and what to say about it."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, shown
 from rankwise.store.directory import SweepStore
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.extension import Extension
@@ -14,16 +14,52 @@ from rankwise.sweeps.progress import Progress
 from rankwise.sweeps.request_record import request_record
 from rankwise.tasks.base import Task
 from rankwise.tasks.readers import read_table
-from rankwise.trainers.function_name import FunctionName
+from rankwise.trainers.config import TrainerConfig
+from rankwise.trainers.function_name import FunctionName, trainer_name
 from rankwise.trainers.tools import ToolCommand, Trainer, notes_on_file, parse_trainer
 
 if TYPE_CHECKING:
     from rankwise.engine.trial import Trial
     from rankwise.sweeps.run_context import Run
     from rankwise.trainers.engine import Launch, TrainerEngine
-    from rankwise.trainers.function import FunctionEngine
+    from rankwise.trainers.function import FunctionEngine, TrainFunction
 
 TRAIN_DATA = "train_data.jsonl"
+
+
+def check_function(
+    train: "TrainFunction | None",
+    train_in: str,
+    config: SweepConfig | None,
+    settings: Mapping[str, object],
+) -> Mapping[str, object]:
+    """Return the fields of a request with a function in the place of a trainer's command.
+
+    Raises:
+        RequestError: something goes without the function, or not with it.
+    """
+    if train_in not in ("process", "child"):
+        raise RequestError(f"train_in {shown(train_in)}: allowed are 'process' and 'child'")
+    if train is None:
+        raise RequestError(f"train_in {train_in!r} goes with train, which is missing")
+    if not callable(train):
+        raise RequestError(f"train {shown(train)} is no function; a command goes to trainer")
+    if config is not None or settings.get("trainer") is not None:
+        raise RequestError("train: give settings by name beside it, and no trainer")
+    if train_in == "child":
+        from rankwise.trainers.function_child import check_child
+
+        check_child(train)
+    else:
+        for name in ("trials_at_once", "trial_timeout"):
+            default = getattr(TrainerConfig, name)
+            if settings.get(name, default) != default:
+                raise RequestError(
+                    f"{name}: a function runs in this process, one trial at a time and to its "
+                    "end; leave it out, or add train_in='child'",
+                    setting=name,
+                )
+    return {**settings, "trainer": trainer_name(train)}
 
 
 def trainer_engine(run: "Run") -> "TrainerEngine | FunctionEngine":
@@ -51,9 +87,13 @@ def trainer_engine(run: "Run") -> "TrainerEngine | FunctionEngine":
     seconds = [trial.train_seconds for trial in trials if not trial.failed]
     failed = {trial.name: trial.failed for trial in trials if trial.failed}
     failures = Failures(failed, store.take_back, run.progress.note)
-    if run.train is not None:
+    if run.train is not None and run.in_child:
+        from rankwise.trainers.function_child import FunctionLaunch
+
+        launch = FunctionLaunch(**vars(launch), function=run.train)
+    elif run.train is not None:
         return FunctionEngine(run.train, judge, launch, run.progress, failures)
-    if isinstance(launch.command, FunctionName):
+    elif isinstance(launch.command, FunctionName):
         raise RequestError(f"trainer {config.trainer!r}: call rankwise.sweep(train=...) again")
     return TrainerEngine(launch, judge, run.progress, failures, seconds)
 

@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
+
+from rankwise.trainers.orphans import MARK, end_processes
 
 GRACE_SECONDS = 10.0  # between the interruption of a child and the end of its group
 POLL_SECONDS = 0.1
@@ -24,7 +28,8 @@ SAME_START = 1.0  # seconds by which the system's starting times of one process 
 class Child:
     """A running command.
 
-    It leads a process group, so that whatever it starts ends with it.
+    It leads a process group, and whatever it starts inherits a mark and ends with it. A small
+    process watches over it, which ends them too if this process is killed.
 
     Args:
         words: program and arguments.
@@ -36,20 +41,28 @@ class Child:
     def __init__(
         self, words: Sequence[str], log: Path, environment: Mapping[str, str], place: Path
     ) -> None:
+        self.mark = uuid.uuid4().hex
         # Python's prints would otherwise wait in a buffer, and nothing could be shown live.
-        variables = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        own = {"PYTHONUNBUFFERED": "1", MARK: self.mark}
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=variables,
+                env={**os.environ, **environment, **own},
                 start_new_session=True,
             )
+        self._watcher = subprocess.Popen(
+            python("rankwise.trainers.orphans", str(self.process.pid), self.mark),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         with suppress(psutil.NoSuchProcess):
             started = psutil.Process(self.process.pid).create_time()
-            content = json.dumps({"pid": self.process.pid, "started": started})
+            content = json.dumps({"pid": self.process.pid, "started": started, "mark": self.mark})
             (place / PID_FILE).write_text(content)
 
     def exit_code(self) -> int | None:
@@ -60,9 +73,18 @@ class Child:
         return code
 
     def kill(self) -> None:
-        """End the whole group at once."""
-        _kill_group(self.process.pid)
+        """End the command and all that it started at once."""
+        end_processes(self.process.pid, self.mark)
         self.process.wait()
+        if self._watcher.poll() is None:
+            self._watcher.communicate(b"!")
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module with the search path of this process."""
+    code = f"import runpy, sys; sys.path[:] = {sys.path!r}; "
+    code += f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", code, *arguments]
 
 
 def stop_all(children: Sequence[Child]) -> None:
@@ -85,12 +107,14 @@ def end_leftover(place: Path) -> None:
     """End the child of a sweep that was killed, if it still runs."""
     try:
         noted = json.loads((place / PID_FILE).read_text())
+        mark, started = str(noted["mark"]), float(noted["started"])
         process = psutil.Process(noted["pid"])
-        is_same = abs(process.create_time() - noted["started"]) < SAME_START
+        is_same = abs(process.create_time() - started) < SAME_START
+    except psutil.NoSuchProcess:
+        is_same = False
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return
-    if is_same:
-        _kill_group(process.pid)
+    end_processes(process.pid if is_same else None, mark)
 
 
 @contextmanager
@@ -127,8 +151,3 @@ def last_lines(log: Path, count: int) -> list[str]:
         return []
     lines = [line.rstrip().rpartition("\r")[2].strip() for line in text.split("\n")]
     return [line for line in lines if line][-count:]
-
-
-def _kill_group(leader: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from rankwise.errors import RequestError, some
 from rankwise.settings import Count, FilePath, Option, Positive, Settings, Text
-from rankwise.trainers.function_name import FunctionName
 from rankwise.trainers.left_adapter import same_model
 from rankwise.trainers.tools import ToolCommand, Trainer, check_adapters, parse_trainer
 
@@ -99,14 +98,6 @@ def check_trainer_request(request: Any) -> None:
             setting=changed[0],
         )
     command = parse_trainer(request.trainer, request.trainer_config, request.data)
-    if isinstance(command, FunctionName):
-        for name in ("trials_at_once", "trial_timeout"):
-            if getattr(request, name) != defaults[name]:
-                raise RequestError(
-                    f"{name}: a function runs in this process, one trial at a time and to its "
-                    "end; leave it out",
-                    setting=name,
-                )
     _check_base(command, request)
     if request.data is None:
         _check_figures(command, request)

@@ -83,6 +83,7 @@ class Launch:
         at_once: number of trials that run at once.
         timeout: seconds after which a trial is stopped; None for never.
         train_data: file of the training examples; None if the command does not ask for it.
+        noun: word for what runs.
     """
 
     command: Trainer
@@ -90,6 +91,7 @@ class Launch:
     at_once: int = 1
     timeout: float | None = None
     train_data: Path | None = None
+    noun = "command"
 
     def place(self, trial: Trial) -> Path:
         """Return the directory of a trial until it is judged."""
@@ -125,6 +127,16 @@ class Launch:
         texts = {name: as_word(value) for name, value in self.values(trial).items()}
         texts["config"] = str(self.config(trial).absolute())
         return self.command.fill(texts)
+
+    def prepare(self, trial: Trial) -> list[str]:
+        """Write the files that the command of a trial reads, and return the command."""
+        text = self.command.config_text(self.values(trial))
+        self.config(trial).write_text(text)
+        return self.words(trial)
+
+    def left(self, trial: Trial) -> Path:
+        """Return the directory with what a trial left."""
+        return self.place(trial) / OUT
 
 
 def as_word(value: object) -> str:
@@ -227,9 +239,7 @@ class TrainerEngine:
     def _start(self, trial: Trial, slot: int, before: RunningTrial | None = None) -> RunningTrial:
         """Start a trial's command in a new directory."""
         place = self.launch.new_place(trial)
-        text = self.launch.command.config_text(self.launch.values(trial))
-        self.launch.config(trial).write_text(text)
-        words = self.launch.words(trial)
+        words = self.launch.prepare(trial)
         child = Child(words, place / LOG, self._environments[slot], place)
         attempt = 1 if before is None else before.attempt + 1
         reported = 0.0 if before is None else before.reported
@@ -256,7 +266,9 @@ class TrainerEngine:
         killed = code is not None and (code < 0 or code in KILLED)
         if not killed or running.attempt > 1:
             return False
-        self.progress.note(f"{running.trial.name}: {_ending(code)}; it is tried once more")
+        self.progress.note(
+            f"{running.trial.name}: {_ending(code, self.launch.noun)}; it is tried once more"
+        )
         return True
 
     def _finish(self, running: RunningTrial, code: int | None, together: int) -> FinishedTrial:
@@ -267,12 +279,12 @@ class TrainerEngine:
             stop_all([running.child])
             failed = f"it took longer than trial_timeout, {seconds / 60:.3g} minutes"
         elif code != 0:
-            failed = _ending(code)
+            failed = _ending(code, self.launch.noun)
         began = time.monotonic()
         _restore(running.place)
         try:
             if failed is None:
-                judged = self.judge.judge(running.trial, running.place / OUT)
+                judged = self.judge.judge(running.trial, self.launch.left(running.trial))
         except UnusableTrialError as error:
             failed = str(error)
         self.progress.log(running.trial.name, [])
@@ -353,11 +365,11 @@ def _restore(place: Path) -> None:
     (place / LOG).touch()
 
 
-def _ending(code: int | None) -> str:
+def _ending(code: int | None, noun: str) -> str:
     """Return how a command ended."""
     if code is not None and code < 0:
-        return f"its command was killed by {signal.Signals(-code).name}"
-    return f"its command ended with exit code {code}"
+        return f"its {noun} was killed by {signal.Signals(-code).name}"
+    return f"its {noun} ended with exit code {code}"
 
 
 def gpu_environments(at_once: int) -> list[dict[str, str]]:

@@ -55,8 +55,8 @@ class Failures:
 
 
 STOPPED = re.compile(
-    r"it took longer than trial_timeout|its command (was killed by \w+|ended with exit code "
-    r"(137|143)\b)"
+    r"it took longer than trial_timeout|its (command|process) (was killed by \w+|ended with exit "
+    r"code (137|143)\b)"
 )
 """How failures begin that have their whole reason there: the last line of the log is no part."""
 

@@ -1,4 +1,4 @@
-"""A function of the user as the trainer: each trial is a call in this process."""
+"""A function of the user as the trainer: each trial is a call, in this process or in a child."""
 
 import json
 import os
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 class FunctionTrial(Trial):
     """A trial as a function gets it."""
 
+    out: Path  # a directory of its own for what it leaves
     train_data: Path | None = None  # JSON lines of the training rows; None without data
 
 
@@ -37,8 +38,15 @@ TrainFunction = Callable[[FunctionTrial], Any]
 """Trains one trial; returns the path of an adapter, a PeftModel, or a mapping of metrics."""
 
 
+def told(trial: Trial, launch: Launch) -> FunctionTrial:
+    """Return a trial as its function gets it."""
+    out = (launch.place(trial) / OUT).absolute()
+    data = None if launch.train_data is None else launch.train_data.absolute()
+    return FunctionTrial(**vars(trial), out=out, train_data=data)
+
+
 class FunctionEngine:
-    """Trains each trial by a function, and has it judged.
+    """Trains each trial by a function in this process, and has it judged.
 
     Args:
         function: the function.
@@ -83,8 +91,7 @@ class FunctionEngine:
         judged, failed = Judged(evidence=no_evidence(), diverged=True), None
         began = trained = time.monotonic()
         try:
-            told = FunctionTrial(**vars(trial), train_data=self.launch.train_data)
-            left = _keep(self.function(told), place / OUT)
+            left = keep(self.function(told(trial, self.launch)), place / OUT)
             trained = time.monotonic()
             judged = self.judge.judge(trial, left)
         except UnusableTrialError as error:
@@ -102,8 +109,8 @@ class FunctionEngine:
         return finished_trial(trial, judged, failed, times, files)
 
 
-def _keep(result: Any, out: Path) -> Path:
-    """Return the directory with what a function returned.
+def keep(result: Any, out: Path) -> Path:
+    """Return the directory with what a function returned; write it there if it is no path.
 
     Raises:
         UnusableTrialError: it is none of what a function may return.
