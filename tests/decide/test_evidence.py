@@ -172,6 +172,14 @@ class TestBestLearningRate:
         assert best_learning_rate(self.rates(alike, {1e-3: [0], 2e-3: [0, 1, 2]})) == 2e-3
         assert best_learning_rate(self.rates(alike)) == 1e-3
 
+    def test_a_rate_is_compared_with_the_best_on_all_seeds_that_both_have(self) -> None:
+        """The first seed prefers 2e-3, the second does not, and 4e-3 has no second seed."""
+        losses = {1e-3: [0.62, 0.63], 2e-3: [0.5, 0.51], 4e-3: [0.7, 0.7]}
+        both = self.rates(losses, {1e-3: [0, 1], 2e-3: [0, 1]})
+        assert best_learning_rate(both) == 2e-3
+        both.loc[(both["seed"] == 1) & (both["learning_rate"] == 2e-3), "loss"] = 0.9
+        assert best_learning_rate(both) == 1e-3
+
     def test_only_seeds_that_every_rate_has_count(self) -> None:
         both = self.rates({1e-3: [0.6, 0.62], 2e-3: [0.5, 0.51]}, {1e-3: [0], 2e-3: [0, 1]})
         both.loc[both["seed"] == 1, "loss"] = 0.9

@@ -8,11 +8,13 @@ import pytest
 
 from rankwise.decide.config import DecisionConfig
 from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.strategies import trial_keys
 from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.grid import Grid
 from rankwise.strategies.learning_rates import GivenRates, SearchedRates, make_rate_search
 from rankwise.strategies.trial_keys import TrialKey
 from tests.factories import NO_EVIDENCE
+from tests.strategies.simulation import decide_on
 from tests.strategies.test_grid import RANKS, Loss, grid, run_grid, valley
 
 LADDER = (4, 8, 16, 32, 64)
@@ -25,8 +27,9 @@ def rates_of(evidence: pd.DataFrame, rank: int, seed: int = 0) -> list[float]:
 
 
 def chosen(evidence: pd.DataFrame, rank: int) -> float:
-    """Return the rate that the first seed found, at which the second is trained."""
-    (rate,) = rates_of(evidence, rank, seed=1)
+    """Return the rate that the search found, at which the second seed is trained too."""
+    rate = trial_keys.chosen_rate(evidence, rank)
+    assert rate in rates_of(evidence, rank, seed=1)
     return rate
 
 
@@ -106,6 +109,34 @@ def test_a_cliff_next_to_the_best_rate_is_avoided_if_examples_cannot_tell() -> N
     evidence = run_grid(chance_grid(RANKS), loss)
     assert chosen(evidence, 16) == 5e-4
     assert rates_of(evidence, 16) == [2.5e-4, 5e-4, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("below", "second_seed", "expected", "tried"),
+    [
+        (0.01, 0.60, 5e-4, [5e-4, 1e-3]),  # the second seed falls off a cliff at the best rate
+        (0.01, 0.49, 1e-3, [5e-4, 1e-3]),  # the second seed confirms the best rate
+        (0.03, 0.60, 1e-3, [1e-3]),  # beyond the margin of 0.02 it is not asked
+    ],
+)
+def test_the_second_seed_is_asked_where_a_lower_rate_is_nearly_as_good(
+    below: float, second_seed: float, expected: float, tried: list[float]
+) -> None:
+    """With the first seed 1e-3 is best at rank 16, and the losses of both seeds at 5e-4 agree."""
+
+    def loss(rank: int, rate: float, seed: int) -> float:
+        at_16 = round(rate * math.sqrt(rank / 16), 5)
+        if at_16 == 1e-3 and seed == 1:
+            return second_seed
+        return {1e-3: 0.5, 5e-4: 0.5 + below}.get(at_16, 0.6)
+
+    whole = run_grid(grid(), loss)
+    assert rates_of(whole, 16, seed=1) == tried
+    assert chosen(whole, 16) == expected
+    assert chosen(whole, 32) == pytest.approx(expected / math.sqrt(2), rel=1e-2)
+    more = run_grid(grid(seeds=3), loss, start=whole)
+    assert rates_of(more, 16, seed=2) == [expected]
+    assert decide_on(more).table[2].learning_rate == expected
 
 
 def test_a_lower_rate_replaces_one_that_diverges() -> None:

@@ -127,8 +127,9 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     is the one-standard-error rule (Breiman et al. 1984, section 3.4.3), applied to all ranks alike.
     Among rates that cannot be told from the best, those with the most seeds come first.
 
-    Rates are compared on the seeds that every rate was tried with, so that more seeds do not make a
-    rate look better or worse. A rate with a diverged trial is excluded.
+    The best rate is found on the seeds that every rate was tried with, and every other rate is
+    compared with it on the seeds that both have, so that more seeds do not make a rate look better
+    or worse. A rate with a diverged trial is excluded.
 
     Args:
         evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and
@@ -146,27 +147,43 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     rates = sorted(float(rate) for rate in usable["learning_rate"].unique())
     if len(rates) < 2:
         return rates[0] if rates else None
-    seeds_by_rate = usable.groupby("learning_rate")["seed"]
-    seed_counts = seeds_by_rate.nunique().to_numpy()  # (L,)
-    shared = set.intersection(*(set(seeds) for seeds in seeds_by_rate.unique()))
-    if shared:
-        usable = usable[usable["seed"].isin(shared)]
+    seeds_by_rate = usable.groupby("learning_rate")["seed"].unique().map(set)
+    shared = set.intersection(*seeds_by_rate)
+    common = usable[usable["seed"].isin(shared)] if shared else usable
     unit = "example_id" if usable["example_id"].nunique() > 1 else "seed"
-    costs = usable.pivot_table(index=unit, columns="learning_rate", values=cost)  # (N, L)
-    best = int(costs.mean().to_numpy().argmin())
+    best = rates[int(common.groupby("learning_rate")[cost].mean().to_numpy().argmin())]
     if unit == "seed" and not shared:
-        return rates[best]  # nothing can be paired
-    if costs.isna().any(axis=None):
-        rank = int(usable["rank"].iloc[0])
+        return best  # nothing can be paired
+    near = [_is_near(usable, rate, best, unit, cost) for rate in rates]
+    seed_counts = seeds_by_rate.map(len).to_numpy()  # (L,)
+    return rates[int((np.array(near) * seed_counts).argmax())]
+
+
+def _is_near(evidence: pd.DataFrame, rate: float, best: float, unit: str, cost: str) -> bool:
+    """Whether a rate's cost is within one standard error of the best rate's.
+
+    Args:
+        evidence: rows of one rank.
+        rate: the rate asked about.
+        best: the best rate.
+        unit: the column to pair by.
+        cost: the column to compare by.
+    """
+    if rate == best:
+        return True
+    trials = [evidence[evidence["learning_rate"] == one] for one in (rate, best)]
+    if both := set(trials[0]["seed"]) & set(trials[1]["seed"]):
+        trials = [rows[rows["seed"].isin(both)] for rows in trials]
+    own, others = (rows.groupby(unit)[cost].mean() for rows in trials)
+    if set(own.index) != set(others.index):
+        rank = int(evidence["rank"].iloc[0])
         raise RequestError(
             f"evidence of rank {rank}: its learning rates were not scored on the same examples"
         )
-    behind = costs.to_numpy() - costs.to_numpy()[:, [best]]  # (N, L)
-    standard_error = np.zeros(len(rates))  # unknown for a single unit: only the best rate is near
-    if len(behind) > 1:
-        standard_error = behind.std(0, ddof=1) / np.sqrt(len(behind))
-    near = behind.mean(0) <= standard_error  # (L,), true for the best
-    return rates[int((near * seed_counts).argmax())]
+    behind = (own - others).to_numpy()  # (N,)
+    # With a single unit no error is known, so only a rate that costs no more is near.
+    error = behind.std(ddof=1) / np.sqrt(len(behind)) if len(behind) > 1 else 0.0
+    return bool(behind.mean() <= error)
 
 
 def chance_losses(chance_loss: ChanceLoss, examples: np.ndarray) -> np.ndarray | float:

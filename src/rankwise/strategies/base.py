@@ -40,7 +40,9 @@ class Strategy(ABC):
         self.ranks = list(settings.ranks)  # ascending
         self.seeds = settings.seeds
         self.alpha = parse_alpha_policy(settings.lora_alpha)
-        self.rates = make_rate_search(settings.learning_rate, self.alpha, task_type, chance_loss)
+        self.rates = make_rate_search(
+            settings.learning_rate, self.alpha, task_type, chance_loss, settings.seeds
+        )
         self.rule = Rule(
             margin=rule.margin,
             confidence=rule.confidence,

@@ -1,7 +1,8 @@
 """The search for each rank's learning rate, made with the first seed of every strategy.
 
 `GivenRates` tries the user's rates at every rank. `SearchedRates` brackets the best rate of one
-middle rank, and carries it to the others by the law of `rankwise.lora.alpha.carried_rate`.
+middle rank, asks the second seed where a lower rate is nearly as good, and carries the rate to the
+other ranks by the law of `rankwise.lora.alpha.carried_rate`.
 docs/learning-rate.md has the measurements behind it.
 """
 
@@ -49,10 +50,16 @@ class RateSearch(ABC):
 
 
 def make_rate_search(
-    setting: LearningRates, alpha: AlphaPolicy, task_type: str, chance_loss: ChanceLoss | None
+    setting: LearningRates,
+    alpha: AlphaPolicy,
+    task_type: str,
+    chance_loss: ChanceLoss | None,
+    seeds: int = 1,
 ) -> RateSearch:
     """Return the search that the setting ``learning_rate`` implies."""
-    return SearchedRates(alpha, task_type, chance_loss) if setting == AUTO else GivenRates(setting)
+    if setting == AUTO:
+        return SearchedRates(alpha, task_type, chance_loss, seeds)
+    return GivenRates(setting)
 
 
 class GivenRates(RateSearch):
@@ -77,17 +84,26 @@ class SearchedRates(RateSearch):
     doubles it, so equal steps at two ranks correspond by the law.
 
     The middle rank's rate is bracketed: the search goes on until the best step lies between two
-    worse ones. Another rank takes the same step, or the first lower one that does not diverge. Its
-    neighbouring steps are tried where the law may fail: below rank 4, at a rank that learns
-    nothing, and at the first or the last rank if its loss is off the trend of the others.
+    worse ones. If the next lower step is within the margin of the best, both are trained with the
+    second seed too, because the best step of one seed often lies at a cliff for another. Another
+    rank takes the same step, or the first lower one that does not diverge. Its neighbouring steps
+    are tried where the law may fail: below rank 4, at a rank that learns nothing, and at the first
+    or the last rank if its loss is off the trend of the others.
+
+    Args:
+        alpha: gives ``lora_alpha`` at each rank.
+        task_type: PEFT's name of the task.
+        chance_loss: chance-level held-out loss, nats; None if unknown.
+        seeds: number of seeds of the sweep.
     """
 
     def __init__(
-        self, alpha: AlphaPolicy, task_type: str, chance_loss: ChanceLoss | None = None
+        self, alpha: AlphaPolicy, task_type: str, chance_loss: ChanceLoss | None, seeds: int
     ) -> None:
         self.alpha = alpha
         self.task_type = task_type
         self.chance_loss = chance_loss
+        self.seeds = min(seeds, trial_keys.SEARCH_SEEDS)
 
     def propose(self, ranks: Sequence[int], evidence: pd.DataFrame) -> list[TrialKey]:
         """Return the bracket of the middle rank, then the other ranks, then those to check."""
@@ -95,6 +111,10 @@ class SearchedRates(RateSearch):
         bracket = self._bracket(middle, 0, evidence)
         wanted = self._keys(middle, bracket)
         best = self._best_step(middle, bracket, evidence)
+        if best is None or trial_keys.missing_keys(wanted, evidence):
+            return wanted
+        wanted += self._second_seed(middle, bracket, evidence)
+        best = self._best_step(middle, bracket, evidence, self.seeds)
         if best is None or trial_keys.missing_keys(wanted, evidence):
             return wanted
         losses = {middle: self._losses(middle, best, evidence)}
@@ -159,10 +179,13 @@ class SearchedRates(RateSearch):
         rows = trials[(trials["learning_rate"] == rate) & ~trials["diverged"].astype(bool)]
         return rows.set_index("example_id")["loss"]
 
-    def _best_step(self, rank: int, steps: Sequence[int], evidence: pd.DataFrame) -> int | None:
+    def _best_step(
+        self, rank: int, steps: Sequence[int], evidence: pd.DataFrame, seeds: int = 1
+    ) -> int | None:
         """Return the best step of those tried; None if all diverged or none was tried."""
         by_rate = {self._rate(rank, step): step for step in steps}
-        trials = trial_keys.first_seed(trial_keys.rank_evidence(evidence, rank))
+        trials = trial_keys.rank_evidence(evidence, rank)
+        trials = trials[trials["seed"] < seeds]
         best = best_learning_rate(trials[trials["learning_rate"].isin(by_rate)])
         return None if best is None else by_rate[best]
 
@@ -192,6 +215,24 @@ class SearchedRates(RateSearch):
                 break
             steps |= more
         return sorted(steps)
+
+    def _second_seed(
+        self, rank: int, steps: Sequence[int], evidence: pd.DataFrame
+    ) -> list[TrialKey]:
+        """Return the second seed's trials at the best step and the next lower, where they help.
+
+        They do if the first seed tells the two apart, but by no more than the margin.
+        """
+        losses = {step: self._losses(rank, step, evidence) for step in steps}
+        usable = [step for step in steps if not losses[step].empty]
+        lowest = min(usable, key=lambda step: losses[step].mean())
+        is_told_apart = lowest == self._best_step(rank, steps, evidence)
+        if self.seeds == 1 or lowest - 1 not in usable or not is_told_apart:
+            return []
+        behind, _ = _mean_and_error(losses[lowest - 1] - losses[lowest])
+        if behind > LOSS_MARGIN:
+            return []
+        return [TrialKey(rank, self._rate(rank, step), 1) for step in (lowest, lowest - 1)]
 
     def _next_steps(self, rank: int, steps: set[int], evidence: pd.DataFrame) -> set[int]:
         """Return the steps that a bracket needs after those tried."""

@@ -7,6 +7,8 @@ import pandas as pd
 
 from rankwise.decide import best_learning_rate
 
+SEARCH_SEEDS = 2  # seeds that a search for learning rates may use
+
 
 class TrialKey(NamedTuple):
     """Rank, learning rate and seed, which together identify a trial of a sweep."""
@@ -46,15 +48,16 @@ def rank_evidence(evidence: pd.DataFrame, rank: int) -> pd.DataFrame:
 
 
 def first_seed(evidence: pd.DataFrame) -> pd.DataFrame:
-    """Return the evidence of the first seed, which the search for learning rates uses."""
+    """Return the evidence of the first seed, with which learning rates are tried."""
     return evidence[evidence["seed"] == 0]
 
 
 def chosen_rate(evidence: pd.DataFrame, rank: int) -> float | None:
-    """Return a rank's best rate for the first seed, among the rates where no seed diverged."""
+    """Return the rate that the search found for a rank, among those where no seed diverged."""
     trials = rank_evidence(evidence, rank)
     diverged = trials.loc[trials["diverged"].astype(bool), "learning_rate"].unique()
-    return best_learning_rate(first_seed(trials[~trials["learning_rate"].isin(diverged)]))
+    usable = trials[~trials["learning_rate"].isin(diverged)]
+    return best_learning_rate(usable[usable["seed"] < SEARCH_SEEDS])
 
 
 def at_chosen_rates(evidence: pd.DataFrame, ranks: Sequence[int], seeds: int) -> pd.DataFrame:
