@@ -7,8 +7,9 @@
 The grid trains every rank with every seed, each rank at its own learning rate. The other strategies
 see only the evidence of the trials that they propose. A trial that the grid has is copied from it
 with its costs, because training it again would give the same; missing trials are trained. So a
-strategy's cost is what it would have cost alone. `once` uses two seeds. Everything is kept in
---out, and the same command resumes an interrupted run. Results are written after each task.
+strategy's cost is what it would have cost alone. `once` has two seeds, and keeps one adapter as a
+rule. Everything is kept in --out, and the same command resumes an interrupted run. Results are
+written after each task; a task that --results has from the same request is not run again.
 
 A choice is judged by its adapters, one for each seed, on the held-out split and on all examples
 that no trial saw: the test split, and the training examples beyond those trained on. It is compared
@@ -111,12 +112,21 @@ def main() -> None:
             "ranks": options.ranks,
             "seeds": options.seeds,
         }
-        results["tasks"][name] = {
-            **run_task(options.out / name, settings, chosen),
-            "environment": asdict(environment()),
-        }
-        results_file.write_results(results, options.results)
+        request = {**printable(settings), "strategies": chosen}
+        if results["tasks"].get(name, {}).get("request") != request:
+            results["tasks"][name] = {
+                "request": request,
+                **run_task(options.out / name, settings, chosen),
+                "environment": asdict(environment()),
+            }
+            results_file.write_results(results, options.results)
     show(results)
+
+
+def printable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the names of files in place of their paths."""
+    files = {name: settings[name] and settings[name].name for name in ("model", "data")}
+    return {**settings, **files}
 
 
 def run_task(
@@ -150,7 +160,7 @@ def run_task(
                     "passes": passes(trials, config.batch_size, sizes[1]),
                 }
         if name == "once":
-            choices[name]["spent"] = seconds_by_part(trials, seeds)
+            choices[name]["spent"] = seconds_by_part(trials)
         if name == "grid":
             grid_ranks, grid_trials = ranks, trials
     choices |= fixed_choices(grid_ranks, grid_trials)
@@ -160,9 +170,8 @@ def run_task(
         choice.update(points_above(choice, choices["grid"]))
     for row in (*grid_ranks, *choices.values()):
         del row["scores"]
-    files = {name: settings[name] and settings[name].name for name in ("model", "data")}
     return {
-        "settings": {**settings, **files},
+        "settings": printable(settings),
         "examples": dict(zip(("train", "held_out"), sizes, strict=True)),
         "grid": grid_ranks,
         "choices": choices,
@@ -202,23 +211,16 @@ def passes(trials: Sequence[TrialRecord], batch_size: int, held_out: int) -> int
     return sum(3 * batch_size * trial.step + held_out for trial in trials)
 
 
-def seconds_by_part(trials: Sequence[TrialRecord], seeds: int) -> dict[str, float]:
-    """Return the seconds that `once` spent on each part, and the least it could have spent.
-
-    The least is the cheapest training and its scoring, once for each seed, and the scoring of all
-    truncated adapters: the cost if the learning rate had been known.
-    """
+def seconds_by_part(trials: Sequence[TrialRecord]) -> dict[str, float]:
+    """Return the seconds that `once` spent on each part."""
     healed = [trial for trial in trials if trial.starts_from is not None]
     trained = [trial for trial in trials if trial.train_seconds > 0 and trial not in healed]
-    training = [trial.pack_seconds / trial.pack_size for trial in trained]
-    scoring = [trial.eval_seconds for trial in trained]
-    scoring_truncated = sum(trial.eval_seconds for trial in trials if trial.train_seconds == 0)
+    cuts = [trial for trial in trials if trial.train_seconds == 0]
     return {
-        "training": sum(training),
-        "scoring": sum(scoring),
-        "scoring_cuts": scoring_truncated,
+        "training": sum(trial.pack_seconds / trial.pack_size for trial in trained),
+        "scoring": sum(trial.eval_seconds for trial in trained),
+        "scoring_cuts": sum(trial.eval_seconds for trial in cuts),
         "healing": sum(trial.seconds_spent for trial in healed),
-        "least": seeds * (min(training) + min(scoring)) + scoring_truncated,
     }
 
 
@@ -236,6 +238,7 @@ def held_out_results(run: Run, decision: Decision) -> list[dict[str, Any]]:
                 "rank": rank,
                 "learning_rate": rate,
                 "names": [trial.name for trial in at_rank],
+                "seeds": [trial.seed for trial in at_rank],
                 "held_out_loss": [trial.eval_loss for trial in at_rank],
                 "held_out_score": [trial.eval_score for trial in at_rank],
             }
@@ -283,8 +286,11 @@ def points_above(choice: dict[str, Any], other: dict[str, Any]) -> dict[str, flo
     Both are means over the seeds that both choices have. The standard error is over the examples;
     it does not count how much the seeds vary.
     """
-    seeds = min(len(choice["scores"]), len(other["scores"]))
-    points = 100 * (choice["scores"][:seeds] - other["scores"][:seeds]).mean(axis=0)  # (N,)
+    both = [seed for seed in choice["seeds"] if seed in other["seeds"]]
+    own, others = (
+        row["scores"][[row["seeds"].index(seed) for seed in both]] for row in (choice, other)
+    )  # (S, N)
+    points = 100 * (own - others).mean(axis=0)  # (N,)
     return {
         "points": float(points.mean()),
         "points_error": float(points.std(ddof=1) / math.sqrt(len(points))),
@@ -296,6 +302,16 @@ def choose(ranks: Sequence[dict[str, Any]], rank: int | None) -> dict[str, Any]:
     if rank is None:
         return dict(min(ranks, key=lambda row: np.mean(row["held_out_loss"])))
     return dict(next(row for row in ranks if row["rank"] == rank))
+
+
+def goal(task: dict[str, Any]) -> float:
+    """Return the share of the grid's seconds that a cheap strategy may take; 0 if unknown.
+
+    Results of an earlier version do not have the sizes of the data.
+    """
+    if "examples" not in task:
+        return 0.0
+    return 1 / 8 if task["examples"]["train"] >= 4 * task["examples"]["held_out"] else 1 / 6
 
 
 def show(results: dict[str, Any]) -> None:
@@ -316,14 +332,16 @@ def show(results: dict[str, Any]) -> None:
             "points",
             "trials",
             "cost",
+            "of the goal",
             "passes",
         ):
             table.add_column(
                 column, justify="left" if column in ("strategy", "verdict") else "right"
             )
         for strategy, choice in task["choices"].items():
-            seeds = len(choice["held_out_loss"])
-            lowest = min(np.mean(row["held_out_loss"][:seeds]) for row in task["grid"])
+            # The grid has all seeds; results of an earlier version have the first ones.
+            seeds = choice.get("seeds", range(len(choice["held_out_loss"])))
+            lowest = min(np.mean(np.take(row["held_out_loss"], seeds)) for row in task["grid"])
             table.add_row(
                 strategy,
                 choice["verdict"],
@@ -333,21 +351,24 @@ def show(results: dict[str, Any]) -> None:
                 f"{choice['points']:+.2f} +- {choice['points_error']:.2f}",
                 str(choice["trials"]),
                 f"{choice['seconds'] / grid['seconds']:.1%}",
+                f"{choice['seconds'] / grid['seconds'] / goal(task):.0%}" if goal(task) else "",
                 f"{choice['passes'] / grid['passes']:.1%}" if "passes" in choice else "",
             )
         console.print(table)
         parts = task["choices"].get("once", {}).get("spent", {})
         for part, seconds in parts.items():
             console.print(f"once, {part.replace('_', ' ')}: {seconds / grid['seconds']:.1%}")
-        if "examples" in task:  # results of an earlier version have no sizes
-            share = 8 if task["examples"]["train"] >= 4 * task["examples"]["held_out"] else 6
-            console.print(f"Goal: -0.5 points or more, at most {1 / share:.1%} of the grid's cost.")
+        if goal(task):
+            console.print(
+                f"Goal: -0.5 points or more, at most {goal(task):.1%} of the grid's cost."
+            )
         console.print()
     console.print(
         "Losses are above the grid's best rank, and points of test score above the grid's choice, "
         "on the seeds that both have; +-: standard error over the examples. Test score: mean over "
         "the choice's seeds on unseen examples. Cost: share of the grid's seconds of training and "
-        "scoring; passes: share of its forward passes. Trials: trained adapters."
+        "scoring; of the goal: that share over the goal's; passes: share of its forward passes. "
+        "Trials: trained adapters."
     )
 
 

@@ -79,17 +79,17 @@ def test_a_source_may_come_to_the_rate_at_which_others_were_healed() -> None:
             trial = trials[0]
             loss = 0.5 + 0.1 * (trial.rank == 8) + 0.01 * abs(math.log2(trial.learning_rate / best))
             new = simulate_trial(trial, lambda _, loss=loss: loss, 0.0)
-            new["diverged"] = (trial.learning_rate, trial.seed) == (best, 1)
+            new["diverged"] = trial.learning_rate >= best and trial.seed == 1
             evidence = pd.concat([evidence, new], ignore_index=True) if len(evidence) else new
             done.append(trial)
         return evidence, done
 
     evidence, trials = run(evidence)
     (healed,) = split(trials)[2]
-    strategy = make_strategy("once", (8, 32), seeds=2, rates="auto")
+    strategy = make_strategy("once", (8, 32), seeds=3, rates="auto")
     evidence, trials = run(evidence)
-    _, cuts, _ = split(trials)
-    assert [(cut.rank, cut.seed) for cut in cuts] == [(8, 0), (8, 1)]
+    cuts = split(trials)[1][-3:]  # before them, cuts at a rate that diverged later
+    assert [(cut.rank, cut.seed) for cut in cuts] == [(8, 0), (8, 1), (8, 2)]
     assert cuts[0].learning_rate == pytest.approx(healed.learning_rate, rel=0.01)
     assert not evidence.duplicated(["rank", "learning_rate", "seed", "example_id"]).any()
 
@@ -127,23 +127,70 @@ def test_more_seeds_reach_the_cuts_and_healed_adapters_of_the_others() -> None:
     assert [trial.rank for trial in healed] == [4]
 
 
-def test_once_brackets_the_rate_of_the_largest_rank() -> None:
-    """It starts at 2e-3 / sqrt(32) and goes on by factors of 2."""
-    losses = {1.77e-4: 0.9, 3.54e-4: 0.7, 7.07e-4: 0.6, 1.41e-3: 0.5, 2.83e-3: 0.8}
+def run_at_rates(
+    losses: dict[float, float], seeds: int, chance: float | None = None
+) -> tuple[list[tuple[float, int]], list[Trial]]:
+    """Run once at a largest rank of 64; return its trainings, as rate and seed, and its cuts.
+
+    Args:
+        losses: loss at each learning rate; a cut has that of its source.
+        seeds: number of seeds.
+        chance: chance-level loss.
+    """
+    strategy = strategies()["once"](SearchConfig(ranks=(4, 64), seeds=seeds), RULE, chance)
     evidence, trials = NO_EVIDENCE, []
-    strategy = make_strategy("once", seeds=2, rates="auto")
     while proposed := strategy.propose(evidence):
         loss = losses[proposed[0].learning_rate]
         rows = simulate_trial(proposed[0], lambda rank, loss=loss: loss, 1e-3)
         evidence = pd.concat([evidence, rows], ignore_index=True) if len(evidence) else rows
         trials.append(proposed[0])
-    trained = [trial for trial in trials if trial.truncated_from is None]
-    assert [(trial.learning_rate, trial.seed) for trial in trained] == [
-        *((rate, 0) for rate in losses),
-        (1.41e-3, 1),
-    ]
-    truncated = [trial for trial in trials if trial.truncated_from is not None]
-    assert {trial.learning_rate for trial in truncated} == {1.41e-3}
+    assert strategy.expected_trials(evidence) == len(trials)
+    trained, cut, _ = split(trials)
+    return [(trial.learning_rate, trial.seed) for trial in trained], cut
+
+
+@pytest.mark.parametrize(
+    ("losses", "seeds", "trained", "kept"),
+    [
+        # The higher rate is worse: two trainings.
+        ({2.5e-4: 0.50, 5e-4: 0.60}, 2, [(2.5e-4, 0), (5e-4, 1)], [(2.5e-4, 0)]),
+        # It is better, but by no more than the margin of 0.02.
+        ({2.5e-4: 0.50, 5e-4: 0.485}, 2, [(2.5e-4, 0), (5e-4, 1)], [(5e-4, 1)]),
+        # It is better by more, and so is the next.
+        (
+            {2.5e-4: 0.70, 5e-4: 0.60, 1e-3: 0.50, 2e-3: 0.80},
+            2,
+            [(2.5e-4, 0), (5e-4, 1), (1e-3, 0), (2e-3, 1)],
+            [(1e-3, 0)],
+        ),
+        ({2.5e-4: 0.50, 5e-4: 0.60}, 1, [(2.5e-4, 0), (5e-4, 0)], [(2.5e-4, 0)]),
+        # With three seeds the rate found gets them all.
+        (
+            {2.5e-4: 0.60, 5e-4: 0.50, 1e-3: 0.60},
+            3,
+            [(2.5e-4, 0), (5e-4, 0), (1e-3, 0), (5e-4, 1), (5e-4, 2)],
+            [(5e-4, 0), (5e-4, 1), (5e-4, 2)],
+        ),
+    ],
+)
+def test_once_keeps_the_better_of_two_rates_and_goes_up_while_that_pays(
+    losses: dict[float, float],
+    seeds: int,
+    trained: list[tuple[float, int]],
+    kept: list[tuple[float, int]],
+) -> None:
+    """It starts at 2e-3 / sqrt(64)."""
+    trainings, cuts = run_at_rates(losses, seeds)
+    assert sorted(trainings) == sorted(trained)
+    assert [(cut.learning_rate, cut.seed) for cut in cuts] == kept
+
+
+def test_once_searches_both_ways_where_neither_rate_learns() -> None:
+    rates = [float(f"{2.5e-4 * 2.0**step:.3g}") for step in range(-3, 5)]
+    losses = dict.fromkeys(rates, 0.7) | {6.25e-5: 0.4}
+    trainings, cuts = run_at_rates(losses, 2, chance=0.7)
+    assert (6.25e-5, 0) in trainings
+    assert {cut.learning_rate for cut in cuts} == {6.25e-5}
 
 
 def test_truncations_at_a_rate_that_diverges_later_do_not_count() -> None:
@@ -166,33 +213,22 @@ def test_truncations_at_a_rate_that_diverges_later_do_not_count() -> None:
     assert [row.learning_rate for row in decision.table] == [1e-3, 1e-3]
 
 
-def test_once_proposes_a_lost_first_seed_again() -> None:
+def test_once_proposes_a_lost_trial_again() -> None:
     strategy = strategies()["once"](SearchConfig(ranks=RANKS, seeds=2), RULE, 0.7)
-    low, start, high = strategy.propose(NO_EVIDENCE)
-    left = [(low, 0.6), (replace(start, seed=1), 0.5), (high, 0.6)]
-    evidence = pd.concat(
-        [simulate_trial(trial, lambda rank, loss=loss: loss, 1e-3) for trial, loss in left]
-    )
-    assert strategy.propose(evidence) == [start]
+    low, high = strategy.propose(NO_EVIDENCE)
+    kept = simulate_trial(high, lambda rank: 0.5, 1e-3)
+    assert strategy.propose(kept) == [low]
 
 
-@pytest.mark.parametrize("diverging", [0, 1])
-def test_once_searches_lower_rates_after_a_seed_diverged(diverging: int) -> None:
-    strategy = make_strategy("once", seeds=2, rates="auto")
-    _, first, _ = strategy.propose(NO_EVIDENCE)
-    before = [
-        simulate_trial(replace(first, seed=seed), lambda rank: 0.5, 1e-3)
-        for seed in range(diverging)
-    ]
-    lost = simulate_trial(replace(first, seed=diverging), lambda rank: 0.5, 1e-3).assign(
-        diverged=True
-    )
-    _, trials = run_sweep(strategy, lambda rank: 0.5, pd.concat([*before, lost]))
-    trained = [
-        trial
-        for trial in trials
-        if trial.truncated_from is None and trial.learning_rate != first.learning_rate
-    ]
-    rates = [trial.learning_rate for trial in trained if trial.seed == 0]
-    assert min(rates) < first.learning_rate
-    assert {trial.seed for trial in trained} == {0, 1}
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_once_searches_lower_rates_after_all_have_diverged(seeds: int) -> None:
+    """With three seeds the second one diverges at the rates that the first one found."""
+    strategy = make_strategy("once", seeds=seeds, rates="auto")
+    first = strategy.propose(NO_EVIDENCE)
+    lost = [*first, *(replace(trial, seed=1) for trial in first)]
+    rows = [simulate_trial(trial, lambda rank: 0.5, 1e-3) for trial in lost]
+    for trial, table in zip(lost, rows, strict=True):
+        table["diverged"] = seeds == 2 or trial.seed == 1
+    _, trials = run_sweep(strategy, lambda rank: 0.5, pd.concat(rows))
+    (rate,) = {cut.learning_rate for cut in split(trials)[1]}
+    assert rate < min(trial.learning_rate for trial in first)

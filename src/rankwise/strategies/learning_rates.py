@@ -44,6 +44,14 @@ class RateSearch(ABC):
         """Return the trials that find the rate of a rank that no other is compared with."""
         return self.propose([rank], evidence)
 
+    def propose_few(self, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
+        """Return the trials that find an adapter to keep, at as little cost as possible."""
+        return self.propose_alone(rank, evidence)
+
+    def later_seeds(self, seeds: int) -> range:
+        """Return the seeds that `propose_few` leaves to be trained at the rate it finds."""
+        return range(1, seeds)
+
     def propose_next_to(self, neighbour: int, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
         """Return the trials that find a rank's rate, given its neighbour's chosen rate."""
         return self.propose([rank], evidence)
@@ -104,6 +112,8 @@ class SearchedRates(RateSearch):
         self.task_type = task_type
         self.chance_loss = chance_loss
         self.seeds = min(seeds, trial_keys.SEARCH_SEEDS)
+        # With more seeds than two, rates are tried with one seed, and the rate found gets them all.
+        self.few_seeds = 2 if seeds == 2 else 1
 
     def propose(self, ranks: Sequence[int], evidence: pd.DataFrame) -> list[TrialKey]:
         """Return the bracket of the middle rank, then the other ranks, then those to check."""
@@ -154,6 +164,39 @@ class SearchedRates(RateSearch):
             wanted += self._keys(rank, self._bracket(rank, used, evidence))
         return list(dict.fromkeys(wanted))
 
+    def propose_few(self, rank: int, evidence: pd.DataFrame) -> list[TrialKey]:
+        """Return trials at the first rate and the next higher, and at further ones while that pays.
+
+        An adapter to keep needs no rate that suits other seeds and ranks, so the better of two is
+        enough where the higher rate is not better by more than the margin. With two seeds the rates
+        take turns at them. If nothing learns, the whole search follows.
+        """
+        steps = [0, 1]
+        while True:
+            seeds = [step % self.few_seeds for step in steps]
+            wanted = [
+                TrialKey(rank, self._rate(rank, step), seed)
+                for step, seed in zip(steps, seeds, strict=True)
+            ]
+            if trial_keys.missing_keys(wanted, evidence):
+                return wanted
+            losses = [
+                self._losses(rank, step, evidence, seed)
+                for step, seed in zip(steps, seeds, strict=True)
+            ]
+            is_lost = trial_keys.chosen_rate(evidence, rank) is None  # a later seed may diverge
+            if is_lost or all(one.empty or self._learns_nothing(one) for one in losses):
+                return [*wanted, *self.propose([rank], evidence)]
+            *_, low, high = losses
+            gain, error = _mean_and_error(low - high)  # NaN if one diverged
+            if len(steps) == MOST_RATES or not gain > max(LOSS_MARGIN, 2 * error):
+                return wanted
+            steps.append(steps[-1] + 1)
+
+    def later_seeds(self, seeds: int) -> range:
+        """Return the seeds after those that `propose_few` uses."""
+        return range(self.few_seeds, seeds)
+
     def remaining(self, ranks: Sequence[int], evidence: pd.DataFrame) -> int:
         """Return the number of trials left, if a bracket takes three and other ranks one."""
         left = 0
@@ -169,14 +212,17 @@ class SearchedRates(RateSearch):
     def _keys(self, rank: int, steps: Sequence[int]) -> list[TrialKey]:
         return [TrialKey(rank, self._rate(rank, step), 0) for step in steps]
 
-    def _losses(self, rank: int, step: int | None, evidence: pd.DataFrame) -> pd.Series:
-        """Return the first seed's loss of each example; none if the trial diverged or is missing.
+    def _losses(
+        self, rank: int, step: int | None, evidence: pd.DataFrame, seed: int = 0
+    ) -> pd.Series:
+        """Return a seed's loss of each example; none if the trial diverged or is missing.
 
         A missing step is None.
         """
-        trials = trial_keys.first_seed(trial_keys.rank_evidence(evidence, rank))
+        trials = trial_keys.rank_evidence(evidence, rank)
         rate = None if step is None else self._rate(rank, step)
-        rows = trials[(trials["learning_rate"] == rate) & ~trials["diverged"].astype(bool)]
+        wanted = (trials["seed"] == seed) & (trials["learning_rate"] == rate)
+        rows = trials[wanted & ~trials["diverged"].astype(bool)]
         return rows.set_index("example_id")["loss"]
 
     def _best_step(

@@ -1,8 +1,10 @@
 """The once strategy: the largest rank is trained alone, truncated, and healed once.
 
-The first seed searches the learning rate of the largest rank, and the other seeds train at the rate
-found. Each adapter is then truncated rank by rank, from the largest down, until the cuts of one
-rank are not shown to be within the margin of the full adapters: a fixed sequence
+The largest rank is trained at the first learning rate and at the next higher, each with a seed of
+its own, and at higher ones while that pays (`RateSearch.propose_few`). The best adapter is kept.
+With more seeds than two, the first tries the rates, and the others train at the rate found. Each
+adapter kept is truncated rank by rank, from the largest down, until the cuts of one rank are not
+shown to be within the margin of the full adapters: a fixed sequence
 (`rankwise.decide.sequential`), tested seed by seed. The cuts of that rank are healed: trained on
 for a tenth of the steps, at a quarter of the learning rate that the law gives for their rank and
 scaling (`rankwise.lora.alpha.carried_rate`; docs/results/strategies.md says why). Where the healed
@@ -46,7 +48,7 @@ class Once(Strategy):
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
         """Return the trials to train, then cuts of one rank after another, then those to heal."""
         largest = self.ranks[-1]
-        search = self.rates.propose_alone(largest, evidence)
+        search = self.rates.propose_few(largest, evidence)
         if first := self.missing_trials(search, evidence):
             if len(search) > 1:
                 return first
@@ -54,7 +56,7 @@ class Once(Strategy):
             only = {largest: search[0].learning_rate}
             return self.missing_trials(trial_keys.seed_keys(only, self.seeds), evidence)
         rate = trial_keys.chosen_rate(evidence, largest)
-        trained = trial_keys.seed_keys({largest: rate}, self.seeds)
+        trained = self._kept(rate, evidence)
         to_train = self.missing_trials(trained, evidence)
         sources = self.missing_trials(trained, evidence.iloc[:0])
         complete = [trial for trial in sources if trial not in to_train]
@@ -70,17 +72,30 @@ class Once(Strategy):
     def expected_trials(self, evidence: pd.DataFrame) -> int:
         """Return the complete trials and the missing ones, if every rank is truncated to."""
         largest = self.ranks[-1]
-        search = trial_keys.missing_keys(self.rates.propose_alone(largest, evidence), evidence)
-        later = self.seeds - 1 - trial_keys.count_later_trials(evidence, [largest])
         complete = trial_keys.count_trials(evidence)
         next_ones = self.propose(evidence)
         if not next_ones or next_ones[0].starts_from is not None:
             return complete + len(next_ones)
+        search = trial_keys.missing_keys(self.rates.propose_few(largest, evidence), evidence)
+        rate = trial_keys.chosen_rate(evidence, largest)
+        kept = self._kept(rate, evidence)
+        adapters = max(1, len(kept), len(self.rates.later_seeds(self.seeds)) + 1)
         # Truncations at a rate that has diverged since do not count.
-        is_chosen = evidence["learning_rate"] == trial_keys.chosen_rate(evidence, largest)
+        is_chosen = evidence["learning_rate"] == rate
         truncated = trial_keys.count_trials(evidence[is_chosen & (evidence["rank"] < largest)])
-        truncations = max(0, (len(self.ranks) - 1) * self.seeds - truncated)
+        truncations = max(0, (len(self.ranks) - 1) * adapters - truncated)
+        later = len(trial_keys.missing_keys(kept, evidence))
         return complete + len(search) + later + truncations
+
+    def _kept(self, rate: float | None, evidence: pd.DataFrame) -> list[TrialKey]:
+        """Return the adapters to truncate: the search's at the best rate, and the later seeds'."""
+        if rate is None:
+            return []
+        largest = self.ranks[-1]
+        trained = trial_keys.rank_evidence(evidence, largest)
+        seeds = {int(seed) for seed in trained.loc[trained["learning_rate"] == rate, "seed"]}
+        seeds.update(self.rates.later_seeds(self.seeds))
+        return [TrialKey(largest, rate, seed) for seed in sorted(seeds)]
 
     def _first_failing(
         self, sources: list[Trial], evidence: pd.DataFrame
