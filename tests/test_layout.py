@@ -13,7 +13,8 @@ SOURCES = [path for path in MODULES if path.name != "__init__.py"]
 
 # From the ground up. A module imports from its own folder and from lower floors only.
 FLOORS = (
-    ("errors", "_version"),
+    ("escaping", "_version"),
+    ("errors",),
     ("checks", "formatting"),
     ("settings",),
     ("decide", "lora", "tasks"),

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from rankwise.escaping import message as as_message
+
 LONGEST_SHOWN = 80  # characters
 LONGEST_REASON = 160  # characters
 CLEARER_REASONS = {
@@ -13,9 +15,15 @@ CLEARER_REASONS = {
 
 
 class RankwiseError(Exception):
-    """Something failed while running (exit code 1)."""
+    """Something failed while running (exit code 1).
+
+    The message is one line of at most 300 characters that can be shown in any terminal.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(as_message(message))
 
 
 class RequestError(RankwiseError, ValueError):

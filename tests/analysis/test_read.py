@@ -109,7 +109,7 @@ def test_paths_without_results_are_refused(tmp_path: Path) -> None:
         read_results([])
     assert "no such file" in refused(tmp_path / "absent.csv")
     assert "no such file" in refused(tmp_path / "absent")
-    assert "holds no results; allowed are a rankwise sweep" in refused(tmp_path)
+    assert "holds no results; allowed are a sweep" in refused(tmp_path)
     assert (
         "holds no results; allowed are a list of records, a result of PEFT's method comparison"
         in refused(save(tmp_path / "a.json", {"rank": 4}))

@@ -127,7 +127,10 @@ def test_the_code_reproduces_the_losses_of_the_evidence(swept: Path) -> None:
         r"```python\n(.*?)```", (swept / "best" / "README.md").read_text(), re.DOTALL
     )
     names: dict[str, object] = {}
-    exec(code.replace('"."', repr(str(swept / "best"))), names)
+    base = json.loads((swept / "sweep.json").read_text())["paths"]["model"]
+    assert base not in code  # a card holds no path of the machine that made it
+    placed = code.replace("'path/to/base'", repr(base))
+    exec(placed.replace('"."', repr(str(swept / "best"))), names)
     model: Any = names["model"]
     tokenizer: Any = names["tokenizer"]
     trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
@@ -167,7 +170,10 @@ def test_the_code_quantises_the_base_as_the_sweep_did(kind: str, tmp_path: Path)
         modules_to_save=base.trained_in_full,
     )
     names: dict[str, Any] = {}
-    exec(loading_code(recipe, ("0", "1")).replace('"."', repr(str(tmp_path / "best"))), names)
+    exec(
+        loading_code(recipe, ("0", "1"), base.name).replace('"."', repr(str(tmp_path / "best"))),
+        names,
+    )
     model = names["model"]
     assert all(
         is_quantized(model.base_model.model.get_submodule(target).base_layer)
@@ -183,5 +189,5 @@ def test_the_code_quantises_the_base_as_the_sweep_did(kind: str, tmp_path: Path)
 
 def test_the_code_trusts_remote_code_as_the_sweep_did() -> None:
     for trusted, times in ((False, 0), (True, 2)):  # tokenizer and model
-        code = loading_code(make_recipe(trust_remote_code=trusted), ())
+        code = loading_code(make_recipe(trust_remote_code=trusted), (), "base")
         assert code.count("from_pretrained(base, trust_remote_code=True)") == times

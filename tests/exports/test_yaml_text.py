@@ -4,9 +4,10 @@ from pathlib import Path
 
 import yaml
 
+from rankwise.escaping import comment
 from rankwise.exports import export_files
 from rankwise.exports.recipe import read_recipe
-from rankwise.exports.yaml_text import comment, missing_settings, quoted_columns, yaml_file
+from rankwise.exports.yaml_text import missing_settings, quoted_columns, yaml_file
 from rankwise.tasks.chat_formats import DataLayout
 from tests.exports.recipes import RECIPES, as_causal_lm, make_recipe, usual_layout
 from tests.exports.tools import comment_of

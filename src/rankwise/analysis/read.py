@@ -158,10 +158,9 @@ def _read_path(path: Path, how: Reading) -> tuple[list[ResultsSource], list[str]
         )
     if not runs and not notes:
         raise RequestError(
-            f"{str(path)!r} holds no results; allowed are a rankwise sweep (sweep.json), runs at "
-            f"most {DEPTH} directories down ({' or '.join(CONFIGS[:2])} with metrics.jsonl, "
-            "trainer_state.json or eval_results.json; Ray Tune's trials), and results of PEFT's "
-            "method comparison or lm-eval-harness; name the file of a table"
+            f"{str(path)!r} holds no results; allowed are a sweep, runs at most {DEPTH} "
+            f"directories down ({' or '.join(CONFIGS[:2])} with metrics), Ray Tune's trials, and "
+            "results of PEFT's method comparison or lm-eval-harness; name the file of a table"
         )
     return runs, notes
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from rankwise._version import __version__
 from rankwise.errors import RankwiseError, RequestError, first_sentence, nearest
+from rankwise.escaping import message as as_message
 
 COMMANDS = {
     "plan": "show parameters and memory of every rank before training",
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         message = _explain(error)
         code = getattr(error, "exit_code", 1)
-    print(f"rankwise: {' '.join(message.split())}", file=sys.stderr)
+    print(f"rankwise: {as_message(message)}", file=sys.stderr)
     return code
 
 

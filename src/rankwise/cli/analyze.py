@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from rankwise.cli.options import Command, Output, print_json
+from rankwise.escaping import terminal
 from rankwise.settings import Count, FilePath, Flag, Option, Positive, Several, Share, Text, column
 
 
@@ -121,7 +122,7 @@ def run(settings: Mapping[str, Any]) -> None:
 
     analysis = analyze(*arguments.pop("paths"), **arguments)
     for note in analysis.notes:
-        print(note, file=sys.stderr)
+        print(terminal(note), file=sys.stderr)
     if request.json:
         print_json(analysis.as_dict())
         return

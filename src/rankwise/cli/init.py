@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, Output, print_json
+from rankwise.cli.options import Command, Output, print_json, print_line
 from rankwise.errors import RequestError
 from rankwise.settings import FilePath, Option, Settings, Text
 
@@ -37,7 +37,7 @@ def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None
     if output.json:
         print_json({"out": str(config.out)})
         return
-    print(f"Written: {config.out}. Read it, then: rankwise sweep {config.out} --dry-run")
+    print_line(f"Written: {config.out}. Read it, then: rankwise sweep {config.out} --dry-run")
 
 
 COMMAND = Command(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from rankwise.errors import RequestError, nearest
+from rankwise.escaping import terminal
 from rankwise.settings import (
     GROUPS,
     FilePath,
@@ -73,6 +74,11 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_line(text: str) -> None:
+    """Print a line that may hold names from files."""
+    print(terminal(text))
+
+
 def show(
     output: PlotOutput,
     *,
@@ -88,7 +94,7 @@ def show(
         return
     as_text()
     if output.plot is not None:
-        print(f"Plot: {output.plot}")
+        print_line(f"Plot: {output.plot}")
 
 
 class Parser(argparse.ArgumentParser):

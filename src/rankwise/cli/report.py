@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rankwise.cli.options import Command, PlotOutput, show
+from rankwise.cli.options import Command, PlotOutput, print_line, show
 from rankwise.errors import RequestError
 from rankwise.settings import FilePath, Option, Several
 
@@ -32,7 +32,7 @@ def run(settings: Mapping[str, Any]) -> None:
     from rankwise.report.html import write_report
 
     path = write_report(request.directories[0])
-    print(json.dumps({"report": str(path)}) if request.json else f"Report: {path}")
+    print_line(json.dumps({"report": str(path)}) if request.json else f"Report: {path}")
 
 
 def _compare(request: ReportRequest) -> None:

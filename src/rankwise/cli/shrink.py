@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rankwise.cli.options import Command, Output, print_json
+from rankwise.cli.options import Command, Output, print_json, print_line
 from rankwise.shrinking.config import ShrinkConfig
 
 
@@ -24,9 +24,9 @@ def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None
 
     print_shrunk(document)
     for path in result.written:
-        print(f"Adapter: {path}")
+        print_line(f"Adapter: {path}")
     if result.directory is not None:
-        print(f"Report: {result.directory / 'report.html'}")
+        print_line(f"Report: {result.directory / 'report.html'}")
     elif result.verdict == "smaller":
         print("Nothing was written; --out DIR writes the truncated adapter and a report.")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rankwise.cli.options import Command, Output
+from rankwise.cli.options import Command, Output, print_line
 from rankwise.errors import RequestError
 from rankwise.settings import Count, FilePath, Flag, Option
 from rankwise.sweeps.config import SweepConfig, YamlSettings, make_config, read_yaml
@@ -74,13 +74,13 @@ def _print(result: "SweepResult") -> None:
     place = f"Adapter: {result.best}"
     if result.best is None:
         place = f"The adapter of every trial: {result.directory / 'trials'}"
-    print(f"Recommended rank: {recommendation(result.decision)}. {place}")
+    print_line(f"Recommended rank: {recommendation(result.decision)}. {place}")
     if result.export is not None:
         what = "Configs for PEFT, TRL, Axolotl and LLaMA-Factory"
         if (result.export / "command.txt").exists():
             what = "Your trainer's command with these values"
-        print(f"{what}: {result.export}")
-    print(f"Report: {result.report}")
+        print_line(f"{what}: {result.export}")
+    print_line(f"Report: {result.report}")
 
 
 COMMAND = Command(

@@ -1,10 +1,12 @@
 """The model card: ``README.md`` beside the recommended adapter, with the evidence for its rank."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rankwise.decide import Decision
 from rankwise.decide.summary import decision_sentences, rank_cells
+from rankwise.escaping import front_matter, markdown, markdown_fence, python, without_directories
 from rankwise.exports.recipe import CAUSAL_LM, Recipe
 from rankwise.formatting import signed, sure
 from rankwise.models.auto import AUTO_CLASSES
@@ -12,6 +14,7 @@ from rankwise.store.directory import write_whole
 from rankwise.store.records import SweepRecord
 from rankwise.tasks.samples import MINILM_HUB_ID
 
+ELSEWHERE = "path/to/base"  # a reader has the base model in a place of their own
 PIPELINES = {"SEQ_CLS": "text-classification", CAUSAL_LM: "text-generation"}
 
 
@@ -23,33 +26,34 @@ def write_card(directory: Path, decision: Decision, recipe: Recipe, sweep: Sweep
     """
     import jinja2
 
+    sentences = decision_sentences(decision, sweep.task.score)
+    versions = sweep.environment.versions
+    code = loading_code(recipe, sweep.task.label_names, _hub_base(recipe, sweep) or ELSEWHERE)
     text = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
     template = jinja2.Template(text, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     header, rows = _rank_table(decision, sweep.task.score)
     body = template.render(
         decision=decision,
-        task=sweep.task,
-        sentences=decision_sentences(decision, sweep.task.score),
+        task=markdown(sweep.task.name),
+        sentences=[markdown(without_directories(sentence)) for sentence in sentences],
         provisional=recipe.provisional,
         sure_is_known=any(row.confidence_within_margin for row in decision.table),
         header=header,
         rows=rows,
-        training=_training_rows(recipe, sweep),
-        code=loading_code(recipe, sweep.task.label_names),
-        versions=sweep.environment.versions,
-        command=sweep.command,
+        training=[(name, markdown(value)) for name, value in _training_rows(recipe, sweep)],
+        code=markdown_fence(code, "python"),
+        versions={markdown(name): markdown(version) for name, version in versions.items()},
     )
-    front_matter = _front_matter(decision, recipe, sweep)
-    write_whole(directory / "README.md", f"---\n{front_matter}\n---\n{body}".encode())
+    head = front_matter(_metadata(decision, recipe, sweep))
+    write_whole(directory / "README.md", f"{head}{body}".encode())
 
 
-def _front_matter(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> str:
-    """Return metadata for the hub as YAML, with the tags that PEFT gives its adapters."""
+def _metadata(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> dict[str, Any]:
+    """Return metadata for the hub, with the tags that PEFT gives its adapters."""
     from huggingface_hub import EvalResult, ModelCardData
 
     # The hub refuses a card that names a directory or a file as its base model.
-    name = MINILM_HUB_ID if sweep.paths.model is None else recipe.model.name
-    base = None if Path(name).exists() else name
+    base = _hub_base(recipe, sweep)
     base_tags = [f"base_model:adapter:{base}"] if base else []
     task, pipeline = sweep.task, PIPELINES[recipe.model.task_type]
     results = None
@@ -61,7 +65,7 @@ def _front_matter(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> str
             for metric, value in ((task.score, decision.test.score), ("loss", decision.test.loss))
         ]
     mark = " (provisional)" if decision.provisional else ""
-    return ModelCardData(
+    data: dict[str, Any] = ModelCardData(
         base_model=base,
         library_name="peft",
         pipeline_tag=pipeline,
@@ -69,7 +73,14 @@ def _front_matter(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> str
         metrics=[task.score],
         model_name=f"LoRA rank {decision.recommended}{mark}, {task.name}",
         eval_results=results,
-    ).to_yaml()
+    ).to_dict()
+    return data
+
+
+def _hub_base(recipe: Recipe, sweep: SweepRecord) -> str | None:
+    """Return the hub id of the base model; None for a directory or a file."""
+    name = MINILM_HUB_ID if sweep.paths.model is None else recipe.model.name
+    return None if Path(name).exists() or Path(name).is_absolute() else name
 
 
 def _rank_table(decision: Decision, score: str) -> tuple[str, list[str]]:
@@ -83,10 +94,10 @@ def _rank_table(decision: Decision, score: str) -> tuple[str, list[str]]:
         last = {"seeds": str(row.seeds), "at most above the best": bound}
         cells.append({**first, **texts, **last})
     columns = [name for name in cells[0] if any(texts[name] for texts in cells)]
-    header = f"| {' | '.join(columns)} |\n|{' ---: |' * len(columns)}"
+    header = f"| {' | '.join(map(markdown, columns))} |\n|{' ---: |' * len(columns)}"
     rows = []
     for row, texts in zip(decision.table, cells, strict=True):
-        values = [texts[name] for name in columns]
+        values = [markdown(texts[name]) for name in columns]
         if row.rank == decision.recommended:
             values = [f"**{value}**" if value else "" for value in values]
         rows.append(f"| {' | '.join(values)} |")
@@ -103,9 +114,10 @@ def _training_rows(recipe: Recipe, sweep: SweepRecord) -> list[tuple[str, str]]:
         rank += f", then trained for {adapter.healing[0]} steps at {adapter.healing[1]:g}"
     held_out_and_test = f"{task.held_out_examples} held-out, {task.test_examples} test"
     warmup = f"rising over {optimizer.warmup_steps} of {optimizer.steps} steps"
+    base = _hub_base(recipe, sweep) or Path(recipe.model.name).name
     return [
-        ("base model", f"`{recipe.model.name}`, fingerprint `{fingerprints.model[:16]}`"),
-        ("data", f"{task.name}, fingerprint `{fingerprints.data[:16]}`"),
+        ("base model", f"{base}, fingerprint {fingerprints.model[:16]}"),
+        ("data", f"{task.name}, fingerprint {fingerprints.data[:16]}"),
         ("examples", f"{task.train_examples} training, {held_out_and_test}"),
         ("rank", rank),
         ("lora_alpha", f"{adapter.lora_alpha:g}" + (" (rsLoRA)" if adapter.use_rslora else "")),
@@ -123,30 +135,39 @@ def _training_rows(recipe: Recipe, sweep: SweepRecord) -> list[tuple[str, str]]:
     ]
 
 
-def loading_code(recipe: Recipe, label_names: Sequence[str]) -> str:
+def loading_code(recipe: Recipe, label_names: Sequence[str], base: str) -> str:
     """Return Python that loads the adapter onto its base, quantised as in the sweep.
 
-    ``label_names`` are the classes; a regression and a language model have none.
+    Args:
+        recipe: how the adapter was trained.
+        label_names: the classes; a regression and a language model have none.
+        base: hub id or directory of the base model.
     """
     auto_class = AUTO_CLASSES[recipe.model.task_type]
-    place, options = recipe.model.load_arguments
-    for_both = "".join(f", {name}={value!r}" for name, value in options.items())
+    _, options = recipe.model.load_arguments
+    for_both = _arguments(options)
     for_model, imports, definition = for_both, f"AutoTokenizer, {auto_class}", ""
     if label_names:
-        for_model += f", num_labels={len(label_names)}, id2label={dict(enumerate(label_names))!r}"
+        names = {"num_labels": len(label_names), "id2label": dict(enumerate(label_names))}
+        for_model += _arguments(names)
     elif not recipe.model.is_causal_lm:  # a regression's head returns one number
         for_model += ", num_labels=1"
     if recipe.bitsandbytes_arguments:  # an adapter fits the quantisation that it was trained on
-        arguments = [f"{name}={value!r}" for name, value in recipe.bitsandbytes_arguments.items()]
+        arguments = _arguments(recipe.bitsandbytes_arguments).removeprefix(", ")
         imports += ", BitsAndBytesConfig"
-        definition = f"bits = BitsAndBytesConfig({', '.join(arguments)})\n"
+        definition = f"bits = BitsAndBytesConfig({arguments})\n"
         for_model += ", quantization_config=bits"
     return (
         f"from peft import PeftModel\n"
         f"from transformers import {imports}\n\n"
-        f"base = {place!r}\n"
+        f"base = {python(base)}\n"
         f"{definition}"
         f"tokenizer = AutoTokenizer.from_pretrained(base{for_both})\n"
         f"model = {auto_class}.from_pretrained(base{for_model})\n"
         f'model = PeftModel.from_pretrained(model, ".")  # the directory of this file\n'
     )
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    """Return keyword arguments of a call, each after a comma."""
+    return "".join(f", {name}={python(value)}" for name, value in values.items())

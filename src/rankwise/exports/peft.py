@@ -1,7 +1,8 @@
 """PEFT and transformers: the whole training as Python, for every task."""
 
+from rankwise.escaping import comment, python
 from rankwise.exports.recipe import Recipe
-from rankwise.exports.yaml_text import comment, origin_notes
+from rankwise.exports.yaml_text import origin_notes
 from rankwise.models.auto import AUTO_CLASSES
 
 
@@ -17,7 +18,7 @@ def peft_config(recipe: Recipe) -> str:
         comment(_notes(recipe)),
         f"from peft import {from_peft}\nfrom transformers import {from_transformers}\n",
         _call("base", "dict", {"pretrained_model_name_or_path": place, **options}),
-        f"dtype = {recipe.optimizer.dtype!r}\n",
+        f"dtype = {python(recipe.optimizer.dtype)}\n",
         _call("lora_config", "LoraConfig", _adapter(recipe)),
         _call("training_arguments", "TrainingArguments", _training(recipe)),
     ]
@@ -106,5 +107,5 @@ class _Expression(str):
 
 
 def _call(name: str, function: str, arguments: dict[str, object]) -> str:
-    lines = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
+    lines = "".join(f"    {key}={python(value)},\n" for key, value in arguments.items())
     return f"{name} = {function}(\n{lines})\n"

@@ -1,35 +1,19 @@
 """YAML text of exported configs, and the notes that several tools' files have in common."""
 
-import textwrap
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankwise.engine.config import FUSED_INITS
+from rankwise.escaping import comment, yaml_mapping
 from rankwise.exports.recipe import SAVED_BASE, Recipe
 from rankwise.lora.alpha import rate_formula
 from rankwise.tasks.chat_formats import DataLayout
 
-WIDTH = 100
-
-
-def comment(notes: Iterable[str]) -> str:
-    """Return notes as comment lines; each note starts a new line."""
-    lines = []
-    for note in notes:
-        lines += textwrap.wrap(note, WIDTH - 2, break_on_hyphens=False)
-    return "".join(f"# {line}\n" for line in lines)
-
 
 def yaml_file(notes: Iterable[str], sections: Sequence[Mapping[str, Any]]) -> str:
     """Return a YAML file: the notes as a comment, then the sections with a blank line between."""
-    import yaml
-
-    blocks = [comment(notes)]
-    for section in sections:
-        if section:
-            blocks.append(yaml.safe_dump(dict(section), sort_keys=False, allow_unicode=True))
-    return "\n".join(blocks)
+    return "\n".join([comment(notes), *(yaml_mapping(one) for one in sections if one)])
 
 
 def missing_settings(

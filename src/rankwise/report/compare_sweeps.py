@@ -13,6 +13,7 @@ from rich.console import Console
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import value_range
 from rankwise.errors import RequestError
+from rankwise.escaping import page
 from rankwise.formatting import figure, how_sure
 from rankwise.report import figures
 from rankwise.report.style import FONT, new_table, print_lines, wide_console
@@ -155,8 +156,8 @@ def write_sweep_comparison_plot(sweeps: Sequence[ComparedSweep], path: Path) -> 
         style = {
             "x": [row["rank"] for row in rows],
             "mode": "lines+markers",
-            "name": sweep.label,
-            "legendgroup": sweep.label,
+            "name": page(sweep.label),
+            "legendgroup": page(sweep.label),
             "line": {"color": COLOURS[index % len(COLOURS)], "dash": DASHES[index % len(DASHES)]},
             "marker": symbol,
         }

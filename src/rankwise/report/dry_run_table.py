@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from rankwise.escaping import terminal
 from rankwise.formatting import plain_bytes, seconds
 from rankwise.planning.planned_sweep import DryRun
 from rankwise.report.style import GREEN, new_table, print_lines, wide_console
@@ -44,7 +45,8 @@ def _print_examples(console: Console, examples: Sequence[ShownExample]) -> None:
         print_lines(console, "", example.heading)
         text = Text()
         for piece in example.pieces:
-            marked = f"{OPEN}{piece.text}{CLOSE}" if piece.learnt else piece.text
+            shown = terminal(piece.text, keep="\n\t")
+            marked = f"{OPEN}{shown}{CLOSE}" if piece.learnt else shown
             text.append(marked, style=f"bold {GREEN}" if piece.learnt else None)
         console.print(text, highlight=False, soft_wrap=True)
     print_lines(console, "")

@@ -6,7 +6,6 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from rankwise import formatting
 from rankwise.decide.decision import TestScore
 from rankwise.decide.explain_needs import VERDICTS
 from rankwise.decide.metrics import is_share, value_range
@@ -14,6 +13,7 @@ from rankwise.decide.summary import training_time_note, unseen_data_sentence
 from rankwise.engine.config import FUSED_INITS
 from rankwise.lora.alpha import rate_formula
 from rankwise.report import figures
+from rankwise.report.style import page_template
 from rankwise.store.directory import write_whole
 from rankwise.store.records import (
     SweepRecord,
@@ -31,20 +31,14 @@ def write_report(directory: Path) -> Path:
         RequestError: the directory holds no finished sweep.
         RankwiseError: the report cannot be written.
     """
-    import jinja2
-
     sweep, decision = read_finished_sweep(directory)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rankwise.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+    template = page_template(
+        "report", ("plain_bytes", "seconds", "signed", "interval", "share", "sure", "how_sure")
     )
-    for name in ("plain_bytes", "seconds", "signed", "interval", "share", "sure", "how_sure"):
-        environment.filters[name] = getattr(formatting, name)
     task, table, test = sweep.task, decision["table"], decision.get("test")
     trials = read_trials(directory)
     trials.sort(key=lambda trial: (trial.rank, trial.learning_rate, trial.seed))
-    page = environment.get_template("report.html.j2").render(
+    page = template.render(
         sweep=sweep,
         decision=decision,
         trials=trials,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwise.errors import some
+from rankwise.escaping import page
 from rankwise.lora.inspection import CAUTION, Inspection
 from rankwise.lora.overlap import LayerOverlap
 from rankwise.lora.resize import Resized
@@ -89,7 +90,7 @@ def spectra_figure(inspection: Inspection) -> "go.Figure":
     import plotly.graph_objects as go
 
     layers = inspection.spectrum.layers
-    names = _short_names([layer.pair.name for layer in layers])
+    names = [page(name) for name in _short_names([layer.pair.name for layer in layers])]
     largest = inspection.spectrum.largest_rank
     energy = [(100 * layer.energy).tolist() for layer in layers]
     energy_map = go.Heatmap(
@@ -122,7 +123,7 @@ def spectra_figure(inspection: Inspection) -> "go.Figure":
             marker={"symbol": symbol, "size": 8, "color": colour, "line": line},
             hovertemplate=f"%{{y}}<br>{label}: %{{x:.1f}}<extra></extra>",
         )
-    title = f"Energy that truncation of each layer keeps<br>{_short_path(inspection.adapter)}"
+    title = f"Energy that truncation of each layer keeps<br>{page(_short_path(inspection.adapter))}"
     figure.update_layout(**_layout(title))
     # In a narrow window the legend has a line for each of its three marks, below the title.
     legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom"}
@@ -148,7 +149,7 @@ def similarity_figure(inspection: Inspection) -> "go.Figure":
     titles = []
     for kind, similarities in kinds.items():
         depth = f"<br>mean of {len(similarities)}" if len(similarities) > 1 else ""
-        titles.append(_unique_ending(kind, list(kinds)) + depth)
+        titles.append(page(_unique_ending(kind, list(kinds))) + depth)
     rows = -(-len(kinds) // PANEL_COLUMNS)
     height = 230 + 300 * rows
     figure = make_subplots(
@@ -170,7 +171,7 @@ def similarity_figure(inspection: Inspection) -> "go.Figure":
             hovertemplate="i = %{y}, j = %{x}: %{z:.3f}<extra></extra>",
         )
         figure.add_trace(panel, index // PANEL_COLUMNS + 1, index % PANEL_COLUMNS + 1)
-    first, second = _short_path(inspection.adapter), _short_path(inspection.other)
+    first, second = page(_short_path(inspection.adapter)), page(_short_path(inspection.other))
     figure.update_layout(**_layout(f"Subspace similarity of A<br>i: {first}, j: {second}"))
     figure.update_annotations(font_size=12)
     figure.update_xaxes(title={"text": "j", "standoff": 4}, constrain="domain", showgrid=False)

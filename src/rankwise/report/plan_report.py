@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from rankwise.escaping import page
 from rankwise.formatting import plain_bytes
 from rankwise.planning.fused_plan import SweepPlan
 from rankwise.planning.plan import Plan
@@ -244,7 +245,7 @@ def _passes(sweep: SweepPlan) -> str:
 
 def _layout(plan: Plan, highest: float) -> dict[str, Any]:
     config = plan.config
-    name = Path(config.model).name or config.model
+    name = page(Path(config.model).name or config.model)
     base = config.precision if config.quantization == "none" else config.quantization
     batch = f"batch {config.batch_size} x {config.seq_len}"
     title = f"Memory of a training step by rank, GiB<br>{name}, {base}, {batch}"

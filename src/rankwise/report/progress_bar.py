@@ -7,6 +7,7 @@ from rich import progress
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from rankwise.escaping import terminal
 from rankwise.formatting import seconds
 from rankwise.report.style import print_lines
 
@@ -25,7 +26,8 @@ class _Bar(progress.Progress):
         yield from super().get_renderables()
         for lines in list(self.logs.values()):
             for line in lines:
-                yield Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis")
+                shown = terminal(Text.from_ansi(line).plain)  # without the trainer's colours
+                yield Text(f"  {shown}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class ProgressBar:

@@ -10,7 +10,7 @@ from rankwise import formatting
 from rankwise.decide.metrics import is_share
 from rankwise.report.figures import CONFIG, rank_axis, styled
 from rankwise.report.shrink_table import OUTCOMES, is_chosen, rank_name, training_cost
-from rankwise.report.style import BLUE, GREEN, GREY, ORANGE
+from rankwise.report.style import BLUE, GREEN, GREY, ORANGE, page_template
 from rankwise.store.directory import write_whole
 
 
@@ -24,15 +24,7 @@ def write_shrink_page(document: dict[str, Any], path: Path) -> None:
     Raises:
         RankwiseError: it cannot be written.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rankwise.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    for name in ("plain_bytes", "seconds", "signed", "share"):
-        environment.filters[name] = getattr(formatting, name)
+    template = page_template("shrink", ("plain_bytes", "seconds", "signed", "share"))
     parts = []
     for number, adapter in enumerate(document["adapters"]):
         rows = [row for row in document["table"] if row["adapter"] == adapter["adapter"]]
@@ -47,7 +39,7 @@ def write_shrink_page(document: dict[str, Any], path: Path) -> None:
             for name, figure in figures.items()
         }
         parts.append({"adapter": adapter, "rows": rows, "plots": plots})
-    page = environment.get_template("shrink.html.j2").render(
+    page = template.render(
         document=document,
         parts=parts,
         plotly=get_plotlyjs(),

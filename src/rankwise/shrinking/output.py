@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankwise.errors import RankwiseError
+from rankwise.escaping import front_matter, markdown
 from rankwise.lora.files import companions, write_adapter
 from rankwise.report.shrink_page import write_shrink_page
 from rankwise.shrinking.cuts import Cut
@@ -68,7 +69,8 @@ def _card(result: ShrinkResult, decision: AdapterDecision, cut: Cut) -> str:
     """Return the model card of a truncated adapter."""
     from huggingface_hub import ModelCardData
 
-    base = None if Path(result.base).exists() else result.base
+    place = Path(result.base)
+    base = None if place.exists() or place.is_absolute() else result.base
     data = ModelCardData(
         base_model=base,
         library_name="peft",
@@ -84,17 +86,18 @@ def _card(result: ShrinkResult, decision: AdapterDecision, cut: Cut) -> str:
             f"then trained for {healing.steps} steps at rank {cut.rank} (learning rate "
             f"{healing.learning_rate:g}, batches of 8, {healing.examples:,} examples)"
         )
+    # The last part of a path alone: others need not know where things lay here.
+    adapter = markdown("/".join(decision.adapter.parts[-2:]))
     lines = [
-        f"---\n{data.to_yaml()}\n---",
         f"# LoRA adapter of {kind} {cut.rank}, truncated from rank {decision.own_rank}\n",
-        f"Truncated by `rankwise shrink` from `{decision.adapter}` by the singular values of each "
+        f"Truncated by `rankwise shrink` from {adapter} by the singular values of each "
         f"layer's update; {training}.\n",
-        f"On {row.examples:,} held-out examples ({result.data}) its loss is "
+        f"On {row.examples:,} held-out examples ({markdown(result.data)}) its loss is "
         f"{row.difference:+.4f} {result.unit} from that of the adapter it was cut from, at most "
         f"{row.upper:+.4f}; the margin was {result.margin:.3g} at "
         f"{100 * result.confidence:.4g} % confidence.\n",
-        f"- base model: `{result.base}`",
+        f"- base model: {markdown(base or place.name)}",
         f"- parameters of A and B: {decision.full.params:,} before, {cut.params:,} now",
         f"- vLLM: `--max-lora-rank {vllm_rank(cut.largest_rank)}`",
     ]
-    return "\n".join(lines) + "\n"
+    return front_matter(data.to_dict()) + "\n".join(lines) + "\n"

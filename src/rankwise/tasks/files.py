@@ -258,6 +258,6 @@ def _name_encoding(content: bytes, position: int, path: Path) -> str:
     elif name != path.name:
         remedy = f"unpack it, then {remedy}"
     return (
-        f"not UTF-8 (line {line}); in {encoding} it reads {shown!r}; if that is right "
-        f"(else name its encoding there), save it as UTF-8: {remedy}"
+        f"not UTF-8 (line {line}); in {encoding} it reads {shown!r}; if that is right, save it "
+        f"as UTF-8: {remedy}"
     )

@@ -95,6 +95,6 @@ def _refuse_rated_answers(table: Table) -> None:
         return
     raise RequestError(
         f"{str(table.path)!r} holds unpaired preference data (answers in {completion!r}, labelled "
-        f"true or false in {label!r}): to learn from the good answers, keep the rows labelled true "
-        f"and name --completion-column {completion}; or use the data with a KTO trainer of your own"
+        f"true or false in {label!r}): to learn the good answers, keep the rows labelled true "
+        f"and name --completion-column {completion}; or use a KTO trainer of your own"
     )

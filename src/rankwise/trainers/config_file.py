@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rankwise.errors import RequestError, reading, shown
+from rankwise.escaping import yaml_value
 
 
 class ConfigFile:
@@ -78,7 +79,7 @@ class ConfigFile:
             text = text[:start] + new + text[end:]
         if missing and not text.endswith("\n"):
             text += "\n"
-        return text + "".join(f"{name}: {_written(value)}\n" for name, value in missing.items())
+        return text + "".join(f"{name}: {yaml_value(value)}\n" for name, value in missing.items())
 
 
 def _replaced(node: Any, texts: Mapping[str, str]) -> list[tuple[int, int, str]]:
@@ -95,11 +96,4 @@ def _replaced(node: Any, texts: Mapping[str, str]) -> list[tuple[int, int, str]]
 def _change(node: Any, value: object) -> tuple[int, int, str]:
     """Return start, end and new text of a node; one without a text, as in ``seed:``, gets one."""
     start, end = node.start_mark.index, node.end_mark.index
-    return start, end, _written(value) if end > start else f" {_written(value)}"
-
-
-def _written(value: object) -> str:
-    """Return a value on one line of YAML; 1e-05 needs a point, or YAML 1.1 reads a text."""
-    import yaml
-
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n...")[0].strip()
+    return start, end, yaml_value(value) if end > start else f" {yaml_value(value)}"

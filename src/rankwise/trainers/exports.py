@@ -6,6 +6,7 @@ from typing import Any
 
 from rankwise.decide import Decision
 from rankwise.decide.summary import decision_sentences
+from rankwise.escaping import comment, markdown, without_directories
 from rankwise.formatting import how_sure
 from rankwise.lora.alpha import whole_as_int
 from rankwise.store.directory import SweepStore, write_whole
@@ -54,17 +55,17 @@ def write_trainer_exports(
     chosen = trained = read_trial(directory / "trials" / trial_name)
     if chosen.truncated_from is not None:
         trained = read_trial(directory / "trials" / chosen.truncated_from)
-    notes = "".join(f"# {line}\n" for line in _notes(decision, chosen, trained))
+    notes = comment(_notes(decision, chosen, trained))
     for name, text in chosen_files(command, trained, data).items():
         start = "" if name.endswith(".json") else notes  # JSON has no comments
         write_whole(directory / "export" / name, (start + text).encode())
     if not (directory / "best").is_dir():  # judged by figures, without an adapter
         return
-    sentences = "\n\n".join(decision_sentences(decision, "score")[:2])
+    sentences = decision_sentences(decision, "score")[:2]
     card = CARD.format(
         rank=chosen.rank,
         mark=" (provisional)" if decision.provisional else "",
-        sentences=sentences,
+        sentences="\n\n".join(markdown(without_directories(each)) for each in sentences),
         alpha=trained.lora_alpha,
         rate=trained.learning_rate,
         seed=trained.seed,

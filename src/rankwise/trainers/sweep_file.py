@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RequestError
-from rankwise.exports.yaml_text import comment, yaml_file
+from rankwise.escaping import comment
+from rankwise.exports.yaml_text import yaml_file
 from rankwise.tasks.sources import find_local
 from rankwise.trainers.tools import TOOLS, TRL_METHODS, find_tool, read_tool_file
 
