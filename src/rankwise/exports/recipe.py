@@ -325,6 +325,7 @@ def _adapter_recipe(
 
 
 def _optimizer_recipe(settings: TrainingSettings, trained: TrialRecord) -> OptimizerRecipe:
+    assert settings.warmup_ratio is not None  # a user's trainer has exports of its own
     return OptimizerRecipe(
         learning_rate=trained.learning_rate,
         loraplus_ratio=settings.loraplus_ratio,

@@ -158,7 +158,7 @@ class TrainingSettings:
     init: str
     loraplus_ratio: float
     lr_scheduler: SchedulerName
-    warmup_ratio: float
+    warmup_ratio: float | None  # None where a user's trainer has its own
     weight_decay: float
     max_grad_norm: float
     lora_dropout: float
