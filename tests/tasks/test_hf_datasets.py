@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow
+import pyarrow.ipc
 import pytest
 
 from rankwise.errors import RequestError
@@ -119,3 +122,22 @@ def test_a_name_that_is_no_hub_id_is_a_missing_file(
     with pytest.raises(RequestError, match=r"no such file|allowed endings"):
         read_table(Path(name))
     assert not is_hub_id(Path(name))  # which fingerprints and exports ask
+
+
+@pytest.mark.parametrize("kind", ["file", "saved"])
+def test_columns_whose_offsets_point_nowhere_are_refused(tmp_path: Path, kind: str) -> None:
+    texts = datasets.Dataset.from_dict({"text": ["hello", "there"], "label": ["a", "b"]})
+    path = tmp_path / "data.arrow"
+    if kind == "saved":
+        texts.save_to_disk(str(tmp_path))
+        (path,) = tmp_path.glob("*.arrow")
+    else:
+        with pyarrow.OSFile(str(path), "wb") as sink:
+            table = pyarrow.table({"text": ["hello", "there"], "label": ["a", "b"]})
+            with pyarrow.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+    good, bad = (np.array([0, 5, end], np.int32).tobytes() for end in (10, 1 << 30))
+    assert good in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(good, bad))
+    with pytest.raises(RequestError, match=r"\.arrow' cannot be read: .*offset"):
+        read_table(path if kind == "file" else tmp_path)

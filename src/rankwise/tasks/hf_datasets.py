@@ -23,6 +23,8 @@ def is_saved_dataset(path: Path) -> bool:
 def read_saved_dataset(path: Path, split: str | None = None) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of a saved split, and notes; class indices become class names."""
     place = f"data {str(path)!r}"
+    for file in sorted(path.rglob("*.arrow")):
+        refuse_damaged(file)
     with quiet_datasets() as (datasets, _):
         loaded = datasets.load_from_disk(str(path))
         if not isinstance(loaded, datasets.DatasetDict):
@@ -50,9 +52,34 @@ def read_hub_dataset(path: Path) -> pd.DataFrame:
 
 def read_with_builder(builder: str, files: Sequence[Path]) -> pd.DataFrame:
     """Read files with a builder of datasets, such as ``parquet``."""
+    for file in files:
+        refuse_damaged(file)
     patterns = [glob.escape(str(file.resolve())) for file in files]
     with quiet_datasets() as (datasets, fresh):
         return as_table(datasets.load_dataset(builder, data_files=patterns, split="train", **fresh))
+
+
+def refuse_damaged(file: Path) -> None:
+    """Refuse an Arrow or Parquet file whose columns contradict themselves.
+
+    pyarrow trusts what it reads unless it is asked to check it, and a wrong offset ends the process
+    later on. It reads one batch after the other, so that a large file takes no memory here.
+    """
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    with reading(f"data {str(file)!r} cannot be read"), pyarrow.memory_map(str(file)) as source:
+        head = source.read(6)
+        source.seek(0)
+        if head.startswith(b"PAR1"):
+            batches = parquet.ParquetFile(source).iter_batches()
+        elif head == b"ARROW1":
+            whole = ipc.open_file(source)
+            batches = map(whole.get_batch, range(whole.num_record_batches))
+        else:
+            batches = ipc.open_stream(source)
+        for batch in batches:
+            batch.validate(full=True)
 
 
 def pick_split(names: Sequence[str], wanted: str | None, path: Path) -> tuple[str, list[str]]:

@@ -17,6 +17,7 @@ from rankwise.decide.metrics import higher_is_better
 from rankwise.engine.trial import Trial, no_evidence
 from rankwise.errors import RequestError, nearest, reading, shown, some
 from rankwise.tasks.base import Encoded, Examples, Objective, Task
+from rankwise.tasks.hf_datasets import refuse_damaged
 from rankwise.tasks.splits import NO_EXAMPLES
 from rankwise.trainers.engine import LOG, Judged
 from rankwise.trainers.left_adapter import (
@@ -200,6 +201,7 @@ def _checked(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
+        refuse_damaged(path)
         return pd.read_parquet(path)
     return pd.read_json(path, lines=True, dtype=False)
 
