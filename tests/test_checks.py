@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from rankwise.checks import parse_bytes
+from rankwise.checks import check_matching_ends, check_path, check_text, parse_bytes
 from rankwise.errors import RequestError
 from rankwise.sweeps.config import SweepConfig
 
@@ -37,3 +39,29 @@ def test_bare_small_number_is_refused_with_the_unit_it_probably_lacks(
         parse_bytes("memory", number)
     with pytest.raises(RequestError, match=r"max_memory .*did you mean"):
         SweepConfig(max_memory=number)  # type: ignore[arg-type]
+
+
+LAYER = "model.layers.10.self_attn.qqqqqqqqqqqqqqqqqqqqqqqqqqqqqq_proj"
+
+
+@pytest.mark.parametrize("pattern", ["(.*q+)+x", r"([a-z]+\.?)*\d$", ".*.*.*.*.*.*.*.*.*.*x"])
+def test_a_pattern_that_never_ends_is_refused(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwise.checks.MATCHING_SECONDS", 1.0)
+    with pytest.raises(RequestError, match="takes forever to match") as caught:
+        check_matching_ends("rank_pattern", ["q_proj", "(v|k)+_proj", pattern], [LAYER])
+    assert repr(pattern) in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["(q|v)_proj", r"(.*\.)?(layers\.\d+)+\.x$", "(", "(q"])
+def test_other_patterns_pass(pattern: str) -> None:
+    check_matching_ends("rank_pattern", [pattern], [LAYER] * 1000)
+
+
+@pytest.mark.parametrize("value", ["caf\udce9.csv", Path("caf\udce9.csv")])
+def test_a_name_that_is_not_utf_8_is_refused(value: object) -> None:
+    with pytest.raises(RequestError, match=r"data 'caf\\udce9.csv' is not UTF-8; rename it"):
+        check_path("data", value)
+    with pytest.raises(RequestError, match=r"model '.udce9' is not UTF-8"):
+        check_text("model", "\udce9")

@@ -1,14 +1,32 @@
 """Checks of single values; each refuses a bad value in one line that says what is allowed."""
 
+import json
 import math
 import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rankwise.errors import RequestError, not_allowed, shown
 
 LARGEST = 2**53  # a float holds every whole number up to it
 LEAST_BYTES = 100_000  # a smaller bare number means gigabytes or megabytes
+MATCHING_SECONDS = 5  # of a regular expression in all names, which usually takes milliseconds
+REPEAT = re.compile(r"(?<!\\)[*+{]")
+NESTED = re.compile(r"\)[*+{]")
+MATCH_ALL = """
+import json, re, sys
+patterns, texts = json.load(sys.stdin)
+for number, pattern in enumerate(patterns):
+    print(number, flush=True)
+    for text in texts:
+        try:
+            re.search(pattern, text)
+        except re.error:
+            break
+"""
 
 
 def check_whole(name: str, value: object, *, at_least: int, at_most: int = LARGEST) -> int:
@@ -55,7 +73,7 @@ def check_text(name: str, value: object) -> str:
         RequestError: it is something else; a number does not count as text.
     """
     if isinstance(value, str) and value.strip():
-        return value
+        return check_encoding(name, value)
     short = isinstance(value, int) and abs(value) <= LARGEST
     hint = f"; write {value!r} in quotes" if short else ""
     raise not_allowed(name, value, f"a text that is not blank{hint}")
@@ -68,9 +86,9 @@ def check_path(name: str, value: object) -> Path:
         RequestError: it is neither, or it is blank.
     """
     if isinstance(value, os.PathLike):
-        return Path(value)
+        return Path(check_encoding(name, os.fsdecode(value)))
     if isinstance(value, str) and value.strip() and "\0" not in value:
-        return Path(value)
+        return Path(check_encoding(name, value))
     raise not_allowed(name, value, "the path of a file or directory, as a text")
 
 
@@ -102,6 +120,37 @@ def parse_bytes(name: str, value: object) -> int:
         unit = "GB" if size < 1000 else "MB"
         hint = f" (a number alone counts bytes: did you mean {size:g}{unit}?)"
     raise not_allowed(name, value, f"a size such as 24GB or 16GiB, 100kB at least{hint}")
+
+
+def check_matching_ends(name: str, patterns: Iterable[str], texts: Sequence[str]) -> None:
+    """Refuse a regular expression that takes forever to match (catastrophic backtracking).
+
+    Where repeats are nested or many, a child process tries it first: nothing stops Python's own
+    matching.
+
+    Raises:
+        RequestError: a pattern does not end within MATCHING_SECONDS.
+    """
+    doubtful = [each for each in patterns if NESTED.search(each) or len(REPEAT.findall(each)) > 4]
+    if not doubtful:
+        return
+    command = [sys.executable, "-I", "-S", "-c", MATCH_ALL]
+    given = json.dumps([doubtful, texts]).encode()
+    try:
+        subprocess.run(command, input=given, capture_output=True, timeout=MATCHING_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        pattern = doubtful[len((error.stdout or b"").split()) - 1]
+        raise RequestError(
+            f"{name} {shown(pattern)} takes forever to match; avoid repeats inside repeats, as in "
+            "(a+)+"
+        ) from None
+
+
+def check_encoding(name: str, value: str) -> str:
+    """Refuse a name whose bytes on disk are no UTF-8, which no file or terminal could show."""
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise RequestError(f"{name} {ascii(value)[:80]} is not UTF-8; rename it")
+    return value
 
 
 def _number(value: object) -> float:

@@ -52,6 +52,8 @@ Group = Literal[
 GROUPS: tuple[Group, ...] = get_args(Group)
 """Headings of ``--help``, in the order of the page."""
 
+MOST_RANKS = 64
+
 NAME = "<name>"
 """Stands for the setting in a refusal until the setting is known."""
 
@@ -121,6 +123,8 @@ def ascending(values: tuple[int, ...]) -> tuple[int, ...]:
     """
     if not values:
         raise RequestError("ranks: none given; allowed is a list such as 4,8,16,32")
+    if len(values) > MOST_RANKS:
+        raise RequestError(f"ranks: {len(values)} given; allowed are {MOST_RANKS} at most")
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         raise RequestError(f"rank: {some(twice)} given more than once; name each once")
@@ -128,6 +132,7 @@ def ascending(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Count = Annotated[int, checked(check_whole, at_least=1)]
+Seeds = Annotated[int, checked(check_whole, at_least=1, at_most=1000)]
 Positive = Annotated[float, checked(check_number, above=0)]
 Share = Annotated[float, checked(check_number, above=0, below=1)]
 Text = Annotated[str, checked(check_text)]

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from rankwise.formatting import plain_bytes
 from rankwise.models.base_model import Loading, load_base
 from rankwise.tasks.base import Encoded
 from rankwise.tasks.losses import ClassificationObjective, CompletionObjective
+from rankwise.tasks.splits import number_examples
 from tests.conftest import save_tokenizer
-from tests.tiny_models import MULTIMODAL, save_tiny
+from tests.factories import chat
+from tests.tiny_models import MULTIMODAL, dialogues_task, save_tiny, save_tiny_lm
 
 LABELS = ("bad", "good")
 
@@ -140,6 +143,14 @@ def change_config(directory: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+def change_weight(directory: Path, value: float) -> None:
+    """Write one weight of one layer anew."""
+    tensors = load_file(directory / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("attention.output.dense.weight"))
+    tensors[name][3, 2] = value
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
@@ -161,6 +172,11 @@ def change_config(directory: Path, **changes: Any) -> None:
         ),
         (lambda d: [file.unlink() for file in d.glob("tok*")], "has no tokenizer"),
         (without_special_tokens, "neither a padding nor an end-of-sequence token"),
+        (
+            lambda d: change_weight(d, math.nan),
+            "dense.weight has weights that are not finite in fp32",
+        ),
+        (lambda d: change_weight(d, -math.inf), "dense.weight has weights that are not finite"),
     ],
 )
 def test_a_broken_model_is_refused(
@@ -245,3 +261,25 @@ def test_a_model_that_does_not_fit_its_device_is_refused_in_one_line(
     assert message.endswith(f" are free; take {changes}")
     assert caught.value.exit_code == 1
     assert len(message.splitlines()) == 1
+
+
+def test_a_tokenizer_larger_than_the_embedding_serves_texts_without_the_tokens_too_many(
+    tmp_path: Path,
+) -> None:
+    directory = save_tiny_lm("llama", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_tokens(["surplus"])
+    tokenizer.add_special_tokens({"pad_token": "[EXTRA]"})
+    tokenizer.save_pretrained(directory)
+    base = load_base(str(directory), CompletionObjective(), ["all-linear"], [4])
+    assert base.tokenizer.pad_token == "[SEP]"
+    task = dialogues_task()
+    encoded, _ = base.encode(task, task.train, 64)
+    assert len(encoded)
+    with_surplus = chat((("user", "the film"), ("assistant", "surplus")))
+    examples = number_examples([with_surplus], [None])
+    with pytest.raises(
+        RequestError, match=r"rows of embeddings.*'surplus'.*resize_token"
+    ) as caught:
+        base.encode(task, examples, 64)
+    assert "\n" not in str(caught.value)

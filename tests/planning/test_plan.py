@@ -170,6 +170,10 @@ def test_bars_add_up_to_the_peak_and_the_context(tmp_path: Path) -> None:
         (["--plot", "nowhere/x.html"], ["nowhere"]),
         (["--rank", "4"], ["--rank", "did you mean '--ranks'"]),
         (["--task-type", "IMAGE_CLS"], ["cannot be built as IMAGE_CLS"]),
+        (["--ranks", ",".join(map(str, range(1, 2001)))], ["2000 given", "64 at most"]),
+        (["--engine", "fused", "--seeds", str(2**53)], ["seeds", "at most 1000"]),
+        (["--num-labels", str(2**53)], ["num_labels", "at most 1000000"]),
+        (["--rank-pattern", "(q_proj=4"], ["rank_pattern '(q_proj' is not a regular expression"]),
     ],
     ids=str,
 )

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rankwise.errors import RequestError
-from rankwise.tasks.classification import encode, sort_labels
+from rankwise.tasks.classification import _index_labels, encode, sort_labels
 from rankwise.tasks.config import DataConfig
 from rankwise.tasks.load import load_task
 from tests.conftest import make_reviews
@@ -110,3 +110,9 @@ def test_long_texts_are_truncated_and_counted(tiny_model: Path, reviews: Path) -
     words = [len(text.split()) for text in task.train.inputs]
     assert cut == sum(count + 2 > 8 for count in words)  # [CLS] and [SEP]
     assert encoded.lengths == [min(8, count + 2) for count in words]
+
+
+def test_as_many_labels_as_rows_are_looked_up_at_once() -> None:
+    labels = [str(number) for number in range(200_000)]
+    names = sort_labels(set(labels))
+    assert _index_labels(labels, labels[::-1], names).labels[:2] == (199_999, 199_998)

@@ -2,7 +2,9 @@ r"""Rank and seed in the name or path of a run, such as ``out/r16-seed3``."""
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 
+from rankwise.checks import check_matching_ends
 from rankwise.errors import RequestError, shown
 
 # Tried in this order to suggest a pattern; the plain one only where it finds the same ranks.
@@ -14,12 +16,14 @@ PLAIN = r"r(\d+)"
 SEED_WORDS = ("seed", "s")
 
 
+@cache
 def rank_in_name(pattern: str, name: str) -> tuple[int | None, int | None]:
     """Return the rank and the seed that a pattern finds in a name; None where it finds none.
 
     Raises:
         RequestError: the group that should hold a rank or a seed holds other than digits.
     """
+    check_matching_ends("rank_pattern", [pattern], [name])
     match = re.search(pattern, name)
     if match is None:
         return None, None

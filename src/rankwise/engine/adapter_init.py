@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from rankwise.engine.config import BASE_CHANGING_INITS
 from rankwise.engine.trial import Trial
-from rankwise.errors import RankwiseError, RequestError, some
+from rankwise.errors import RankwiseError, RequestError, first_sentence, some
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries, reinitialize
@@ -98,13 +98,13 @@ def attaching(base: BaseModel) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = first_sentence(error)
         raise RequestError(
             f"the adapter cannot be attached to base {base.name!r}: {reason}"
-        ) from None
+        ) from error
 
 
 def untrained_adapter(base: BaseModel) -> Adapter:

@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from rankwise.checks import check_whole
+from rankwise.checks import check_matching_ends, check_whole
 from rankwise.errors import RequestError, some
 from rankwise.lora.alpha import whole_as_int
 from rankwise.lora.experts import join_experts, split_experts, stacked_parameters
@@ -19,6 +20,7 @@ FACTOR_NAME = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))"
 )
 OTHER_LORA_TENSORS = (".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+ENDING = r"(.*\.)?({})$"  # how PEFT uses the keys of rank_pattern and alpha_pattern
 # With these init_lora_weights, loading changes the base weight in a way that depends on the rank.
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 # With these settings delta-W is not scaling * B @ A of the saved factors.
@@ -149,6 +151,9 @@ def factor_pairs(adapter: Adapter) -> list[FactorPair]:
     if not keys:
         names = some(adapter.tensors, 3) or "none"
         raise RequestError(f"no LoRA factors among its tensors ({names}); expected x.lora_A.weight")
+    for setting in ("rank_pattern", "alpha_pattern"):
+        patterns = [ENDING.format(key) for key in adapter.config.get(setting) or ()]
+        check_matching_ends(f"{setting} in adapter_config.json:", patterns, list(keys))
     pairs = []
     parameters = stacked_parameters(adapter.config, keys)
     for layer in keys:
@@ -235,7 +240,7 @@ def _layer_setting(config: Mapping[str, Any], setting: str, pattern: str, name: 
     value = config.get(setting, 8)  # PEFT's default for both
     try:
         for key, special in (config.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({key})$", name):
+            if _ending(key)(name):
                 value = special
                 break
     except (AttributeError, re.error):
@@ -243,6 +248,12 @@ def _layer_setting(config: Mapping[str, Any], setting: str, pattern: str, name: 
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RequestError(f"{setting} {value!r} of layer {name!r} is not a number")
     return value
+
+
+@cache
+def _ending(key: str) -> Callable[[str], object]:
+    """Return the test whether a pattern ends a layer's name."""
+    return re.compile(ENDING.format(key)).match
 
 
 def _pattern(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-from rankwise.errors import RankwiseError, RequestError, reading
+from rankwise.errors import RankwiseError, RequestError, reading, shown
 from rankwise.formatting import plain_bytes
 from rankwise.models.auto import AUTO_CLASSES, first_position, position_tables, trained_heads
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.compat_loading import conversion_errors_named
-from rankwise.models.device import find_dtype, find_torch_device, precision_name
+from rankwise.models.device import DTYPES, find_dtype, find_torch_device, precision_name
 from rankwise.models.files import check_model_files, load_arguments
 from rankwise.models.out_of_memory import OutOfMemory, attempt, free_memory
 from rankwise.models.quantization import (
@@ -27,7 +27,7 @@ from rankwise.models.quantization import (
     loading_arguments,
 )
 from rankwise.models.targets import check_ranks, find_targets
-from rankwise.tasks.base import Objective
+from rankwise.tasks.base import Encoded, Examples, Objective, Task
 
 
 @dataclass
@@ -69,6 +69,25 @@ class BaseModel:
         in full are in fp32; the embeddings always have the type of the rest.
         """
         return self._embedding.dtype
+
+    def encode(self, task: Task, examples: Examples, length: int) -> tuple[Encoded, int]:
+        """Tokenise examples; return them with the number of shortened ones.
+
+        Raises:
+            RequestError: The tokenizer fails, or gives a token that the model has no row for.
+        """
+        with reading(f"the tokenizer of model {self.name!r} does not take the texts"):
+            encoded, shortened = task.encoder(examples, self.tokenizer, length)
+        rows = self._embedding.shape[0]
+        largest = max((token for tokens in encoded.input_ids for token in tokens), default=0)
+        if largest >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise RequestError(
+                f"model {self.name!r} has {rows} rows of embeddings, and its tokenizer more: the "
+                f"texts have token {largest}, {shown(token)}; save the model again after "
+                "model.resize_token_embeddings(len(tokenizer)), or take the tokenizer it came with"
+            )
+        return encoded, shortened
 
     @property
     def _embedding(self) -> torch.Tensor:
@@ -138,18 +157,19 @@ def load_base(
         except OutOfMemory:
             weights = _count_weights(config, task_type, loading.trust_remote_code)
             raise _too_large(name, weights, placed["dtype"], quantization, device) from None
-    _prepare_tokenizer(name, tokenizer, model)
-    _freeze(model)
-    if task_type == "CAUSAL_LM":
-        _check_causal(name, model, new_modules)
-    endings = trained_heads(task_type)
-    heads = [child for child, _ in model.named_children() if child.endswith(endings)]
-    trained_in_full = tuple(dict.fromkeys([*new_modules, *heads]))
-    targets = find_targets(model, target_modules, trained_in_full)
-    check_ranks(ranks, targets)
-    if placed["dtype"] != torch.float32:
-        compute_in_fp32([model.get_submodule(name) for name in trained_in_full])
-    max_length = _max_length(model, tokenizer)
+        _check_finite(name, model)
+        _prepare_tokenizer(name, tokenizer, model)
+        _freeze(model)
+        if task_type == "CAUSAL_LM":
+            _check_causal(name, model, new_modules)
+        endings = trained_heads(task_type)
+        heads = [child for child, _ in model.named_children() if child.endswith(endings)]
+        trained_in_full = tuple(dict.fromkeys([*new_modules, *heads]))
+        targets = find_targets(model, target_modules, trained_in_full)
+        check_ranks(ranks, targets)
+        if placed["dtype"] != torch.float32:
+            compute_in_fp32([model.get_submodule(name) for name in trained_in_full])
+        max_length = _max_length(model, tokenizer)
     return BaseModel(
         model, tokenizer, name, objective, new_modules, trained_in_full, targets, max_length
     )
@@ -249,7 +269,9 @@ def _prepare_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
         # transformers makes up a tokenizer without words where its files are missing.
         problem = "has no tokenizer: save one in its directory (tokenizer.save_pretrained)"
         raise RequestError(f"model {name!r} {problem}")
-    if tokenizer.pad_token is None:  # usual for decoders
+    rows = model.get_input_embeddings().weight.shape[0]
+    # None is usual for decoders, and so is a token added without a row for it.
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= rows:
         if tokenizer.eos_token is None:
             raise RequestError(
                 f"model {name!r}: its tokenizer has neither a padding nor an end-of-sequence "
@@ -264,6 +286,17 @@ def _prepare_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
     if "token_type_ids" not in inspect.signature(model.base_model.forward).parameters:
         names = [key for key in tokenizer.model_input_names if key != "token_type_ids"]
         tokenizer.model_input_names = names
+
+
+def _check_finite(name: str, model: nn.Module) -> None:
+    """Refuse a model with a weight that is NaN or infinite, which makes every loss so."""
+    for key, weight in model.named_parameters():
+        if weight.dtype in DTYPES.values() and weight.numel():
+            ends = torch.stack(torch.aminmax(weight.detach()))  # NaN if any weight is
+            if not bool(torch.isfinite(ends).all()):
+                precision = precision_name(weight.dtype)
+                problem = f"{key} has weights that are not finite in {precision}"
+                raise RequestError(f"model {name!r}: {problem}; download or save it again")
 
 
 def _freeze(model: nn.Module) -> None:

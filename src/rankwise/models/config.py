@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator
 
-from rankwise.checks import check_text
+from rankwise.checks import check_encoding, check_text
 from rankwise.errors import RequestError, not_allowed
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.models.targets import REGEX_SIGNS, TargetModules, parse_targets
@@ -19,10 +19,9 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def _model_name(name: str, value: object) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, str) and value.strip() and "\0" not in value:
-        return value
+    text = str(value) if isinstance(value, Path) else value
+    if isinstance(text, str) and text.strip() and "\0" not in text:
+        return check_encoding(name, text)
     raise not_allowed(name, value, "a directory with config.json, a GGUF file, or a hub id")
 
 

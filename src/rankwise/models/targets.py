@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rankwise.checks import check_matching_ends
 from rankwise.errors import RequestError, nearest, shown, some
 from rankwise.models.compat import expand_all_linear, forbidden_targets
 
@@ -77,6 +78,8 @@ def find_targets(
         expanded = sorted(config.target_modules or ())
         config.target_modules = [name for name in expanded if name not in forbidden]
     sizes = linear_sizes(model)
+    if isinstance(config.target_modules, str):
+        check_matching_ends("target_modules", [config.target_modules], list(sizes))
     matched = {name: sizes[name] for name in sizes if check_target_module_exists(config, name)}
     endings = _endings(sizes)
     for target in () if isinstance(targets, str) else targets:

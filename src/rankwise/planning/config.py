@@ -1,5 +1,6 @@
 """The request of a plan: one declaration for command-line options and Python arguments."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypedDict, get_args
@@ -8,7 +9,7 @@ from pydantic import PlainValidator
 
 from rankwise.checks import check_text, check_whole
 from rankwise.engine.config import EngineName, MicroBatchTokens, OptimizerName, ShareOrZero
-from rankwise.errors import RequestError, not_allowed, shown
+from rankwise.errors import RequestError, not_allowed, reading, shown
 from rankwise.models import config as models
 from rankwise.models.config import Quantization
 from rankwise.planning.memory.devices import DEVICES, find_device
@@ -19,9 +20,11 @@ from rankwise.settings import (
     Option,
     Positive,
     Ranks,
+    Seeds,
     Settings,
     Several,
     Text,
+    checked,
     items,
 )
 
@@ -41,6 +44,8 @@ TaskType = Literal[
     "IMAGE_TEXT_TO_TEXT",
 ]
 Bias = Literal["none", "all", "lora_only"]
+MOST_LABELS = 1_000_000  # transformers gives a name to each
+Labels = Annotated[int, checked(check_whole, at_least=1, at_most=MOST_LABELS)]
 RankPattern = tuple[tuple[str, int], ...]
 DEFAULT_RANKS = (4, 8, 16, 32, 64)
 FUSED_ONLY = ("micro_batch_tokens", "seeds", "train_examples", "epochs", "tflops")
@@ -60,6 +65,8 @@ def _rank_pattern(value: object) -> RankPattern:
             name, rank = pair
         if not isinstance(name, str) or not name.strip():
             raise not_allowed("rank_pattern", pair, "LAYER=RANK, as in q_proj=4,v_proj=8")
+        with reading(f"rank_pattern {shown(name)} is not a regular expression"):
+            re.compile(name)
         parsed.append((name, check_whole("rank_pattern", rank, at_least=1)))
     return tuple(parsed)
 
@@ -152,7 +159,8 @@ class PlanConfig(Settings):
         TaskType, Option("PEFT's task type; auto reads the architecture in config.json.")
     ] = "auto"
     num_labels: Annotated[
-        Count | None, Option("Classes of a classification head.", unset="the number in config.json")
+        Labels | None,
+        Option("Classes of a classification head.", unset="the number in config.json"),
     ] = None
     engine: Annotated[
         EngineName,
@@ -172,7 +180,7 @@ class PlanConfig(Settings):
         ),
     ] = None
     seeds: Annotated[
-        Count, Option("With --engine fused: trials per rank of the sweep.", "search")
+        Seeds, Option("With --engine fused: trials per rank of the sweep.", "search")
     ] = 2
     train_examples: Annotated[
         Count | None,

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto as auto
 
-from rankwise.errors import RequestError, reading
+from rankwise.errors import RequestError, not_allowed, reading
 from rankwise.models.auto import AUTO_CLASSES
 from rankwise.models.compat import quiet_libraries
 from rankwise.models.files import (
@@ -23,6 +24,7 @@ from rankwise.models.files import (
     model_directory,
     similar_directory,
 )
+from rankwise.planning.config import MOST_LABELS
 
 TASK_OF_ENDING = {
     "ForCausalLM": "CAUSAL_LM",
@@ -42,6 +44,10 @@ HAVE_TASK = {
     "SEQ_2_SEQ_LM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
 """Model types with a class of their own for these tasks."""
+MOST_BLOCKS = 1000
+MANY = re.compile(r"(layers?|depth|experts)$")
+"""Keys of a config that count parts which are built one by one."""
+LARGEST_TRIED = 100_000
 HEAD_WIDTHS = ("head_dim", "kv_lora_rank")
 """Config keys with which heads need not divide the width (MLA: DeepSeek-V2, 2024)."""
 
@@ -102,10 +108,11 @@ def load_meta_model(
         RequestError: there is no such config, or transformers cannot build it.
     """
     config, has_untied_output = _read_config(name, num_labels, trust_remote_code)
-    _check_heads(name, config)
-    _disable_cache(config)
-    _fill_in_token_ids(config)
-    task = _task_type(config) if task_type == "auto" else _own_task(config, task_type)
+    with reading(f"model {name!r} has a config that contradicts itself"):
+        _check_heads(name, config)
+        _disable_cache(config)
+        _fill_in_token_ids(config)
+        task = _task_type(config) if task_type == "auto" else _own_task(config, task_type)
     notes = [] if task_type in ("auto", task) else [f"{config.model_type} is planned as {task}"]
     with reading(f"model {name!r} cannot be built as {task}"):
         try:
@@ -130,7 +137,8 @@ def _read_config(name: str, num_labels: int | None, trust_remote_code: bool) -> 
     if gguf_file:
         check_model_files(name)
     elif directory := model_directory(name):
-        _check_config_file(directory / "config.json", trust_remote_code)
+        with reading(f"model {name!r} has a config that contradicts itself"):
+            _check_config_file(directory / "config.json", trust_remote_code)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **gguf_file}
     if num_labels is not None:
         options["num_labels"] = num_labels
@@ -149,6 +157,7 @@ def _check_config_file(path: Path, trust_remote_code: bool) -> None:
     """Refuse a ``config.json`` that transformers does not know or that contradicts itself."""
     with reading(f"config {str(path)!r} is not JSON"):
         content = json.loads(path.read_text(encoding="utf-8"))
+    _check_counts(str(path), content)
     model_type = content.get("model_type") if isinstance(content, dict) else None
     model_types = list(CONFIG_MAPPING.keys())
     if model_type in model_types:
@@ -162,6 +171,16 @@ def _check_config_file(path: Path, trust_remote_code: bool) -> None:
         problem = f"transformers does not know the model_type {model_type!r}{hint}"
         raise RequestError(f"config {str(path)!r}: {problem}")
     _check_heads(str(path.parent), SimpleNamespace(**content))
+
+
+def _check_counts(path: str, content: Any) -> None:
+    """Refuse so many blocks or labels, in any part of a config, that building would not end."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        _check_counts(path, value)
+        most = MOST_LABELS if key == "num_labels" else MOST_BLOCKS
+        counts = key == "num_labels" or MANY.search(key)
+        if counts and isinstance(value, int | float) and not value <= most:
+            raise not_allowed(f"config {path!r}: {key}", value, f"a number of at most {most}")
 
 
 def _check_heads(name: str, config: Any) -> None:
@@ -179,7 +198,8 @@ def _check_heads(name: str, config: Any) -> None:
 
 
 def _indivisible(name: str, key: str, whole: int, divisor: str, part: int) -> RequestError:
-    divisors = [number for number in range(1, whole + 1) if whole % number == 0]
+    tried = range(1, min(whole, LARGEST_TRIED) + 1)
+    divisors = [number for number in tried if whole % number == 0]
     nearest = min(divisors, key=lambda number: abs(number - part), default=None)
     hint = "" if nearest is None else f" (the nearest that does is {nearest})"
     return RequestError(

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from rankwise.errors import some
+from rankwise.checks import check_matching_ends
+from rankwise.errors import reading, some
+from rankwise.lora.adapter import ENDING
 from rankwise.models.config import Quantization
 from rankwise.models.device import DTYPES
 from rankwise.models.targets import (
@@ -49,11 +51,12 @@ def prepare(config: PlanConfig) -> PreparedRequest:
         num_labels=config.num_labels,
         trust_remote_code=config.trust_remote_code,
     )
-    on_disk, notes = _quantized_as_on_disk(config, meta)
-    named, target_notes = _with_targets(on_disk, meta)
-    if on_disk.target_modules is None:
-        on_disk = named
-    skeleton = make_skeleton(meta, named)
+    with reading(f"model {config.model!r} cannot be planned"):
+        on_disk, notes = _quantized_as_on_disk(config, meta)
+        named, target_notes = _with_targets(on_disk, meta)
+        if on_disk.target_modules is None:
+            on_disk = named
+        skeleton = make_skeleton(meta, named)
     return PreparedRequest(skeleton, named, on_disk, [*meta.notes, *notes, *target_notes])
 
 
@@ -129,6 +132,10 @@ def make_skeleton(meta: MetaModel, config: PlanConfig) -> Skeleton:
 
     lora = lora_config(config, config.ranks[0], meta.task_type, meta.model)
     targets_are_named = lora.target_modules != "all-linear"
+    names = [name for name, _ in meta.model.named_modules()]
+    if isinstance(lora.target_modules, str):
+        check_matching_ends("target_modules", [lora.target_modules], names)
+    check_matching_ends("rank_pattern", map(ENDING.format, lora.rank_pattern), names)
 
     def has_rank_of(pattern: str, name: str) -> bool:
         return get_pattern_key([pattern], name) != name or pattern == name

@@ -79,7 +79,7 @@ def read_training_data(
         kept = [row for row, text in enumerate(examples.inputs) if text not in known]
         shared += len(examples) - len(kept)
         part = _with_classes(examples.take(kept), task, held_out, label)
-        parts.append(task.encoder(part, base.tokenizer, length)[0])
+        parts.append(base.encode(task, part, length)[0])
     train, held_back = parts
     if len(train) + len(held_back) < LEAST_EXAMPLES or not len(held_back):
         also = f", besides {shared} that are held-out examples too" if shared else ""

@@ -109,7 +109,8 @@ def _with_labels(task: Task, labels: Sequence[str]) -> Task:
         raise RequestError(
             f"labels {some(labels, 12)}: the data also have {some(unknown)}; name all classes"
         )
-    numbers = tuple(labels.index(known[label]) for label in task.held_out.labels)
+    index = {name: number for number, name in enumerate(labels)}
+    numbers = tuple(index[known[label]] for label in task.held_out.labels)
     return replace(
         task,
         objective=ClassificationObjective(tuple(labels)),
@@ -124,7 +125,7 @@ def encode_held_out(task: Task, base: "BaseModel", max_length: int | None) -> He
         RequestError: fewer than two examples have something to predict.
     """
     length = min(max_length or task.objective.max_length, base.max_length)
-    encoded, shortened = task.encoder(task.held_out, base.tokenizer, length)
+    encoded, shortened = base.encode(task, task.held_out, length)
     notes = [*task.notes, *task.notes_on(base.tokenizer)]
     if shortened:
         notes.append(f"{shortened} of {len(task.held_out)} texts were cut at {length} tokens")

@@ -8,7 +8,7 @@ from pydantic import PlainValidator
 from rankwise.checks import check_number
 from rankwise.errors import RequestError
 from rankwise.models.config import AlphaPolicyName
-from rankwise.settings import Count, Option, Positive, Ranks, Settings, items
+from rankwise.settings import Option, Positive, Ranks, Seeds, Settings, items
 
 AUTO: Literal["auto"] = "auto"
 StrategyName = Literal["grid", "once", "ends", "escalate", "race"]
@@ -35,7 +35,7 @@ class SearchConfig(Settings):
     """Settings of the search: which ranks, seeds and learning rates are tried."""
 
     ranks: Annotated[Ranks, Option("Ranks to compare.", "search", "R,R,...")] = (4, 8, 16, 32)
-    seeds: Annotated[Count, Option("Trials per rank, each with its own seed.", "search")] = 2
+    seeds: Annotated[Seeds, Option("Trials per rank, each with its own seed.", "search")] = 2
     strategy: Annotated[
         StrategyName,
         Option(

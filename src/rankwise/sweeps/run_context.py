@@ -116,7 +116,7 @@ class Run:
         """
         length = self.max_length
         examples, name = getattr(self.task, part), part.replace("_", "-")
-        encoded, shortened = self.task.encoder(examples, self.loaded_base.tokenizer, length)
+        encoded, shortened = self.loaded_base.encode(self.task, examples, length)
         lost = len(examples) - len(encoded)
         note, texts = self.progress.note, f"of {len(examples)} {name} texts"
         if shortened:
