@@ -95,7 +95,8 @@ def test_what_is_no_command_is_refused(arguments: list[str], words: str, capfd: 
         (RankwiseError("it\nbroke"), 1, "rankwise: it broke\n"),
         (RequestError("wrong"), 2, "rankwise: wrong\n"),
         (FileNotFoundError(2, "No such file", "a.csv"), 1, "rankwise: No such file: a.csv\n"),
-        (KeyboardInterrupt(), 1, "rankwise: interrupted; complete trials are kept"),
+        (KeyboardInterrupt(), 130, "rankwise: interrupted; complete trials are kept"),
+        (SystemExit(143), 143, "rankwise: terminated (SIGTERM); complete trials are kept"),
         (KeyError("x"), 1, "rankwise: KeyError: 'x'; this is a fault of rankwise"),
     ],
 )

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from rankwise._version import __version__
+from rankwise.cli import signals
 from rankwise.errors import RankwiseError, RequestError, first_sentence, nearest
 from rankwise.escaping import message as as_message
 
@@ -49,20 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; None for those of the process.
 
     Returns:
-        0: done; 1: failed while running; 2: the request was wrong.
+        0: done; 1: failed while running; 2: the request was wrong; 130, 143 and 129: stopped by
+        Ctrl-C, SIGTERM and SIGHUP.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     code = 1
     try:
         _run([word for word in words if word != DEBUG])
         return 0
-    except SystemExit:  # of --help
-        raise
     except BaseException as error:  # a panic of a library in Rust is not even an Exception
+        stop = signals.stopped_by(error)
+        if stop is None and isinstance(error, SystemExit):  # of --help
+            raise
         if DEBUG in words:
             traceback.print_exception(error)
         message = _explain(error)
         code = getattr(error, "exit_code", 1)
+        if stop is not None:
+            kept = "; complete trials are kept, and the same command resumes from there"
+            message = signals.WORDS[stop] + (kept if "sweep" in words[:1] else "")
+            code = 128 + stop
     print(f"rankwise: {as_message(message)}", file=sys.stderr)
     return code
 
@@ -71,8 +78,6 @@ def _explain(error: BaseException) -> str:
     """Return what a failure means for the user."""
     if isinstance(error, RankwiseError):
         return str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; complete trials are kept, and the same command resumes from there"
     if isinstance(error, OSError):
         return first_sentence(error) + (f": {error.filename}" if error.filename else "")
     reason, kind = first_sentence(error), type(error).__name__
@@ -81,8 +86,11 @@ def _explain(error: BaseException) -> str:
 
 
 def program() -> NoReturn:
-    """Run `main` as a process."""
-    sys.exit(main())
+    """Run `main` as a process, which stops with one line at any signal."""
+    signals.attend()
+    code = main()
+    signals.let_go()
+    sys.exit(code)
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -35,13 +35,13 @@ def run_in_threads(
         with ThreadPoolExecutor(
             len(tasks), initializer=torch.set_num_threads, initargs=(cores,)
         ) as pool:
-            futures = [pool.submit(task, stop) for task in tasks]
             try:
+                futures = [pool.submit(task, stop) for task in tasks]
                 for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()
+                return [future.result() for future in futures]
             except BaseException:
                 stop.set()
                 raise
-            return [future.result() for future in futures]
     finally:
         torch.set_num_threads(before)  # one thread's setting changes MKL's for all threads
