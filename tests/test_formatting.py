@@ -6,6 +6,7 @@ import pytest
 
 from rankwise.formatting import (
     clip,
+    exact,
     figure,
     how_sure,
     interval,
@@ -73,3 +74,14 @@ def test_how_sure_names_what_was_asked_for() -> None:
     assert how_sure(0.838, 0.975) == "83 % sure, 97.5 % asked"
     for unknown in (None, 0.0):
         assert how_sure(unknown, 0.9) == "how sure is not known, 90 % asked"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-3, "0.001"), (5e-5, "5e-05"), (1, "1"), (2e6, "2e+06"), (1.0000001, "1.0000001")],
+)
+def test_a_number_is_told_from_its_neighbours_and_usual_ones_stay_short(
+    value: float, text: str
+) -> None:
+    assert exact(value) == text
+    assert float(exact(math.nextafter(value, math.inf))) == math.nextafter(value, math.inf)

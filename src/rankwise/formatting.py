@@ -98,6 +98,15 @@ def figure(
     return f"{number} ± {half_width:.3f}"
 
 
+def exact(value: float) -> str:
+    """Return a number's shortest usual text that no other number has, as in ``0.001``, ``5e-05``.
+
+    Six digits are enough for most; others have as many as tell them from their neighbours.
+    """
+    text = f"{value:g}"
+    return text if float(text) == value else repr(float(value))
+
+
 def json_value(value: Any) -> Any:
     """Return a value with null for the numbers that JSON lacks, NaN and infinity."""
     if isinstance(value, dict):

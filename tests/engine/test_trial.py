@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,17 @@ def test_a_name_tells_rank_rate_and_seed_apart() -> None:
     ]
     names = {replace(TRIAL, **change).name for change in changed}  # type: ignore[arg-type]
     assert len(names | {TRIAL.name}) == 8
+
+
+def test_rates_that_agree_to_many_digits_have_names_of_their_own() -> None:
+    rates = (1e-4, 1.0000001e-4, math.nextafter(1e-4, 1), 1e-05, 2e-4, 0.1 + 0.2, 0.3, 1.0, 1e6)
+    names = [replace(TRIAL, learning_rate=rate).name for rate in rates]
+    assert len(set(names)) == len(rates)
+    texts = [name.removeprefix("r8-lr").removesuffix("-seed1") for name in names]
+    assert [float(text) for text in texts] == list(rates)
+    assert [texts[0], texts[3], texts[7]] == ["0.0001", "1e-05", "1"]
+    shares = {replace(TRIAL, share_of_steps=share).name for share in (0.1, 0.1000000001)}
+    assert len(shares) == 2
 
 
 def test_a_diverged_trial_has_the_columns_of_evidence_and_no_rows() -> None:

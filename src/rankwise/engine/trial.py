@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 
 from rankwise.engine.config import TrainingConfig
+from rankwise.formatting import exact
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +36,13 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Name of the trial's directory, unique within a sweep."""
-        name = f"r{self.rank}-lr{self.learning_rate:g}-seed{self.seed}"
+        """Name of the trial's directory: no two trials of a sweep share one.
+
+        It has rank, learning rate and seed, the share of the steps, and what training starts from.
+        """
+        name = f"r{self.rank}-lr{exact(self.learning_rate)}-seed{self.seed}"
         if self.share_of_steps is not None:
-            name += f"-steps{self.share_of_steps:g}"
+            name += f"-steps{exact(self.share_of_steps)}"
         return name if self.starts_from is None else f"{name}-from-{self.starts_from}"
 
 
