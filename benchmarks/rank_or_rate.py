@@ -40,7 +40,7 @@ from rankwise.decide.pairwise import Comparison
 from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import carried_rate, first_rate, parse_alpha_policy
 from rankwise.report.progress_bar import ProgressBar
-from rankwise.store.records import read_trial_evidence
+from rankwise.store.trial_files import read_trial_evidence
 from rankwise.sweeps.environment import environment
 from rankwise.sweeps.run import open_run
 from rankwise.sweeps.run_context import Run

@@ -1,6 +1,6 @@
 """Builders of requests, evidence, finished trials and sweep directories, shared by the tests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from rankwise.engine.trial import FinishedTrial, Trial
+from rankwise.store.digests import SEAL, SUMS, sealed_bytes, sums_bytes
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import (
     EVIDENCE_COLUMNS,
@@ -122,6 +123,18 @@ def save_sweep(
     with SweepStore(directory, record) as store:
         for trial in trials:
             store.add(trial, {"epochs": 1})
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Change a JSON file of a sweep by hand, and give it the digest of its new content."""
+    path.write_bytes(sealed_bytes({key: content[key] for key in content if key != SEAL}))
+
+
+def seal_trial(trial: Path) -> None:
+    """Give a trial that was changed by hand the digests of its new files."""
+    files = [path for path in trial.rglob("*") if path.is_file() and path.name != SUMS]
+    contents = {path.relative_to(trial).as_posix(): path.read_bytes() for path in files}
+    (trial / SUMS).write_bytes(sums_bytes(contents))
 
 
 class Notes(Silent):

@@ -32,7 +32,14 @@ from benchmarks import results_file
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/kills.json"
-MEASURED = {"train_seconds", "pack_seconds", "eval_seconds", "peak_memory_bytes", "step_seconds"}
+MEASURED = {
+    "train_seconds",
+    "pack_seconds",
+    "eval_seconds",
+    "peak_memory_bytes",
+    "step_seconds",
+    "sha256",
+}  # by the clock, and the digest of what was
 SIGNALS = {
     signal.SIGKILL: 5,
     signal.SIGTERM: 2,

@@ -86,8 +86,8 @@ def test_two_sweeps_are_joined(tmp_path: Path) -> None:
 def test_sweeps_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "sweep.json", {})
     assert "holds no results" in refused(tmp_path)
-    (tmp_path / "trials").mkdir()
-    assert "has no complete trial yet; run it first" in refused(tmp_path)
+    factories.save_sweep(tmp_path / "new", [])
+    assert "has no complete trial yet; run it first" in refused(tmp_path / "new")
     save_sweep(tmp_path / "sweep")
     evidence = next((tmp_path / "sweep" / "trials").glob("r4*")) / "evidence.parquet"
     evidence.write_bytes(b"not parquet")
@@ -98,6 +98,7 @@ def test_sweeps_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         file.unlink()
     for trial in (tmp_path / "sweep" / "trials").iterdir():
         pd.DataFrame({"rank": [4], "loss": [1.0]}).to_parquet(trial / "evidence.parquet")
+        factories.seal_trial(trial)
     assert (
         "its evidence lacks the column seed, learning_rate, example_id, score, diverged"
         in refused(tmp_path / "sweep")

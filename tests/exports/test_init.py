@@ -20,6 +20,7 @@ from rankwise.lora import Adapter, write_adapter
 from tests.exports.data_files import CASES, needs_changes, swept_file
 from tests.exports.recipes import PLAIN, RECIPES, make_recipe
 from tests.exports.tools import SCHEMAS, assert_known, comment_of, parse_with_trl, run
+from tests.factories import seal_trial, write_sealed
 from tests.tiny_models import load_tiny
 
 
@@ -212,7 +213,7 @@ def test_remote_code_is_trusted_if_the_sweep_trusted_it(swept: Path, tmp_path: P
     sweep = json.loads((swept / "sweep.json").read_text())
     for trusted in (False, True):
         settings = {**sweep["settings"], "trust_remote_code": trusted}
-        (copy / "sweep.json").write_text(json.dumps({**sweep, "settings": settings}))
+        write_sealed(copy / "sweep.json", {**sweep, "settings": settings})
         files = export_files(
             make_recipe(trust_remote_code=read_recipe(copy, trial).model.trust_remote_code)
         )
@@ -242,6 +243,7 @@ def test_conv1d_layers_are_named_for_tools_that_do_not_find_them(
     saved = tmp_path / "out" / "trials" / name / "adapter"
     shutil.rmtree(saved)
     write_adapter(Adapter(finished.adapter, finished.adapter_config), saved)
+    seal_trial(saved.parent)
     files = export_files(read_recipe(tmp_path / "out", name))
     axolotl, llama_factory = (
         yaml.safe_load(files[name]) for name in ("axolotl.yaml", "llama_factory.yaml")

@@ -11,6 +11,7 @@ from rankwise.lora import read_adapter, write_adapter
 from rankwise.lora.conversion import for_original_base
 from rankwise.sweeps.config import SweepConfig
 from tests.exports.tools import run
+from tests.factories import seal_trial, write_sealed
 from tests.tiny_models import save_tiny_lm
 
 
@@ -34,7 +35,7 @@ def test_the_layout_of_the_data_is_read_from_the_sweep(swept: Path, tmp_path: Pa
     shutil.copytree(swept, copy)
     trial = json.loads((swept / "decision.json").read_text())["test"]["trial"]
     sweep = json.loads((swept / "sweep.json").read_text())
-    (copy / "sweep.json").write_text(json.dumps({**sweep, "task": task}))
+    write_sealed(copy / "sweep.json", {**sweep, "task": task})
     recipe = read_recipe(copy, trial)
     assert recipe.data.layout is not None
     assert recipe.data.layout.keys == (("from", "value"),)
@@ -54,7 +55,7 @@ def test_a_micro_batch_is_a_divisor_of_the_batch_within_the_tokens(
     sweep["settings"] |= {"batch_size": 12, "max_length": 64}
     sweep["machine"] |= {"micro_batch_tokens": None, "gradient_checkpointing": "auto"}
     sweep["chosen"] |= {"micro_batch_tokens": tokens, "gradient_checkpointing": "on"}
-    path.write_text(json.dumps(sweep))
+    write_sealed(path, sweep)
     name = json.loads((swept / "decision.json").read_text())["test"]["trial"]
     optimizer = read_recipe(tmp_path / "out", name).optimizer
     assert (optimizer.micro_batch_size, optimizer.accumulated_batches) == (examples, 12 // examples)
@@ -71,6 +72,7 @@ def test_an_adapter_saved_at_twice_its_rank_gets_the_rank_of_its_training(
     adapter = read_adapter(saved)
     shutil.rmtree(saved)
     write_adapter(for_original_base(adapter, adapter), saved)
+    seal_trial(saved.parent)
     on_disk = json.loads((saved / "adapter_config.json").read_text())
     assert (on_disk["r"], on_disk["lora_alpha"]) == (4, 4)
     config = run(export_files(read_recipe(tmp_path / "out", name))["peft_config.py"])["lora_config"]

@@ -11,6 +11,7 @@ from rankwise.exports.yaml_text import missing_settings, quoted_columns, yaml_fi
 from rankwise.tasks.chat_formats import DataLayout
 from tests.exports.recipes import RECIPES, as_causal_lm, make_recipe, usual_layout
 from tests.exports.tools import comment_of
+from tests.factories import write_sealed
 
 
 def test_files_note_examples_that_the_sweep_did_not_train_on(swept: Path, tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_files_note_examples_that_the_sweep_did_not_train_on(swept: Path, tmp_pa
             "settings": {**sweep["settings"], "train_examples": limit},
             "paths": {**sweep["paths"], "eval_data": eval_data},
         }
-        (copy / "sweep.json").write_text(json.dumps(written))
+        write_sealed(copy / "sweep.json", written)
         files = export_files(as_causal_lm(read_recipe(copy, trial)))
         files.pop("dataset_info.json")
         return [comment_of(text) for text in files.values()]

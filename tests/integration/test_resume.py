@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from rankwise.cli import main
-from rankwise.store.records import read_evidence, read_steps
+from rankwise.store.records import read_evidence
+from rankwise.store.trial_files import read_steps
 from tests.cli.test_main import run_here
 from tests.conftest import make_reviews
 
@@ -35,6 +36,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decision(out: Path) -> dict[str, object]:
     content = json.loads((out / "decision.json").read_text())
+    del content["sha256"]
     for row in content["table"]:
         for name in MEASURED:
             del row[name]

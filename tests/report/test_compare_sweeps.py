@@ -22,6 +22,7 @@ from rankwise.report.compare_sweeps import (
 )
 from rankwise.store.records import read_evidence
 from tests.conftest import make_reviews
+from tests.factories import write_sealed
 from tests.report.browser import needs_browser, overlaps
 
 POLICIES = {"r": (4, False), "2r": (8, False), "fixed:32": (32, False), "rslora": (16, True)}
@@ -121,7 +122,7 @@ def test_sweeps_that_cannot_be_compared_are_refused(
     shutil.copytree(directories[1], other)
     sweep = json.loads((other / "sweep.json").read_text())
     sweep["task"]["loss"] = "squared error"
-    (other / "sweep.json").write_text(json.dumps(sweep))
+    write_sealed(other / "sweep.json", sweep)
     with pytest.raises(RequestError, match="differ in loss"):
         read_compared_sweeps([directories[0], other])
     write_sweep_comparison_plot(read_compared_sweeps([other]), tmp_path / "plot.html")

@@ -1,6 +1,5 @@
 """The report in a real browser that reaches no network."""
 
-import json
 import math
 import re
 import shutil
@@ -11,6 +10,7 @@ import pytest
 from rankwise.errors import RequestError
 from rankwise.report.html import write_report
 from rankwise.store.records import read_json
+from tests.factories import write_sealed
 from tests.report.browser import faults, labels, needs_browser, read, rendered
 
 PLOTS = ("sure", "loss", "score", "compared", "gain", "rates", "seconds", "memory", "params")
@@ -95,7 +95,7 @@ def test_no_text_of_the_report_overlaps_or_is_cut_off(
         shutil.copytree(directory, copy)
         decision = read_json(copy / "decision.json") or {}
         decision["confidence"] = 0.9987
-        (copy / "decision.json").write_text(json.dumps(decision))
+        write_sealed(copy / "decision.json", decision)
         report = write_report(copy)
         pairs, cut = faults(report, tmp_path / f"profile-{name}", width)
         assert [pair for pair in pairs if any("asked" in text for text in pair)] == []
@@ -111,7 +111,7 @@ def test_where_nothing_shows_how_sure_a_rank_is_the_figure_is_left_out(
     for row in decision["table"]:
         row["confidence_within_margin"] = None
     decision["confidence_reached"] = None
-    (copy / "decision.json").write_text(json.dumps(decision))
+    write_sealed(copy / "decision.json", decision)
     page = write_report(copy).read_text()
     assert 'id="plot-sure"' not in page
     assert 'id="plot-loss"' in page
@@ -135,7 +135,7 @@ def with_intervals(
     for row, mean in zip(decision["table"], score, strict=True):
         row |= {"score_mean": mean, "score_ci": score_ci, "loss_ci": loss_ci}
     decision["test"] |= {"score_ci": score_ci, "loss_ci": loss_ci}
-    (copy / "decision.json").write_text(json.dumps(decision))
+    write_sealed(copy / "decision.json", decision)
     return write_report(copy)
 
 
@@ -185,10 +185,9 @@ def test_the_page_loads_nothing(swept: Path, drawn_page: str) -> None:
 def test_texts_of_the_user_are_text_not_markup(swept: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(swept, copy)
-    sweep = (copy / "sweep.json").read_text()
-    (copy / "sweep.json").write_text(
-        sweep.replace('"name": "reviews.csv"', '"name": "<img src=x>.csv"')
-    )
+    sweep = read_json(copy / "sweep.json") or {}
+    sweep["task"]["name"] = "<img src=x>.csv"
+    write_sealed(copy / "sweep.json", sweep)
     text, loads = read(write_report(copy).read_text())
     assert "Which LoRA rank does <img src=x>.csv need?" in text
     assert loads == []
@@ -198,7 +197,7 @@ def test_a_margin_has_the_digits_that_the_reason_has(swept: Path, tmp_path: Path
     copy = tmp_path / "copy"
     shutil.copytree(swept, copy)
     decision = read_json(copy / "decision.json")
-    (copy / "decision.json").write_text(json.dumps({**(decision or {}), "margin": 0.00253393}))
+    write_sealed(copy / "decision.json", {**(decision or {}), "margin": 0.00253393})
     text, _ = read(write_report(copy).read_text())
     assert "the margin is 0.00253 nats per example." in text
 

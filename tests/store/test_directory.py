@@ -42,6 +42,7 @@ def test_a_trial_is_stored_with_all_of_its_files(tmp_path: Path) -> None:
         assert json.loads((trial / "adapter/adapter_config.json").read_text())["r"] == 4
         assert json.loads((trial / "config.json").read_text()) == {
             "rank": 4, "seed": 0, "learning_rate": 1e-3, "lora_alpha": 4, "use_rslora": False, "epochs": 1,
+            "request": REQUEST.digest,
         }  # fmt: skip
         lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
         assert lines[0] == {"step": 1, "train_loss": 0.7}
@@ -85,7 +86,7 @@ def test_a_broken_trial_is_named_with_the_remedy(tmp_path: Path, file: str, dama
         )
         for read in reads:
             with pytest.raises(
-                RankwiseError, match=rf"trial '.*r8-.*' cannot be read: .*{file}.*delete"
+                RankwiseError, match=rf"trial r8-.* cannot be used: .*{file}.*rm -r .*/r8-"
             ) as refused:
                 read()
             assert "\n" not in str(refused.value)
@@ -96,7 +97,7 @@ def test_a_trial_without_an_adapter_is_named_with_the_remedy(tmp_path: Path) -> 
         store.add(finished(8), {})
         shutil.rmtree(store.trials_directory / "r8-lr0.001-seed0" / "adapter")
         with pytest.raises(
-            RankwiseError, match=r"r8-lr0.001-seed0' cannot be read: .*adapter/; delete"
+            RankwiseError, match=r"r8-lr0.001-seed0 cannot be used: .*adapter/; to redo"
         ):
             store.write_best("r8-lr0.001-seed0")
         assert not (store.directory / "best").exists()
@@ -146,6 +147,40 @@ def test_a_sweep_without_a_trial_does_not_block_its_directory(tmp_path: Path) ->
     with SweepStore(tmp_path, request(ranks=[4, 16])) as store:
         assert read_sweep(tmp_path) == request(ranks=[4, 16])
         assert store.read_json("untrained.json") is None
+
+
+def test_a_directory_that_passes_to_another_request_loses_all_that_was_derived(
+    tmp_path: Path,
+) -> None:
+    begin(tmp_path, REQUEST)
+    derived = [
+        "decision.json", "report.html", "reported.json", "train_data.jsonl", "untrained.json",
+        "best/adapter_config.json", "export/trl.yaml", "best-rank-pattern/adapter_config.json",
+        "diagnosis/r4-lr0.001-seed0-steps2/config.json", "tensorboard/r4-lr0.001-seed0/events",
+        "trials/.failed-r8-lr0.001-seed0/log.txt", ".unfinished/r8-lr0.001-seed0.safetensors",
+    ]  # fmt: skip
+    for name in derived:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("of the old request")
+    shutil.rmtree(tmp_path / "trials" / "r4-lr0.001-seed0")
+    (tmp_path / "notes.txt").write_text("the user's own")
+    with SweepStore(tmp_path, replace(REQUEST, fingerprints=OTHER_DATA)):
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {".lock", "sweep.json", "trials", "notes.txt"}
+        assert not list((tmp_path / "trials").iterdir())
+
+
+def test_a_damaged_file_that_can_be_made_anew_counts_as_missing(tmp_path: Path) -> None:
+    with SweepStore(tmp_path, REQUEST) as store:
+        store.add(finished(), {})
+        for name in ("untrained.json", "decision.json"):
+            store.write_json(name, {"loss": [0.5]})
+            assert store.read_json(name) == {"loss": [0.5]}
+            path = tmp_path / name
+            path.write_text(path.read_text().replace("0.5", "0.7"))
+            assert store.read_json(name) is None
+    with SweepStore(tmp_path, REQUEST):
+        assert not (tmp_path / "untrained.json").exists()  # so it is measured again
 
 
 def test_another_margin_is_answered_with_the_analyze_command(tmp_path: Path) -> None:

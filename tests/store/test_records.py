@@ -18,7 +18,7 @@ from rankwise.store.records import (
     read_trials,
     select_trials,
 )
-from tests.factories import REQUEST, finished, save_sweep
+from tests.factories import REQUEST, finished, save_sweep, seal_trial, write_sealed
 
 
 def test_a_sweep_record_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_sweep_json_that_lacks_a_part_is_refused_in_one_line(tmp_path: Path, p
     save_sweep(tmp_path, [])
     content = json.loads((tmp_path / "sweep.json").read_text())
     del content[part]
-    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    write_sealed(tmp_path / "sweep.json", content)
     with pytest.raises(RequestError, match=f"sweep.json' cannot be read: it lacks .*{part}"):
         read_sweep(tmp_path)
 
@@ -86,21 +86,14 @@ def test_a_diverged_trial_has_no_loss(tmp_path: Path) -> None:
     assert read_train_losses(tmp_path)["train_loss"].isna().all()
 
 
-def test_a_summary_is_read_without_the_steps_before_it(tmp_path: Path) -> None:
-    steps = [{"step": step, "train_loss": 0.5} for step in range(1, 2000)]
-    save_sweep(tmp_path, [finished(steps=steps)])
-    log = tmp_path / "trials" / "r4-lr0.001-seed0" / "metrics.jsonl"
-    log.write_bytes(b"broken" + log.read_bytes()[6:])
-    assert read_trials(tmp_path)[0].step == 1999
-    with pytest.raises(RankwiseError, match=r"metrics.jsonl"):
-        read_train_losses(tmp_path)
-
-
 def test_a_trial_whose_files_lack_an_entry_is_named_with_the_remedy(tmp_path: Path) -> None:
     save_sweep(tmp_path, [finished()])
     path = tmp_path / "trials" / "r4-lr0.001-seed0" / "config.json"
-    path.write_text(json.dumps({"rank": 4}))
-    with pytest.raises(RankwiseError, match=r"lack 'seed, learning_rate.*delete its directory"):
+    config = json.loads(path.read_text())
+    del config["use_rslora"]
+    path.write_text(json.dumps(config))
+    seal_trial(path.parent)
+    with pytest.raises(RankwiseError, match=r"lack 'use_rslora'; to redo it, .* rm -r "):
         read_trials(tmp_path)
 
 
@@ -117,7 +110,7 @@ def test_training_losses_are_a_row_per_step(tmp_path: Path) -> None:
 def test_the_chance_loss_comes_from_the_task_or_the_untrained_base(tmp_path: Path) -> None:
     save_sweep(tmp_path, [])
     assert read_chance_loss(tmp_path) is None
-    (tmp_path / "untrained.json").write_text('{"example_id": [3, 5], "loss": [2.0, 4.0]}')
+    write_sealed(tmp_path / "untrained.json", {"example_id": [3, 5], "loss": [2.0, 4.0]})
     expected = pd.Series([2.0, 4.0], index=[3, 5])
     pd.testing.assert_series_equal(read_chance_loss(tmp_path), expected)
     task = replace(REQUEST.task, chance_loss=0.6931)

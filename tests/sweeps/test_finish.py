@@ -19,6 +19,7 @@ from rankwise.sweeps.finish import _scores, as_json
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from tests.conftest import provisional_request
+from tests.factories import write_sealed
 
 
 def read_decision(directory: Path) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def test_the_prior_is_used_unless_the_request_forbids_it(
     request = provisional_request(tiny_model, tmp_path / "home" / "out")
     record = json.loads((request["out"] / "sweep.json").read_text())
     record["settings"]["no_prior"] = True
-    (request["out"] / "sweep.json").write_text(json.dumps(record))
+    write_sealed(request["out"] / "sweep.json", record)
     alone = rankwise.sweep(**request, no_prior=True).decision
     expected = rankwise.analyze(request["out"], margin=0.002, no_prior=True).decision
     with_prior = rankwise.analyze(request["out"], margin=0.002).decision

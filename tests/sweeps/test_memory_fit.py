@@ -19,6 +19,7 @@ from rankwise.sweeps.memory_fit import (
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run, run_trials
 from rankwise.tasks.load import load_task
+from tests.factories import write_sealed
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_resumed_sweep_keeps_what_was_chosen(config: SweepConfig, tmp_path: Pa
     assert record["machine"]["gradient_checkpointing"] == "auto"
     slower = {"gradient_checkpointing": "on", "micro_batch_tokens": 64, "pack_size": 2}
     assert record["chosen"] != slower
-    path.write_text(json.dumps({**record, "chosen": slower}))
+    write_sealed(path, {**record, "chosen": slower})
     with open_run(config, Silent()) as run:
         assert choice(run.config, run.fit) == slower
         assert run.in_force.gradient_checkpointing == "on"

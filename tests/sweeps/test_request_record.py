@@ -65,5 +65,6 @@ def test_the_record_describes_the_task(settings: dict[str, object], tmp_path: Pa
     assert (task.name, task.task_type, task.score) == ("reviews.csv", "SEQ_CLS", "accuracy")
     assert task.train_examples + task.held_out_examples + task.test_examples == 120
     assert list(json.loads((tmp_path / "out" / "sweep.json").read_text())) == [
-        "settings", "machine", "chosen", "paths", "fingerprints", "task", "environment", "command"
+        "settings", "machine", "chosen", "paths", "fingerprints", "task", "environment", "command",
+        "sha256",
     ]  # fmt: skip

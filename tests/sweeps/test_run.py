@@ -38,7 +38,7 @@ def test_the_directory_has_the_documented_layout(swept: Path) -> None:
         files = {str(path.relative_to(trial)) for path in trial.rglob("*") if path.is_file()}
         assert files == {
             "config.json", "metrics.jsonl", "evidence.parquet",
-            "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+            "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "SHA256SUMS",
         }  # fmt: skip
     names = {trial.name for trial in (swept / "trials").iterdir()}
     tried = {f"r{rank}-lr{rate:g}-seed0" for rank in (2, 4, 8) for rate in RATES}

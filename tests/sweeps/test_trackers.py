@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rankwise import RequestError, SweepConfig
+from rankwise.store.records import read_sealed
 from rankwise.sweeps import trackers as tracking
 from rankwise.sweeps.config import TRACKERS
 from rankwise.sweeps.run import open_run
@@ -192,7 +193,23 @@ def test_a_resumed_sweep_reports_only_what_is_new(
     report_trials(sweep, ["wandb"], no_note)
     report_trials(sweep, ["wandb"], no_note)
     assert seen == list(TRIALS)
-    assert json.loads((sweep / REPORTED).read_text()) == {"wandb": list(TRIALS)}
+    assert read_sealed(sweep / REPORTED) == {"wandb": list(TRIALS)}
+
+
+def test_trials_are_reported_again_where_nothing_says_which_were(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setitem(REPORTERS, "wandb", lambda trial, directory: seen.append(trial.name))
+    report_trials(sweep, ["wandb"], no_note)
+    path, heard = sweep / REPORTED, Notes()
+    path.write_text(path.read_text().replace(TRIALS[0], TRIALS[0].replace("r2", "r3")))
+    report_trials(sweep, ["wandb"], heard.note)
+    assert heard.notes == [
+        "reported.json is damaged, or of an earlier version: all trials are reported again"
+    ]
+    assert seen == [*TRIALS, *TRIALS]
+    report_trials(sweep, ["wandb"], no_note)
 
 
 def test_a_tracker_that_fails_does_not_stop_the_sweep_and_gets_the_trial_later(

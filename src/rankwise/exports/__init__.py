@@ -12,7 +12,7 @@ from rankwise.exports.peft import peft_config
 from rankwise.exports.recipe import Recipe, read_recipe
 from rankwise.exports.trl import trl_config
 from rankwise.formatting import how_sure
-from rankwise.store.directory import write_whole
+from rankwise.store.durable import write_whole
 from rankwise.store.records import read_sweep
 
 

@@ -10,7 +10,7 @@ from rankwise.escaping import front_matter, markdown, markdown_fence, python, wi
 from rankwise.exports.recipe import CAUSAL_LM, Recipe
 from rankwise.formatting import signed, sure
 from rankwise.models.auto import AUTO_CLASSES
-from rankwise.store.directory import write_whole
+from rankwise.store.durable import write_whole
 from rankwise.store.records import SweepRecord
 from rankwise.tasks.samples import MINILM_HUB_ID
 

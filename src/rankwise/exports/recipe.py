@@ -18,10 +18,10 @@ from rankwise.store.records import (
     SweepRecord,
     TrainingSettings,
     TrialRecord,
-    read_json,
     read_sweep,
     read_trial,
 )
+from rankwise.store.trial_files import ADAPTER_CONFIG, json_object, read_file, reading
 from rankwise.tasks.chat_formats import DataLayout, read_data_layout
 from rankwise.tasks.files import plain_name
 from rankwise.tasks.hf_datasets import split_hub_id
@@ -269,7 +269,8 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
     A healed one has that of the adapter that it was truncated from, and the short training besides.
 
     Raises:
-        RequestError: A file of the sweep is missing.
+        RequestError: The sweep has no ``sweep.json``.
+        RankwiseError: A trial is damaged.
     """
     sweep = read_sweep(directory)
     if sweep is None:
@@ -281,10 +282,8 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
     if trained.truncated_from is not None:
         truncate_to = trained.rank
         trained = read_trial(directory / "trials" / trained.truncated_from)
-    path = trained.directory / "adapter" / "adapter_config.json"
-    config = read_json(path)
-    if config is None:
-        raise RequestError(f"{str(path)!r} is missing; run the sweep to its end first")
+    with reading(trained.directory, ADAPTER_CONFIG):
+        config = json_object(read_file(trained.directory, ADAPTER_CONFIG))
     settings = sweep.training
     return Recipe(
         model=ModelRecipe(

@@ -14,7 +14,7 @@ from rankwise.engine.config import FUSED_INITS
 from rankwise.lora.alpha import rate_formula
 from rankwise.report import figures
 from rankwise.report.style import page_template
-from rankwise.store.directory import write_whole
+from rankwise.store.durable import write_whole
 from rankwise.store.records import (
     SweepRecord,
     TrialRecord,

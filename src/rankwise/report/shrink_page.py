@@ -11,7 +11,7 @@ from rankwise.decide.metrics import is_share
 from rankwise.report.figures import CONFIG, rank_axis, styled
 from rankwise.report.shrink_table import OUTCOMES, is_chosen, rank_name, training_cost
 from rankwise.report.style import BLUE, GREEN, GREY, ORANGE, page_template
-from rankwise.store.directory import write_whole
+from rankwise.store.durable import write_whole
 
 
 def write_shrink_page(document: dict[str, Any], path: Path) -> None:

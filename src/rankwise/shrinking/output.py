@@ -12,7 +12,7 @@ from rankwise.lora.files import companions, write_adapter
 from rankwise.report.shrink_page import write_shrink_page
 from rankwise.shrinking.cuts import Cut
 from rankwise.shrinking.outcome import AdapterDecision, ShrinkResult, vllm_rank
-from rankwise.store.directory import write_whole
+from rankwise.store.durable import write_whole
 
 CARD = "README.md"
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,33 @@ from rankwise.lora.files import write_adapter
 from rankwise.store import records
 from rankwise.store.checkpoints import CheckpointDirectory
 from rankwise.store.costs import token_means
+from rankwise.store.digests import SUMS, sealed_bytes, sums_bytes
+from rankwise.store.durable import (
+    PARTIAL,
+    cannot_write,
+    rename,
+    sync_directory,
+    write_files,
+    write_whole,
+)
 from rankwise.store.records import EVIDENCE_COLUMNS, SweepRecord, TrialRecord
+from rankwise.store.trial_files import (
+    ADAPTER_CONFIG,
+    REQUEST,
+    check_adapter,
+    json_bytes,
+    read_trial_config,
+    take_over,
+)
 
-PARTIAL = ".partial-"
 FAILED = ".failed-"  # begins the names of trials that were taken back
 RANK_PATTERN_DIRECTORY = "best-rank-pattern"
 DIAGNOSIS_DIRECTORY = "diagnosis"  # of trials that no decision on ranks sees
-DECISION_SETTINGS = ("margin", "confidence", "no_prior")  # they affect the decision, not the trials
+DERIVED = (
+    "decision.json", "report.html", "best", "export", RANK_PATTERN_DIRECTORY, DIAGNOSIS_DIRECTORY,
+    records.UNTRAINED_FILE, "reported.json", "train_data.jsonl", "tensorboard",
+)  # fmt: skip
+"""What a directory holds of one request besides its trials."""
 
 
 class SweepStore:
@@ -41,6 +62,8 @@ class SweepStore:
 
     Attributes:
         checkpoints: trials in training.
+        request: digest that each trial carries.
+        notes: what the user should know of the directory.
 
     Args:
         directory: a new directory, or one with no complete trials of another request.
@@ -55,6 +78,8 @@ class SweepStore:
     def __init__(self, directory: Path, record: SweepRecord, *, extend: bool = False) -> None:
         self.directory = directory
         self.trials_directory = directory / "trials"
+        self.request = record.digest
+        self.notes: list[str] = []
         out = f"out {str(directory)!r}"
         refuse_bad_directory(directory)
         try:
@@ -67,16 +92,18 @@ class SweepStore:
             reason = getattr(error, "strerror", None) or error
             raise RequestError(f"{out} cannot be written: {reason}") from None
         try:
-            for folder in (self.trials_directory, directory / DIAGNOSIS_DIRECTORY):
+            for folder in (directory, self.trials_directory, directory / DIAGNOSIS_DIRECTORY):
                 for leftover in folder.glob(f"{PARTIAL}*"):
-                    shutil.rmtree(leftover)
+                    _remove(leftover)
             self.checkpoints = CheckpointDirectory(directory / ".unfinished", record.environment)
             resumed = can_resume(directory, record, extend=extend)
             if not resumed:
-                self.checkpoints.clear()
-                (directory / records.UNTRAINED_FILE).unlink(missing_ok=True)
-            before = records.read_sweep(directory) if resumed and not extend else None
-            if before is None:
+                self._clear_derived()
+            taken_over = self._take_over(record) if resumed else 0
+            if self.read_json(records.UNTRAINED_FILE) is None:  # damaged, if it is there
+                _remove(directory / records.UNTRAINED_FILE)
+            before = records.read_sweep(directory)
+            if not resumed or extend or taken_over or before is None:
                 self.write_json("sweep.json", asdict(record))
             elif (before.machine, before.chosen) != (record.machine, record.chosen):
                 now = replace(before, machine=record.machine, chosen=record.chosen)
@@ -90,6 +117,29 @@ class SweepStore:
 
     def __exit__(self, *error: object) -> None:
         self._lock.release()
+
+    def _clear_derived(self) -> None:
+        """Remove all that was derived from another request's trials, before this one begins."""
+        self.checkpoints.clear()
+        for name in DERIVED:
+            _remove(self.directory / name)
+        for failed in self.trials_directory.glob(f"{FAILED}*"):
+            _remove(failed)
+
+    def _take_over(self, record: SweepRecord) -> int:
+        """Give the trials of an earlier version their digests; return how many there are."""
+        if not records.is_of_earlier_version(self.directory):
+            return 0
+        diagnosis = (self.directory / DIAGNOSIS_DIRECTORY).glob("[!.]*")
+        trials = [*records.trial_directories(self.directory), *diagnosis]
+        for trial in trials:
+            take_over(trial, self.request, record.settings)
+        if trials:
+            self.notes.append(
+                f"the directory's {len(trials)} trials are of an earlier version, which kept no "
+                "digests: they are taken over, because settings and data are the same"
+            )
+        return len(trials)
 
     def add(
         self, finished: FinishedTrial, settings: Mapping[str, Any], folder: str = "trials"
@@ -107,24 +157,25 @@ class SweepStore:
         name, parent = finished.trial.name, self.directory / folder
         partial = parent / f"{PARTIAL}{name}"
         try:
-            for file, content in _trial_files(finished, settings).items():
-                _write(partial / file, content)
+            contents = _trial_files(finished, {**settings, REQUEST: self.request})
+            write_files(partial, {**contents, SUMS: sums_bytes(contents)})
             for file, source in finished.files.items():
                 os.replace(source, partial / file)
-            os.replace(partial, parent / name)
+            sync_directory(partial)
+            rename(partial, parent / name)
             for source in finished.files.values():
                 shutil.rmtree(source.parent, ignore_errors=True)
             self.checkpoints.forget(self.trial_names())
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = f"the {len(self.trial_names())} "
-            raise _cannot_write(parent / name, error, kept) from None
+            raise cannot_write(parent / name, error, kept) from None
 
     def take_back(self, name: str) -> None:
         """Take a trial out of the sweep, so that it will run again; its files are kept."""
         kept = self.trials_directory / f"{FAILED}{name}"
         shutil.rmtree(kept, ignore_errors=True)
-        os.replace(self.trials_directory / name, kept)
+        rename(self.trials_directory / name, kept)
 
     def trial_names(self) -> list[str]:
         """Return the names of the complete trials."""
@@ -148,23 +199,22 @@ class SweepStore:
         return sum(trial.seconds_spent for trial in self.trials())
 
     def adapter_directory(self, trial_name: str) -> Path:
-        """Return the directory of a trial's adapter, in PEFT's format.
+        """Return the directory of a trial's adapter, in PEFT's format, once its digests agree.
 
         Raises:
-            RankwiseError: there is no such directory.
+            RankwiseError: there is no such directory, or a file in it is damaged.
         """
-        path = self.trials_directory / trial_name / "adapter"
-        if not path.is_dir():
-            raise records.unreadable(path.parent, "it has no directory adapter/")
-        return path
+        return check_adapter(self.trials_directory / trial_name)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Read a JSON file of the sweep; return None if there is no such file."""
-        return records.read_json(self.directory / name)
+        """Read a JSON file that can be made anew; None if there is none, or a damaged one."""
+        with suppress(RequestError):
+            return records.read_sealed(self.directory / name)
+        return None
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file of the sweep atomically."""
-        write_whole(self.directory / name, _json_bytes(content))
+        """Write a JSON file of the sweep atomically, with its digest."""
+        write_whole(self.directory / name, sealed_bytes(content))
 
     def keep_choice(self, chosen: Mapping[str, Any]) -> None:
         """Write to ``sweep.json`` how trials train from now on, if that has changed.
@@ -192,7 +242,7 @@ class SweepStore:
             if trial_name is not None:
                 os.replace(partial, best)
         except OSError as error:
-            raise _cannot_write(best, error) from None
+            raise cannot_write(best, error) from None
 
     def write_rank_pattern(self, adapter: Adapter | None) -> None:
         """Write the adapter with a rank for each layer, or remove the directory if None."""
@@ -223,10 +273,13 @@ def can_resume(directory: Path, record: SweepRecord, *, extend: bool) -> bool:
     A sweep without a complete trial does not block its directory for another request.
 
     Raises:
-        RequestError: the directory holds trials of another request.
+        RequestError: the directory holds trials of another request, or trials and no record of
+            their request, which do not all carry this one's digest.
     """
     before = records.read_sweep(directory)
     if before is None:
+        for trial in records.trial_directories(directory):
+            _refuse_foreign(trial, record.digest)
         return False
     change = _first_change(directory, before, record, extend=extend)
     if change is not None and records.trial_directories(directory):
@@ -234,26 +287,23 @@ def can_resume(directory: Path, record: SweepRecord, *, extend: bool) -> bool:
     return change is None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of a sweep atomically: a reader finds the old content or the new, never a part.
-
-    Raises:
-        RankwiseError: the file cannot be written.
-    """
-    partial = path.with_name(f"{PARTIAL}{path.name}")
+def _refuse_foreign(trial: Path, request: str) -> None:
+    """Refuse a trial whose directory has no ``sweep.json``, unless it carries the request."""
     try:
-        _write(partial, content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from None
+        read_trial_config(trial, request)
+    except RankwiseError:
+        raise RequestError(
+            f"out {str(trial.parents[1])!r} has no sweep.json, and its trial {trial.name} is not "
+            "of this request; name another directory"
+        ) from None
 
 
-def _cannot_write(path: Path, error: OSError, kept: str = "") -> RankwiseError:
-    return RankwiseError(
-        f"cannot write {str(path)!r}: {error.strerror or error}; "
-        f"{kept}complete trials are kept, and the same command resumes from them"
-    )
+def _remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _first_change(
@@ -271,7 +321,7 @@ def _first_change(
             if extend:
                 continue
             advice += "; or add the new ones with --extend"
-        elif set(settings) <= set(DECISION_SETTINGS) and not files:
+        elif set(settings) <= set(records.DECISION_SETTINGS) and not files:
             # All options: the sweep's values need not be the command's defaults.
             options = f"--margin {now.settings['margin']} --confidence {now.settings['confidence']}"
             if now.settings.get("no_prior"):
@@ -301,14 +351,14 @@ def _trial_files(finished: FinishedTrial, settings: Mapping[str, Any]) -> dict[s
     adapter = {}
     if finished.adapter:
         adapter = {
-            "adapter/adapter_config.json": _json_bytes(finished.adapter_config),
+            ADAPTER_CONFIG: json_bytes(finished.adapter_config),
             "adapter/adapter_model.safetensors": save(finished.adapter, {"format": "pt"}),
         }
     adapter_bytes = len(adapter.get("adapter/adapter_model.safetensors", b""))
     rows = [*finished.steps, _summary(finished, adapter_bytes=adapter_bytes)]
     lines = [json.dumps(json_value(row)) + "\n" for row in rows]
     return {
-        "config.json": _json_bytes({**trial, **settings}),
+        "config.json": json_bytes({**trial, **settings}),
         "metrics.jsonl": "".join(lines).encode(),
         "evidence.parquet": _evidence_bytes(finished),
         **adapter,
@@ -347,15 +397,3 @@ def _evidence_bytes(finished: FinishedTrial) -> bytes:
     buffer = io.BytesIO()
     frame[[*EVIDENCE_COLUMNS, *further]].to_parquet(buffer, index=False)
     return buffer.getvalue()
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

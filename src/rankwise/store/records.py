@@ -1,11 +1,8 @@
 """Typed records of a sweep directory: its request, its trials, and their held-out results."""
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,15 +16,25 @@ from rankwise.engine.config import (
     OptimizerName,
     SchedulerName,
 )
-from rankwise.errors import RankwiseError, RequestError, shown, some
+from rankwise.errors import RequestError, shown, some
 from rankwise.models.config import PrecisionName
+from rankwise.store.digests import SEAL, digest_of, unseal
+from rankwise.store.trial_files import (
+    json_object,
+    read_steps,
+    read_summary,
+    read_trial_config,
+    read_trial_evidence,
+    unreadable,
+)
 
 Record = TypeVar("Record")
 
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 TRAIN_LOSS_COLUMNS = ("rank", "seed", "learning_rate", "step", "train_loss")
 UNTRAINED_FILE = "untrained.json"  # held-out losses of the base without an adapter
-SUMMARY_BYTES = 8192  # longer than the last line of any metrics.jsonl
+DECISION_SETTINGS = ("margin", "confidence", "no_prior")  # they affect the decision, not the trials
+SEARCH_SETTINGS = ("ranks", "seeds", "strategy", "learning_rate")  # they say which trials there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,21 +202,65 @@ class SweepRecord:
         """The settings that exports repeat, with the values that were chosen for ``auto``."""
         return _parse(TrainingSettings, {**self.settings, **self.machine, **self.chosen})
 
+    @property
+    def digest(self) -> str:
+        """Digest of all that trials depend on besides their own rank, seed and learning rate.
+
+        Each trial carries it. Sweeps that differ in search or decision alone share it.
+        """
+        apart = (*SEARCH_SETTINGS, *DECISION_SETTINGS)
+        settings = {name: value for name, value in self.settings.items() if name not in apart}
+        return digest_of({"settings": settings, "fingerprints": asdict(self.fingerprints)})
+
 
 def read_sweep(directory: Path) -> SweepRecord | None:
     """Read a sweep directory's ``sweep.json``; return None if there is no such file.
 
     Raises:
-        RequestError: the file is not JSON, or lacks an entry.
+        RequestError: the file is not JSON, is damaged, or lacks an entry.
     """
     path = directory / "sweep.json"
     content = read_json(path)
+    if content is None:
+        return None
+    unknown = [name for name in content if name not in {each.name for each in fields(SweepRecord)}]
     try:
-        return None if content is None else _parse(SweepRecord, content)
+        if unknown:  # an earlier version's file has no digest, and no other entry
+            content = unseal(content)
+        return _parse(SweepRecord, content)
     except KeyError as error:
         raise RequestError(f"{str(path)!r} cannot be read: it lacks {error}") from None
     except ValueError as error:
-        raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
+        raise RequestError(
+            f"{str(path)!r} cannot be read: {error}; delete it, and the sweep's own command writes "
+            "it anew from its trials"
+        ) from None
+
+
+def is_of_earlier_version(directory: Path) -> bool:
+    """Return whether a sweep was made by an earlier version, whose trials carry no digests."""
+    return SEAL not in (read_json(directory / "sweep.json") or {SEAL: ""})
+
+
+def request_of(directory: Path) -> str | None:
+    """Return the digest that the trials of a sweep directory must carry; None for any."""
+    sweep = read_sweep(directory)
+    return None if sweep is None or is_of_earlier_version(directory) else sweep.digest
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file of a sweep, and hold it to its digest; return None if there is none.
+
+    Raises:
+        RequestError: the file cannot be read, is damaged, or is of an earlier version.
+    """
+    content = read_json(path)
+    try:
+        return None if content is None else unseal(content)
+    except ValueError as error:
+        raise RequestError(
+            f"{str(path)!r} cannot be read: {error}; the sweep's own command makes it anew"
+        ) from None
 
 
 def read_finished_sweep(directory: Path) -> tuple[SweepRecord, dict[str, Any]]:
@@ -221,23 +272,32 @@ def read_finished_sweep(directory: Path) -> tuple[SweepRecord, dict[str, Any]]:
     for name in ("sweep.json", "decision.json"):
         if not (directory / name).exists():
             raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {name}")
-    sweep, decision = read_sweep(directory), read_json(directory / "decision.json")
+    sweep, decision = read_sweep(directory), _read_derived(directory, "decision.json")
     assert sweep is not None
     assert decision is not None
     return sweep, decision
 
 
-# The following functions raise RankwiseError if a trial's file is missing or broken.
+def _read_derived(directory: Path, name: str) -> dict[str, Any] | None:
+    """Read a JSON file that a sweep derived from its trials; earlier versions did not seal it."""
+    read = read_json if is_of_earlier_version(directory) else read_sealed
+    return read(directory / name)
+
+
+# The following functions raise RankwiseError if a trial's file is missing or damaged, or if the
+# trial is not of the sweep's request.
 
 
 def read_trials(directory: Path) -> list[TrialRecord]:
     """Read a sweep directory's complete trials, sorted by name."""
-    return [read_trial(path) for path in trial_directories(directory)]
+    request = request_of(directory)
+    return [read_trial(path, request) for path in trial_directories(directory)]
 
 
-def read_trial(directory: Path) -> TrialRecord:
-    """Read the directory of one complete trial."""
-    values = {**read_trial_config(directory), **read_summary(directory), "directory": directory}
+def read_trial(directory: Path, request: str | None = None) -> TrialRecord:
+    """Read the directory of one complete trial, which must carry a request's digest, if given."""
+    config = read_trial_config(directory, request)
+    values = {**config, **read_summary(directory), "directory": directory}
     for name in ("eval_loss", "eval_score"):
         if values.get(name, math.nan) is None:  # as JSON has NaN
             values[name] = math.nan
@@ -266,16 +326,11 @@ def read_evidence(directory: Path) -> pd.DataFrame:
     Returns:
         Columns EVIDENCE_COLUMNS, and ``tokens`` where examples have several.
     """
-    frames = [read_trial_evidence(trial) for trial in trial_directories(directory)]
+    request = request_of(directory)
+    frames = [read_trial_evidence(trial, request) for trial in trial_directories(directory)]
     if not frames:
         return pd.DataFrame({name: [] for name in EVIDENCE_COLUMNS})
     return pd.concat(frames, ignore_index=True)
-
-
-def read_trial_evidence(trial: Path) -> pd.DataFrame:
-    """Read the held-out results in the directory of one complete trial, a row per example."""
-    with _reading(trial, "evidence.parquet"):
-        return pd.read_parquet(trial / "evidence.parquet")
 
 
 def read_train_losses(directory: Path) -> pd.DataFrame:
@@ -300,7 +355,7 @@ def read_chance_loss(directory: Path) -> ChanceLoss | None:
     sweep = read_sweep(directory)
     if sweep is not None and sweep.task.chance_loss is not None:
         return sweep.task.chance_loss
-    base = read_json(directory / UNTRAINED_FILE)
+    base = _read_derived(directory, UNTRAINED_FILE)
     if base is None:
         return None
     return pd.Series(base["loss"], index=base["example_id"], dtype=float)
@@ -311,31 +366,6 @@ def trial_directories(directory: Path) -> list[Path]:
     return sorted((directory / "trials").glob("[!.]*"))
 
 
-def read_trial_config(trial: Path) -> dict[str, Any]:
-    """Read a trial directory's ``config.json``."""
-    with _reading(trial, "config.json"):
-        return _json_object((trial / "config.json").read_bytes())
-
-
-def read_steps(trial: Path) -> list[dict[str, Any]]:
-    """Read the measurements of each optimizer step, all lines of ``metrics.jsonl`` but the last."""
-    with _reading(trial, "metrics.jsonl"):
-        rows = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
-    return rows[:-1]
-
-
-def read_summary(trial: Path) -> dict[str, Any]:
-    """Read the measurements of a whole trial, the last line of its ``metrics.jsonl``."""
-    with _reading(trial, "metrics.jsonl"), (trial / "metrics.jsonl").open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - SUMMARY_BYTES))
-        lines = file.read().splitlines()
-        summary = _json_object(lines[-1] if lines else b"")
-        if "trainable_params" not in summary:
-            raise ValueError("the last line is missing")
-    return summary
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON file's object; return None if there is no such file.
 
@@ -343,35 +373,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
         RequestError: the file cannot be read, or holds no JSON object.
     """
     try:
-        return _json_object(path.read_bytes())
+        return json_object(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
-
-
-def unreadable(trial: Path, reason: object) -> RankwiseError:
-    """Return the error about a trial that cannot be read, with the remedy."""
-    return RankwiseError(
-        f"trial {str(trial)!r} cannot be read: {' '.join(str(reason).split()).rstrip('.')}; "
-        "delete its directory, and the sweep's own command trains it again"
-    )
-
-
-@contextmanager
-def _reading(trial: Path, file: str) -> Iterator[None]:
-    """Report errors in the block as errors of a trial's file."""
-    try:
-        yield
-    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-        raise unreadable(trial, f"{file}: {error}") from None
-
-
-def _json_object(text: bytes) -> dict[str, Any]:
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
-    return content
 
 
 def _parse(kind: type[Record], content: Mapping[str, Any]) -> Record:

@@ -17,7 +17,8 @@ from rankwise.decide.needs import FurtherTrial
 from rankwise.engine.trial import Trial
 from rankwise.lora.alpha import carried_rate, parse_alpha_policy
 from rankwise.store.directory import DIAGNOSIS_DIRECTORY
-from rankwise.store.records import TrialRecord, read_trial_evidence
+from rankwise.store.records import TrialRecord
+from rankwise.store.trial_files import read_trial_evidence
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run_context import Run
@@ -45,7 +46,7 @@ def diagnose(run: "Run", findings: Findings, trials: Sequence[TrialRecord]) -> F
         directory = run.store.diagnosis(trial.name)
     if directory is None:
         return findings
-    (results,) = read_rank_results(read_trial_evidence(directory))
+    (results,) = read_rank_results(read_trial_evidence(directory, run.store.request))
     steps = round(base.step * (trial.share_of_steps or 1))
     return replace(findings, further=FurtherTrial(results, steps, base.step))
 

@@ -133,7 +133,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     fit = kept_choice(fit, config.out, record, extend=extends_request)
     record = replace(record, chosen=choice(config, fit))
     store = SweepStore(config.out, record, extend=extends_request)
-    for note in (*task.notes, *template_notes):
+    for note in (*store.notes, *task.notes, *template_notes):
         progress.note(note)
     if fit.unknown:
         ignored = "" if config.max_memory is None else ", max_memory is ignored"

@@ -3,7 +3,6 @@
 A tracker is imported only if the request names it.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RequestError
-from rankwise.store import records
-from rankwise.store.directory import write_whole
+from rankwise.store import records, trial_files
+from rankwise.store.digests import sealed_bytes
+from rankwise.store.durable import write_whole
 
 REPORTED = "reported.json"
 MLFLOW_BATCH = 1000  # the most metrics that MLflow takes in one call
@@ -76,7 +76,11 @@ def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], N
     only new ones. The failure of a tracker does not stop a sweep: ``note`` receives a sentence, and
     the same command reports the trial later.
     """
-    reported: dict[str, list[str]] = records.read_json(directory / REPORTED) or {}
+    reported: dict[str, list[str]] = {}
+    try:
+        reported = records.read_sealed(directory / REPORTED) or {}
+    except RequestError:
+        note(f"{REPORTED} is damaged, or of an earlier version: all trials are reported again")
     for name in names:
         received = reported.setdefault(name, [])
         for path in records.trial_directories(directory):
@@ -90,16 +94,18 @@ def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], N
                 note(f"report_to {name}: {path.name} not reported: {reason}")
                 break
             received.append(path.name)
-            write_whole(directory / REPORTED, (json.dumps(reported, indent=2) + "\n").encode())
+            write_whole(directory / REPORTED, sealed_bytes(reported))
 
 
 def read_tracked_trial(directory: Path) -> TrackedTrial:
     """Read a trial's directory."""
     return TrackedTrial(
         name=directory.name,
-        config=records.read_trial_config(directory),
-        steps=[(row["step"], _named(row, STEP_METRICS)) for row in records.read_steps(directory)],
-        result=_named(records.read_summary(directory), END_METRICS),
+        config=trial_files.read_trial_config(directory),
+        steps=[
+            (row["step"], _named(row, STEP_METRICS)) for row in trial_files.read_steps(directory)
+        ],
+        result=_named(trial_files.read_summary(directory), END_METRICS),
     )
 
 

@@ -119,7 +119,8 @@ def open_figures_run(config: SweepConfig, progress: Progress, extension: Extensi
     fit = Fit(at_once=config.trials_at_once)
     record = request_record(config, task, None, choice(config, fit))
     store = SweepStore(config.out, record, extend=config.extend and extension is None)
-    progress.note(f"trained by: {config.trainer}")
+    for note in (*store.notes, f"trained by: {config.trainer}"):
+        progress.note(note)
     progress.note(f"judged by {task.name}, as the trainer measures them")
     if config.metric is not None and "loss" not in config.metric:
         progress.note(

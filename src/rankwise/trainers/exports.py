@@ -9,7 +9,8 @@ from rankwise.decide.summary import decision_sentences
 from rankwise.escaping import comment, markdown, without_directories
 from rankwise.formatting import how_sure
 from rankwise.lora.alpha import whole_as_int
-from rankwise.store.directory import SweepStore, write_whole
+from rankwise.store.directory import SweepStore
+from rankwise.store.durable import write_whole
 from rankwise.store.records import TrialRecord, read_trial
 from rankwise.trainers.command import Command
 from rankwise.trainers.engine import as_word

@@ -1,0 +1,174 @@
+"""The files in a trial's directory, each held to its digest when it is read.
+
+Trials of earlier versions carry no digests. They are read as they are, and a sweep takes them over
+once, see `rankwise.store.directory.SweepStore`.
+"""
+
+import io
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rankwise.engine.trial import Trial
+from rankwise.errors import RankwiseError
+from rankwise.store.digests import SUMS, read_checked, read_sums, sums_bytes
+from rankwise.store.durable import write_whole
+
+REQUEST = "request"  # entry of a trial's config.json: the digest of the request it was trained for
+ADAPTER_CONFIG = "adapter/adapter_config.json"
+ADAPTER = (ADAPTER_CONFIG, "adapter/adapter_model.safetensors")
+
+# The following functions raise RankwiseError if a file is missing, damaged or of another request.
+
+
+def read_trial_config(trial: Path, request: str | None = None) -> dict[str, Any]:
+    """Read a trial directory's ``config.json``, and hold it to the directory's name.
+
+    Args:
+        trial: the directory.
+        request: digest that the trial must carry; None for any.
+    """
+    with reading(trial, "config.json"):
+        config = json_object(read_file(trial, "config.json"))
+    with reading(trial, "config.json"):
+        name = _name(config)
+        if name != trial.name:
+            raise ValueError(f"it is of the trial {name}")
+        if request is not None and config.get(REQUEST) != request:
+            raise ValueError("it was trained for another request: other data, model or settings")
+    return config
+
+
+def read_steps(trial: Path) -> list[dict[str, Any]]:
+    """Read the measurements of each optimizer step, all lines of ``metrics.jsonl`` but the last."""
+    with reading(trial, "metrics.jsonl"):
+        lines = read_file(trial, "metrics.jsonl").decode().splitlines()
+        rows = [json_object(line) for line in lines]
+    return rows[:-1]
+
+
+def read_summary(trial: Path) -> dict[str, Any]:
+    """Read the measurements of a whole trial, the last line of its ``metrics.jsonl``."""
+    with reading(trial, "metrics.jsonl"):
+        lines = read_file(trial, "metrics.jsonl").splitlines()
+        summary = json_object(lines[-1] if lines else b"")
+        if "trainable_params" not in summary:
+            raise ValueError("the last line is missing")
+    return summary
+
+
+def read_trial_evidence(trial: Path, request: str | None = None) -> pd.DataFrame:
+    """Read the held-out results in the directory of one complete trial, a row per example.
+
+    Args:
+        trial: the directory.
+        request: digest that the trial must carry; None for any.
+    """
+    read_trial_config(trial, request)
+    with reading(trial, "evidence.parquet"):
+        return pd.read_parquet(io.BytesIO(read_file(trial, "evidence.parquet")))
+
+
+def check_adapter(trial: Path, copy: Path | None = None) -> Path:
+    """Hold the files of a trial's adapter, or of a copy of it, to their digests.
+
+    Returns:
+        The directory of the trial's adapter, in PEFT's format.
+    """
+    directory = trial / "adapter"
+    if not directory.is_dir():
+        raise unreadable(trial, "it has no directory adapter/")
+    for name in ADAPTER:
+        file = (copy or directory) / Path(name).name
+        with reading(trial, name):
+            read_checked(file, name, _sums(trial))
+    return directory
+
+
+def read_file(trial: Path, name: str) -> bytes:
+    """Read a file of a trial by its path in the directory, and hold it to its digest."""
+    return read_checked(trial / name, name, _sums(trial))
+
+
+def take_over(trial: Path, request: str, settings: Mapping[str, Any]) -> None:
+    """Give a trial of an earlier version its request's digest, and the digests of its files.
+
+    Killed midway, the next call does the rest.
+
+    Args:
+        trial: the directory.
+        request: digest of the request.
+        settings: the sweep's, to which those in the trial's ``config.json`` are held.
+    """
+    if (trial / SUMS).exists():
+        return
+    with reading(trial, "config.json"):
+        config = json_object((trial / "config.json").read_bytes())
+        for name in ("epochs", "batch_size"):
+            if name in config and config[name] != settings.get(name):
+                raise ValueError(f"{name} is {config[name]}, the sweep's is {settings.get(name)}")
+        contents = {"config.json": json_bytes({**config, REQUEST: request})}
+    files = ["metrics.jsonl", "evidence.parquet", *ADAPTER]
+    for name in files:
+        if (trial / name).exists():
+            with reading(trial, name):
+                contents[name] = (trial / name).read_bytes()
+    write_whole(trial / "config.json", contents["config.json"])
+    write_whole(trial / SUMS, sums_bytes(contents))
+
+
+def _sums(trial: Path) -> dict[str, str] | None:
+    """Return the digests of a trial's files; None for a trial of an earlier version."""
+    sums = read_sums(trial)
+    if sums is None and REQUEST in json_object((trial / "config.json").read_bytes()):
+        raise ValueError(f"its {SUMS} is missing")
+    return sums
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    """Return the name of the trial that a ``config.json`` describes."""
+    names = ("rank", "seed", "learning_rate", "lora_alpha", "starts_from", "share_of_steps")
+    values = {name: config[name] for name in names if name in config}
+    try:
+        return Trial(**values).name
+    except TypeError:
+        raise ValueError("it lacks rank, seed, learning_rate or lora_alpha") from None
+
+
+def unreadable(trial: Path, reason: object) -> RankwiseError:
+    """Return the error about a trial that cannot be used, with the command that redoes it."""
+    return RankwiseError(
+        f"trial {trial.name} cannot be used: {' '.join(str(reason).split()).rstrip('.')}; to redo "
+        f"it, run the sweep's command again after: rm -r {shlex.quote(str(trial))}"
+    )
+
+
+@contextmanager
+def reading(trial: Path, file: str) -> Iterator[None]:
+    """Report errors in the block as errors of a trial's file."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+        raise unreadable(trial, f"{file}: {error}") from None
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as the bytes of a file."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """Return the object in a JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, or holds no object.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content

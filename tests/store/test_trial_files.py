@@ -1,0 +1,204 @@
+"""A trial's files: held to their digests, their directory's name and their sweep's request."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rankwise.engine.trial import Trial
+from rankwise.errors import RankwiseError, RequestError
+from rankwise.store.directory import SweepStore
+from rankwise.store.records import (
+    Fingerprints,
+    read_evidence,
+    read_sweep,
+    read_train_losses,
+    read_trials,
+)
+from rankwise.store.trial_files import check_adapter, read_trial_config
+from tests.factories import REQUEST, finished, request, save_sweep, seal_trial
+
+NAME = "r4-lr0.001-seed0"
+OURS = request(epochs=1)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    save_sweep(tmp_path / "out", [finished(4), finished(8)], OURS)
+    return tmp_path / "out"
+
+
+def read_all(out: Path) -> str:
+    """Return all that a decision and a hand-over take from a sweep directory."""
+    adapters = [check_adapter(trial.directory) for trial in read_trials(out)]
+    weights = [(path / "adapter_model.safetensors").read_bytes() for path in adapters]
+    configs = [(path / "adapter_config.json").read_text() for path in adapters]
+    frames = (read_evidence(out), read_train_losses(out))
+    parts = (read_sweep(out), read_trials(out), *(frame.to_csv() for frame in frames))
+    return repr((*parts, weights, configs))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json", "metrics.jsonl", "evidence.parquet", "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors", "SHA256SUMS",
+    ],
+)  # fmt: skip
+def test_a_flipped_bit_is_refused_with_the_command_that_redoes_the_trial(
+    out: Path, file: str
+) -> None:
+    """`benchmarks/torture/flips.py` does the same with thousands of flips in every kind of file."""
+    before, path = read_all(out), out / "trials" / NAME / file
+    written = path.read_bytes()
+    for place in random.Random(0).sample(range(8 * len(written)), 12):
+        damaged = bytearray(written)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(RankwiseError) as refused:
+            read_all(out)
+        assert f"trial {NAME} cannot be used: " in str(refused.value)
+        assert str(refused.value).endswith(f"rm -r {out / 'trials' / NAME}")
+    path.write_bytes(written)
+    assert read_all(out) == before
+
+
+def test_a_trial_under_another_name_is_refused(out: Path) -> None:
+    for name in ("r16-lr0.001-seed0", "r4-lr0.002-seed0", "r4-lr0.001-seed1"):
+        (out / "trials" / NAME).rename(out / "trials" / name)
+        with pytest.raises(RankwiseError, match=f"{name} cannot be used: .*of the trial {NAME}"):
+            read_evidence(out)
+        (out / "trials" / name).rename(out / "trials" / NAME)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [request(epochs=3), replace(OURS, fingerprints=Fingerprints(model="a", data="other"))],
+)
+def test_a_trial_of_another_request_is_refused(out: Path, tmp_path: Path, other: object) -> None:
+    assert isinstance(other, type(OURS))
+    save_sweep(tmp_path / "other", [finished(16)], other)
+    name = "r16-lr0.001-seed0"
+    shutil.copytree(tmp_path / "other" / "trials" / name, out / "trials" / name)
+    for read in (read_trials, read_evidence):
+        with pytest.raises(RankwiseError, match=f"{name} .*trained for another request"):
+            read(out)  # type: ignore[operator]
+
+
+def test_sweeps_that_differ_in_search_or_decision_alone_share_trials() -> None:
+    for changes in ({"ranks": [2]}, {"seeds": 9}, {"learning_rate": [1e-3]}, {"margin": 1.0}):
+        assert request(**changes).digest == REQUEST.digest
+    assert request(epochs=2).digest != REQUEST.digest
+    assert request(epochs=2).digest == request(epochs=2.0).digest
+
+
+def test_trials_without_a_record_of_their_request_go_on_for_this_request_alone(out: Path) -> None:
+    (out / "sweep.json").unlink()
+    with pytest.raises(RequestError, match=f"no sweep.json, and its trial {NAME} is not of this"):
+        SweepStore(out, request(epochs=3))
+    assert not (out / "sweep.json").exists()
+    with SweepStore(out, OURS) as store:
+        assert len(store.trials()) == 2
+    assert read_sweep(out) == OURS
+    (out / "sweep.json").unlink()
+    for trial in (out / "trials").iterdir():
+        make_earlier(trial)
+    with pytest.raises(RequestError, match="is not of this request"):
+        SweepStore(out, OURS)
+
+
+def test_a_damaged_record_of_the_request_is_written_anew_from_the_trials(out: Path) -> None:
+    path = out / "sweep.json"
+    path.write_text(path.read_text().replace('"reviews.csv"', '"reviewz.csv"'))
+    with pytest.raises(RequestError, match=r"sweep.json' cannot be read: it is damaged.*delete it"):
+        SweepStore(out, OURS)
+    path.unlink()
+    with SweepStore(out, OURS) as store:
+        assert len(store.evidence()) == 4
+
+
+def make_earlier(trial: Path) -> None:
+    """Turn a trial into one of an earlier version, which kept no digests."""
+    (trial / "SHA256SUMS").unlink()
+    config = json.loads((trial / "config.json").read_text())
+    del config["request"]
+    (trial / "config.json").write_text(json.dumps(config))
+
+
+def earlier(out: Path) -> Path:
+    """Turn a sweep directory into one of an earlier version."""
+    content = json.loads((out / "sweep.json").read_text())
+    del content["sha256"]
+    (out / "sweep.json").write_text(json.dumps(content))
+    for trial in (out / "trials").iterdir():
+        make_earlier(trial)
+    return out
+
+
+def test_a_directory_of_an_earlier_version_is_read_and_taken_over_once(out: Path) -> None:
+    before = read_all(out)
+    assert read_all(earlier(out)) == before  # by a command that only reads
+    with SweepStore(out, OURS) as store:
+        (note,) = store.notes
+        assert "2 trials are of an earlier version, which kept no digests" in note
+    assert read_all(out) == before
+    with SweepStore(out, OURS) as store:
+        assert store.notes == []
+    for trial in (out / "trials").iterdir():
+        assert (trial / "SHA256SUMS").exists()
+
+
+def test_a_take_over_that_was_killed_is_finished(out: Path) -> None:
+    before = read_all(out)
+    earlier(out)
+    (done, half) = sorted((out / "trials").iterdir())
+    # As after a kill: one trial has both, the other has no SHA256SUMS yet.
+    for trial in (done, half):
+        config = json.loads((trial / "config.json").read_text())
+        config["request"] = OURS.digest
+        (trial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    seal_trial(done)
+    with SweepStore(out, OURS) as store:
+        assert len(store.trials()) == 2
+    assert read_all(out) == before
+
+
+def change_epochs(trial: Path) -> None:
+    config = json.loads((trial / "config.json").read_text())
+    (trial / "config.json").write_text(json.dumps({**config, "epochs": 3}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_epochs, "epochs is 3, the sweep's is 1"),
+        (lambda trial: (trial / "config.json").write_text("{"), "config.json"),
+    ],
+)
+def test_an_earlier_trial_that_does_not_agree_is_not_taken_over(
+    tmp_path: Path, change: Callable[[Path], None], words: str
+) -> None:
+    save_sweep(tmp_path / "out", [finished(4)], OURS)
+    out = earlier(tmp_path / "out")
+    change(out / "trials" / NAME)
+    with pytest.raises(RankwiseError, match=f"{NAME} cannot be used: .*{words}"):
+        SweepStore(out, OURS)
+    with pytest.raises(RequestError, match="epochs is 2, was 1"):
+        SweepStore(out, request(epochs=2))
+
+
+def test_the_name_of_a_healed_trial_is_held_to_its_start(tmp_path: Path) -> None:
+    cut = "r2-lr0.001-seed0"
+    trial = Trial(
+        rank=2, seed=0, learning_rate=1e-4, lora_alpha=2, starts_from=cut, share_of_steps=0.1
+    )
+    save_sweep(tmp_path, [finished(2, trial=trial)])
+    directory = tmp_path / "trials" / f"r2-lr0.0001-seed0-steps0.1-from-{cut}"
+    assert read_trial_config(directory, REQUEST.digest)["starts_from"] == cut
+    directory.rename(directory.with_name("r2-lr0.0001-seed0"))
+    with pytest.raises(RankwiseError, match="it is of the trial"):
+        read_trials(tmp_path)
