@@ -35,7 +35,9 @@ REQUEST = SweepRecord(
     machine={"device": "auto"},
     chosen={"gradient_checkpointing": "off", "micro_batch_tokens": None, "pack_size": 2},
     paths=SweepPaths(model=None, data="reviews.csv", eval_data=None),
-    fingerprints=Fingerprints(model="a", data="b"),
+    fingerprints=Fingerprints(
+        data="b", model_files="a", weights="w", chat_template="none", tokens="t"
+    ),
     task=TaskRecord(
         name="reviews.csv",
         examples="2 classes",

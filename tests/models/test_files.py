@@ -5,12 +5,10 @@ import pytest
 from rankwise.errors import RequestError
 from rankwise.models import files
 from rankwise.models.files import (
-    HASHED_END,
     check_model_files,
     check_model_path,
     load_arguments,
     model_directory,
-    model_fingerprint,
     similar_directory,
 )
 
@@ -32,7 +30,6 @@ def test_a_directory_with_config_and_safetensors_passes(tmp_path: Path) -> None:
 def test_a_hub_id_passes_without_a_look_at_the_hub(name: str) -> None:
     check_model_files(name)
     assert model_directory(name) is None
-    assert model_fingerprint(name) == f"hub:{name}"
 
 
 @pytest.mark.parametrize(
@@ -71,31 +68,9 @@ def test_a_gguf_file_needs_its_package(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(files, "find_spec", lambda name: object())
     check_model_files(str(path))
     assert load_arguments(str(path)) == (str(tmp_path), {"gguf_file": "tiny.gguf"})
-    before = model_fingerprint(str(path))
-    path.write_bytes(b"GGUF and so forth")
-    assert model_fingerprint(str(path)) != before
     monkeypatch.setattr(files, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"pip install 'rankwise\[gguf\]'"):
         check_model_files(str(path))
-
-
-def test_the_fingerprint_reads_small_files_in_full_and_large_weights_at_both_ends(
-    tmp_path: Path,
-) -> None:
-    save_model(tmp_path)
-    content = bytearray(3 * HASHED_END)
-    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
-    weights.write_bytes(content)
-    first = model_fingerprint(str(tmp_path))
-    content[HASHED_END + 1] = 1  # between the two ends
-    weights.write_bytes(content)
-    assert model_fingerprint(str(tmp_path)) == first
-    content[-1] = 1
-    weights.write_bytes(content)
-    second = model_fingerprint(str(tmp_path))
-    assert second != first
-    config.write_text('{"a": 1}')
-    assert model_fingerprint(str(tmp_path)) != second
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,13 @@ from rankwise.errors import RankwiseError, RequestError
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import (
     EVIDENCE_COLUMNS,
-    Fingerprints,
     SweepRecord,
     read_sweep,
     read_train_losses,
 )
 from tests.factories import REQUEST, finished, request
 
-OTHER_DATA = Fingerprints(model="a", data="c")
+OTHER_DATA = replace(REQUEST.fingerprints, data="c")
 
 
 def begin(directory: Path, record: SweepRecord) -> None:
@@ -123,7 +122,7 @@ def test_leftovers_of_a_killed_run_do_not_count(tmp_path: Path) -> None:
         (request(new=1), "new is 1, was None"),
         (
             replace(REQUEST, fingerprints=OTHER_DATA),
-            "data is not the same as before",
+            "another request: its data changed; give the same request",
         ),
     ],
 )

@@ -13,7 +13,6 @@ from rankwise.engine.trial import Trial
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import (
-    Fingerprints,
     read_evidence,
     read_sweep,
     read_train_losses,
@@ -77,7 +76,10 @@ def test_a_trial_under_another_name_is_refused(out: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [request(epochs=3), replace(OURS, fingerprints=Fingerprints(model="a", data="other"))],
+    [
+        request(epochs=3),
+        replace(OURS, fingerprints=replace(OURS.fingerprints, chat_template="other")),
+    ],
 )
 def test_a_trial_of_another_request_is_refused(out: Path, tmp_path: Path, other: object) -> None:
     assert isinstance(other, type(OURS))

@@ -1,13 +1,17 @@
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from rankwise import SweepConfig
+from rankwise.errors import RequestError
 from rankwise.store.records import SweepRecord, read_sweep
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
+from tests.factories import finished
 
 
 @pytest.fixture
@@ -56,7 +60,8 @@ def test_a_moved_file_is_the_same_file_and_a_changed_one_is_not(
         file.write("a new review,1\n")
     changed = record_of(tmp_path / "changed", **settings)
     assert changed.fingerprints.data != before.fingerprints.data
-    assert changed.fingerprints.model == before.fingerprints.model
+    assert changed.fingerprints.weights == before.fingerprints.weights
+    assert changed.fingerprints.tokens != before.fingerprints.tokens
 
 
 def test_the_record_describes_the_task(settings: dict[str, object], tmp_path: Path) -> None:
@@ -68,3 +73,63 @@ def test_the_record_describes_the_task(settings: dict[str, object], tmp_path: Pa
         "settings", "machine", "chosen", "paths", "fingerprints", "task", "environment", "command",
         "sha256",
     ]  # fmt: skip
+
+
+def copied(model: Path, target: Path) -> Path:
+    shutil.copytree(model, target)
+    return target
+
+
+def change_a_weight(model: Path) -> None:
+    path = model / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def add_a_template(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+
+
+def turn_two_words_round(model: Path) -> None:
+    path = model / "tokenizer.json"
+    text = path.read_text()
+    assert '"good"' in text and '"bad"' in text
+    path.write_text(
+        text.replace('"good"', '"x"').replace('"bad"', '"good"').replace('"x"', '"bad"')
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        (change_a_weight, {"weights"}),
+        (add_a_template, {"model_files", "chat_template"}),
+        (turn_two_words_round, {"model_files", "tokens"}),
+        (lambda model: (model / "README.md").write_text("a card"), set()),
+    ],
+)
+def test_whatever_decides_the_training_identifies_a_sweep(
+    settings: dict[str, object],
+    tiny_model: Path,
+    tmp_path: Path,
+    change: Callable[[Path], object],
+    changed: set[str],
+) -> None:
+    model = copied(tiny_model, tmp_path / "model")
+    before = asdict(record_of(tmp_path / "out", **{**settings, "model": str(model)}).fingerprints)
+    change(model)
+    after = asdict(record_of(tmp_path / "out", **{**settings, "model": str(model)}).fingerprints)
+    assert {name for name in after if after[name] != before[name]} == changed
+
+
+def test_trials_over_another_model_are_refused_by_name(
+    settings: dict[str, object], tiny_model: Path, tmp_path: Path
+) -> None:
+    model = copied(tiny_model, tmp_path / "model")
+    request = {**settings, "model": str(model), "out": tmp_path / "out"}
+    with open_run(SweepConfig(**request), Silent()) as run:  # type: ignore[arg-type]
+        run.store.add(finished(2), {})
+    add_a_template(model)
+    with pytest.raises(RequestError, match="another request: its model files changed; give the"):
+        open_run(SweepConfig(**request), Silent())  # type: ignore[arg-type]

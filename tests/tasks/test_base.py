@@ -1,5 +1,7 @@
 """Examples before and after tokenisation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,24 @@ def test_encoded_examples_are_taken_with_all_their_fields(encoded: Encoded) -> N
     assert (second.ids, second.input_ids) == (encoded.ids[1:], encoded.input_ids[1:])
     assert second.features(0) == encoded.features(1)
     assert second.lengths == [len(encoded.input_ids[1])]
+
+
+@pytest.mark.parametrize("encoded", [DIALOGUES, PAIRS], ids=["dialogues", "pairs"])
+def test_a_digest_depends_on_all_that_training_sees(encoded: Encoded) -> None:
+    changes = [
+        {"ids": tuple(place + 1 for place in encoded.ids)},
+        {"input_ids": [[*encoded.input_ids[0][:-1], 8], *encoded.input_ids[1:]]},
+        {"labels": (encoded.labels[1], encoded.labels[0])},
+        {"token_type_ids": [[1, 1], [0]]},
+        {"positions": [[2, 2], [0]]},
+        {"positions": []},
+    ]
+    digests = {replace(encoded, **change).digest() for change in changes}
+    assert len(digests | {encoded.digest()}) == 1 + len(changes)
+    moved = replace(encoded, input_ids=[[*encoded.input_ids[0], *encoded.input_ids[1]], []])
+    assert moved.digest() != encoded.digest()  # the same tokens, in other examples
+    assert replace(encoded).digest() == encoded.digest()
+    assert Encoded((), [], ()).digest() == Encoded((), [], ()).digest()
 
 
 def test_features_label_supervised_tokens_and_ignore_the_others() -> None:

@@ -11,7 +11,7 @@ from rankwise.exports.recipe import CAUSAL_LM, Recipe
 from rankwise.formatting import signed, sure
 from rankwise.models.auto import AUTO_CLASSES
 from rankwise.store.durable import write_whole
-from rankwise.store.records import SweepRecord
+from rankwise.store.records import Fingerprints, SweepRecord
 from rankwise.tasks.samples import MINILM_HUB_ID
 
 ELSEWHERE = "path/to/base"  # a reader has the base model in a place of their own
@@ -116,7 +116,7 @@ def _training_rows(recipe: Recipe, sweep: SweepRecord) -> list[tuple[str, str]]:
     warmup = f"rising over {optimizer.warmup_steps} of {optimizer.steps} steps"
     base = _hub_base(recipe, sweep) or Path(recipe.model.name).name
     return [
-        ("base model", f"{base}, fingerprint {fingerprints.model[:16]}"),
+        ("base model", f"{base}{_weights(fingerprints)}"),
         ("data", f"{task.name}, fingerprint {fingerprints.data[:16]}"),
         ("examples", f"{task.train_examples} training, {held_out_and_test}"),
         ("rank", rank),
@@ -171,3 +171,12 @@ def loading_code(recipe: Recipe, label_names: Sequence[str], base: str) -> str:
 def _arguments(values: Mapping[str, Any]) -> str:
     """Return keyword arguments of a call, each after a comma."""
     return "".join(f", {name}={python(value)}" for name, value in values.items())
+
+
+def _weights(fingerprints: Fingerprints) -> str:
+    """Return the digest of the base's weights, shortened, or its commit on a hub."""
+    weights = fingerprints.weights
+    if weights is None or weights.startswith("hub:"):
+        _, _, commit = (weights or "").partition("@")
+        return f", commit {commit[:16]}" if commit else ""
+    return f", weights {weights[:16]}"

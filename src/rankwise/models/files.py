@@ -1,8 +1,6 @@
-"""Files of a model: checks that they can be loaded, and a fingerprint, without loading anything."""
+"""Files of a model: checks that they can be loaded, without loading anything."""
 
 import difflib
-import hashlib
-import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +9,6 @@ from rankwise.errors import RequestError, some
 
 GGUF = ".gguf"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # a text that begins with a dot is a path
-HASHED_END = 1 << 20  # bytes hashed at either end of a weights file
 
 
 def check_model_files(name: str) -> None:
@@ -99,33 +96,6 @@ def load_arguments(name: str) -> tuple[str, dict[str, str]]:
         path = Path(name)
         return str(path.parent), {"gguf_file": path.name}
     return name, {}
-
-
-def model_fingerprint(name: str) -> str:
-    """Return a digest of a model's files: small files in full, weights files by size and both ends.
-
-    Safetensors and GGUF files begin with the names and shapes of all tensors. A hub id is its own
-    fingerprint.
-    """
-    path = Path(name)
-    if path.is_dir():
-        files = [file for kind in ("json", "safetensors", "txt") for file in path.glob(f"*.{kind}")]
-    elif path.is_file():
-        files = [path]
-    else:
-        return f"hub:{name}"
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            if file.suffix not in (".safetensors", GGUF) or size <= 2 * HASHED_END:
-                digest.update(stream.read())
-            else:
-                digest.update(stream.read(HASHED_END))
-                stream.seek(-HASHED_END, os.SEEK_END)
-                digest.update(stream.read())
-    return digest.hexdigest()
 
 
 def _is_gguf(name: str) -> bool:

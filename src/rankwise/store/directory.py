@@ -316,6 +316,8 @@ def _first_change(
     advice = "give the same request, or another out"
     settings = _differences(before.settings, now.settings)
     files = _differences(asdict(before.fingerprints), asdict(now.fingerprints))
+    if before.fingerprints.tokens is None:  # an earlier version knew of the data alone
+        files = {name: files[name] for name in ("data", "eval_data") if name in files}
     for name, (old, new) in settings.items():
         if name == "seeds" and new > old:
             if extend:
@@ -330,7 +332,7 @@ def _first_change(
             advice += f"; or decide again without training: {command}"
         return f"{name} is {new}, was {old}; {advice}"
     if files:
-        return f"{next(iter(files))} is not the same as before; {advice}"
+        return f"its {next(iter(files)).replace('_', ' ')} changed; {advice}"
     return None
 
 

@@ -11,22 +11,11 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from rankwise.decide.evidence import ChanceLoss
-from rankwise.engine.config import (
-    CheckpointingName,
-    OptimizerName,
-    SchedulerName,
-)
+from rankwise.engine.config import CheckpointingName, OptimizerName, SchedulerName
 from rankwise.errors import RequestError, shown, some
 from rankwise.models.config import PrecisionName
+from rankwise.store import trial_files
 from rankwise.store.digests import SEAL, digest_of, unseal
-from rankwise.store.trial_files import (
-    json_object,
-    read_steps,
-    read_summary,
-    read_trial_config,
-    read_trial_evidence,
-    unreadable,
-)
 
 Record = TypeVar("Record")
 
@@ -97,13 +86,25 @@ class SweepPaths:
     eval_data: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Fingerprints:
-    """Hashes of the contents of model and data, so that a moved file is the same file."""
+    """Digests of all that trials are trained on, so that a moved file is the same file.
 
-    model: str
+    Attributes:
+        data: the file or directory of the data.
+        eval_data: that of the held-out data, if it is another.
+        model_files: all files of the base model but weights.
+        weights: every tensor of the base model.
+        chat_template: the tokenizer's template; "none" without one.
+        tokens: token ids and labels of the training, held-out and test examples.
+    """
+
     data: str
     eval_data: str | None = None
+    model_files: str | None = None  # this and the others: None in records of earlier versions
+    weights: str | None = None
+    chat_template: str | None = None
+    tokens: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,17 +297,17 @@ def read_trials(directory: Path) -> list[TrialRecord]:
 
 def read_trial(directory: Path, request: str | None = None) -> TrialRecord:
     """Read the directory of one complete trial, which must carry a request's digest, if given."""
-    config = read_trial_config(directory, request)
-    values = {**config, **read_summary(directory), "directory": directory}
+    config = trial_files.read_trial_config(directory, request)
+    values = {**config, **trial_files.read_summary(directory), "directory": directory}
     for name in ("eval_loss", "eval_score"):
         if values.get(name, math.nan) is None:  # as JSON has NaN
             values[name] = math.nan
     try:
         return _parse(TrialRecord, values)
     except KeyError as error:
-        raise unreadable(directory, f"its files lack {error}") from None
+        raise trial_files.unreadable(directory, f"its files lack {error}") from None
     except ValueError as error:
-        raise unreadable(directory, error) from None
+        raise trial_files.unreadable(directory, error) from None
 
 
 def select_trials(
@@ -327,7 +328,9 @@ def read_evidence(directory: Path) -> pd.DataFrame:
         Columns EVIDENCE_COLUMNS, and ``tokens`` where examples have several.
     """
     request = request_of(directory)
-    frames = [read_trial_evidence(trial, request) for trial in trial_directories(directory)]
+    frames = [
+        trial_files.read_trial_evidence(trial, request) for trial in trial_directories(directory)
+    ]
     if not frames:
         return pd.DataFrame({name: [] for name in EVIDENCE_COLUMNS})
     return pd.concat(frames, ignore_index=True)
@@ -342,7 +345,10 @@ def read_train_losses(directory: Path) -> pd.DataFrame:
     rows = []
     for trial in read_trials(directory):
         key = (trial.rank, trial.seed, trial.learning_rate)
-        rows += [(*key, row["step"], row["train_loss"]) for row in read_steps(trial.directory)]
+        rows += [
+            (*key, row["step"], row["train_loss"])
+            for row in trial_files.read_steps(trial.directory)
+        ]
     return pd.DataFrame(rows, columns=list(TRAIN_LOSS_COLUMNS))
 
 
@@ -373,7 +379,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         RequestError: the file cannot be read, or holds no JSON object.
     """
     try:
-        return json_object(path.read_bytes())
+        return trial_files.json_object(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

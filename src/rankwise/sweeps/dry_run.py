@@ -15,14 +15,14 @@ from rankwise.engine.trial import Engine
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.planning.planned_sweep import DryRun, PlannedRank
 from rankwise.store.directory import refuse_bad_directory
-from rankwise.store.records import read_evidence
+from rankwise.store.records import read_evidence, read_sweep
 from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.diagnosis import MORE_STEPS, diagnosed
 from rankwise.sweeps.extension import read_extension
-from rankwise.sweeps.memory_fit import choice, kept_choice
+from rankwise.sweeps.memory_fit import kept_choice
 from rankwise.sweeps.progress import Progress, Silent
-from rankwise.sweeps.request_record import max_length, request_record
+from rankwise.sweeps.request_record import max_length
 from rankwise.sweeps.run import make_strategy, open_run, requested
 from rankwise.sweeps.run_context import Run
 from rankwise.sweeps.user_trainer import first_commands
@@ -70,8 +70,8 @@ def dry_run(
         scratch_config = replace(config, out=Path(scratch) / "sweep")
         with open_run(scratch_config, progress or Silent()) as run:
             extends_request = config.extend and extension is None
-            now = choice(run.config, run.fit)
-            record = request_record(run.config, run.task, run.base, now)
+            record = read_sweep(scratch_config.out)
+            assert record is not None  # the open run has written it
             fit = kept_choice(run.fit, config.out, record, extend=extends_request)
             whole = replace(run, extension=extension, fit=fit)
             planned = _plan(whole, read_evidence(config.out), config.out)

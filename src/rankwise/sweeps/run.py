@@ -28,6 +28,7 @@ from rankwise.sweeps.memory_fit import choice, fit_to_machine, kept_choice
 from rankwise.sweeps.progress import Progress, Silent
 from rankwise.sweeps.request_record import model_name, request_record
 from rankwise.sweeps.run_context import Run
+from rankwise.sweeps.tokenised import tokenise, tokens_digest
 from rankwise.sweeps.trackers import report_trials, require_trackers
 from rankwise.sweeps.user_trainer import check_function, note_trainer, open_figures_run
 from rankwise.tasks.load import load_task
@@ -129,7 +130,8 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     config = _without_too_large_ranks(config, base.targets, progress.note)
     template_notes = task.notes_on(base.tokenizer)
     extends_request = config.extend and extension is None
-    record = request_record(config, task, base, choice(config, fit))
+    tokenised = tokenise(config, task, base)
+    record = request_record(config, task, base, choice(config, fit), tokens_digest(tokenised))
     fit = kept_choice(fit, config.out, record, extend=extends_request)
     record = replace(record, chosen=choice(config, fit))
     store = SweepStore(config.out, record, extend=extends_request)
@@ -148,7 +150,7 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
         note_trainer(config, task, progress.note)
     elif task.objective.task_type == "CAUSAL_LM":
         progress.note(_training_note(config))
-    return Run(config, task, base, store, progress, fit, extension)
+    return Run(config, task, base, store, progress, fit, extension, tokenised=tokenised)
 
 
 def _training_note(config: SweepConfig) -> str:

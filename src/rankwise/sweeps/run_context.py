@@ -1,6 +1,7 @@
 """An open sweep: its request, data, base model and locked directory."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.extension import Extension
 from rankwise.sweeps.memory_fit import choice, in_force
 from rankwise.sweeps.progress import Progress
-from rankwise.sweeps.request_record import max_length
+from rankwise.sweeps.tokenised import TokenisedPart, kept_length, tokenise_part
 from rankwise.tasks.base import Encoded, Task
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Run:
         base: the frozen base; None if the user's trainer measures by itself.
         task: the data, split into training, held-out and test examples.
         fit: memory of a trial of each rank, and how many trials fit at once.
+        tokenised: the parts of the data that were tokenised to identify the sweep.
         train: the user's function that trains, if it is one.
         in_child: whether each call of it has a process of its own.
         extension: seeds to add to some ranks of a finished sweep, if the request is for these.
@@ -44,6 +46,7 @@ class Run:
     extension: Extension | None = None
     train: "TrainFunction | None" = None
     in_child: bool = False
+    tokenised: Mapping[str, TokenisedPart] = field(default_factory=dict)
 
     def __enter__(self) -> "Run":
         return self
@@ -106,17 +109,20 @@ class Run:
     @property
     def max_length(self) -> int:
         """Number of tokens that are kept of an example."""
-        return min(max_length(self.config, self.task), self.loaded_base.max_length)
+        return kept_length(self.config, self.task, self.loaded_base)
 
     def encode(self, part: str) -> Encoded:
-        """Tokenise the examples of a part of the data: ``train``, ``held_out`` or ``test``.
+        """Return the tokenised examples of a part of the data: ``train``, ``held_out``, ``test``.
 
         Raises:
             RequestError: no training or held-out example has a token left to learn.
         """
         length = self.max_length
         examples, name = getattr(self.task, part), part.replace("_", "-")
-        encoded, shortened = self.loaded_base.encode(self.task, examples, length)
+        made = self.tokenised.get(part)
+        if made is None or made.examples is not examples:
+            made = tokenise_part(self.config, self.task, self.loaded_base, part)
+        encoded, shortened = made.encoded, made.shortened
         lost = len(examples) - len(encoded)
         note, texts = self.progress.note, f"of {len(examples)} {name} texts"
         if shortened:

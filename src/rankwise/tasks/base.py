@@ -1,9 +1,11 @@
 """A task as engines see it: training, held-out and test examples, and the objective they share."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -86,6 +88,19 @@ class Encoded:
             token_type_ids=pick(self.token_type_ids),
             positions=pick(self.positions),
         )
+
+    def digest(self) -> str:
+        """Return a digest of all that training and scoring see: ids, tokens, labels, positions."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            values = getattr(self, field.name)
+            digest.update(f"{field.name} {None if values is None else len(values)}\n".encode())
+            if values is not None:
+                rows = [value if isinstance(value, list | tuple) else (value,) for value in values]
+                lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+                numbers = np.fromiter(chain.from_iterable(rows), np.float64, lengths.sum())
+                digest.update(lengths.tobytes() + numbers.tobytes())
+        return digest.hexdigest()
 
     def inputs(self) -> dict[str, list[list[int]]]:
         """Return the model inputs that a tokenizer pads."""
