@@ -36,7 +36,7 @@ PHASES = {
     ("run_context", "chance_loss"): "score of the untrained base",
     ("directory", "add"): "trials written",
     ("finish", "_test_score"): "test part",
-    ("html", "write_report"): "report",
+    ("html", "report_page"): "report",
     ("finish", "finish"): "decision and exports",
 }
 """Parts of a sweep, by the stem of the file and the name of the function that does each."""

@@ -293,10 +293,8 @@ def test_configs_are_written_only_for_a_recommended_rank(swept: Path, tmp_path: 
     assert {path.name for path in (swept / "export").iterdir()} == {
         "peft_config.py", "trl.yaml", "axolotl.yaml", "llama_factory.yaml",
     }  # fmt: skip
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "trl.yaml").write_text("from an earlier decision")
-    write_exports(tmp_path, None, analyze(swept).decision)
-    assert not (tmp_path / "export").exists()
+    write_exports(swept, None, analyze(swept).decision, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_hub_data_set_is_named_in_the_way_of_each_tool(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read where they were written, removed when they are of no use."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,30 @@ def test_a_broken_file_is_ignored_and_removed(directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     assert checkpoints.read("a", PLAIN) is None
     assert not list(directory.iterdir())
+
+
+def test_no_flipped_bit_gets_into_a_trial(directory: Path) -> None:
+    """It goes on from the older file, or begins anew."""
+    checkpoints = CheckpointDirectory(directory, HERE)
+    checkpoints.write([saved("a", 10), saved("b", 10)])
+    checkpoints.write([saved("b", 30)])
+    older, newer = directory / "a.safetensors", directory / "b.safetensors"
+    contents = {path: path.read_bytes() for path in (older, newer)}
+    kept = set()
+    for place in random.Random(0).sample(range(8 * len(contents[newer])), 150):
+        for path, content in contents.items():
+            path.write_bytes(content)
+        damaged = bytearray(contents[newer])
+        damaged[place // 8] ^= 1 << place % 8
+        newer.write_bytes(damaged)
+        found = checkpoints.read("b", PLAIN)
+        assert found is not None
+        assert_same(found, saved("b", int(found.progress["started"])))
+        kept.add(found.progress["started"])
+    assert 10 in kept and kept <= {10, 30}
+    older.unlink()
+    newer.write_bytes(contents[newer][:-8] + bytes(8))
+    assert checkpoints.read("b", PLAIN) is None
 
 
 def test_a_file_that_a_killed_process_was_writing_is_removed(directory: Path) -> None:

@@ -91,17 +91,6 @@ def test_a_broken_trial_is_named_with_the_remedy(tmp_path: Path, file: str, dama
             assert "\n" not in str(refused.value)
 
 
-def test_a_trial_without_an_adapter_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with SweepStore(tmp_path / "out", REQUEST) as store:
-        store.add(finished(8), {})
-        shutil.rmtree(store.trials_directory / "r8-lr0.001-seed0" / "adapter")
-        with pytest.raises(
-            RankwiseError, match=r"r8-lr0.001-seed0 cannot be used: .*adapter/; to redo"
-        ):
-            store.write_best("r8-lr0.001-seed0")
-        assert not (store.directory / "best").exists()
-
-
 def test_leftovers_of_a_killed_run_do_not_count(tmp_path: Path) -> None:
     with SweepStore(tmp_path / "out", REQUEST) as store:
         store.add(finished(), {})
@@ -255,15 +244,3 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".partial")]
     store.add(finished(8), {})
     assert store.trial_names() == ["r4-lr0.001-seed0", "r8-lr0.001-seed0"]
-
-
-def test_best_is_a_copy_and_goes_when_nothing_is_selected(tmp_path: Path) -> None:
-    with SweepStore(tmp_path / "out", REQUEST) as store:
-        store.add(finished(4), {})
-        store.add(finished(8), {})
-        for name in ("r4-lr0.001-seed0", "r8-lr0.001-seed0"):
-            store.write_best(name)
-            config = json.loads((tmp_path / "out/best/adapter_config.json").read_text())
-            assert f"r{config['r']}-" in name
-        store.write_best(None)
-        assert not (tmp_path / "out/best").exists()

@@ -13,6 +13,8 @@ import pytest
 import rankwise
 from rankwise.decide.evidence import read_rank_results
 from rankwise.engine.reference import score_adapter
+from rankwise.errors import RankwiseError
+from rankwise.store.conclusion import CONCLUSION
 from rankwise.store.records import read_trials
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.finish import _scores, as_json
@@ -117,6 +119,57 @@ def test_the_test_part_is_scored_as_peft_scores_it(
     assert test["examples"] == len(expected)
     assert test["loss"] == pytest.approx(expected["loss"].mean(), rel=1e-5)
     assert test["score"] == expected["score"].mean()
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Return the files of a conclusion by their paths."""
+    parts = [path for name in CONCLUSION for path in (out / name, *(out / name).rglob("*"))]
+    return {str(path.relative_to(out)): path.read_bytes() for path in parts if path.is_file()}
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "gone", "of another version"])
+def test_whatever_is_derived_is_made_anew(
+    provisional: Path, tiny_model: Path, tmp_path: Path, kind: str
+) -> None:
+    shutil.copytree(provisional.parent, tmp_path / "home")
+    request = provisional_request(tiny_model, tmp_path / "home" / "out")
+    before = contents(request["out"])
+    assert {Path(name).parts[0] for name in before} == {
+        "best", "export", "report.html", "decision.json"
+    }  # fmt: skip
+    for name in before:
+        path = request["out"] / name
+        if kind == "flipped":
+            damage(path)
+        elif kind == "gone":
+            path.unlink()
+        elif path.suffix == ".json":
+            write_sealed(path, {"test": {"trial": "r2-lr0.01-seed0", "accuracy": 0.5}})
+    rankwise.sweep(**request)
+    assert contents(request["out"]) == before
+
+
+def test_a_damaged_adapter_is_named_and_the_old_conclusion_stays(
+    provisional: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(provisional.parent, tmp_path / "home")
+    request = provisional_request(tiny_model, tmp_path / "home" / "out")
+    before, name = contents(request["out"]), read_decision(provisional)["test"]["trial"]
+    trial = request["out"] / "trials" / name
+    damage(trial / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(RankwiseError, match=f"{name} cannot be used: .*safetensors: damaged"):
+        rankwise.sweep(**request)
+    assert contents(request["out"]) == before
+    shutil.rmtree(trial)  # as the message says
+    assert rankwise.sweep(**request).trial == name
+    weights = "best/adapter_model.safetensors"
+    assert contents(request["out"])[weights] == before[weights]
 
 
 def test_the_libraries_of_the_report_load_on_a_thread() -> None:

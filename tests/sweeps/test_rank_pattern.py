@@ -16,7 +16,7 @@ from rankwise.engine.reference import score_adapter
 from rankwise.lora import Adapter, ranks_by_budget, read_adapter, spectrum, truncate, write_adapter
 from rankwise.lora.adapter import factor_pairs
 from rankwise.lora.conversion import for_original_base
-from rankwise.store.directory import RANK_PATTERN_DIRECTORY
+from rankwise.store.conclusion import RANK_PATTERN_DIRECTORY
 from rankwise.store.records import TrialRecord, read_json, select_trials
 from rankwise.sweeps import rank_pattern
 from rankwise.sweeps.config import make_config
@@ -136,14 +136,15 @@ def test_the_gain_is_what_peft_gives(
     assert decision["rank_pattern"]["gain"] == pytest.approx(np.mean(gains), abs=1e-6)
 
 
-def test_the_better_adapter_loads_in_peft_and_is_removed_when_none_is_better(
-    request_of: dict[str, Any], decision: dict[str, Any]
+def test_the_better_adapter_loads_in_peft(
+    request_of: dict[str, Any], decision: dict[str, Any], tmp_path: Path
 ) -> None:
-    offered = request_of["out"] / RANK_PATTERN_DIRECTORY
-    assert offered.exists() is decision["rank_pattern"]["better"]
+    is_offered = (request_of["out"] / RANK_PATTERN_DIRECTORY).exists()
+    assert is_offered is decision["rank_pattern"]["better"]
+    offered = tmp_path / "offered"
     with open_run(make_config(request_of), Silent()) as run:
         found = spectrum(read_adapter(next(run.store.trials_directory.glob("r8-*")) / "adapter"))
-        run.store.write_rank_pattern(truncate(found, decision["rank_pattern"]["ranks"]))
+        write_adapter(truncate(found, decision["rank_pattern"]["ranks"]), offered)
         model = PeftModel.from_pretrained(run.base.model, offered)
         kept = {
             name: r
@@ -152,5 +153,3 @@ def test_the_better_adapter_loads_in_peft_and_is_removed_when_none_is_better(
         }
         model.unload()
         assert sorted(kept.values()) == sorted(decision["rank_pattern"]["ranks"].values())
-        run.store.write_rank_pattern(None)
-        assert not offered.exists()

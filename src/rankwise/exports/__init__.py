@@ -1,6 +1,5 @@
 """Exports: configs that train as the recommended trial did, and its adapter's model card."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rankwise.exports.peft import peft_config
 from rankwise.exports.recipe import Recipe, read_recipe
 from rankwise.exports.trl import trl_config
 from rankwise.formatting import how_sure
-from rankwise.store.durable import write_whole
+from rankwise.store.durable import write_synced
 from rankwise.store.records import read_sweep
 
 
@@ -36,20 +35,25 @@ def export_files(recipe: Recipe) -> dict[str, str]:
     return files
 
 
-def write_exports(directory: Path, trial_name: str | None, decision: Decision) -> None:
-    """Write ``export/`` and the card in ``best/`` of a sweep directory.
+def write_exports(directory: Path, trial_name: str | None, decision: Decision, place: Path) -> None:
+    """Write ``export/`` and the card in ``best/``, nothing without a trial to recommend.
 
-    Without a trial to recommend, remove ``export/``. A provisional rank is marked in every file.
+    A provisional rank is marked in every file.
+
+    Args:
+        directory: The sweep directory.
+        trial_name: The recommended trial.
+        decision: The decision on it.
+        place: Directory that holds ``best/`` and gets ``export/``.
 
     Raises:
-        RankwiseError: A file cannot be written.
+        OSError: A file cannot be written.
     """
-    shutil.rmtree(directory / "export", ignore_errors=True)
     if trial_name is None:
         return
     sweep = read_sweep(directory)
     assert sweep is not None  # a recommended trial is a trial of a sweep
     recipe = replace(read_recipe(directory, trial_name), provisional=how_provisional(decision))
     for name, text in export_files(recipe).items():
-        write_whole(directory / "export" / name, text.encode())
-    write_card(directory / "best", decision, recipe, sweep)
+        write_synced(place / "export" / name, text.encode())
+    write_card(place / "best", decision, recipe, sweep)

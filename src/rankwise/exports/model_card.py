@@ -10,7 +10,7 @@ from rankwise.escaping import front_matter, markdown, markdown_fence, python, wi
 from rankwise.exports.recipe import CAUSAL_LM, Recipe
 from rankwise.formatting import signed, sure
 from rankwise.models.auto import AUTO_CLASSES
-from rankwise.store.durable import write_whole
+from rankwise.store.durable import write_synced
 from rankwise.store.records import Fingerprints, SweepRecord
 from rankwise.tasks.samples import MINILM_HUB_ID
 
@@ -22,7 +22,7 @@ def write_card(directory: Path, decision: Decision, recipe: Recipe, sweep: Sweep
     """Write ``README.md`` into the directory of an adapter.
 
     Raises:
-        RankwiseError: The file cannot be written.
+        OSError: The file cannot be written.
     """
     import jinja2
 
@@ -45,7 +45,7 @@ def write_card(directory: Path, decision: Decision, recipe: Recipe, sweep: Sweep
         versions={markdown(name): markdown(version) for name, version in versions.items()},
     )
     head = front_matter(_metadata(decision, recipe, sweep))
-    write_whole(directory / "README.md", f"{head}{body}".encode())
+    write_synced(directory / "README.md", f"{head}{body}".encode())
 
 
 def _metadata(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rankwise.store.records import (
     TrialRecord,
     read_evidence,
     read_finished_sweep,
+    read_sweep,
     read_trials,
 )
 
@@ -31,14 +32,28 @@ def write_report(directory: Path) -> Path:
         RequestError: the directory holds no finished sweep.
         RankwiseError: the report cannot be written.
     """
-    sweep, decision = read_finished_sweep(directory)
+    _, decision = read_finished_sweep(directory)
+    path = directory / "report.html"
+    write_whole(path, report_page(directory, decision).encode())
+    return path
+
+
+def report_page(directory: Path, decision: dict[str, Any]) -> str:
+    """Return the page on a sweep directory's trials and a decision on them.
+
+    Args:
+        directory: the sweep directory.
+        decision: content of ``decision.json``.
+    """
+    sweep = read_sweep(directory)
+    assert sweep is not None  # a decision is on trials of a sweep
     template = page_template(
         "report", ("plain_bytes", "seconds", "signed", "interval", "share", "sure", "how_sure")
     )
     task, table, test = sweep.task, decision["table"], decision.get("test")
     trials = read_trials(directory)
     trials.sort(key=lambda trial: (trial.rank, trial.learning_rate, trial.seed))
-    page = template.render(
+    return template.render(
         sweep=sweep,
         decision=decision,
         trials=trials,
@@ -54,9 +69,6 @@ def write_report(directory: Path) -> Path:
         training_time=training_time_note(table),
         rate_formula=_rate_formula(sweep, decision, trials),
     )
-    path = directory / "report.html"
-    write_whole(path, page.encode())
-    return path
 
 
 def _rate_formula(

@@ -1,5 +1,6 @@
 """Checkpoints of trials in training, from which a killed sweep goes on."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,11 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankwise.engine.trial import SavedTrial
 from rankwise.errors import RankwiseError
+from rankwise.store.durable import rename
 from rankwise.store.records import Environment
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CheckpointDirectory:
@@ -47,15 +52,21 @@ class CheckpointDirectory:
             f"{each.name}/{key}": value for each in saved for key, value in each.tensors.items()
         }
         made_with = dict(saved[0].made_with)
-        content = {"environment": self._environment, "made_with": made_with, "trials": trials}
+        content = {
+            "environment": self._environment,
+            "made_with": made_with,
+            "trials": trials,
+            "digests": {each.name: _digest(each.tensors) for each in saved},
+        }
+        text = json.dumps(content)
         path = self.directory / f"{saved[0].name}.safetensors"
         partial = path.with_name(f".partial-{path.name}")
         try:
             self.directory.mkdir(exist_ok=True)
-            save_file(tensors, partial, {"rankwise": json.dumps(content)})
+            save_file(tensors, partial, {"rankwise": text, "sha256": _text_digest(text)})
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            rename(partial, path)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 partial.unlink()
@@ -66,24 +77,20 @@ class CheckpointDirectory:
     def read(self, name: str, made_with: Mapping[str, Any]) -> SavedTrial | None:
         """Return the trial of a name at its last step kept; None if it was not kept here.
 
-        A file made with other settings is left where it is, and is not read.
+        A file made with other settings is left where it is, and is not read. A damaged one is
+        removed: the trial goes on from an older file, or begins anew.
         """
         found = [
-            (content["trials"][name]["started"], path, content["trials"][name])
+            (content["trials"][name]["started"], path, content)
             for path, content in self._files().items()
             if name in content["trials"] and content.get("made_with") == made_with
         ]
-        if not found:
-            return None
-        from safetensors import safe_open
-
-        _, path, progress = max(found, key=lambda each: each[0])
-        prefix = f"{name}/"
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-            own = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
-            tensors = {short: file.get_tensor(key) for short, key in own.items()}
-        return SavedTrial(name, tensors, progress, made_with)
+        for _, path, content in sorted(found, key=lambda each: each[0], reverse=True):
+            tensors = _tensors(path, f"{name}/")
+            if _digest(tensors) == content["digests"][name]:
+                return SavedTrial(name, tensors, content["trials"][name], made_with)
+            path.unlink(missing_ok=True)
+        return None
 
     def forget(self, complete: Collection[str]) -> None:
         """Remove the files whose trials are all complete."""
@@ -115,13 +122,44 @@ class CheckpointDirectory:
         return contents
 
 
+def _tensors(path: Path, prefix: str) -> "dict[str, torch.Tensor]":
+    """Return the tensors of a trial by their short names; none if the file cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            own = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
+            return {short: file.get_tensor(key) for short, key in own.items()}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _digest(tensors: "Mapping[str, torch.Tensor]") -> str:
+    """Return the SHA-256 of tensors: names, types, shapes and contents."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _content(path: Path) -> Mapping[str, Any] | None:
     """Return what a file says of its trials; None if it is no checkpoint or not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            content: dict[str, Any] = json.loads(file.metadata()["rankwise"])
-            return content
+            metadata = file.metadata()
+        if metadata["sha256"] != _text_digest(metadata["rankwise"]):
+            return None
+        content: dict[str, Any] = json.loads(metadata["rankwise"])
+        return content
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -19,15 +19,15 @@ from rankwise.decide.evidence import HEALED
 from rankwise.engine.trial import FinishedTrial
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.formatting import json_value
-from rankwise.lora.adapter import Adapter
-from rankwise.lora.files import write_adapter
 from rankwise.store import records
 from rankwise.store.checkpoints import CheckpointDirectory
+from rankwise.store.conclusion import CONCLUSION
 from rankwise.store.costs import token_means
 from rankwise.store.digests import SUMS, sealed_bytes, sums_bytes
 from rankwise.store.durable import (
     PARTIAL,
     cannot_write,
+    remove,
     rename,
     sync_directory,
     write_files,
@@ -44,11 +44,10 @@ from rankwise.store.trial_files import (
 )
 
 FAILED = ".failed-"  # begins the names of trials that were taken back
-RANK_PATTERN_DIRECTORY = "best-rank-pattern"
 DIAGNOSIS_DIRECTORY = "diagnosis"  # of trials that no decision on ranks sees
 DERIVED = (
-    "decision.json", "report.html", "best", "export", RANK_PATTERN_DIRECTORY, DIAGNOSIS_DIRECTORY,
-    records.UNTRAINED_FILE, "reported.json", "train_data.jsonl", "tensorboard",
+    *reversed(CONCLUSION), DIAGNOSIS_DIRECTORY, records.UNTRAINED_FILE, "reported.json",
+    "train_data.jsonl", "tensorboard",
 )  # fmt: skip
 """What a directory holds of one request besides its trials."""
 
@@ -94,14 +93,14 @@ class SweepStore:
         try:
             for folder in (directory, self.trials_directory, directory / DIAGNOSIS_DIRECTORY):
                 for leftover in folder.glob(f"{PARTIAL}*"):
-                    _remove(leftover)
+                    remove(leftover)
             self.checkpoints = CheckpointDirectory(directory / ".unfinished", record.environment)
             resumed = can_resume(directory, record, extend=extend)
             if not resumed:
                 self._clear_derived()
             taken_over = self._take_over(record) if resumed else 0
             if self.read_json(records.UNTRAINED_FILE) is None:  # damaged, if it is there
-                _remove(directory / records.UNTRAINED_FILE)
+                remove(directory / records.UNTRAINED_FILE)
             before = records.read_sweep(directory)
             if not resumed or extend or taken_over or before is None:
                 self.write_json("sweep.json", asdict(record))
@@ -122,9 +121,9 @@ class SweepStore:
         """Remove all that was derived from another request's trials, before this one begins."""
         self.checkpoints.clear()
         for name in DERIVED:
-            _remove(self.directory / name)
+            remove(self.directory / name)
         for failed in self.trials_directory.glob(f"{FAILED}*"):
-            _remove(failed)
+            remove(failed)
 
     def _take_over(self, record: SweepRecord) -> int:
         """Give the trials of an earlier version their digests; return how many there are."""
@@ -226,30 +225,6 @@ class SweepStore:
         if record is not None and record.chosen != chosen:
             self.write_json("sweep.json", asdict(replace(record, chosen=chosen)))
 
-    def write_best(self, trial_name: str | None) -> None:
-        """Make ``best/`` a copy of a trial's adapter, or remove it where no rank was selected.
-
-        Raises:
-            RankwiseError: the trial has no adapter, or ``best/`` cannot be written.
-        """
-        best, partial = self.directory / "best", self.directory / f"{PARTIAL}best"
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            if trial_name is not None:
-                shutil.copytree(self.adapter_directory(trial_name), partial)
-            if best.exists():
-                shutil.rmtree(best)
-            if trial_name is not None:
-                os.replace(partial, best)
-        except OSError as error:
-            raise cannot_write(best, error) from None
-
-    def write_rank_pattern(self, adapter: Adapter | None) -> None:
-        """Write the adapter with a rank for each layer, or remove the directory if None."""
-        shutil.rmtree(self.directory / RANK_PATTERN_DIRECTORY, ignore_errors=True)
-        if adapter is not None:
-            write_adapter(adapter, self.directory / RANK_PATTERN_DIRECTORY)
-
 
 def refuse_bad_directory(directory: Path) -> None:
     """Refuse a path that cannot be a sweep directory.
@@ -262,8 +237,9 @@ def refuse_bad_directory(directory: Path) -> None:
         raise RequestError(f"{out} is a file; {advice}")
     if not directory.is_dir() or (directory / "sweep.json").exists():
         return
+    own = ["trials", *(DERIVED if records.trial_directories(directory) else ())]
     for name in sorted(path.name for path in directory.iterdir()):
-        if name != "trials" and not name.startswith("."):
+        if name not in own and not name.startswith("."):
             raise RequestError(f"{out} holds other files ({name}) and no sweep; {advice}")
 
 
@@ -296,14 +272,6 @@ def _refuse_foreign(trial: Path, request: str) -> None:
             f"out {str(trial.parents[1])!r} has no sweep.json, and its trial {trial.name} is not "
             "of this request; name another directory"
         ) from None
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a directory, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _first_change(

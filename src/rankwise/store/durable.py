@@ -1,6 +1,7 @@
 """Writing that outlives a power cut: contents and directories reach the disk before a rename."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +69,14 @@ def sync_tree(path: Path) -> None:
             with (Path(folder) / name).open("rb") as file, suppress(OSError):
                 os.fsync(file.fileno())
         sync_directory(Path(folder))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: OSError, kept: str = "") -> RankwiseError:

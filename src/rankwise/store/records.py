@@ -3,21 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
 
 from rankwise.decide.evidence import ChanceLoss
 from rankwise.engine.config import CheckpointingName, OptimizerName, SchedulerName
-from rankwise.errors import RequestError, shown, some
+from rankwise.errors import RequestError
 from rankwise.models.config import PrecisionName
 from rankwise.store import trial_files
 from rankwise.store.digests import SEAL, digest_of, unseal
-
-Record = TypeVar("Record")
+from rankwise.store.parsing import parse
 
 EVIDENCE_COLUMNS = ("rank", "seed", "learning_rate", "example_id", "loss", "score", "diverged")
 TRAIN_LOSS_COLUMNS = ("rank", "seed", "learning_rate", "step", "train_loss")
@@ -201,7 +198,7 @@ class SweepRecord:
     @property
     def training(self) -> TrainingSettings:
         """The settings that exports repeat, with the values that were chosen for ``auto``."""
-        return _parse(TrainingSettings, {**self.settings, **self.machine, **self.chosen})
+        return parse(TrainingSettings, {**self.settings, **self.machine, **self.chosen})
 
     @property
     def digest(self) -> str:
@@ -228,7 +225,7 @@ def read_sweep(directory: Path) -> SweepRecord | None:
     try:
         if unknown:  # an earlier version's file has no digest, and no other entry
             content = unseal(content)
-        return _parse(SweepRecord, content)
+        return parse(SweepRecord, content)
     except KeyError as error:
         raise RequestError(f"{str(path)!r} cannot be read: it lacks {error}") from None
     except ValueError as error:
@@ -303,7 +300,7 @@ def read_trial(directory: Path, request: str | None = None) -> TrialRecord:
         if values.get(name, math.nan) is None:  # as JSON has NaN
             values[name] = math.nan
     try:
-        return _parse(TrialRecord, values)
+        return parse(TrialRecord, values)
     except KeyError as error:
         raise trial_files.unreadable(directory, f"its files lack {error}") from None
     except ValueError as error:
@@ -384,27 +381,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
-
-
-def _parse(kind: type[Record], content: Mapping[str, Any]) -> Record:
-    """Build a dataclass from a JSON object; other entries are left out.
-
-    Raises:
-        KeyError: entries are missing.
-        ValueError: an entry is of another type.
-    """
-    try:
-        record: Record = _parser(kind).validate_python(content)  # type: ignore[arg-type]
-    except ValidationError as error:
-        faults = error.errors(include_url=False)
-        lacking = [fault["loc"] for fault in faults if fault["type"] == "missing"]
-        if lacking:
-            raise KeyError(some(".".join(map(str, names)) for names in lacking)) from None
-        name = ".".join(map(str, faults[0]["loc"]))
-        raise ValueError(f"its {name} is {shown(faults[0]['input'])}") from None
-    return record
-
-
-@cache
-def _parser(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

@@ -2,12 +2,12 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,15 @@ from rankwise.decide.metrics import default_margin
 from rankwise.decide.needs import capacity
 from rankwise.decide.variance import NOTHING_KNOWN, mean_interval
 from rankwise.decide.wording import Context, FailedTrial, LeftOut, Wording
+from rankwise.store.conclusion import (
+    DECISION,
+    RANK_PATTERN_DIRECTORY,
+    copy_adapter,
+    new_conclusion,
+)
 from rankwise.store.costs import rank_costs
+from rankwise.store.digests import sealed_bytes
+from rankwise.store.durable import write_synced
 from rankwise.store.records import TrialRecord, read_train_losses, select_trials
 from rankwise.strategies import strategies
 from rankwise.sweeps.user_trainer import requested_trainer
@@ -95,7 +103,8 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
         left_out: trials that the budget left out, if any.
     """
     from rankwise.exports import write_exports
-    from rankwise.report.html import write_report
+    from rankwise.lora.files import write_adapter
+    from rankwise.report.html import report_page
     from rankwise.sweeps.diagnosis import diagnose
     from rankwise.sweeps.rank_pattern import try_rank_pattern
     from rankwise.trainers.exports import write_trainer_exports
@@ -129,16 +138,19 @@ def finish(run: "Run", left_out: LeftOut | None) -> SweepResult:
     )
     decision = explain(findings, context)
     has_adapter = chosen is not None and (store.trials_directory / chosen / "adapter").is_dir()
-    store.write_best(chosen if has_adapter else None)
-    store.write_rank_pattern(adapter)
-    store.write_json("decision.json", decision.as_dict())
-    if run.config.trainer is None:
-        write_exports(store.directory, chosen, decision)
-    else:
-        command = requested_trainer(run.config)
-        write_trainer_exports(store, command, chosen, decision, run.config.data)
-    write_report(store.directory)
-    kept = chosen if has_adapter else None
+    kept, content = chosen if has_adapter else None, decision.as_dict()
+    with new_conclusion(store.directory) as place:
+        if kept is not None:
+            copy_adapter(store.trials_directory / kept, place / "best")
+        if adapter is not None:
+            write_adapter(adapter, place / RANK_PATTERN_DIRECTORY)
+        if run.config.trainer is None:
+            write_exports(store.directory, chosen, decision, place)
+        else:
+            command, data = requested_trainer(run.config), run.config.data
+            write_trainer_exports(store, command, chosen, decision, data, place)
+        write_synced(place / "report.html", report_page(store.directory, content).encode())
+        write_synced(place / DECISION, sealed_bytes(content))
     return SweepResult(decision, evidence, store.directory, objective.score, kept)
 
 
@@ -186,10 +198,9 @@ def _scores(results: Sequence[RankResults]) -> np.ndarray:
 
 def _test_score(run: "Run", chosen: str) -> TestScore | None:
     """Score the adapter to use on the test part once; None if fewer than two examples are there."""
-    known = (run.store.read_json("decision.json") or {}).get("test")
-    if known and known["trial"] == chosen:
-        intervals = {name: tuple(known[name]) for name in ("loss_ci", "score_ci")}
-        return TestScore(**{**known, **intervals})
+    known = _known_test_score(run.store.read_json(DECISION) or {})
+    if known is not None and known.trial == chosen:
+        return known
     if len(run.task.test) < 2 or len(examples := run.encode("test")) < 2:
         return None
     from rankwise.lora.files import read_adapter
@@ -206,6 +217,16 @@ def _test_score(run: "Run", chosen: str) -> TestScore | None:
         score=float(score.mean()),
         score_ci=mean_interval(score, NOTHING_KNOWN, confidence),
     )
+
+
+def _known_test_score(content: Mapping[str, Any]) -> TestScore | None:
+    """Return the score in an earlier decision of the sweep; None if another version wrote it."""
+    known = content.get("test") or {}
+    try:
+        intervals = {name: tuple(known[name]) for name in ("loss_ci", "score_ci")}
+        return TestScore(**{**known, **intervals})
+    except (KeyError, TypeError):
+        return None
 
 
 def as_json(result: SweepResult) -> str:

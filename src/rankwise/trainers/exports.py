@@ -1,7 +1,7 @@
 """What a sweep by the user's trainer leaves: its command with the chosen values, and a card."""
 
 import shlex
-import shutil
+from pathlib import Path
 from typing import Any
 
 from rankwise.decide import Decision
@@ -10,7 +10,7 @@ from rankwise.escaping import comment, markdown, without_directories
 from rankwise.formatting import how_sure
 from rankwise.lora.alpha import whole_as_int
 from rankwise.store.directory import SweepStore
-from rankwise.store.durable import write_whole
+from rankwise.store.durable import write_synced
 from rankwise.store.records import TrialRecord, read_trial
 from rankwise.trainers.command import Command
 from rankwise.trainers.engine import as_word
@@ -36,8 +36,9 @@ def write_trainer_exports(
     trial_name: str | None,
     decision: Decision,
     data: object,
+    place: Path,
 ) -> None:
-    """Write ``export/`` and the card in ``best/``; remove ``export/`` if no rank is recommended.
+    """Write ``export/`` and the card in ``best/``, nothing if no rank is recommended.
 
     Args:
         store: the sweep.
@@ -45,22 +46,21 @@ def write_trainer_exports(
         trial_name: the chosen trial; None if there is none.
         decision: the decision on it.
         data: the user's data, all of which the chosen training reads; None without data.
+        place: directory that holds ``best/`` and gets ``export/``.
 
     Raises:
-        RankwiseError: A file cannot be written.
+        OSError: A file cannot be written.
     """
-    directory = store.directory
-    shutil.rmtree(directory / "export", ignore_errors=True)
     if trial_name is None:
         return
-    chosen = trained = read_trial(directory / "trials" / trial_name)
+    chosen = trained = read_trial(store.trials_directory / trial_name)
     if chosen.truncated_from is not None:
-        trained = read_trial(directory / "trials" / chosen.truncated_from)
+        trained = read_trial(store.trials_directory / chosen.truncated_from)
     notes = comment(_notes(decision, chosen, trained))
     for name, text in chosen_files(command, trained, data).items():
         start = "" if name.endswith(".json") else notes  # JSON has no comments
-        write_whole(directory / "export" / name, (start + text).encode())
-    if not (directory / "best").is_dir():  # judged by figures, without an adapter
+        write_synced(place / "export" / name, (start + text).encode())
+    if not (place / "best").is_dir():  # judged by figures, without an adapter
         return
     sentences = decision_sentences(decision, "score")[:2]
     card = CARD.format(
@@ -71,7 +71,7 @@ def write_trainer_exports(
         rate=trained.learning_rate,
         seed=trained.seed,
     )
-    write_whole(directory / "best" / "README.md", card.encode())
+    write_synced(place / "best" / "README.md", card.encode())
 
 
 def chosen_files(command: Trainer, trained: TrialRecord, data: object) -> dict[str, str]:
