@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rankwise.engine.trial import Trial
@@ -176,11 +177,18 @@ def change_epochs(trial: Path) -> None:
     (trial / "config.json").write_text(json.dumps({**config, "epochs": 3}))
 
 
+def swap_evidence(trial: Path) -> None:
+    path = trial / "evidence.parquet"
+    pd.read_parquet(path).assign(rank=8).to_parquet(path, index=False)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (change_epochs, "epochs is 3, the sweep's is 1"),
         (lambda trial: (trial / "config.json").write_text("{"), "config.json"),
+        (lambda trial: (trial / "evidence.parquet").unlink(), "evidence.parquet"),
+        (swap_evidence, "evidence.parquet: its rank is not the one in config.json"),
     ],
 )
 def test_an_earlier_trial_that_does_not_agree_is_not_taken_over(

@@ -35,10 +35,7 @@ def read_trial_config(trial: Path, request: str | None = None) -> dict[str, Any]
     """
     with reading(trial, "config.json"):
         config = json_object(read_file(trial, "config.json"))
-    with reading(trial, "config.json"):
-        name = _name(config)
-        if name != trial.name:
-            raise ValueError(f"it is of the trial {name}")
+        _check_name(config, trial)
         if request is not None and config.get(REQUEST) != request:
             raise ValueError("it was trained for another request: other data, model or settings")
     return config
@@ -55,8 +52,8 @@ def read_steps(trial: Path) -> list[dict[str, Any]]:
 def read_summary(trial: Path) -> dict[str, Any]:
     """Read the measurements of a whole trial, the last line of its ``metrics.jsonl``."""
     with reading(trial, "metrics.jsonl"):
-        lines = read_file(trial, "metrics.jsonl").splitlines()
-        summary = json_object(lines[-1] if lines else b"")
+        content = read_file(trial, "metrics.jsonl")
+        summary = json_object(content.rstrip(b"\n").rpartition(b"\n")[2])
         if "trainable_params" not in summary:
             raise ValueError("the last line is missing")
     return summary
@@ -109,6 +106,7 @@ def take_over(trial: Path, request: str, settings: Mapping[str, Any]) -> None:
         return
     with reading(trial, "config.json"):
         config = json_object((trial / "config.json").read_bytes())
+        _check_name(config, trial)
         for name in ("epochs", "batch_size"):
             if name in config and config[name] != settings.get(name):
                 raise ValueError(f"{name} is {config[name]}, the sweep's is {settings.get(name)}")
@@ -118,6 +116,11 @@ def take_over(trial: Path, request: str, settings: Mapping[str, Any]) -> None:
         if (trial / name).exists():
             with reading(trial, name):
                 contents[name] = (trial / name).read_bytes()
+    with reading(trial, "evidence.parquet"):
+        rows = pd.read_parquet(io.BytesIO(contents.get("evidence.parquet", b"")))
+        for name in ("rank", "seed", "learning_rate"):
+            if set(rows.get(name, ())) != {config[name]}:
+                raise ValueError(f"its {name} is not the one in config.json")
     write_whole(trial / "config.json", contents["config.json"])
     write_whole(trial / SUMS, sums_bytes(contents))
 
@@ -130,14 +133,16 @@ def _sums(trial: Path) -> dict[str, str] | None:
     return sums
 
 
-def _name(config: Mapping[str, Any]) -> str:
-    """Return the name of the trial that a ``config.json`` describes."""
+def _check_name(config: Mapping[str, Any], trial: Path) -> None:
+    """Refuse a ``config.json`` of a trial of another name than its directory."""
     names = ("rank", "seed", "learning_rate", "lora_alpha", "starts_from", "share_of_steps")
     values = {name: config[name] for name in names if name in config}
     try:
-        return Trial(**values).name
+        name = Trial(**values).name
     except TypeError:
         raise ValueError("it lacks rank, seed, learning_rate or lora_alpha") from None
+    if name != trial.name:
+        raise ValueError(f"it is of the trial {name}")
 
 
 def unreadable(trial: Path, reason: object) -> RankwiseError:
