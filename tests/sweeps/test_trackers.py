@@ -204,6 +204,7 @@ def test_trials_are_reported_again_where_nothing_says_which_were(
     report_trials(sweep, ["wandb"], no_note)
     path, heard = sweep / REPORTED, Notes()
     path.write_text(path.read_text().replace(TRIALS[0], TRIALS[0].replace("r2", "r3")))
+    report_trials(sweep, [], no_note)
     report_trials(sweep, ["wandb"], heard.note)
     assert heard.notes == [
         "reported.json is damaged, or of an earlier version: all trials are reported again"

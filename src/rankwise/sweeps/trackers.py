@@ -77,6 +77,8 @@ def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], N
     the same command reports the trial later.
     """
     reported: dict[str, list[str]] = {}
+    if not names:
+        return
     try:
         reported = records.read_sealed(directory / REPORTED) or {}
     except RequestError:
