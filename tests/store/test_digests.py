@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.store.digests import (
+    check_file,
     digest_of,
     read_checked,
     read_sums,
@@ -50,8 +51,10 @@ def test_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
     sums = read_sums(tmp_path)
     assert read_checked(tmp_path / "b.json", "b.json", sums) == b"{}"
     (tmp_path / "b.json").write_bytes(b"[]")
-    with pytest.raises(ValueError, match="damaged, its SHA-256"):
-        read_checked(tmp_path / "b.json", "b.json", sums)
+    for read in (read_checked, check_file):
+        with pytest.raises(ValueError, match="damaged, its SHA-256"):
+            read(tmp_path / "b.json", "b.json", sums)
+        read(tmp_path / "a" / "weights", "a/weights", sums)
     with pytest.raises(ValueError, match="damaged"):  # not listed
         read_checked(tmp_path / "b.json", "c.json", sums)
     assert read_checked(tmp_path / "b.json", "b.json", None) == b"[]"

@@ -16,7 +16,7 @@ import pandas as pd
 
 from rankwise.engine.trial import Trial
 from rankwise.errors import RankwiseError
-from rankwise.store.digests import SUMS, read_checked, read_sums, sums_bytes
+from rankwise.store.digests import SUMS, check_file, read_checked, read_sums, sums_bytes
 from rankwise.store.durable import write_whole
 
 REQUEST = "request"  # entry of a trial's config.json: the digest of the request it was trained for
@@ -83,7 +83,7 @@ def check_adapter(trial: Path, copy: Path | None = None) -> Path:
     for name in ADAPTER:
         file = (copy or directory) / Path(name).name
         with reading(trial, name):
-            read_checked(file, name, _sums(trial))
+            check_file(file, name, _sums(trial))
     return directory
 
 
