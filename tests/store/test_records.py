@@ -56,7 +56,7 @@ def test_an_entry_of_another_type_is_refused_in_one_line(tmp_path: Path, value: 
     save_sweep(tmp_path, [])
     content = json.loads((tmp_path / "sweep.json").read_text())
     content["task"] = value
-    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    write_sealed(tmp_path / "sweep.json", content)
     with pytest.raises(RequestError, match=r"sweep.json' cannot be read: its task is "):
         read_sweep(tmp_path)
 
