@@ -33,7 +33,7 @@ from rankwise.trainers.command import parse_command
 from rankwise.trainers.exports import chosen_files
 from rankwise.trainers.sweep_file import sweep_file
 from tests.exports.recipes import make_recipe
-from tests.factories import REQUEST, finished, save_sweep
+from tests.factories import REQUEST, finished, save_sweep, write_sealed
 from tests.hostile_names import HOSTILE
 from tests.shrinking.test_outcome import decision as shrunk
 from tests.shrinking.test_outcome import result
@@ -236,7 +236,7 @@ def test_the_report(bad: str, decided: Decision, tmp_path: Path) -> None:
         out = tmp_path / str(number)
         save_sweep(out, [finished()], replace(REQUEST, task=task, settings=settings))
         noted = replace(decided, caveats=(named("A caveat"),))
-        (out / "decision.json").write_text(json.dumps(noted.as_dict()))
+        write_sealed(out / "decision.json", noted.as_dict())
         pages.append(write_report(out).read_text(encoding="utf-8"))
     assert_same_page(pages[1], pages[0], bad)
 
