@@ -2,7 +2,7 @@
 
     python benchmarks/strategies.py [--tasks rotten-tomatoes-1000,...] [--ranks 1,2,4,8,16,32,64]
         [--seeds 3] [--strategies grid,once,ends,...] [--out DIR]
-    python benchmarks/strategies.py --print benchmarks/results/strategies.json
+    python benchmarks/strategies.py --print benchmarks/results/strategies_from_rank_1.json
 
 The grid trains every rank with every seed, each rank at its own learning rate. The other strategies
 see only the evidence of the trials that they propose. A trial that the grid has is copied from it
@@ -57,7 +57,7 @@ from rankwise.sweeps.run_context import Run
 from rankwise.tasks.base import Examples
 from rankwise.tasks.load import load_task
 
-RESULTS = Path(__file__).parent / "results" / "strategies.json"
+RESULTS = Path(__file__).parent / "results" / "strategies_from_rank_1.json"
 FIXED = (8, 16)
 ONCE_SEEDS = 2  # seeds of `once`, which is meant to be cheap: the default of a sweep
 UNSEEN_EXAMPLES = 4000  # scored unseen examples: a standard error of about a third of a point
