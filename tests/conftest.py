@@ -1,5 +1,6 @@
 """Tiny random models and small made-up data, built on the spot."""
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 # Tiny models gain nothing from a second thread, and lose much if the core is shared.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a hub
+
+# The libraries make a million objects that live to the end; looking through them takes time.
+gc.set_threshold(10_000, 10, 10)
 
 GOOD = ["good", "great", "fine", "lovely", "superb", "charming"]
 BAD = ["bad", "awful", "poor", "dull", "dreadful", "clumsy"]
@@ -32,6 +36,11 @@ PLAIN = [
 ]
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *PLAIN, *GOOD, *BAD]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported for the tests out of later collections of cycles."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,10 @@ def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     assert max(map(len, lines), default=0) <= LONGEST_LINE
 
 
+@cache
 def defined_names() -> set[str]:
     """Return every function, class, variable and attribute name that the package defines."""
-    names: set[str] = set()
+    names = {"_replace", "_asdict"}  # public methods of named tuples
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -99,9 +101,6 @@ def defined_names() -> set[str]:
     return names
 
 
-DEFINED = defined_names() | {"_replace", "_asdict"}  # public methods of named tuples
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_private_names_of_libraries_live_in_models_compat_alone(path: Path) -> None:
     """A private name (leading underscore) that the package does not define is a library's."""
@@ -111,7 +110,7 @@ def test_private_names_of_libraries_live_in_models_compat_alone(path: Path) -> N
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
             name = node.attr
-            if name.startswith("_") and not name.startswith("__") and name not in DEFINED:
+            if name.startswith("_") and not name.startswith("__") and name not in defined_names():
                 found.append(f"line {node.lineno}: .{name}")
         elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("rankwise"):
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
