@@ -154,7 +154,15 @@ def test_a_cut_that_fails_is_healed_and_stored_as_a_trial(
     assert again.recommended == result.decision.recommended
 
 
-@pytest.mark.parametrize("name", ["grid", "race", "ends", "escalate"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("grid", marks=pytest.mark.slow),  # the default of most tests of sweeps
+        "race",
+        "ends",
+        pytest.param("escalate", marks=pytest.mark.slow),  # the next test runs it too
+    ],
+)
 def test_other_strategies_decide_which_rank_to_train_at(
     request_of: dict[str, Any], tmp_path: Path, name: str
 ) -> None:

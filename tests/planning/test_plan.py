@@ -216,7 +216,8 @@ def test_help_loads_no_torch() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("mixtral", {"quantization": "nf4"}),
+        ("llama", {"gradient_checkpointing": True}),
+        pytest.param("mixtral", {"quantization": "nf4"}, marks=pytest.mark.slow),
         pytest.param(
             "gemma2", {"gradient_checkpointing": True, "memory": "1MB"}, marks=pytest.mark.slow
         ),

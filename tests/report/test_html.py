@@ -86,20 +86,27 @@ def test_the_first_figure_shows_how_sure_each_rank_is(
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, pytest.param(1200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("provisional", 500),
+        pytest.param("provisional", 1200, marks=pytest.mark.slow),
+        pytest.param("swept", 500, marks=pytest.mark.slow),
+        pytest.param("swept", 1200, marks=pytest.mark.slow),
+    ],
+)
 def test_no_text_of_the_report_overlaps_or_is_cut_off(
-    provisional: Path, swept: Path, tmp_path: Path, width: int
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, width: int
 ) -> None:
-    for name, directory in (("selected", swept), ("provisional", provisional)):
-        copy = tmp_path / name
-        shutil.copytree(directory, copy)
-        decision = read_json(copy / "decision.json") or {}
-        decision["confidence"] = 0.9987
-        write_sealed(copy / "decision.json", decision)
-        report = write_report(copy)
-        pairs, cut = faults(report, tmp_path / f"profile-{name}", width)
-        assert [pair for pair in pairs if any("asked" in text for text in pair)] == []
-        assert cut == []
+    copy = tmp_path / name
+    shutil.copytree(request.getfixturevalue(name), copy)
+    decision = read_json(copy / "decision.json") or {}
+    decision["confidence"] = 0.9987
+    write_sealed(copy / "decision.json", decision)
+    report = write_report(copy)
+    pairs, cut = faults(report, tmp_path / "profile", width)
+    assert [pair for pair in pairs if any("asked" in text for text in pair)] == []
+    assert cut == []
 
 
 def test_where_nothing_shows_how_sure_a_rank_is_the_figure_is_left_out(

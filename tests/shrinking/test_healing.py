@@ -47,7 +47,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize("engine", ["fused", "reference"])
+@pytest.mark.parametrize("engine", ["fused", pytest.param("reference", marks=pytest.mark.slow)])
 def test_healing_lowers_the_loss_and_gives_an_adapter_for_peft(
     trial: Path, files: dict[str, Path], tmp_path: Path, engine: Any
 ) -> None:

@@ -71,7 +71,7 @@ def test_auto_is_off_and_whole_batches_where_they_fit(config: SweepConfig) -> No
 
 def test_checkpointing_is_taken_before_a_rank_is_refused(config: SweepConfig) -> None:
     task = load_task(config)
-    config = replace(config, max_length=longest_text(config, task))
+    config = replace(config, max_length=longest_text(config, task), batch_size=2)
     whole = fit_to_machine(replace(config, max_memory="1GB"), task)
     short = replace(config, max_memory=whole.needed[8] - 1)
     fit = fit_to_machine(short, task)
