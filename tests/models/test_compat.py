@@ -390,8 +390,8 @@ def test_the_scales_of_double_quantisation_are_found() -> None:
 def test_pytorchs_compiler_is_not_loaded_with_bitsandbytes(before: str | None) -> None:
     code = """
 import os, sys
-from rankwise.models.compat import compiler_off
-with compiler_off():
+from rankwise.models.compat import importing
+with importing():
     import bitsandbytes
 print("torch._inductor.compile_fx" in sys.modules, os.environ.get("TORCHDYNAMO_DISABLE"))
 """

@@ -11,12 +11,11 @@ from rankwise.planning.config import PlanConfig
 def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None:
     """Plan parameters and memory, and print them."""
     output, config = PlotOutput(**output_settings), PlanConfig(**settings)
-    from rankwise.models.compat import compiler_off, quiet_libraries
+    from rankwise.models.compat import importing
     from rankwise.models.files import check_model_path
 
     check_model_path(config.model)
-    # PEFT imports bitsandbytes, which on some processors logs a warning. A plan compiles nothing.
-    with quiet_libraries(), compiler_off():
+    with importing():
         from rankwise.planning.plan import plan
 
     result = plan(config=config)

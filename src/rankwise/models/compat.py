@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -44,6 +44,18 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
         if shows_bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def importing(*, compiles: bool = False) -> Iterator[None]:
+    """Import large libraries in the ``with`` block, without their warnings.
+
+    Args:
+        compiles: whether functions that these libraries compile will be used, see `compiler_off`.
+    """
+    # PEFT imports bitsandbytes, which on some processors recommends another package.
+    with nullcontext() if compiles else compiler_off(), quiet_libraries():
+        yield
 
 
 # ---- torch ----

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -12,7 +12,7 @@ from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.wording import LeftOut
 from rankwise.engine.trial import Engine, Trial
 from rankwise.errors import RequestError
-from rankwise.models.compat import compiler_off, quiet_libraries
+from rankwise.models.compat import importing
 from rankwise.models.files import check_model_files
 from rankwise.models.targets import check_ranks
 from rankwise.settings import requested_config
@@ -107,9 +107,8 @@ def open_run(config: SweepConfig, progress: Progress) -> Run:
     task = load_task(config)
     config = for_task(config, task.objective.task_type)
     check_model_files(model_name(config))
-    # PEFT imports bitsandbytes, which on some processors recommends another package.
-    with quiet_libraries(), compiler_off() if config.quantization == "none" else nullcontext():
-        import peft  # noqa: F401  # here, before the memory plan imports it
+    with importing(compiles=config.quantization != "none"):
+        import peft  # noqa: F401  # before the memory plan does it
 
         from rankwise.models.base_model import Loading, load_base
         from rankwise.models.device import find_dtype, find_torch_device
