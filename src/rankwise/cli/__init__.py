@@ -1,5 +1,6 @@
 """The command line: runs a command, and turns a failure into one line and an exit code."""
 
+import gc
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ COMMANDS = {
 """Summaries of the commands; each lives in the module of its name, imported on call."""
 
 DEBUG = "--debug"
+
+COLLECTOR_THRESHOLDS = (10_000, 10, 10)
+"""New objects before the collector of cycles looks at them (Python's own number is 700), and how
+rarely it looks at older ones: the libraries make a million on import, none of them garbage."""
 
 HELP = """usage: rankwise COMMAND [OPTIONS]
 
@@ -87,6 +92,7 @@ def _explain(error: BaseException) -> str:
 
 def program() -> NoReturn:
     """Run `main` as a process, which stops with one line at any signal."""
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     signals.attend()
     code = main()
     signals.let_go()
