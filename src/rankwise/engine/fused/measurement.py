@@ -11,7 +11,7 @@ from rankwise.engine.fused.training_state import TrainingState
 from rankwise.engine.peak_memory import peak_live_bytes
 from rankwise.models.quantization import resident_tensors
 
-TIMING_STEPS = 3  # of one trial of each rank, on the same batch
+TIMING_STEPS = 2  # of one trial of each rank, on the same batch
 
 
 class AloneCosts:
