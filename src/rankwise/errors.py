@@ -1,6 +1,7 @@
 """The two ways a command can fail, each reported as one line."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -14,6 +15,23 @@ CLEARER_REASONS = {
     "Padding_idx must be within num_embeddings": "pad_token_id must be below vocab_size"
 }
 """PyTorch's messages about a wrong model config, in the words of the config."""
+
+EXHAUSTED = {
+    errno.ENOMEM: "memory",
+    errno.EAGAIN: "threads",
+    errno.EMFILE: "file handles",
+    errno.ENFILE: "file handles",
+    errno.ENOSPC: "disk space",
+    errno.EDQUOT: "disk space",
+}
+EXHAUSTED_WORDS = {
+    "can't start new thread": "threads",
+    "DefaultCPUAllocator": "memory",
+    "out of memory": "memory",
+    "Too many open files": "file handles",
+    "Cannot allocate memory": "memory",
+}
+"""What libraries say of a resource that is used up; PyTorch's and Arrow's errors have no number."""
 
 
 class RankwiseError(Exception):
@@ -60,7 +78,21 @@ def reading(failure: str) -> Iterator[None]:
     except (RankwiseError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
+        if ran_out(error) not in (None, "memory"):  # which is no fault of the file
+            raise
         raise RequestError(f"{failure}: {first_sentence(error)}") from error
+
+
+def ran_out(error: BaseException) -> str | None:
+    """Return which resource of the machine an error says is used up; None for another error."""
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError):
+        return EXHAUSTED.get(error.errno or 0)
+    if not isinstance(error, RuntimeError | ValueError):
+        return None
+    text = str(error)
+    return next((EXHAUSTED_WORDS[words] for words in EXHAUSTED_WORDS if words in text), None)
 
 
 def first_sentence(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from rankwise._version import __version__
 from rankwise.cli import signals
+from rankwise.cli.exhausted import KEPT, explain_exhausted
 from rankwise.errors import RankwiseError, RequestError, first_sentence, nearest
 from rankwise.escaping import message as as_message
 
@@ -69,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if DEBUG in words:
             traceback.print_exception(error)
-        message = _explain(error)
-        code = getattr(error, "exit_code", 1)
+        exhausted = explain_exhausted(error, " ".join(words[:1]))
+        message = exhausted or _explain(error)
+        code = 1 if exhausted else getattr(error, "exit_code", 1)
         if stop is not None:
-            kept = "; complete trials are kept, and the same command resumes from there"
-            message = signals.WORDS[stop] + (kept if "sweep" in words[:1] else "")
+            message = signals.WORDS[stop] + (f"; {KEPT}" if "sweep" in words[:1] else "")
             code = 128 + stop
     print(f"rankwise: {as_message(message)}", file=sys.stderr)
     return code

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from rankwise.errors import RankwiseError
 from rankwise.formatting import plain_bytes
+from rankwise.models.main_memory import free_main_memory
 
 Result = TypeVar("Result")
 
@@ -61,7 +61,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    return int(psutil.virtual_memory().available)
+    return free_main_memory()
 
 
 def what_was_needed(error: OutOfMemory, device: torch.device) -> str:
