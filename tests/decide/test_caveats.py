@@ -56,6 +56,18 @@ def test_the_rate_at_which_training_collapses_is_a_caveat() -> None:
     assert not any("collapses" in caveat for caveat in select(mild, chance_loss=0.7).caveats)
 
 
+def test_the_lowest_rate_of_an_adapter_to_keep_is_no_edge_below_a_cliff() -> None:
+    """Rank 32 was trained at two rates, and its cuts have the lower one."""
+    evidence = make_evidence([0.5, 0.5, 0.5, 0.5]).assign(learning_rate=1e-3)
+    for worse, is_told in ((0.1, False), (0.01, True)):
+        higher = evidence[evidence["rank"] == 32].assign(learning_rate=2e-3)
+        higher["loss"] += worse
+        results = read_rank_results(pd.concat([evidence, higher]), trained_at=32)
+        findings = Findings(results, Rule(margin=0.02, trained_at=32))
+        told = " ".join(caveats(findings, Context()))
+        assert ("Rank 32 is best at the lowest learning rate" in told) == is_told
+
+
 def test_a_failed_trial_is_no_collapse() -> None:
     evidence = make_evidence([0.5, 0.5, 0.5, 0.5])
     evidence["learning_rate"], evidence["diverged"] = 1e-3, False

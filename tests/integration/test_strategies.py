@@ -45,6 +45,23 @@ def once(request_of: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
+def test_once_keeps_one_of_two_adapters_that_tried_a_rate_each(
+    request_of: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {"learning_rate": "auto", "max_steps": 4, "ranks": (4, 8), "out": tmp_path / "out"}
+    decision = rankwise.sweep(**{**request_of, **changes}, strategy="once").decision
+    trained, cuts = [], []
+    for path in (tmp_path / "out/trials").glob("r*"):
+        config = read_json(path / "config.json") or {}
+        (cuts if "truncated_from" in config else trained).append(config)
+    by_seed = {config["seed"]: config["learning_rate"] for config in trained}
+    assert len(trained) == 2
+    assert by_seed[1] == pytest.approx(2 * by_seed[0], rel=0.01)
+    (cut,) = cuts
+    assert cut["learning_rate"] == by_seed[cut["seed"]] == decision.table[-1].learning_rate
+    assert [row.seeds for row in decision.table] == [1, 1]
+
+
 def truncated_trials(out: Path) -> list[tuple[Path, dict[str, Any]]]:
     configs = [
         (path, read_json(path / "config.json") or {})

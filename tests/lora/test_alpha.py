@@ -96,6 +96,13 @@ def test_first_rates_agree_with_their_sources() -> None:
     assert first_rate(4, parse_alpha_policy("r"), "SEQ_CLS") == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(
+    ("steps", "rate"), [(1000, 1e-3), (100, 1e-3), (50, 2e-3), (20, 5e-3), (1, 5e-3)]
+)
+def test_a_training_of_few_steps_starts_at_a_higher_rate(steps: int, rate: float) -> None:
+    assert first_rate(4, parse_alpha_policy("r"), "SEQ_CLS", steps) == pytest.approx(rate)
+
+
 @pytest.mark.parametrize("policy", ["r", "2r", "fixed:16", "rslora"])
 def test_first_rates_obey_the_law(policy: str) -> None:
     alpha = parse_alpha_policy(policy)

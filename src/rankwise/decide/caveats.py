@@ -40,7 +40,7 @@ def caveats(findings: Findings, context: Context) -> Iterator[str]:
     if rule.trained_at is None:
         yield from _about_single_rates(findings.results)
     if not findings.nothing_learnt:
-        yield from _about_edges(findings.results)
+        yield from _about_edges(findings)
         yield from _about_collapse(findings, context)
     yield from _about_unsteady_seeds(findings, context.wording.chance)
     if findings.rank is not None:
@@ -86,11 +86,14 @@ def _about_single_rates(results: Sequence[RankResults]) -> Iterator[str]:
         )
 
 
-def _about_edges(results: Sequence[RankResults]) -> Iterator[str]:
-    for one in results:
+def _about_edges(findings: Findings) -> Iterator[str]:
+    for one in findings.results:
         if len(one.rates) < 2 or one.learning_rate not in (one.rates[0], one.rates[-1]):
             continue
         at_lowest = one.learning_rate == one.rates[0]
+        is_kept = findings.rule.trained_at is not None
+        if is_kept and at_lowest and not one.rate_costs[1] - one.rate_costs[0] <= findings.margin:
+            continue  # such a rate is near the best for one adapter (docs/learning-rate.md)
         edge, others = ("lowest", "lower") if at_lowest else ("highest", "higher")
         yield (
             f"Rank {one.rank} is best at the {edge} learning rate tried for it "

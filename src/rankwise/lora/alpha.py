@@ -14,6 +14,8 @@ Classification and regression: MiniLM-L6 on the built-in task (docs/learning-rat
 models: 3e-4 at ``lora_alpha`` 32, the best rate of most of 35 models (tinker-cookbook,
 recipes/chat_sl/results/sft_sweep.md).
 """
+USUAL_STEPS = 100  # the constants are for trainings of this many optimizer steps, or more
+FEWEST_STEPS = 20  # trainings of fewer steps were not measured
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,20 @@ def carried_rate(rate: float, from_rank: int, to_rank: int, policy: AlphaPolicy)
     return rate * math.sqrt(_speed(from_rank, policy) / _speed(to_rank, policy))
 
 
-def first_rate(rank: int, policy: AlphaPolicy, task_type: str) -> float:
+def first_rate(rank: int, policy: AlphaPolicy, task_type: str, steps: int = USUAL_STEPS) -> float:
     """Return the learning rate to try first where none was searched.
+
+    A training of few steps needs a higher rate in proportion, because Adam moves the adapter by
+    about the rate in each step (docs/learning-rate.md has measurements).
 
     Args:
         rank: the rank to train.
         policy: gives its ``lora_alpha``.
         task_type: PEFT's name of the task, ``SEQ_CLS`` or ``CAUSAL_LM``.
+        steps: optimizer steps of the training.
     """
-    return FIRST_RATE_CONSTANTS[task_type] / math.sqrt(_speed(rank, policy))
+    factor = USUAL_STEPS / min(max(steps, FEWEST_STEPS), USUAL_STEPS)
+    return factor * FIRST_RATE_CONSTANTS[task_type] / math.sqrt(_speed(rank, policy))
 
 
 def _speed(rank: int, policy: AlphaPolicy) -> float:

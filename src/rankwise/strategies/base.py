@@ -9,7 +9,7 @@ from rankwise.decide.config import DecisionConfig
 from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.findings import Rule
 from rankwise.engine.trial import Trial
-from rankwise.lora.alpha import parse_alpha_policy
+from rankwise.lora.alpha import USUAL_STEPS, parse_alpha_policy
 from rankwise.strategies.config import SearchConfig
 from rankwise.strategies.learning_rates import make_rate_search
 from rankwise.strategies.trial_keys import TrialKey, missing_keys
@@ -26,6 +26,7 @@ class Strategy(ABC):
         rule: margin and confidence of the decision, for strategies that stop early.
         chance_loss: chance-level held-out loss, nats; None if unknown.
         task_type: PEFT's name of the task, ``SEQ_CLS`` or ``CAUSAL_LM``.
+        steps: optimizer steps of a trial.
     """
 
     can_heal = True  # whether training can start from a cut, as a user's trainer cannot
@@ -36,12 +37,13 @@ class Strategy(ABC):
         rule: DecisionConfig,
         chance_loss: ChanceLoss | None = None,
         task_type: str = "SEQ_CLS",
+        steps: int = USUAL_STEPS,
     ) -> None:
         self.ranks = list(settings.ranks)  # ascending
         self.seeds = settings.seeds
         self.alpha = parse_alpha_policy(settings.lora_alpha)
         self.rates = make_rate_search(
-            settings.learning_rate, self.alpha, task_type, chance_loss, settings.seeds
+            settings.learning_rate, self.alpha, task_type, chance_loss, settings.seeds, steps
         )
         self.rule = Rule(
             margin=rule.margin,

@@ -8,14 +8,15 @@ docs/learning-rate.md has the measurements behind it.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pandas as pd
 
 from rankwise.decide import best_learning_rate
 from rankwise.decide.evidence import LEAST_GAIN, ChanceLoss, chance_losses
 from rankwise.decide.metrics import LOSS_MARGIN
-from rankwise.lora.alpha import AlphaPolicy, first_rate
+from rankwise.lora.alpha import USUAL_STEPS, AlphaPolicy, first_rate
 from rankwise.strategies import trial_keys
 from rankwise.strategies.config import AUTO, LearningRates
 from rankwise.strategies.trial_keys import TrialKey
@@ -63,10 +64,12 @@ def make_rate_search(
     task_type: str,
     chance_loss: ChanceLoss | None,
     seeds: int = 1,
+    steps: int = USUAL_STEPS,
 ) -> RateSearch:
-    """Return the search that the setting ``learning_rate`` implies."""
+    """Return the search that the setting ``learning_rate`` implies; see `SearchedRates`."""
     if setting == AUTO:
-        return SearchedRates(alpha, task_type, chance_loss, seeds)
+        rates = partial(first_rate, policy=alpha, task_type=task_type, steps=steps)
+        return SearchedRates(rates, chance_loss, seeds)
     return GivenRates(setting)
 
 
@@ -99,17 +102,15 @@ class SearchedRates(RateSearch):
     or the last rank if its loss is off the trend of the others.
 
     Args:
-        alpha: gives ``lora_alpha`` at each rank.
-        task_type: PEFT's name of the task.
+        first_rates: gives the rate of a rank to try first.
         chance_loss: chance-level held-out loss, nats; None if unknown.
         seeds: number of seeds of the sweep.
     """
 
     def __init__(
-        self, alpha: AlphaPolicy, task_type: str, chance_loss: ChanceLoss | None, seeds: int
+        self, first_rates: Callable[[int], float], chance_loss: ChanceLoss | None, seeds: int
     ) -> None:
-        self.alpha = alpha
-        self.task_type = task_type
+        self.first_rates = first_rates
         self.chance_loss = chance_loss
         self.seeds = min(seeds, trial_keys.SEARCH_SEEDS)
         # With more seeds than two, rates are tried with one seed, and the rate found gets them all.
@@ -207,7 +208,7 @@ class SearchedRates(RateSearch):
 
     def _rate(self, rank: int, step: int) -> float:
         """Return the rate of a step, with three digits: the same number wherever it is written."""
-        return float(f"{first_rate(rank, self.alpha, self.task_type) * STEP**step:.3g}")
+        return float(f"{self.first_rates(rank) * STEP**step:.3g}")
 
     def _keys(self, rank: int, steps: Sequence[int]) -> list[TrialKey]:
         return [TrialKey(rank, self._rate(rank, step), 0) for step in steps]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from rankwise.decide.evidence import ChanceLoss
 from rankwise.decide.wording import LeftOut
+from rankwise.engine.schedule import total_steps
 from rankwise.engine.trial import Engine, Trial
 from rankwise.errors import RequestError
+from rankwise.lora.alpha import USUAL_STEPS
 from rankwise.models.compat import importing
 from rankwise.models.files import check_model_files
 from rankwise.models.targets import check_ranks
@@ -206,7 +208,9 @@ def make_strategy(run: Run, chance_loss: ChanceLoss | None) -> Strategy:
         request = replace(config, ranks=extension.ranks, seeds=extension.seeds)
         return MoreSeeds(request, config, chance_loss)
     make = strategies()[config.strategy]
-    strategy = make(config, config, chance_loss, run.task.objective.task_type)
+    # A user's trainer takes its own number of steps.
+    steps = USUAL_STEPS if config.trainer is not None else total_steps(config, run.task.train)
+    strategy = make(config, config, chance_loss, run.task.objective.task_type, steps)
     strategy.can_heal = config.trainer is None
     return strategy
 
