@@ -79,12 +79,14 @@ class Once(Strategy):
         search = trial_keys.missing_keys(self.rates.propose_few(largest, evidence), evidence)
         rate = trial_keys.chosen_rate(evidence, largest)
         kept = self._kept(rate, evidence)
-        adapters = max(1, len(kept), len(self.rates.later_seeds(self.seeds)) + 1)
+        later = len(self.rates.later_seeds(self.seeds))
+        adapters = max(1 + later, len(kept))
         # Truncations at a rate that has diverged since do not count.
         is_chosen = evidence["learning_rate"] == rate
         truncated = trial_keys.count_trials(evidence[is_chosen & (evidence["rank"] < largest)])
         truncations = max(0, (len(self.ranks) - 1) * adapters - truncated)
-        later = len(trial_keys.missing_keys(kept, evidence))
+        if kept:
+            later = len(trial_keys.missing_keys(kept, evidence))
         return complete + len(search) + later + truncations
 
     def _kept(self, rate: float | None, evidence: pd.DataFrame) -> list[TrialKey]:
