@@ -8,7 +8,7 @@ from plotly.offline import get_plotlyjs
 
 from rankwise import formatting
 from rankwise.decide.metrics import is_share
-from rankwise.report.figures import CONFIG, rank_axis, styled
+from rankwise.report.figures import CONFIG, new_figure, rank_axis
 from rankwise.report.shrink_table import OUTCOMES, is_chosen, rank_name, training_cost
 from rankwise.report.style import BLUE, GREEN, GREY, ORANGE, page_template
 from rankwise.store.durable import write_whole
@@ -55,7 +55,7 @@ def write_shrink_page(document: dict[str, Any], path: Path) -> None:
 def loss_figure(rows: list[dict[str, Any]], document: dict[str, Any]) -> go.Figure:
     """Plot how much worse each truncation is than the adapter, with its bounds and the margin."""
     shown = [row for row in rows if row["rank"] and row["difference"] is not None]
-    figure = go.Figure()
+    figure = new_figure("Held-out loss minus that of the adapter itself")
     kinds = (
         (False, False, "circle", "one rank"),
         (True, False, "diamond", "per layer"),
@@ -81,7 +81,6 @@ def loss_figure(rows: list[dict[str, Any]], document: dict[str, Any]) -> go.Figu
             customdata=[rank_name(row) for row in kind],
             hovertemplate="rank %{customdata}: %{y:+.4f}<extra></extra>",
         )
-    styled(figure, "Held-out loss minus that of the adapter itself")
     line = {"dash": "dot", "color": ORANGE}
     figure.add_hline(
         y=document["margin"],
@@ -114,14 +113,13 @@ def _colour(row: dict[str, Any], document: dict[str, Any]) -> str:
 def size_figure(rows: list[dict[str, Any]], document: dict[str, Any]) -> go.Figure:
     """Plot the size of the adapter's file at each rank."""
     shown = [row for row in rows if row["rank"] and not (row["per_layer"] or row["healed"])][::-1]
-    figure = go.Figure(
-        go.Bar(
-            x=[str(row["rank"]) for row in shown],
-            y=[row["bytes"] / 2**20 for row in shown],
-            customdata=[formatting.plain_bytes(row["bytes"]) for row in shown],
-            marker={"color": [_colour(row, document) for row in shown]},
-            width=0.5,
-            hovertemplate="rank %{x}: %{customdata}<extra></extra>",
-        )
+    bars = go.Bar(
+        x=[str(row["rank"]) for row in shown],
+        y=[row["bytes"] / 2**20 for row in shown],
+        customdata=[formatting.plain_bytes(row["bytes"]) for row in shown],
+        marker={"color": [_colour(row, document) for row in shown]},
+        width=0.5,
+        hovertemplate="rank %{x}: %{customdata}<extra></extra>",
     )
-    return styled(figure, "Size of the adapter, MiB").update_xaxes(title="rank", type="category")
+    figure = new_figure("Size of the adapter, MiB", bars)
+    return figure.update_xaxes(title="rank", type="category")
