@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from rankwise.checks import LARGEST, check_flag, check_text
+from rankwise.decide.grid import TRIAL_KEY, Grid, ids_ascend, rows_where
 from rankwise.decide.metrics import higher_is_better as direction_by_name
 from rankwise.errors import RequestError, nearest, shown, some
 
-KEY = ["rank", "learning_rate", "seed", "example_id"]
+KEY = [*TRIAL_KEY, "example_id"]
 NO_EXAMPLE = -1  # in place of an example's id: the row is an aggregate, or diverged
 HEALED = "healed"  # optional column: truncated adapters that were trained on; empty means false
 LEAST_GAIN = 1e-4  # share of the chance-level loss; a smaller gain may be rounding
@@ -87,7 +88,7 @@ def read_rank_results(
     per_example = isinstance(evidence, pd.DataFrame) and "example_id" in evidence.columns
     evidence = _checked_evidence(evidence, check_text("metric", metric))
     upwards = _higher_is_better(metric, higher_is_better)
-    usable = evidence.loc[~evidence["diverged"], "example_id"]
+    usable = rows_where(evidence, ~evidence["diverged"])["example_id"]
     if len(usable) and usable.eq(NO_EXAMPLE).all():
         per_example = False
     evidence["cost"] = -evidence[metric] if upwards else evidence[metric]
@@ -98,11 +99,10 @@ def read_rank_results(
         rate = best_learning_rate(evidence[trained], "cost")
         at_rate = evidence["learning_rate"] == rate
         evidence = evidence[trained | at_rate | is_healed(evidence)]
-    by_rank = {int(rank): evidence[evidence["rank"] == rank] for rank in ranks}
-    results = [
-        replace(_rank_results(rank, rows, score), per_example=per_example)
-        for rank, rows in by_rank.items()
-    ]
+    results = []
+    for rank in ranks:
+        rows = rows_where(evidence, evidence["rank"].eq(rank))
+        results.append(replace(_rank_results(int(rank), rows, score), per_example=per_example))
     alive = [one for one in results if one.seeds]
     for one in alive[1:]:
         if not np.array_equal(one.examples, alive[0].examples):
@@ -143,7 +143,7 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
         RequestError: rates were scored on different examples.
     """
     diverged = evidence.loc[evidence["diverged"], "learning_rate"].unique()
-    usable = evidence[~evidence["learning_rate"].isin(diverged)]
+    usable = rows_where(evidence, ~evidence["learning_rate"].isin(diverged))
     rates = sorted(float(rate) for rate in usable["learning_rate"].unique())
     if len(rates) < 2:
         return rates[0] if rates else None
@@ -210,7 +210,7 @@ def check_columns(evidence: pd.DataFrame, measured: Iterable[str], refuse: Refus
         measured: columns of metrics; their values are not checked in rows that diverged.
         refuse: called with each column and the mask of its good rows.
     """
-    evidence = evidence.copy()
+    evidence = evidence.copy(deep=False)  # its columns are replaced, not written into
     evidence["diverged"] = as_booleans(evidence["diverged"], refuse)
     wholes = (("rank", "whole numbers of at least 1", 1.0), ("seed", "whole numbers", -LARGEST))
     for name, allowed, least in wholes:
@@ -234,6 +234,8 @@ def check_columns(evidence: pd.DataFrame, measured: Iterable[str], refuse: Refus
 
 def as_numbers(values: pd.Series) -> np.ndarray:
     """Return a column as numbers, (rows,): NaN where a value is not a number, or is a boolean."""
+    if values.dtype == np.float64:
+        return values.to_numpy()
     if pd.api.types.is_bool_dtype(values):
         return np.full(len(values), np.nan)
     if values.dtype == object:  # mixed types: text may be a number, lists and booleans are not
@@ -293,8 +295,10 @@ def _checked_evidence(evidence: pd.DataFrame, metric: str) -> pd.DataFrame:
             evidence[name] = default
     measured = [name for name in dict.fromkeys((metric, "loss", "score")) if name in evidence]
     evidence = check_columns(evidence, measured, _refuse)
-    usable = evidence[~evidence["diverged"]]
-    repeated = usable.index[usable.duplicated(KEY)]
+    usable = rows_where(evidence, ~evidence["diverged"])
+    repeated = usable.index[:0]
+    if not ids_ascend(usable):
+        repeated = usable.index[usable.duplicated(KEY)]
     if len(repeated):
         raise RequestError(
             f"evidence: {len(repeated)} rows repeat a {', '.join(KEY)} (row {some(repeated)})"
@@ -334,23 +338,23 @@ def _rank_results(rank: int, evidence: pd.DataFrame, score: str) -> RankResults:
         cells = np.empty((0, 0))
         empty = (np.empty(0), cells, None, None)
         return RankResults(rank, None, rates, (), *empty, len(diverged), rate_costs)
-    chosen = evidence[evidence["learning_rate"] == rate]
-    seeds, examples = _levels(chosen)
-    cost = _as_array(chosen, "cost")
+    chosen = rows_where(evidence, evidence["learning_rate"].eq(rate))
+    grid = Grid(chosen)
+    cost = grid.array("cost")
     if np.isnan(cost).any():
         raise RequestError(
             f"evidence of rank {rank}: its seeds were not scored on the same examples"
         )
-    usable = evidence[~evidence["learning_rate"].isin(diverged["learning_rate"])]
+    usable = rows_where(evidence, ~evidence["learning_rate"].isin(diverged["learning_rate"]))
     return RankResults(
         rank=rank,
         learning_rate=rate,
         rates=rates,
-        seeds=tuple(int(seed) for seed in seeds),
-        examples=examples,
+        seeds=grid.seeds,
+        examples=grid.examples,
         cost=cost,
-        loss=_as_array(chosen, "loss") if "loss" in chosen.columns else None,
-        score=_as_array(chosen, score) if score in chosen.columns else None,
+        loss=grid.array("loss") if "loss" in chosen.columns else None,
+        score=grid.array(score) if score in chosen.columns else None,
         diverged=len(diverged),
         healed=bool(is_healed(chosen).all()),
         rate_costs=rate_costs,
@@ -362,21 +366,6 @@ def _cost_by_rate(evidence: pd.DataFrame) -> dict[float, tuple[tuple[int, ...], 
     """Return seeds, (S,), and cost, (S, N), of one rank at each rate."""
     costs = {}
     for rate in evidence["learning_rate"].unique():
-        trials = evidence[evidence["learning_rate"] == rate]
-        seeds = tuple(int(seed) for seed in _levels(trials)[0])
-        costs[float(rate)] = seeds, _as_array(trials, "cost")
+        grid = Grid(rows_where(evidence, evidence["learning_rate"].eq(rate)))
+        costs[float(rate)] = grid.seeds, grid.array("cost")
     return costs
-
-
-def _levels(trials: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return the seeds, (S,), and the examples, (N,), of the trials of one rank at one rate."""
-    return np.unique(trials["seed"].to_numpy()), np.unique(trials["example_id"].to_numpy())
-
-
-def _as_array(trials: pd.DataFrame, name: str) -> np.ndarray:
-    """Return a column by seed and example, (S, N); NaN where a seed lacks an example."""
-    seeds, row = np.unique(trials["seed"].to_numpy(), return_inverse=True)  # (S,), (cells,)
-    examples, column = np.unique(trials["example_id"].to_numpy(), return_inverse=True)
-    values = np.full((len(seeds), len(examples)), np.nan)  # (S, N)
-    values[row, column] = trials[name]
-    return values
