@@ -143,3 +143,21 @@ def test_a_sequence_stops_at_the_first_rank_that_does_not_pass() -> None:
     assert still_needed(["within", "open", "within", "open", "worse", "open"]) == [1, 3]
     assert still_needed(["within", "worse", "open"]) == []
     assert still_needed(["within", "within"]) == []
+
+
+@pytest.mark.parametrize("examples", [1, 2, 19])
+def test_too_few_examples_settle_nothing(examples: int) -> None:
+    """However alike they are: those that would differ may not be among them."""
+    for difference in (0.0, 5.0):
+        judged = judge(np.full(examples, difference), (examples,), MARGIN, CONFIDENCE)
+        assert (judged.outcome, judged.examples) == ("open", examples)
+    assert judge(np.zeros(20), (20,), MARGIN, CONFIDENCE).outcome == "within"
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy tails"])
+def test_the_least_number_of_examples_keeps_the_error(kind: str) -> None:
+    """2,000 runs of 20 examples whose mean is exactly the margin: 5 %, up to 3 standard errors."""
+    random = np.random.default_rng(7)
+    values = KINDS[kind](random, (2000, 20)) + MARGIN
+    wrong = [judge(row, (20,), MARGIN, CONFIDENCE).outcome == "within" for row in values]
+    assert np.mean(wrong) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)

@@ -8,9 +8,10 @@ from statistics import fmean
 from rankwise.decide.caveats import caveats
 from rankwise.decide.decision import Confirmation, Decision, Diagnosis, Next, RankPattern
 from rankwise.decide.explain_needs import explain_capacity, explain_need
-from rankwise.decide.findings import LEAST_EXAMPLES, Findings
+from rankwise.decide.findings import Findings
 from rankwise.decide.needs import short_of
 from rankwise.decide.power import detectable_difference
+from rankwise.decide.variance import LEAST_EXAMPLES
 from rankwise.decide.wording import (
     Context,
     Wording,
@@ -162,9 +163,12 @@ def _problem(findings: Findings, wording: Wording) -> tuple[str, str]:
             "Run more ranks, or lower learning rates.",
         )
     if findings.too_few_examples:
+        few = counted(findings.examples, "held-out example")
+        if findings.examples >= LEAST_EXAMPLES:
+            few = f"{few}, most of them copies,"
         return (
-            f"{counted(findings.examples, 'held-out example')} cannot show how much examples vary",
-            f"Hold out at least {LEAST_EXAMPLES}.",
+            f"{few} cannot show how much examples vary",
+            f"Hold out at least {LEAST_EXAMPLES} different ones.",
         )
     if findings.bounds:
         return (

@@ -28,6 +28,8 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
+from rankwise.decide.variance import LEAST_EXAMPLES
+
 Outcome = Literal["within", "worse", "open"]
 
 FIRST_LOOK = 128  # examples; with fewer, the rare example that a cut harms may not be among them
@@ -105,6 +107,8 @@ def judge(
 ) -> Judgement:
     """Judge whether a mean difference lies within a margin, at every planned look so far.
 
+    Fewer than `LEAST_EXAMPLES` examples leave it open.
+
     Args:
         differences: loss minus that of the full adapter, of the examples in the order in which
             they were scored, (n,). An order that does not depend on the losses is assumed.
@@ -121,6 +125,9 @@ def judge(
         seen = differences[:size]
         lower, upper = (float(bound) for bound in mean_bounds(seen, error))
         outcome: Outcome = "within" if upper < margin else "worse" if lower > margin else "open"
+        if size < LEAST_EXAMPLES:
+            outcome = "open"
+            lower, upper = (lower, upper) if size > 1 else (-np.inf, np.inf)
         judged = Judgement(outcome, size, float(seen.mean()), lower, upper)
         if outcome != "open":
             break

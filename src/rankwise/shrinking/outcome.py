@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.decide.sequential import FIRST_LOOK
+from rankwise.decide.variance import LEAST_EXAMPLES
 from rankwise.formatting import json_value
 
 Verdict = Literal["smaller", "keep", "nothing-learnt"]
@@ -236,6 +237,11 @@ def common_caveats(examples: int) -> list[str]:
         "Whether an adapter was trained on these examples cannot be known from its files; the "
         "answer holds for data that it was not trained on."
     ]
+    if examples < LEAST_EXAMPLES:
+        caveats.append(
+            f"Fewer than {LEAST_EXAMPLES} held-out examples do not show how much examples vary, so "
+            "nothing is decided."
+        )
     if examples < FIRST_LOOK:
         caveats.append(
             f"With {examples} examples a rare example that a cut harms may be missing; "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rankwise.decide.sequential import Judgement
+from rankwise.decide.variance import LEAST_EXAMPLES
 from rankwise.formatting import plain_bytes
 from rankwise.shrinking.outcome import (
     SERVED_BYTES,
@@ -87,7 +88,7 @@ def what_would_settle(rows: Sequence[CutRow], margin: float) -> list[str]:
             break
         if row.outcome != "open":
             continue
-        if row.difference >= margin:
+        if row.difference >= margin or row.examples < LEAST_EXAMPLES:
             break
         needed = row.examples * ((row.upper - row.difference) / (margin - row.difference)) ** 2
         return [
