@@ -1,6 +1,9 @@
 """Tables in CSV: separators, quotes, decimal commas, and faults with their lines."""
 
 import csv
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -104,3 +107,27 @@ def test_a_column_name_that_occurs_twice_is_said() -> None:
     assert list(rows.columns) == ["text", "text.1"]
     assert notes == ["column 'text' occurs again, and is called 'text.1' there"]
     assert read_csv_text("text,,\na,b,c\n", "data", ",")[1] == []
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from rankwise.tasks.files import read_file
+read_file(Path(sys.argv[2]))  # what the libraries need, once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows, _ = read_file(Path(sys.argv[1]))
+used = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(len(rows), used / Path(sys.argv[1]).stat().st_size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+def test_a_table_takes_at_most_four_times_its_size_in_memory(tmp_path: Path) -> None:
+    row = '"a film with a plot that goes on for quite a while, and actors",1\n'
+    (tmp_path / "large.csv").write_text("text,label\n" + 600_000 * row)
+    (tmp_path / "small.csv").write_text("text,label\n" + 2 * row)
+    words = [sys.executable, "-c", MEASURE, tmp_path / "large.csv", tmp_path / "small.csv"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    count, times = done.stdout.split()
+    assert (int(count), float(times) <= 4) == (600_000, True), times

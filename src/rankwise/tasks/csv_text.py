@@ -1,7 +1,6 @@
 """Tables in CSV and its relatives: their separator, quotes and decimal commas."""
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -21,6 +20,7 @@ OTHER_QUOTES: tuple[tuple[Mapping[str, Any], str], ...] = (
 )
 SAMPLE_ROWS = 6  # records that must agree on the number of columns
 SAMPLE_LENGTH = 1 << 20  # characters
+LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?\r?\n', re.IGNORECASE)  # Excel's own first line
 
 
@@ -60,7 +60,7 @@ def read_csv_text(text: str, place: str, expected: str) -> tuple[pd.DataFrame, l
         notes.append("numbers have decimal commas")
     # low_memory=False: one type for a whole column, so that a text of digits stays a text.
     rows = pd.read_csv(
-        io.StringIO(text),
+        TextFile(text),  # type: ignore[call-overload]
         sep=separator,
         decimal=decimal,
         keep_default_na=False,
@@ -72,6 +72,25 @@ def read_csv_text(text: str, place: str, expected: str) -> tuple[pd.DataFrame, l
     for name in sorted({name for name in header if name and header.count(name) > 1}):
         notes.append(f"column {name!r} occurs again, and is called {name + '.1'!r} there")
     return rows, notes
+
+
+class TextFile:
+    """A text as a file that pandas reads; a StringIO would hold four bytes a character."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._place = 0
+
+    def read(self, size: int = -1) -> str:
+        """Return the next characters, at most ``size``, or all that are left."""
+        start, end = self._place, len(self._text)
+        if size >= 0:
+            end = min(end, start + size)
+        self._place = end
+        return self._text[start:end]
+
+    def __iter__(self) -> Iterator[str]:
+        return (line[0] for line in LINE.finditer(self._text))
 
 
 def pandas_arguments(text: str, expected: str) -> str:
@@ -106,8 +125,7 @@ def _records(
 
     A record with a wrong quote comes last, with None for its fields.
     """
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=separator, strict=True, **quotes)
+    reader = csv.reader(TextFile(text), delimiter=separator, strict=True, **quotes)
     limit = csv.field_size_limit()
     start = 1
     while True:

@@ -169,7 +169,8 @@ def _starts(head: bytes, mark: bytes) -> bool:
 def _read_text(content: bytes, path: Path, key: str | None) -> tuple[pd.DataFrame, list[str]]:
     place = f"data {str(path)!r}"
     text, notes = _decode(content, path)
-    if not text.strip():
+    del content  # which the text takes the place of in memory
+    if not text or text.isspace():
         raise RequestError(f"{place} is empty")
     ending = plain_name(path).suffix.lower()
     if _is_json(text, ending):
