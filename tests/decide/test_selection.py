@@ -169,14 +169,6 @@ def test_too_few_held_out_examples_decide_nothing(examples: int) -> None:
     assert "Hold out at least 20" in decision.answer
 
 
-def test_copies_of_a_few_examples_are_no_more_than_these() -> None:
-    few = make_evidence([0.6, 0.5, 0.5, 0.5], examples=10, example_noise=1e-4)
-    copies = [few.assign(example_id=few["example_id"] + 10 * copy) for copy in range(20)]
-    decision = select(pd.concat(copies, ignore_index=True))
-    assert (decision.verdict, decision.confidence_reached) == ("undetermined", None)
-    assert "200 held-out examples, most of them copies, cannot show" in decision.answer
-
-
 @pytest.mark.parametrize(
     ("metric", "values", "margin", "rank"),
     [

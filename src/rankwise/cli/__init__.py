@@ -96,7 +96,7 @@ def program() -> NoReturn:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     signals.attend()
     code = main()
-    signals.let_go()
+    signals.let_go(code)
     sys.exit(code)
 
 

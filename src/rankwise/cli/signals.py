@@ -70,8 +70,11 @@ def stopped_by(error: BaseException) -> signal.Signals | None:
     return Stopped.received
 
 
-def let_go() -> None:
-    """Leave a further signal to the system, which ends the process at once."""
+def let_go(code: int) -> None:
+    """Leave signals to the system once a command has ended with an exit code.
+
+    While Python shuts down, one is ignored where all is done, and else ends the process at once.
+    """
     for number in WORDS:
         if signal.getsignal(number) is _stop:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if code else signal.SIG_IGN)

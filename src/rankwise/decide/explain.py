@@ -163,12 +163,9 @@ def _problem(findings: Findings, wording: Wording) -> tuple[str, str]:
             "Run more ranks, or lower learning rates.",
         )
     if findings.too_few_examples:
-        few = counted(findings.examples, "held-out example")
-        if findings.examples >= LEAST_EXAMPLES:
-            few = f"{few}, most of them copies,"
         return (
-            f"{few} cannot show how much examples vary",
-            f"Hold out at least {LEAST_EXAMPLES} different ones.",
+            f"{counted(findings.examples, 'held-out example')} cannot show how much examples vary",
+            f"Hold out at least {LEAST_EXAMPLES}.",
         )
     if findings.bounds:
         return (

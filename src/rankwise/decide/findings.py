@@ -29,7 +29,7 @@ from rankwise.decide.needs import FurtherTrial, find_needs
 from rankwise.decide.pairwise import Comparison, compare
 from rankwise.decide.power import next_steps
 from rankwise.decide.seed_prior import SeedPrior, seed_prior
-from rankwise.decide.variance import LEAST_EXAMPLES, distinct_examples
+from rankwise.decide.variance import LEAST_EXAMPLES
 
 NEARLY_AS_SURE = 1.1  # a smaller rank is recommended if its doubt is at most so many times as large
 
@@ -146,14 +146,11 @@ class Findings:
         noise = None if self.by_loss else self.rule.noise
         return compare(self.alive, "score", noise, fixed_seeds=self.fixed_seeds)
 
-    @cached_property
+    @property
     def too_few_examples(self) -> bool:
-        """Whether there are examples, but too few different ones to show how much they vary."""
-        if not self.alive or not all(one.per_example for one in self.results):
-            return False
-        if self.examples < LEAST_EXAMPLES or not self.by_loss:  # scores may well agree
-            return self.examples < LEAST_EXAMPLES
-        return distinct_examples(np.concatenate([one.cost for one in self.alive])) < LEAST_EXAMPLES
+        """Whether there are examples, but too few to show how much they vary."""
+        per_example = all(one.per_example for one in self.results)
+        return per_example and self.examples < LEAST_EXAMPLES
 
     @cached_property
     def clearing(self) -> Clearing:

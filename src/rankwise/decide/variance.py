@@ -11,21 +11,6 @@ from rankwise.decide.decision import Interval
 LEAST_EXAMPLES = 20  # fewer held-out examples do not show how much examples vary
 
 
-def distinct_examples(values: np.ndarray) -> int:
-    """Return how many examples differ in any of their values, up to `LEAST_EXAMPLES`.
-
-    Copies of an example have the same loss in every trial, and say nothing new.
-
-    Args:
-        values: losses of trials by example, (T, N).
-    """
-    # One trial tells nearly always; sorting all columns would take long.
-    found = len(np.unique(values[0, : 50 * LEAST_EXAMPLES]))
-    if found < LEAST_EXAMPLES:
-        found = np.unique(values, axis=1).shape[1]
-    return min(found, LEAST_EXAMPLES)
-
-
 def weighted_half_width(
     parts: Sequence[tuple[float, float]], critical: Callable[[float], float]
 ) -> float:
