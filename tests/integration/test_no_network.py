@@ -64,7 +64,7 @@ def test_a_sweep_and_a_plan_connect_to_nothing(
 ) -> None:
     out = tmp_path / "out"
     assert connections(tmp_path, *sweep(tiny_model, reviews, out)) == []
-    assert connections(tmp_path, "plan", tiny_model) == []
+    assert connections(tmp_path, "plan", tiny_model, "--seq-len", 32) == []
     assert connections(tmp_path, "inspect", out / "best") == []
     assert connections(tmp_path, "report", out) == []
 

@@ -228,8 +228,7 @@ class Findings:
         """Whether a rank is shown to be worse than another by more than the margin."""
         if self.too_few_examples:
             return False
-        level = self.rule.confidence_of_a_look
-        return self.comparison.is_shown_worse(rank, self.margin, level)
+        return self.comparison.is_shown_worse(rank, self.margin, self.rule.confidence_of_a_look)
 
     @cached_property
     def confirmation(self) -> Confirmation | None:
