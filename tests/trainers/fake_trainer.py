@@ -70,6 +70,9 @@ def main() -> None:
         inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         (given.out / "pids").write_text(f"{os.getpid()} {inner.pid}")
         time.sleep(60)
+    if do == "steps":
+        sys.stderr.write("\r 25%|==   | 3/12 [00:01<00:03]")
+        time.sleep(0.5)
     if do == "remove":
         shutil.rmtree(given.out.parent)
         sys.exit(3)

@@ -15,7 +15,7 @@ import psutil
 from rankwise.engine.trial import Trial
 from rankwise.sweeps.progress import Silent
 from rankwise.trainers.command import parse_command
-from rankwise.trainers.engine import Judged, Launch, TrainerEngine
+from rankwise.trainers.engine import DIVERGED, Judged, Launch, TrainerEngine
 from rankwise.trainers.failures import Failures
 from rankwise.trainers.left_adapter import find_adapter, read_trained_adapter
 
@@ -32,7 +32,7 @@ class NormJudge:
     def judge(self, trial: Trial, out: Path) -> Judged:
         adapter = read_trained_adapter(find_adapter(out), trial, "llama")
         if adapter is None:
-            return Judged(evidence=pd.DataFrame(), diverged=True)
+            return DIVERGED
         loss = next(float(x.norm()) for name, x in adapter.tensors.items() if "lora_A" in name)
         rows = pd.DataFrame({"example_id": [3, 5], "loss": loss, "score": 0.0})
         tensors, config = dict(adapter.tensors), dict(adapter.config)

@@ -30,6 +30,15 @@ class _Bar(progress.Progress):
                 yield Text(f"  {shown}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
+class _TimeLeft(progress.TimeRemainingColumn):
+    """The time left; that this is the first trial where it is not known yet."""
+
+    def render(self, task: progress.Task) -> Text:
+        if task.time_remaining is None:
+            return Text("first trial")
+        return Text.assemble("left ", super().render(task))
+
+
 class ProgressBar:
     """A progress bar with the time left and a line for each finished trial, on stderr."""
 
@@ -40,8 +49,7 @@ class ProgressBar:
             progress.BarColumn(),
             progress.TextColumn("{task.completed:.1f} of {task.total:.0f} trials"),
             progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(elapsed_when_finished=False),
+            _TimeLeft(),
             console=self.console,
             transient=True,
             # Trials are few and alike, so the speed is estimated from all of them.

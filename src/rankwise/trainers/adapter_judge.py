@@ -15,7 +15,7 @@ from rankwise.models.base_model import BaseModel
 from rankwise.shrinking.held_out import base_for
 from rankwise.shrinking.scoring import Scorer
 from rankwise.tasks.base import Encoded
-from rankwise.trainers.engine import Judged
+from rankwise.trainers.engine import DIVERGED, Judged
 from rankwise.trainers.left_adapter import (
     UnusableTrialError,
     find_adapter,
@@ -45,7 +45,7 @@ class AdapterJudge:
         """Find, check and score the adapter of a trial."""
         adapter = read_trained_adapter(find_adapter(out), trial, self.base.name)
         if adapter is None:
-            return Judged(evidence=no_evidence(), diverged=True)
+            return DIVERGED
         try:
             self.check(adapter, "its adapter")
             (evidence,) = self.score([adapter])

@@ -140,14 +140,18 @@ def ending_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """Return the last lines of a log that are not blank; a bar that redraws itself is one line."""
+def log_end(log: Path) -> str:
+    """Return the end of a log."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            return file.read().decode(errors="replace")
     except OSError:
-        return []
-    lines = [line.rstrip().rpartition("\r")[2].strip() for line in text.split("\n")]
+        return ""
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """Return the last lines of a log that are not blank; a bar that redraws itself is one line."""
+    lines = [line.rstrip().rpartition("\r")[2].strip() for line in log_end(log).split("\n")]
     return [line for line in lines if line][-count:]

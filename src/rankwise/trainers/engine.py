@@ -21,10 +21,13 @@ from rankwise.trainers.child import (
     end_leftover,
     ending_on_signals,
     last_lines,
+    log_end,
     stop_all,
 )
 from rankwise.trainers.failures import Failures
+from rankwise.trainers.gpus import gpu_environments
 from rankwise.trainers.left_adapter import UnusableTrialError
+from rankwise.trainers.log_progress import LogProgress
 from rankwise.trainers.tools import Trainer
 
 if TYPE_CHECKING:
@@ -37,18 +40,28 @@ LOG, OUT = "log.txt", "out"
 RUNNING = ".running-"
 SHOWN_LINES = 3  # of a log, while it grows
 KILLED = (128 + signal.SIGKILL, 128 + signal.SIGTERM)  # as shells report a killed command
-MOST_DONE = 0.95  # share of a trial that its time alone can show
+MOST_DONE = 0.95  # share of a trial that its time or its log can show
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What a trial left; see `rankwise.engine.trial.FinishedTrial` for the fields."""
+    """What a trial left; see `rankwise.engine.trial.FinishedTrial` for the fields.
+
+    One that diverged may say how in ``failed``; trials that diverge alike do not end a sweep, as
+    others may have lower rates.
+    """
 
     evidence: pd.DataFrame
     diverged: bool = False
     adapter_config: dict[str, Any] = field(default_factory=dict)
     adapter: "dict[str, torch.Tensor]" = field(default_factory=dict)
     steps: list[dict[str, float]] = field(default_factory=list)
+    failed: str | None = None
+
+
+DIVERGED = Judged(
+    evidence=no_evidence(), diverged=True, failed="its adapter has weights that are not finite"
+)
 
 
 class Judge(Protocol):
@@ -154,6 +167,7 @@ class RunningTrial:
     attempt: int
     started: float = field(default_factory=time.monotonic)
     reported: float = 0.0  # share of its work
+    progress: LogProgress = field(default_factory=LogProgress)
 
     @property
     def seconds(self) -> float:
@@ -250,11 +264,17 @@ class TrainerEngine:
         return limit is not None and running.seconds > limit
 
     def _show(self, running: RunningTrial) -> None:
-        """Show the last lines of a log, and the share of the trial that its time shows."""
+        """Show the last lines of a log, and the share of the trial that is done.
+
+        The time of earlier trials tells it, and in a first trial the log if it can.
+        """
         self.progress.log(running.trial.name, last_lines(running.log, SHOWN_LINES))
         if self._seconds:
-            done = min(MOST_DONE, running.seconds / fmean(self._seconds))
-            self._report(running, done)
+            share: float | None = running.seconds / fmean(self._seconds)
+        else:
+            share = running.progress.share(log_end(running.log))
+        if share is not None:
+            self._report(running, min(MOST_DONE, share))
 
     def _report(self, running: RunningTrial, done: float) -> None:
         if done > running.reported:
@@ -351,7 +371,7 @@ def finished_trial(
         adapter=judged.adapter,
         evidence=judged.evidence,
         steps=judged.steps,
-        failed=failed,
+        failed=failed or judged.failed,
         files=files,
     )
 
@@ -370,27 +390,3 @@ def _ending(code: int | None, noun: str) -> str:
     if code is not None and code < 0:
         return f"its {noun} was killed by {signal.Signals(-code).name}"
     return f"its {noun} ended with exit code {code}"
-
-
-def gpu_environments(at_once: int) -> list[dict[str, str]]:
-    """Return the variables of each trial that runs at once, which give it a GPU of its own.
-
-    A single trial at a time has all GPUs, and on a machine without GPUs there is none to give.
-
-    Raises:
-        RequestError: there are fewer GPUs than trials.
-    """
-    if at_once == 1:
-        return [{}]
-    from torch.cuda import device_count
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = device_count()
-    gpus = [str(number) for number in range(count)]
-    if visible is not None:
-        gpus = [name.strip() for name in visible.split(",") if name.strip()][:count]
-    if not gpus:
-        return [{} for _ in range(at_once)]
-    if at_once > len(gpus):
-        raise RequestError(f"trials_at_once {at_once}: allowed is at most {len(gpus)}, one a GPU")
-    return [{"CUDA_VISIBLE_DEVICES": name} for name in gpus[:at_once]]

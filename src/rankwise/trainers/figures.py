@@ -19,7 +19,7 @@ from rankwise.errors import RequestError, nearest, reading, shown, some
 from rankwise.tasks.base import Encoded, Examples, Objective, Task
 from rankwise.tasks.hf_datasets import refuse_damaged
 from rankwise.tasks.splits import NO_EXAMPLES
-from rankwise.trainers.engine import LOG, Judged
+from rankwise.trainers.engine import DIVERGED, LOG, Judged
 from rankwise.trainers.left_adapter import (
     UnusableTrialError,
     find_adapter,
@@ -104,7 +104,7 @@ class FiguresJudge:
         if any(out.rglob("adapter_config.json")):
             adapter = read_trained_adapter(find_adapter(out), trial, self.base)
             if adapter is None:
-                return Judged(evidence=no_evidence(), diverged=True)
+                return DIVERGED
             config, tensors = adapter.config, adapter.tensors
         try:
             evidence = self._evidence(out)
