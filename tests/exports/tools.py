@@ -1,8 +1,13 @@
-"""Helpers for tests of exported configs: schemas, comments, and TRL's parser."""
+"""Helpers for tests of configs: schemas, comments, and the tools' own parsers."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
 KINDS = {
@@ -64,3 +69,15 @@ def texts_of(tokenizer: Any, rows: list[dict[str, Any]]) -> list[tuple[str, str]
         whole, supervised = (tokenizer.decode(tokens) for tokens in (row["input_ids"], labels))
         texts.append(("".join(whole.split()), "".join(supervised.split())))
     return texts
+
+
+def allow_llama_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip without LLaMA-Factory; let it be imported beside other versions than it asks for."""
+    pytest.importorskip(
+        "llamafactory",
+        reason="pins another torch; see tests/exports/read_schemas.py",
+    )
+    monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
+    sound = ModuleType("torchaudio")  # its readers of text import it as well
+    sound.__spec__ = ModuleSpec("torchaudio", None)
+    monkeypatch.setitem(sys.modules, "torchaudio", sound)

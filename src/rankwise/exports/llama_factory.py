@@ -162,7 +162,10 @@ def _template(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
         return {}, []
     unread = yaml_text.unread_notes(layout, TOOL, (*EXTRAS, CALLS_AS_TEXT))
     if "tools" in layout.extras:
-        unread.append(f"{TOOL} writes tools and calls in the words of its own templates.")
+        unread.append(
+            f"{TOOL} writes tools and calls in the words of its own templates, and reads tools as "
+            "JSON text: save those of your data so."
+        )
     if layout.data_format == "prompt-completion" and layout.is_chat and recipe.data.chat_template:
         return {}, unread
     if layout.data_format == "prompt-completion":
