@@ -13,6 +13,8 @@ from rankwise.decide.wording import (
 def test_the_unit_of_a_loss_leaves_out_what_it_is_a_mean_of() -> None:
     assert Wording("nats per example", "guessing").unit == "nats"
     assert Wording("of the labels' variance", "the mean").unit == "of the labels' variance"
+    assert Wording("negative accuracy per trial").unit == "of accuracy"
+    assert Wording("eval_loss per trial").unit == "of eval_loss"
 
 
 def test_bounds_have_three_digits_and_no_exponent() -> None:

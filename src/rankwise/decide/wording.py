@@ -22,7 +22,9 @@ class Wording:
 
     @property
     def unit(self) -> str:
-        """Unit of the loss alone, such as ``nats``."""
+        """Unit of differences of the loss: ``nats``, or ``of NAME`` for a trainer's own metric."""
+        if self.loss.endswith(" per trial"):
+            return f"of {self.loss.removesuffix(' per trial').removeprefix('negative ')}"
         return self.loss.partition(" per ")[0]
 
 
