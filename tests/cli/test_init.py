@@ -22,6 +22,11 @@ def test_a_sweep_file_is_written_once(
 
 
 def test_bad_requests_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["init"], ["init", "axolotl", str(tmp_path / "absent.yml")]):
+    (tmp_path / "my.yml").write_text("base_model: some/model\nadapter: lora\n")
+    for arguments in (
+        ["init"],
+        ["init", "axolotl", str(tmp_path / "absent.yml")],
+        ["init", "axolotl", str(tmp_path / "my.yml"), "--out", str(tmp_path / "absent/a.yml")],
+    ):
         assert main(arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -4,7 +4,9 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from rankwise.sweeps.dry_run import dry_run
 from rankwise.sweeps.run import open_run
 from tests.factories import Notes
 from tests.tiny_models import save_lm_inputs
-from tests.trainers.stubs import COMMAND, SCRIPT
+from tests.trainers.stubs import COMMAND, SCRIPT, is_gone
 
 RATE = 1e-2
 
@@ -142,6 +144,10 @@ def test_a_dry_run_prints_the_commands(inputs: dict[str, Any], tmp_path: Path) -
         ({"metric": "eval_loss"}, ["metric", "with --data", "one of the two"]),
         ({"data": None, "metric": "eval_margin"}, ["'eval_margin'", "--direction max"]),
         ({"data": None, "direction": "max"}, ["direction goes with metric"]),
+        (
+            {"data": None, "metric": "eval_loss", "quantization": "nf4", "engine": "reference"},
+            ["quantization", "engine", "scores nothing"],
+        ),
         ({"data": None, "strategy": "once"}, ["once", "--data"]),
         ({"trainer": None, "metric": "eval_loss"}, ["metric goes with trainer"]),
         ({"train_examples": 30}, ["train_examples", "{train_data}"]),
@@ -239,3 +245,35 @@ def test_figures_that_a_trainer_measured_itself(tmp_path: Path, by_examples: boo
     text = "loss per example" if by_examples else "eval_wer"
     assert text in (tmp_path / "out/report.html").read_text()
     assert rankwise.sweep(**request).decision == result.decision  # nothing runs again
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_redoes_only_what_was_under_way(tmp_path: Path) -> None:
+    slow, pid = tmp_path / "slow", tmp_path / "pid"
+    (tmp_path / "train.py").write_text(
+        "import json, os, sys, time\nfrom pathlib import Path\n"
+        f"if '4' in sys.argv and Path({str(slow)!r}).exists():\n"
+        f"    Path({str(pid)!r}).write_text(str(os.getpid()))\n    time.sleep(60)\n"
+        "print(json.dumps({'eval_loss': 1.0}))\n"
+    )
+    slow.touch()
+    out = tmp_path / "out"
+    words = ["--ranks", "2,4", "--seeds", "1", "--learning-rate", "1e-3", "--metric", "eval_loss"]
+    command = f"{sys.executable} {tmp_path}/train.py {{rank}} {{out}} {{seed}} {{learning_rate}}"
+    words = [*words, "--trainer", command, "--out", str(out)]
+    rankwise_sweep = [sys.executable, "-m", "rankwise", "sweep", *words]
+    process = subprocess.Popen(rankwise_sweep, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not pid.exists() or not pid.read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait(10)
+    assert is_gone(int(pid.read_text()))
+    done = {path.name: path.stat().st_ino for path in (out / "trials").glob("[!.]*")}
+    assert list(done) == ["r2-lr0.001-seed0"]
+    slow.unlink()
+    subprocess.run(rankwise_sweep, check=True, capture_output=True)
+    after = {path.name: path.stat().st_ino for path in (out / "trials").glob("[!.]*")}
+    assert after.items() > done.items()
+    assert set(after) == {"r2-lr0.001-seed0", "r4-lr0.001-seed0"}

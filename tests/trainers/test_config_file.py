@@ -51,6 +51,16 @@ def test_nothing_changed_is_the_file_itself(file: ConfigFile) -> None:
     assert file.changed({}, {}) == TEXT
 
 
+@pytest.mark.parametrize(
+    "text", ["a: 1\n...\n", "  a: 1\n  b:\n", "---\na: 1\n# end", "a: |\n  1\n\n"]
+)
+def test_settings_are_added_at_the_end_of_the_mapping(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "my.yml"
+    path.write_text(text)
+    changed = ConfigFile(path).changed({"seed": 0, "rank": 4}, {})
+    assert yaml.safe_load(changed) == {**yaml.safe_load(text), "seed": 0, "rank": 4}
+
+
 def test_a_file_without_a_last_line_end(tmp_path: Path) -> None:
     path = tmp_path / "my.yml"
     path.write_text("lora_r: 16")

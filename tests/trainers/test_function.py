@@ -1,5 +1,6 @@
 """A function as the trainer, in whole sweeps of a tiny language model."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ def test_a_function_that_returns_metrics(tmp_path: Path) -> None:
     result = rankwise.sweep(
         **request, out=tmp_path / "out", train=measure, margin=0.02, progress=notes
     )
-    assert any("may cost 0.02 of eval_accuracy, whatever its unit" in x for x in notes.notes)
+    assert any("may cost 0.02 of eval_accuracy, in its own unit" in x for x in notes.notes)
     assert result.decision.rank == 4
+    assert " of eval_accuracy worse than the best rank tried" in result.decision.answer
     assert (result.best, result.score) == (None, "eval_accuracy")
     assert result.report.exists()
     assert "measure' rank=4 lora_alpha=4" in (tmp_path / "out/export/command.txt").read_text()
@@ -80,11 +82,50 @@ def test_a_sweep_by_ends_accepts_the_smallest_rank_by_a_metric(tmp_path: Path) -
         return {"eval_loss": 0.5 + 0.0001 * trial.seed * trial.rank / 8}
 
     request = {"ranks": (2, 4, 8), "learning_rate": 1e-3, "seeds": 3, "metric": "eval_loss"}
-    for strategy in ("ends", "escalate"):
+    for strategy, ranks in (("ends", {2, 8}), ("escalate", {2, 4, 8}), ("race", {2, 4, 8})):
         out = tmp_path / strategy
         result = rankwise.sweep(**request, out=out, train=measure, strategy=strategy)
         assert result.decision.rank == 2
-        assert set(result.evidence["rank"]) == {"ends": {2, 8}, "escalate": {2, 4, 8}}[strategy]
+        assert set(result.evidence["rank"]) == ranks
+
+
+@pytest.mark.slow
+def test_a_budget_a_later_start_more_seeds_and_a_tracker(tmp_path: Path) -> None:
+    calls = []
+
+    def measure(trial: Trial) -> dict[str, float]:
+        calls.append(trial.name)
+        time.sleep(0.05)
+        return {"eval_loss": 0.5 + 0.0001 * trial.seed * trial.rank / 8}
+
+    request = {"ranks": (2, 4), "learning_rate": 1e-3, "seeds": 2, "metric": "eval_loss"}
+    out, report_to = tmp_path / "out", ("tensorboard",)
+    first = rankwise.sweep(**request, out=out, train=measure, budget=0.0005)
+    assert len(calls) == 1
+    assert first.decision.provisional or first.decision.recommended is None
+    assert "budget" in " ".join([first.decision.answer, *first.decision.caveats])
+    second = rankwise.sweep(**request, out=out, train=measure, report_to=report_to)
+    assert len(calls) == len(set(calls)) == 4
+    request["seeds"] = 4
+    third = rankwise.sweep(**request, out=out, train=measure, extend=True, report_to=report_to)
+    assert len(calls) == len(set(calls)) == 8
+    assert third.decision.table[0].seeds == 2 * second.decision.table[0].seeds == 4
+    assert all(name in (out / "reported.json").read_text() for name in calls)
+
+
+@pytest.mark.slow
+def test_a_search_for_the_rate_by_a_metric(tmp_path: Path) -> None:
+    def measure(trial: Trial) -> dict[str, float]:
+        scaling = trial.lora_alpha / trial.rank
+        distance = np.log(trial.learning_rate * np.sqrt(scaling * trial.rank / 8) / 2e-3)
+        return {"eval_loss": 1 + 0.1 * distance**2 + 0.0005 * trial.seed}
+
+    request = {"ranks": (4, 8, 16), "seeds": 2, "metric": "eval_loss", "margin": 0.05}
+    result = rankwise.sweep(**request, out=tmp_path / "out", train=measure)
+    assert result.decision.rank == 4
+    for row in result.decision.table:
+        assert row.learning_rate is not None
+        assert row.learning_rate == pytest.approx(2e-3 * np.sqrt(8 / row.rank), rel=0.5)
 
 
 def test_errors_of_a_function_are_failures(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ def test_a_sweep_file_is_read_as_a_sweep(tmp_path: Path) -> None:
         ({"lora_alpha": 20}, "fixed:20"),
         ({"lora_alpha": 16, "peft_use_rslora": True}, "rslora:16"),
         ({"lora_alpha": None}, "r"),
+        ({"lora_alpha": True}, "r"),
+        ({"lora_alpha": float("nan")}, "r"),
+        ({"lora_r": {"all": 8}}, "fixed:32"),
     ],
 )
 def test_the_rule_for_alpha_is_that_of_the_file(
@@ -56,6 +59,10 @@ def test_the_rule_for_alpha_is_that_of_the_file(
     content = yaml.safe_load(sweep_file("axolotl", write(tmp_path, **changes)))
     assert content["lora-alpha"] == policy
     assert "data" not in content
+
+
+def test_a_rate_that_is_no_number_is_not_offered(tmp_path: Path) -> None:
+    assert "Yours was" not in sweep_file("axolotl", write(tmp_path, learning_rate=[1]))
 
 
 def test_unknown_tools_are_refused(tmp_path: Path) -> None:

@@ -10,8 +10,15 @@ import pytest
 import yaml
 
 from rankwise.errors import RequestError
-from rankwise.trainers.tools import ToolCommand, check_adapters, notes_on_file, parse_trainer
-from tests.exports.tools import SCHEMAS, assert_known
+from rankwise.sweeps.config import make_config
+from rankwise.trainers.tools import (
+    ToolCommand,
+    check_adapters,
+    check_metric,
+    notes_on_file,
+    parse_trainer,
+)
+from tests.exports.tools import SCHEMAS, allow_llama_factory, assert_known
 
 AXOLOTL = {"base_model": "some/model", "adapter": "qlora", "load_in_4bit": True, "lora_r": 16, "lora_alpha": 32,
            "seed": 42, "datasets": [{"path": "chats.jsonl", "type": "chat_template"}]}  # fmt: skip
@@ -82,6 +89,34 @@ def test_llama_factory_s_file_of_a_trial(tmp_path: Path) -> None:
     assert not command.has("train_data")  # its file names a data set, and that is not --data
 
 
+@pytest.mark.slow
+def test_axolotl_s_own_parser_takes_a_trial_s_file(tmp_path: Path) -> None:
+    pytest.importorskip("axolotl", reason="pins another torch; see tests/exports/read_schemas.py")
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    command = parse("axolotl", tmp_path, micro_batch_size=2, num_epochs=1, lora_target_linear=True)
+    text = command.config_text({**VALUES, "use_rslora": True})
+    valid = validate_config(DictDefault(yaml.safe_load(text)))
+    assert (valid.lora_r, valid.lora_alpha, valid.peft_use_rslora) == (4, 8, True)
+    assert (valid.learning_rate, valid.seed, valid.output_dir) == (1e-05, 1, "/out")
+    assert valid.datasets[0]["path"] == "/sweep/train_data.jsonl"
+
+
+@pytest.mark.slow
+def test_llama_factory_s_own_parser_takes_a_trial_s_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_llama_factory(monkeypatch)
+    from llamafactory.hparams.parser import _parse_train_args
+
+    text = parse("llama-factory", tmp_path).config_text({**VALUES, "use_rslora": True})
+    model, data, training, tuning, _ = _parse_train_args(yaml.safe_load(text))
+    assert (tuning.lora_rank, tuning.lora_alpha, tuning.use_rslora) == (4, 8, True)
+    assert (training.learning_rate, training.seed, training.output_dir) == (1e-05, 1, "/out")
+    assert (model.model_name_or_path, data.dataset) == ("some/model", ["mine"])
+
+
 def test_trl_reads_a_trial_s_file(tmp_path: Path) -> None:
     """With TRL's own parser, as ``trl sft --config`` does."""
     from tests.exports.tools import parse_with_trl
@@ -101,6 +136,35 @@ def test_what_of_the_file_does_not_hold_is_said(tmp_path: Path) -> None:
     assert len(notes_on_file(parse("axolotl", tmp_path), "nf4")) == 2
 
 
+def test_a_fixed_order_of_examples_is_said(tmp_path: Path) -> None:
+    assert "data_seed" in notes_on_file(parse("llama-factory", tmp_path, data_seed=1), "none")[-1]
+    assert "data_seed" not in "".join(notes_on_file(parse("llama-factory", tmp_path), "none"))
+
+
+def test_a_tool_needs_data_or_a_metric(tmp_path: Path) -> None:
+    parse("axolotl", tmp_path)
+    with pytest.raises(RequestError, match=r"'axolotl' needs --data, .* or --metric"):
+        make_config({"trainer": "axolotl", "trainer_config": tmp_path / "my.yml"})
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluation"),
+    [
+        ("axolotl", {"val_set_size": 0.1}),
+        ("llama-factory", {"eval_dataset": "held_out"}),
+        ("trl", {"eval_strategy": "steps"}),
+    ],
+)
+def test_a_metric_needs_an_evaluation(
+    tmp_path: Path, name: str, evaluation: dict[str, Any]
+) -> None:
+    check_metric(parse(name, tmp_path, **evaluation), "eval_loss")
+    command = parse(name, tmp_path, **dict.fromkeys(evaluation, "no"))
+    check_metric(command, "train_loss")
+    with pytest.raises(RequestError, match=f"my.yml has no evaluation.*{next(iter(evaluation))}"):
+        check_metric(command, "eval_loss")
+
+
 def test_data_that_a_tool_would_not_read_as_json_lines(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"'chats.csv': my.yml names it.*convert the data"):
         parse("trl", tmp_path, "chats.csv", dataset_name="chats.csv")
@@ -114,6 +178,7 @@ def test_data_that_a_tool_would_not_read_as_json_lines(tmp_path: Path) -> None:
         ("axolotl", {"adapter": "prefix"}, ['has adapter: "prefix"']),
         ("axolotl", {"hub_model_id": "me/x"}, ["hub_model_id 'me/x'", "push"]),
         ("axolotl", {"merge_lora": True}, ["merge_lora", "merge"]),
+        ("axolotl", {"relora": True}, ["relora", "merge"]),
         ("axolotl", {"lora_model_dir": "a"}, ["lora_model_dir", "trained already"]),
         ("axolotl", {"base_model": "absent"}, ["has no base_model"]),
         ("llama-factory", {"finetuning_type": "full"}, ["finetuning_type"]),

@@ -33,7 +33,10 @@ def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None
     text = sweep_file(config.trainer, config.config)
     if config.out.exists():
         raise RequestError(f"out {str(config.out)!r} exists already; name another with --out")
-    config.out.write_text(text, encoding="utf-8")
+    try:
+        config.out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"out {str(config.out)!r}: {error.strerror}") from None
     if output.json:
         print_json({"out": str(config.out)})
         return

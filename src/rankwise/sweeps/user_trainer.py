@@ -121,10 +121,15 @@ def open_figures_run(config: SweepConfig, progress: Progress, extension: Extensi
     store = SweepStore(config.out, record, extend=config.extend and extension is None)
     for note in (*store.notes, f"trained by: {config.trainer}"):
         progress.note(note)
-    progress.note(f"judged by {task.name}, as the trainer measures them")
-    if config.metric is not None and "loss" not in config.metric:
+    if config.metric is None:
         progress.note(
-            f"a smaller rank may cost {config.margin:g} of {config.metric}, whatever its unit: "
+            "judged by losses of examples that each trial writes, as EvidenceCallback does; --data "
+            "has rankwise score the adapters, --metric takes a number from the logs"
+        )
+    else:
+        progress.note(f"judged by {config.metric}, as the trainer measures it")
+        progress.note(
+            f"a smaller rank may cost {config.margin:g} of {config.metric}, in its own unit: "
             "--margin says how much"
         )
     return Run(config, task, None, store, progress, fit, extension)

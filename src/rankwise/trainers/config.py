@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 from rankwise.errors import RequestError, some
 from rankwise.settings import Count, FilePath, Option, Positive, Settings, Text
 from rankwise.trainers.left_adapter import same_model
-from rankwise.trainers.tools import ToolCommand, Trainer, check_adapters, parse_trainer
+from rankwise.trainers.tools import (
+    ToolCommand,
+    Trainer,
+    check_adapters,
+    check_metric,
+    parse_trainer,
+)
 
 OWN_SETTINGS = ("trainer_config", "metric", "direction", "trials_at_once", "trial_timeout")
 
@@ -78,6 +84,11 @@ UNHONOURED = (
     "diagnose",
 )  # fmt: skip
 """Settings of our own training, which a trainer of the user decides for itself."""
+SCORING = (
+    "quantization", "max_length", "device", "precision", "attention", "engine", "trust_remote_code",
+    "allow_duplicates",
+)  # fmt: skip
+"""Settings of the scoring of adapters, which needs data."""
 
 
 def check_trainer_request(request: Any) -> None:
@@ -145,12 +156,27 @@ def _check_figures(command: Trainer, request: Any) -> None:
     """Refuse a request without data, judged by the trainer's figures, that needs data."""
     from rankwise.decide.metrics import higher_is_better  # it imports numpy
 
+    defaults = {field.name: field.default for field in fields(request)}
+    changed = [name for name in SCORING if getattr(request, name) != defaults[name]]
+    if changed:
+        raise RequestError(
+            f"{some(changed)}: without data rankwise loads no base and scores nothing; leave it "
+            "out, or add --data",
+            setting=changed[0],
+        )
+    if request.metric is None and isinstance(command, ToolCommand):
+        raise RequestError(
+            f"trainer {request.trainer!r} needs --data, on which rankwise scores the adapters, or "
+            "--metric, a number in its logs"
+        )
     if request.strategy == "once":
         raise RequestError("strategy once scores truncated adapters, so it needs --data; add it")
     if command.has("train_data"):
         raise RequestError("trainer: {train_data} is the training part of --data; add it")
     if request.metric is None and request.direction is not None:
         raise RequestError("direction goes with metric, which is missing")
+    if request.metric is not None and isinstance(command, ToolCommand):
+        check_metric(command, request.metric)
     unknown = request.metric is not None and higher_is_better(request.metric) is None
     if unknown and request.direction is None:
         raise RequestError(

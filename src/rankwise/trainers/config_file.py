@@ -74,12 +74,15 @@ class ConfigFile:
                 changes.append(_change(node, missing.pop(key.value)))
             else:
                 changes += _replaced(node, texts)
-        text = self.text
-        for start, end, new in sorted(changes, reverse=True):
-            text = text[:start] + new + text[end:]
-        if missing and not text.endswith("\n"):
-            text += "\n"
-        return text + "".join(f"{name}: {yaml_value(value)}\n" for name, value in missing.items())
+        end = self._root.end_mark.index  # a file may go on with "..."
+        margin = " " * self._root.start_mark.column
+        added = "".join(f"{margin}{name}: {yaml_value(value)}\n" for name, value in missing.items())
+        if added and not self.text[:end].endswith("\n"):
+            added = f"\n{added}"
+        text = self.text[:end] + added + self.text[end:]
+        for start, stop, new in sorted(changes, reverse=True):
+            text = text[:start] + new + text[stop:]
+        return text
 
 
 def _replaced(node: Any, texts: Mapping[str, str]) -> list[tuple[int, int, str]]:

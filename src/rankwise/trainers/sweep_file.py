@@ -1,7 +1,7 @@
 """The file of a sweep by a known tool, made from the user's own file for that tool."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rankwise.errors import RequestError
 from rankwise.escaping import comment
@@ -35,7 +35,9 @@ def sweep_file(trainer: str, config: Path) -> str:
     )
     trained = {"trainer": trainer, "trainer-config": str(config), "model": values[tool.base]}
     rate = values.get("learning_rate")
-    usual = "" if rate is None else f" Yours was {rate}: give it here to keep it for all ranks."
+    usual = ""
+    if _is_number(rate):
+        usual = f" Yours was {rate}: give it here to keep it for all ranks."
     search = {
         "ranks": [4, 8, 16, 32],
         "seeds": 2,
@@ -88,10 +90,15 @@ def _file_names(content: Any) -> list[str]:
 def _alpha_policy(values: dict[str, Any], keys: Any) -> str:
     """Return the policy that a file's alpha follows at its own rank."""
     rank, alpha = values.get(keys["rank"]), values.get("lora_alpha")
-    if not isinstance(alpha, int | float):
+    if not _is_number(alpha):
         return "r"
     if values.get(keys["use_rslora"]):
         return f"rslora:{alpha:g}"
-    if alpha in (rank, 2 * (rank or 0)):
+    if _is_number(rank) and alpha in (rank, 2 * rank):
         return "r" if alpha == rank else "2r"
     return f"fixed:{alpha:g}"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < float("inf")

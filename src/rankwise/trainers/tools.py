@@ -29,6 +29,7 @@ class Tool:
         base: its name of the base model.
         needed: settings with the values that a sweep needs.
         refused: settings that contradict a sweep, each with the reason.
+        evaluates: settings any of which makes it evaluate while it trains.
     """
 
     words: tuple[str, ...]
@@ -36,6 +37,7 @@ class Tool:
     base: str
     needed: Mapping[str, tuple[object, ...]]
     refused: Mapping[str, str]
+    evaluates: tuple[str, ...]
 
 
 SHARED_KEYS = {
@@ -53,6 +55,7 @@ TRL = Tool(
     base="model_name_or_path",
     needed={"use_peft": (True,)},
     refused={"push_to_hub": PUSHES, "resume_from_checkpoint": CONTINUES},
+    evaluates=("eval_strategy", "do_eval"),
 )
 TOOLS = {
     "axolotl": Tool(
@@ -66,8 +69,10 @@ TOOLS = {
             "resume_from_checkpoint": CONTINUES,
             "auto_resume_from_checkpoints": CONTINUES,
             "merge_lora": MERGES,
+            "relora": "would merge adapters into the base while it trains",
             "lora_rank_pattern": "would give layers ranks of their own",
         },
+        evaluates=("val_set_size", "test_datasets"),
     ),
     "llama-factory": Tool(
         words=("llamafactory-cli", "train"),
@@ -80,6 +85,7 @@ TOOLS = {
             "resume_from_checkpoint": CONTINUES,
             "export_dir": MERGES,
         },
+        evaluates=("val_size", "eval_dataset"),
     ),
 }
 JSON_LINES = (".jsonl", ".json")  # how the names of files end that a tool reads as JSON
@@ -228,6 +234,21 @@ def check_adapters(command: ToolCommand, *, truncates: bool) -> None:
             )
 
 
+def check_metric(command: ToolCommand, metric: str) -> None:
+    """Refuse a metric of an evaluation where a tool's file asks for none.
+
+    Raises:
+        RequestError: it names the settings.
+    """
+    values, keys = command.file.values, command.tool.evaluates
+    asked = [values.get(key) for key in keys]
+    if metric.startswith("eval") and not any(value and value != "no" for value in asked):
+        raise RequestError(
+            f"metric {metric!r}: {command.file.path.name} has no evaluation; set "
+            f"{' or '.join(keys)} there, or give --data, on which rankwise scores the adapters"
+        )
+
+
 def notes_on_file(command: ToolCommand, quantization: str) -> list[str]:
     """Return what of the user's file does not hold in a sweep, or in the scoring."""
     keys = command.tool.keys
@@ -236,6 +257,11 @@ def notes_on_file(command: ToolCommand, quantization: str) -> list[str]:
     if command.file.values.get("seed") is not None:
         notes.append("its seed is that of no trial: seeds of trials are 0, 1 and so on")
     values = command.file.values
+    if values.get("data_seed") is not None:
+        notes.append(
+            "its data_seed gives all trials one order of examples, so seeds differ by less than "
+            "those of your later trainings may; take it out to have the order follow the seed"
+        )
     is_4bit = values.get("adapter") == "qlora" or values.get("quantization_bit") == 4
     if quantization == "none" and (is_4bit or values.get("load_in_4bit")):
         notes.append(
