@@ -122,7 +122,7 @@ def test_a_search_for_the_rate_by_a_metric(tmp_path: Path) -> None:
 
     request = {"ranks": (4, 8, 16), "seeds": 2, "metric": "eval_loss", "margin": 0.05}
     result = rankwise.sweep(**request, out=tmp_path / "out", train=measure)
-    assert result.decision.rank == 4
+    assert result.decision.recommended == 4
     for row in result.decision.table:
         assert row.learning_rate is not None
         assert row.learning_rate == pytest.approx(2e-3 * np.sqrt(8 / row.rank), rel=0.5)

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rankwise.errors import RankwiseError
+from rankwise.escaping import LONGEST_MESSAGE
+
+SHORTEST_REASON = 50  # characters
 
 
 class Failures:
@@ -48,10 +51,14 @@ class Failures:
         """
         for other in others:
             self.take_back(other)
-        return RankwiseError(
-            f"trials {others[0]} and {name} failed alike, so the sweep stops: {self.known[name]}; "
-            f"see {kept}; once that is mended, the same command runs both again"
-        )
+        start = f"trials {others[0]} and {name} failed alike, so the sweep stops: "
+        end = f"; see {kept}; once that is mended, the same command runs both again"
+        # A longer message would lose directories of the path, which is there to be opened.
+        room = max(SHORTEST_REASON, LONGEST_MESSAGE - len(start) - len(end))
+        reason = self.known[name]
+        if len(reason) > room:
+            reason = f"{reason[: room - 3]}..."
+        return RankwiseError(start + reason + end)
 
 
 STOPPED = re.compile(
