@@ -72,6 +72,14 @@ def test_every_bit_of_the_weights_counts(model: Path) -> None:
     assert after.files == before.files
 
 
+def test_a_tensor_that_ends_beyond_the_file_counts(model: Path) -> None:
+    before, path = model_digests(str(model)), model / "model.safetensors"
+    content = path.read_bytes()
+    assert content.count(b"[0,96]") == content.count(b"[96,102]") == 1
+    path.write_bytes(content.replace(b"[96,102]", b"[96,902]"))
+    assert model_digests(str(model)).weights != before.weights
+
+
 def test_the_same_tensors_in_other_files_are_the_same_weights(model: Path) -> None:
     before = model_digests(str(model)).weights
     (model / "model.safetensors").unlink()

@@ -135,7 +135,7 @@ def _tensors(path: Path) -> dict[str, str]:
 
 
 def _pieces(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield each tensor of a safetensors file: name with type and shape, first byte, end."""
+    """Yield each tensor of a safetensors file: name, type, shape and length; first byte; end."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not path.suffix == ".safetensors" or length > os.fstat(file.fileno()).st_size:
@@ -144,7 +144,8 @@ def _pieces(path: Path) -> Iterator[tuple[str, int, int]]:
     for name, entry in header.items():
         if name != "__metadata__":
             start, end = (8 + length + offset for offset in entry["data_offsets"])
-            yield f"{name} {entry['dtype']} {entry['shape']}", start, end
+            # The length counts too: an end beyond that of the file would change no content.
+            yield f"{name} {entry['dtype']} {entry['shape']} {end - start}", start, end
 
 
 def _threads() -> int:
