@@ -19,6 +19,7 @@ WEIGHTS = {
 NOT_READ = (".md", ".gitattributes")  # endings of files that no library reads, such as the card
 READ_BELOW = ("*.py", "*.jinja")  # files that count in directories below the model's too
 CACHED_FROM = 64 << 20  # bytes; smaller files are read in a tenth of a second
+CACHE_VERSION = 2  # of the digests; another one is not read
 SETTLED_SECONDS = 2.0  # a file changed later than that may change again at the same time
 
 
@@ -90,7 +91,12 @@ def _cached_tensors(path: Path) -> dict[str, str]:
     if before.st_size < CACHED_FROM:
         return _tensors(path)
     whole = {"path": str(path.resolve()), "size": before.st_size}
-    known = {**whole, "mtime": before.st_mtime_ns, "ctime": before.st_ctime_ns}
+    known = {
+        **whole,
+        "version": CACHE_VERSION,
+        "mtime": before.st_mtime_ns,
+        "ctime": before.st_ctime_ns,
+    }
     entry = cache_directory() / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(entry.read_bytes())
