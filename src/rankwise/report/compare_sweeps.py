@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import value_range
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.escaping import page
 from rankwise.formatting import figure, how_sure
 from rankwise.report import figures
@@ -89,21 +89,22 @@ def read_compared_sweeps(directories: Sequence[Path]) -> list[ComparedSweep]:
     labels = _labels(directories, [request for request, _ in finished])
     sweeps = []
     for directory, label, (request, decision) in zip(directories, labels, finished, strict=True):
-        table = tuple(decision["table"])
-        spread, spread_at = _spreads(read_evidence(directory), table)
-        sweeps.append(
-            ComparedSweep(
-                label=label,
-                unit=request.task.loss,
-                directory=directory,
-                rank=decision["rank"],
-                table=table,
-                spread=spread,
-                spread_at=spread_at,
-                recommended=decision["recommended"],
-                sure=how_sure(decision["confidence_reached"], decision["confidence"]),
+        with reading(f"sweep {str(directory)!r} cannot be compared"):
+            table = tuple(decision["table"])
+            spread, spread_at = _spreads(read_evidence(directory), table)
+            sweeps.append(
+                ComparedSweep(
+                    label=label,
+                    unit=request.task.loss,
+                    directory=directory,
+                    rank=decision["rank"],
+                    table=table,
+                    spread=spread,
+                    spread_at=spread_at,
+                    recommended=decision["recommended"],
+                    sure=how_sure(decision["confidence_reached"], decision["confidence"]),
+                )
             )
-        )
     return sweeps
 
 

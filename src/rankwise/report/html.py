@@ -11,6 +11,7 @@ from rankwise.decide.explain_needs import VERDICTS
 from rankwise.decide.metrics import is_share, value_range
 from rankwise.decide.summary import training_time_note, unseen_data_sentence
 from rankwise.engine.config import FUSED_INITS
+from rankwise.errors import reading
 from rankwise.lora.alpha import rate_formula
 from rankwise.report import figures
 from rankwise.report.style import page_template
@@ -33,8 +34,10 @@ def write_report(directory: Path) -> Path:
         RankwiseError: the report cannot be written.
     """
     _, decision = read_finished_sweep(directory)
+    with reading(f"the report of {str(directory)!r} cannot be made from its files"):
+        page = report_page(directory, decision)
     path = directory / "report.html"
-    write_whole(path, report_page(directory, decision).encode())
+    write_whole(path, page.encode())
     return path
 
 
