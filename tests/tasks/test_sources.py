@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -54,6 +55,13 @@ def test_the_fingerprint_tells_splits_apart_and_ignores_hidden_files(snapshot: P
     assert whole != test
     (snapshot / ".git" / "index").write_text("changed")
     assert (file_fingerprint(snapshot), file_fingerprint(Path(f"{snapshot}:test"))) == (whole, test)
+
+
+def test_a_name_that_is_not_utf_8_is_part_of_the_fingerprint_and_no_failure(snapshot: Path) -> None:
+    before = file_fingerprint(snapshot)
+    (snapshot / os.fsdecode(b"caf\xe9.csv")).write_text("text,label\na,b\n")
+    assert file_fingerprint(snapshot) != before
+    assert len(read_table(Path(f"{snapshot}:test")))
 
 
 def test_a_part_of_a_local_directory_is_no_hub_id(

@@ -212,7 +212,8 @@ def file_fingerprint(path: Path) -> str:
         names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
         shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
         lines = [f"{name} {file_fingerprint(path / name)}" for name in shown]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        whole = "\n".join(lines).encode(errors="surrogateescape")  # names may be no UTF-8
+        return hashlib.sha256(whole).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
