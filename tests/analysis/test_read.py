@@ -12,7 +12,7 @@ from rankwise import analyze
 from rankwise.analysis.read import read_results
 from rankwise.errors import RequestError
 from tests import factories
-from tests.analysis.results import refused, save
+from tests.analysis.results import refused, save, save_table
 
 
 def save_sweep(
@@ -133,3 +133,10 @@ def test_columns_are_only_for_tables(tmp_path: Path) -> None:
 def test_reading_results_loads_no_torch() -> None:
     code = "import sys, rankwise.analysis.read; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_more_ranks_than_can_be_compared_are_refused(tmp_path: Path) -> None:
+    table = pd.DataFrame({"rank": range(1, 2001), "loss": 0.5})
+    assert "results of 2000 ranks in r.csv; allowed are 64" in refused(
+        save_table(tmp_path / "r.csv", table), rank_column="rank"
+    )

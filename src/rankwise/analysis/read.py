@@ -22,6 +22,7 @@ from rankwise.decide.evidence import HEALED, ChanceLoss, as_numbers, check_colum
 from rankwise.decide.metrics import snake
 from rankwise.decide.wording import PLAIN, Wording
 from rankwise.errors import RequestError, nearest, reading, some
+from rankwise.settings import MOST_RANKS
 from rankwise.store.records import TrialRecord
 
 KEY = ["rank", "seed", "learning_rate", "example_id"]
@@ -105,6 +106,11 @@ def read_results(paths: Sequence[Path], **options: Any) -> ImportedResults:
         raise RequestError(f"{named[0]} is for tables, and {holds}; leave it out")
     metrics = _common_metrics(sources, how.metric, notes)
     evidence = _join(sources, metrics, notes)
+    if (count := evidence["rank"].nunique()) > MOST_RANKS:  # every pair is compared
+        raise RequestError(
+            f"results of {count} ranks in {some(source.origin for source in sources)}; allowed are "
+            f"{MOST_RANKS} at most; leave some out, or name the column of ranks (rank_column)"
+        )
     _refuse_repeats(sources, evidence, how.rank_pattern is not None)
     notes += _comparability_notes(sources)
     if how.evaluation is not None and not any("evaluation of each run" in one for one in notes):
