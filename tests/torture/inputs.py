@@ -370,7 +370,7 @@ def _read_figures(place: Path) -> None:
 
     read_metric("eval_loss", place / "out")
     read_example_losses(place / "out")
-    (place / "out" / "rankwise_evidence.parquet").unlink()
+    (place / "out" / "rankwise_evidence.parquet").unlink(missing_ok=True)
     read_example_losses(place / "out")
 
 
