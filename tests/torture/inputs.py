@@ -193,12 +193,9 @@ def _gguf(place: Path) -> None:
 
 def _load_base(place: Path, name: str = "") -> None:
     from rankwise.models.base_model import load_base
-    from rankwise.models.fingerprint import model_digests
     from rankwise.tasks.losses import CompletionObjective
 
-    model = str(place / name)
-    load_base(model, CompletionObjective(), ["all-linear"], [2])
-    model_digests(model)
+    load_base(str(place / name), CompletionObjective(), ["all-linear"], [2])
 
 
 def _plan(place: Path) -> None:
