@@ -108,3 +108,21 @@ def test_several_keys_are_asked_about_and_the_advice_is_accepted() -> None:
 def test_faults_are_named_with_their_line(text: str, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ('{"text": "a"}\n{"text": "\\ud83d"}\n', 2),
+        ('[{"text": "\\ud83d\\ude00"}, {"a": {"\\ude00": 1}}]', 2),
+        ('{"text": ["\\uDE00\\uD83D"]}', 1),
+    ],
+)
+def test_half_of_a_character_is_refused_with_its_record(text: str, row: int) -> None:
+    with pytest.raises(RequestError, match=rf"record {row} has half of a character"):
+        read_json_text(text, Path("x.jsonl"), None)
+
+
+def test_a_whole_character_in_two_escapes_is_read() -> None:
+    rows, _ = read_json_text('{"text": "\\ud83d\\ude00"}\n' * 2, Path("x.jsonl"), None)
+    assert list(rows["text"]) == ["\U0001f600"] * 2

@@ -16,6 +16,7 @@ from rankwise.errors import RequestError, nearest, some
 
 MESSAGE_ROLES = {"role", "from"}  # a list of objects with one of these keys is one conversation
 NEXT_VALUE = re.compile(r"[\s\ufeff]*[^\s\ufeff]")  # also after the mark of a file put in between
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a character, such as an emoji
 PANDAS_SPLIT = {"columns", "data"}  # keys that DataFrame.to_json(orient="split") writes
 
 
@@ -37,6 +38,8 @@ def read_json_text(text: str, path: Path, key: str | None) -> tuple[pd.DataFrame
         raise RequestError(f"{place}: line {error.lineno} is no JSON: {error.msg}") from None
     except RecursionError:
         raise RequestError(f"{place}: its JSON is nested too deeply to be read") from None
+    if SURROGATE.search(text):
+        _refuse_halves(content if isinstance(content, list) else [content], place)
     notes: list[str] = []
     if isinstance(content, dict):
         content, notes = _find_records(content, path, key)
@@ -47,6 +50,17 @@ def read_json_text(text: str, path: Path, key: str | None) -> tuple[pd.DataFrame
     if not isinstance(content, list):
         raise RequestError(f"{place}: no records in it, only {type(content).__name__}")
     return pd.DataFrame([_record(value, row, place) for row, value in enumerate(content, 1)]), notes
+
+
+def _refuse_halves(records: list[Any], place: str) -> None:
+    """Refuse a record with half of a character, which json reads and no tokenizer takes."""
+    for row, record in enumerate(records, 1):
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])[1:-1]
+            problem = f"has half of a character, {half}, without its other half; remove it"
+            raise RequestError(f"{place}: record {row} {problem}") from None
 
 
 def _parse(text: str) -> Any:
