@@ -1,7 +1,12 @@
 """Ranks and seeds in names of runs."""
 
+import subprocess
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from rankwise import analyze
 from rankwise.analysis.name_patterns import number_in_name, rank_in_name, suggest_pattern
 from rankwise.errors import RequestError
 
@@ -37,3 +42,21 @@ def test_groups_may_be_named() -> None:
 @pytest.mark.parametrize(("name", "seed"), [("r8-seed1", "1"), ("r8_s2", "2"), ("r8-steps3", None)])
 def test_a_seed_is_found_after_its_word(name: str, seed: str | None) -> None:
     assert number_in_name(name, ("seed", "s")) == seed
+
+
+def test_a_pattern_with_many_repeats_is_tried_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"a_r{rank}_b_seed{seed}_c,0.{rank}" for rank in (4, 8) for seed in range(50)]
+    (tmp_path / "runs.csv").write_text("\n".join(["run,loss", *rows]))
+    started = []
+    run = subprocess.run
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        started.append(arguments)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    pattern = r".*_r(?P<rank>\d+)_.*_seed(?P<seed>\d+)_.*"
+    assert analyze(tmp_path / "runs.csv", rank_pattern=pattern).decision.recommended == 4
+    assert len(started) == 1

@@ -17,6 +17,7 @@ import pandas as pd
 from rankwise.analysis.config import Reading
 from rankwise.analysis.name_patterns import (
     SEED_WORDS,
+    check_rank_pattern,
     number_in_name,
     pattern_advice,
     rank_in_name,
@@ -63,6 +64,8 @@ def read_lm_eval(files: Mapping[Path, Any], root: Path, reading: Reading) -> Res
         RequestError: ranks are not known, or several tasks were evaluated and none is named.
     """
     models, notes = _join_files(files, root)
+    names = (name for one in models for name in (one.adapter, one.where) if name)
+    check_rank_pattern(reading.rank_pattern, names)
     rows, directions = [], dict[str, bool]()
     unknown: list[Evaluated] = []
     sources: set[str] = set()

@@ -16,14 +16,21 @@ PLAIN = r"r(\d+)"
 SEED_WORDS = ("seed", "s")
 
 
+def check_rank_pattern(pattern: str | None, names: Iterable[str]) -> None:
+    """Refuse a pattern of the user's that takes forever to match one of the names."""
+    if pattern is not None:
+        check_matching_ends("rank_pattern", [pattern], list(dict.fromkeys(names)))
+
+
 @cache
 def rank_in_name(pattern: str, name: str) -> tuple[int | None, int | None]:
     """Return the rank and the seed that a pattern finds in a name; None where it finds none.
 
+    The pattern must end on the name, which `check_rank_pattern` finds out for many names at once.
+
     Raises:
         RequestError: the group that should hold a rank or a seed holds other than digits.
     """
-    check_matching_ends("rank_pattern", [pattern], [name])
     match = re.search(pattern, name)
     if match is None:
         return None, None

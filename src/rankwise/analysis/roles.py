@@ -9,6 +9,7 @@ from rankwise.analysis.cells import read_numbers
 from rankwise.analysis.config import Reading
 from rankwise.analysis.name_patterns import (
     SEED_WORDS,
+    check_rank_pattern,
     number_in_name,
     pattern_advice,
     rank_in_name,
@@ -196,6 +197,7 @@ def _from_names(
     ranks = {}
     for name in names:
         cells = table[name].map(lambda cell: "" if pd.isna(cell) else str(cell))
+        check_rank_pattern(pattern, cells)
         found = cells.map(lambda cell: rank_in_name(pattern, cell)[0])
         ranks[name] = pd.Series(found, dtype=object).where(found.notna(), cells)
         bare = [cell for cell, rank in zip(cells, found, strict=True) if pd.isna(rank)]

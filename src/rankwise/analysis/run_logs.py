@@ -28,6 +28,7 @@ from rankwise.analysis.config import Reading
 from rankwise.analysis.evaluations import best_step, kept_step, until
 from rankwise.analysis.name_patterns import (
     SEED_WORDS,
+    check_rank_pattern,
     number_in_name,
     pattern_advice,
     rank_in_name,
@@ -97,6 +98,7 @@ def read_run_directories(
     for run in find_runs(directory, DEPTH):
         name = str(run.relative_to(directory)) if run != directory else run.resolve().name
         runs[name] = run
+    check_rank_pattern(reading.rank_pattern, runs)
     advice = pattern_advice(list(runs))
     return separate((f"run {name}", _read_run(runs[name], name, reading, advice)) for name in runs)
 
