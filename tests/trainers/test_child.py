@@ -1,9 +1,11 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +67,24 @@ def test_what_a_child_leaves_running_ends_with_it(tmp_path: Path, code: str) -> 
     assert is_gone(inner_pid(tmp_path))
 
 
+def test_no_command_runs_on_if_its_watcher_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class OnePopen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            if started:
+                raise BlockingIOError("no more processes")
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", OnePopen)
+    with pytest.raises(BlockingIOError):
+        start(SLEEPERS, tmp_path)
+    assert started[0].returncode == -signal.SIGKILL
+
+
 def test_interrupting_ends_the_child_and_its_group(tmp_path: Path) -> None:
     child = start(SLEEPERS, tmp_path)
     inner = inner_pid(tmp_path)
@@ -84,7 +104,8 @@ def test_a_child_that_ignores_the_interruption_is_killed_after_the_grace(
     assert is_gone(inner)
 
 
-def test_the_child_of_a_killed_sweep_is_ended_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["this", "before"])
+def test_the_child_of_a_killed_sweep_is_ended_later(tmp_path: Path, version: str) -> None:
     child = start(SLEEPERS, tmp_path)
     inner = inner_pid(tmp_path)
     noted = json.loads((tmp_path / PID_FILE).read_text())
@@ -93,6 +114,8 @@ def test_the_child_of_a_killed_sweep_is_ended_later(tmp_path: Path) -> None:
     (tmp_path / PID_FILE).write_text(json.dumps(other))
     end_leftover(tmp_path)
     assert child.exit_code() is None
+    if version == "before":
+        del noted["mark"]
     (tmp_path / PID_FILE).write_text(json.dumps(noted))
     end_leftover(tmp_path)
     child.process.wait(10)

@@ -53,17 +53,26 @@ class Child:
                 env={**os.environ, **environment, **own},
                 start_new_session=True,
             )
-        self._watcher = subprocess.Popen(
-            python("rankwise.trainers.orphans", str(self.process.pid), self.mark),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self._watcher = subprocess.Popen(
+                python("rankwise.trainers.orphans", str(self.process.pid), self.mark),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._note(place / PID_FILE)
+        except BaseException:  # no process may be left, or Ctrl-C came
+            end_processes(self.process.pid, self.mark)
+            self.process.wait()
+            raise
+
+    def _note(self, file: Path) -> None:
+        """Write down which process runs."""
         with suppress(psutil.NoSuchProcess):
             started = psutil.Process(self.process.pid).create_time()
-            content = json.dumps({"pid": self.process.pid, "started": started, "mark": self.mark})
-            (place / PID_FILE).write_text(content)
+            content = {"pid": self.process.pid, "started": started, "mark": self.mark}
+            file.write_text(json.dumps(content))
 
     def exit_code(self) -> int | None:
         """Return the exit code; None while the command runs, and below 0 if a signal ended it."""
@@ -107,7 +116,8 @@ def end_leftover(place: Path) -> None:
     """End the child of a sweep that was killed, if it still runs."""
     try:
         noted = json.loads((place / PID_FILE).read_text())
-        mark, started = str(noted["mark"]), float(noted["started"])
+        # An earlier version of rankwise noted no mark; no process has an empty one.
+        mark, started = str(noted.get("mark", "")), float(noted["started"])
         process = psutil.Process(noted["pid"])
         is_same = abs(process.create_time() - started) < SAME_START
     except psutil.NoSuchProcess:
