@@ -84,8 +84,11 @@ def test_checkpointing_is_taken_before_a_rank_is_refused(config: SweepConfig) ->
     assert f"in passes of at most {whole.length} tokens" in str(error.value)
 
 
-def test_a_resumed_sweep_keeps_what_was_chosen(config: SweepConfig, tmp_path: Path) -> None:
-    config = replace(config, out=tmp_path / "out", max_memory="1GB")
+@pytest.mark.parametrize("asked", [None, 128])
+def test_a_resumed_sweep_keeps_what_was_chosen(
+    config: SweepConfig, tmp_path: Path, asked: int | None
+) -> None:
+    config = replace(config, out=tmp_path / "out", max_memory="1GB", micro_batch_tokens=asked)
     with open_run(config, Silent()) as run:
         first = run.fit
     # As if another program had taken memory when the sweep began.

@@ -50,14 +50,17 @@ def fit_to_machine(config: SweepConfig, task: Task) -> "Fit":
 
 
 def in_force(config: SweepConfig, fit: "Fit") -> SweepConfig:
-    """Return the request with the values that the plan chose in place of ``auto``."""
+    """Return the request with the values that the plan chose in place of ``auto``.
+
+    Parts of batches are as small as both ask for: a run that ran out of memory lowers the number.
+    """
     if config.trainer is not None:
         return config
-    checkpointing, tokens = config.gradient_checkpointing, config.micro_batch_tokens
+    checkpointing = config.gradient_checkpointing
     if checkpointing == "auto":
         checkpointing = "on" if fit.gradient_checkpointing else "off"
-    if tokens is None:
-        tokens = fit.micro_batch_tokens
+    limits = [each for each in (config.micro_batch_tokens, fit.micro_batch_tokens) if each]
+    tokens = min(limits, default=None)
     return replace(config, gradient_checkpointing=checkpointing, micro_batch_tokens=tokens)
 
 
