@@ -64,8 +64,8 @@ def read_lm_eval(files: Mapping[Path, Any], root: Path, reading: Reading) -> Res
         RequestError: ranks are not known, or several tasks were evaluated and none is named.
     """
     models, notes = _join_files(files, root)
-    names = (name for one in models for name in (one.adapter, one.where) if name)
-    check_rank_pattern(reading.rank_pattern, names)
+    where = (name for one in models for name in (one.adapter, one.where) if name)
+    check_rank_pattern(reading.rank_pattern, where)
     rows, directions = [], dict[str, bool]()
     unknown: list[Evaluated] = []
     sources: set[str] = set()
