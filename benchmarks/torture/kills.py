@@ -210,7 +210,7 @@ def run(options: argparse.Namespace) -> None:
         for name, case in CASES.items():
             place = options.out / name
             key = f"{name} {rounds}"
-            if key in done or time.monotonic() > deadline:
+            if key in done or time.monotonic() > deadline or kills(done) >= options.kills:
                 continue
             noted = place / "seconds.json"
             if not noted.exists():
