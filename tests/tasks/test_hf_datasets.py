@@ -52,6 +52,11 @@ def test_a_directory_of_several_splits_asks_for_one_without_train(tmp_path: Path
     ):
         read_table(tmp_path / "both")
     assert len(read_table(tmp_path / "both:test")) == 10
+    # What is not read may be damaged.
+    (dev,) = (tmp_path / "both" / "dev").glob("*.arrow")
+    dev.write_bytes(b"ARROW1")
+    (tmp_path / "both" / "test" / "cache-1.arrow").write_bytes(b"ARROW1")
+    assert len(read_table(tmp_path / "both:test")) == 10
     with pytest.raises(RequestError, match="is one split, and has no split 'x'"):
         read_table(tmp_path / "both" / "test:x")
 

@@ -129,7 +129,8 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
 
     The best rate is found on the seeds that every rate was tried with, and every other rate is
     compared with it on the seeds that both have, so that more seeds do not make a rate look better
-    or worse. A rate with a diverged trial is excluded.
+    or worse. Rates without a common seed, as `once` tries them, are compared as they are: their
+    difference then also has that of the seeds. A rate with a diverged trial is excluded.
 
     Args:
         evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and

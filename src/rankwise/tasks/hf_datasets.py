@@ -1,6 +1,7 @@
 """Data sets of the datasets library: its builders, saved directories, and hub ids."""
 
 import glob
+import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,17 +23,21 @@ def is_saved_dataset(path: Path) -> bool:
 
 def read_saved_dataset(path: Path, split: str | None = None) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of a saved split, and notes; class indices become class names."""
-    place = f"data {str(path)!r}"
-    for file in sorted(path.rglob("*.arrow")):
-        refuse_damaged(file)
+    splits = path / "dataset_dict.json"
+    if not splits.is_file():
+        if split is not None:
+            raise RequestError(f"data {str(path)!r} is one split, and has no split {split!r}")
+        return _read_split(path), []
+    chosen, notes = pick_split(json.loads(splits.read_text())["splits"], split, path)
+    return _read_split(path / chosen), [f"split {chosen!r}", *notes]
+
+
+def _read_split(directory: Path) -> pd.DataFrame:
+    """Read a saved split; files that are no part of it, such as caches of maps, do not count."""
+    for part in json.loads((directory / "state.json").read_text())["_data_files"]:
+        refuse_damaged(directory / part["filename"])
     with quiet_datasets() as (datasets, _):
-        loaded = datasets.load_from_disk(str(path))
-        if not isinstance(loaded, datasets.DatasetDict):
-            if split is not None:
-                raise RequestError(f"{place} is one split, and has no split {split!r}")
-            return as_table(loaded), []
-        chosen, notes = pick_split(list(loaded), split, path)
-        return as_table(loaded[chosen]), [f"split {chosen!r}", *notes]
+        return as_table(datasets.load_from_disk(str(directory)))
 
 
 def split_hub_id(path: Path) -> tuple[str, str | None, str]:
