@@ -4,7 +4,6 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -102,31 +101,6 @@ def test_leftovers_of_a_killed_run_do_not_count(tmp_path: Path) -> None:
         ]
 
 
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        (request(ranks=[4, 16]), r"ranks is \[4, 16\], was \[4, 8\]"),
-        (request(seeds=1), "seeds is 1, was 2; give the same request, or another out$"),
-        (request(seeds=3), "seeds is 3, was 2.*--extend"),
-        (request(new=1), "new is 1, was None"),
-        (
-            replace(REQUEST, fingerprints=OTHER_DATA),
-            "another request: its data changed; give the same request",
-        ),
-    ],
-)
-def test_another_request_is_refused_with_the_difference_named(
-    tmp_path: Path, request_: Any, words: str
-) -> None:
-    begin(tmp_path, REQUEST)
-    before = (tmp_path / "sweep.json").read_bytes()
-    with pytest.raises(RequestError, match=words):
-        SweepStore(tmp_path, request_)
-    assert (tmp_path / "sweep.json").read_bytes() == before
-    with SweepStore(tmp_path, REQUEST):  # the refusal let go of the lock
-        pass
-
-
 def test_a_sweep_without_a_trial_does_not_block_its_directory(tmp_path: Path) -> None:
     with SweepStore(tmp_path, REQUEST) as store:
         store.write_json("untrained.json", {"example_id": [1], "loss": [0.5]})
@@ -171,56 +145,12 @@ def test_a_damaged_file_that_can_be_made_anew_counts_as_missing(tmp_path: Path) 
         assert not (tmp_path / "untrained.json").exists()  # so it is measured again
 
 
-def test_another_margin_is_answered_with_the_analyze_command(tmp_path: Path) -> None:
-    out = tmp_path / "my sweep"
-    begin(out, REQUEST)
-    for settings, options in (
-        ({"margin": 0.1}, "--margin 0.1 --confidence 0.95"),
-        ({"confidence": 0.9}, "--margin 0.02 --confidence 0.9"),
-        ({"margin": 0.1, "confidence": 0.9}, "--margin 0.1 --confidence 0.9"),
-    ):
-        with pytest.raises(RequestError) as refused:
-            SweepStore(out, request(**settings))
-        assert str(refused.value).endswith(f"without training: rankwise analyze '{out}' {options}")
-    # Trials of another request are no evidence for this one.
-    for other in (
-        request(margin=0.1, ranks=[4, 16]),
-        replace(request(margin=0.1), fingerprints=OTHER_DATA),
-    ):
-        with pytest.raises(RequestError, match="another request") as refused:
-            SweepStore(out, other)
-        assert "analyze" not in str(refused.value)
-
-
-def test_extending_accepts_more_seeds_and_nothing_else(tmp_path: Path) -> None:
-    begin(tmp_path, REQUEST)
-    for other in (request(seeds=1), request(seeds=4, ranks=[4, 16])):
-        with pytest.raises(RequestError, match="another request"):
-            SweepStore(tmp_path, other, extend=True)
-    with SweepStore(tmp_path, request(seeds=4), extend=True):
-        assert read_sweep(tmp_path) == request(seeds=4)
-
-
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         SweepStore(tmp_path, REQUEST),
         pytest.raises(RequestError, match="in use by another running sweep"),
     ):
         SweepStore(tmp_path, REQUEST)
-
-
-def test_paths_that_cannot_be_a_sweep_directory(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(RequestError, match="is a file"):
-        SweepStore(tmp_path / "file", REQUEST)
-    with pytest.raises(RequestError, match="cannot be written: Not a directory"):
-        SweepStore(tmp_path / "file" / "out", REQUEST)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").write_text("x")
-    with pytest.raises(RequestError, match=r"holds other files \(thesis.tex\)"):
-        SweepStore(tmp_path / "other", REQUEST)
-    with pytest.raises(RequestError, match="cannot be written"):
-        SweepStore(Path("/proc/rankwise-out"), REQUEST)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:

@@ -206,11 +206,20 @@ def test_trials_are_reported_again_where_nothing_says_which_were(
     path.write_text(path.read_text().replace(TRIALS[0], TRIALS[0].replace("r2", "r3")))
     report_trials(sweep, [], no_note)
     report_trials(sweep, ["wandb"], heard.note)
-    assert heard.notes == [
-        "reported.json is damaged, or of an earlier version: all trials are reported again"
-    ]
+    assert heard.notes == ["reported.json is damaged: all trials are reported again"]
     assert seen == [*TRIALS, *TRIALS]
     report_trials(sweep, ["wandb"], no_note)
+
+
+def test_what_an_earlier_version_reported_is_not_reported_again(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setitem(REPORTERS, "wandb", lambda trial, directory: seen.append(trial.name))
+    (sweep / REPORTED).write_text(json.dumps({"wandb": [TRIALS[0]]}))
+    report_trials(sweep, ["wandb"], no_note)
+    assert seen == [TRIALS[1]]
+    assert read_sealed(sweep / REPORTED) == {"wandb": list(TRIALS)}
 
 
 def test_a_tracker_that_fails_does_not_stop_the_sweep_and_gets_the_trial_later(

@@ -18,6 +18,7 @@ WEIGHTS = {
 }  # fmt: skip
 NOT_READ = (".md", ".gitattributes")  # endings of files that no library reads, such as the card
 READ_BELOW = ("*.py", "*.jinja")  # files that count in directories below the model's too
+EARLIER_END = 1 << 20  # bytes that earlier versions read at either end of weights
 CACHED_FROM = 64 << 20  # bytes; smaller files are read in a tenth of a second
 CACHE_VERSION = 2  # of the digests; another one is not read
 SETTLED_SECONDS = 2.0  # a file changed later than that may change again at the same time
@@ -56,6 +57,33 @@ def model_digests(name: str) -> ModelDigests:
         return ModelDigests(files=path.suffix, weights=_joined(_cached_tensors(path)))
     commit = f"hub:{name}{_hub_commit(name)}"
     return ModelDigests(files=commit, weights=commit)
+
+
+def earlier_digest(name: str) -> str:
+    """Return the digest that earlier versions kept of a model, by which their sweeps are known.
+
+    It has few kinds of files, and large weights by their size and both ends.
+
+    Args:
+        name: directory, GGUF file or hub id.
+    """
+    path = Path(name)
+    if not path.exists():
+        return f"hub:{name}"
+    kinds = ("json", "safetensors", "txt")
+    files = [file for kind in kinds for file in path.glob(f"*.{kind}")] if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            if file.suffix not in (".safetensors", ".gguf") or size <= 2 * EARLIER_END:
+                digest.update(stream.read())
+            else:
+                digest.update(stream.read(EARLIER_END))
+                stream.seek(-EARLIER_END, os.SEEK_END)
+                digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def _other_files(directory: Path) -> list[Path]:

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,9 +20,9 @@ from rankwise.errors import RankwiseError, RequestError
 from rankwise.formatting import json_value
 from rankwise.store import records
 from rankwise.store.checkpoints import CheckpointDirectory
-from rankwise.store.conclusion import CONCLUSION
+from rankwise.store.conclusion import CONCLUSION, DECISION
 from rankwise.store.costs import token_means
-from rankwise.store.digests import SUMS, sealed_bytes, sums_bytes
+from rankwise.store.digests import SEAL, SUMS, sealed_bytes, sums_bytes
 from rankwise.store.durable import (
     PARTIAL,
     cannot_write,
@@ -34,12 +33,12 @@ from rankwise.store.durable import (
     write_whole,
 )
 from rankwise.store.records import EVIDENCE_COLUMNS, SweepRecord, TrialRecord
+from rankwise.store.resuming import can_resume, refuse_bad_directory
 from rankwise.store.trial_files import (
     ADAPTER_CONFIG,
     REQUEST,
     check_adapter,
     json_bytes,
-    read_trial_config,
     take_over,
 )
 
@@ -126,7 +125,7 @@ class SweepStore:
             remove(failed)
 
     def _take_over(self, record: SweepRecord) -> int:
-        """Give the trials of an earlier version their digests; return how many there are."""
+        """Give trials of an earlier version their digests; return how many there are."""
         if not records.is_of_earlier_version(self.directory):
             return 0
         diagnosis = (self.directory / DIAGNOSIS_DIRECTORY).glob("[!.]*")
@@ -136,8 +135,18 @@ class SweepStore:
         if trials:
             self.notes.append(
                 f"the directory's {len(trials)} trials are of an earlier version, which kept no "
-                "digests: they are taken over, because settings and data are the same"
+                "digests: they are taken over, because settings, data and model are the same"
             )
+            if record.settings.get("learning_rate") == "auto":
+                self.notes[-1] += (
+                    "; the search for learning rates has changed since, so further trials may be "
+                    "trained, even where the sweep was finished"
+                )
+            for name in (DECISION, records.UNTRAINED_FILE):  # sweep.json is about to get a digest
+                with suppress(RequestError, ValueError):
+                    content = records.read_json(self.directory / name)
+                    if content is not None and SEAL not in content:
+                        self.write_json(name, content)
         return len(trials)
 
     def add(
@@ -224,90 +233,6 @@ class SweepStore:
         record = records.read_sweep(self.directory)
         if record is not None and record.chosen != chosen:
             self.write_json("sweep.json", asdict(replace(record, chosen=chosen)))
-
-
-def refuse_bad_directory(directory: Path) -> None:
-    """Refuse a path that cannot be a sweep directory.
-
-    Raises:
-        RequestError: the path is a file, or a directory with other things in it.
-    """
-    out, advice = f"out {str(directory)!r}", "name a new or empty directory"
-    if directory.exists() and not directory.is_dir():
-        raise RequestError(f"{out} is a file; {advice}")
-    if not directory.is_dir() or (directory / "sweep.json").exists():
-        return
-    own = ["trials", *(DERIVED if records.trial_directories(directory) else ())]
-    for name in sorted(path.name for path in directory.iterdir()):
-        if name not in own and not name.startswith("."):
-            raise RequestError(f"{out} holds other files ({name}) and no sweep; {advice}")
-
-
-def can_resume(directory: Path, record: SweepRecord, *, extend: bool) -> bool:
-    """Return whether a directory holds a sweep of the same request.
-
-    A sweep without a complete trial does not block its directory for another request.
-
-    Raises:
-        RequestError: the directory holds trials of another request, or trials and no record of
-            their request, which do not all carry this one's digest.
-    """
-    before = records.read_sweep(directory)
-    if before is None:
-        for trial in records.trial_directories(directory):
-            _refuse_foreign(trial, record.digest)
-        return False
-    change = _first_change(directory, before, record, extend=extend)
-    if change is not None and records.trial_directories(directory):
-        raise RequestError(f"out {str(directory)!r} holds a sweep with another request: {change}")
-    return change is None
-
-
-def _refuse_foreign(trial: Path, request: str) -> None:
-    """Refuse a trial whose directory has no ``sweep.json``, unless it carries the request."""
-    try:
-        read_trial_config(trial, request)
-    except RankwiseError:
-        raise RequestError(
-            f"out {str(trial.parents[1])!r} has no sweep.json, and its trial {trial.name} is not "
-            "of this request; name another directory"
-        ) from None
-
-
-def _first_change(
-    directory: Path, before: SweepRecord, now: SweepRecord, *, extend: bool
-) -> str | None:
-    """Return the first difference between two requests with its remedy; None if they are equal.
-
-    Paths, versions and hardware may differ.
-    """
-    advice = "give the same request, or another out"
-    settings = _differences(before.settings, now.settings)
-    files = _differences(asdict(before.fingerprints), asdict(now.fingerprints))
-    if before.fingerprints.tokens is None:  # an earlier version knew of the data alone
-        files = {name: files[name] for name in ("data", "eval_data") if name in files}
-    for name, (old, new) in settings.items():
-        if name == "seeds" and new > old:
-            if extend:
-                continue
-            advice += "; or add the new ones with --extend"
-        elif set(settings) <= set(records.DECISION_SETTINGS) and not files:
-            # All options: the sweep's values need not be the command's defaults.
-            options = f"--margin {now.settings['margin']} --confidence {now.settings['confidence']}"
-            if now.settings.get("no_prior"):
-                options += " --no-prior"
-            command = f"rankwise analyze {shlex.quote(str(directory))} {options}"
-            advice += f"; or decide again without training: {command}"
-        return f"{name} is {new}, was {old}; {advice}"
-    if files:
-        return f"its {next(iter(files)).replace('_', ' ')} changed; {advice}"
-    return None
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the old and the new value of every entry that changed."""
-    pairs = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
-    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
 
 def _trial_files(finished: FinishedTrial, settings: Mapping[str, Any]) -> dict[str, bytes]:

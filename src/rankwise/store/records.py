@@ -94,6 +94,7 @@ class Fingerprints:
         weights: every tensor of the base model.
         chat_template: the tokenizer's template; "none" without one.
         tokens: token ids and labels of the training, held-out and test examples.
+        model: an earlier version's digest of the model, see `earlier_digest`.
     """
 
     data: str
@@ -102,6 +103,7 @@ class Fingerprints:
     weights: str | None = None
     chat_template: str | None = None
     tokens: str | None = None
+    model: str | None = None  # None in records of this version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,9 @@ class SweepRecord:
         """
         apart = (*SEARCH_SETTINGS, *DECISION_SETTINGS)
         settings = {name: value for name, value in self.settings.items() if name not in apart}
-        return digest_of({"settings": settings, "fingerprints": asdict(self.fingerprints)})
+        fingerprints = asdict(self.fingerprints)
+        del fingerprints["model"]
+        return digest_of({"settings": settings, "fingerprints": fingerprints})
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:

@@ -14,8 +14,8 @@ from rankwise.engine.schedule import steps_per_epoch
 from rankwise.engine.trial import Engine
 from rankwise.lora.alpha import parse_alpha_policy
 from rankwise.planning.planned_sweep import DryRun, PlannedRank
-from rankwise.store.directory import refuse_bad_directory
 from rankwise.store.records import read_evidence, read_sweep
+from rankwise.store.resuming import refuse_bad_directory
 from rankwise.strategies.trial_keys import count_trials
 from rankwise.sweeps.config import SweepConfig, SweepSettings
 from rankwise.sweeps.diagnosis import MORE_STEPS, diagnosed

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.models.files import load_arguments
 from rankwise.planning.config import PlanConfig
-from rankwise.store.directory import can_resume
 from rankwise.store.records import SweepRecord, read_sweep
+from rankwise.store.resuming import can_resume
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.request_record import max_length, model_name
 from rankwise.tasks.base import Task
@@ -83,8 +83,7 @@ def kept_choice(fit: "Fit", directory: Path, record: SweepRecord, *, extend: boo
     if not can_resume(directory, record, extend=extend):
         return fit
     before = read_sweep(directory)
-    assert before is not None
-    return fit.kept(before.chosen) if before.machine == record.machine else fit
+    return fit.kept(before.chosen) if before and before.machine == record.machine else fit
 
 
 def plan_config(config: SweepConfig, task: Task) -> PlanConfig:

@@ -18,7 +18,8 @@ from rankwise.models.compat import importing
 from rankwise.models.files import check_model_files
 from rankwise.models.targets import check_ranks
 from rankwise.settings import requested_config
-from rankwise.store.directory import SweepStore, refuse_bad_directory
+from rankwise.store.directory import SweepStore
+from rankwise.store.resuming import refuse_bad_directory
 from rankwise.strategies import strategies
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.config import SearchConfig

@@ -80,9 +80,9 @@ def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], N
     if not names:
         return
     try:
-        reported = records.read_sealed(directory / REPORTED) or {}
+        reported = _read_reported(directory / REPORTED)
     except RequestError:
-        note(f"{REPORTED} is damaged, or of an earlier version: all trials are reported again")
+        note(f"{REPORTED} is damaged: all trials are reported again")
     for name in names:
         received = reported.setdefault(name, [])
         for path in records.trial_directories(directory):
@@ -97,6 +97,14 @@ def report_trials(directory: Path, names: Sequence[str], note: Callable[[str], N
                 break
             received.append(path.name)
             write_whole(directory / REPORTED, sealed_bytes(reported))
+
+
+def _read_reported(path: Path) -> dict[str, list[str]]:
+    """Read which trials each tracker has received; earlier versions did not seal the file."""
+    content = records.read_json(path) or {}
+    if all(isinstance(received, list) for received in content.values()):  # a seal is a string
+        return content
+    return records.read_sealed(path) or {}
 
 
 def read_tracked_trial(directory: Path) -> TrackedTrial:
