@@ -203,6 +203,8 @@ def test_a_message_is_one_short_line_that_keeps_its_end() -> None:
     assert line == f"trial '.../trials/r8': cannot read {deep + '/a.txt'!r}; delete it"
     line = escaping.message(f"{deep!r}: {deep!r}; or: rankwise analyze {deep}")
     assert line == f"'.../trials/r8': '.../trials/r8'; or: rankwise analyze {deep}"
+    for remedy in (f": rm -r {deep}", f": rankwise analyze {deep}"):  # of more than 200 characters
+        assert escaping.message(100 * "what is wrong " + remedy).endswith(f" ... {remedy}")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 COMMENT_WIDTH = 100
 LONGEST_MESSAGE = 300  # characters
+COMMANDS = ("rankwise", "rm -r")  # that end messages
 JOINERS = "\u200c\u200d"  # part of words in Persian and Hindi, and of emoji; they hide nothing
 MARKDOWN = re.compile(
     r"[\\`*~$]|(?<![^\W_])_|_(?![^\W_])|^\[|\[(?=\^)|\](?=[\[(:])"
@@ -60,11 +61,11 @@ def message(text: object) -> str:
     """Return the line of an error for a terminal, at most `LONGEST_MESSAGE` characters.
 
     A longer one loses the upper directories of its paths, then its middle. A command at its end
-    stays whole, if it can, because it is there to be copied.
+    stays whole, if it can, because it is there to be copied: half of a path must not be removed.
     """
     line = terminal(re.sub(r"\s+", " ", str(text)).strip())
-    start, mark, command = line.rpartition(": rankwise ")
-    problem, remedy = (start, mark + command) if mark else (line, "")
+    start = max(line.rfind(f": {command} ") for command in COMMANDS)
+    problem, remedy = (line[:start], line[start:]) if start >= 0 else (line, "")
     for directories in SHORTER_PATHS:
         changes = 1
         while len(problem + remedy) > LONGEST_MESSAGE and changes:
@@ -73,6 +74,8 @@ def message(text: object) -> str:
     if len(line) <= LONGEST_MESSAGE:
         return line
     gap, tail = " ... ", 2 * LONGEST_MESSAGE // 3
+    if tail < len(remedy) < LONGEST_MESSAGE - len(gap):
+        tail = len(remedy)
     return line[: LONGEST_MESSAGE - tail - len(gap)] + gap + line[-tail:]
 
 
