@@ -1,5 +1,6 @@
 """A command that a signal stops, at any moment, ends with one line and the signal's exit code."""
 
+import runpy
 import signal
 import subprocess
 import sys
@@ -94,3 +95,9 @@ def test_an_ignored_signal_stays_ignored() -> None:
     process = start("-c", script + HEADER.replace("BODY", body))
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_a_system_without_hangups_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGHUP")
+    scope = runpy.run_path(signals.__file__)
+    assert set(scope["WORDS"]) == {signal.SIGINT, signal.SIGTERM}

@@ -10,8 +10,10 @@ from typing import Any, NoReturn
 WORDS = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated (SIGTERM)",
-    signal.SIGHUP: "ended with its terminal (SIGHUP)",
 }
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+if HANGUP is not None:
+    WORDS[HANGUP] = "ended with its terminal (SIGHUP)"
 AGAIN_SECONDS = 0.05  # after which a signal that met a callback of Python comes again
 
 
