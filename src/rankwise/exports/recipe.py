@@ -21,7 +21,7 @@ from rankwise.store.records import (
     read_sweep,
     read_trial,
 )
-from rankwise.store.trial_files import ADAPTER_CONFIG, json_object, read_file, reading
+from rankwise.store.trial_files import ADAPTER_CONFIG, json_object, read_file, reading_file
 from rankwise.tasks.chat_formats import DataLayout, read_data_layout
 from rankwise.tasks.files import plain_name
 from rankwise.tasks.hf_datasets import split_hub_id
@@ -282,7 +282,7 @@ def read_recipe(directory: Path, trial_name: str) -> Recipe:
     if trained.truncated_from is not None:
         truncate_to = trained.rank
         trained = read_trial(directory / "trials" / trained.truncated_from)
-    with reading(trained.directory, ADAPTER_CONFIG):
+    with reading_file(trained.directory, ADAPTER_CONFIG):
         config = json_object(read_file(trained.directory, ADAPTER_CONFIG))
     settings = sweep.training
     return Recipe(

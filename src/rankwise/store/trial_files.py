@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from rankwise.engine.trial import Trial
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, RequestError, reading
 from rankwise.store.digests import SUMS, check_file, read_checked, read_sums, sums_bytes
 from rankwise.store.durable import write_whole
 
@@ -33,7 +33,7 @@ def read_trial_config(trial: Path, request: str | None = None) -> dict[str, Any]
         trial: the directory.
         request: digest that the trial must carry; None for any.
     """
-    with reading(trial, "config.json"):
+    with reading_file(trial, "config.json"):
         config = json_object(read_file(trial, "config.json"))
         _check_name(config, trial)
         if request is not None and config.get(REQUEST) != request:
@@ -43,7 +43,7 @@ def read_trial_config(trial: Path, request: str | None = None) -> dict[str, Any]
 
 def read_steps(trial: Path) -> list[dict[str, Any]]:
     """Read the measurements of each optimizer step, all lines of ``metrics.jsonl`` but the last."""
-    with reading(trial, "metrics.jsonl"):
+    with reading_file(trial, "metrics.jsonl"):
         lines = read_file(trial, "metrics.jsonl").decode().splitlines()
         rows = [json_object(line) for line in lines]
     return rows[:-1]
@@ -51,7 +51,7 @@ def read_steps(trial: Path) -> list[dict[str, Any]]:
 
 def read_summary(trial: Path) -> dict[str, Any]:
     """Read the measurements of a whole trial, the last line of its ``metrics.jsonl``."""
-    with reading(trial, "metrics.jsonl"):
+    with reading_file(trial, "metrics.jsonl"):
         content = read_file(trial, "metrics.jsonl")
         summary = json_object(content.rstrip(b"\n").rpartition(b"\n")[2])
         if "trainable_params" not in summary:
@@ -67,8 +67,18 @@ def read_trial_evidence(trial: Path, request: str | None = None) -> pd.DataFrame
         request: digest that the trial must carry; None for any.
     """
     read_trial_config(trial, request)
-    with reading(trial, "evidence.parquet"):
-        return pd.read_parquet(io.BytesIO(read_file(trial, "evidence.parquet")))
+    with reading_file(trial, "evidence.parquet"):
+        content = read_file(trial, "evidence.parquet")
+        if _sums(trial) is None:
+            _refuse_damaged(content)
+        return pd.read_parquet(io.BytesIO(content))
+
+
+def _refuse_damaged(content: bytes) -> None:
+    """Refuse a Parquet file whose columns contradict themselves, which pyarrow would trust."""
+    from pyarrow import parquet
+
+    parquet.read_table(io.BytesIO(content)).validate(full=True)
 
 
 def check_adapter(trial: Path, copy: Path | None = None) -> Path:
@@ -82,7 +92,7 @@ def check_adapter(trial: Path, copy: Path | None = None) -> Path:
         raise unreadable(trial, "it has no directory adapter/")
     for name in ADAPTER:
         file = (copy or directory) / Path(name).name
-        with reading(trial, name):
+        with reading_file(trial, name):
             check_file(file, name, _sums(trial))
     return directory
 
@@ -104,7 +114,7 @@ def take_over(trial: Path, request: str, settings: Mapping[str, Any]) -> None:
     """
     if (trial / SUMS).exists():
         return
-    with reading(trial, "config.json"):
+    with reading_file(trial, "config.json"):
         config = json_object((trial / "config.json").read_bytes())
         _check_name(config, trial)
         for name in ("epochs", "batch_size"):
@@ -114,10 +124,12 @@ def take_over(trial: Path, request: str, settings: Mapping[str, Any]) -> None:
     files = ["metrics.jsonl", "evidence.parquet", *ADAPTER]
     for name in files:
         if (trial / name).exists():
-            with reading(trial, name):
+            with reading_file(trial, name):
                 contents[name] = (trial / name).read_bytes()
-    with reading(trial, "evidence.parquet"):
-        rows = pd.read_parquet(io.BytesIO(contents.get("evidence.parquet", b"")))
+    with reading_file(trial, "evidence.parquet"):
+        evidence = contents.get("evidence.parquet", b"")
+        _refuse_damaged(evidence)
+        rows = pd.read_parquet(io.BytesIO(evidence))
         for name in ("rank", "seed", "learning_rate"):
             if set(rows.get(name, ())) != {config[name]}:
                 raise ValueError(f"its {name} is not the one in config.json")
@@ -154,12 +166,13 @@ def unreadable(trial: Path, reason: object) -> RankwiseError:
 
 
 @contextmanager
-def reading(trial: Path, file: str) -> Iterator[None]:
+def reading_file(trial: Path, file: str) -> Iterator[None]:
     """Report errors in the block as errors of a trial's file."""
     try:
-        yield
-    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-        raise unreadable(trial, f"{file}: {error}") from None
+        with reading(file):
+            yield
+    except RequestError as error:
+        raise unreadable(trial, error) from error
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
