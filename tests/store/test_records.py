@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from rankwise.errors import RankwiseError, RequestError
+from rankwise.store import records
 from rankwise.store.records import (
     TRAIN_LOSS_COLUMNS,
+    SweepRecord,
     read_chance_loss,
     read_json,
     read_sweep,
@@ -124,3 +126,20 @@ def test_a_file_without_a_json_object_is_refused(tmp_path: Path, text: str) -> N
     with pytest.raises(RequestError, match=r"file.json' cannot be read"):
         read_json(tmp_path / "file.json")
     assert read_json(tmp_path / "missing.json") is None
+
+
+def test_a_decision_that_is_being_replaced_counts_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_sweep(tmp_path, [finished(4)])
+    write_sealed(tmp_path / "decision.json", {"rank": 4})
+    assert records.read_finished_sweep(tmp_path)[1] == {"rank": 4}
+    read = records.read_sweep
+
+    def read_during_the_end_of_a_sweep(directory: Path) -> SweepRecord | None:
+        (directory / "decision.json").unlink(missing_ok=True)
+        return read(directory)
+
+    monkeypatch.setattr(records, "read_sweep", read_during_the_end_of_a_sweep)
+    with pytest.raises(RequestError, match=r"holds no finished sweep: it has no decision\.json"):
+        records.read_finished_sweep(tmp_path)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankwise.decide.evidence import ChanceLoss
 from rankwise.engine.config import CheckpointingName, OptimizerName, SchedulerName
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.models.config import PrecisionName
 from rankwise.store import trial_files
 from rankwise.store.digests import SEAL, digest_of, unseal
@@ -271,12 +271,12 @@ def read_finished_sweep(directory: Path) -> tuple[SweepRecord, dict[str, Any]]:
     Raises:
         RequestError: there is no finished sweep in the directory.
     """
-    for name in ("sweep.json", "decision.json"):
-        if not (directory / name).exists():
-            raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {name}")
-    sweep, decision = read_sweep(directory), _read_derived(directory, "decision.json")
-    assert sweep is not None
-    assert decision is not None
+    sweep = read_sweep(directory)
+    # A running sweep may take its decision away at any moment, to put a new one there.
+    decision = None if sweep is None else _read_derived(directory, "decision.json")
+    if sweep is None or decision is None:
+        missing = "sweep.json" if sweep is None else "decision.json"
+        raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {missing}")
     return sweep, decision
 
 
@@ -379,9 +379,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         RequestError: the file cannot be read, or holds no JSON object.
     """
-    try:
-        return trial_files.json_object(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{str(path)!r} cannot be read: {error}") from None
+    with reading(f"{str(path)!r} cannot be read"):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        return trial_files.json_object(content)
