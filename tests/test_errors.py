@@ -45,7 +45,7 @@ class Panic(BaseException):
         (OSError(13, "Permission denied", "x"), "x cannot be read: Permission denied"),
         (RecursionError(), "x cannot be read: RecursionError"),
         (Panic("index out of bounds"), "x cannot be read: index out of bounds"),
-        (MemoryError("y" * 1000), f"x cannot be read: {'y' * 160}..."),
+        (TypeError("y" * 1000), f"x cannot be read: {'y' * 160}..."),
     ],
 )
 def test_a_reader_s_net_makes_one_line_of_whatever_is_raised(

@@ -1,7 +1,8 @@
-"""The two ways a command can fail, each reported as one line."""
+"""The ways a command can fail, each reported as one line."""
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -33,6 +34,15 @@ EXHAUSTED_WORDS = {
 }
 """What libraries say of a resource that is used up; PyTorch's and Arrow's errors have no number."""
 
+REMEDIES = {
+    "memory": "--max-length, --batch-size and the largest rank lower what a sweep needs",
+    "threads": "OMP_NUM_THREADS=1 needs fewer; ulimit -u, or the container's limit, allows more",
+    "file handles": "ulimit -n allows more",
+    "disk space": "free some, or give another --out",
+}
+WANTED = re.compile(r"(?:allocate|alloc of size|mmap) ([\d.]+) ?(?:([KMGTPE])i?B)?")
+"""The size in a message of NumPy, PyTorch or Arrow."""
+
 
 class RankwiseError(Exception):
     """Something failed while running (exit code 1).
@@ -62,6 +72,20 @@ class RequestError(RankwiseError, ValueError):
         self.setting = setting
 
 
+class ExhaustedError(RankwiseError):
+    """The machine has run out of something, which is no fault of the request (exit code 1).
+
+    Attributes:
+        resource: memory, threads, file handles or disk space.
+        failure: what could not be done.
+    """
+
+    def __init__(self, resource: str, failure: str) -> None:
+        super().__init__(f"out of {resource}: {failure}; {REMEDIES[resource]}")
+        self.resource = resource
+        self.failure = failure
+
+
 @contextmanager
 def reading(failure: str) -> Iterator[None]:
     """Turn whatever libraries raise in the ``with`` block into one line that starts with a text.
@@ -72,27 +96,54 @@ def reading(failure: str) -> Iterator[None]:
 
     Raises:
         RequestError: the text, and the first sentence of the error.
+        ExhaustedError: the machine ran out of something.
     """
     try:
         yield
     except (RankwiseError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        if ran_out(error) not in (None, "memory"):  # which is no fault of the file
-            raise
+        resource = ran_out(error)
+        if resource is not None and not _asks_for_too_much(error):
+            raise ExhaustedError(resource, failure) from error
         raise RequestError(f"{failure}: {first_sentence(error)}") from error
 
 
 def ran_out(error: BaseException) -> str | None:
-    """Return which resource of the machine an error says is used up; None for another error."""
-    if isinstance(error, MemoryError):
-        return "memory"
-    if isinstance(error, OSError):
-        return EXHAUSTED.get(error.errno or 0)
-    if not isinstance(error, RuntimeError | ValueError):
+    """Return which resource of the machine an error says is used up; None for another error.
+
+    Where a library raised one error from another, the first one counts as well.
+    """
+    if isinstance(error, ExhaustedError):
+        return error.resource
+    if isinstance(error, RankwiseError):
         return None
+    found = None
+    if isinstance(error, MemoryError):
+        found = "memory"
+    elif isinstance(error, OSError):
+        found = EXHAUSTED.get(error.errno or 0)
+    elif isinstance(error, RuntimeError):
+        text = str(error)
+        found = next((EXHAUSTED_WORDS[words] for words in EXHAUSTED_WORDS if words in text), None)
+    elif isinstance(error, ValueError) and str(error).endswith("C error: out of memory"):
+        found = "memory"  # pandas'; another ValueError may quote the words from the data
+    if found is None and error.__cause__ is not None:
+        return ran_out(error.__cause__)
+    return found
+
+
+def _asks_for_too_much(error: BaseException) -> bool:
+    """Return whether more main memory was wanted than the machine has, as by a damaged header."""
     text = str(error)
-    return next((EXHAUSTED_WORDS[words] for words in EXHAUSTED_WORDS if words in text), None)
+    wanted = WANTED.search(text)
+    if wanted is None or "out of memory" in text:  # which only says a GPU
+        return False
+    import psutil
+
+    number, unit = wanted.groups(default="")
+    size = float(number.rstrip(".")) * 1024 ** " KMGTPE".index(unit or " ")
+    return size > psutil.virtual_memory().total
 
 
 def first_sentence(error: BaseException) -> str:

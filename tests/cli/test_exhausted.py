@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.cli.exhausted import explain_exhausted
-from rankwise.errors import RequestError, ran_out, reading
+from rankwise.errors import ExhaustedError, RequestError, ran_out, reading
 
 FAILURES = [
     (MemoryError(), "memory", "--max-length"),
@@ -31,25 +31,45 @@ def test_the_line_names_what_ran_out_and_a_setting(
     assert line.startswith(f"out of {what}; complete trials are kept")
     assert setting in line
     assert "trials" not in (explain_exhausted(error, "inspect") or "trials")
-    if "memory" not in what:
-        with pytest.raises(type(error)), reading("data 'a.csv'"):  # it is no fault of the file
-            raise error
+    with pytest.raises(ExhaustedError) as caught, reading("data 'a.csv'"):  # no fault of the file
+        raise ImportError("it is raised from another") from error
+    said = str(caught.value)
+    assert said.startswith(f"out of {what.split(' at')[0]}: data 'a.csv'; ") and setting in said
+    assert caught.value.exit_code == 1 and not isinstance(caught.value, RequestError)
+    assert explain_exhausted(caught.value, "inspect") == said
+    assert "trials are kept" in (explain_exhausted(caught.value, "sweep") or "")
 
 
 def test_other_failures_are_none_of_these() -> None:
-    for error in (ValueError("x"), OSError(errno.ENOENT, "no file"), RequestError("y")):
+    for error in (
+        ValueError("x: 'out of memory'"),
+        OSError(errno.ENOENT, "no file"),
+        RequestError("y"),
+    ):
         assert ran_out(error) is None and explain_exhausted(error, "sweep") is None
 
 
-@pytest.mark.parametrize(("free", "line"), [(2**20, "out of memory; "), (2**40, None)])
-def test_a_reader_that_asks_for_much_is_judged_by_what_is_free(
-    free: int, line: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rankwise.models.main_memory.free_main_memory", lambda: free)
-    with pytest.raises(RequestError) as caught, reading("data 'a.csv'"):
-        raise MemoryError("Unable to allocate 8.00 EiB")
-    said = explain_exhausted(caught.value, "sweep")
-    assert said is None if line is None else str(said).startswith(line)
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8.00 EiB for an array with shape (2, 3)"),
+        MemoryError("malloc of size 4611686018427387904 failed"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4611686018427387904 bytes. Error code 12"),
+    ],
+)  # fmt: skip
+def test_a_file_that_asks_for_more_than_the_machine_has_is_refused(error: Exception) -> None:
+    with (
+        pytest.raises(RequestError, match=r"data 'a.csv': .*allo") as caught,
+        reading("data 'a.csv'"),
+    ):
+        raise error
+    assert explain_exhausted(caught.value, "sweep") is None
+
+
+@pytest.mark.parametrize("size", ["2.00 MiB", "2097152 bytes"])
+def test_less_than_the_machine_has_is_no_fault_of_a_file(size: str) -> None:
+    with pytest.raises(ExhaustedError), reading("data 'a.csv'"):
+        raise MemoryError(f"Unable to allocate {size}")
 
 
 LIMITED = """

@@ -1,5 +1,6 @@
 """LoRA+, DoRA and initial values, in both engines and with PEFT on the unchanged base."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from rankwise.engine.adapter_init import attach_adapter, saved_modules
+from rankwise.engine.adapter_init import attach_adapter, attaching, saved_modules
 from rankwise.engine.config import TrainingConfig
 from rankwise.engine.fused.engine import FusedEngine
 from rankwise.engine.fused.loop import TrainingLoop
@@ -247,3 +248,11 @@ def test_an_adapter_that_does_not_fit_is_refused_as_a_start(tiny: Tiny) -> None:
         list(FusedEngine(*tiny, CONFIG).train([HEALED], {"cut": replace(cut, tensors=tensors)}))
     assert name in str(caught.value)
     assert not any("lora" in each for each, _ in tiny[0].model.named_modules())
+
+
+def test_a_machine_out_of_memory_is_no_fault_of_the_adapter(tiny: Tiny) -> None:
+    for error in (MemoryError(), OSError(errno.EMFILE, "Too many open files")):
+        with pytest.raises(type(error)), attaching(tiny[0]):
+            raise error
+    with pytest.raises(RequestError, match="cannot be attached"), attaching(tiny[0]):
+        raise KeyError("q_proj")

@@ -19,6 +19,14 @@ def test_other_errors_are_not_caught() -> None:
         attempt(wrong)
 
 
+def test_main_memory_counts_too() -> None:
+    def fails() -> None:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory):
+        attempt(fails)
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read where they were written, removed when they are of no use."""
 
+import errno
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -155,3 +156,18 @@ def test_what_cannot_be_written_is_one_line_and_leaves_the_last_one(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(RankwiseError, match=r"cannot write .*a\.safetensors"):
         CheckpointDirectory(tmp_path / "file", HERE).write([saved("a", 10)])
+
+
+def test_a_checkpoint_that_cannot_be_opened_now_is_kept(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = saved("r4-lr0.001-seed0", 20)
+    CheckpointDirectory(directory, HERE).write([trial])
+
+    def safe_open(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many open files"):
+        patched.setattr("safetensors.safe_open", safe_open)
+        CheckpointDirectory(directory, HERE).read(trial.name, PLAIN)
+    assert_same(CheckpointDirectory(directory, HERE).read(trial.name, PLAIN), trial)

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from rankwise.engine.trial import Trial
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import ExhaustedError, RankwiseError, RequestError
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import (
     read_evidence,
@@ -19,7 +22,7 @@ from rankwise.store.records import (
     read_train_losses,
     read_trials,
 )
-from rankwise.store.trial_files import check_adapter, read_trial_config
+from rankwise.store.trial_files import check_adapter, read_trial_config, reading_file
 from tests.factories import REQUEST, finished, request, save_sweep, seal_trial
 
 NAME = "r4-lr0.001-seed0"
@@ -212,3 +215,25 @@ def test_the_name_of_a_healed_trial_is_held_to_its_start(tmp_path: Path) -> None
     directory.rename(directory.with_name("r2-lr0.0001-seed0"))
     with pytest.raises(RankwiseError, match="it is of the trial"):
         read_trials(tmp_path)
+
+
+@pytest.mark.parametrize("error", [KeyError("rank"), RecursionError(), OSError(5, "I/O error")])
+def test_whatever_a_library_raises_is_an_error_of_the_file(out: Path, error: Exception) -> None:
+    with pytest.raises(RankwiseError, match=r"cannot be used: metrics\.jsonl: .*rm -r"):  # noqa: SIM117
+        with reading_file(out / "trials" / NAME, "metrics.jsonl"):
+            raise error
+    with pytest.raises(ExhaustedError), reading_file(out / "trials" / NAME, "metrics.jsonl"):
+        raise MemoryError
+
+
+def test_evidence_without_a_digest_is_checked_before_it_is_used(out: Path) -> None:
+    """The bytes are no text in UTF-8, which pyarrow takes for one."""
+    earlier(out)
+    path = out / "trials" / NAME / "evidence.parquet"
+    rows = pd.read_parquet(path)
+    length, content = np.arange(len(rows) + 1, dtype=np.int32), np.full(len(rows), 255, np.uint8)
+    buffers = [None, pa.py_buffer(length), pa.py_buffer(content)]
+    words = pa.Array.from_buffers(pa.string(), len(rows), buffers)
+    parquet.write_table(pa.Table.from_pandas(rows).append_column("words", words), path)
+    with pytest.raises(RankwiseError, match=r"evidence\.parquet: .*UTF8"):
+        read_evidence(out)

@@ -126,3 +126,14 @@ def test_errors_in_a_templates_own_code_name_the_row(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] + 1 }}"
     with pytest.raises(RequestError, match="row 8: the model's chat template refuses"):
         _ = Chat(chat(TURNS), tokenizer, 7).text
+
+
+def test_a_machine_out_of_memory_is_no_refusal_of_a_template(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(*arguments: Any, **options: Any) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", render)
+    with pytest.raises(MemoryError):
+        Chat(chat(TURNS), tokenizer, 0).try_render([])

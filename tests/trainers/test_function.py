@@ -138,6 +138,19 @@ def test_errors_of_a_function_are_failures(inputs: dict[str, Any], tmp_path: Pat
         rankwise.sweep(**inputs, out=tmp_path / "other", train=lambda trial: 3)
 
 
+def test_a_machine_out_of_memory_is_no_failure_of_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("rankwise.trainers.figures.FiguresJudge.judge", judge)
+    request = {"ranks": (2, 4), "learning_rate": 1e-3, "seeds": 2, "metric": "eval_loss"}
+    with pytest.raises(MemoryError):
+        rankwise.sweep(**request, out=tmp_path / "out", train=lambda trial: {"eval_loss": 1.0})
+    assert not any((tmp_path / "out/trials").glob("[!.]*"))
+
+
 def test_a_function_and_a_command_exclude_each_other(inputs: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="train"):
         rankwise.sweep(**inputs, trainer="python x {rank} {out}", train=lambda trial: 3)

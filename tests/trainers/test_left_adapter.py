@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.engine.trial import Trial
+from rankwise.errors import ExhaustedError
 from rankwise.trainers.left_adapter import (
     UnusableTrialError,
     find_adapter,
@@ -85,6 +87,21 @@ def test_another_rank(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_have_diverged(tmp_path: Path) -> None:
     write_adapter(tmp_path, 4, 8, 0, nan=True)
     assert read_trained_adapter(tmp_path, TRIAL, "llama") is None
+
+
+def test_a_machine_out_of_memory_is_no_failure_of_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(tmp_path, 4, 8, 0)
+    errors = [MemoryError(), OSError(errno.EMFILE, "x"), MemoryError("Unable to allocate 8.0 EiB")]
+
+    def load_file(path: Path) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("safetensors.torch.load_file", load_file)
+    for kind in (ExhaustedError, ExhaustedError, UnusableTrialError):
+        with pytest.raises(kind):
+            read_trained_adapter(tmp_path, TRIAL, None)
 
 
 def test_names_of_the_same_model(tmp_path: Path) -> None:

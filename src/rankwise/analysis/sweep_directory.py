@@ -5,7 +5,7 @@ from pathlib import Path
 from rankwise.analysis.source import ResultsSource
 from rankwise.decide.metrics import snake
 from rankwise.decide.wording import Wording
-from rankwise.errors import RankwiseError, RequestError, some
+from rankwise.errors import ExhaustedError, RankwiseError, RequestError, some
 from rankwise.store import records
 from rankwise.store.directory import DIAGNOSIS_DIRECTORY
 
@@ -21,6 +21,8 @@ def read_sweep(directory: Path) -> ResultsSource:
     try:
         rows, trials = records.read_evidence(directory), records.read_trials(directory)
         train_loss = records.read_train_losses(directory)
+    except ExhaustedError:
+        raise
     except RankwiseError as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"sweep {str(directory)!r} cannot be read: {reason}") from None

@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from rankwise.engine.config import BASE_CHANGING_INITS
 from rankwise.engine.trial import Trial
-from rankwise.errors import RankwiseError, RequestError, first_sentence, some
+from rankwise.errors import RankwiseError, RequestError, first_sentence, ran_out, some
 from rankwise.lora.adapter import Adapter
 from rankwise.models.base_model import BaseModel
 from rankwise.models.compat import quiet_libraries, reinitialize
@@ -99,7 +99,7 @@ def attaching(base: BaseModel) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_out_of_memory(error):
+        if ran_out(error) is not None or is_out_of_memory(error):
             raise
         reason = first_sentence(error)
         raise RequestError(

@@ -29,7 +29,9 @@ class OutOfMemory(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device had too little memory."""
+    """Whether an exception says that a device, or main memory, had too little room."""
+    if isinstance(error, MemoryError):
+        return True
     if not isinstance(error, RuntimeError):
         return False
     no_context = "CUDA error: out of memory" in str(error)  # other programs have filled the GPU
@@ -47,7 +49,7 @@ def attempt(
     """
     try:
         return work()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         message = str(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.engine.trial import SavedTrial
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, ran_out
 from rankwise.store.durable import rename
 from rankwise.store.records import Environment
 
@@ -131,7 +131,9 @@ def _tensors(path: Path, prefix: str) -> "dict[str, torch.Tensor]":
             keys = set(file.keys())
             own = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
             return {short: file.get_tensor(key) for short, key in own.items()}
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError) as error:
+        if ran_out(error) is not None:  # the file may be good, and would be removed
+            raise
         return {}
 
 
@@ -161,5 +163,7 @@ def _content(path: Path) -> Mapping[str, Any] | None:
             return None
         content: dict[str, Any] = json.loads(metadata["rankwise"])
         return content
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if ran_out(error) is not None:
+            raise
         return None

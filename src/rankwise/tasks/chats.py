@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rankwise.errors import RequestError, reading
+from rankwise.errors import RequestError, ran_out, reading
 from rankwise.tasks.dialogues import Dialogue
 from rankwise.tasks.messages import Message
 
@@ -76,7 +76,9 @@ class Chat:
         """Return messages as the template writes them; None if it refuses them."""
         try:
             return self.render(messages, **options)
-        except Exception:  # a template may do with its input whatever it likes
+        except Exception as error:  # a template may do with its input whatever it likes
+            if ran_out(error) is not None:
+                raise
             return None
 
     def refusing(self, work: Callable[[], Any]) -> Any:

@@ -89,23 +89,27 @@ class FunctionEngine:
 
     def _train_one(self, trial: Trial, place: Path) -> FinishedTrial:
         judged, failed = Judged(evidence=no_evidence(), diverged=True), None
-        began = trained = time.monotonic()
+        began = time.monotonic()
         try:
             left = keep(self.function(told(trial, self.launch)), place / OUT)
-            trained = time.monotonic()
-            judged = self.judge.judge(trial, left)
         except UnusableTrialError as error:
             failed = str(error)
         except RankwiseError:
             raise
         except Exception as error:  # whatever the user's function raises is its trial's failure
             failed = f"it raised {type(error).__name__}: {' '.join(str(error).split())}"
+        trained = time.monotonic()
+        if failed is None:
+            try:
+                judged = self.judge.judge(trial, left)
+            except UnusableTrialError as error:
+                failed = str(error)
         self.progress.work(1.0)
         if failed is not None:
             count_failure(self.failures, trial.name, failed, place, ".")
         files = {OUT: place / OUT}
         ended = time.monotonic()
-        times = (trained - began if trained > began else ended - began, ended - trained)
+        times = (trained - began, ended - trained)
         return finished_trial(trial, judged, failed, times, files)
 
 
