@@ -174,3 +174,23 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".partial")]
     store.add(finished(8), {})
     assert store.trial_names() == ["r4-lr0.001-seed0", "r8-lr0.001-seed0"]
+
+
+def test_a_leftover_that_cannot_be_removed_is_one_line_and_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SweepStore(tmp_path / "out", REQUEST).__exit__()
+    (tmp_path / "out" / ".partial-x").touch()
+
+    def remove(path: Path) -> None:
+        raise errors.pop(0)
+
+    errors = [PermissionError(1, "Operation not permitted"), KeyboardInterrupt()]
+    monkeypatch.setattr("rankwise.store.directory.remove", remove)
+    with pytest.raises(RequestError, match=r"out .* cannot be written: Operation not permitted"):
+        SweepStore(tmp_path / "out", REQUEST)
+    with pytest.raises(KeyboardInterrupt) as interrupted:  # keeps the store alive, not its lock
+        SweepStore(tmp_path / "out", REQUEST)
+    monkeypatch.undo()
+    with SweepStore(tmp_path / "out", REQUEST):
+        assert interrupted.value is not None

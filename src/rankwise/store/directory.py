@@ -5,8 +5,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from rankwise.decide.evidence import HEALED
 from rankwise.engine.trial import FinishedTrial
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import RequestError, ran_out
 from rankwise.formatting import json_value
 from rankwise.store import records
 from rankwise.store.checkpoints import CheckpointDirectory
@@ -80,35 +80,39 @@ class SweepStore:
         self.notes: list[str] = []
         out = f"out {str(directory)!r}"
         refuse_bad_directory(directory)
-        try:
+        with _refusing_unwritable(out):
             self.trials_directory.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(directory / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RequestError(f"{out} is in use by another running sweep") from None
-        except (OSError, NotImplementedError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise RequestError(f"{out} cannot be written: {reason}") from None
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RequestError(f"{out} is in use by another running sweep") from None
         try:
-            for folder in (directory, self.trials_directory, directory / DIAGNOSIS_DIRECTORY):
-                for leftover in folder.glob(f"{PARTIAL}*"):
-                    remove(leftover)
-            self.checkpoints = CheckpointDirectory(directory / ".unfinished", record.environment)
-            resumed = can_resume(directory, record, extend=extend)
-            if not resumed:
-                self._clear_derived()
-            taken_over = self._take_over(record) if resumed else 0
-            if self.read_json(records.UNTRAINED_FILE) is None:  # damaged, if it is there
-                remove(directory / records.UNTRAINED_FILE)
-            before = records.read_sweep(directory)
-            if not resumed or extend or taken_over or before is None:
-                self.write_json("sweep.json", asdict(record))
-            elif (before.machine, before.chosen) != (record.machine, record.chosen):
-                now = replace(before, machine=record.machine, chosen=record.chosen)
-                self.write_json("sweep.json", asdict(now))
-        except RankwiseError:
+            with _refusing_unwritable(out):
+                self._begin(record, extend=extend)
+        except BaseException:
             self._lock.release()
             raise
+
+    def _begin(self, record: SweepRecord, *, extend: bool) -> None:
+        """Clear what a killed sweep or another request left, and write the request."""
+        directory = self.directory
+        for folder in (directory, self.trials_directory, directory / DIAGNOSIS_DIRECTORY):
+            for leftover in folder.glob(f"{PARTIAL}*"):
+                remove(leftover)
+        self.checkpoints = CheckpointDirectory(directory / ".unfinished", record.environment)
+        resumed = can_resume(directory, record, extend=extend)
+        if not resumed:
+            self._clear_derived()
+        taken_over = self._take_over(record) if resumed else 0
+        if self.read_json(records.UNTRAINED_FILE) is None:  # damaged, if it is there
+            remove(directory / records.UNTRAINED_FILE)
+        before = records.read_sweep(directory)
+        if not resumed or extend or taken_over or before is None:
+            self.write_json("sweep.json", asdict(record))
+        elif (before.machine, before.chosen) != (record.machine, record.chosen):
+            now = replace(before, machine=record.machine, chosen=record.chosen)
+            self.write_json("sweep.json", asdict(now))
 
     def __enter__(self) -> "SweepStore":
         return self
@@ -233,6 +237,18 @@ class SweepStore:
         record = records.read_sweep(self.directory)
         if record is not None and record.chosen != chosen:
             self.write_json("sweep.json", asdict(replace(record, chosen=chosen)))
+
+
+@contextmanager
+def _refusing_unwritable(out: str) -> Iterator[None]:
+    """Report that a directory cannot be written; a full disk goes through as what it is."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:
+        if ran_out(error) is not None:
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{out} cannot be written: {reason}") from None
 
 
 def _trial_files(finished: FinishedTrial, settings: Mapping[str, Any]) -> dict[str, bytes]:

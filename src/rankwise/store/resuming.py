@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import RankwiseError, RequestError
+from rankwise.errors import ExhaustedError, RankwiseError, RequestError
 from rankwise.models.fingerprint import earlier_digest
 from rankwise.store import records
 from rankwise.store.digests import SUMS
@@ -58,6 +58,8 @@ def _refuse_foreign(trial: Path, request: str) -> None:
     """Refuse a trial whose directory has no ``sweep.json``, unless it carries the request."""
     try:
         read_trial_config(trial, request)
+    except ExhaustedError:
+        raise
     except RankwiseError:
         raise RequestError(
             f"out {str(trial.parents[1])!r} has no sweep.json, and its trial {trial.name} is not "
