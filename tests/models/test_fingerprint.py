@@ -60,6 +60,17 @@ def test_files_that_training_does_not_read_do_not_count(model: Path, name: str) 
     assert model_digests(str(model)) == before
 
 
+def test_a_sweep_or_an_environment_below_the_model_is_no_part_of_it(model: Path) -> None:
+    before = model_digests(str(model))
+    for name in ("out/sweep.json", "lost/trials/r4", "env/pyvenv.cfg", "env/lib/module.py"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).touch()
+    for out in ("out", "lost"):
+        (model / out / "export").mkdir()
+        (model / out / "export" / "peft_config.py").write_text("config = None")
+    assert model_digests(str(model)) == before
+
+
 def test_every_bit_of_the_weights_counts(model: Path) -> None:
     """Also in the middle of large files, which an earlier version did not read."""
     path = model / "model.safetensors"

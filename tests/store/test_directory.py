@@ -18,7 +18,7 @@ from rankwise.store.records import (
     read_sweep,
     read_train_losses,
 )
-from tests.factories import REQUEST, finished, request
+from tests.factories import REQUEST, finished, request, save_sweep
 
 OTHER_DATA = replace(REQUEST.fingerprints, data="c")
 
@@ -194,3 +194,25 @@ def test_a_leftover_that_cannot_be_removed_is_one_line_and_leaves_no_lock(
     monkeypatch.undo()
     with SweepStore(tmp_path / "out", REQUEST):
         assert interrupted.value is not None
+
+
+def test_what_was_made_from_an_adapter_goes_once_that_is_trained_to_other_values(
+    tmp_path: Path,
+) -> None:
+    """The cut of a source, and what was healed from the cut, are kept while the source is equal."""
+    source = finished(8)
+    cut = replace(source.trial, rank=4, lora_alpha=4, truncated_from=source.trial.name)
+    healed = replace(
+        cut, truncated_from=None, starts_from=cut.name, learning_rate=1e-4, share_of_steps=0.1
+    )
+    everything = sorted([source.trial.name, cut.name, healed.name])
+    save_sweep(tmp_path, [source, finished(4, trial=cut), finished(4, trial=healed)])
+    shutil.rmtree(tmp_path / "trials" / source.trial.name)
+    with SweepStore(tmp_path, REQUEST) as store:
+        assert len(store.trial_names()) == 2
+        store.add(source, {"epochs": 1})
+        assert store.trial_names() == everything
+        shutil.rmtree(tmp_path / "trials" / source.trial.name)
+        store.add(finished(8, adapter={"lora_A.weight": torch.ones(2, 3)}), {"epochs": 1})
+        assert store.trial_names() == [source.trial.name]
+        assert len(list(store.trials_directory.glob(".failed-*"))) == 2

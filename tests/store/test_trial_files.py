@@ -173,6 +173,20 @@ def test_a_take_over_that_was_killed_is_finished(out: Path) -> None:
     assert read_all(out) == before
 
 
+def test_a_rate_that_an_earlier_version_rounded_in_the_name_is_taken_over(tmp_path: Path) -> None:
+    trial = Trial(rank=4, seed=0, learning_rate=0.001234567, lora_alpha=4)
+    save_sweep(tmp_path / "out", [finished(4, trial=trial)], OURS)
+    out, rounded = earlier(tmp_path / "out"), "r4-lr0.00123457-seed0"
+    (out / "trials" / trial.name).rename(out / "trials" / rounded)
+    assert [one.name for one in read_trials(out)] == [rounded]
+    with SweepStore(out, OURS) as store:
+        assert store.trial_names() == [trial.name]
+        assert store.trials()[0].learning_rate == 0.001234567
+    (out / "trials" / trial.name).rename(out / "trials" / rounded)  # which has digests by now
+    with pytest.raises(RankwiseError, match=f"it is of the trial {trial.name}"):
+        read_trials(out)
+
+
 def change_epochs(trial: Path) -> None:
     config = json.loads((trial / "config.json").read_text())
     (trial / "config.json").write_text(json.dumps({**config, "epochs": 3}))

@@ -1,5 +1,6 @@
 """The end of a sweep: what is handed over and when, and the scores behind a margin."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from rankwise.errors import RankwiseError
 from rankwise.store.conclusion import CONCLUSION
 from rankwise.store.records import read_trials
 from rankwise.sweeps.config import SweepConfig
-from rankwise.sweeps.finish import _scores, as_json
+from rankwise.sweeps.finish import _known_test_score, _scores, as_json
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from tests.conftest import provisional_request
@@ -196,3 +197,13 @@ def test_scores_at_rejected_rates_do_not_affect_the_margin_of_the_score() -> Non
         for example in range(3)
     ]
     assert set(_scores(read_rank_results(pd.DataFrame(rows)))) == {-2.0}
+
+
+def test_a_test_score_is_kept_for_the_same_adapter_alone(provisional: Path) -> None:
+    decision = read_decision(provisional)
+    name, weights = decision["test"]["trial"], provisional / "best" / "adapter_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    known = _known_test_score(decision, name, digest)
+    assert known is not None
+    assert known.loss == decision["test"]["loss"]
+    assert _known_test_score(decision, name, "0" * 64) is None

@@ -215,6 +215,7 @@ class TestScore:
         loss: mean loss, nats per example.
         loss_ci: interval of ``loss`` over examples.
         score: mean task score.
+        adapter: SHA-256 of the weights that were scored; None in decisions of earlier versions.
     """
 
     __test__ = False  # pytest would collect the class by its name
@@ -225,6 +226,7 @@ class TestScore:
     loss_ci: Interval
     score: float
     score_ci: Interval
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

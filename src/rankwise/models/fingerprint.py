@@ -17,7 +17,8 @@ WEIGHTS = {
     ".onnx_data", ".tflite", ".ot", ".npz",
 }  # fmt: skip
 NOT_READ = (".md", ".gitattributes")  # endings of files that no library reads, such as the card
-READ_BELOW = ("*.py", "*.jinja")  # files that count in directories below the model's too
+READ_BELOW = (".py", ".jinja")  # endings of files that count in directories below the model's too
+NOT_OF_MODEL = {"sweep.json", "trials", "pyvenv.cfg"}  # a sweep or an environment below the model
 EARLIER_END = 1 << 20  # bytes that earlier versions read at either end of weights
 CACHED_FROM = 64 << 20  # bytes; smaller files are read in a tenth of a second
 CACHE_VERSION = 2  # of the digests; another one is not read
@@ -89,8 +90,11 @@ def earlier_digest(name: str) -> str:
 def _other_files(directory: Path) -> list[Path]:
     """Return a model's files but weights, hidden files and those that no library reads."""
     found = {path for path in directory.iterdir() if path.suffix not in WEIGHTS}
-    for pattern in READ_BELOW:
-        found |= set(directory.rglob(pattern))
+    for folder, below, names in os.walk(directory):
+        if Path(folder) != directory and NOT_OF_MODEL & {*below, *names}:
+            below.clear()
+            continue
+        found |= {Path(folder, name) for name in names if name.endswith(READ_BELOW)}
     kept = []
     for path in sorted(found):
         is_hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)

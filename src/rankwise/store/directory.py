@@ -37,8 +37,12 @@ from rankwise.store.resuming import can_resume, refuse_bad_directory
 from rankwise.store.trial_files import (
     ADAPTER_CONFIG,
     REQUEST,
+    SOURCE,
+    adapter_digest,
     check_adapter,
+    is_outdated,
     json_bytes,
+    source_of,
     take_over,
 )
 
@@ -107,6 +111,12 @@ class SweepStore:
         taken_over = self._take_over(record) if resumed else 0
         if self.read_json(records.UNTRAINED_FILE) is None:  # damaged, if it is there
             remove(directory / records.UNTRAINED_FILE)
+        self._sources = {
+            trial.name: source
+            for trial in records.trial_directories(directory)
+            if (source := source_of(trial)) is not None
+        }
+        self._take_back_outdated()
         before = records.read_sweep(directory)
         if not resumed or extend or taken_over or before is None:
             self.write_json("sweep.json", asdict(record))
@@ -168,8 +178,12 @@ class SweepStore:
         """
         name, parent = finished.trial.name, self.directory / folder
         partial = parent / f"{PARTIAL}{name}"
+        entries = {**settings, REQUEST: self.request}
+        start = finished.trial.truncated_from or finished.trial.starts_from
+        if start is not None and (digest := adapter_digest(parent / start)) is not None:
+            entries[SOURCE], self._sources[name] = digest, start
         try:
-            contents = _trial_files(finished, {**settings, REQUEST: self.request})
+            contents = _trial_files(finished, entries)
             write_files(partial, {**contents, SUMS: sums_bytes(contents)})
             for file, source in finished.files.items():
                 os.replace(source, partial / file)
@@ -178,6 +192,8 @@ class SweepStore:
             for source in finished.files.values():
                 shutil.rmtree(source.parent, ignore_errors=True)
             self.checkpoints.forget(self.trial_names())
+            if name in self._sources.values():
+                self._take_back_outdated()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = f"the {len(self.trial_names())} "
@@ -188,6 +204,20 @@ class SweepStore:
         kept = self.trials_directory / f"{FAILED}{name}"
         shutil.rmtree(kept, ignore_errors=True)
         rename(self.trials_directory / name, kept)
+
+    def _take_back_outdated(self) -> None:
+        """Take back what was cut or healed from adapters that were trained anew to other values."""
+        trials, taken = self.trials_directory, set[str]()
+        while outdated := [
+            name
+            for name, source in self._sources.items()
+            if source in taken or is_outdated(trials / name, trials / source)
+        ]:
+            for name in outdated:
+                del self._sources[name]
+                if (trials / name).is_dir():
+                    self.take_back(name)
+            taken.update(outdated)
 
     def trial_names(self) -> list[str]:
         """Return the names of the complete trials."""

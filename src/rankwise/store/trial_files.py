@@ -8,7 +8,7 @@ import io
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import pandas as pd
 
 from rankwise.engine.trial import Trial
 from rankwise.errors import RankwiseError, RequestError, reading
+from rankwise.formatting import exact
 from rankwise.store.digests import SUMS, check_file, read_checked, read_sums, sums_bytes
-from rankwise.store.durable import write_whole
+from rankwise.store.durable import rename, write_whole
 
 REQUEST = "request"  # entry of a trial's config.json: the digest of the request it was trained for
+SOURCE = "source_sha256"  # entry of config.json: digest of the adapter that a trial was made from
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 ADAPTER = (ADAPTER_CONFIG, "adapter/adapter_model.safetensors")
 
@@ -97,6 +99,33 @@ def check_adapter(trial: Path, copy: Path | None = None) -> Path:
     return directory
 
 
+def adapter_digest(trial: Path) -> str | None:
+    """Return the SHA-256 of a trial's adapter as it was written; None if there is none."""
+    with reading_file(trial, SUMS):
+        return (read_sums(trial) or {}).get(ADAPTER[1])
+
+
+def source_of(trial: Path) -> str | None:
+    """Return the trial that a trial was cut or healed from; None if that keeps no digest of it."""
+    with suppress(RankwiseError):  # whoever uses a damaged trial names it
+        config = read_trial_config(trial)
+        name = config.get("truncated_from") or config.get("starts_from")
+        if SOURCE in config and isinstance(name, str):
+            return name
+    return None
+
+
+def is_outdated(trial: Path, source: Path) -> bool:
+    """Return whether a trial was made from another adapter than its source has now.
+
+    A source that is damaged or missing will be trained again, perhaps to the same adapter.
+    """
+    with suppress(RankwiseError):
+        if source.is_dir() and read_trial_config(trial)[SOURCE] != (now := adapter_digest(source)):
+            return check_adapter(source).is_dir() if now else not (source / "adapter").exists()
+    return False
+
+
 def read_file(trial: Path, name: str) -> bytes:
     """Read a file of a trial by its path in the directory, and hold it to its digest."""
     return read_checked(trial / name, name, _sums(trial))
@@ -116,7 +145,7 @@ def take_over(trial: Path, request: str, settings: Mapping[str, Any]) -> None:
         return
     with reading_file(trial, "config.json"):
         config = json_object((trial / "config.json").read_bytes())
-        _check_name(config, trial)
+        name_now = _check_name(config, trial)
         for name in ("epochs", "batch_size"):
             if name in config and config[name] != settings.get(name):
                 raise ValueError(f"{name} is {config[name]}, the sweep's is {settings.get(name)}")
@@ -134,7 +163,9 @@ def take_over(trial: Path, request: str, settings: Mapping[str, Any]) -> None:
             if set(rows.get(name, ())) != {config[name]}:
                 raise ValueError(f"its {name} is not the one in config.json")
     write_whole(trial / "config.json", contents["config.json"])
-    write_whole(trial / SUMS, sums_bytes(contents))
+    with reading_file(trial, "config.json"):
+        rename(trial, trial.with_name(name_now))
+    write_whole(trial.with_name(name_now) / SUMS, sums_bytes(contents))
 
 
 def _sums(trial: Path) -> dict[str, str] | None:
@@ -145,16 +176,22 @@ def _sums(trial: Path) -> dict[str, str] | None:
     return sums
 
 
-def _check_name(config: Mapping[str, Any], trial: Path) -> None:
-    """Refuse a ``config.json`` of a trial of another name than its directory."""
+def _check_name(config: Mapping[str, Any], trial: Path) -> str:
+    """Refuse a ``config.json`` of a trial of another name than its directory; return the name.
+
+    Earlier versions, without digests, rounded the learning rate in names to six digits.
+    """
     names = ("rank", "seed", "learning_rate", "lora_alpha", "starts_from", "share_of_steps")
     values = {name: config[name] for name in names if name in config}
     try:
         name = Trial(**values).name
     except TypeError:
         raise ValueError("it lacks rank, seed, learning_rate or lora_alpha") from None
-    if name != trial.name:
+    rate = values["learning_rate"]
+    rounded = name.replace(f"-lr{exact(rate)}-", f"-lr{rate:g}-", 1)
+    if trial.name != name and (trial.name != rounded or (trial / SUMS).exists()):
         raise ValueError(f"it is of the trial {name}")
+    return name
 
 
 def unreadable(trial: Path, reason: object) -> RankwiseError:

@@ -31,6 +31,7 @@ from rankwise.store.costs import rank_costs
 from rankwise.store.digests import sealed_bytes
 from rankwise.store.durable import write_synced
 from rankwise.store.records import TrialRecord, read_train_losses, select_trials
+from rankwise.store.trial_files import adapter_digest
 from rankwise.strategies import strategies
 from rankwise.sweeps.user_trainer import requested_trainer
 
@@ -198,8 +199,9 @@ def _scores(results: Sequence[RankResults]) -> np.ndarray:
 
 def _test_score(run: "Run", chosen: str) -> TestScore | None:
     """Score the adapter to use on the test part once; None if fewer than two examples are there."""
-    known = _known_test_score(run.store.read_json(DECISION) or {})
-    if known is not None and known.trial == chosen:
+    digest = adapter_digest(run.store.trials_directory / chosen)
+    known = _known_test_score(run.store.read_json(DECISION) or {}, chosen, digest)
+    if known is not None:
         return known
     if len(run.task.test) < 2 or len(examples := run.encode("test")) < 2:
         return None
@@ -216,17 +218,21 @@ def _test_score(run: "Run", chosen: str) -> TestScore | None:
         loss_ci=mean_interval(loss, NOTHING_KNOWN, confidence),
         score=float(score.mean()),
         score_ci=mean_interval(score, NOTHING_KNOWN, confidence),
+        adapter=digest,
     )
 
 
-def _known_test_score(content: Mapping[str, Any]) -> TestScore | None:
-    """Return the score in an earlier decision of the sweep; None if another version wrote it."""
+def _known_test_score(
+    content: Mapping[str, Any], trial: str, adapter: str | None
+) -> TestScore | None:
+    """Return an adapter's score in an earlier decision of the sweep; None if it has another."""
     known = content.get("test") or {}
     try:
         intervals = {name: tuple(known[name]) for name in ("loss_ci", "score_ci")}
-        return TestScore(**{**known, **intervals})
-    except (KeyError, TypeError):
+        score = TestScore(**{**known, **intervals})
+    except (KeyError, TypeError):  # of another version
         return None
+    return score if (score.trial, score.adapter) == (trial, adapter) else None
 
 
 def as_json(result: SweepResult) -> str:
