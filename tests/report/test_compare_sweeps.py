@@ -14,6 +14,7 @@ from rich.console import Console
 import rankwise
 from rankwise.cli import main
 from rankwise.errors import RequestError
+from rankwise.report import compare_sweeps
 from rankwise.report.compare_sweeps import (
     ComparedSweep,
     print_sweep_comparison,
@@ -72,6 +73,23 @@ def test_labels_name_the_differing_settings_and_spreads_the_effect_of_rates(
         own = {row["rank"]: row["learning_rate"] for row in line.table}
         assert line.spread == pytest.approx(abs(means[2, own[2]] - means[4, own[4]]))
         assert ComparedSweep.from_dict(json.loads(json.dumps(line.as_dict()))) == line
+
+
+def test_a_rate_that_only_the_second_seed_tried_is_compared(
+    directories: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once tries its two rates with a seed each, and may keep the adapter of the second."""
+    (before,) = read_compared_sweeps(directories[:1])
+    evidence = read_evidence(directories[0])
+    rate = before.table[-1]["learning_rate"]
+    of_second = (evidence["rank"] == 4) & (evidence["learning_rate"] == rate)
+    monkeypatch.setattr(
+        compare_sweeps, "read_evidence", lambda _: evidence.assign(seed=of_second.astype(int))
+    )
+    assert read_compared_sweeps(directories[:1]) == [before]
+    monkeypatch.setattr(compare_sweeps, "read_evidence", lambda _: evidence[~of_second])
+    (lacking,) = read_compared_sweeps(directories[:1])
+    assert lacking.spread is None
 
 
 def test_the_command_prints_and_draws_the_comparison(

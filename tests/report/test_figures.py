@@ -6,7 +6,11 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from rankwise.report.figures import log_ticks, rank_axis
+import pandas as pd
+import pytest
+
+from rankwise.report.figures import first_seed_means, log_ticks, rank_axis
+from tests.factories import evidence_of
 from tests.report.browser import labels, needs_browser, read, rendered
 
 
@@ -23,6 +27,19 @@ def test_the_page_names_plots_by_their_titles_and_ticks_the_rates_tried(
         assert sum(html.unescape(title).startswith(name) for title in titles) == 1, (name, titles)
     assert "right plot" not in text
     assert labels(page, "rates", "x") == ["0.005", "0.01"]
+
+
+def test_each_rate_is_drawn_with_the_first_seed_that_tried_it() -> None:
+    """Once tries rates with two seeds in turn; a seed that diverged is replaced by no other."""
+    trials = [
+        evidence_of(32, 1e-3, 0, [0.6, 0.8]),
+        evidence_of(32, 2e-3, 1, [0.4, 0.6]),
+        evidence_of(32, 2e-3, 2, [0.1, 0.1]),
+        evidence_of(32, 4e-3, 0, []),
+        evidence_of(32, 4e-3, 1, [0.1, 0.1]),
+    ]
+    means = first_seed_means(pd.concat(trials, ignore_index=True))
+    assert means.to_dict() == {(32, 1e-3): pytest.approx(0.7), (32, 2e-3): pytest.approx(0.5)}
 
 
 def test_of_many_rates_ticks_stand_apart() -> None:

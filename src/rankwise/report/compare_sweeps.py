@@ -37,7 +37,7 @@ class ComparedSweep:
         sure: how sure the recommended rank is, as text.
         table: rows of the decision's table, as in ``decision.json``.
         spread: largest difference in held-out loss between two ranks, each at its own learning
-            rate, first seed; None where a rank diverged.
+            rate, with the first seed trained at it; None where a rank diverged.
         spread_at: the same with all ranks at one learning rate, for each rate they all tried.
     """
 
@@ -132,8 +132,9 @@ def print_sweep_comparison(sweeps: Sequence[ComparedSweep], console: Console | N
     console.print(table)
     print_lines(
         console,
-        "Spread: the largest difference in held-out loss between two ranks, first seed. The excess "
-        "of 'all at one rate' over 'own rates' is due to the learning rate, not to the rank.",
+        "Spread: the largest difference in held-out loss between two ranks, each with the first "
+        "seed trained at the rate. The excess of 'all at one rate' over 'own rates' is due to the "
+        "learning rate, not to the rank.",
         wrap=True,
     )
 
@@ -217,18 +218,16 @@ def _spreads(
     evidence: pd.DataFrame, table: Sequence[dict[str, Any]]
 ) -> tuple[float | None, dict[float, float]]:
     """Return the spread of mean losses over ranks: at their own rates, and at each common rate."""
-    losses = figures.first_seed_means(evidence).unstack("learning_rate")  # (ranks, rates)
+    means = figures.first_seed_means(evidence)
+    losses = means.unstack("learning_rate")  # (ranks, rates)
     ranks = {row["rank"] for row in table}
     spread_at: dict[float, float] = {}
     if set(losses.index) == ranks:
         common = losses.dropna(axis="columns")
         spreads = common.max() - common.min()
         spread_at = dict(zip(spreads.index.tolist(), spreads.tolist(), strict=True))
-    own = [
-        losses.loc[row["rank"], row["learning_rate"]]
-        for row in table
-        if row["learning_rate"] is not None and row["rank"] in losses.index
-    ]
+    pairs = [(row["rank"], row["learning_rate"]) for row in table]
+    own = [means[pair] for pair in pairs if pair in means.index]
     spread = float(max(own) - min(own)) if len(own) == len(ranks) else None
     return spread, spread_at
 

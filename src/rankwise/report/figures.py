@@ -194,13 +194,15 @@ def rank_axis(ranks: Sequence[int]) -> dict[str, Any]:
 
 
 def first_seed_means(evidence: pd.DataFrame) -> pd.Series:
-    """Return the mean loss by rank and learning rate, without diverged trials.
+    """Return the mean loss of the first seed trained at each rank and learning rate.
 
-    Only the first seed was trained at all learning rates.
+    Diverged trials are left out. As a rule the first seed is the same everywhere, but `once` tries
+    its learning rates with two seeds in turn.
     """
-    first_seed = evidence["seed"] == evidence["seed"].min()
+    keys = ["rank", "learning_rate"]
+    first_seed = evidence["seed"] == evidence.groupby(keys)["seed"].transform("min")
     finite = evidence[first_seed & ~evidence["diverged"].astype(bool)]
-    return finite.groupby(["rank", "learning_rate"])["loss"].mean()
+    return finite.groupby(keys)["loss"].mean()
 
 
 def check_plot_path(path: Path) -> None:
