@@ -123,6 +123,12 @@ def test_the_child_of_a_killed_sweep_is_ended_later(tmp_path: Path, version: str
     end_leftover(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "null", '"a"', "{}", '{"started": [1]}', "{"])
+def test_a_note_of_a_child_that_says_nothing_usable(tmp_path: Path, text: str) -> None:
+    (tmp_path / PID_FILE).write_text(text)
+    end_leftover(tmp_path)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_termination_is_an_exception_inside_the_block(number: signal.Signals, code: int) -> None:
     before = signal.signal(number, signal.SIG_DFL)

@@ -122,8 +122,8 @@ def end_leftover(place: Path) -> None:
         is_same = abs(process.create_time() - started) < SAME_START
     except psutil.NoSuchProcess:
         is_same = False
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, psutil.Error):
+        return  # what was noted is not readable, or is no mapping
     end_processes(process.pid if is_same else None, mark)
 
 
