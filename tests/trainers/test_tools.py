@@ -151,7 +151,8 @@ def test_a_tool_needs_data_or_a_metric(tmp_path: Path) -> None:
     ("name", "evaluation"),
     [
         ("axolotl", {"val_set_size": 0.1}),
-        ("llama-factory", {"eval_dataset": "held_out"}),
+        ("llama-factory", {"eval_strategy": "epoch", "eval_dataset": "held_out"}),
+        ("llama-factory", {"eval_strategy": "steps", "val_size": 0.1}),
         ("trl", {"eval_strategy": "steps"}),
     ],
 )
@@ -163,6 +164,36 @@ def test_a_metric_needs_an_evaluation(
     check_metric(command, "train_loss")
     with pytest.raises(RequestError, match=f"my.yml has no evaluation.*{next(iter(evaluation))}"):
         check_metric(command, "eval_loss")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("llama-factory", {"val_size": 0.1}, "eval_strategy and val_size or eval_dataset"),
+        ("llama-factory", {"eval_strategy": "steps"}, "eval_strategy and val_size or eval_dataset"),
+        ("llama-factory", {"eval_strategy": False, "val_size": 0.1}, "eval_strategy"),
+        ("trl", {"do_eval": True}, "eval_strategy there"),
+    ],
+)
+def test_settings_that_do_not_evaluate_during_training(
+    tmp_path: Path, name: str, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RequestError, match=f"no evaluation during training; set {words}"):
+        check_metric(parse(name, tmp_path, **settings), "eval_loss")
+
+
+def test_do_eval_alone_leaves_the_trainer_without_evaluations(tmp_path: Path) -> None:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import DefaultFlowCallback
+
+    def evaluates(**settings: Any) -> bool:
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+        flow, state = DefaultFlowCallback(), TrainerState(epoch=1.0, global_step=4, eval_steps=2)
+        step = flow.on_step_end(args, state, TrainerControl()).should_evaluate
+        return step or flow.on_epoch_end(args, state, TrainerControl()).should_evaluate
+
+    assert not evaluates(do_eval=True)
+    assert evaluates(eval_strategy="epoch") and evaluates(eval_strategy="steps", eval_steps=2)
 
 
 def test_data_that_a_tool_would_not_read_as_json_lines(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Tool:
         base: its name of the base model.
         needed: settings with the values that a sweep needs.
         refused: settings that contradict a sweep, each with the reason.
-        evaluates: settings any of which makes it evaluate while it trains.
+        evaluates: groups of settings; with one of each group it evaluates while it trains.
     """
 
     words: tuple[str, ...]
@@ -37,7 +37,7 @@ class Tool:
     base: str
     needed: Mapping[str, tuple[object, ...]]
     refused: Mapping[str, str]
-    evaluates: tuple[str, ...]
+    evaluates: tuple[tuple[str, ...], ...]
 
 
 SHARED_KEYS = {
@@ -55,7 +55,7 @@ TRL = Tool(
     base="model_name_or_path",
     needed={"use_peft": (True,)},
     refused={"push_to_hub": PUSHES, "resume_from_checkpoint": CONTINUES},
-    evaluates=("eval_strategy", "do_eval"),
+    evaluates=(("eval_strategy",),),  # do_eval does nothing while the Trainer trains
 )
 TOOLS = {
     "axolotl": Tool(
@@ -72,7 +72,7 @@ TOOLS = {
             "relora": "would merge adapters into the base while it trains",
             "lora_rank_pattern": "would give layers ranks of their own",
         },
-        evaluates=("val_set_size", "test_datasets"),
+        evaluates=(("val_set_size", "test_datasets"),),
     ),
     "llama-factory": Tool(
         words=("llamafactory-cli", "train"),
@@ -85,7 +85,7 @@ TOOLS = {
             "resume_from_checkpoint": CONTINUES,
             "export_dir": MERGES,
         },
-        evaluates=("val_size", "eval_dataset"),
+        evaluates=(("eval_strategy",), ("val_size", "eval_dataset")),
     ),
 }
 JSON_LINES = (".jsonl", ".json")  # how the names of files end that a tool reads as JSON
@@ -240,12 +240,13 @@ def check_metric(command: ToolCommand, metric: str) -> None:
     Raises:
         RequestError: it names the settings.
     """
-    values, keys = command.file.values, command.tool.evaluates
-    asked = [values.get(key) for key in keys]
-    if metric.startswith("eval") and not any(value and value != "no" for value in asked):
+    values, groups = command.file.values, command.tool.evaluates
+    asked = [any((values.get(key) or "no") != "no" for key in keys) for keys in groups]
+    if metric.startswith("eval") and not all(asked):
         raise RequestError(
-            f"metric {metric!r}: {command.file.path.name} has no evaluation; set "
-            f"{' or '.join(keys)} there, or give --data, on which rankwise scores the adapters"
+            f"metric {metric!r}: {command.file.path.name} has no evaluation during training; set "
+            f"{' and '.join(map(' or '.join, groups))} there, or give --data, on which rankwise "
+            "scores the adapters"
         )
 
 
