@@ -31,6 +31,28 @@ def test_bars_of_evaluations_do_not_count() -> None:
     assert progress.share("\r 90%|######### | 9/10") is None
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "Step 1/3: tokenizing\n",
+        "step 1/3: tokenizing\nstep 3/3: training\n",
+        "\r 90%|######### | 9/10\r100%|##########| 10/10\n",
+    ],
+)
+def test_steps_before_training_do_not_hide_its_own(before: str) -> None:
+    progress = LogProgress()
+    assert progress.share(before) is not None
+    assert progress.share(f"{before}\r  4%|          | 17/400") == 17 / 400
+    assert progress.share(f"{before}\r  4%|          | 20/400") == 0.05
+    assert progress.share(before) is None
+
+
+def test_a_long_evaluation_inside_training_does_not_count() -> None:
+    progress = LogProgress()
+    assert progress.share("\r 50%|#####     | 50/100\n\n  2%|          | 20/1000") == 0.5
+    assert progress.share("\r 60%|######    | 60/100") == 0.6
+
+
 def test_the_bar_of_tqdm_itself() -> None:
     tqdm = pytest.importorskip("tqdm").tqdm
 

@@ -11,12 +11,14 @@ PROGRESS = re.compile(f"{BAR}|{STEP}", re.IGNORECASE)
 class LogProgress:
     """Follows how far a trial says that it is.
 
-    Bars with names, such as those of loading and tokenising, do not count. Of the others the first
-    one counts, which is that of training: later ones with another end are of evaluations.
+    Bars with names, such as those of loading and tokenising, do not count. Of the others the one
+    with the largest end counts, which is that of training. One bar inside another is that of an
+    evaluation, however long it is.
     """
 
     def __init__(self) -> None:
-        self._end: int | None = None
+        self._end = 1
+        self._is_inside_bar = False
 
     def share(self, text: str) -> float | None:
         """Return the share of its steps that a trial has done.
@@ -30,8 +32,8 @@ class LogProgress:
         share = None
         for match in PROGRESS.finditer(text):
             done, end = (int(number) for number in match.groups() if number is not None)
-            if self._end is None and end > 1:
-                self._end = end
-            if end == self._end:
-                share = min(done / end, 1.0)
+            if end == self._end > 1 or (end > self._end and not self._is_inside_bar):
+                self._end, share = end, min(done / end, 1.0)
+                is_bar = match[1] is not None
+                self._is_inside_bar = is_bar and done < end
         return share
