@@ -11,6 +11,7 @@ from rankwise.planning import machine_fit
 from rankwise.planning.config import PlanConfig
 from rankwise.planning.machine_fit import MOST_AT_ONCE, Fit, how_many_fit
 from rankwise.planning.memory.devices import CPU, find_device
+from rankwise.planning.memory.setup import training_model
 from rankwise.planning.pack_fit import FusedRequest
 from rankwise.planning.planner import Planner
 from rankwise.planning.prepare import prepare
@@ -66,6 +67,26 @@ def test_the_reference_engine_needs_less_for_parts_of_a_batch(tmp_path: Path) ->
     assert fit(2 * 200 + 199).needed[64] == room
     with pytest.raises(RequestError, match="4 x 200 tokens, and cpu has"):
         fit(None)
+
+
+def test_a_shorter_length_is_planned_with_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    def counted(*arguments: Any) -> Any:
+        built.append(arguments)
+        return training_model(*arguments)
+
+    monkeypatch.setattr("rankwise.planning.planner.training_model", counted)
+    training = replace(_training(tmp_path), ranks=(4,))
+    whole = planner(training).memory(4).needed
+    shorter = replace(training, seq_len=training.seq_len // 2)
+    expected = planner(shorter).memory(4).needed
+    assert expected < whole
+    built.clear()
+    fit = how_many_fit(training, lambda: shorter.seq_len, machine=(CPU, whole - 1))
+    assert (fit.needed, fit.length, len(built)) == ({4: expected}, shorter.seq_len, 1)
 
 
 def test_what_the_fused_engine_does_not_take_trains_one_by_one(tmp_path: Path) -> None:

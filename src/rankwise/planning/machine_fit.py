@@ -159,14 +159,18 @@ def _fit_reference(
 ) -> Fit:
     """Return the fit of PEFT's step, which trains one trial at a time."""
     config = prepared.config
+    # Of whole batches and of parts of them; the lengths share a planner's kernels and traces.
+    planners = {
+        is_split: Planner(prepared.skeleton, config, machine.device, accumulates=is_split)
+        for is_split in (False, True)
+    }
 
     def needed(length: int) -> dict[int, int]:
         examples = config.batch_size
         if micro_batch_tokens is not None:
             examples = max(1, min(examples, micro_batch_tokens // length))
-        part = replace(config, batch_size=examples, seq_len=length)
-        is_split = examples < config.batch_size
-        planner = Planner(prepared.skeleton, part, machine.device, accumulates=is_split)
+        planner = planners[examples < config.batch_size]
+        planner = planner.changed(batch_size=examples, seq_len=length)
         steps = planner.by_rank(config.ranks)
         return {rank: memory.needed for rank, memory in steps.items()}
 
