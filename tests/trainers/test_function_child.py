@@ -1,5 +1,6 @@
 """A function in a child process: judged as in this process, and ended as a command is."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -92,6 +93,16 @@ def test_a_function_of_the_script_that_runs(tmp_path: Path, has_guard: bool) -> 
         place = tmp_path / f"out/trials/r{rank}-lr0.001-seed0"
         assert read_trial(place).eval_loss == 1 / rank
         assert (place / "log.txt").read_text() == "in the script\n"
+
+
+def test_the_user_s_process_may_still_choose_how_it_starts_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    check_child(functions.path)
+    assert run(functions.path, tmp_path).failed is None
+    assert multiprocessing.get_start_method(allow_none=True) is None
+    multiprocessing.set_start_method("spawn")  # raises once it is chosen
 
 
 def test_functions_that_no_other_process_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ The function and its trial go there as a pickle, and the modules are found there
 `multiprocessing` finds them in a process that it spawns.
 """
 
+import multiprocessing
 import os
 import pickle
 import sys
@@ -73,8 +74,13 @@ def check_child(function: TrainFunction) -> None:
 
 def _preparation() -> dict[str, Any]:
     """Return what a new process needs to find the modules of this one."""
+    start_method = multiprocessing.get_start_method(allow_none=True)
     prepared = dict(spawn.get_preparation_data("trial"))
     del prepared["authkey"]  # of a pipe, and there is none
+    if start_method is None:
+        # It was chosen by the call above, and is still the user's to choose, there too.
+        multiprocessing.set_start_method(None, force=True)
+        del prepared["start_method"]
     return prepared
 
 
