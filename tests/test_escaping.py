@@ -3,6 +3,9 @@
 import ast
 import io
 import random
+import re
+import subprocess
+import sys
 import unicodedata
 from html.parser import HTMLParser
 
@@ -10,12 +13,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from rankwise import escaping
 from rankwise.report.style import new_table, page_template, print_lines
 from tests.hostile_names import HOSTILE
 
+ECHO = "import sys; print(ascii(sys.argv[1:]))"
 CHARACTERS = [*map(chr, range(0x3000)), *"\ufeff\ufffe\uffff\U000e0001\U0001f600\ud800"]
 
 
@@ -179,6 +184,28 @@ def test_a_page_shows_the_text_and_has_no_tag_of_it() -> None:
         reader.close()
         assert reader.tags == ["p"]
         assert reader.text == escaping.terminal(text, keep="\n")
+
+
+def test_a_label_of_plotly_has_only_entities_that_plotly_knows() -> None:
+    """Its own file decodes them with a pattern and a table of names."""
+    script = get_plotlyjs()
+    pattern = r"/&(#\d+|#x[\da-fA-F]+|[a-z]+);/g"
+    table = script[script.index(pattern) - 200 : script.index(pattern)].rpartition("{")[2]
+    names = re.findall(r"(\w+):\"", table)
+    assert {"amp", "lt", "gt"} <= set(names)
+    for text in TEXTS:
+        label = escaping.page(text)
+        assert set(re.findall("&([a-z]+);", label)) <= set(names)
+
+
+def test_a_command_is_one_line_that_runs_as_it_is() -> None:
+    words = [text for text in TEXTS if "\0" not in text and "\ud800" not in text]
+    words += ["a\nb", "it's\n\\n $HOME", "\udcff\n", "\x01f"]
+    line = escaping.shell([sys.executable, "-c", ECHO, *words])
+    assert_shown(line, "")
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True)
+    assert ast.literal_eval(done.stdout.decode()) == words
+    assert escaping.shell(["python", "a b", "a\nb"]) == r"python 'a b' $'a\nb'"
 
 
 def test_a_template_of_a_page_escapes_what_it_shows() -> None:

@@ -7,6 +7,7 @@ read. Each function here returns text that its medium shows as that text, and as
 
 import html
 import re
+import shlex
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -55,6 +56,30 @@ def _visible(char: str) -> str:
     if (category[0] != "C" and category not in ("Zl", "Zp")) or char in JOINERS:
         return char
     return char.encode("unicode_escape").decode("ascii")
+
+
+def shell(words: Iterable[str]) -> str:
+    r"""Return a command for bash or zsh on one line, which runs as it is where it is copied.
+
+    A word with characters that a terminal would not show is written as ``$'a\nb'``.
+    """
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    if terminal(word) == word:
+        return shlex.quote(word)
+    quoted = word.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{''.join(map(_shell_char, quoted))}'"
+
+
+def _shell_char(char: str) -> str:
+    seen = _visible(char)
+    if seen == char or char in "\t\n\r":
+        return seen
+    # The shell reads \x as a byte, and Python keeps bytes that are no text as lone surrogates.
+    errors = "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in char.encode(errors=errors))
 
 
 def message(text: object) -> str:
@@ -158,5 +183,8 @@ def without_directories(text: str) -> str:
 
 
 def page(text: object) -> str:
-    """Return text for an HTML page, and for a label of plotly, which reads tags as well."""
-    return html.escape(terminal(text, keep="\n"))
+    """Return text for an HTML page, and for a label of plotly, which reads tags as well.
+
+    Plotly knows eight entities by name, among them none of a quotation mark.
+    """
+    return html.escape(terminal(text, keep="\n")).replace("&quot;", "&#34;")

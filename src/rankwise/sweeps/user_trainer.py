@@ -1,12 +1,12 @@
 """A sweep by the user's own trainer: its engine, the data for it, and what to say about it."""
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.errors import RequestError, shown
+from rankwise.escaping import shell
 from rankwise.store.directory import SweepStore
 from rankwise.sweeps.config import SweepConfig
 from rankwise.sweeps.extension import Extension
@@ -152,7 +152,7 @@ def make_launch(config: SweepConfig, out: Path) -> "Launch":
 def first_commands(config: SweepConfig, out: Path, trials: Sequence["Trial"]) -> tuple[str, ...]:
     """Return the command lines of trials, as they can be pasted into a shell."""
     launch = make_launch(config, out)
-    return tuple(shlex.join(launch.words(trial)) for trial in trials)
+    return tuple(shell(launch.words(trial)) for trial in trials)
 
 
 def write_train_data(config: SweepConfig, task: Task, path: Path) -> None:
