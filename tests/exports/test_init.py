@@ -328,6 +328,7 @@ CHANGED = {  # files that these tools cannot read as they are
     ("sharegpt, several names", True): {"llama_factory.yaml"},
     ("two pairs of keys", True): {"axolotl.yaml", "llama_factory.yaml"},
     ("messages as text", True): {"llama_factory.yaml"},
+    ("messages with a system message and tools", True): {"llama_factory.yaml"},
     ("messages with weights", True): {"axolotl.yaml", "llama_factory.yaml"},
     ("prompts and completions of messages", True): {"axolotl.yaml", "llama_factory.yaml"},
     ("alpaca", True): {"axolotl.yaml"},
