@@ -18,10 +18,10 @@ from rankwise.strategies.trial_keys import (
 
 
 class Grid(Strategy):
-    """Trains every rank with every seed, at the learning rate that the first seed found."""
+    """Trains every rank with every seed, at the learning rate that the search found."""
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
-        """Return the first seed's trials until the rates are found, then the other seeds'."""
+        """Return the search's trials until the rates are found, then all seeds at those rates."""
         search = self.rates.propose(self.ranks, evidence)
         if first := self.missing_trials(search, evidence):
             return first

@@ -1,8 +1,8 @@
-"""The search for each rank's learning rate, made with the first seed of every strategy.
+"""The search for each rank's learning rate, made with the first seed and in part with the second.
 
-`GivenRates` tries the user's rates at every rank. `SearchedRates` brackets the best rate of one
-middle rank, asks the second seed where a lower rate is nearly as good, and carries the rate to the
-other ranks by the law of `rankwise.lora.alpha.carried_rate`.
+`GivenRates` tries the user's rates at every rank, with the first seed. `SearchedRates` brackets the
+best rate of one middle rank, asks the second seed where a lower rate is nearly as good, and carries
+the rate to the other ranks by the law of `rankwise.lora.alpha.carried_rate`.
 docs/learning-rate.md has the measurements behind it.
 """
 
@@ -27,7 +27,7 @@ LEAST_LAWFUL_RANK = 4  # smaller ranks often want a lower rate than the law give
 
 
 class RateSearch(ABC):
-    """Chooses the learning rates that the first seed tries.
+    """Chooses the learning rates to try, each with the first seed, the second or both.
 
     Each method returns all trials that its search wants by now, complete ones included. Once all
     of them are complete, the search has ended.
@@ -169,8 +169,9 @@ class SearchedRates(RateSearch):
         """Return trials at the first rate and the next higher, and at further ones while that pays.
 
         An adapter to keep needs no rate that suits other seeds and ranks, so the better of two is
-        enough where the higher rate is not better by more than the margin. With two seeds the rates
-        take turns at them. If nothing learns, the whole search follows.
+        enough where the higher rate is not better by more than the margin and by more than two
+        standard errors. With two seeds the rates take turns at them. If nothing learns, or seeds
+        diverged at all rates tried, the whole search follows.
         """
         steps = [0, 1]
         while True:

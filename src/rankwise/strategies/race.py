@@ -34,7 +34,7 @@ class Race(Strategy):
         return max(1, settings.seeds - FIRST_LOOK + 1)
 
     def propose(self, evidence: pd.DataFrame) -> list[Trial]:
-        """Return the first seed's trials until the rates are found, then the next seed's."""
+        """Return the search's trials until the rates are found, then one seed after another."""
         return self._replay(evidence)[1]
 
     def expected_trials(self, evidence: pd.DataFrame) -> int:

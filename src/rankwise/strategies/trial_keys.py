@@ -48,7 +48,7 @@ def rank_evidence(evidence: pd.DataFrame, rank: int) -> pd.DataFrame:
 
 
 def first_seed(evidence: pd.DataFrame) -> pd.DataFrame:
-    """Return the evidence of the first seed, with which learning rates are tried."""
+    """Return the evidence of the first seed, with which most learning rates are tried."""
     return evidence[evidence["seed"] == 0]
 
 

@@ -4,6 +4,11 @@ The trial has twice the steps of the sweep, at the recommended rank and its lear
 where the sweep trained no adapter of its largest rank, and does not rule out that more rank gains,
 it is one of the largest rank, at the learning rate that the law gives it (`carried_rate`). It lies
 in ``diagnosis/``, apart from the trials that are compared.
+
+It has the last seed trained at that rate. A seed that chose the rate has a loss that is a little
+too low, so the further trial seems to gain a little less than it does. Only the first two seeds
+choose rates, so the third and later ones are free of this. With fewer the last seed may have
+chosen: with two it has in `once`, and at the rank of the search where both were asked.
 """
 
 from collections.abc import Sequence
@@ -76,11 +81,10 @@ def plan_further_trial(
     rank = findings.rule.trained_at or findings.recommended
     rate = next(one.learning_rate for one in findings.results if one.rank == rank)
     trained = [one for one in trials if one.truncated_from is None and one.starts_from is None]
-    # The first seed chose the rates, so its loss is a little too low; the last did not.
     at_rank = [one for one in trained if (one.rank, one.learning_rate) == (rank, rate)]
     if not at_rank:
         return None
-    base = max(at_rank, key=lambda one: one.seed)
+    base = max(at_rank, key=lambda one: one.seed)  # the likeliest not to have chosen the rate
     policy = parse_alpha_policy(lora_alpha)
     rank_is_open = findings.needs[0].state in ("open", "not known")
     if rank_is_open and largest > rank and all(one.rank != largest for one in trained):
