@@ -271,12 +271,13 @@ def read_finished_sweep(directory: Path) -> tuple[SweepRecord, dict[str, Any]]:
     Raises:
         RequestError: there is no finished sweep in the directory.
     """
-    sweep = read_sweep(directory)
-    # A running sweep may take its decision away at any moment, to put a new one there.
-    decision = None if sweep is None else _read_derived(directory, "decision.json")
-    if sweep is None or decision is None:
-        missing = "sweep.json" if sweep is None else "decision.json"
-        raise RequestError(f"{str(directory)!r} holds no finished sweep: it has no {missing}")
+    missing = f"{str(directory)!r} holds no finished sweep: it has no "
+    for name in ("sweep.json", "decision.json"):
+        if not (directory / name).exists():
+            raise RequestError(missing + name)
+    sweep, decision = read_sweep(directory), _read_derived(directory, "decision.json")
+    if sweep is None or decision is None:  # the end of a running sweep has just taken it away
+        raise RequestError(missing + ("sweep.json" if sweep is None else "decision.json"))
     return sweep, decision
 
 
