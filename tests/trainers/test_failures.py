@@ -41,3 +41,13 @@ def test_a_long_reason_leaves_room_for_the_path(tmp_path: Path) -> None:
     message = str(failures.stop(["r4"], "r8", log))
     assert f"...; see {log}; once" in message
     assert "exit code 1: word" in message
+
+
+@pytest.mark.parametrize("length", [100, 120, 150])
+def test_a_long_path_stays_whole(length: int) -> None:
+    failures = Failures({}, lambda name: None, lambda text: None)
+    failures.add("r8-lr0.002-seed0", "its command ended with exit code 1: " + "word " * 100)
+    log = Path(f"/{length * 'x'}/log.txt")
+    message = str(failures.stop(["r4-lr0.002-seed0"], "r8-lr0.002-seed0", log))
+    assert f"see {log}" in message
+    assert "its command ended with exit code 1: word" in message

@@ -52,13 +52,16 @@ class Failures:
         for other in others:
             self.take_back(other)
         start = f"trials {others[0]} and {name} failed alike, so the sweep stops: "
-        end = f"; see {kept}; once that is mended, the same command runs both again"
+        end, remedy = f"; see {kept}", "; once that is mended, the same command runs both again"
         # A longer message would lose directories of the path, which is there to be opened.
-        room = max(SHORTEST_REASON, LONGEST_MESSAGE - len(start) - len(end))
+        room = LONGEST_MESSAGE - len(start) - len(end)
+        if room < SHORTEST_REASON + len(remedy):
+            remedy = ""
+        room = max(SHORTEST_REASON, room - len(remedy))
         reason = self.known[name]
         if len(reason) > room:
             reason = f"{reason[: room - 3]}..."
-        return RankwiseError(start + reason + end)
+        return RankwiseError(start + reason + end + remedy)
 
 
 STOPPED = re.compile(
