@@ -70,7 +70,10 @@ def main() -> None:
         inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         (given.out / "pids").write_text(f"{os.getpid()} {inner.pid}")
         time.sleep(60)
-    if do == "steps":
+    if do == "phases":
+        print("Step 3/4: reading", flush=True)
+        time.sleep(0.5)
+    if do in ("steps", "phases"):
         sys.stderr.write("\r 25%|==   | 3/12 [00:01<00:03]")
         time.sleep(0.5)
     if do == "remove":

@@ -42,6 +42,13 @@ def test_a_first_trial_s_log_tells_how_far_it_is(tmp_path: Path) -> None:
     assert trainer.progress.shares == pytest.approx([0.25, 0.75])
 
 
+def test_steps_before_those_of_training_are_taken_back(tmp_path: Path) -> None:
+    trainer = engine(tmp_path, "--do phases")
+    list(trainer.train([trial(4)]))
+    assert isinstance(trainer.progress, Watcher)
+    assert trainer.progress.shares == pytest.approx([0.75, -0.5, 0.75])
+
+
 def test_several_trials_run_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     trainer = engine(tmp_path, "--do sleep --only 9", at_once=2, timeout=1.5)

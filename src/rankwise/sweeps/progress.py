@@ -16,7 +16,10 @@ class Progress(Protocol):
         """Receive the number of complete trials and the number expected in the whole sweep."""
 
     def work(self, share: float) -> None:
-        """Receive the share of a trial that has been done since the last call."""
+        """Receive the share of a trial that has been done since the last call.
+
+        It is negative where a trainer's trial turns out to be less far than it seemed.
+        """
 
     def log(self, trial: str, lines: Sequence[str]) -> None:
         """Receive the last lines that a trial printed; none once it has ended."""

@@ -277,7 +277,7 @@ class TrainerEngine:
             self._report(running, min(MOST_DONE, share))
 
     def _report(self, running: RunningTrial, done: float) -> None:
-        if done > running.reported:
+        if done != running.reported:  # less where its log told of other steps before
             self.progress.work(done - running.reported)
             running.reported = done
 
