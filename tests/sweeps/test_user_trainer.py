@@ -1,5 +1,6 @@
 """Sweeps by a user's trainer, over a tiny language model; the trainer is a script without torch."""
 
+import io
 import json
 import os
 import shlex
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import rankwise
 from rankwise import RankwiseError, RequestError, SweepConfig
+from rankwise.report.style import print_lines
 from rankwise.store.records import read_evidence
 from rankwise.sweeps.config import make_config
 from rankwise.sweeps.dry_run import dry_run
@@ -133,6 +136,18 @@ def test_a_dry_run_prints_the_commands(inputs: dict[str, Any], tmp_path: Path) -
     assert (planned.seconds, planned.ranks[0].train_seconds) == (None, None)
     json.loads(planned.as_json())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_with_a_line_break_is_printed_as_a_line_that_runs(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = f"{inputs['trainer']} 'two\nlines'"
+    planned = dry_run(SweepConfig(**{**inputs, "trainer": trainer}, out=tmp_path / "out"))
+    out = io.StringIO()
+    print_lines(Console(file=out), *planned.commands)
+    line = out.getvalue().splitlines()[0]
+    done = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, text=True)
+    assert done.stdout.endswith("two\nlines")
 
 
 @pytest.mark.parametrize(
