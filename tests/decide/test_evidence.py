@@ -161,6 +161,16 @@ class TestBestLearningRate:
         assert best_learning_rate(self.rates({1e-3: [0.6, 0.7], 2e-3: [np.nan]})) == 1e-3
         assert best_learning_rate(self.rates({2e-3: [np.nan]})) is None
 
+    def test_no_higher_rate_that_a_diverged_seed_did_not_try(self) -> None:
+        """The second seed diverges at 2e-3; 4e-3 is the best of the first."""
+        losses = {1e-3: [0.6, 0.7], 2e-3: [0.5, 0.6], 4e-3: [0.3, 0.4]}
+        tried = self.rates(losses, {2e-3: [0, 1]})
+        tried["diverged"] = tried["seed"] == 1
+        assert best_learning_rate(tried) == 1e-3
+        assert best_learning_rate(tried[tried["learning_rate"] > 1e-3]) == 4e-3  # no other is left
+        fine = self.rates({4e-3: [0.3, 0.4]}, {4e-3: [1]})
+        assert best_learning_rate(pd.concat([tried, fine], ignore_index=True)) == 4e-3
+
     def test_aggregates_without_a_common_seed_are_judged_by_their_means(self) -> None:
         assert (
             best_learning_rate(self.rates({1e-4: [0.9], 1e-3: [0.5]}, {1e-4: [0], 1e-3: [1]}))

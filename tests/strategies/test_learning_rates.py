@@ -15,7 +15,7 @@ from rankwise.strategies.learning_rates import GivenRates, SearchedRates, make_r
 from rankwise.strategies.trial_keys import TrialKey
 from tests.factories import NO_EVIDENCE
 from tests.strategies.simulation import decide_on
-from tests.strategies.test_grid import RANKS, Loss, grid, run_grid, valley
+from tests.strategies.test_grid import RANKS, Loss, grid, run_grid, trials_of, valley
 
 LADDER = (4, 8, 16, 32, 64)
 
@@ -137,6 +137,34 @@ def test_the_second_seed_is_asked_where_a_lower_rate_is_nearly_as_good(
     more = run_grid(grid(seeds=3), loss, start=whole)
     assert rates_of(more, 16, seed=2) == [expected]
     assert decide_on(more).table[2].learning_rate == expected
+
+
+@pytest.mark.parametrize(("cliff", "expected"), [(4e-4, 2.5e-4), (2e-4, 1.25e-4), (1e-4, 6.25e-5)])
+def test_below_a_rate_at_which_the_second_seed_diverges_a_lower_one_is_taken(
+    cliff: float, expected: float
+) -> None:
+    """With the first seed 5e-4 is best at rank 16, and 1e-3 better than the lower rates."""
+
+    def loss(rank: int, rate: float, seed: int) -> float:
+        at_16 = rate * math.sqrt(rank / 16)
+        if seed == 1 and at_16 > cliff:
+            return math.nan
+        return 0.5 + (0.005 if at_16 > 7e-4 else 0.01 * abs(math.log2(at_16 / 5e-4)))
+
+    evidence = run_grid(grid(), loss)
+    assert chosen(evidence, 16) == expected
+    assert max(rates_of(evidence, 16, seed=1)) == 5e-4
+    assert chosen(evidence, 32) == pytest.approx(expected / math.sqrt(2), rel=1e-2)
+    resumed = run_grid(grid(), loss, start=run_grid(grid(), loss, stop_after=6))
+    assert trials_of(resumed) == trials_of(evidence)
+
+
+def test_the_search_ends_if_the_second_seed_always_diverges() -> None:
+    """The first seed alone cannot tell, and no rate is left."""
+    strategy = grid(ranks=(16,))
+    evidence = run_grid(strategy, lambda rank, rate, seed: math.nan if seed else 0.5 + rate)
+    assert len(rates_of(evidence, 16)) == 8
+    assert evidence[evidence["seed"] == 1]["diverged"].all()
 
 
 def test_a_lower_rate_replaces_one_that_diverges() -> None:

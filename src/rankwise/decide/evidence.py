@@ -130,7 +130,9 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     The best rate is found on the seeds that every rate was tried with, and every other rate is
     compared with it on the seeds that both have, so that more seeds do not make a rate look better
     or worse. Rates without a common seed, as `once` tries them, are compared as they are: their
-    difference then also has that of the seeds. A rate with a diverged trial is excluded.
+    difference then also has that of the seeds. A rate with a diverged trial is excluded. So is a
+    higher one that the diverged seed did not try, unless no other is left: it lies beyond a rate at
+    which training was seen to fail.
 
     Args:
         evidence: rows of one rank, with ``learning_rate``, ``seed``, ``example_id``, the cost and
@@ -145,6 +147,8 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     """
     diverged = evidence.loc[evidence["diverged"], "learning_rate"].unique()
     usable = rows_where(evidence, ~evidence["learning_rate"].isin(diverged))
+    if len(diverged) and (beyond := _rates_beyond(evidence)) < set(usable["learning_rate"]):
+        usable = rows_where(usable, ~usable["learning_rate"].isin(beyond))
     rates = sorted(float(rate) for rate in usable["learning_rate"].unique())
     if len(rates) < 2:
         return rates[0] if rates else None
@@ -158,6 +162,18 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     near = [_is_near(usable, rate, best, unit, cost) for rate in rates]
     seed_counts = seeds_by_rate.map(len).to_numpy()  # (L,)
     return rates[int((np.array(near) * seed_counts).argmax())]
+
+
+def _rates_beyond(evidence: pd.DataFrame) -> set[float]:
+    """Return usable rates above one at which a seed diverged that did not try them."""
+    lowest = evidence[evidence["diverged"]].groupby("seed")["learning_rate"].min()
+    beyond = set()
+    for rate in evidence["learning_rate"].unique():
+        trials = evidence[evidence["learning_rate"] == rate]
+        untried = lowest[~lowest.index.isin(trials["seed"])]
+        if not trials["diverged"].any() and (untried < rate).any():
+            beyond.add(float(rate))
+    return beyond
 
 
 def _is_near(evidence: pd.DataFrame, rate: float, best: float, unit: str, cost: str) -> bool:

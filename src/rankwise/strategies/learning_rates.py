@@ -96,10 +96,11 @@ class SearchedRates(RateSearch):
 
     The middle rank's rate is bracketed: the search goes on until the best step lies between two
     worse ones. If the next lower step is within the margin of the best, both are trained with the
-    second seed too, because the best step of one seed often lies at a cliff for another. Another
-    rank takes the same step, or the first lower one that does not diverge. Its neighbouring steps
-    are tried where the law may fail: below rank 4, at a rank that learns nothing, and at the first
-    or the last rank if its loss is off the trend of the others.
+    second seed too, because the best step of one seed often lies at a cliff for another. Where it
+    diverges, no higher step is taken that it did not try, and a lower one is added if none is left.
+    Another rank takes the same step, or the first lower one that does not diverge. Its neighbouring
+    steps are tried where the law may fail: below rank 4, at a rank that learns nothing, and at the
+    first or the last rank if its loss is off the trend of the others.
 
     Args:
         first_rates: gives the rate of a rank to try first.
@@ -125,6 +126,8 @@ class SearchedRates(RateSearch):
         if best is None or trial_keys.missing_keys(wanted, evidence):
             return wanted
         wanted += self._second_seed(middle, bracket, evidence)
+        bracket = self._with_lower(middle, bracket, evidence)
+        wanted = list(dict.fromkeys([*wanted, *self._keys(middle, bracket)]))
         best = self._best_step(middle, bracket, evidence, self.seeds)
         if best is None or trial_keys.missing_keys(wanted, evidence):
             return wanted
@@ -281,6 +284,17 @@ class SearchedRates(RateSearch):
         if behind > LOSS_MARGIN:
             return []
         return [TrialKey(rank, self._rate(rank, step), 1) for step in (lowest, lowest - 1)]
+
+    def _with_lower(self, rank: int, steps: list[int], evidence: pd.DataFrame) -> list[int]:
+        """Return the steps, and lower ones where the second seed left none below a divergence."""
+        trials = trial_keys.rank_evidence(evidence, rank)
+        lost = trials[trials["diverged"].astype(bool) & (trials["seed"] < self.seeds)]
+        diverged = set(lost["learning_rate"])
+        while (lost["seed"] > 0).any() and self._rate(rank, steps[0]) in diverged:
+            if len(steps) >= MOST_RATES:
+                break
+            steps = [steps[0] - 1, *steps]
+        return steps
 
     def _next_steps(self, rank: int, steps: set[int], evidence: pd.DataFrame) -> set[int]:
         """Return the steps that a bracket needs after those tried."""

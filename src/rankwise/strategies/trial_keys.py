@@ -55,9 +55,8 @@ def first_seed(evidence: pd.DataFrame) -> pd.DataFrame:
 def chosen_rate(evidence: pd.DataFrame, rank: int) -> float | None:
     """Return the rate that the search found for a rank, among those where no seed diverged."""
     trials = rank_evidence(evidence, rank)
-    diverged = trials.loc[trials["diverged"].astype(bool), "learning_rate"].unique()
-    usable = trials[~trials["learning_rate"].isin(diverged)]
-    return best_learning_rate(usable[usable["seed"] < SEARCH_SEEDS])
+    diverged = trials["diverged"].astype(bool)
+    return best_learning_rate(trials[(trials["seed"] < SEARCH_SEEDS) | diverged])
 
 
 def at_chosen_rates(evidence: pd.DataFrame, ranks: Sequence[int], seeds: int) -> pd.DataFrame:
