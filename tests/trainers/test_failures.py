@@ -36,10 +36,10 @@ def test_failures_that_differ_in_numbers_and_paths_are_alike() -> None:
 
 def test_a_long_reason_leaves_room_for_the_path(tmp_path: Path) -> None:
     failures = Failures({}, lambda name: None, lambda text: None)
-    failures.add("r8", "its command ended with exit code 1: " + "word " * 100)
+    failures.add("r8", "its command ended with exit code 1: " + "word " * 100 + "use float32")
     log = tmp_path / "trials/.failed-r8/log.txt"
     message = str(failures.stop(["r4"], "r8", log))
-    assert f"...; see {log}; once" in message
+    assert f"word use float32; see {log}; once" in message
     assert "exit code 1: word" in message
 
 

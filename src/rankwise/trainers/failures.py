@@ -7,7 +7,7 @@ from pathlib import Path
 from rankwise.errors import RankwiseError
 from rankwise.escaping import LONGEST_MESSAGE
 
-SHORTEST_REASON = 50  # characters
+SHORTEST_REASON, START = 50, 40  # characters of a reason, and of its start if it is cut
 
 
 class Failures:
@@ -60,7 +60,8 @@ class Failures:
         room = max(SHORTEST_REASON, room - len(remedy))
         reason = self.known[name]
         if len(reason) > room:
-            reason = f"{reason[: room - 3]}..."
+            # How the trial ended is at the start, and what to do about it at the end.
+            reason = f"{reason[:START]} ... {reason[START + len(' ... ') - room :]}"
         return RankwiseError(start + reason + end + remedy)
 
 
