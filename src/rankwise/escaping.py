@@ -26,7 +26,7 @@ PATHS = re.compile(
     rf"(?P<quote>['\"]){START}[^'\"]*?(?P<quoted>[^'\"/\\]+)[/\\]?(?=['\"])"
     rf"|{START}(?:[^\s'\"`/\\]+[/\\])+?(?P<plain>[^\s'\"`/\\]+)[/\\]?(?![^\s'\"`])"
 )
-DIRECTORIES = rf"(?:{START}|(?<=\.\.\.)/)(?:[^\s'\"`/\\]+[/\\])+"
+DIRECTORIES = rf"(?:{START}|\.\.\./)(?:[^\s'\"`/\\]+[/\\])+"
 SHORTER_PATHS = (  # two parts of a path are left, or its last one
     re.compile(rf"{DIRECTORIES}(?=[^\s'\"`/\\]+[/\\][^\s'\"`/\\]+)"),
     re.compile(rf"{DIRECTORIES}(?=[^\s'\"`/\\]+)"),

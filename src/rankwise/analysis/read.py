@@ -22,6 +22,7 @@ from rankwise.decide.evidence import HEALED, ChanceLoss, as_numbers, check_colum
 from rankwise.decide.metrics import snake
 from rankwise.decide.wording import PLAIN, Wording
 from rankwise.errors import RequestError, nearest, reading, some
+from rankwise.escaping import LONGEST_MESSAGE
 from rankwise.settings import MOST_RANKS
 from rankwise.store.records import TrialRecord
 
@@ -95,7 +96,10 @@ def read_results(paths: Sequence[Path], **options: Any) -> ImportedResults:
         with reading(f"{str(path)!r} cannot be read"):
             read, omissions = _read_path(path, how)
         if not read:
-            raise RequestError(f"{str(path)!r} holds no results: {some(omissions, 3)}")
+            # One run for each reason, and as many as the line has room for.
+            reasons = {text.partition(": ")[2]: text for text in omissions}.values()
+            lines = [f"{str(path)!r} holds no results: {some(reasons, n)}" for n in (3, 2, 1)]
+            raise RequestError(next((e for e in lines if len(e) <= LONGEST_MESSAGE), lines[-1]))
         sources += read
         notes += omissions
     for source in sources:
