@@ -391,7 +391,7 @@ def run_out_of_memory(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ["batches of 8 examples of up to {longest} tokens", "{half} or --gradient-ch"]),
+        ({}, ["batches of 8 examples of up to {longest} tokens", "{half}, --gradient-ch"]),
         (
             {"micro_batch_tokens": 1, "gradient_checkpointing": "on"},
             ["with {longest} tokens at once does not fit", "; add --quantization nf4, or lower"],

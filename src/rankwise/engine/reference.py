@@ -133,7 +133,9 @@ class ReferenceEngine:
             options.insert(0, "--gradient-checkpointing on")
         if size > longest:
             options.insert(0, f"--micro-batch-tokens {max(longest, size // 2)}")
-        changes = f"add {' or '.join(options)}, or lower --max-length or the largest rank"
+        *first, last = options
+        added = f"{', '.join(first)} or {last}" if first else last
+        changes = f"add {added}, or lower --max-length or the largest rank"
         return f"one trial of rank {trial.rank} with {at_once}", changes
 
     def _train_apart(self, trial: Trial, start: Adapter | None) -> FinishedTrial:

@@ -76,7 +76,7 @@ def what_was_needed(error: OutOfMemory, device: torch.device) -> str:
         more = f"{plain_bytes(int(number)) if unit == 'bytes' else f'{number} {unit}'} more"
     if "CPUAllocator" in message:
         free = plain_bytes(free_memory(torch.device("cpu")))
-        return f"it needed {more}, and {free} of main memory are free without it"
+        return f"it needed {more}, and {free} are free"
     if device.type != "cuda":
         return f"it needed {more}"
     peak = torch.cuda.max_memory_allocated(device)
