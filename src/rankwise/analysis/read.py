@@ -1,5 +1,6 @@
 """Read results of others, from one or more sources, into one checked table of evidence."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,8 +97,10 @@ def read_results(paths: Sequence[Path], **options: Any) -> ImportedResults:
         with reading(f"{str(path)!r} cannot be read"):
             read, omissions = _read_path(path, how)
         if not read:
-            # One run for each reason, and as many as the line has room for.
-            reasons = {text.partition(": ")[2]: text for text in omissions}.values()
+            # One run for each reason, the commonest first, and as many as the line has room for.
+            runs = {text.partition(": ")[2]: text for text in omissions}
+            counts = Counter(text.partition(": ")[2] for text in omissions)
+            reasons = [runs[reason] for reason, _ in counts.most_common()]
             lines = [f"{str(path)!r} holds no results: {some(reasons, n)}" for n in (3, 2, 1)]
             raise RequestError(next((e for e in lines if len(e) <= LONGEST_MESSAGE), lines[-1]))
         sources += read
