@@ -1,5 +1,6 @@
 """Settings of the user's own trainer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -100,14 +101,12 @@ def check_trainer_request(request: Any) -> None:
     Raises:
         RequestError: one line that names the setting and what to do.
     """
-    defaults = {field.name: field.default for field in fields(request)}
-    changed = [name for name in UNHONOURED if getattr(request, name) != defaults[name]]
-    if changed:
-        raise RequestError(
-            f"{some(changed)}: the trainer decides this, not rankwise; leave it out, and set it in "
-            "the trainer's own command",
-            setting=changed[0],
-        )
+    _refuse_changed(
+        request,
+        UNHONOURED,
+        "the trainer decides this, not rankwise; leave it out, and set it in the trainer's own "
+        "command",
+    )
     command = parse_trainer(request.trainer, request.trainer_config, request.data)
     _check_base(command, request)
     if request.data is None:
@@ -135,6 +134,14 @@ def check_trainer_request(request: Any) -> None:
         )
 
 
+def _refuse_changed(request: Any, names: Iterable[str], reason: str) -> None:
+    """Refuse settings of these names that have another value than by default."""
+    defaults = {field.name: field.default for field in fields(request)}
+    changed = [name for name in names if getattr(request, name) != defaults[name]]
+    if changed:
+        raise RequestError(f"{some(changed)}: {reason}", setting=changed[0])
+
+
 def _check_base(command: Trainer, request: Any) -> None:
     """Refuse another base than the one that a tool's file names."""
     if not isinstance(command, ToolCommand):
@@ -156,14 +163,11 @@ def _check_figures(command: Trainer, request: Any) -> None:
     """Refuse a request without data, judged by the trainer's figures, that needs data."""
     from rankwise.decide.metrics import higher_is_better  # it imports numpy
 
-    defaults = {field.name: field.default for field in fields(request)}
-    changed = [name for name in SCORING if getattr(request, name) != defaults[name]]
-    if changed:
-        raise RequestError(
-            f"{some(changed)}: without data rankwise loads no base and scores nothing; leave it "
-            "out, or add --data",
-            setting=changed[0],
-        )
+    _refuse_changed(
+        request,
+        SCORING,
+        "without data rankwise loads no base and scores nothing; leave it out, or add --data",
+    )
     if request.metric is None and isinstance(command, ToolCommand):
         raise RequestError(
             f"trainer {request.trainer!r} needs --data, on which rankwise scores the adapters, or "
