@@ -147,7 +147,7 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     """
     diverged = evidence.loc[evidence["diverged"], "learning_rate"].unique()
     usable = rows_where(evidence, ~evidence["learning_rate"].isin(diverged))
-    if len(diverged) and (beyond := _rates_beyond(evidence)) < set(usable["learning_rate"]):
+    if len(diverged) and (beyond := _rates_beyond(evidence, usable)) < set(usable["learning_rate"]):
         usable = rows_where(usable, ~usable["learning_rate"].isin(beyond))
     rates = sorted(float(rate) for rate in usable["learning_rate"].unique())
     if len(rates) < 2:
@@ -164,16 +164,15 @@ def best_learning_rate(evidence: pd.DataFrame, cost: str = "loss") -> float | No
     return rates[int((np.array(near) * seed_counts).argmax())]
 
 
-def _rates_beyond(evidence: pd.DataFrame) -> set[float]:
+def _rates_beyond(evidence: pd.DataFrame, usable: pd.DataFrame) -> set[float]:
     """Return usable rates above one at which a seed diverged that did not try them."""
     lowest = evidence[evidence["diverged"]].groupby("seed")["learning_rate"].min()
-    beyond = set()
-    for rate in evidence["learning_rate"].unique():
-        trials = evidence[evidence["learning_rate"] == rate]
-        untried = lowest[~lowest.index.isin(trials["seed"])]
-        if not trials["diverged"].any() and (untried < rate).any():
-            beyond.add(float(rate))
-    return beyond
+    tried = usable.groupby("learning_rate")["seed"].unique()
+    return {
+        rate
+        for rate, seeds in zip(tried.index.tolist(), tried, strict=True)
+        if (lowest[~lowest.index.isin(seeds)] < rate).any()
+    }
 
 
 def _is_near(evidence: pd.DataFrame, rate: float, best: float, unit: str, cost: str) -> bool:

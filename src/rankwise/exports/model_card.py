@@ -10,6 +10,7 @@ from rankwise.escaping import front_matter, markdown, markdown_fence, python, wi
 from rankwise.exports.recipe import CAUSAL_LM, Recipe
 from rankwise.formatting import signed, sure
 from rankwise.models.auto import AUTO_CLASSES
+from rankwise.models.files import public_name
 from rankwise.store.durable import write_synced
 from rankwise.store.records import Fingerprints, SweepRecord
 from rankwise.tasks.samples import MINILM_HUB_ID
@@ -79,8 +80,7 @@ def _metadata(decision: Decision, recipe: Recipe, sweep: SweepRecord) -> dict[st
 
 def _hub_base(recipe: Recipe, sweep: SweepRecord) -> str | None:
     """Return the hub id of the base model; None for a directory or a file."""
-    name = MINILM_HUB_ID if sweep.paths.model is None else recipe.model.name
-    return None if Path(name).exists() or Path(name).is_absolute() else name
+    return public_name(MINILM_HUB_ID if sweep.paths.model is None else recipe.model.name)
 
 
 def _rank_table(decision: Decision, score: str) -> tuple[str, list[str]]:

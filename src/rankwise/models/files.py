@@ -46,6 +46,11 @@ def check_model_path(name: str) -> None:
         model_directory(name)
 
 
+def public_name(name: str) -> str | None:
+    """Return a hub id, as a model card names its base; None for a path of this machine."""
+    return None if Path(name).exists() or Path(name).is_absolute() else name
+
+
 def model_directory(name: str) -> Path | None:
     """Return the directory of a model that is not a GGUF file; None for a hub id.
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from rankwise.decide.decision import Interval
 from rankwise.decide.metrics import is_share, value_range
+from rankwise.decide.wording import Wording
 from rankwise.errors import RankwiseError, RequestError
 from rankwise.formatting import UNLIMITED, clip, plain_bytes, seconds, sure
 from rankwise.report.style import BLUE, FONT, GREEN, GREY, ORANGE
@@ -99,7 +100,7 @@ def sure_figure(decision: dict[str, Any], unit: str) -> go.Figure | None:
         colours.append(colour)
         patterns.append(pattern)
     places = list(range(len(rows)))
-    margin = f"{decision['margin']:.3g} {unit.partition(' per ')[0]}"
+    margin = f"{decision['margin']:.3g} {Wording(unit).unit}"
     figure = new_figure(f"How sure that a rank is within {margin} of the best")
     figure.add_bar(
         x=[100 * (one or 0.0) for one in known],

@@ -9,6 +9,7 @@ from pathlib import Path
 from rankwise.errors import RankwiseError
 from rankwise.escaping import front_matter, markdown
 from rankwise.lora.files import companions, write_adapter
+from rankwise.models.files import public_name
 from rankwise.report.shrink_page import write_shrink_page
 from rankwise.shrinking.cuts import Cut
 from rankwise.shrinking.outcome import AdapterDecision, ShrinkResult, vllm_rank
@@ -69,8 +70,7 @@ def _card(result: ShrinkResult, decision: AdapterDecision, cut: Cut) -> str:
     """Return the model card of a truncated adapter."""
     from huggingface_hub import ModelCardData
 
-    place = Path(result.base)
-    base = None if place.exists() or place.is_absolute() else result.base
+    base = public_name(result.base)
     data = ModelCardData(
         base_model=base,
         library_name="peft",
@@ -96,7 +96,7 @@ def _card(result: ShrinkResult, decision: AdapterDecision, cut: Cut) -> str:
         f"{row.difference:+.4f} {result.unit} from that of the adapter it was cut from, at most "
         f"{row.upper:+.4f}; the margin was {result.margin:.3g} at "
         f"{100 * result.confidence:.4g} % confidence.\n",
-        f"- base model: {markdown(base or place.name)}",
+        f"- base model: {markdown(base or Path(result.base).name)}",
         f"- parameters of A and B: {decision.full.params:,} before, {cut.params:,} now",
         f"- vLLM: `--max-lora-rank {vllm_rank(cut.largest_rank)}`",
     ]

@@ -178,17 +178,10 @@ class SearchedRates(RateSearch):
         """
         steps = [0, 1]
         while True:
-            seeds = [step % self.few_seeds for step in steps]
-            wanted = [
-                TrialKey(rank, self._rate(rank, step), seed)
-                for step, seed in zip(steps, seeds, strict=True)
-            ]
+            wanted = [TrialKey(rank, self._rate(rank, s), s % self.few_seeds) for s in steps]
             if trial_keys.missing_keys(wanted, evidence):
                 return wanted
-            losses = [
-                self._losses(rank, step, evidence, seed)
-                for step, seed in zip(steps, seeds, strict=True)
-            ]
+            losses = [self._losses(rank, s, evidence, s % self.few_seeds) for s in steps]
             is_lost = trial_keys.chosen_rate(evidence, rank) is None  # a later seed may diverge
             if is_lost or all(one.empty or self._learns_nothing(one) for one in losses):
                 return [*wanted, *self.propose([rank], evidence)]
@@ -289,10 +282,10 @@ class SearchedRates(RateSearch):
         """Return the steps, and lower ones where the second seed left none below a divergence."""
         trials = trial_keys.rank_evidence(evidence, rank)
         lost = trials[trials["diverged"].astype(bool) & (trials["seed"] < self.seeds)]
+        if (lost["seed"] == 0).all():
+            return steps
         diverged = set(lost["learning_rate"])
-        while (lost["seed"] > 0).any() and self._rate(rank, steps[0]) in diverged:
-            if len(steps) >= MOST_RATES:
-                break
+        while self._rate(rank, steps[0]) in diverged and len(steps) < MOST_RATES:
             steps = [steps[0] - 1, *steps]
         return steps
 

@@ -11,7 +11,6 @@ from rankwise.tasks.dialogues import Dialogue
 from rankwise.tasks.messages import Message
 
 GENERATION = re.compile(r"\{%-?\s*generation\b")  # a template's own mark of assistant tokens
-"""What a template's own code raises on messages that it does not expect, beside Jinja's errors."""
 
 Span = tuple[int, int]
 """First character of a stretch of text, and the one after its last."""
