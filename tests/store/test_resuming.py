@@ -151,3 +151,15 @@ def test_what_an_earlier_version_derived_can_be_read_while_its_sweep_goes_on(
         assert read_finished_sweep(store.directory) == (record, {"rank": 4})
         (note,) = store.notes
         assert "search for learning rates has changed since, so further trials may be" in note
+
+
+def test_an_earlier_sweep_without_a_finished_trial_begins_as_one_of_today(
+    tmp_path: Path, model: Path
+) -> None:
+    record = begin_earlier(tmp_path / "out", model)
+    for trial in (tmp_path / "out" / "trials").iterdir():
+        shutil.rmtree(trial)
+    with SweepStore(tmp_path / "out", record) as store:
+        store.add(finished(), {"epochs": 1})
+        assert read_sweep(store.directory) == record
+        assert len(store.evidence()) == 2

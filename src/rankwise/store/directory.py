@@ -22,7 +22,7 @@ from rankwise.store import records
 from rankwise.store.checkpoints import CheckpointDirectory
 from rankwise.store.conclusion import CONCLUSION, DECISION
 from rankwise.store.costs import token_means
-from rankwise.store.digests import SEAL, SUMS, sealed_bytes, sums_bytes
+from rankwise.store.digests import SEAL, SUMS, json_bytes, sealed_bytes, sums_bytes
 from rankwise.store.durable import (
     PARTIAL,
     cannot_write,
@@ -41,7 +41,6 @@ from rankwise.store.trial_files import (
     adapter_digest,
     check_adapter,
     is_outdated,
-    json_bytes,
     source_of,
     take_over,
 )
@@ -106,9 +105,11 @@ class SweepStore:
                 remove(leftover)
         self.checkpoints = CheckpointDirectory(directory / ".unfinished", record.environment)
         resumed = can_resume(directory, record, extend=extend)
+        is_earlier = resumed and records.is_of_earlier_version(directory)
         if not resumed:
             self._clear_derived()
-        taken_over = self._take_over(record) if resumed else 0
+        elif is_earlier:
+            self._take_over(record)
         if self.read_json(records.UNTRAINED_FILE) is None:  # damaged, if it is there
             remove(directory / records.UNTRAINED_FILE)
         self._sources = {
@@ -118,11 +119,11 @@ class SweepStore:
         }
         self._take_back_outdated()
         before = records.read_sweep(directory)
-        if not resumed or extend or taken_over or before is None:
-            self.write_json("sweep.json", asdict(record))
-        elif (before.machine, before.chosen) != (record.machine, record.chosen):
-            now = replace(before, machine=record.machine, chosen=record.chosen)
-            self.write_json("sweep.json", asdict(now))
+        self._record = record
+        if resumed and not extend and not is_earlier and before is not None:
+            self._record = replace(before, machine=record.machine, chosen=record.chosen)
+        if is_earlier or self._record != before:
+            self.write_json("sweep.json", asdict(self._record))
 
     def __enter__(self) -> "SweepStore":
         return self
@@ -138,10 +139,8 @@ class SweepStore:
         for failed in self.trials_directory.glob(f"{FAILED}*"):
             remove(failed)
 
-    def _take_over(self, record: SweepRecord) -> int:
-        """Give trials of an earlier version their digests; return how many there are."""
-        if not records.is_of_earlier_version(self.directory):
-            return 0
+    def _take_over(self, record: SweepRecord) -> None:
+        """Give the trials of a directory of an earlier version their digests."""
         diagnosis = (self.directory / DIAGNOSIS_DIRECTORY).glob("[!.]*")
         trials = [*records.trial_directories(self.directory), *diagnosis]
         for trial in trials:
@@ -161,7 +160,6 @@ class SweepStore:
                     content = records.read_json(self.directory / name)
                     if content is not None and SEAL not in content:
                         self.write_json(name, content)
-        return len(trials)
 
     def add(
         self, finished: FinishedTrial, settings: Mapping[str, Any], folder: str = "trials"
@@ -264,9 +262,9 @@ class SweepStore:
         Raises:
             RankwiseError: the directory cannot be written.
         """
-        record = records.read_sweep(self.directory)
-        if record is not None and record.chosen != chosen:
-            self.write_json("sweep.json", asdict(replace(record, chosen=chosen)))
+        if self._record.chosen != chosen:
+            self._record = replace(self._record, chosen=chosen)
+            self.write_json("sweep.json", asdict(self._record))
 
 
 @contextmanager
