@@ -59,22 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0: done; 1: failed while running; 2: the request was wrong; 130, 143 and 129: stopped by
         Ctrl-C, SIGTERM and SIGHUP.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    code = 1
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != DEBUG]
+    command = " ".join(words[:1])
     try:
-        _run([word for word in words if word != DEBUG])
+        _run(words)
         return 0
     except BaseException as error:  # a panic of a library in Rust is not even an Exception
         stop = signals.stopped_by(error)
         if stop is None and isinstance(error, SystemExit):  # of --help
             raise
-        if DEBUG in words:
+        if DEBUG in given:
             traceback.print_exception(error)
-        exhausted = explain_exhausted(error, " ".join(words[:1]))
-        message = exhausted or _explain(error)
-        code = 1 if exhausted else getattr(error, "exit_code", 1)
-        if stop is not None:
-            message = signals.WORDS[stop] + (f"; {KEPT}" if "sweep" in words[:1] else "")
+        if stop is None:
+            message = explain_exhausted(error, command) or _explain(error)
+            code = getattr(error, "exit_code", 1)
+        else:
+            message = signals.WORDS[stop] + (f"; {KEPT}" if command == "sweep" else "")
             code = 128 + stop
     print(f"rankwise: {as_message(message)}", file=sys.stderr)
     return code

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rankwise.cli.options import Command, Output, print_json, print_line
-from rankwise.errors import RequestError
+from rankwise.errors import RequestError, reading
 from rankwise.settings import FilePath, Option, Settings, Text
 
 
@@ -33,10 +33,8 @@ def run(settings: Mapping[str, Any], output_settings: Mapping[str, Any]) -> None
     text = sweep_file(config.trainer, config.config)
     if config.out.exists():
         raise RequestError(f"out {str(config.out)!r} exists already; name another with --out")
-    try:
+    with reading(f"out {str(config.out)!r}"):
         config.out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"out {str(config.out)!r}: {error.strerror}") from None
     if output.json:
         print_json({"out": str(config.out)})
         return
