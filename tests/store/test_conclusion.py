@@ -58,7 +58,7 @@ def test_a_reader_finds_the_old_conclusion_none_or_the_new_one(
 
         return wrapper
 
-    monkeypatch.setattr(conclusion.os, "replace", watched(os.replace))
+    monkeypatch.setattr(os, "replace", watched(os.replace))
     with new_conclusion(out) as place:
         fill(place, "new")
         assert seen_by_a_reader(out) == {"old"}
@@ -82,7 +82,7 @@ def test_killed_between_two_moves_it_leaves_the_old_one_none_or_the_new_one(
         done += 1
         replace(source, target)
 
-    monkeypatch.setattr(conclusion.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     # A process that is killed removes nothing.
     monkeypatch.setattr(conclusion.shutil, "rmtree", lambda path, **options: None)
     with pytest.raises(KeyboardInterrupt), new_conclusion(out) as place:

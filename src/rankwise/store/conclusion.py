@@ -4,13 +4,12 @@ All of it is derived from trials. Whatever is damaged or comes from another vers
 the next end of the sweep, and nothing there can stop one.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rankwise.store.durable import PARTIAL, cannot_write, remove, sync_directory, sync_tree
+from rankwise.store.durable import PARTIAL, cannot_write, remove, rename, sync_directory, sync_tree
 from rankwise.store.trial_files import check_adapter
 
 RANK_PATTERN_DIRECTORY = "best-rank-pattern"
@@ -48,15 +47,11 @@ def new_conclusion(directory: Path) -> Iterator[Path]:
 
 
 def _move(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Move what is there of a conclusion, with the decision alone at the first or the last."""
+    """Move what is there of a conclusion; the disk sees the moves in the order of the names."""
     for name in names:
-        if name == DECISION:
-            sync_directory(target)
         if (source / name).exists():
-            os.replace(source / name, target / name)
-        if name == DECISION:
+            rename(source / name, target / name)
             sync_directory(source)
-    sync_directory(target)
 
 
 def copy_adapter(trial: Path, target: Path) -> None:
