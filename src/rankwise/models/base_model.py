@@ -79,7 +79,7 @@ class BaseModel:
         with reading(f"the tokenizer of model {self.name!r} does not take the texts"):
             encoded, shortened = task.encoder(examples, self.tokenizer, length)
         rows = self._embedding.shape[0]
-        largest = max((token for tokens in encoded.input_ids for token in tokens), default=0)
+        largest = max(map(max, filter(None, encoded.input_ids)), default=0)
         if largest >= rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)
             raise RequestError(

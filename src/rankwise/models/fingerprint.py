@@ -122,14 +122,15 @@ def _cached_tensors(path: Path) -> dict[str, str]:
     before = path.stat()
     if before.st_size < CACHED_FROM:
         return _tensors(path)
-    whole = {"path": str(path.resolve()), "size": before.st_size}
+    place = str(path.resolve())
     known = {
-        **whole,
+        "path": place,
+        "size": before.st_size,
         "version": CACHE_VERSION,
         "mtime": before.st_mtime_ns,
         "ctime": before.st_ctime_ns,
     }
-    entry = cache_directory() / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
+    entry = cache_directory() / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(entry.read_bytes())
         tensors: dict[str, str] = content["tensors"]

@@ -1,6 +1,5 @@
 """Files of a shrunk adapter: the adapter and its model card, the decision, the report."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from rankwise.models.files import public_name
 from rankwise.report.shrink_page import write_shrink_page
 from rankwise.shrinking.cuts import Cut
 from rankwise.shrinking.outcome import AdapterDecision, ShrinkResult, vllm_rank
+from rankwise.store.digests import json_bytes
 from rankwise.store.durable import write_whole
 
 CARD = "README.md"
@@ -46,8 +46,7 @@ def write_result(
             written.append(place)
     result = replace(result, directory=directory, written=tuple(written))
     document = result.as_dict()
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    write_whole(directory / "decision.json", text.encode())
+    write_whole(directory / "decision.json", json_bytes(document))
     write_shrink_page(document, directory / "report.html")
     return result
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.engine.trial import SavedTrial
 from rankwise.errors import RankwiseError, ran_out
-from rankwise.store.durable import rename
+from rankwise.store.durable import PARTIAL, rename
 from rankwise.store.records import Environment
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class CheckpointDirectory:
         }
         text = json.dumps(content)
         path = self.directory / f"{saved[0].name}.safetensors"
-        partial = path.with_name(f".partial-{path.name}")
+        partial = path.with_name(f"{PARTIAL}{path.name}")
         try:
             self.directory.mkdir(exist_ok=True)
             save_file(tensors, partial, {"rankwise": text, "sha256": _text_digest(text)})

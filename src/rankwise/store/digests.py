@@ -34,8 +34,12 @@ def _plain(content: Any) -> Any:
 
 def sealed_bytes(content: Mapping[str, Any]) -> bytes:
     """Return a JSON object as the bytes of a file, with the digest of its entries."""
-    whole = {**content, SEAL: digest_of(content)}
-    return (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode()
+    return json_bytes({**content, SEAL: digest_of(content)})
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as the bytes of a file."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def unseal(content: Mapping[str, Any]) -> dict[str, Any]:

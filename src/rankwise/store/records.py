@@ -225,9 +225,9 @@ def read_sweep(directory: Path) -> SweepRecord | None:
     content = read_json(path)
     if content is None:
         return None
-    unknown = [name for name in content if name not in {each.name for each in fields(SweepRecord)}]
     try:
-        if unknown:  # an earlier version's file has no digest, and no other entry
+        # An earlier version's file has no digest, and no other entry.
+        if content.keys() - {each.name for each in fields(SweepRecord)}:
             content = unseal(content)
         return parse(SweepRecord, content)
     except KeyError as error:

@@ -17,7 +17,14 @@ import pandas as pd
 from rankwise.engine.trial import Trial
 from rankwise.errors import RankwiseError, RequestError, reading
 from rankwise.formatting import exact
-from rankwise.store.digests import SUMS, check_file, read_checked, read_sums, sums_bytes
+from rankwise.store.digests import (
+    SUMS,
+    check_file,
+    json_bytes,
+    read_checked,
+    read_sums,
+    sums_bytes,
+)
 from rankwise.store.durable import rename, write_whole
 
 REQUEST = "request"  # entry of a trial's config.json: the digest of the request it was trained for
@@ -71,7 +78,7 @@ def read_trial_evidence(trial: Path, request: str | None = None) -> pd.DataFrame
     read_trial_config(trial, request)
     with reading_file(trial, "evidence.parquet"):
         content = read_file(trial, "evidence.parquet")
-        if _sums(trial) is None:
+        if not (trial / SUMS).exists():
             _refuse_damaged(content)
         return pd.read_parquet(io.BytesIO(content))
 
@@ -210,11 +217,6 @@ def reading_file(trial: Path, file: str) -> Iterator[None]:
             yield
     except RequestError as error:
         raise unreadable(trial, error) from error
-
-
-def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as the bytes of a file."""
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:
