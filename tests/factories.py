@@ -18,7 +18,13 @@ from rankwise.store.records import (
     SweepPaths,
     SweepRecord,
     TaskRecord,
+    read_chance_loss,
+    read_evidence,
+    read_sweep,
+    read_train_losses,
+    read_trials,
 )
+from rankwise.store.trial_files import check_adapter
 from rankwise.sweeps.progress import Silent
 from rankwise.tasks.dialogues import Dialogue
 
@@ -155,3 +161,21 @@ def chat(turns: Turns, **options: Any) -> Dialogue:
     messages = tuple({"role": role, "content": content} for role, content in turns)
     learnt = tuple(role == "assistant" and place > 0 for place, (role, _) in enumerate(turns))
     return Dialogue(messages, **{"learnt": learnt, **options})
+
+
+def flipped_bit(content: bytes, place: int) -> bytes:
+    """Return a copy with one bit flipped; a place below 0 counts from the end."""
+    place %= 8 * len(content)
+    damaged = bytearray(content)
+    damaged[place // 8] ^= 1 << place % 8
+    return bytes(damaged)
+
+
+def read_all(out: Path) -> str:
+    """Return all that a decision and a hand-over take from a sweep directory, as text."""
+    trials = read_trials(out)
+    adapters = [check_adapter(trial.directory) for trial in trials]
+    files = [path.read_bytes() for folder in adapters for path in sorted(folder.iterdir())]
+    frames = (read_evidence(out), read_train_losses(out), read_chance_loss(out))
+    texts = [frame.to_csv() for frame in frames if not isinstance(frame, float | None)]
+    return repr((read_sweep(out), trials, files, texts))

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # for the packages benchmark
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from tests.factories import flipped_bit, read_all
 from tests.trainers.fake_trainer import write_adapter
 
 import rankwise
@@ -42,15 +43,7 @@ from rankwise.models import fingerprint
 from rankwise.store.checkpoints import CheckpointDirectory
 from rankwise.store.conclusion import CONCLUSION
 from rankwise.store.digests import sealed_bytes
-from rankwise.store.records import (
-    Environment,
-    read_chance_loss,
-    read_evidence,
-    read_sweep,
-    read_train_losses,
-    read_trials,
-)
-from rankwise.store.trial_files import check_adapter
+from rankwise.store.records import Environment
 from rankwise.tasks.readers import file_fingerprint
 from rankwise.trainers.function import FunctionTrial
 
@@ -78,9 +71,7 @@ def flipped(files: Sequence[Path], draw: random.Random) -> Iterator[None]:
     """Flip a random bit of each file inside the ``with`` block."""
     contents = {path: path.read_bytes() for path in files}
     for path, content in contents.items():
-        damaged, place = bytearray(content), draw.randrange(8 * len(content))
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped_bit(content, draw.randrange(8 * len(content))))
     try:
         yield
     finally:
@@ -112,16 +103,6 @@ def make_sweep(place: Path) -> Callable[[], None]:
     untrained = {"example_id": list(range(40)), "loss": [2.0 + 0.1 * row for row in range(40)]}
     (place / "out" / "untrained.json").write_bytes(sealed_bytes(untrained))
     return run
-
-
-def read_all(out: Path) -> str:
-    """Return all that a decision and a hand-over take from a sweep directory, as text."""
-    trials = read_trials(out)
-    adapters = [check_adapter(trial.directory) for trial in trials]
-    files = [path.read_bytes() for folder in adapters for path in sorted(folder.iterdir())]
-    frames = (read_evidence(out), read_train_losses(out), read_chance_loss(out))
-    texts = [frame.to_csv() for frame in frames if not isinstance(frame, float | None)]
-    return repr((read_sweep(out), trials, files, texts))
 
 
 def reading(out: Path) -> Callable[[], str]:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 
 from rankwise.models import fingerprint
 from rankwise.models.fingerprint import cache_directory, model_digests
+from tests.factories import flipped_bit
 
 TENSORS = {"a.weight": torch.arange(24.0).view(4, 6), "b.weight": torch.ones(3, dtype=torch.bfloat16)}  # fmt: skip
 
@@ -27,12 +27,9 @@ def model(tmp_path: Path) -> Path:
     return directory
 
 
-def write(name: str) -> Callable[[Path], object]:
-    def change(model: Path) -> None:
-        (model / name).parent.mkdir(exist_ok=True)
-        (model / name).write_text("another content")
-
-    return change
+def change(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("another content")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +41,7 @@ def write(name: str) -> Callable[[Path], object]:
 )  # fmt: skip
 def test_every_file_that_a_library_reads_counts(model: Path, name: str) -> None:
     before = model_digests(str(model))
-    write(name)(model)
+    change(model / name)
     after = model_digests(str(model))
     assert after.files != before.files
     assert after.weights == before.weights
@@ -56,7 +53,7 @@ def test_every_file_that_a_library_reads_counts(model: Path, name: str) -> None:
 )
 def test_files_that_training_does_not_read_do_not_count(model: Path, name: str) -> None:
     before = model_digests(str(model))
-    write(name)(model)
+    change(model / name)
     assert model_digests(str(model)) == before
 
 
@@ -75,9 +72,8 @@ def test_every_bit_of_the_weights_counts(model: Path) -> None:
     """Also in the middle of large files, which an earlier version did not read."""
     path = model / "model.safetensors"
     save_file({"w": torch.zeros(3 << 18)}, path)
-    before, content = model_digests(str(model)), bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
+    before, content = model_digests(str(model)), path.read_bytes()
+    path.write_bytes(flipped_bit(content, 8 * (len(content) // 2) + 2))
     after = model_digests(str(model))
     assert after.weights != before.weights
     assert after.files == before.files
@@ -147,7 +143,7 @@ def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def set_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let time pass since the file was changed."""
     now = time.time()
     monkeypatch.setattr(fingerprint.time, "time", lambda: now + 60)
@@ -160,14 +156,13 @@ def test_large_weights_are_read_once_until_they_change(
     first = model_digests(str(model))
     assert model_digests(str(model)) == first
     assert len(reads) == 2  # just written, it may change again at the same time
-    set_time(path, monkeypatch)
+    let_time_pass(monkeypatch)
     for _ in range(3):
         assert model_digests(str(model)) == first
     assert len(reads) == 3
     # The same size, and the old time set again: the time of the change of the entry differs.
-    times, content = path.stat(), bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    times = path.stat()
+    path.write_bytes(flipped_bit(path.read_bytes(), -8))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert model_digests(str(model)) != first
     assert len(reads) == 4
@@ -177,7 +172,7 @@ def test_large_weights_are_read_once_until_they_change(
 def test_a_damaged_cache_only_costs_time(
     model: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    set_time(model, monkeypatch)
+    let_time_pass(monkeypatch)
     first = model_digests(str(model))
     (entry,) = cache_directory().iterdir()
     text = entry.read_text()
@@ -193,7 +188,7 @@ def test_a_damaged_cache_only_costs_time(
 def test_a_cache_that_cannot_be_written_only_costs_time(
     model: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    set_time(model, monkeypatch)
+    let_time_pass(monkeypatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert model_digests(str(model)) == model_digests(str(model))

@@ -14,6 +14,7 @@ from rankwise.engine.trial import SavedTrial
 from rankwise.errors import RankwiseError
 from rankwise.store.checkpoints import CheckpointDirectory
 from rankwise.store.records import Environment
+from tests.factories import flipped_bit
 
 HERE = Environment(
     versions={"torch": "2.13.0"}, platform="Linux", cpu_count=2, threads=2, device="cpu"
@@ -118,9 +119,7 @@ def test_no_flipped_bit_gets_into_a_trial(directory: Path) -> None:
     for place in random.Random(0).sample(range(8 * len(contents[newer])), 150):
         for path, content in contents.items():
             path.write_bytes(content)
-        damaged = bytearray(contents[newer])
-        damaged[place // 8] ^= 1 << place % 8
-        newer.write_bytes(damaged)
+        newer.write_bytes(flipped_bit(contents[newer], place))
         found = checkpoints.read("b", PLAIN)
         assert found is not None
         assert_same(found, saved("b", int(found.progress["started"])))

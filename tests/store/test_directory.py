@@ -14,19 +14,10 @@ from rankwise.errors import RankwiseError, RequestError
 from rankwise.store.directory import SweepStore
 from rankwise.store.records import (
     EVIDENCE_COLUMNS,
-    SweepRecord,
     read_sweep,
     read_train_losses,
 )
 from tests.factories import REQUEST, finished, request, save_sweep
-
-OTHER_DATA = replace(REQUEST.fingerprints, data="c")
-
-
-def begin(directory: Path, record: SweepRecord) -> None:
-    """Leave a sweep with one complete trial."""
-    with SweepStore(directory, record) as store:
-        store.add(finished(), {})
 
 
 def test_a_trial_is_stored_with_all_of_its_files(tmp_path: Path) -> None:
@@ -114,7 +105,7 @@ def test_a_sweep_without_a_trial_does_not_block_its_directory(tmp_path: Path) ->
 def test_a_directory_that_passes_to_another_request_loses_all_that_was_derived(
     tmp_path: Path,
 ) -> None:
-    begin(tmp_path, REQUEST)
+    save_sweep(tmp_path, [finished()], REQUEST)
     derived = [
         "decision.json", "report.html", "reported.json", "train_data.jsonl", "untrained.json",
         "best/adapter_config.json", "export/trl.yaml", "best-rank-pattern/adapter_config.json",
@@ -126,7 +117,9 @@ def test_a_directory_that_passes_to_another_request_loses_all_that_was_derived(
         (tmp_path / name).write_text("of the old request")
     shutil.rmtree(tmp_path / "trials" / "r4-lr0.001-seed0")
     (tmp_path / "notes.txt").write_text("the user's own")
-    with SweepStore(tmp_path, replace(REQUEST, fingerprints=OTHER_DATA)):
+    with SweepStore(
+        tmp_path, replace(REQUEST, fingerprints=replace(REQUEST.fingerprints, data="c"))
+    ):
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {".lock", "sweep.json", "trials", "notes.txt"}
         assert not list((tmp_path / "trials").iterdir())

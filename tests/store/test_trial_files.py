@@ -19,11 +19,18 @@ from rankwise.store.directory import SweepStore
 from rankwise.store.records import (
     read_evidence,
     read_sweep,
-    read_train_losses,
     read_trials,
 )
-from rankwise.store.trial_files import check_adapter, read_trial_config, reading_file
-from tests.factories import REQUEST, finished, request, save_sweep, seal_trial
+from rankwise.store.trial_files import read_trial_config, reading_file
+from tests.factories import (
+    REQUEST,
+    finished,
+    flipped_bit,
+    read_all,
+    request,
+    save_sweep,
+    seal_trial,
+)
 
 NAME = "r4-lr0.001-seed0"
 OURS = request(epochs=1)
@@ -33,16 +40,6 @@ OURS = request(epochs=1)
 def out(tmp_path: Path) -> Path:
     save_sweep(tmp_path / "out", [finished(4), finished(8)], OURS)
     return tmp_path / "out"
-
-
-def read_all(out: Path) -> str:
-    """Return all that a decision and a hand-over take from a sweep directory."""
-    adapters = [check_adapter(trial.directory) for trial in read_trials(out)]
-    weights = [(path / "adapter_model.safetensors").read_bytes() for path in adapters]
-    configs = [(path / "adapter_config.json").read_text() for path in adapters]
-    frames = (read_evidence(out), read_train_losses(out))
-    parts = (read_sweep(out), read_trials(out), *(frame.to_csv() for frame in frames))
-    return repr((*parts, weights, configs))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +56,7 @@ def test_a_flipped_bit_is_refused_with_the_command_that_redoes_the_trial(
     before, path = read_all(out), out / "trials" / NAME / file
     written = path.read_bytes()
     for place in random.Random(0).sample(range(8 * len(written)), 12):
-        damaged = bytearray(written)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped_bit(written, place))
         with pytest.raises(RankwiseError) as refused:
             read_all(out)
         assert f"trial {NAME} cannot be used: " in str(refused.value)

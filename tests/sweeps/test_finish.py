@@ -22,7 +22,7 @@ from rankwise.sweeps.finish import _known_test_score, _scores, as_json
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
 from tests.conftest import provisional_request
-from tests.factories import write_sealed
+from tests.factories import flipped_bit, write_sealed
 
 
 def read_decision(directory: Path) -> dict[str, Any]:
@@ -129,9 +129,8 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    content = path.read_bytes()
+    path.write_bytes(flipped_bit(content, 8 * (len(content) // 2)))
 
 
 @pytest.mark.parametrize("kind", ["flipped", "gone", "of another version"])

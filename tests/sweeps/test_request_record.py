@@ -11,7 +11,7 @@ from rankwise.errors import RequestError
 from rankwise.store.records import SweepRecord, read_sweep
 from rankwise.sweeps.progress import Silent
 from rankwise.sweeps.run import open_run
-from tests.factories import finished
+from tests.factories import finished, flipped_bit
 
 
 @pytest.fixture
@@ -75,16 +75,9 @@ def test_the_record_describes_the_task(settings: dict[str, object], tmp_path: Pa
     ]  # fmt: skip
 
 
-def copied(model: Path, target: Path) -> Path:
-    shutil.copytree(model, target)
-    return target
-
-
 def change_a_weight(model: Path) -> None:
     path = model / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(flipped_bit(path.read_bytes(), -40))
 
 
 def add_a_template(model: Path) -> None:
@@ -116,7 +109,7 @@ def test_whatever_decides_the_training_identifies_a_sweep(
     change: Callable[[Path], object],
     changed: set[str],
 ) -> None:
-    model = copied(tiny_model, tmp_path / "model")
+    model = shutil.copytree(tiny_model, tmp_path / "model")
     before = asdict(record_of(tmp_path / "out", **{**settings, "model": str(model)}).fingerprints)
     change(model)
     after = asdict(record_of(tmp_path / "out", **{**settings, "model": str(model)}).fingerprints)
@@ -126,7 +119,7 @@ def test_whatever_decides_the_training_identifies_a_sweep(
 def test_trials_over_another_model_are_refused_by_name(
     settings: dict[str, object], tiny_model: Path, tmp_path: Path
 ) -> None:
-    model = copied(tiny_model, tmp_path / "model")
+    model = shutil.copytree(tiny_model, tmp_path / "model")
     request = {**settings, "model": str(model), "out": tmp_path / "out"}
     with open_run(SweepConfig(**request), Silent()) as run:  # type: ignore[arg-type]
         run.store.add(finished(2), {})
